@@ -1,0 +1,75 @@
+"""Token ids to text, a token at a time, that never shows half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Text of one request's output, decoded only as far as somebody asks.
+
+    A byte-level token may hold part of a UTF-8 character: such a token adds no text until the character is whole.
+    `text(count)` is stable: asked for the same count it always returns the same text. A stop string is cut off, and
+    while one might still be completed, its possible beginning is held back.
+    """
+
+    def __init__(self, tokenizer: FastTokenizer, num_prompt_tokens: int, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._num_prompt_tokens = num_prompt_tokens
+        self._stop = tuple(stop)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._text = ""
+        self._ends: list[int] = []  # length of the text after each output token
+        self._stop_at: int | None = None
+
+    def finds_stop(self, token_ids: Sequence[int]) -> bool:
+        """Decode what is new in `token_ids` (prompt and output): does the output contain a stop string now?"""
+        self._catch_up(token_ids)
+        return self._stop_at is not None
+
+    def text(self, token_ids: Sequence[int], count: int, finished: bool) -> str:
+        """Text of the first `count` output tokens; `finished`: no more will come, so nothing is held back."""
+        self._catch_up(token_ids)
+        if count == 0:
+            return ""
+        end = self._ends[count - 1]
+        if self._stop_at is not None and end >= self._stop_at:
+            return self._text[: self._stop_at]
+        text = self._text[:end]
+        if not finished:
+            return text[: len(text) - self._possible_stop(text)]
+        if count == len(self._ends):  # half a character at the very end becomes the replacement character, as in decode()
+            whole = self._tokenizer.decode(
+                list(token_ids[self._num_prompt_tokens : self._num_prompt_tokens + count]), skip_special_tokens=True
+            )
+            if whole.startswith(text):
+                return whole
+        return text
+
+    def _catch_up(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids[self._num_prompt_tokens + len(self._ends) :]:
+            before = len(self._text)
+            self._text += self._stream.step(self._tokenizer, token_id) or ""
+            self._ends.append(len(self._text))
+            if self._stop_at is None:
+                self._find_stop(before)
+
+    def _find_stop(self, before: int) -> None:
+        """Look for the earliest stop string that ends in the text added after `before`."""
+        for stop in self._stop:
+            at = self._text.find(stop, max(0, before - len(stop) + 1))
+            if at >= 0 and (self._stop_at is None or at < self._stop_at):
+                self._stop_at = at
+
+    def _possible_stop(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest

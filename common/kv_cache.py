@@ -1,0 +1,46 @@
+"""What a scheduler asks of a KV cache. Each stage that changes *where K and V live* implements it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class KVUsage:
+    """Token slots: `capacity` in all, `reserved` held by running requests, `stored` filled with a token's K and V."""
+
+    capacity: int = 0
+    reserved: int = 0
+    stored: int = 0
+
+
+class KVCacheManager(Protocol):
+    """Bookkeeping in plain Python: who holds which part of the cache. No tensors."""
+
+    def can_admit(self, request: Request) -> bool:
+        """Is there room for a request that waits?"""
+        ...
+
+    def grow(self, request: Request, upto: int) -> bool:
+        """Hold room for the request's first `upto` tokens; False, with nothing changed, where there is none."""
+        ...
+
+    def commit(self, request: Request, upto: int) -> None:
+        """The step just planned computes K and V of the first `upto` tokens."""
+        ...
+
+    def block_table(self, request: Request) -> Sequence[int]: ...
+
+    def free(self, request: Request) -> None:
+        """Give back everything that the request holds; a request that holds nothing is no error."""
+        ...
+
+    def usage(self) -> KVUsage: ...
+
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` if anything is leaked, lost or owned twice. For tests; O(pool)."""
+        ...

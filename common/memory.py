@@ -1,0 +1,52 @@
+"""How much memory the KV cache may take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from common.config import EngineConfig
+from common.errors import UserError
+from common.models.config import ModelConfig
+
+KV_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.80}
+"""Share of the free memory that the KV cache takes where `kv_cache_memory` is not given."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; on a CPU without /proc/meminfo, half of what is installed."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:
+    """2 (K and V) x layers x KV heads x head dimension x bytes of one number."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+
+
+def kv_budget(config: EngineConfig) -> int:
+    """Bytes for K and V of all layers together."""
+    if config.kv_cache_memory is not None:
+        return config.kv_cache_memory
+    device = config.torch_device
+    return int(free_memory(device) * KV_MEMORY_SHARE[device.type])
+
+
+def rows_in_budget(config: EngineConfig, bytes_per_row: int) -> int:
+    """How many requests of `max_model_len` tokens fit, `max_num_seqs` at most; `UserError` if not even one."""
+    budget = kv_budget(config)
+    rows = min(config.max_num_seqs, budget // bytes_per_row)
+    if rows < 1:
+        raise UserError(
+            f"kv_cache_memory ({budget:,} bytes) holds no request of max_model_len tokens ({bytes_per_row:,} bytes): "
+            "lower max_model_len or raise kv_cache_memory"
+        )
+    return rows

@@ -1,0 +1,50 @@
+"""Counters of an engine, kept while it runs: what was computed, for whom, and how full the KV cache was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.kv_cache import KVUsage
+from common.plan import StepPlan
+
+
+@dataclass
+class EngineMetrics:
+    """Totals since the engine was built, or since `reset()`. Times are in seconds."""
+
+    steps: int = 0
+    busy_time: float = 0.0
+    computed_tokens: int = 0
+    padded_tokens: int = 0
+    output_tokens: int = 0
+    finished: int = 0
+    aborted: int = 0
+    peak_running: int = 0
+    kv_peak_reserved: int = 0
+    kv_peak_stored: int = 0
+    _kv_utilization_time: float = 0.0  # integral over time of stored / reserved
+    _kv_time: float = 0.0
+
+    def record_step(self, plan: StepPlan, usage: KVUsage, num_running: int, duration: float) -> None:
+        """`usage` and `num_running` as they were while the step ran."""
+        self.steps += 1
+        self.busy_time += duration
+        self.computed_tokens += plan.num_tokens
+        self.padded_tokens += plan.padded_tokens
+        self.peak_running = max(self.peak_running, num_running)
+        self.kv_peak_reserved = max(self.kv_peak_reserved, usage.reserved)
+        self.kv_peak_stored = max(self.kv_peak_stored, usage.stored)
+        if usage.reserved:
+            self._kv_utilization_time += duration * usage.stored / usage.reserved
+            self._kv_time += duration
+
+    @property
+    def kv_utilization(self) -> float | None:
+        """Tokens stored over the token capacity of what running requests hold, averaged over the running time."""
+        return self._kv_utilization_time / self._kv_time if self._kv_time else None
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the computed positions that nobody needed."""
+        total = self.computed_tokens + self.padded_tokens
+        return self.padded_tokens / total if total else 0.0

@@ -1,0 +1,27 @@
+"""The part of building an engine that all stages share: the model, its tokenizer, and how long a request may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config import EngineConfig
+from common.models.decoder import Decoder
+from common.models.load import load_model, load_tokenizer
+from common.options import require
+from common.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Decoder
+    tokenizer: Tokenizer | None
+    max_model_len: int
+
+
+def load_for(config: EngineConfig) -> Loaded:
+    """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do."""
+    model = load_model(config.model, dtype=config.torch_dtype, device=config.torch_device, seed=config.seed)
+    limit = model.config.max_position_embeddings
+    length = config.max_model_len or limit
+    require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
+    return Loaded(model, load_tokenizer(config.model), length)

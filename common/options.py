@@ -1,0 +1,43 @@
+"""Option classes that refuse what they do not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from common.errors import UserError
+
+T = TypeVar("T", bound=type)
+
+
+def unknown(kind: str, name: object, allowed: Iterable[object]) -> UserError:
+    """A `UserError` for a name that does not exist: it lists the names that do, closest first guess included."""
+    names = [str(a) for a in allowed]
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UserError(f"unknown {kind} {str(name)!r}.{hint} Choose from: {', '.join(names)}")
+
+
+def refuse_unknown_options(cls: T) -> T:
+    """Class decorator for dataclasses: an unknown keyword raises a `UserError` that names the allowed ones."""
+    allowed = [f.name for f in dataclasses.fields(cls) if f.init]
+    original: Callable[..., None] = cls.__init__
+
+    @functools.wraps(original)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in allowed:
+                raise unknown(f"{cls.__name__} option", name, allowed)
+        original(self, *args, **options)
+
+    cls.__init__ = checked
+    return cls
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)

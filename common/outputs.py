@@ -1,0 +1,109 @@
+"""What an engine returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from common.request import Request
+
+
+class CompletionOutput:
+    """One sample of a request, as it stood when the engine returned it: computed on access, so that a step that nobody
+    looks into costs nothing."""
+
+    def __init__(self, request: Request, index: int = 0) -> None:
+        self._request = request
+        self._count = request.num_output_tokens
+        self.index = index
+        self.finish_reason = request.finish_reason
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """The generated tokens, without the prompt."""
+        start = self._request.num_prompt_tokens
+        return self._request.token_ids[start : start + self._count]
+
+    @cached_property
+    def text(self) -> str:
+        """Decoded output; empty for a model without a tokenizer."""
+        detokenizer = self._request.detokenizer
+        if detokenizer is None:
+            return ""
+        return detokenizer.text(self._request.token_ids, self._count, self.finish_reason is not None)
+
+    @cached_property
+    def logprobs(self) -> list[dict[int, float]] | None:
+        """For each token a dict of token id to log-probability under the model's raw distribution."""
+        return None if self._request.logprobs is None else self._request.logprobs[: self._count]
+
+    @cached_property
+    def token_times(self) -> list[float]:
+        """When each token came, in seconds on `time.perf_counter()`'s clock."""
+        return self._request.token_times[: self._count]
+
+
+class RequestOutput:
+    """Result of a request, whole (`finish_reason` is set) or so far (it is None).
+
+    Times are in seconds. `ttft`: arrival to first token; `itl`: between neighbouring tokens, one value fewer than
+    tokens; `tpot`: their mean; `queue_time`: arrival to first scheduling; `e2e`: arrival to end. None where it has
+    not happened yet.
+    """
+
+    def __init__(self, samples: Sequence[Request]) -> None:
+        self._first = samples[0]
+        self.request_id = self._first.id
+        self.prompt_token_ids: list[int] = self._first.prompt_token_ids
+        self.prompt = self._first.prompt
+        self.outputs = [CompletionOutput(request, index) for index, request in enumerate(samples)]
+        self.finished = all(output.finish_reason is not None for output in self.outputs)
+        self._finish_time = max(r.finish_time or 0.0 for r in samples) if self.finished else None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop`, `length` or `abort`; None while tokens are still to come."""
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[dict[int, float]] | None:
+        return self.outputs[0].logprobs
+
+    @property
+    def arrival_time(self) -> float:
+        return self._first.arrival_time
+
+    @property
+    def ttft(self) -> float | None:
+        times = self.outputs[0].token_times
+        return times[0] - self._first.arrival_time if times else None
+
+    @property
+    def itl(self) -> list[float]:
+        times = self.outputs[0].token_times
+        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+
+    @property
+    def tpot(self) -> float | None:
+        gaps = self.itl
+        return sum(gaps) / len(gaps) if gaps else None
+
+    @property
+    def queue_time(self) -> float | None:
+        scheduled = self._first.scheduled_time
+        return None if scheduled is None else scheduled - self._first.arrival_time
+
+    @property
+    def e2e(self) -> float | None:
+        return None if self._finish_time is None else self._finish_time - self._first.arrival_time
+
+    def __repr__(self) -> str:
+        return f"RequestOutput({self.request_id!r}, {self.text!r}, finish_reason={self.finish_reason!r})"

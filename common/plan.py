@@ -1,0 +1,54 @@
+"""What happens in one step: the scheduler writes it, the runner executes it, the trace records it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.request import Request
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Tokens `start ... start + length - 1` of one request, to compute in this step. A decode is a chunk of length 1.
+
+    `block_table`: where the KV cache keeps the request, in units of the cache's block size (empty without a cache).
+    `samples`: the chunk reaches the last token, so its logits choose the next one.
+    `idle`: a finished request that a static batch carries along; nobody reads the result.
+    """
+
+    request: Request
+    start: int
+    length: int
+    block_table: Sequence[int] = ()
+    samples: bool = True
+    idle: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def kind(self) -> str:
+        """`prefill`, `decode`, `recompute` (generated tokens computed again) or `idle`."""
+        if self.idle:
+            return "idle"
+        if self.end <= self.request.num_prompt_tokens:
+            return "prefill"
+        return "decode" if self.length == 1 else "recompute"
+
+    def token_ids(self) -> list[int]:
+        return self.request.token_ids[self.start : self.end]
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step. `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests)."""
+
+    chunks: list[Chunk] = field(default_factory=list[Chunk])
+    padded_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions computed for somebody."""
+        return sum(chunk.length for chunk in self.chunks if not chunk.idle)

@@ -1,0 +1,100 @@
+"""One sequence on its way through an engine."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from common.detokenizer import Detokenizer
+from common.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class SampledToken(NamedTuple):
+    """What the sampler returns for one row: a token, and log-probabilities where the request asked for them."""
+
+    token_id: int
+    logprobs: dict[int, float] | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """Token ids and progress of one sequence. The KV cache knows where its keys and values lie; the request does not.
+
+    `num_computed_tokens` is the one progress counter: the tokens whose keys and values are cached (or will be, once
+    the steps in flight are done). What a step has to compute is `num_tokens - num_computed_tokens`: the whole prompt
+    at first, one token in each decode step, everything again after a preemption.
+    """
+
+    id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: frozenset[int]
+    seed: int
+    arrival_time: float
+    prompt: str | None = None
+    detokenizer: Detokenizer | None = None
+
+    status: RequestStatus = RequestStatus.WAITING
+    num_computed_tokens: int = 0
+    num_pending_tokens: int = 0  # sampled by a step in flight, not known on the host yet
+    num_in_flight: int = 0  # chunks planned and not yet updated: nothing may be freed while it is above 0
+    abort_requested: bool = False
+    finish_reason: str | None = None
+    scheduled_time: float | None = None
+    finish_time: float | None = None
+    token_ids: list[int] = field(init=False)
+    token_times: list[float] = field(default_factory=list[float])
+    logprobs: list[dict[int, float]] | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_token_ids)
+        if self.params.logprobs is not None:
+            self.logprobs = []
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output, tokens still in flight included."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[len(self.prompt_token_ids) :]
+
+    @property
+    def finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    def append(self, sampled: SampledToken, now: float) -> None:
+        """Take a sampled token and decide whether it was the last one."""
+        self.num_pending_tokens -= 1
+        self.token_ids.append(sampled.token_id)
+        self.token_times.append(now)
+        if self.logprobs is not None and sampled.logprobs is not None:
+            self.logprobs.append(sampled.logprobs)
+        self.finish_reason = self._stop_reason(sampled.token_id)
+
+    def _stop_reason(self, token_id: int) -> str | None:
+        params = self.params
+        if self.num_output_tokens >= params.min_tokens:
+            if token_id in params.stop_token_ids or (token_id in self.eos_token_ids and not params.ignore_eos):
+                return "stop"
+            if params.stop_strings and self.detokenizer is not None and self.detokenizer.finds_stop(self.token_ids):
+                return "stop"
+        if self.num_output_tokens >= params.max_tokens:
+            return "length"
+        return None

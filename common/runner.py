@@ -1,0 +1,55 @@
+"""Executes a plan: builds the step's tensors, runs the model, samples. Holds no queue and changes no request."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from common.attention import Attention
+from common.batch import RaggedBatch
+from common.models.decoder import Decoder
+from common.plan import Chunk, StepPlan
+from common.request import SampledToken
+from common.sampler import SamplerOutput, sample
+
+BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
+
+
+class Runner:
+    """`submit(plan)` starts a step, `collect()` waits for the oldest one submitted; `execute` is both."""
+
+    def __init__(self, model: Decoder, attention: Attention, build_batch: BuildBatch) -> None:
+        self.model = model
+        self.attention = attention
+        self._build_batch = build_batch
+        self._in_flight: deque[tuple[list[Chunk], SamplerOutput | None]] = deque()
+
+    @torch.inference_mode()
+    def submit(self, plan: StepPlan) -> None:
+        batch = self._build_batch(plan, self.model.device)
+        self.attention.begin(batch)
+        hidden = self.model(batch.input_ids, batch.positions, self.attention.attend)
+        chunks = [chunk for chunk in plan.chunks if chunk.samples]
+        output = None
+        if chunks:
+            logits = self.model.logits(hidden[batch.logit_indices])
+            output = sample(logits, [c.request for c in chunks], [c.end for c in chunks])
+        self._in_flight.append((chunks, output))
+
+    def collect(self) -> dict[str, SampledToken]:
+        """The tokens of the oldest step in flight, by request id."""
+        chunks, output = self._in_flight.popleft()
+        if output is None:
+            return {}
+        requests = [chunk.request for chunk in chunks]
+        return {r.id: token for r, token in zip(requests, output.to_host(requests), strict=True)}
+
+    def execute(self, plan: StepPlan) -> dict[str, SampledToken]:
+        self.submit(plan)
+        return self.collect()
+
+    def forget(self) -> None:
+        """Drop what is in flight, after a step that failed."""
+        self._in_flight.clear()

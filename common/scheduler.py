@@ -1,0 +1,108 @@
+"""What every scheduler shares: queues, results, finishing, aborts. A stage's scheduler adds its policy, `plan()`."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from common.kv_cache import KVCacheManager
+from common.plan import Chunk, StepPlan
+from common.request import Request, RequestStatus, SampledToken
+
+
+class Scheduler(abc.ABC):
+    """Decides who runs when. Owns the queues; asks the KV cache for room; touches no tensor."""
+
+    def __init__(self, cache: KVCacheManager, max_num_seqs: int) -> None:
+        self.cache = cache
+        self.max_num_seqs = max_num_seqs
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._ended: list[Request] = []  # finished outside of update(): reported by the next one
+
+    @abc.abstractmethod
+    def plan(self) -> StepPlan | None:
+        """What to compute in the next step; None when nobody waits and nobody runs."""
+
+    def add(self, request: Request) -> None:
+        self.waiting.append(request)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting or self.running or self._ended)
+
+    def update(self, plan: StepPlan, tokens: Mapping[str, SampledToken]) -> list[Request]:
+        """Take the sampled tokens of a step; returns the requests that gained a token or ended."""
+        now = time.perf_counter()
+        touched: list[Request] = []
+        for chunk in plan.chunks:
+            request = chunk.request
+            request.num_in_flight -= 1
+            if chunk.samples and not request.finished:
+                request.append(tokens[request.id], now)
+                touched.append(request)
+                if request.finish_reason is not None:
+                    self._finish(request, request.finish_reason)
+            if request.abort_requested and not request.finished:
+                self._finish(request, "abort")
+                touched.append(request)
+            if request.finished and request.num_in_flight == 0:
+                self._release(request)
+        return self.take_ended() + touched
+
+    def abort(self, request: Request) -> None:
+        """End a request now, or, while a step that computes it is in flight, in the `update()` of that step."""
+        if request.finished:
+            return
+        request.abort_requested = True
+        if request.num_in_flight == 0:
+            self._finish(request, "abort")
+            self._release(request)
+            self._ended.append(request)
+
+    def drop(self, plan: StepPlan) -> None:
+        """A step failed: end its requests and give back all that they hold, so that the engine can go on."""
+        for chunk in plan.chunks:
+            chunk.request.num_in_flight -= 1
+            self.abort(chunk.request)
+
+    def take_ended(self) -> list[Request]:
+        """The requests that ended outside of a step, once."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    # -- for the policies -------------------------------------------------------------------------------------------
+
+    def _start(self, request: Request) -> None:
+        """Move a request from waiting to running."""
+        self.waiting.remove(request)
+        self.running.append(request)
+        request.status = RequestStatus.RUNNING
+        if request.scheduled_time is None:
+            request.scheduled_time = time.perf_counter()
+
+    def _chunk(self, request: Request, length: int) -> Chunk:
+        """Plan the next `length` tokens of a request, for which the cache has grown already."""
+        start = request.num_computed_tokens
+        samples = start + length == request.num_tokens
+        chunk = Chunk(request, start, length, self.cache.block_table(request), samples)
+        request.num_in_flight += 1
+        if samples:
+            request.num_pending_tokens += 1
+        self.cache.commit(request, chunk.end)
+        return chunk
+
+    def _finish(self, request: Request, reason: str) -> None:
+        if request.status is RequestStatus.WAITING:
+            self.waiting.remove(request)
+        else:
+            self.running.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        request.finish_time = time.perf_counter()
+
+    def _release(self, request: Request) -> None:
+        """Nothing of the request is in flight any more: its memory can go."""
+        self.cache.free(request)

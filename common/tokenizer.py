@@ -1,0 +1,178 @@
+"""Text to token ids and back, and the model's own chat template.
+
+Built on the `tokenizers` library alone: importing transformers for the same files takes over a second, which is most
+of the time that `chat` needs to start.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from common.errors import UserError
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Tokenizer:
+    """`backend` is the fast tokenizer itself; special_tokens ({"bos_token": "<s>", ...}) is for the chat template."""
+
+    def __init__(
+        self,
+        backend: FastTokenizer,
+        eos_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.chat_template = chat_template
+        self.special_tokens = dict(special_tokens or {})
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        backend.no_truncation()
+        backend.no_padding()
+
+    @classmethod
+    def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Tokenizer | None:
+        """From a Hugging Face folder; None where it has no tokenizer files."""
+        backend = _read_backend(folder)
+        if backend is None:
+            return None
+        options = _read_json(folder / "tokenizer_config.json")
+        special = {
+            key: text for key, value in options.items() if key.endswith("_token") and (text := _token_text(value))
+        }
+        return cls(backend, eos_token_ids, _read_template(folder, options), special)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
+        self.backend.save(str(folder / "tokenizer.json"))
+        options: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
+        if self.chat_template is not None:
+            options["chat_template"] = self.chat_template
+        text = json.dumps(options, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the special tokens (such as a BOS) that the model expects around a prompt."""
+        return self.backend.encode(_valid(text)).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return self.backend.decode(list(token_ids), skip_special_tokens=True)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's answer begins."""
+        return self.backend.encode(_valid(self.render(messages)), add_special_tokens=False).ids
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The conversation as text in the model's own format."""
+        if self.chat_template is None:
+            raise UserError("this model has no chat template: give the prompt as plain text")
+        _check_messages(messages)
+        from jinja2 import TemplateError
+
+        try:
+            return _compile(self.chat_template).render(
+                messages=[dict(m) for m in messages], add_generation_prompt=True, **self.special_tokens
+            )
+        except (TemplateError, TypeError) as error:
+            raise UserError(f"the model's chat template refuses these messages: {' '.join(str(error).split())}") from error
+
+
+def _valid(text: str) -> str:
+    """Lone surrogates, as undecodable bytes on standard input become, are no text for a tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
+    return text
+
+
+def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    if not messages:
+        raise UserError("a chat needs at least one message, such as {'role': 'user', 'content': 'Hello'}")
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise UserError(f"unknown role {role!r} in a chat message. Choose from: {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise UserError(f"a chat message needs text as its 'content', not {type(content).__name__}")
+
+
+def _compile(template: str) -> Any:
+    """A chat template comes from a model file: it runs in a sandbox, with what such templates expect to find."""
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        return datetime.datetime.now().strftime(form)
+
+    def tojson(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment.from_string(template)
+
+
+def _read_backend(folder: Path) -> FastTokenizer | None:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return FastTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}. Download it again") from error
+    if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():
+        return _convert_slow(folder)
+    return None
+
+
+def _convert_slow(folder: Path) -> FastTokenizer:
+    """Older folders lack tokenizer.json: transformers builds the fast tokenizer from the files that there are."""
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return FastTokenizer.from_str(slow.backend_tokenizer.to_str())
+    except Exception as error:  # whatever goes wrong in a conversion, the way out is the same
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} has no tokenizer.json, and converting its tokenizer failed: {reason}") from error
+
+
+def _read_template(folder: Path, options: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja in newer folders; in older ones an entry of tokenizer_config.json: one text, or named ones."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = options.get("chat_template")
+    if isinstance(template, list):
+        named: dict[str, str] = {entry["name"]: entry["template"] for entry in template}  # pyright: ignore
+        return named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _token_text(value: object) -> str | None:
+    """A special token is stored as its text, or as an object that has it under 'content'."""
+    if isinstance(value, Mapping):
+        value = value.get("content")  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+    return value if isinstance(value, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,39 @@
+"""The eight engines. `build("m1", model=...)` also takes 1, "1", "stage1" and "m1_kv_cache"."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from common.config import EngineConfig
+from common.engine import Engine
+from common.options import unknown
+
+
+def names() -> list[str]:
+    """Folder names of the stages that exist, in order: `['m0_baseline', 'm1_kv_cache', ...]`."""
+    return sorted(p.parent.name for p in Path(__file__).parent.glob("m[0-9]_*/engine.py"))
+
+
+def resolve(stage: str | int) -> str:
+    """The folder name of a stage given in any of its spellings; `UserError` for one that does not exist."""
+    folders = names()
+    wanted = str(stage).lower()
+    for folder in folders:
+        short = folder.split("_")[0]
+        if wanted in (folder, short, short[1:], f"stage{short[1:]}"):
+            return folder
+    raise unknown("stage", stage, [f"{f.split('_')[0]} ({f})" for f in folders])
+
+
+def short_name(stage: str | int) -> str:
+    """`'m1'` for any spelling of it."""
+    return resolve(stage).split("_")[0]
+
+
+def build(stage: str | int, **options: Any) -> Engine:
+    """Build a stage's engine; `options` are those of `EngineConfig`."""
+    folder = resolve(stage)
+    config = EngineConfig(**options)
+    return importlib.import_module(f"stages.{folder}.engine").build(config)

@@ -1,0 +1,33 @@
+"""No KV cache. Nothing is remembered, so a request's `num_computed_tokens` stays 0, and every step starts over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.kv_cache import KVUsage
+from common.request import Request
+
+
+class NoCache:
+    """Always has room, never keeps anything."""
+
+    def can_admit(self, request: Request) -> bool:
+        return True
+
+    def grow(self, request: Request, upto: int) -> bool:
+        return True
+
+    def commit(self, request: Request, upto: int) -> None:
+        pass
+
+    def block_table(self, request: Request) -> Sequence[int]:
+        return ()
+
+    def free(self, request: Request) -> None:
+        pass
+
+    def usage(self) -> KVUsage:
+        return KVUsage()
+
+    def check_integrity(self) -> None:
+        pass

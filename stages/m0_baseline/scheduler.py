@@ -1,0 +1,54 @@
+"""Static batching: a batch starts together, and the next one waits until the last request of this one has ended."""
+
+from __future__ import annotations
+
+from common.kv_cache import KVCacheManager
+from common.plan import Chunk, StepPlan
+from common.request import Request
+from common.scheduler import Scheduler
+
+
+class StaticScheduler(Scheduler):
+    """Batches of up to `max_num_seqs` requests in order of arrival, as wide as they were at their start.
+
+    A step computes one row for each request of the batch, padded to the longest. A finished request keeps its row:
+    it is computed along, for nobody, until the whole batch is done.
+    """
+
+    def __init__(self, cache: KVCacheManager, max_num_seqs: int) -> None:
+        super().__init__(cache, max_num_seqs)
+        self.batch: list[Request] = []
+
+    def plan(self) -> StepPlan | None:
+        if not self.running:
+            self._next_batch()
+        if not self.batch:
+            return None
+        chunks = [self._row(request) for request in self.batch]
+        longest = max(chunk.length for chunk in chunks)
+        plan = StepPlan(chunks)
+        plan.padded_tokens = longest * len(chunks) - plan.num_tokens
+        return plan
+
+    def _next_batch(self) -> None:
+        for request in self.batch:
+            self.cache.free(request)
+        self.batch = []
+        while self.waiting and len(self.batch) < self.max_num_seqs:
+            request = self.waiting[0]
+            if not self.cache.grow(request, request.num_tokens + request.params.max_tokens):
+                break
+            self._start(request)
+            self.batch.append(request)
+
+    def _row(self, request: Request) -> Chunk:
+        """Whatever of the request is not cached: all of it without a KV cache, its last token with one."""
+        length = request.num_tokens - request.num_computed_tokens
+        if not request.finished:
+            return self._chunk(request, length)
+        request.num_in_flight += 1
+        table = self.cache.block_table(request)
+        return Chunk(request, request.num_computed_tokens, length, table, samples=False, idle=True)
+
+    def _release(self, request: Request) -> None:
+        """A row is given back with its whole batch, not when its request ends."""

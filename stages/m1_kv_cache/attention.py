@@ -1,0 +1,44 @@
+"""m0's formula, with keys and values taken from the cache: the queries are only those of the new tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from common.batch import RaggedBatch
+from common.models import Decoder
+
+
+class RowAttention:
+    """K and V of all layers in one tensor [layers, 2, rows, Hkv, row_length, D], allocated once."""
+
+    def __init__(self, model: Decoder, num_rows: int, row_length: int) -> None:
+        c = model.config
+        shape = (c.num_layers, 2, num_rows, c.num_kv_heads, row_length, c.head_dim)
+        self._kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    def begin(self, batch: RaggedBatch) -> None:
+        assert batch.block_tables is not None
+        self._rows = batch.block_tables[:, 0]
+        self._positions = batch.positions.unflatten(0, (batch.num_seqs, batch.max_query_len))  # [B, L]
+        self._context = batch.max_seq_len
+        slots = torch.arange(self._context, device=batch.positions.device)
+        self._future = (slots > self._positions[..., None])[:, None, None]  # [B, 1, 1, L, context]
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """q [T, Hq, D], k and v [T, Hkv, D] with T = rows * length; returns [T, Hq, D]."""
+        shape = self._positions.shape  # [B, L]
+        keys, values = self._kv[layer]  # each [rows, Hkv, row_length, D]
+        at = (self._rows[:, None], slice(None), self._positions)
+        keys[at], values[at] = k.unflatten(0, shape), v.unflatten(0, shape)
+        keys, values = (x[self._rows, :, : self._context] for x in (keys, values))  # [B, Hkv, context, D]
+
+        # The query heads that share a key-value head are one more dimension, so K and V are never repeated.
+        q = q.unflatten(0, shape).unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4)  # [B, Hkv, group, L, D]
+        scores = q @ keys[:, :, None].transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, Hkv, group, L, context]
+        scores = scores.masked_fill(self._future, -torch.inf)
+        weights = scores.float().softmax(dim=-1).to(v.dtype)
+        out = weights @ values[:, :, None]  # [B, Hkv, group, L, D]
+        return out.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+
+    def kv_bytes(self) -> int:
+        return self._kv.nbytes
