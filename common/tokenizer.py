@@ -82,7 +82,8 @@ class Tokenizer:
                 messages=[dict(m) for m in messages], add_generation_prompt=True, **self.special_tokens
             )
         except (TemplateError, TypeError) as error:
-            raise UserError(f"the model's chat template refuses these messages: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"the model's chat template refuses these messages: {reason}") from error
 
 
 def _valid(text: str) -> str:
@@ -120,7 +121,7 @@ def _compile(template: str) -> Any:
     def tojson(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment: Any = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment.from_string(template)
@@ -151,7 +152,7 @@ def _convert_slow(folder: Path) -> FastTokenizer:
 
 
 def _read_template(folder: Path, options: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja in newer folders; in older ones an entry of tokenizer_config.json: one text, or named ones."""
+    """chat_template.jinja in newer folders; in older ones part of tokenizer_config.json: one text, or named ones."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")

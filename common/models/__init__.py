@@ -1,0 +1,9 @@
+"""One decoder for Llama, Qwen2 and Qwen3, and the ways to load it."""
+
+from common.models.config import ModelConfig
+from common.models.decoder import Attend, Decoder
+from common.models.load import load_model, load_tokenizer
+from common.models.loaded import Loaded, load_for
+from common.models.random_weights import PRESETS
+
+__all__ = ["PRESETS", "Attend", "Decoder", "Loaded", "ModelConfig", "load_for", "load_model", "load_tokenizer"]

@@ -1,0 +1,99 @@
+"""The one model of all eight stages: a Llama, Qwen2 or Qwen3 decoder over flattened tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from common.models.config import ModelConfig
+from common.models.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
+from common.models.linear import Linear, Projection
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]: the seam between model and stage."""
+
+
+@dataclass
+class DecoderLayer:
+    """Attention and MLP, each behind a norm and beside a residual. The four projections may be replaced by anything
+    that is a `Projection`; q_norm and k_norm exist where the model normalises heads (Qwen3)."""
+
+    index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    input_norm: RMSNorm
+    qkv_proj: Projection
+    o_proj: Projection
+    post_attention_norm: RMSNorm
+    gate_up_proj: Projection
+    down_proj: Projection
+    q_norm: RMSNorm | None = None
+    k_norm: RMSNorm | None = None
+
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """x [T, hidden]; cos and signed sin [T, 1, D] of the tokens' positions."""
+        x = x + self.o_proj(self._attention(self.input_norm(x), cos, sin, attend))
+        return x + self.down_proj(swiglu(self.gate_up_proj(self.post_attention_norm(x))))
+
+    def weights_bytes(self) -> int:
+        projections = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
+        norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)
+        return sum(p.weights_bytes() for p in projections) + sum(n.weight.nbytes for n in norms if n is not None)
+
+    def _attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        hq, hkv = self.num_heads, self.num_kv_heads
+        qkv = self.qkv_proj(x).view(-1, hq + 2 * hkv, self.head_dim)
+        qk, v = qkv[:, : hq + hkv], qkv[:, hq + hkv :]
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = torch.cat((self.q_norm(qk[:, :hq]), self.k_norm(qk[:, hq:])), dim=1)
+        qk = rotate(qk, cos, sin)
+        return attend(self.index, qk[:, :hq], qk[:, hq:], v).reshape(-1, hq * self.head_dim)
+
+
+class Decoder:
+    """`model(input_ids [T], positions [T], attend)` gives hidden states [T, hidden]; `logits` turns rows of them into
+    logits. The tokens of all sequences are laid end to end: only `attend` knows where one ends.
+
+    `head` is the output projection. With tied embeddings it multiplies by the embedding.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: torch.Tensor,
+        layers: list[DecoderLayer],
+        norm: RMSNorm,
+        head: Projection,
+    ) -> None:
+        self.config = config
+        self.device = embedding.device
+        self.dtype = embedding.dtype
+        self.embedding = embedding
+        self.layers = layers
+        self.norm = norm
+        self.head = head
+        self.rotary = RotaryEmbedding(config, embedding.device)
+
+    def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Hidden states [T, hidden] after the final norm; positions count from 0 within each sequence."""
+        x = F.embedding(input_ids, self.embedding)
+        cos, sin = self.rotary.at(positions, self.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+        return self.norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] to [N, vocab], in the model's dtype: pass only the rows that are sampled."""
+        return self.head(hidden)
+
+    def weights_bytes(self) -> int:
+        """Bytes of all weights that are held. An embedding that is also the head counts once, unless the head holds
+        its own copy, laid out for the CPU (`PackedLinear`)."""
+        head_is_embedding = isinstance(self.head, Linear) and self.head.weight is self.embedding
+        head = 0 if head_is_embedding else self.head.weights_bytes()
+        layers = sum(layer.weights_bytes() for layer in self.layers)
+        return self.embedding.nbytes + layers + self.norm.weight.nbytes + head

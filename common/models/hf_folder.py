@@ -1,0 +1,99 @@
+"""A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
+code from the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from common.errors import UserError
+from common.models.config import ModelConfig
+from common.models.weights import Shape, check_tensors
+from common.tokenizer import Tokenizer
+
+INDEX = "model.safetensors.index.json"
+
+
+class HFFolder:
+    """Opens the folder and checks every tensor's name and shape before the first one is read."""
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
+        config = read_json(folder / "config.json")
+        generation = folder / "generation_config.json"
+        self.config = ModelConfig.from_hf(
+            name or str(folder), config, read_json(generation) if generation.is_file() else None
+        )
+        self._files: dict[str, Any] = {}  # tensor name to the open file that holds it
+
+    def read(self, name: str, shape: Shape) -> torch.Tensor:
+        self.check()
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise UserError(
+                f"{self.config.name}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16"
+            )
+        return tensor
+
+    def tokenizer(self) -> Tokenizer | None:
+        return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
+
+    def check(self) -> None:
+        """Open the weight files, once, and hold their tensors' names and shapes against the configuration."""
+        if self._files:
+            return
+        shapes: dict[str, Shape] = {}
+        files: dict[str, Any] = {}
+        for path in _weight_files(self.folder):
+            try:
+                file = safe_open(path, framework="pt", device="cpu")
+                names = list(file.keys())
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} cannot be read: {one_line(error)}. Copy or download it again") from error
+            files |= dict.fromkeys(names, file)
+        check_tensors(self.config, shapes)
+        self._files = files
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{folder / INDEX} has no weight_map: download it again")
+        names = sorted({str(name) for name in weight_map.values()})  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise UserError(f"{folder / INDEX} names a file outside of the folder: {outside[0]}")
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise UserError(
+            f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"
+        )
+    raise UserError(f"{folder} has no weights: expected model.safetensors, or shards with {INDEX}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; `UserError` if the file holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

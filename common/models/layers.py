@@ -1,0 +1,70 @@
+"""The small parts of a decoder layer, in plain PyTorch. Fused kernels may take their place later."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from common.models.config import ModelConfig
+
+
+class RMSNorm:
+    """Root mean square layer normalisation over the last dimension, in float32 (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        self.weight = weight
+        self._eps = torch.tensor(eps, dtype=torch.float32, device=weight.device)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        mean_square = torch.addcmul(self._eps, norm, norm, value=1.0 / x.shape[-1])  # eps included
+        return self.weight * (wide * mean_square.rsqrt_()).to(x.dtype)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """[T, 2 * I] to [T, I]: silu(first half) * second half (Shazeer, 2020)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+class RotaryEmbedding:
+    """Rotary position embedding (Su et al., 2021), half-split as in Hugging Face checkpoints: dimension i turns
+    together with dimension i + D/2.
+
+    One float32 table of cosines and sines for all layers and all positions, [positions, 1, D] each; the sine's first
+    half is negated already, so that rotating needs no `cat((-second, first))`.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
+        angles = torch.outer(positions, inverse_frequencies(config).to(device))
+        cos, sin = angles.cos(), angles.sin()
+        self.cos = torch.cat((cos, cos), dim=-1)[:, None]
+        self.sin = torch.cat((-sin, sin), dim=-1)[:, None]
+
+    def at(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines [T, 1, D] for the tokens of one step, in the model's dtype."""
+        return self.cos[positions].to(dtype), self.sin[positions].to(dtype)
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn heads [T, H, D], queries and keys in one go, by cos and signed sin [T, 1, D]."""
+    return (heads * cos).addcmul_(heads.roll(heads.shape[-1] // 2, dims=-1), sin)
+
+
+def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
+    """Radians per position of each pair of dimensions, float32 [D / 2], on the CPU."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    # Waves that fit often into the original context stay, those longer than it are stretched by `factor`,
+    # those between are blended.
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    waves_in_context = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    keep = ((waves_in_context - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies * (keep + (1.0 - keep) / scaling.factor)

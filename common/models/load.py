@@ -1,0 +1,69 @@
+"""From a model's name to the model and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from common.config import DEFAULT_MODEL, parse_device, parse_dtype
+from common.errors import UserError
+from common.models.decoder import Decoder
+from common.models.embedded import open_embedded
+from common.models.hf_folder import HFFolder
+from common.models.hub import fetch, is_hub_id
+from common.models.random_weights import PREFIX, PRESETS, RandomSource
+from common.models.weights import ModelSource, build_decoder
+from common.tokenizer import Tokenizer
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    progress: bool | None = False,
+) -> Decoder:
+    """The decoder of that name (see `open_source`), its weights on `device` in `dtype`.
+
+    seed: of random weights. progress: None draws a bar where standard error is a terminal. Raises `UserError` for
+    anything that cannot be loaded.
+    """
+    place = parse_device(device)
+    source = open_source(name, place, seed, progress)
+    with torch.inference_mode():
+        return build_decoder(source, parse_dtype(dtype), place, progress)
+
+
+def load_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer of the model of that name; None where the model comes without one."""
+    return open_source(name).tokenizer()
+
+
+def open_source(
+    name: str, device: torch.device | None = None, seed: int = 0, progress: bool | None = False
+) -> ModelSource:
+    """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`."""
+    if name == DEFAULT_MODEL:
+        return open_embedded(progress)
+    if name.startswith(PREFIX):
+        return RandomSource(name, device or torch.device("cpu"), seed)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return HFFolder(path)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise UserError(f"there is no file {name}")
+        from common.models.gguf_file import GGUFFile
+
+        return GGUFFile(path)
+    if path.is_file():
+        raise UserError(f"{name} is a file, but no *.gguf: give the Hugging Face folder that it lies in")
+    if is_hub_id(name):
+        return HFFolder(fetch(name), name)
+    presets = ", ".join(PREFIX + preset for preset in PRESETS)
+    raise UserError(
+        f"unknown model {name!r}. Choose from: {DEFAULT_MODEL}, {presets}, a Hugging Face folder, a *.gguf file, "
+        "or a hub id such as Qwen/Qwen3-0.6B"
+    )

