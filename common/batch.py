@@ -17,7 +17,7 @@ class RaggedBatch:
 
     input_ids [T], positions [T]; query_start_loc [B + 1]: where each sequence's tokens begin; seq_lens [B]: its
     context after this step, cached tokens included; logit_indices [S]: the tokens whose logits are sampled, in the
-    order of the plan's sampling chunks; slot_mapping [T] and block_tables [B, M]: where the KV cache stores and finds
+    order of the plan's sampling chunks, once for each request that draws from them; slot_mapping [T] and block_tables [B, M]: where the KV cache stores and finds
     each token (None without a cache). `num_decodes`: so many of the first sequences have one token each.
     max_query_len and max_seq_len are on the host, so that no kernel waits for them.
     """
@@ -61,7 +61,7 @@ class RaggedBuilder:
         for row, chunk in enumerate(chunks):
             tables[row, : len(chunk.block_table)] = chunk.block_table
         slots = tables[owner, positions // self.block_size] * self.block_size + positions % self.block_size
-        samples = np.array([chunk.samples for chunk in chunks])
+        samples = np.array([1 + len(chunk.forks) if chunk.samples else 0 for chunk in chunks])
         input_ids = np.fromiter(chain.from_iterable(c.token_ids() for c in chunks), dtype=np.int64, count=begins[-1])
         several = np.flatnonzero(lengths != 1)
 
@@ -73,7 +73,7 @@ class RaggedBuilder:
             positions=tensor(positions),
             query_start_loc=tensor(begins.astype(np.int32)),
             seq_lens=tensor(ends.astype(np.int32)),
-            logit_indices=tensor(begins[1:][samples] - 1),
+            logit_indices=tensor((begins[1:] - 1).repeat(samples)),
             max_query_len=int(lengths.max()),
             max_seq_len=int(ends.max()),
             num_decodes=int(several[0]) if several.size else len(chunks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from common.errors import UserError
 from common.options import refuse_unknown_options, require, unknown
 
+POLICIES = ("fcfs", "priority")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DTYPES = {
@@ -56,6 +58,10 @@ class EngineConfig:
     device: `auto`, `cpu`, `cuda`, `cuda:0`, ...
     max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
     max_num_seqs: most requests that run at the same time.
+    max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on).
+    scheduling_policy: `fcfs` or `priority` (from m2 on).
+    block_size: tokens in one block of the paged KV cache (from m3 on).
+    swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
     kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
     seed: for requests that bring none of their own, and for random weights.
     """
@@ -65,18 +71,42 @@ class EngineConfig:
     device: str | torch.device = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 16
+    max_num_batched_tokens: int = 2048
+    scheduling_policy: str = "fcfs"
+    block_size: int = 16
+    swap_space: int = 0
     kv_cache_memory: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.torch_dtype = parse_dtype(self.dtype)
         self.torch_device = parse_device(self.device)
-        require(bool(self.model), f"model is empty: give a name, a folder or a file, for example {DEFAULT_MODEL!r}")
-        for name in ("max_model_len", "max_num_seqs", "kv_cache_memory"):
-            value = getattr(self, name)
-            if value is not None:
-                require(
-                    isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                    f"{name} must be a whole number of at least 1, not {value!r}",
-                )
-        require(isinstance(self.seed, int) and self.seed >= 0, f"seed must be a whole number >= 0, not {self.seed!r}")
+        named = isinstance(self.model, str) and bool(self.model)
+        require(named, f"model must be a name, a folder or a file, as text, for example {DEFAULT_MODEL!r}")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _require_whole(name, getattr(self, name), 1)
+        for name in ("max_model_len", "kv_cache_memory"):
+            if getattr(self, name) is not None:
+                _require_whole(name, getattr(self, name), 1)
+        for name in ("swap_space", "seed"):
+            _require_whole(name, getattr(self, name), 0)
+        require(self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
+        require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
+        if self.scheduling_policy not in POLICIES:
+            raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
+
+
+def _require_whole(name: str, value: object, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(whole, f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+ARRIVED_WITH = {"max_num_batched_tokens": 2, "scheduling_policy": 2, "block_size": 3, "swap_space": 3}
+"""Options that the first stages do not have, and the stage that brings each."""
+
+
+def refuse_later_options(stage: int, options: Iterable[str]) -> None:
+    """An option that this stage would ignore is an error, not a silent difference."""
+    for name in options:
+        first = ARRIVED_WITH.get(name, 0)
+        require(stage >= first, f"m{stage} has no option {name!r}: it arrives with m{first}")

@@ -13,17 +13,22 @@ class Detokenizer:
 
     A byte-level token may hold part of a UTF-8 character: such a token adds no text until the character is whole.
     `text(count)` is stable: asked for the same count it always returns the same text. A stop string is cut off, and
-    while one might still be completed, its possible beginning is held back.
+    while one might still be completed, its possible beginning is held back. One that is complete before
+    `min_tokens` tokens are there does not count.
     """
 
-    def __init__(self, tokenizer: FastTokenizer, num_prompt_tokens: int, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: FastTokenizer, num_prompt_tokens: int, stop: Sequence[str] = (), min_tokens: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         self._num_prompt_tokens = num_prompt_tokens
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
         self._stream = DecodeStream(skip_special_tokens=True)
         self._text = ""
         self._ends: list[int] = []  # length of the text after each output token
-        self._stop_at: int | None = None
+        self._stop_at: int | None = None  # where in the text the stop string begins
+        self._stop_count = 0  # the output token that completed it
 
     def finds_stop(self, token_ids: Sequence[int]) -> bool:
         """Decode what is new in `token_ids` (prompt and output): does the output contain a stop string now?"""
@@ -36,7 +41,7 @@ class Detokenizer:
         if count == 0:
             return ""
         end = self._ends[count - 1]
-        if self._stop_at is not None and end >= self._stop_at:
+        if self._stop_at is not None and count >= self._stop_count:
             return self._text[: self._stop_at]
         text = self._text[:end]
         if not finished:
@@ -54,7 +59,7 @@ class Detokenizer:
             before = len(self._text)
             self._text += self._stream.step(self._tokenizer, token_id) or ""
             self._ends.append(len(self._text))
-            if self._stop_at is None:
+            if self._stop_at is None and len(self._ends) >= self._min_tokens:
                 self._find_stop(before)
 
     def _find_stop(self, before: int) -> None:
@@ -62,7 +67,7 @@ class Detokenizer:
         for stop in self._stop:
             at = self._text.find(stop, max(0, before - len(stop) + 1))
             if at >= 0 and (self._stop_at is None or at < self._stop_at):
-                self._stop_at = at
+                self._stop_at, self._stop_count = at, len(self._ends)
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""

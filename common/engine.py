@@ -22,6 +22,7 @@ from common.sampler import mix
 from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
 from common.tokenizer import Tokenizer
+from common.trace import StepTrace
 
 
 class Engine:
@@ -42,9 +43,11 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
-        self._requests: dict[str, Request] = {}
+        self.trace: StepTrace | None = None  # set one to record the steps from now on
+        self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
         self._counter = itertools.count()
+        self._sample_counter = itertools.count()
         self._metrics = EngineMetrics()
         self._closed = False
 
@@ -56,10 +59,12 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         arrival_time: float | None = None,
     ) -> str:
         """Queue a prompt (text, token ids, or chat messages); returns the request's id.
 
+        `priority`: lower is more urgent, under `scheduling_policy="priority"` (from m2 on).
         `arrival_time`: when it came, on `time.perf_counter()`'s clock (default: now). Raises `UserError` for whatever
         can never run: an empty prompt, token ids outside of the vocabulary, prompt + max_tokens over max_model_len.
         """
@@ -79,46 +84,63 @@ class Engine:
             not params.stop_strings or self.tokenizer is not None,
             "stop strings need a tokenizer, and this model has none: use stop_token_ids",
         )
-        request = Request(
-            id=request_id,
-            prompt_token_ids=token_ids,
-            params=params,
-            eos_token_ids=frozenset(self.runner.model.config.eos_token_ids),
-            seed=params.seed if params.seed is not None else mix(self.config.seed, number),
-            arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
-            prompt=prompt if isinstance(prompt, str) else None,
-            detokenizer=self._detokenizer(len(token_ids), params),
+        require(
+            params.n <= self.scheduler.max_num_seqs,
+            f"n={params.n} samples run together, over max_num_seqs={self.scheduler.max_num_seqs}: lower n",
         )
-        self.scheduler.add(request)
-        self._requests[request_id] = request
+        require(
+            self.scheduler.cache.fits(total, params.n),
+            f"prompt and output, {total} tokens, are more than the whole KV cache holds: raise kv_cache_memory, "
+            "shorten the prompt, or lower max_tokens or n",
+        )
+        seed = params.seed if params.seed is not None else mix(self.config.seed, number)
+        samples = [
+            Request(
+                id=request_id if index == 0 else f"{request_id}#{index}",
+                output_id=request_id,
+                number=next(self._sample_counter),
+                prompt_token_ids=token_ids,
+                params=params,
+                eos_token_ids=frozenset(self.runner.model.config.eos_token_ids),
+                seed=seed if index == 0 else mix(seed, -index),
+                arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
+                priority=priority,
+                prompt=prompt if isinstance(prompt, str) else None,
+                detokenizer=self._detokenizer(len(token_ids), params),
+            )
+            for index in range(params.n)
+        ]
+        self._requests[request_id] = samples
+        self.scheduler.add(samples[0], samples[1:])
         return request_id
 
     def abort(self, request_id: str) -> None:
         """End a request; its output, with finish_reason `abort`, comes with the next step. Unknown ids are ignored:
         the request may have finished while the caller decided."""
-        request = self._requests.get(request_id)
-        if request is not None:
-            self.scheduler.abort(request)
+        for sample in self._requests.get(request_id, ()):
+            self.scheduler.abort(sample)
 
     def step(self) -> list[RequestOutput]:
         """One iteration; returns an output for each request that gained a token or ended."""
-        outputs, self._undelivered = self._undelivered, []
         started = time.perf_counter()
         plan = self.scheduler.plan()
         if plan is None:
-            return outputs + self._outputs(self.scheduler.take_ended())
+            return self._deliver(self.scheduler.take_ended())
         usage, num_running = self.scheduler.cache.usage(), len(self.scheduler.running)
         try:
             tokens = self.runner.execute(plan)
         except BaseException:
             self.runner.forget()
             self.scheduler.drop(plan)
-            self._undelivered = outputs
             raise
+        ended = time.perf_counter()
+        self._metrics.record_step(plan, usage, num_running, ended - started)
+        if self.trace is not None:
+            queues = (len(self.scheduler.waiting), num_running, len(self.scheduler.swapped))
+            self.trace.record(plan, self.scheduler.cache, queues, started, ended)
         touched = self.scheduler.update(plan, tokens)
-        self._metrics.record_step(plan, usage, num_running, time.perf_counter() - started)
         self._metrics.output_tokens += len(tokens)
-        return outputs + self._outputs(touched)
+        return self._deliver(touched)
 
     @property
     def has_unfinished(self) -> bool:
@@ -169,19 +191,20 @@ class Engine:
     def _run(self, ids: Sequence[str]) -> Iterator[RequestOutput]:
         """Step until these requests have ended; outputs of other requests wait for the next `step()`."""
         open_ids = set(ids)
-        others: list[RequestOutput] = []
         try:
-            while open_ids:
-                for output in self.step():
-                    if output.request_id not in open_ids:
-                        others.append(output)
-                        continue
+            while self._expects(open_ids):
+                outputs = self.step()
+                self._undelivered = [o for o in outputs if o.request_id not in open_ids]
+                for output in [o for o in outputs if o.request_id in open_ids]:
                     if output.finished:
                         open_ids.discard(output.request_id)
                     yield output
         finally:
             self._abandon(list(open_ids))
-            self._undelivered = others + self._undelivered
+
+    def _expects(self, ids: set[str]) -> bool:
+        """May any of these still bring an output? Not after `close()`, or if another caller's `step()` took it."""
+        return not ids.isdisjoint(self._requests) or any(o.request_id in ids for o in self._undelivered)
 
     def _abandon(self, ids: Iterable[str]) -> None:
         """Abort requests whose outputs nobody will read."""
@@ -191,22 +214,28 @@ class Engine:
 
     # -- the rest ---------------------------------------------------------------------------------------------------
 
+    def _deliver(self, requests: Sequence[Request]) -> list[RequestOutput]:
+        """What earlier steps could not hand over, and the outputs of these."""
+        outputs, self._undelivered = self._undelivered + self._outputs(requests), []
+        return outputs
+
     def _outputs(self, requests: Sequence[Request]) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
-        for request in requests:
-            if request.id not in self._requests:
+        for output_id in dict.fromkeys(request.output_id for request in requests):
+            samples = self._requests.get(output_id)
+            if samples is None:  # abandoned
                 continue
-            outputs.append(RequestOutput([request]))
-            if request.finished:
-                del self._requests[request.id]
+            outputs.append(RequestOutput(samples))
+            if outputs[-1].finished:
+                del self._requests[output_id]
                 self._metrics.finished += 1
-                self._metrics.aborted += request.finish_reason == "abort"
+                self._metrics.aborted += outputs[-1].finish_reason == "abort"
         return outputs
 
     def _detokenizer(self, num_prompt_tokens: int, params: SamplingParams) -> Detokenizer | None:
         if self.tokenizer is None:
             return None
-        return Detokenizer(self.tokenizer.backend, num_prompt_tokens, params.stop_strings)
+        return Detokenizer(self.tokenizer.backend, num_prompt_tokens, params.stop_strings, params.min_tokens)
 
     def metrics(self) -> dict[str, float | int | str | None]:
         """What the engine does now, and what it has done since it was built or since `reset_metrics()`."""
@@ -217,6 +246,7 @@ class Engine:
             "stage": self.stage,
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
+            "swapped": len(self.scheduler.swapped),
             "steps": m.steps,
             "busy_time_s": m.busy_time,
             "computed_tokens": m.computed_tokens,
@@ -226,6 +256,8 @@ class Engine:
             "finished": m.finished,
             "aborted": m.aborted,
             "peak_running": m.peak_running,
+            "preemptions": m.preemptions,
+            "swaps": m.swaps,
             "kv_pool_bytes": self.runner.attention.kv_bytes(),
             "kv_reserved_bytes": usage.reserved * token_bytes,
             "kv_used_bytes": usage.stored * token_bytes,
@@ -240,6 +272,7 @@ class Engine:
     def close(self) -> None:
         """Abort what is left. Closing twice is no error."""
         self._abandon(list(self._requests))
+        self._undelivered = []
         self._closed = True
 
     def __enter__(self) -> Self:

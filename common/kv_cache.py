@@ -18,8 +18,22 @@ class KVUsage:
     stored: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """`length` neighbouring token slots from `start` on, `stored` of them filled, held by `owners` (request ids)."""
+
+    start: int
+    length: int
+    stored: int
+    owners: tuple[str, ...]
+
+
 class KVCacheManager(Protocol):
     """Bookkeeping in plain Python: who holds which part of the cache. No tensors."""
+
+    def fits(self, num_tokens: int, samples: int = 1) -> bool:
+        """Could a request of so many tokens, prompt and output, ever run?"""
+        ...
 
     def can_admit(self, request: Request) -> bool:
         """Is there room for a request that waits?"""
@@ -40,6 +54,10 @@ class KVCacheManager(Protocol):
         ...
 
     def usage(self) -> KVUsage: ...
+
+    def regions(self) -> list[Region]:
+        """The KV memory as it is held now, for pictures: each region that somebody holds. O(pool)."""
+        ...
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` if anything is leaked, lost or owned twice. For tests; O(pool)."""

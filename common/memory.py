@@ -9,6 +9,7 @@ import torch
 
 from common.config import EngineConfig
 from common.errors import UserError
+from common.models import Decoder
 from common.models.config import ModelConfig
 
 KV_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.80}
@@ -38,6 +39,18 @@ def kv_budget(config: EngineConfig) -> int:
         return config.kv_cache_memory
     device = config.torch_device
     return int(free_memory(device) * KV_MEMORY_SHARE[device.type])
+
+
+def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -> tuple[int, int]:
+    """Blocks of the paged cache on the device, and on the CPU to swap into. Never more than `max_num_seqs` requests of
+    `max_model_len` tokens could fill; `UserError` if there is not even one."""
+    block_bytes = config.block_size * kv_bytes_per_token(model.config, model.dtype)
+    budget = kv_budget(config)
+    most = config.max_num_seqs * -(-max_model_len // config.block_size)
+    blocks = min(most, budget // block_bytes)
+    if blocks < 1:
+        raise UserError(f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
+    return blocks, min(most, config.swap_space // block_bytes)
 
 
 def rows_in_budget(config: EngineConfig, bytes_per_row: int) -> int:

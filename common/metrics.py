@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from common.kv_cache import KVUsage
 from common.plan import StepPlan
+from common.request import RequestStatus
 
 
 @dataclass
@@ -20,6 +21,8 @@ class EngineMetrics:
     finished: int = 0
     aborted: int = 0
     peak_running: int = 0
+    preemptions: int = 0
+    swaps: int = 0
     kv_peak_reserved: int = 0
     kv_peak_stored: int = 0
     _kv_utilization_time: float = 0.0  # integral over time of stored / reserved
@@ -31,6 +34,8 @@ class EngineMetrics:
         self.busy_time += duration
         self.computed_tokens += plan.num_tokens
         self.padded_tokens += plan.padded_tokens
+        self.preemptions += len(plan.preempted)
+        self.swaps += sum(request.status is RequestStatus.SWAPPED for request in plan.preempted)
         self.peak_running = max(self.peak_running, num_running)
         self.kv_peak_reserved = max(self.kv_peak_reserved, usage.reserved)
         self.kv_peak_stored = max(self.kv_peak_stored, usage.stored)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from common.request import Request
 
+BlockCopies = list[tuple[int, int]]
+"""(source, destination) pairs of block numbers."""
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -15,6 +18,7 @@ class Chunk:
     `block_table`: where the KV cache keeps the request, in units of the cache's block size (empty without a cache).
     `samples`: the chunk reaches the last token, so its logits choose the next one.
     `idle`: a finished request that a static batch carries along; nobody reads the result.
+    `forks`: requests that share the prompt and start here, each drawing its own token from the same logits (n > 1).
     """
 
     request: Request
@@ -23,6 +27,7 @@ class Chunk:
     block_table: Sequence[int] = ()
     samples: bool = True
     idle: bool = False
+    forks: Sequence[Request] = ()
 
     @property
     def end(self) -> int:
@@ -34,7 +39,7 @@ class Chunk:
         if self.idle:
             return "idle"
         if self.end <= self.request.num_prompt_tokens:
-            return "prefill"
+            return "recompute" if self.request.num_preemptions else "prefill"
         return "decode" if self.length == 1 else "recompute"
 
     def token_ids(self) -> list[int]:
@@ -43,10 +48,19 @@ class Chunk:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step. `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests)."""
+    """One step.
+
+    `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests). What moves before
+    anything is computed, in this order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared
+    blocks that are about to be written). `preempted`: who lost its blocks, by recompute or swap.
+    """
 
     chunks: list[Chunk] = field(default_factory=list[Chunk])
     padded_tokens: int = 0
+    preempted: list[Request] = field(default_factory=list[Request])
+    swap_out: BlockCopies = field(default_factory=list[tuple[int, int]])
+    swap_in: BlockCopies = field(default_factory=list[tuple[int, int]])
+    copies: BlockCopies = field(default_factory=list[tuple[int, int]])
 
     @property
     def num_tokens(self) -> int:

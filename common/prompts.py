@@ -14,6 +14,11 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
     """Token ids of a prompt; `UserError` if it is empty, malformed, or outside of the vocabulary."""
+    require(
+        isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
+        "a prompt is text, a list of token ids, or a list of chat messages, "
+        f"not {type(prompt).__name__}: to generate from one prompt, pass [prompt]",
+    )
     require(len(prompt) > 0, "the prompt is empty: give text, token ids or chat messages")
     if isinstance(prompt, str):
         token_ids = _need(tokenizer).encode(prompt)

@@ -13,6 +13,7 @@ from common.sampling_params import SamplingParams
 class RequestStatus(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
+    SWAPPED = "swapped"
     FINISHED = "finished"
 
 
@@ -38,6 +39,9 @@ class Request:
     eos_token_ids: frozenset[int]
     seed: int
     arrival_time: float
+    output_id: str = ""  # the id that the caller knows: all samples of a prompt (n > 1) have the same
+    number: int = 0  # counts requests in order of arrival
+    priority: int = 0
     prompt: str | None = None
     detokenizer: Detokenizer | None = None
 
@@ -45,7 +49,9 @@ class Request:
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0  # sampled by a step in flight, not known on the host yet
     num_in_flight: int = 0  # chunks planned and not yet updated: nothing may be freed while it is above 0
+    num_preemptions: int = 0
     abort_requested: bool = False
+    siblings: list[Request] = field(default_factory=list["Request"])  # n > 1: they fork off when the prompt is done
     finish_reason: str | None = None
     scheduled_time: float | None = None
     finish_time: float | None = None

@@ -10,8 +10,8 @@ import torch
 from common.attention import Attention
 from common.batch import RaggedBatch
 from common.models.decoder import Decoder
-from common.plan import Chunk, StepPlan
-from common.request import SampledToken
+from common.plan import StepPlan
+from common.request import Request, SampledToken
 from common.sampler import SamplerOutput, sample
 
 BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
@@ -20,30 +20,39 @@ BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 class Runner:
     """`submit(plan)` starts a step, `collect()` waits for the oldest one submitted; `execute` is both."""
 
-    def __init__(self, model: Decoder, attention: Attention, build_batch: BuildBatch) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        attention: Attention,
+        build_batch: BuildBatch,
+        move_blocks: Callable[[StepPlan], None] | None = None,
+    ) -> None:
         self.model = model
         self.attention = attention
         self._build_batch = build_batch
-        self._in_flight: deque[tuple[list[Chunk], SamplerOutput | None]] = deque()
+        self._move_blocks = move_blocks
+        self._in_flight: deque[tuple[list[Request], SamplerOutput | None]] = deque()
 
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> None:
+        if self._move_blocks is not None:
+            self._move_blocks(plan)
         batch = self._build_batch(plan, self.model.device)
         self.attention.begin(batch)
         hidden = self.model(batch.input_ids, batch.positions, self.attention.attend)
-        chunks = [chunk for chunk in plan.chunks if chunk.samples]
+        rows = [(r, c.end) for c in plan.chunks if c.samples for r in (c.request, *c.forks)]
+        requests = [request for request, _ in rows]
         output = None
-        if chunks:
+        if rows:
             logits = self.model.logits(hidden[batch.logit_indices])
-            output = sample(logits, [c.request for c in chunks], [c.end for c in chunks])
-        self._in_flight.append((chunks, output))
+            output = sample(logits, requests, [position for _, position in rows])
+        self._in_flight.append((requests, output))
 
     def collect(self) -> dict[str, SampledToken]:
         """The tokens of the oldest step in flight, by request id."""
-        chunks, output = self._in_flight.popleft()
+        requests, output = self._in_flight.popleft()
         if output is None:
             return {}
-        requests = [chunk.request for chunk in chunks]
         return {r.id: token for r, token in zip(requests, output.to_host(requests), strict=True)}
 
     def execute(self, plan: StepPlan) -> dict[str, SampledToken]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from common.options import refuse_unknown_options, require
 
 MAX_LOGPROBS = 20
+GREEDY_BELOW = 1e-5
+"""A temperature this small leaves only the likeliest token, and dividing by it would overflow."""
 
 
 @refuse_unknown_options
@@ -16,8 +18,9 @@ MAX_LOGPROBS = 20
 class SamplingParams:
     """Sampling options of one request; values out of range raise `UserError`.
 
+    n: so many samples of the same prompt (from m3 on).
     max_tokens, min_tokens: most and fewest tokens to generate; no EOS or stop token is sampled before min_tokens.
-    temperature: 0 is greedy; otherwise logits are divided by it.
+    temperature: 0 (or below `GREEDY_BELOW`) is greedy; otherwise logits are divided by it.
     top_k: keep the k likeliest tokens (0: all). top_p: keep the smallest set of likeliest tokens that reaches this
         probability, the token that crosses it included. min_p: keep tokens at least this likely, relative to the
         likeliest one.
@@ -29,6 +32,7 @@ class SamplingParams:
     logprobs: for each token also return the k likeliest log-probabilities (0: the sampled token's alone; None: none).
     """
 
+    n: int = 1
     max_tokens: int = 16
     min_tokens: int = 0
     temperature: float = 0.0
@@ -45,12 +49,17 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        require(isinstance(self.stop, Sequence), "stop takes a text or a list of texts")
+        require(isinstance(self.stop_token_ids, Sequence), "stop_token_ids takes a list of token ids")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for name in ("max_tokens", "min_tokens", "top_k"):
+        for name in ("n", "max_tokens", "min_tokens", "top_k"):
+            require(_is_whole(getattr(self, name)), f"{name} must be a whole number")
+        for name in ("seed", "logprobs"):
             value = getattr(self, name)
-            require(isinstance(value, int) and not isinstance(value, bool), f"{name} must be a whole number")
+            require(value is None or _is_whole(value), f"{name} must be a whole number or None, not {value!r}")
+        require(self.n >= 1, f"n must be at least 1, not {self.n}")
         require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
         require(
             0 <= self.min_tokens <= self.max_tokens,
@@ -66,7 +75,7 @@ class SamplingParams:
         self._range("presence_penalty", -2.0, 2.0)
         self._range("frequency_penalty", -2.0, 2.0)
         require(all(isinstance(s, str) and s for s in stop), "stop takes texts that are not empty")
-        require(all(isinstance(t, int) and t >= 0 for t in self.stop_token_ids), "stop_token_ids takes token ids >= 0")
+        require(all(_is_whole(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids takes token ids >= 0")
         require(self.seed is None or 0 <= self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
         require(
             self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
@@ -75,14 +84,18 @@ class SamplingParams:
 
     def _range(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        valid = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
         require(valid, f"{name} must be a number in {low:g} ... {high:g}, not {value!r}")
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as the tuple that it was normalised to."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

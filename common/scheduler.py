@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import abc
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from common.kv_cache import KVCacheManager
 from common.plan import Chunk, StepPlan
+from common.queue import WaitingQueue
 from common.request import Request, RequestStatus, SampledToken
 
 
 class Scheduler(abc.ABC):
     """Decides who runs when. Owns the queues; asks the KV cache for room; touches no tensor."""
 
-    def __init__(self, cache: KVCacheManager, max_num_seqs: int) -> None:
+    def __init__(self, cache: KVCacheManager, max_num_seqs: int, policy: str = "fcfs") -> None:
         self.cache = cache
         self.max_num_seqs = max_num_seqs
-        self.waiting: deque[Request] = deque()
+        self.waiting = WaitingQueue(policy)
+        self.swapped = WaitingQueue(policy)
         self.running: list[Request] = []
         self._ended: list[Request] = []  # finished outside of update(): reported by the next one
 
@@ -26,30 +27,35 @@ class Scheduler(abc.ABC):
     def plan(self) -> StepPlan | None:
         """What to compute in the next step; None when nobody waits and nobody runs."""
 
-    def add(self, request: Request) -> None:
-        self.waiting.append(request)
+    def add(self, request: Request, siblings: Sequence[Request] = ()) -> None:
+        """Queue a request, and the other samples of its prompt (n > 1)."""
+        for one in (request, *siblings):
+            self.waiting.append(one)
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running or self._ended)
+        return bool(self.waiting or self.running or self.swapped or self._ended)
 
     def update(self, plan: StepPlan, tokens: Mapping[str, SampledToken]) -> list[Request]:
         """Take the sampled tokens of a step; returns the requests that gained a token or ended."""
         now = time.perf_counter()
         touched: list[Request] = []
         for chunk in plan.chunks:
-            request = chunk.request
-            request.num_in_flight -= 1
-            if chunk.samples and not request.finished:
-                request.append(tokens[request.id], now)
-                touched.append(request)
-                if request.finish_reason is not None:
-                    self._finish(request, request.finish_reason)
-            if request.abort_requested and not request.finished:
-                self._finish(request, "abort")
-                touched.append(request)
-            if request.finished and request.num_in_flight == 0:
-                self._release(request)
+            for request in (chunk.request, *chunk.forks):
+                request.num_in_flight -= 1
+                if chunk.samples and request.finished:
+                    request.num_pending_tokens -= 1  # it ended while this step was in flight: one token too many
+                elif chunk.samples:
+                    request.append(tokens[request.id], now)
+                    touched.append(request)
+                    if request.finish_reason is not None:
+                        self._finish(request, request.finish_reason)
+                if request.abort_requested and not request.finished:
+                    self._finish(request, "abort")
+                    if not chunk.samples:
+                        touched.append(request)
+                if request.finished and request.num_in_flight == 0:
+                    self._release(request)
         return self.take_ended() + touched
 
     def abort(self, request: Request) -> None:
@@ -57,6 +63,9 @@ class Scheduler(abc.ABC):
         if request.finished:
             return
         request.abort_requested = True
+        for sibling in request.siblings:  # not forked yet: they are in no queue and hold nothing
+            self._end(sibling, "abort")
+        request.siblings = []
         if request.num_in_flight == 0:
             self._finish(request, "abort")
             self._release(request)
@@ -65,8 +74,10 @@ class Scheduler(abc.ABC):
     def drop(self, plan: StepPlan) -> None:
         """A step failed: end its requests and give back all that they hold, so that the engine can go on."""
         for chunk in plan.chunks:
-            chunk.request.num_in_flight -= 1
-            self.abort(chunk.request)
+            for request in (chunk.request, *chunk.forks):
+                request.num_in_flight -= 1
+                request.num_pending_tokens -= chunk.samples
+                self.abort(request)
 
     def take_ended(self) -> list[Request]:
         """The requests that ended outside of a step, once."""
@@ -95,10 +106,13 @@ class Scheduler(abc.ABC):
         return chunk
 
     def _finish(self, request: Request, reason: str) -> None:
-        if request.status is RequestStatus.WAITING:
-            self.waiting.remove(request)
-        else:
-            self.running.remove(request)
+        """Take a request out of its queue."""
+        queues = {RequestStatus.WAITING: self.waiting, RequestStatus.SWAPPED: self.swapped}
+        queues.get(request.status, self.running).remove(request)
+        self._end(request, reason)
+
+    @staticmethod
+    def _end(request: Request, reason: str) -> None:
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         request.finish_time = time.perf_counter()

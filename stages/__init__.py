@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from common.config import EngineConfig
+from common.config import EngineConfig, refuse_later_options
 from common.engine import Engine
 from common.options import unknown
 
@@ -36,4 +36,5 @@ def build(stage: str | int, **options: Any) -> Engine:
     """Build a stage's engine; `options` are those of `EngineConfig`."""
     folder = resolve(stage)
     config = EngineConfig(**options)
+    refuse_later_options(int(folder[1]), options)
     return importlib.import_module(f"stages.{folder}.engine").build(config)

@@ -17,7 +17,6 @@ def pad_batch(plan: StepPlan, device: torch.device) -> RaggedBatch:
     tokens = [chunk.token_ids() + [PAD] * (longest - chunk.length) for chunk in chunks]
     starts = torch.tensor([chunk.start for chunk in chunks])
     last = [row * longest + chunk.length - 1 for row, chunk in enumerate(chunks) if chunk.samples]
-    slots = [chunk.block_table[0] for chunk in chunks if chunk.block_table]
     return RaggedBatch(
         input_ids=torch.tensor(tokens).flatten().to(device),
         positions=(starts[:, None] + torch.arange(longest)).flatten().to(device),
@@ -26,5 +25,4 @@ def pad_batch(plan: StepPlan, device: torch.device) -> RaggedBatch:
         logit_indices=torch.tensor(last, dtype=torch.long).to(device),
         max_query_len=longest,
         max_seq_len=max(chunk.start for chunk in chunks) + longest,
-        block_tables=torch.tensor(slots)[:, None].to(device) if slots else None,
     )

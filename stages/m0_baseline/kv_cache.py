@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.kv_cache import KVUsage
+from common.kv_cache import KVUsage, Region
 from common.request import Request
 
 
 class NoCache:
     """Always has room, never keeps anything."""
+
+    def fits(self, num_tokens: int, samples: int = 1) -> bool:
+        return True
 
     def can_admit(self, request: Request) -> bool:
         return True
@@ -28,6 +31,9 @@ class NoCache:
 
     def usage(self) -> KVUsage:
         return KVUsage()
+
+    def regions(self) -> list[Region]:
+        return []
 
     def check_integrity(self) -> None:
         pass

@@ -31,9 +31,6 @@ class StaticScheduler(Scheduler):
         return plan
 
     def _next_batch(self) -> None:
-        for request in self.batch:
-            self.cache.free(request)
-        self.batch = []
         while self.waiting and len(self.batch) < self.max_num_seqs:
             request = self.waiting[0]
             if not self.cache.grow(request, request.num_tokens + request.params.max_tokens):
@@ -51,4 +48,8 @@ class StaticScheduler(Scheduler):
         return Chunk(request, request.num_computed_tokens, length, table, samples=False, idle=True)
 
     def _release(self, request: Request) -> None:
-        """A row is given back with its whole batch, not when its request ends."""
+        """Rows are given back all together, when the last request of the batch has ended."""
+        if not self.running:
+            for member in self.batch:
+                self.cache.free(member)
+            self.batch = []

@@ -17,20 +17,20 @@ class RowAttention:
         self._kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
 
     def begin(self, batch: RaggedBatch) -> None:
-        assert batch.block_tables is not None
-        self._rows = batch.block_tables[:, 0]
+        device = batch.positions.device
         self._positions = batch.positions.unflatten(0, (batch.num_seqs, batch.max_query_len))  # [B, L]
+        self._rows = torch.arange(batch.num_seqs, device=device)[:, None]  # a static batch fills the rows in order
         self._context = batch.max_seq_len
-        slots = torch.arange(self._context, device=batch.positions.device)
+        slots = torch.arange(self._context, device=device)
         self._future = (slots > self._positions[..., None])[:, None, None]  # [B, 1, 1, L, context]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D] with T = rows * length; returns [T, Hq, D]."""
         shape = self._positions.shape  # [B, L]
-        keys, values = self._kv[layer]  # each [rows, Hkv, row_length, D]
-        at = (self._rows[:, None], slice(None), self._positions)
+        keys, values = self._kv[layer, :, : shape[0]]  # each [B, Hkv, row_length, D]
+        at = (self._rows, slice(None), self._positions)
         keys[at], values[at] = k.unflatten(0, shape), v.unflatten(0, shape)
-        keys, values = (x[self._rows, :, : self._context] for x in (keys, values))  # [B, Hkv, context, D]
+        keys, values = keys[:, :, : self._context], values[:, :, : self._context]
 
         # The query heads that share a key-value head are one more dimension, so K and V are never repeated.
         q = q.unflatten(0, shape).unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4)  # [B, Hkv, group, L, D]

@@ -4,52 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.kv_cache import KVUsage
+from common.kv_cache import KVUsage, Region
 from common.request import Request
 
 
 class RowCache:
-    """Hands out whole rows. Row `r` holds the slots `r * row_length ... (r + 1) * row_length - 1`."""
+    """Counts rows. A static batch fills them in order and gives them back together, so no row needs a number."""
 
     def __init__(self, num_rows: int, row_length: int) -> None:
         self.num_rows = num_rows
         self.row_length = row_length
-        self._free = list(range(num_rows))[::-1]
-        self._rows: dict[str, int] = {}
-        self._stored: dict[str, int] = {}
+        self._stored: dict[str, int] = {}  # tokens in each request's row
+
+    def fits(self, num_tokens: int, samples: int = 1) -> bool:
+        return num_tokens <= self.row_length
 
     def can_admit(self, request: Request) -> bool:
-        return bool(self._free)
+        return len(self._stored) < self.num_rows
 
     def grow(self, request: Request, upto: int) -> bool:
         """A row is all that a request ever needs: the first call takes it, the others find it."""
-        if request.id not in self._rows:
-            if not self._free:
+        if upto > self.row_length:
+            return False
+        if request.id not in self._stored:
+            if not self.can_admit(request):
                 return False
-            self._rows[request.id] = self._free.pop()
             self._stored[request.id] = 0
-        return upto <= self.row_length
+        return True
 
     def commit(self, request: Request, upto: int) -> None:
         request.num_computed_tokens = upto
         self._stored[request.id] = upto
 
     def block_table(self, request: Request) -> Sequence[int]:
-        return (self._rows[request.id],)
+        return ()
 
     def free(self, request: Request) -> None:
-        if request.id in self._rows:
-            self._free.append(self._rows.pop(request.id))
-            del self._stored[request.id]
+        self._stored.pop(request.id, None)
 
     def usage(self) -> KVUsage:
         return KVUsage(
             capacity=self.num_rows * self.row_length,
-            reserved=len(self._rows) * self.row_length,
+            reserved=len(self._stored) * self.row_length,
             stored=sum(self._stored.values()),
         )
 
+    def regions(self) -> list[Region]:
+        length = self.row_length
+        return [Region(row * length, length, stored, (id,)) for row, (id, stored) in enumerate(self._stored.items())]
+
     def check_integrity(self) -> None:
-        rows = self._free + list(self._rows.values())
-        assert sorted(rows) == list(range(self.num_rows)), f"rows lost or owned twice: {sorted(rows)}"
-        assert self._rows.keys() == self._stored.keys()
+        assert len(self._stored) <= self.num_rows, "more requests than rows"
+        assert all(stored <= self.row_length for stored in self._stored.values()), "a row overflows"

@@ -1,0 +1,109 @@
+"""`chat`: a conversation in the terminal, or questions from a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from common.cli.generate import Build, figures, input_lines, ready_engine, run, write_out
+from common.config import EngineConfig
+from common.engine import Engine
+from common.errors import UserError
+from common.sampling_params import SamplingParams
+from common.tokenizer import Tokenizer
+
+COMMANDS = "/reset forgets the conversation, /quit ends it"
+
+
+@dataclass
+class Conversation:
+    """Questions and answers so far. The oldest are forgotten when the next prompt would no longer fit.
+
+    room: most tokens of a prompt, so that a whole answer still fits after it.
+    """
+
+    tokenizer: Tokenizer
+    room: int
+    system: str | None = None
+    turns: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def prompt(self, question: str) -> list[int]:
+        """Token ids of the conversation with one more question; `UserError` if that alone is too long."""
+        while True:
+            token_ids = self.tokenizer.chat(self._messages(question))
+            if len(token_ids) <= self.room:
+                return token_ids
+            if not self.turns:
+                raise UserError(
+                    f"the question has {len(token_ids)} tokens, and {self.room} fit beside the answer: "
+                    "shorten it, lower --max-tokens or raise --max-model-len"
+                )
+            self.turns.pop(0)
+
+    def _messages(self, question: str) -> list[dict[str, str]]:
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for asked, answered in self.turns:
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": answered})
+        return [*messages, {"role": "user", "content": question}]
+
+
+def chat(build: Build, config: EngineConfig, params: SamplingParams, system: str | None) -> None:
+    """Answer a question a line, until the input ends; in a terminal, an error or Ctrl-C ends one answer only."""
+    console = Console(stderr=True, highlight=False)
+    interactive = sys.stdin.isatty()
+    with ready_engine(build, config) as engine:
+        conversation = Conversation(_tokenizer(engine), engine.max_model_len - params.max_tokens, system)
+        if interactive:
+            console.print(f"{config.model} on {engine.stage}. {COMMANDS}.", style="dim", soft_wrap=True)
+        for question in _questions(interactive):
+            if question == "/quit":
+                return
+            if question == "/reset":
+                conversation.turns.clear()
+                console.print("forgotten", style="dim")
+            elif question.startswith("/"):
+                console.print(f"{question.split()[0]} is no command: {COMMANDS}.", style="dim", markup=False)
+            elif question:
+                try:
+                    _answer(engine, conversation, question, params, console)
+                except (UserError, KeyboardInterrupt) as error:
+                    if not interactive:
+                        raise
+                    console.print(f"\n{str(error) or 'stopped'}", style="dim", markup=False)
+
+
+def _tokenizer(engine: Engine) -> Tokenizer:
+    tokenizer = engine.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{engine.config.model} has no tokenizer: chat needs a model that has one")
+    if tokenizer.chat_template is None:
+        raise UserError(f"{engine.config.model} has no chat template: use generate, or a model made for chat")
+    return tokenizer
+
+
+def _questions(interactive: bool) -> Iterator[str]:
+    if not interactive:
+        yield from (line.strip() for line in input_lines())
+        return
+    with contextlib.suppress(ImportError):  # arrow keys and history in input(), where the platform has them
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            print(file=sys.stderr)
+            return
+
+
+def _answer(
+    engine: Engine, conversation: Conversation, question: str, params: SamplingParams, console: Console
+) -> None:
+    prompt: Sequence[int] = conversation.prompt(question)
+    outputs = run(engine, [prompt], params, write_out)
+    conversation.turns.append((question, outputs[0].text))
+    console.print(figures(engine, outputs), style="dim", soft_wrap=True)

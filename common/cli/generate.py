@@ -1,0 +1,207 @@
+"""`generate` and `demo`: prompts in, text as it comes, and what it took."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from common.cli.diff import changes
+from common.config import EngineConfig
+from common.engine import Engine
+from common.errors import UserError
+from common.outputs import CompletionOutput, RequestOutput
+from common.prompts import Prompt
+from common.sampling_params import SamplingParams
+
+QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Write two lines about the sea.")
+
+Build = Callable[[EngineConfig], Engine]
+Write = Callable[[str], object]
+
+
+@contextmanager
+def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, None]:
+    """An engine that has taken its first steps, which are slow: libraries choose their kernels in them."""
+    with Console(stderr=True).status(f"loading {config.model}"):
+        engine = build(config)
+        length = min(8, engine.max_model_len - 2)
+        engine.generate([[1] * max(1, length)], SamplingParams(max_tokens=2 if length > 0 else 1, ignore_eos=True))
+        engine.reset_metrics()
+    with engine:
+        yield engine
+
+
+def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
+    """Run prompts together and write the output of each as it comes, in input order; between two, a line break.
+
+    A prompt's output waits while an earlier one is still being written. A model without a tokenizer shows token ids.
+    """
+    ids = [engine.add_request(prompt, params) for prompt in prompts]
+    latest: dict[str, RequestOutput] = {}
+    current, shown = 0, 0
+    while engine.has_unfinished:
+        latest.update((output.request_id, output) for output in engine.step())
+        while current < len(ids) and ids[current] in latest:
+            output = latest[ids[current]]
+            text = _readable(engine, output)
+            write(text[shown:])
+            shown = len(text)
+            if not output.finished:
+                break
+            write("\n")
+            for sample in output.outputs[1:]:
+                write(f"{_readable(engine, sample)}\n")
+            current, shown = current + 1, 0
+    return [latest[request_id] for request_id in ids]
+
+
+def _readable(engine: Engine, output: RequestOutput | CompletionOutput) -> str:
+    return output.text if engine.tokenizer is not None else "".join(f"{token} " for token in output.token_ids)
+
+
+def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:
+    """One line: how much, how fast. TTFT: until the first token; TPOT: each further one; medians of several."""
+    tokens = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
+    begin = min(output.arrival_time for output in outputs)
+    seconds = max(output.arrival_time + (output.e2e or 0.0) for output in outputs) - begin
+    parts = [f"{tokens} tokens in {seconds:.2f} s", f"{tokens / seconds:.1f} tokens/s"]
+    for name, values in (("TTFT", [o.ttft for o in outputs]), ("TPOT", [o.tpot for o in outputs])):
+        known = [value for value in values if value is not None]
+        if known:
+            parts.append(f"{name} {1000 * statistics.median(known):.1f} ms")
+    dtype = str(engine.config.torch_dtype).removeprefix("torch.")
+    parts.append(f"{engine.stage}, {dtype}, {engine.config.torch_device}")
+    return " · ".join(parts)
+
+
+# -- generate ----------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(arguments: Sequence[str] | None, token_ids: bool) -> list[Prompt]:
+    """Prompts of the command line, else lines of standard input; as token ids where asked."""
+    texts = list(arguments or ())
+    if not texts:
+        if sys.stdin.isatty():
+            raise UserError('give a prompt, as in: generate "The capital of France is", or pipe some in, one a line')
+        texts = [line for line in input_lines() if line.strip()]
+    if not texts:
+        raise UserError("standard input holds no prompt: give one a line")
+    return [parse_token_ids(text) for text in texts] if token_ids else list(texts)
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """`'12, 7 301'` to `[12, 7, 301]`."""
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise UserError(f'{text!r} is no list of token ids: write whole numbers, such as "12, 7, 301"') from None
+
+
+def input_lines() -> Iterator[str]:
+    """Lines of standard input, without their line breaks."""
+    try:
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UserError("standard input is not UTF-8 text: convert it first") from None
+
+
+def generate(
+    build: Build, config: EngineConfig, params: SamplingParams, prompts: Sequence[Prompt], as_json: bool
+) -> None:
+    with ready_engine(build, config) as engine:
+        if engine.tokenizer is None and any(isinstance(prompt, str) for prompt in prompts):
+            raise UserError(
+                f'{config.model} has no tokenizer: give token ids, as in: generate --token-ids "12, 7, 301"'
+            )
+        if as_json:
+            for output in run(engine, prompts, params, lambda text: None):
+                print(json.dumps(to_json(output), ensure_ascii=False))
+            return
+        outputs = run(engine, prompts, params, write_out)
+        Console(stderr=True).print(figures(engine, outputs), style="dim", highlight=False, soft_wrap=True)
+
+
+def write_out(text: str) -> None:
+    """To standard output, now."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def to_json(output: RequestOutput) -> dict[str, object]:
+    """A result as `generate --json` prints it; times in seconds."""
+    fields: dict[str, object] = {
+        "prompt": output.prompt,
+        "prompt_tokens": len(output.prompt_token_ids),
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "finish_reason": output.finish_reason,
+        "ttft_s": output.ttft,
+        "tpot_s": output.tpot,
+        "e2e_s": output.e2e,
+    }
+    if output.logprobs is not None:
+        fields["logprobs"] = output.logprobs
+    if len(output.outputs) > 1:
+        fields["samples"] = [{"text": sample.text, "token_ids": sample.token_ids} for sample in output.outputs]
+    return fields
+
+
+# -- demo --------------------------------------------------------------------------------------------------------------
+
+
+def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParams) -> None:
+    """What the stage changes, by its README; a few questions, answered together; where to go from here."""
+    console = Console(highlight=False)
+    stage = f"stage{folder.name[1]}"
+    for line in _introduction(folder):
+        console.print(line, markup=False)
+    files = ", ".join(change.path.name for change in changes(folder))
+    console.print(f"\nIts own files: {files}. See `make {stage} diff`.\n", style="dim")
+    with ready_engine(build, config) as engine:
+        titles, prompts = _demo_prompts(engine)
+        remaining = iter(titles)
+
+        def write(text: str) -> None:
+            """The question goes before the first piece of its answer."""
+            nonlocal at_start
+            if at_start and text:
+                console.print(f"> {next(remaining)}", style="bold", markup=False)
+                at_start = False
+            write_out(text)
+            if text == "\n":
+                at_start = True
+
+        at_start = True
+        outputs = run(engine, prompts, params, write)
+        console.print(f"\nAll {len(prompts)} at once: {figures(engine, outputs)}")
+    console.print(f"Next: `make {stage} chat`, `make {stage} bench`, or `make bench` to race all stages.", style="dim")
+
+
+def _introduction(folder: Path) -> Iterable[str]:
+    """Title and first paragraph of the stage's README."""
+    readme = folder / "README.md"
+    if not readme.exists():
+        return []
+    title, _, rest = readme.read_text(encoding="utf-8").partition("\n")
+    return [title.lstrip("# "), "", rest.strip().split("\n\n")[0]]
+
+
+def _demo_prompts(engine: Engine) -> tuple[Sequence[str], list[Prompt]]:
+    """Questions as chat messages, as plain text without a chat template, as random tokens without a tokenizer."""
+    tokenizer = engine.tokenizer
+    if tokenizer is None:
+        rng = random.Random(0)
+        vocabulary = engine.runner.model.config.vocab_size
+        rows = [[rng.randrange(vocabulary) for _ in range(length)] for length in (5, 9, 7)]
+        return [f"{len(row)} random token ids (this model has no tokenizer)" for row in rows], list(rows)
+    if tokenizer.chat_template is None:
+        return QUESTIONS, list(QUESTIONS)
+    return QUESTIONS, [[{"role": "user", "content": question}] for question in QUESTIONS]

@@ -1,0 +1,97 @@
+"""Flags of the command line, one for each option of `EngineConfig` and `SamplingParams`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from common.config import EngineConfig, parse_device
+from common.sampling_params import SamplingParams
+
+Flags = Mapping[str, tuple[Any, str]]
+"""Name of an option to (type, help)."""
+
+ENGINE: Flags = {
+    "model": (str, "A name, a Hugging Face folder, a hub id, a *.gguf file, or random:tiny-llama and the like."),
+    "dtype": (str, "bf16, fp16 or fp32; auto: bf16 where the processor computes in it, fp32 elsewhere."),
+    "device": (str, "auto (a GPU where there is one), cpu, cuda, cuda:0, ..."),
+    "max_model_len": (int | None, "Most tokens of one request, prompt and output. Without it: the model's own limit."),
+    "max_num_seqs": (int, "Most requests that run at the same time."),
+    "max_num_batched_tokens": (int, "Most prompt tokens that one step prefills (from m2 on)."),
+    "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
+    "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
+    "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
+    "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
+    "seed": (int, "Of the sampling, and of random weights."),
+}
+SAMPLING: Flags = {
+    "n": (int, "So many samples of the same prompt (from m3 on)."),
+    "max_tokens": (int, "Most tokens to generate for a prompt."),
+    "min_tokens": (int, "Fewest tokens to generate."),
+    "temperature": (float, "0 always takes the likeliest token; higher is more varied."),
+    "top_k": (int, "Sample among the k likeliest tokens; 0: all."),
+    "top_p": (float, "Sample among the likeliest tokens that together reach this probability."),
+    "min_p": (float, "Leave out tokens less likely than this share of the likeliest one."),
+    "repetition_penalty": (float, "Over 1: tokens seen before become less likely."),
+    "presence_penalty": (float, "Subtracted from the logit of each token that the output has."),
+    "frequency_penalty": (float, "The same, once for each time the output has it."),
+    "stop": (list[str], "Text that ends the output; may be given several times."),
+    "ignore_eos": (bool, "Go on after the model says that it has ended."),
+    "logprobs": (int | None, "Report log-probabilities of so many likeliest tokens, in --json."),
+}
+
+
+def with_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: the command's `config` and `params` become the flags that they are built from.
+
+    `defaults` are the command's own, where they differ from those of the two classes.
+    """
+    defaults = {"dtype": "auto", "stop": [], **defaults}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [
+            p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name not in ("config", "params")
+        ]
+        flags = _parameters(ENGINE, EngineConfig, defaults) + _parameters(SAMPLING, SamplingParams, defaults)
+
+        @functools.wraps(command)
+        def with_flags(**values: Any) -> None:
+            engine = {name: values.pop(name) for name in ENGINE}
+            sampling = {name: values.pop(name) for name in SAMPLING}
+            if engine["dtype"] == "auto":
+                engine["dtype"] = fastest_dtype(engine["device"])
+            command(config=EngineConfig(**engine), params=SamplingParams(**sampling), **values)
+
+        with_flags.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
+        with_flags.__annotations__ = {p.name: p.annotation for p in own + flags}
+        return with_flags
+
+    return decorate
+
+
+def _parameters(flags: Flags, options: type, defaults: Mapping[str, Any]) -> list[inspect.Parameter]:
+    panel = "Engine" if options is EngineConfig else "Sampling"
+    parameters: list[inspect.Parameter] = []
+    for name, (kind, text) in flags.items():
+        spelling = f"--{name.replace('_', '-')}"
+        option = typer.Option(spelling, help=text, rich_help_panel=panel, show_default=kind is not list[str])
+        default = defaults.get(name, getattr(options, name))
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=Annotated[kind, option]))
+    return parameters
+
+
+def fastest_dtype(device: str) -> str:
+    """bf16 where there is hardware for it; elsewhere it would be emulated, and float32 is faster."""
+    if parse_device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"

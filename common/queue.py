@@ -1,0 +1,46 @@
+"""The queue of waiting requests, in the order in which they may start."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+
+from common.request import Request
+
+AGEING_SECONDS = 10.0
+"""Under `priority`, so many seconds of waiting are worth one level: whoever waits long enough overtakes, and nobody
+starves."""
+
+
+class WaitingQueue:
+    """Sorted by `order`; the first one is the next to start.
+
+    `fcfs`: by arrival. `priority`: by level (a lower number is more urgent), raised by waiting. A request's urgency at
+    time t is `priority - (t - arrival) / AGEING_SECONDS`; t is the same for all, so that their order never changes,
+    and the constant part, `priority + arrival / AGEING_SECONDS`, is all that needs sorting. Equals keep their order
+    of arrival. A preempted request finds its old place again.
+    """
+
+    def __init__(self, policy: str = "fcfs") -> None:
+        self.policy = policy
+        self._requests: list[Request] = []
+
+    def order(self, request: Request) -> tuple[float, int]:
+        if self.policy == "fcfs":
+            return (0.0, request.number)
+        return (request.priority + request.arrival_time / AGEING_SECONDS, request.number)
+
+    def append(self, request: Request) -> None:
+        bisect.insort(self._requests, request, key=self.order)
+
+    def remove(self, request: Request) -> None:
+        del self._requests[bisect.bisect_left(self._requests, self.order(request), key=self.order)]
+
+    def __getitem__(self, index: int) -> Request:
+        return self._requests[index]
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    def __len__(self) -> int:
+        return len(self._requests)
