@@ -46,7 +46,7 @@ class Detokenizer:
         text = self._text[:end]
         if not finished:
             return text[: len(text) - self._possible_stop(text)]
-        if count == len(self._ends):  # half a character at the very end becomes the replacement character, as in decode()
+        if count == len(self._ends):  # half a character at the very end becomes a replacement character, as in decode
             whole = self._tokenizer.decode(
                 list(token_ids[self._num_prompt_tokens : self._num_prompt_tokens + count]), skip_special_tokens=True
             )

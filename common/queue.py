@@ -34,7 +34,9 @@ class WaitingQueue:
         bisect.insort(self._requests, request, key=self.order)
 
     def remove(self, request: Request) -> None:
-        del self._requests[bisect.bisect_left(self._requests, self.order(request), key=self.order)]
+        at = bisect.bisect_left(self._requests, self.order(request), key=self.order)
+        assert at < len(self._requests) and self._requests[at] is request, f"{request.id} does not wait here"
+        del self._requests[at]
 
     def __getitem__(self, index: int) -> Request:
         return self._requests[index]

@@ -84,7 +84,8 @@ class SamplingParams:
 
     def _range(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        valid = number and math.isfinite(value) and low <= value <= high
         require(valid, f"{name} must be a number in {low:g} ... {high:g}, not {value!r}")
 
     @property

@@ -16,6 +16,7 @@ from common.cli.diff import changes
 from common.config import EngineConfig
 from common.engine import Engine
 from common.errors import UserError
+from common.models.load import open_source
 from common.outputs import CompletionOutput, RequestOutput
 from common.prompts import Prompt
 from common.sampling_params import SamplingParams
@@ -29,6 +30,7 @@ Write = Callable[[str], object]
 @contextmanager
 def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, None]:
     """An engine that has taken its first steps, which are slow: libraries choose their kernels in them."""
+    open_source(config.model, config.torch_device, progress=None)  # downloads or converts, with a bar of its own
     with Console(stderr=True).status(f"loading {config.model}"):
         engine = build(config)
         length = min(8, engine.max_model_len - 2)

@@ -1,0 +1,124 @@
+# `make` alone prints the help page. Stages are words before the verb: `make stage0 stage1 bench`.
+# A stage word with a verb behind it does nothing of its own; the verb's rule sees which stages were named.
+
+MODEL    ?=
+DEVICE   ?=
+DTYPE    ?=
+WORKLOAD ?=
+PEERS    ?=
+PYTHON   ?=
+
+# Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
+# a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
+WHOLE_VERBS := help setup test-all lint report clean
+STAGE_VERBS := demo generate chat diff
+BOTH_VERBS  := bench test
+
+EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
+number    = $(firstword $(subst _, ,$(1:m%=%)))
+WORDS    := $(foreach folder,$(EXISTING),stage$(call number,$(folder)))
+
+# -- what was asked for ------------------------------------------------------------------------------------------------
+
+STAGES  := $(filter stage%,$(MAKECMDGOALS))
+VERBS   := $(filter-out stage%,$(MAKECMDGOALS))
+FOLDERS := $(foreach word,$(STAGES),$(filter $(word:stage%=m%)_%,$(EXISTING)))
+STAMP   := .venv/.stamp
+PEERS_STAMP := .venv/.stamp-peers
+
+UNKNOWN := $(firstword $(filter-out $(WORDS),$(STAGES)))
+ifneq ($(UNKNOWN),)
+  $(error unknown stage "$(UNKNOWN)": there are $(WORDS))
+endif
+UNKNOWN := $(firstword $(filter-out $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(STAMP) $(PEERS_STAMP),$(VERBS)))
+ifneq ($(UNKNOWN),)
+  ifneq ($(STAGES),)
+    $(error a stage has no verb "$(UNKNOWN)": there are $(STAGE_VERBS) $(BOTH_VERBS))
+  endif
+  $(error unknown word "$(UNKNOWN)": there are $(WHOLE_VERBS) $(BOTH_VERBS), and $(WORDS) before a verb. `make` alone explains them)
+endif
+ifneq ($(STAGES),)
+  UNKNOWN := $(firstword $(filter $(WHOLE_VERBS),$(VERBS)))
+  ifneq ($(UNKNOWN),)
+    $(error "$(UNKNOWN)" is for the whole repository, not for a stage: `make $(UNKNOWN)`. A stage has $(STAGE_VERBS) $(BOTH_VERBS))
+  endif
+else
+  UNKNOWN := $(firstword $(filter $(STAGE_VERBS),$(VERBS)))
+  ifneq ($(UNKNOWN),)
+    $(error "$(UNKNOWN)" needs a stage before it: `make $(lastword $(WORDS)) $(UNKNOWN)`)
+  endif
+endif
+
+# -- the interpreter: one that was given, as it is; else the virtual environment's ------------------------------------
+
+ifneq ($(PYTHON),)
+  PY := $(PYTHON)
+  READY :=
+  PEERS_READY :=
+else
+  PY := .venv/bin/python
+  READY := $(STAMP)
+  PEERS_READY := $(if $(filter-out 0 no false,$(PEERS)),$(PEERS_STAMP))
+endif
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+joined = $(subst $(space),$(1),$(strip $(2)))
+SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
+MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
+# The main job is for any machine: the CPU, unless another device is asked for.
+BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
+	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers)
+COVERAGE = --cov=common --cov=stages --cov-report=term:skip-covered --cov-fail-under=90
+
+.DEFAULT_GOAL := help
+.PHONY: $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(WORDS)
+.NOTPARALLEL:
+
+# -- the rules ---------------------------------------------------------------------------------------------------------
+
+help:
+	@cat make/help.txt
+	@echo
+	@echo "Stages here:"
+	@for folder in $(EXISTING); do echo "  $$folder" | sed 's/m\([0-9]\)_/stage\1  m\1_/'; done
+
+setup: $(READY) $(PEERS_READY)
+	@echo "ready: $$($(PY) --version)"
+
+$(STAMP): pyproject.toml constraints.txt make/setup.sh
+	@sh make/setup.sh
+
+$(PEERS_STAMP): $(STAMP)
+	@echo "installing the peers, once: llama.cpp is compiled, which takes about 3 minutes"
+	@$(PY) -m pip install --constraint constraints.txt --editable '.[peers]'
+	@touch $@
+
+# A stage word alone is its demonstration.
+$(WORDS): $(if $(VERBS),,demo)
+	@:
+
+$(STAGE_VERBS): $(READY)
+	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(if $(filter diff,$@),,$(MODEL_OPTIONS)); done
+
+bench: $(READY) $(PEERS_READY)
+	@$(PY) -m benchmarks compare $(BENCH_OPTIONS)
+
+report: $(READY)
+	@$(PY) -m benchmarks report
+
+test: $(READY)
+	@$(PY) -m pytest $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))",$(COVERAGE))
+
+test-all: $(READY)
+	@$(PY) make/test_all.py -m "slow or not slow" $(COVERAGE)
+
+lint: $(READY)
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m pyright --pythonpath "$$(command -v $(PY))"
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

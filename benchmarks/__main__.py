@@ -1,0 +1,147 @@
+"""`python -m benchmarks`: the command line of the harness."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common.config import DEFAULT_MODEL
+from common.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Race the stages, and peers, on workloads that isolate one idea each.",
+)
+DEFAULT_FOLDER = Path("reports/local")
+
+
+@contextmanager
+def clean_end() -> Iterator[None]:
+    """Bad input ends with one line and status 2, Ctrl-C with status 130; neither with a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.replace(",", " ").split() if name]
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` as engine options; a value is JSON where it can be read as JSON, else text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--engine takes NAME=VALUE, for example kv_cache_memory=100000000, not {pair!r}")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+@app.command()
+def compare(
+    stages: Annotated[str, typer.Option(help="Stages (and peers), separated by commas; default: all stages.")] = "",
+    workload: Annotated[str, typer.Option(help="One or several, separated by commas; see `workloads`.")] = "ladder",
+    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
+        DEFAULT_MODEL
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")] = "bf16",
+    peers: Annotated[bool, typer.Option("--peers", help="Also run transformers and llama.cpp.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also run the points of the workload's sweep.")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Timed runs of each; default 3, and 1 for m0.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option, for all stages.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; default: bench.json in the folder of the pictures.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; default: that of --json, else reports/local.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for one stage on one workload.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")] = False,
+) -> None:
+    """Run stages side by side, each in a fresh process; write JSON and pictures; print a table.
+
+    A stage that fails is reported as failed, and the others go on. Exit status: 0, or 1 if a stage failed.
+    """
+    from benchmarks.compare import make_comparison, run
+    from benchmarks.peers import PEERS
+    from benchmarks.screen import Screen
+
+    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    path = json_path or folder / "bench.json"
+    with clean_end():
+        plan = make_comparison(
+            _names(stages),
+            _names(workload),
+            peers=peers,
+            model=model,
+            dtype=dtype,
+            device=device,
+            quick=quick,
+            sweep=sweep,
+            repeats=repeats,
+            options=_options(engine or []),
+        )
+        with Screen() as screen:
+            results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
+        _show(results, folder)
+        print(f"results: {path}")
+        if any(not r.ok and r.stage not in PEERS for r in results.records + results.sweeps):
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    json_path: Annotated[Path, typer.Option("--json", help="A results file.")] = DEFAULT_FOLDER / "bench.json",
+    out_dir: Annotated[Path | None, typer.Option(help="Folder of the pictures; default: that of --json.")] = None,
+) -> None:
+    """Print the table and draw the pictures of results that are already there."""
+    from benchmarks.compare import Results
+
+    with clean_end():
+        _show(Results.read(json_path), out_dir or json_path.parent)
+
+
+@app.command()
+def workloads() -> None:
+    """List the workloads: what each does, and the claim that it tests."""
+    from benchmarks.workloads import WORKLOADS
+
+    for entry in WORKLOADS.values():
+        print(f"{entry.name}: {entry.description}\n    claim: {entry.claim}")
+        if entry.variants:
+            print(f"    sweep: {', '.join(entry.variants)}")
+
+
+def _show(results: Any, folder: Path) -> None:
+    from benchmarks.plots import draw_all
+    from benchmarks.table import render
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=120)
+    console.print(render(results))
+    pictures = draw_all(results, folder)
+    print(f"pictures: {', '.join(str(picture) for picture in pictures) or 'none, nothing was measured'}")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,54 @@
+"""What runs a workload: a stage's engine, or a peer. Both look the same to the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from benchmarks.record import Run
+from benchmarks.workloads import BenchRequest, Size
+from common.config import parse_device, parse_dtype
+
+OnTokens = Callable[[int], None]
+"""Called with the number of tokens that have just come, for the progress bar."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every contestant of a comparison gets. `kv_tokens`: what its KV cache may hold."""
+
+    model: str
+    dtype: torch.dtype
+    device: torch.device
+    max_num_seqs: int
+    max_model_len: int
+    kv_tokens: int
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, model: str, dtype: str, device: str, size: Size, options: dict[str, Any]) -> Setting:
+        return cls(
+            model,
+            parse_dtype(dtype),
+            parse_device(device),
+            size.max_num_seqs,
+            size.max_model_len,
+            size.kv_budget_tokens,
+            {**size.options, **options},
+        )
+
+
+class Contestant(Protocol):
+    """note: what a reader of its row must know; None where there is nothing to say."""
+
+    vocab_size: int
+    note: str | None
+
+    def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
+        """Run all requests to their ends; timelines in the order of the requests."""
+        ...
+
+    def close(self) -> None: ...

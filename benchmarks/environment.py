@@ -1,0 +1,90 @@
+"""What the figures were measured on: hardware, library versions, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "flash-attn", "numba"),
+    *("llama-cpp-python", "gguf"),
+)
+FLAGS_THAT_MATTER = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions and commit as plain JSON values; null where something cannot be found out."""
+    return {
+        "hardware": {
+            "cpu": cpu_name(),
+            "cpu_cores": os.cpu_count(),
+            "cpu_flags": _cpu_flags(),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": _memory_bytes(),
+            "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None,
+            "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None,
+        },
+        "versions": {"python": platform.python_version(), "system": platform.platform(), **_library_versions()},
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or None,
+        "uncommitted_changes": bool(_output("git", "-C", str(ROOT), "status", "--porcelain")),
+    }
+
+
+def short_hardware(found: dict[str, Any], device: str) -> str:
+    """One phrase for titles: the GPU's name, or the CPU's with its threads."""
+    hardware = found["hardware"]
+    if device.startswith("cuda"):
+        return str(hardware["gpu"] or "GPU").splitlines()[0]
+    name = str(hardware["cpu"]).replace("(R)", "").replace("(TM)", "").split(" @")[0]
+    threads = hardware["threads"]
+    return f"{' '.join(name.split())}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith(key) and ":" in line:
+            return line.split(":", 1)[1].strip()
+    return ""
+
+
+def cpu_name() -> str:
+    name = _cpuinfo("model name") or _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+    return name if name and name != "unknown" else platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return [flag for flag in FLAGS_THAT_MATTER if flag in present]
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _library_versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions

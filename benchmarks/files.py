@@ -1,0 +1,53 @@
+"""Writing results: a file is whole, or it is the one that was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Record
+from common.errors import UserError
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """`write` gets a path beside `path`, with the same ending; the finished file then takes `path`'s place."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose another folder") from error
+    scratch = Path(name)
+    try:
+        write(scratch)
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A results file; `UserError` where it is missing or no results file."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}. Run `python -m benchmarks compare` first") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON file ({error}): delete it or choose another") from error
+    if not isinstance(value, dict) or "records" not in value:
+        raise UserError(f"{path} is no results file (it has no 'records'): choose the JSON of a bench run")
+    return value
+
+
+def read_record(path: str | Path) -> Record:
+    return Record(**json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,0 +1,84 @@
+"""transformers' continuous batching (`ContinuousBatchingManager`), with our KV byte budget and row limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from benchmarks.contestant import OnTokens, Setting
+from benchmarks.peers.hf_model import load_hf_model
+from benchmarks.record import Run, Timeline
+from benchmarks.workloads import BenchRequest
+from common.errors import UserError
+
+NO_EOS = -1
+PAGE_SIZE = {"cpu": 16, "cuda": 256}
+"""256 is its default, made for flash-attention on GPUs; on a CPU such pages would hold a few requests only."""
+POLL = 0.05  # seconds
+
+
+class ContinuousTransformers:
+    note: str | None = None
+
+    def __init__(self, setting: Setting) -> None:
+        try:
+            from transformers import ContinuousBatchingConfig
+        except ImportError:
+            raise UserError("continuous batching is missing: run `pip install 'transformers>=5.17'`") from None
+        model = load_hf_model(setting)
+        self.vocab_size: int = model.config.vocab_size
+        self.outputs: list[list[int]] = []
+        """Tokens of the last run, in the order of the requests."""
+        page = PAGE_SIZE[setting.device.type]
+        wanted = {
+            "page_size": page,
+            "num_blocks": math.ceil(setting.kv_tokens / page),
+            "max_requests_per_batch": setting.max_num_seqs,
+        }
+        known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+        self._manager: Any = model.init_continuous_batching(
+            generation_config=GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=NO_EOS, max_new_tokens=16),
+            continuous_batching_config=ContinuousBatchingConfig(**{k: v for k, v in wanted.items() if k in known}),
+        )
+        if setting.device.type == "cuda":
+            with torch.no_grad():
+                self._manager.warmup()
+        self._manager.start()
+
+    def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
+        start = time.perf_counter()
+        ids: list[str] = []
+        results: dict[str, Any] = {}
+        while len(results) < len(requests):
+            now = time.perf_counter() - start
+            while len(ids) < len(requests) and requests[len(ids)].arrival <= now:
+                ids.append(self._add(requests[len(ids)]))
+            pause = min(POLL, requests[len(ids)].arrival - now) if len(ids) < len(requests) else POLL
+            result = self._manager.get_result(timeout=max(pause, 1e-3))
+            if result is not None and result.is_finished():
+                if result.error:
+                    raise RuntimeError(result.error)
+                results[result.request_id] = result
+                on_tokens(len(result.generated_tokens))
+            elif result is None and not self._manager.is_running():
+                raise RuntimeError("transformers' generation thread ended before all requests had")
+        self.outputs = [list(results[i].generated_tokens) for i in ids]
+        timelines = [
+            Timeline(start + request.arrival, list(results[i].timestamps))
+            for i, request in zip(ids, requests, strict=True)
+        ]
+        return Run(start, timelines)
+
+    def _add(self, request: BenchRequest) -> str:
+        return self._manager.add_request(
+            list(request.prompt), max_new_tokens=request.max_tokens, eos_token_id=NO_EOS, record_timestamps=True
+        )
+
+    def close(self) -> None:
+        self._manager.stop(block=True, timeout=5)

@@ -1,0 +1,42 @@
+"""Pictures of a comparison. Each says what was found in its title, and is understood without the text beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.files import write_atomically
+from benchmarks.plots.latency import latency
+from benchmarks.plots.memory import memory
+from benchmarks.plots.position import time_by_position
+from benchmarks.plots.throughput import throughput
+from benchmarks.style import RC
+
+PICTURES: dict[str, Callable[[Results, str], Figure | None]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "memory": memory,
+    "time-per-token": time_by_position,
+}
+
+
+def draw_all(results: Results, folder: Path) -> list[Path]:
+    """Draw what the results have data for, as `<workload>-<picture>.png`; returns the files."""
+    drawn: list[Path] = []
+    for workload in results.config["workloads"]:
+        for name, draw in PICTURES.items():
+            with plt.rc_context(RC):
+                figure = draw(results, workload)
+                if figure is not None:
+                    drawn.append(folder / f"{workload}-{name}.png")
+                    write_atomically(drawn[-1], figure.savefig)
+                    plt.close(figure)
+    return drawn

@@ -1,0 +1,105 @@
+"""What the bar pictures share: named rows, numbers at the bars, a title that states the finding, a source line."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.environment import short_hardware
+from benchmarks.record import Record
+from benchmarks.style import INK, SOFT, STAGE_TITLES, color, title
+from benchmarks.table import rows_for
+
+WIDTH = 11.0
+HATCH = "//"
+"""Marks a bar that ran another workload."""
+
+
+def measured(results: Results, workload: str) -> list[Record]:
+    return [record for record in rows_for(results, workload) if record.ok]
+
+
+def row_name(record: Record, workload: str) -> str:
+    other = "" if record.workload == workload else f"\n(ran {record.workload})"
+    return title(record.stage) + other
+
+
+def figure_with_rows(panels: int, rows: int) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, panels, sharey=True, figsize=(WIDTH, 1.9 + 0.62 * rows), squeeze=False)
+    return figure, list(axes[0])
+
+
+def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
+    axis.set_yticks(range(len(records)), [row_name(r, workload) for r in records])
+    axis.set_ylim(len(records) - 0.45, -0.55)
+    axis.tick_params(axis="y", length=0)
+    for label, record in zip(axis.get_yticklabels(), records, strict=True):
+        label.set_color(INK if record.stage.startswith("m") else SOFT)
+
+
+def bars(
+    axis: Axes,
+    records: Sequence[Record],
+    workload: str,
+    value: Callable[[Record], float | None],
+    reach: Callable[[Record], float | None],
+    label: Callable[[Record], str],
+) -> None:
+    """A bar a row up to `value`, and its label behind whatever reaches farthest (`reach`, a whisker's end).
+
+    The axis is hidden: the labels say the numbers.
+    """
+    widest = max([*(reach(r) or value(r) or 0.0 for r in records), 1e-12])
+    for row, record in enumerate(records):
+        length = value(record)
+        if length is None:
+            axis.text(widest * 0.015, row, label(record), va="center", color=SOFT)
+            continue
+        hatch = HATCH if record.workload != workload else None
+        axis.barh(row, length, height=0.62, color=color(record.stage), hatch=hatch, edgecolor="white", linewidth=0)
+        end = max(length, reach(record) or 0.0)
+        axis.text(end + widest * 0.025, row, label(record), va="center", color=INK)
+    axis.set_xlim(0, widest * 1.5)
+    axis.set_xticks([])
+    axis.spines["bottom"].set_visible(False)
+
+
+def whisker(axis: Axes, row: int, low: float, high: float) -> None:
+    """A thin line from low to high with small ends, over a bar."""
+    axis.plot([low, high], [row, row], color=INK, linewidth=1.4, solid_capstyle="butt")
+    for end in (low, high):
+        axis.plot([end, end], [row - 0.12, row + 0.12], color=INK, linewidth=1.4)
+
+
+def finish(figure: Figure, results: Results, workload: str, finding: str, how_to_read: str) -> Figure:
+    """The finding on top; below, how to read it and what was measured where."""
+    for name in STAGE_TITLES.values():
+        finding = finding.replace(name, name.replace(" ", "\u00a0"))  # no line ends within a name
+    config = results.config
+    source = f"{workload} · {config['model']} · {config['dtype']}"
+    source += f" · {short_hardware(results.environment, config['device'])}"
+    source += " · QUICK SIZES: A TEST, NOT A MEASUREMENT" if config["quick"] else ""
+    figure.tight_layout()
+    figure.suptitle(
+        "\n".join(textwrap.wrap(finding, 74)), x=0.01, y=1.0, ha="left", va="bottom", fontsize=18, fontweight="bold"
+    )
+    figure.text(
+        0.01,
+        -0.01,
+        "\n".join([*textwrap.wrap(how_to_read, 112), source]),
+        ha="left",
+        va="top",
+        fontsize=11.5,
+        color=SOFT,
+    )
+    return figure
+
+
+def times(value: float) -> str:
+    """`2.4 times`, `12 times`."""
+    return f"{value:.1f} times" if value < 10 else f"{value:.0f} times"

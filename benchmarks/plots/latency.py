@@ -1,0 +1,74 @@
+"""Time to the first token, and between tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.peers import PEERS
+from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name_rows
+from benchmarks.record import Record, Summary
+from benchmarks.style import INK, title
+from benchmarks.table import DASH, seconds
+
+
+def latency(results: Results, workload: str) -> Figure | None:
+    records = [r for r in measured(results, workload) if r.ttft_s]
+    if not records:
+        return None
+    figure, (left, right) = figure_with_rows(2, len(records))
+    _panel(left, records, workload, [r.ttft_s for r in records])
+    _panel(right, records, workload, [r.itl_s for r in records])
+    name_rows(left, records, workload)
+    right.tick_params(axis="y", length=0)
+    left.set_title("time to first token (less is better)", loc="left")
+    right.set_title("time between tokens (less is better)", loc="left")
+    how = "Bar: median; dot: 99th percentile, over all requests of the median run. Waiting for a place counts."
+    if any(r.workload != workload for r in records):
+        how += " Hatched: ran another workload."
+    return finish(figure, results, workload, _finding(records), how)
+
+
+def _panel(axis: Axes, records: Sequence[Record], workload: str, summaries: Sequence[Summary | None]) -> None:
+    by_stage = {r.stage: s for r, s in zip(records, summaries, strict=True)}
+
+    def value(record: Record) -> float | None:
+        summary = by_stage[record.stage]
+        return summary["p50"] if summary else None
+
+    def reach(record: Record) -> float | None:
+        summary = by_stage[record.stage]
+        return summary["p99"] if summary else None
+
+    def label(record: Record) -> str:
+        summary = by_stage[record.stage]
+        if not summary:
+            return DASH
+        return f" {seconds(summary['p50'])}, p99 {seconds(summary['p99'])}"
+
+    bars(axis, records, workload, value, reach, label)
+    widest = max([s["p99"] for s in summaries if s], default=1.0)
+    axis.set_xlim(0, widest * 2.2)
+    for row, summary in enumerate(summaries):
+        if summary:
+            axis.plot([summary["p50"], summary["p99"]], [row, row], color=INK, linewidth=1.4)
+            axis.plot(summary["p99"], row, "o", color=INK, markersize=6)
+
+
+def _finding(records: Sequence[Record]) -> str:
+    own = [r for r in records if r.stage not in PEERS and r.ttft_s]
+    if len(own) < 2:
+        record = (own or list(records))[0]
+        assert record.ttft_s
+        return f"{title(record.stage)}: half of the first tokens come within {seconds(record.ttft_s['p50'])}"
+    first = own[0]
+    best = min(own, key=lambda r: r.ttft_s["p50"] if r.ttft_s else 0.0)
+    assert first.ttft_s
+    assert best.ttft_s
+    if best is first:
+        return f"No stage brings the first token sooner than {title(first.stage)} here"
+    there, here = seconds(first.ttft_s["p50"]), seconds(best.ttft_s["p50"])
+    return f"Half of the first tokens come within {here} with {title(best.stage)}, {there} with {title(first.stage)}"

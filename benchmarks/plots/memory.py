@@ -1,0 +1,72 @@
+"""What the KV cache reserves and what of it is used; and the whole peak."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name_rows
+from benchmarks.record import Record
+from benchmarks.style import color, title
+from benchmarks.table import size
+
+
+def memory(results: Results, workload: str) -> Figure | None:
+    records = measured(results, workload)
+    if not records:
+        return None
+    figure, (left, right) = figure_with_rows(2, len(records))
+    _kv_panel(left, records, workload)
+    bars(right, records, workload, _peak, lambda r: None, lambda r: size(_peak(r)))
+    name_rows(left, records, workload)
+    right.tick_params(axis="y", length=0)
+    on_device = any(r.peak_device_memory_bytes for r in records)
+    left.set_title("KV cache at its peak: used of reserved", loc="left")
+    right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
+    how = "Solid: bytes of stored tokens; pale: bytes that running requests hold. The share is the mean over time."
+    how += " The whole peak includes the weights." + (
+        " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
+    )
+    return finish(figure, results, workload, _finding(records), how)
+
+
+def _peak(record: Record) -> float | None:
+    return record.peak_device_memory_bytes or record.peak_memory_bytes
+
+
+def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
+    def label(record: Record) -> str:
+        if not record.kv_reserved_bytes:
+            return "keeps none" if record.stage == "m0" else "does not say"
+        use = "" if record.kv_utilization is None else f" ({record.kv_utilization:.0%} used)"
+        return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)}{use}"
+
+    bars(
+        axis,
+        records,
+        workload,
+        lambda r: r.kv_used_peak_bytes if r.kv_reserved_bytes else None,
+        lambda r: r.kv_reserved_bytes,
+        label,
+    )
+    for row, record in enumerate(records):
+        if record.kv_reserved_bytes:
+            axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.3, zorder=0)
+    axis.set_xlim(0, max([r.kv_reserved_bytes or 0 for r in records] + [1]) * 2.2)
+
+
+def _finding(records: list[Record]) -> str:
+    kept = [r for r in records if r.kv_utilization is not None]
+    if not kept:
+        return "Nothing here keeps a KV cache that it reports"
+    best = max(kept, key=lambda r: r.kv_utilization or 0.0)
+    worst = min(kept, key=lambda r: r.kv_utilization or 0.0)
+    assert best.kv_utilization is not None
+    assert worst.kv_utilization is not None
+    if best is worst:
+        return f"{title(best.stage)} fills {best.kv_utilization:.0%} of the KV memory that it reserves"
+    return (
+        f"{title(best.stage)} fills {best.kv_utilization:.0%} of the KV memory that it reserves, "
+        f"{title(worst.stage)} {worst.kv_utilization:.0%}"
+    )

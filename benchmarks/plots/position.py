@@ -1,0 +1,94 @@
+"""Time of a token against its position in the sequence: does it grow?"""
+
+from __future__ import annotations
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.peers import PEERS
+from benchmarks.plots.bars import WIDTH, finish, times
+from benchmarks.record import Record
+from benchmarks.style import SOFT, color, title
+from benchmarks.table import seconds
+
+ENDS = 5  # points at each end whose median says what a token costs there
+
+
+def longest(results: Results, workload: str) -> list[Record]:
+    """For each contestant its longest series, of the headline or of a sweep's point."""
+    found: dict[str, Record] = {}
+    for record in results.records + results.sweeps:
+        if record.ok and record.workload == workload and len(record.itl_by_position or []) >= 2 * ENDS:
+            known = found.get(record.stage)
+            if known is None or _series(record)[-1][0] > _series(known)[-1][0]:
+                found[record.stage] = record
+    return list(found.values())
+
+
+def _series(record: Record) -> list[list[float]]:
+    assert record.itl_by_position is not None
+    return record.itl_by_position
+
+
+def _level(points: list[list[float]]) -> float:
+    return sorted(seconds for _, seconds in points)[len(points) // 2]
+
+
+def time_by_position(results: Results, workload: str) -> Figure | None:
+    records = longest(results, workload)
+    if not records:
+        return None
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
+    last = max(_series(r)[-1][0] for r in records)
+    top = max(g for r in records for _, g in _series(r)) * 1e3
+    records.sort(key=_end_level)
+    heights = _spread([max(_end_level(r) * 1e3, top * 0.04) for r in records], top * 0.075)
+    for record, height in zip(records, heights, strict=True):
+        positions, gaps = zip(*_series(record), strict=True)
+        axis.plot(positions, [g * 1e3 for g in gaps], color=color(record.stage), linewidth=3)
+        text, ink = f"{title(record.stage)}: {seconds(_end_level(record))}", color(record.stage)
+        ink = SOFT if record.stage in PEERS else ink
+        axis.text(positions[-1] + last * 0.015, height, text, va="center", color=ink, fontweight="bold")
+    axis.set_ylim(0, top * 1.08)
+    start = min(_series(r)[0][0] for r in records)
+    axis.set_xlim(start, start + (last - start) * 1.45)  # room for the names
+    axis.set_xticks([tick for tick in axis.get_xticks() if start <= tick <= last])
+    axis.set_xlabel("position of the token in the sequence (prompt included)", loc="left")
+    axis.set_title("time of one token in ms (less is better)", loc="left")
+    axis.grid(axis="y", color="#E4E4E4")
+    how = "One request. Each point: median over neighbouring positions of the median run."
+    return finish(figure, results, workload, _finding(records), how)
+
+
+def _end_level(record: Record) -> float:
+    return _level(_series(record)[-ENDS:])
+
+
+def _spread(heights: list[float], apart: float) -> list[float]:
+    """Heights of labels, from the lowest up, moved so far apart that they do not overlap."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + apart) if placed else height)
+    return placed
+
+
+def _finding(records: list[Record]) -> str:
+    """What a token costs at the end of the series against its start: m0 against m1 where both are there."""
+    by_stage = {r.stage: r for r in records}
+
+    def change(stage: str) -> str:
+        series = _series(by_stage[stage])
+        growth = times(_level(series[-ENDS:]) / _level(series[:ENDS]))
+        return f"{growth} its cost at {series[0][0]:.0f}"
+
+    def end(stage: str) -> str:
+        return f"{_series(by_stage[stage])[-1][0]:.0f}"
+
+    if "m0" in by_stage and "m1" in by_stage:
+        return (
+            f"Without a KV cache the token at position {end('m0')} costs {change('m0')}; "
+            f"with one, the token at {end('m1')} costs {change('m1')}"
+        )
+    last = max([s for s in by_stage if s not in PEERS] or list(by_stage))
+    return f"{title(last)}: the token at position {end(last)} costs {change(last)}"

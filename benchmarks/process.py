@@ -1,0 +1,93 @@
+"""Starts a worker, follows its progress, and makes sure that it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import ROOT
+from benchmarks.files import read_record
+from benchmarks.record import Record
+from benchmarks.worker import MARK, Job
+
+OnMessage = Callable[[dict[str, Any]], None]
+
+
+def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) -> Record:
+    """The record of a job, whatever happens to the worker: a crash or a timeout gives a failed record."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        result = Path(folder) / "record.json"
+        log = Path(folder) / "stderr.txt"
+        told = replace(job, result_path=str(result))
+        with log.open("wb") as errors:
+            timed_out = _follow(told, errors, on_message, timeout)
+        if result.exists():
+            return read_record(result)
+        reason = f"no result after {timeout:g} s (--timeout)" if timed_out else _last_line(log)
+    record = Record.failed(job.stage, job.workload, reason, job.variant)
+    record.note = job.note
+    return record
+
+
+def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> bool:
+    """Run the worker to its end; True if it was stopped because its time was up."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C reaches us alone, and we end the worker
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _kill(worker)
+
+    timer = threading.Timer(timeout, expire) if timeout else None
+    try:
+        if timer:
+            timer.start()
+        worker.stdin.write(job.to_line())
+        worker.stdin.flush()
+        for line in worker.stdout:
+            if line.startswith(MARK):
+                on_message(json.loads(line[len(MARK) :]))
+        worker.wait()
+    except BrokenPipeError:  # it died before it read its job; its log says why
+        worker.wait()
+    finally:
+        if timer:
+            timer.cancel()
+        _kill(worker)
+    return expired.is_set()
+
+
+def _kill(worker: subprocess.Popen[str]) -> None:
+    """End the worker and whatever it started."""
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError, AttributeError):
+        worker.kill()
+    if worker.poll() is None:
+        worker.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    said = f"; its last words: {lines[-1].strip()}" if lines else ""
+    return f"the worker ended without a result (out of memory?){said}"

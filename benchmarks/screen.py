@@ -1,0 +1,67 @@
+"""What a person sees while a comparison runs: a bar for all, a bar for the run in hand, a line for each result."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.process import OnMessage
+from benchmarks.record import Record
+from benchmarks.table import seconds, speed
+from benchmarks.worker import Job
+
+
+def label(stage: str, workload: str, variant: str | None) -> str:
+    return " · ".join(part for part in (stage, workload, variant) if part)
+
+
+class Screen:
+    """Bars on standard error if it is a terminal; lines in any case."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._all = self._bars.add_task("all runs", total=1)
+        self._one = self._bars.add_task("starting", total=1)
+
+    def started(self, number: int, total: int, job: Job) -> OnMessage:
+        name = label(job.stage, job.workload, job.variant)
+        self._bars.update(self._all, total=total, completed=number - 1)
+        self._bars.reset(self._one, description=name, total=1)
+
+        def on_message(message: dict[str, Any]) -> None:
+            if "phase" in message:
+                self._bars.update(self._one, description=f"{name}: {message['phase']}")
+            else:
+                self._bars.update(self._one, completed=message["done"], total=message["total"])
+
+        return on_message
+
+    def finished(self, record: Record) -> None:
+        self._bars.advance(self._all)
+        name = label(record.stage, record.workload, record.variant)
+        if record.ok and record.itl_s is not None:
+            self._console.print(f"{name}: {speed(record)} tokens/s, {seconds(record.itl_s['p50'])} between tokens")
+        elif record.ok:
+            self._console.print(f"{name}: {speed(record)} tokens/s")
+        else:
+            self._console.print(f"{name}: failed: {record.error}", style="red", soft_wrap=True, markup=False)
+
+    def __enter__(self) -> Screen:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()

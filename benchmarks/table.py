@@ -1,0 +1,184 @@
+"""The comparison as a table for the terminal: one for each workload that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.compare import Results
+from benchmarks.environment import short_hardware
+from benchmarks.peers import PEERS
+from benchmarks.record import Record, Summary
+from benchmarks.style import title
+from benchmarks.workloads import find
+
+DASH = "–"
+
+
+def rows_for(results: Results, workload: str) -> list[Record]:
+    """The records that answer for a workload: its own, and m0's on the workload that it ran in its place."""
+    stand_in = find(workload).m0_runs
+    return [r for r in results.records if r.workload == workload or (r.stage == "m0" and r.workload == stand_in)]
+
+
+def seconds(value: float | None) -> str:
+    """`3.1 ms`, `420 ms`, `2.4 s`."""
+    if value is None:
+        return DASH
+    if value >= 1:
+        return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+    return f"{value * 1000:.1f} ms" if value < 0.0995 else f"{value * 1000:.0f} ms"
+
+
+def size(value: float | None) -> str:
+    """`12 MB`, `1.4 GB`: powers of 1000."""
+    if value is None:
+        return DASH
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if value >= scale:
+            number = value / scale
+            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+    return f"{value / 1e3:.0f} kB"
+
+
+def rate(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def factor(record: Record, reference: Record | None) -> str:
+    """How many times the reference's output tokens per second; `≈` where the two ran different workloads."""
+    if reference is None or reference is record or not record.output_tokens_per_s or not reference.output_tokens_per_s:
+        return DASH
+    times = record.output_tokens_per_s / reference.output_tokens_per_s
+    sign = "" if record.workload == reference.workload else "≈"
+    return f"{sign}{times:.2f}" if times < 10 else f"{sign}{times:.0f}"
+
+
+def _percentiles(summary: Summary | None, unit: float, *names: str) -> str:
+    """The named percentiles in a unit of so many seconds, with three digits or so."""
+    if summary is None:
+        return DASH
+    values = [summary[name] / unit for name in names]
+    return " / ".join(f"{v:.0f}" if v >= 100 else f"{v:.1f}" if v >= 1 else f"{v:.2f}" for v in values)
+
+
+def _share(value: float | None) -> str:
+    return DASH if value is None else f"{value:.0%}"
+
+
+def _peak(record: Record) -> str:
+    return size(record.peak_device_memory_bytes or record.peak_memory_bytes)
+
+
+def _kv(record: Record) -> str:
+    if not record.kv_reserved_bytes:
+        return DASH
+    return f"{size(record.kv_used_peak_bytes)} / {size(record.kv_reserved_bytes)}"
+
+
+def speed(record: Record) -> str:
+    """Tokens per second with half the distance between the slowest and the fastest run."""
+    runs = record.output_tokens_per_s_repeats
+    spread = f" ±{(max(runs) - min(runs)) / 2 / max(runs):.0%}" if len(runs) > 1 else ""
+    return rate(record.output_tokens_per_s) + spread
+
+
+COLUMNS = (
+    "stage",
+    "output\ntokens/s",
+    "× stage\nbefore",
+    "\n× m0",
+    "TTFT, s\np50",
+    "ITL, ms\np50 / p99",
+    "E2E, s\np50 / p99",
+    "peak\nmemory",
+    "KV at peak\nused / reserved",
+    "KV mean\nuse",
+    "\npadding",
+)
+
+
+def workload_table(results: Results, workload: str) -> Table:
+    """One row for each stage and peer."""
+    config, entry = results.config, find(workload)
+    hardware = short_hardware(results.environment, config["device"])
+    table = Table(
+        title=f"[bold]{workload}[/]: {entry.description}\n{config['model']} · {config['dtype']} · {hardware}",
+        title_justify="left",
+        title_style="",
+        header_style="bold",
+        pad_edge=False,
+        box=None,
+        padding=(0, 1),
+    )
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    records = rows_for(results, workload)
+    baseline = next((r for r in records if r.stage == "m0"), None)
+    before: Record | None = None
+    for record in records:
+        table.add_row(*_row(record, before, baseline, workload))
+        if record.ok and record.stage not in PEERS:
+            before = record
+    return table
+
+
+def _row(record: Record, before: Record | None, baseline: Record | None, workload: str) -> Sequence[str]:
+    name = record.stage.replace("-", "-\n")
+    if record.workload != workload:
+        name += f" on {record.workload}"
+    if not record.ok:
+        return name, "[red]failed[/]", *[DASH] * (len(COLUMNS) - 2)
+    return (
+        name,
+        speed(record),
+        DASH if record.stage in PEERS else factor(record, before),
+        factor(record, baseline),
+        _percentiles(record.ttft_s, 1, "p50"),
+        _percentiles(record.itl_s, 1e-3, "p50", "p99"),
+        _percentiles(record.e2e_s, 1, "p50", "p99"),
+        _peak(record),
+        _kv(record),
+        _share(record.kv_utilization),
+        _share(record.padding_share),
+    )
+
+
+def footnotes(records: Sequence[Record]) -> list[str]:
+    """What a row cannot say: why it failed, and what it ran instead."""
+    notes = [f"{r.stage}: {r.note}" for r in records if r.ok and r.note]
+    if any("instead" in note for note in notes):
+        notes.append("≈ compares two different workloads: take it as an order of magnitude")
+    return notes + [f"{r.stage} failed: {r.error}" for r in records if not r.ok]
+
+
+def render(results: Results) -> Group:
+    """All tables with their notes, and the sweeps in brief."""
+    parts: list[Table | Text] = []
+    for workload in results.config["workloads"]:
+        records = rows_for(results, workload)
+        parts += [Text(), workload_table(results, workload)]
+        parts += [Text(note, style="red" if " failed: " in note else "dim") for note in footnotes(records)]
+    if results.sweeps:
+        parts += [Text(), sweep_table(results.sweeps)]
+    return Group(*parts)
+
+
+def sweep_table(sweeps: Sequence[Record]) -> Table:
+    """Output tokens per second: a row for each point of a sweep, a column for each contestant."""
+    names = list(dict.fromkeys(r.stage for r in sweeps))
+    table = Table(title="[bold]sweeps[/]: output tokens/s", title_justify="left", title_style="", box=None)
+    table.add_column("workload", no_wrap=True)
+    for name in names:
+        table.add_column(title(name), justify="right")
+    for workload, variant in dict.fromkeys((r.workload, r.variant) for r in sweeps):
+        here = {r.stage: r for r in sweeps if (r.workload, r.variant) == (workload, variant)}
+        cells = [
+            DASH if name not in here else rate(here[name].output_tokens_per_s) if here[name].ok else "failed"
+            for name in names
+        ]
+        table.add_row(f"{workload} {variant}", *cells)
+    return table

@@ -1,0 +1,144 @@
+"""Runs one contestant on one workload, in a process of its own: `python -m benchmarks.worker`.
+
+The job comes as one line of JSON on standard input; progress goes to standard output, a marked line of JSON each; the
+record goes to the file that the job names. When standard input closes, the parent is gone, and the worker ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks.contestant import Contestant, Setting
+from benchmarks.files import write_json
+from benchmarks.measure import DeviceUse, peak_memory, reset_peak_memory
+from benchmarks.record import Record, Run, record_runs
+from benchmarks.workloads import BenchRequest, find_size, total_output
+
+MARK = "@bench "
+WARMUP_TOKENS = {"cpu": 4, "gpu": 16, "quick": 2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told. `preset` is `cpu`, `gpu` or `quick`; `options` override the workload's engine options."""
+
+    stage: str
+    workload: str
+    preset: str
+    model: str
+    dtype: str
+    device: str
+    repeats: int
+    variant: str | None = None
+    note: str | None = None
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    result_path: str = ""
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+
+def tell(**message: Any) -> None:
+    print(MARK + json.dumps(message), flush=True)
+
+
+class Progress:
+    """Counts tokens over all repeats; tells the parent ten times a second at most."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._told = total, 0, 0.0
+
+    def __call__(self, tokens: int) -> None:
+        self._done += tokens
+        now = time.monotonic()
+        if now - self._told > 0.1 or self._done >= self._total:
+            self._told = now
+            tell(done=self._done, total=self._total)
+
+
+def warmup_requests(size_requests: list[BenchRequest], max_num_seqs: int, tokens: int) -> list[BenchRequest]:
+    """One batch of the workload's own prompts, a few tokens each, all at once."""
+    return [BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in size_requests[:max_num_seqs]]
+
+
+def run_job(job: Job) -> Record:
+    """Build the contestant, warm it up, run the workload `repeats` times; the record is that of the median run."""
+    size = find_size(job.workload, job.variant, job.preset)
+    tell(phase="loading")
+    contestant = build_contestant(job, Setting.of(job.model, job.dtype, job.device, size, job.options))
+    try:
+        tell(phase="warming up")
+        warmup = size.requests(contestant.vocab_size, run=0)
+        contestant.run(warmup_requests(warmup, size.max_num_seqs, WARMUP_TOKENS[job.preset]), lambda tokens: None)
+        reset_peak_memory()
+        runs: list[Run] = []
+        requests: list[BenchRequest] = []
+        use = DeviceUse(job.device)
+        progress = Progress(job.repeats * total_output(warmup))
+        with use:
+            for repeat in range(1, job.repeats + 1):
+                tell(phase=f"run {repeat} of {job.repeats}" if job.repeats > 1 else "running")
+                requests = size.requests(contestant.vocab_size, run=repeat)
+                runs.append(contestant.run(requests, progress))
+                check_lengths(requests, runs[-1])
+        record = record_runs(job.stage, job.workload, requests, runs)
+        record.variant = job.variant
+        record.note = "; ".join(note for note in (job.note, contestant.note) if note) or None
+        record.peak_memory_bytes, record.peak_device_memory_bytes = peak_memory()
+        record.gpu_utilization = use.mean
+        return record
+    finally:
+        contestant.close()
+
+
+def build_contestant(job: Job, setting: Setting) -> Contestant:
+    from benchmarks.peers import PEERS, build_peer
+    from benchmarks.stage_contestant import StageContestant
+
+    return build_peer(job.stage, setting) if job.stage in PEERS else StageContestant(job.stage, setting)
+
+
+def check_lengths(requests: list[BenchRequest], run: Run) -> None:
+    """A contestant that generates less than it was asked for would look fast."""
+    for index, (request, timeline) in enumerate(zip(requests, run.timelines, strict=True)):
+        made = len(timeline.token_times)
+        if made != request.max_tokens:
+            raise RuntimeError(f"request {index} got {made} tokens instead of {request.max_tokens}")
+
+
+def end_with_parent() -> None:
+    """Leave at once when standard input closes: the parent has died, or wants this process gone."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    job = Job(**json.loads(sys.stdin.readline()))
+    end_with_parent()
+    try:
+        record = run_job(job)
+    except Exception as error:  # whatever went wrong with one contestant, the others go on
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        record = Record.failed(job.stage, job.workload, f"{name}{error}", job.variant)
+        record.note = job.note
+        if not isinstance(error, ValueError):
+            import traceback
+
+            traceback.print_exc()
+    write_json(job.result_path, record.to_json())
+    sys.stdout.flush()
+    os._exit(0)  # libraries of peers may hold threads that never end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Workloads as data. Adding one is one entry in `WORKLOADS`, and a recipe where none of the existing ones fits.
+
+Everything is seeded with `random.Random.random()`, whose sequence Python guarantees, so that a workload is the same on
+every machine. Changing a workload makes old figures incomparable: do it only for a reason that the commit states.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from common.options import unknown
+
+SEED = 20261101
+
+Span = tuple[int, int]
+"""Lowest and highest value, both included."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """Token ids in, exactly `max_tokens` tokens out (end-of-sequence tokens are ignored).
+
+    arrival: seconds after the start of the run.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    arrival: float = 0.0
+
+
+class Draw:
+    """The dice of one run. Lengths and arrival times are the same in every run; the token ids differ from run to run,
+    so that a prefix cache which outlives a run finds nothing of it in the next."""
+
+    def __init__(self, vocab_size: int, run: int = 0) -> None:
+        self._vocab_size = vocab_size
+        self._shape = random.Random(SEED)
+        self._tokens = random.Random(SEED + 1 + run)
+
+    def tokens(self, count: int) -> list[int]:
+        return [int(self._tokens.random() * self._vocab_size) for _ in range(count)]
+
+    def length(self, span: Span) -> int:
+        low, high = span
+        return low + int(self._shape.random() * (high - low + 1))
+
+    def gap(self, rate: float) -> float:
+        """Seconds until the next arrival of a Poisson process with `rate` arrivals a second."""
+        return self._shape.expovariate(rate)
+
+    def marked(self, count: int, share: float) -> list[bool]:
+        """`count` flags, of which exactly `share` are set (rounded), in random places."""
+        order = sorted(range(count), key=lambda _: self._shape.random())
+        chosen = set(order[: round(count * share)])
+        return [index in chosen for index in range(count)]
+
+
+Recipe = Callable[[Draw], list[BenchRequest]]
+
+
+def uniform(count: int, inputs: Span, outputs: Span, long_outputs: Span = (0, 0), long_share: float = 0.0) -> Recipe:
+    """`count` requests at once, lengths uniform in the spans; a share of them has much longer outputs."""
+
+    def make(draw: Draw) -> list[BenchRequest]:
+        spans = [long_outputs if long else outputs for long in draw.marked(count, long_share)]
+        return [BenchRequest(draw.tokens(draw.length(inputs)), draw.length(span)) for span in spans]
+
+    return make
+
+
+def first(recipe: Recipe, count: int, longest_output: int) -> Recipe:
+    """The first `count` requests of another recipe, their outputs cut."""
+    return lambda draw: [replace(r, max_tokens=min(r.max_tokens, longest_output)) for r in recipe(draw)[:count]]
+
+
+def poisson(recipe: Recipe, rate: float) -> Recipe:
+    """Another recipe's requests, arriving at random: `rate` a second on average, the first at 0."""
+
+    def make(draw: Draw) -> list[BenchRequest]:
+        requests, now = [], 0.0
+        for request in recipe(draw):
+            requests.append(replace(request, arrival=now))
+            now += draw.gap(rate)
+        return requests
+
+    return make
+
+
+@dataclass(frozen=True)
+class Size:
+    """A workload's numbers for one kind of machine.
+
+    kv_tokens: what the KV cache may hold, in tokens, the same for every stage; None: max_num_seqs * max_model_len.
+    options: further engine options.
+    """
+
+    recipe: Recipe
+    max_num_seqs: int
+    max_model_len: int
+    kv_tokens: int | None = None
+    options: Mapping[str, int | float | str] = field(default_factory=dict[str, int | float | str])
+
+    def requests(self, vocab_size: int, run: int = 0) -> list[BenchRequest]:
+        return self.recipe(Draw(vocab_size, run))
+
+    @property
+    def kv_budget_tokens(self) -> int:
+        return self.kv_tokens or self.max_num_seqs * self.max_model_len
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One question put to all engines.
+
+    sizes: `cpu`, `gpu`, and `quick` for tests. variants: the points of a sweep, by name; run only with --sweep.
+    m0_runs: the workload that m0 runs in this one's place, because this one would take it too long.
+    m0_variants: how many of the variants, from the first on, m0 runs.
+    """
+
+    name: str
+    description: str
+    claim: str
+    sizes: Mapping[str, Size]
+    variants: Mapping[str, Mapping[str, Size]] = field(default_factory=dict[str, Mapping[str, Size]])
+    m0_runs: str | None = None
+    m0_variants: int | None = None
+    repeats: int = 3
+
+
+_MIXED = {
+    "cpu": uniform(48, (16, 96), (4, 32), (160, 224), 0.15),
+    "gpu": uniform(256, (100, 1024), (16, 128), (700, 1000), 0.15),
+    "quick": uniform(8, (4, 12), (2, 4), (10, 14), 0.25),
+}
+_ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
+
+
+def _single(output: int, max_model_len: int) -> Size:
+    return Size(uniform(1, (128, 128), (output, output)), 1, max_model_len)
+
+
+WORKLOADS: dict[str, Workload] = {
+    w.name: w
+    for w in (
+        Workload(
+            "single",
+            "one request: 128 tokens in, 128 out",
+            "With a KV cache the cost of a new token no longer grows with the sequence (m1 over m0).",
+            {
+                "cpu": _single(128, 512),
+                "gpu": _single(128, 512),
+                "quick": Size(uniform(1, (8, 8), (8, 8)), 1, 64),
+            },
+            variants={
+                f"output={n}": {
+                    "cpu": _single(n, 2048),
+                    "gpu": _single(n, 2048),
+                    "quick": Size(uniform(1, (8, 8), (n // 16, n // 16)), 1, 128),
+                }
+                for n in (64, 128, 256, 512, 1024)
+            },
+            m0_variants=3,
+        ),
+        Workload(
+            "mixed",
+            "ragged inputs and outputs, far more requests than rows, all submitted at once",
+            "Requests that join and leave at every step give 3-5 times the throughput (m2 over m1).",
+            {
+                "cpu": Size(_MIXED["cpu"], 16, 512),
+                "gpu": Size(_MIXED["gpu"], 64, 2048),
+                "quick": Size(_MIXED["quick"], 4, 64),
+            },
+            m0_runs="ladder",
+        ),
+        Workload(
+            "ladder",
+            "the first 12 requests of mixed, outputs cut to 48: short enough for every stage, m0 included",
+            "Each stage is faster than the one before, or says why not.",
+            {
+                "cpu": Size(first(_MIXED["cpu"], 12, 48), 4, 512),
+                "gpu": Size(first(_MIXED["gpu"], 12, 48), 4, 2048),
+                "quick": Size(first(_MIXED["quick"], 4, 6), 2, 64),
+            },
+        ),
+        Workload(
+            "arrivals",
+            "mixed, arriving at random (Poisson): 2 requests a second on a CPU, 20 on a GPU",
+            "Nobody waits for the longest request of somebody else's batch (m2 over m1).",
+            {
+                "cpu": Size(poisson(_MIXED["cpu"], _ARRIVALS_PER_SECOND["cpu"]), 16, 512),
+                "gpu": Size(poisson(_MIXED["gpu"], _ARRIVALS_PER_SECOND["gpu"]), 64, 2048),
+                "quick": Size(poisson(_MIXED["quick"], _ARRIVALS_PER_SECOND["quick"]), 4, 64),
+            },
+            m0_runs="ladder",
+        ),
+    )
+}
+
+
+def find(name: str) -> Workload:
+    """The workload of that name; `UserError` with the list of names otherwise."""
+    if name not in WORKLOADS:
+        raise unknown("workload", name, WORKLOADS)
+    return WORKLOADS[name]
+
+
+def find_size(workload: str, variant: str | None, preset: str) -> Size:
+    """The numbers of a workload, or of one point of its sweep, for `cpu`, `gpu` or `quick`."""
+    entry = find(workload)
+    return (entry.variants[variant] if variant else entry.sizes)[preset]
+
+
+def total_output(requests: Sequence[BenchRequest]) -> int:
+    return sum(request.max_tokens for request in requests)

@@ -1,0 +1,150 @@
+"""A whole quick comparison, from the command line to the files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import Results, contestants, make_comparison
+from benchmarks.peers import PEERS
+from benchmarks.record import Record
+from tests.benchmarks.conftest import TINY, run_bench
+
+Done = tuple["subprocess.CompletedProcess[str]", Path]
+
+FIELDS = [
+    "stage",
+    "workload",
+    "status",
+    "repeats",
+    "output_tokens_per_s",
+    "total_tokens_per_s",
+    "requests_per_s",
+    "ttft_s",
+    "tpot_s",
+    "itl_s",
+    "e2e_s",
+    "peak_memory_bytes",
+    "peak_device_memory_bytes",
+    "kv_pool_bytes",
+    "kv_reserved_bytes",
+    "kv_used_peak_bytes",
+    "kv_utilization",
+    "padding_share",
+    "peak_running",
+    "preemptions",
+    "prefix_hit_rate",
+    "tokens_saved",
+    "gpu_utilization",
+    "error",
+]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "bench.json").read_text())
+
+
+def test_one_record_for_each_stage_and_workload(comparison: Done) -> None:
+    done, folder = comparison
+    assert done.returncode == 0, done.stderr
+    found = load(folder)
+    keys = [(r["stage"], r["workload"], r["status"]) for r in found["records"]]
+    assert keys == [("m0", "ladder", "ok"), ("m1", "mixed", "ok"), ("m0", "single", "ok"), ("m1", "single", "ok")]
+    assert "instead" in found["records"][0]["note"]
+    assert found["records"][1]["note"] is None
+
+
+def test_the_file_has_the_promised_fields(comparison: Done) -> None:
+    found = load(comparison[1])
+    assert set(found) == {"schema", "environment", "config", "records", "sweeps"}
+    assert {"hardware", "versions", "commit"} <= set(found["environment"])
+    for record in found["records"] + found["sweeps"]:
+        assert list(record)[: len(FIELDS)] == FIELDS
+        for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+            assert set(record[name]) == {"mean", "p50", "p90", "p99", "max"}
+            assert record[name]["p50"] <= record[name]["p90"] <= record[name]["p99"] <= record[name]["max"]
+
+
+def test_figures_agree_with_each_other(comparison: Done) -> None:
+    m0, mixed, _, single = load(comparison[1])["records"]
+    assert mixed["repeats"] == 2
+    assert sorted(mixed["output_tokens_per_s_repeats"])[0] == mixed["output_tokens_per_s"]
+    assert 0 < mixed["kv_used_peak_bytes"] < mixed["kv_reserved_bytes"] <= mixed["kv_pool_bytes"]
+    assert 0 < mixed["kv_utilization"] < 1
+    assert 0 < mixed["padding_share"] < 1
+    assert mixed["peak_running"] == 4
+    assert m0["peak_running"] == 2
+    assert m0["kv_pool_bytes"] == 0
+    assert m0["kv_utilization"] is None
+    assert mixed["total_tokens_per_s"] > mixed["output_tokens_per_s"]
+    assert mixed["peak_memory_bytes"] > 50e6
+    assert mixed["peak_device_memory_bytes"] is None
+    assert len(single["itl_by_position"]) == 7
+    assert mixed["itl_by_position"] is None
+
+
+def test_a_sweep_has_a_point_for_each_variant_and_m0_stops_early(comparison: Done) -> None:
+    sweeps = load(comparison[1])["sweeps"]
+    assert [r["variant"] for r in sweeps if r["stage"] == "m1"] == [f"output={n}" for n in (64, 128, 256, 512, 1024)]
+    assert [r["variant"] for r in sweeps if r["stage"] == "m0"] == [f"output={n}" for n in (64, 128, 256)]
+
+
+def test_the_table_says_what_m0_ran_and_pictures_are_drawn(comparison: Done) -> None:
+    done, folder = comparison
+    assert "m0 on ladder" in done.stdout
+    assert "m0 ran `ladder` instead" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if "/" not in line[:40]) <= 120
+    pictures = sorted(p.name for p in folder.glob("*.png"))
+    shared = [f"{w}-{p}.png" for w in ("mixed", "single") for p in ("latency", "memory", "throughput")]
+    assert pictures == sorted([*shared, "single-time-per-token.png"])
+    assert all((folder / name).stat().st_size > 10_000 for name in pictures)
+    assert not list(folder.glob(".*")), "scratch files left behind"
+
+
+def test_report_redraws_from_the_file(comparison: Done, tmp_path: Path) -> None:
+    done = run_bench("report", "--json", str(comparison[1] / "bench.json"), "--out-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "output" in done.stdout
+    assert len(list(tmp_path.glob("*.png"))) == 7
+
+
+def test_a_failed_stage_is_reported_and_the_others_go_on(failing: Done) -> None:
+    done, folder = failing
+    assert done.returncode == 1, "a stage failed"
+    m0, m1 = load(folder)["records"]
+    assert (m0["stage"], m0["status"], m0["error"]) == ("m0", "ok", None)
+    assert (m1["stage"], m1["status"]) == ("m1", "failed")
+    assert "kv_cache_memory" in m1["error"]
+    assert m1["output_tokens_per_s"] is None
+    assert "m1 failed: kv_cache_memory" in done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_resume_keeps_what_is_there_and_runs_the_rest(failing: Done) -> None:
+    folder = failing[1]
+    before = load(folder)["records"][0]
+    arguments = ("compare", "--stages", "m0,m1", "--repeats", "1", "--resume", "--json", str(folder / "bench.json"))
+    other = run_bench(*arguments, *TINY)
+    assert other.returncode == 2
+    assert "other values of options" in other.stderr
+    again = run_bench(*arguments, "--engine", "kv_cache_memory=1000", *TINY)
+    assert again.returncode == 1
+    assert load(folder)["records"][0] == before
+
+
+def test_contestants_take_any_spelling_and_come_in_order() -> None:
+    assert contestants(["llama.cpp", "stage1", "m0_baseline", "1"], peers=False) == ["m0", "m1", "llama.cpp"]
+    assert contestants(["m1"], peers=True) == ["m1", *PEERS]
+    assert contestants([], peers=False)[:2] == ["m0", "m1"]
+
+
+def test_results_survive_a_round_trip(tmp_path: Path) -> None:
+    plan = make_comparison(["m1"], ["single"], peers=False, dtype="bf16", device="cpu", model="x")
+    results = Results({"commit": None}, plan.config())
+    results.add(Record("m1", "single"))
+    results.add(Record("m1", "single", variant="output=64"))
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(results.to_json()))
+    assert Results.read(path) == results

@@ -1,0 +1,93 @@
+"""The workloads are fixed: these numbers change only with a reason, since they make old results incomparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from benchmarks.workloads import WORKLOADS, find, find_size, total_output
+from common.errors import UserError
+
+GOLDEN = {
+    ("single", "cpu"): (1, 128, 128, "c68829b243bf"),
+    ("single", "gpu"): (1, 128, 128, "c68829b243bf"),
+    ("mixed", "cpu"): (48, 2693, 2089, "348d3ac609c6"),
+    ("mixed", "gpu"): (256, 144191, 48374, "3baf123408d2"),
+    ("ladder", "cpu"): (12, 571, 268, "46d80b93463c"),
+    ("ladder", "gpu"): (12, 7749, 551, "d39881c76aca"),
+    ("arrivals", "cpu"): (48, 2693, 2089, "02dbca323f85"),
+    ("arrivals", "gpu"): (256, 144191, 48374, "c7e135b15e66"),
+}
+
+
+def summary(workload: str, preset: str) -> tuple[int, int, int, str]:
+    requests = find_size(workload, None, preset).requests(49152)
+    content = json.dumps([(r.prompt, r.max_tokens, round(r.arrival, 9)) for r in requests])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return len(requests), sum(len(r.prompt) for r in requests), total_output(requests), digest
+
+
+@pytest.mark.parametrize(("workload", "preset"), GOLDEN)
+def test_a_workload_never_changes(workload: str, preset: str) -> None:
+    assert summary(workload, preset) == GOLDEN[workload, preset]
+
+
+def test_every_workload_is_fixed_by_a_golden_entry() -> None:
+    assert {(name, preset) for name in WORKLOADS for preset in ("cpu", "gpu")} == set(GOLDEN)
+
+
+@pytest.mark.parametrize(
+    ("preset", "count", "inputs", "short", "long"),
+    [("cpu", 48, (16, 96), (4, 32), (160, 224)), ("gpu", 256, (100, 1024), (16, 128), (700, 1000))],
+)
+def test_mixed_has_the_lengths_that_it_promises(
+    preset: str, count: int, inputs: tuple[int, int], short: tuple[int, int], long: tuple[int, int]
+) -> None:
+    requests = find_size("mixed", None, preset).requests(1000)
+    longs = [r for r in requests if r.max_tokens > short[1]]
+    assert len(requests) == count
+    assert len(longs) == round(0.15 * count)
+    assert all(inputs[0] <= len(r.prompt) <= inputs[1] for r in requests)
+    assert all(long[0] <= r.max_tokens <= long[1] for r in longs)
+    assert all(r.max_tokens >= short[0] for r in requests)
+
+
+def test_ladder_is_the_start_of_mixed_with_outputs_cut() -> None:
+    mixed, ladder = (find_size(name, None, "cpu").requests(1000) for name in ("mixed", "ladder"))
+    assert [r.prompt for r in ladder] == [r.prompt for r in mixed[:12]]
+    assert [r.max_tokens for r in ladder] == [min(48, r.max_tokens) for r in mixed[:12]]
+
+
+def test_arrivals_come_at_the_stated_rate() -> None:
+    arrivals = [r.arrival for r in find_size("arrivals", None, "gpu").requests(1000)]
+    assert arrivals[0] == 0.0
+    assert arrivals == sorted(arrivals)
+    assert len(arrivals) / arrivals[-1] == pytest.approx(20, rel=0.15)
+
+
+def test_runs_share_lengths_but_no_token_ids() -> None:
+    size = find_size("arrivals", None, "cpu")
+    first, second = size.requests(49152, run=1), size.requests(49152, run=2)
+    assert [(len(r.prompt), r.max_tokens, r.arrival) for r in first] == [
+        (len(r.prompt), r.max_tokens, r.arrival) for r in second
+    ]
+    assert all(a.prompt[:4] != b.prompt[:4] for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("vocab_size", [2, 512])
+def test_token_ids_are_in_the_vocabulary_and_requests_fit(vocab_size: int) -> None:
+    for workload in WORKLOADS.values():
+        for sizes in (workload.sizes, *workload.variants.values()):
+            for size in sizes.values():
+                requests = size.requests(vocab_size)
+                assert all(0 <= t < vocab_size for r in requests for t in r.prompt)
+                assert all(len(r.prompt) + r.max_tokens <= size.max_model_len for r in requests)
+
+
+def test_an_unknown_workload_is_refused_with_the_list() -> None:
+    with pytest.raises(
+        UserError, match=r"unknown workload 'mixd'. Did you mean 'mixed'.*single, mixed, ladder, arrivals"
+    ):
+        find("mixd")

@@ -1,0 +1,45 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import stages
+from common import Engine
+from common.config import DEFAULT_MODEL
+from common.models import load_tokenizer
+from common.tokenizer import Tokenizer
+
+TINY = ("random:tiny-llama", "random:tiny-qwen2", "random:tiny-qwen3")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_threads() -> None:
+    """Tiny models run faster on one thread, and two test runs on one machine do not disturb each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The embedded model's tokenizer: byte-level BPE, as most models have."""
+    loaded = load_tokenizer(DEFAULT_MODEL)
+    assert loaded is not None
+    return loaded
+
+
+@pytest.fixture
+def build() -> Iterator[Callable[..., Engine]]:
+    """`stages.build`, on a tiny model in float32 on the CPU unless told otherwise; closes what it built."""
+    engines: list[Engine] = []
+
+    def make(stage: str = "m1", **options: Any) -> Engine:
+        engines.append(stages.build(stage, **({"model": TINY[0], "device": "cpu"} | options)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

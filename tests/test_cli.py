@@ -1,0 +1,392 @@
+"""The command line of a stage, in one process; the few cases that need a terminal or a signal start their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from common.cli import run_app, stage_app
+from common.cli.chat import Conversation, chat
+from common.cli.diff import changes, diff_lines, unchanged
+from common.cli.generate import figures, parse_token_ids, run
+from common.cli.options import ENGINE, SAMPLING, fastest_dtype
+from common.config import EngineConfig
+from common.engine import Engine
+from common.errors import UserError
+from common.outputs import RequestOutput
+from common.sampling_params import SamplingParams
+from common.tokenizer import Tokenizer
+from stages import build
+from stages.m1_kv_cache.engine import build as build_m1
+
+ROOT = Path(__file__).parent.parent
+M1 = ROOT / "stages" / "m1_kv_cache"
+TINY = ["--model", "random:tiny-llama", "--device", "cpu", "--dtype", "fp32"]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, so that the tiny models, which have 512 tokens, can talk."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = FastTokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return Tokenizer(fast, chat_template="{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:")
+
+
+def build_talking(config: EngineConfig) -> Engine:
+    engine = build_m1(config)
+    engine.tokenizer = byte_tokenizer()
+    return engine
+
+
+def cli(*arguments: str, build: object = build_m1) -> int:
+    """Exit status of `python -m stages.m1_kv_cache ...`."""
+    with pytest.raises(SystemExit) as end:
+        run_app(stage_app(M1, build), arguments)  # pyright: ignore[reportArgumentType]
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    raw = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+
+
+# -- help and bad input ------------------------------------------------------------------------------------------------
+
+
+def test_help_pages_name_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("--help") == 0
+    page = capsys.readouterr().out
+    assert all(command in page for command in ("demo", "generate", "chat", "bench", "diff"))
+    assert cli("generate", "--help") == 0
+    page = capsys.readouterr().out
+    flags = [f"--{name.replace('_', '-')}" for name in (*ENGINE, *SAMPLING)]
+    assert [flag for flag in flags if flag not in page] == []
+
+
+def test_every_engine_option_has_a_flag() -> None:
+    """A stage that brings an option to EngineConfig or SamplingParams brings its flag too."""
+    assert set(ENGINE) == set(EngineConfig.__dataclass_fields__)
+    assert set(SAMPLING) == set(SamplingParams.__dataclass_fields__) - {"seed", "stop_token_ids"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nonsense"], "nonsense"),
+        (["generate", "--nonsense"], "--nonsense"),
+        (["generate", "x", "--temperature", "hot"], "--temperature"),
+        (["generate", "x", "--temperature", "-1"], "temperature must be"),
+        (["generate", "x", "--dtype", "int3"], "Choose from"),
+        (["generate", "x", "--model", "no-such-model"], "Choose from"),
+        (["generate", "hello", *TINY], "no tokenizer"),
+        (["generate", "--token-ids", "1,x", *TINY], "list of token ids"),
+        (["generate", "--token-ids", "1,512", *TINY], "outside of the vocabulary"),
+        (["generate", "--token-ids", "1", "--max-tokens", "512", *TINY], "max_model_len=512"),
+        (["generate", "--token-ids", "1", "--kv-cache-memory", "10", *TINY], "kv_cache_memory"),
+        (["chat", *TINY], "no tokenizer"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*arguments) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert out == ""
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    def broken(config: EngineConfig) -> Engine:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_app(stage_app(M1, broken), ["generate", "x"])
+
+
+def test_no_prompt_at_all_says_how_to_give_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "\n\n")
+    assert cli("generate", *TINY) == 2
+    assert "holds no prompt" in capsys.readouterr().err
+    pipe(monkeypatch, b"\xff\xfe\n")
+    assert cli("generate", *TINY) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_interrupt_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: EngineConfig) -> Engine:
+        raise KeyboardInterrupt
+
+    assert cli("generate", "x", build=interrupted) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# -- generate ----------------------------------------------------------------------------------------------------------
+
+
+def test_generate_streams_in_input_order_and_reports_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = [[1, 2, 3], [4, 5], [6]]
+    texts = [",".join(map(str, p)) for p in prompts]
+    assert cli("generate", "--token-ids", *texts, "--max-tokens", "5", "--max-num-seqs", "2", *TINY) == 0
+    out, err = capsys.readouterr()
+    with build("m1", model="random:tiny-llama", device="cpu") as engine:
+        expected = [o.token_ids for o in engine.generate(prompts, SamplingParams(max_tokens=5))]
+    assert [[int(t) for t in line.split()] for line in out.splitlines()] == expected
+    assert "15 tokens" in err
+    assert all(word in err for word in ("tokens/s", "TTFT", "TPOT", "m1"))
+
+
+def test_generate_reads_standard_input_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "one\r\n\ntwo\n")
+    options = ["--json", "--max-tokens", "4", "--logprobs", "2", "--stop", "zzz", "--ignore-eos"]
+    assert cli("generate", *options, *TINY, build=build_talking) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["prompt"] for r in results] == ["one", "two"]
+    assert all(len(r["token_ids"]) == 4 and r["finish_reason"] == "length" for r in results)
+    assert all(len(r["logprobs"]) == 4 and r["ttft_s"] > 0 for r in results)
+
+
+def test_pieces_written_add_up_to_the_text() -> None:
+    pieces: list[str] = []
+    with build_talking(EngineConfig("random:tiny-llama", device="cpu", max_num_seqs=2)) as engine:
+        params = SamplingParams(max_tokens=20, temperature=1.0, logprobs=None)
+        outputs = run(engine, ["first", "second", "third"], params, pieces.append)
+    assert "".join(pieces) == "".join(f"{output.text}\n" for output in outputs)
+    assert len(pieces) > 10
+
+
+def test_figures_of_one_token_leave_out_what_there_is_not() -> None:
+    with build("m1", model="random:tiny-llama", device="cpu") as engine:
+        line = figures(engine, engine.generate([[1]], SamplingParams(max_tokens=1)))
+    assert "TTFT" in line
+    assert "TPOT" not in line
+
+
+def test_token_ids_are_read_with_commas_or_spaces() -> None:
+    assert parse_token_ids("12, 7 301,4") == [12, 7, 301, 4]
+    with pytest.raises(UserError, match="whole numbers"):
+        parse_token_ids("1.5")
+
+
+def test_auto_dtype_is_one_that_the_machine_computes_in() -> None:
+    assert fastest_dtype("cpu") in ("bf16", "fp32")
+
+
+# -- chat --------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_each_line_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[str] = []
+    original = Conversation.prompt
+
+    def spy(self: Conversation, question: str) -> list[int]:
+        seen.append(f"{len(self.turns)} {question}")
+        return original(self, question)
+
+    monkeypatch.setattr(Conversation, "prompt", spy)
+    pipe(monkeypatch, "hi\n\nagain\n/reset\n/what\nanew\n/quit\nnever\n")
+    assert cli("chat", "--max-tokens", "4", "--system", "be brief", *TINY, build=build_talking) == 0
+    out, err = capsys.readouterr()
+    assert seen == ["0 hi", "1 again", "0 anew"]
+    assert err.count("tokens/s") == 3
+    assert "/what is no command" in err
+    assert out.endswith("\n")
+
+
+def test_conversation_forgets_the_oldest_turns_first() -> None:
+    tokenizer = byte_tokenizer()
+    conversation = Conversation(tokenizer, room=40, system="S")
+    conversation.turns = [("old" * 5, "x"), ("new", "y")]
+    prompt = tokenizer.decode(conversation.prompt("q"))
+    assert prompt == "s:S;u:new;a:y;u:q;a:"
+    with pytest.raises(UserError, match="shorten it"):
+        conversation.prompt("q" * 50)
+
+
+def test_chat_needs_a_chat_template() -> None:
+    def without(config: EngineConfig) -> Engine:
+        engine = build_talking(config)
+        engine.tokenizer = byte_tokenizer()
+        engine.tokenizer.chat_template = None
+        return engine
+
+    with pytest.raises(UserError, match="no chat template"):
+        chat(without, EngineConfig("random:tiny-llama", device="cpu"), SamplingParams(), None)
+
+
+def build_slow(config: EngineConfig) -> Engine:
+    """Slow enough that an answer can be interrupted."""
+    engine = build_talking(config)
+    step = engine.step
+
+    def slow_step() -> list[RequestOutput]:
+        time.sleep(0.02)
+        return step()
+
+    engine.step = slow_step
+    return engine
+
+
+class Terminal:
+    """`chat` with a pseudo-terminal as its input, as a person has it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.master, slave = pty.openpty()
+        program = (
+            "import sys, tests.test_cli as t; from common.cli import run_app, stage_app;"
+            "run_app(stage_app(t.M1, t.build_slow), sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", program, *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self.unread, self.all = "", ""
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read on until `text` has come, and no further."""
+        while text not in self.unread:
+            self.read()
+        self.unread = self.unread.partition(text)[2]
+
+    def wait_for_answer(self) -> None:
+        """Read some twenty characters beyond the end of the line that was typed."""
+        self.wait_for("\n")
+        while len(self.unread) < 20:
+            self.read()
+
+    def read(self) -> None:
+        ready, _, _ = select.select([self.master], [], [], 60)
+        assert ready, f"no more output after: {self.all[-300:]!r}"
+        text = os.read(self.master, 4096).decode(errors="replace")
+        self.unread += text
+        self.all += text
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=60)
+        finally:
+            self.process.kill()
+            os.close(self.master)
+
+
+def test_chat_in_a_terminal_survives_errors_and_ctrl_c() -> None:
+    terminal = Terminal("chat", "--max-tokens", "400", "--ignore-eos", *TINY)
+    terminal.wait_for("> ")
+    terminal.type("x" * 200 + "\n")
+    terminal.wait_for("shorten it")
+    terminal.wait_for("> ")
+    terminal.type("hello\n")
+    terminal.wait_for_answer()
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.wait_for("stopped")
+    terminal.wait_for("> ")
+    terminal.type("/quit\n")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.all
+
+
+def test_ctrl_c_at_the_prompt_ends_the_chat_with_130() -> None:
+    terminal = Terminal("chat", *TINY)
+    terminal.wait_for("> ")
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.wait_for("interrupted")
+    assert terminal.end() == 130
+
+
+# -- demo, bench, diff -------------------------------------------------------------------------------------------------
+
+
+def test_demo_asks_its_questions_of_a_model_that_can_talk(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("demo", "--max-tokens", "8", *TINY, build=build_talking) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n> ") == 3
+    assert "capital of France" in out
+    assert "make stage1 chat" in out
+
+
+def test_bench_hands_everything_to_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[Sequence[str]] = []
+
+    class Process:
+        def __init__(self, command: Sequence[str]) -> None:
+            commands.append(command)
+            self.interrupts = 1
+
+        def wait(self) -> int:
+            if self.interrupts:
+                self.interrupts -= 1
+                raise KeyboardInterrupt
+            return 130
+
+    monkeypatch.setattr("common.cli.app.subprocess.Popen", Process)
+    assert cli("bench", "--workload", "single", "--quick") == 130
+    expected = ["-m", "benchmarks", "compare", "--stages", "m1", "--workload", "single", "--quick"]
+    assert commands == [[sys.executable, *expected]]
+
+
+def test_diff_holds_a_module_against_the_latest_earlier_stage_that_has_it(tmp_path: Path) -> None:
+    for path, text in {
+        "m0_a/engine.py": "a = 0\n",
+        "m0_a/cache.py": "c = 0\n",
+        "m1_b/engine.py": "from stages.m0_a.cache import c\n",
+        "m2_c/engine.py": "from stages.m0_a.cache import c\nfrom stages.m2_c.new import n\n",
+        "m2_c/new.py": "n = 2\n",
+        "m2_c/cache.py": "c = 2\n",
+        "m2_c/__init__.py": "",
+        "m3_d/cache.py": "c = 3\n",
+    }.items():
+        (tmp_path / "stages" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "stages" / path).write_text(text)
+    m2 = tmp_path / "stages" / "m2_c"
+    found = {change.path.name: change for change in changes(m2)}
+    assert list(found) == ["cache.py", "engine.py", "new.py"]
+    assert found["cache.py"].replaces == tmp_path / "stages/m0_a/cache.py"
+    assert found["engine.py"].replaces == tmp_path / "stages/m1_b/engine.py"
+    assert found["new.py"].replaces is None
+    assert list(diff_lines(found["new.py"], tmp_path)) == ["new: stages/m2_c/new.py (1 lines)"]
+    assert list(diff_lines(found["cache.py"], tmp_path))[-2:] == ["-c = 0", "+c = 2"]
+    assert unchanged(m2) == ["stages/m0_a/cache.py"]
+
+
+def test_diff_prints_colour_only_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("diff") == 0
+    plain = capsys.readouterr().out
+    assert "\x1b[" not in plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli("diff") == 0
+    assert "\x1b[32m" in capsys.readouterr().out
+
+
+def test_diff_into_a_pipe_that_closes_early_is_no_error() -> None:
+    command = f"{sys.executable} -m stages.m1_kv_cache diff | head -1"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (0, "")

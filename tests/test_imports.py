@@ -1,0 +1,114 @@
+"""The rules that keep two neighbouring stages one idea apart, read from the source without running it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import stages
+
+ROOT = Path(__file__).parent.parent
+STAGES = ROOT / "stages"
+FIXED = {"__init__.py", "__main__.py", "engine.py", "README.md"}
+SERVER_LIBRARIES = {"fastapi", "uvicorn", "starlette", "prometheus_client", "aiohttp", "flask"}
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+def imports(source: str) -> Iterator[str]:
+    """Full names of what a module imports, wherever the import stands: `stages.m0_baseline.batch.pad_batch`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def stage_number(name: str) -> int | None:
+    """3 for `stages.m3_paged_kv.attention`; None for what is no module of a stage."""
+    parts = name.split(".")
+    if parts[0] == "stages" and len(parts) > 1 and parts[1][:1] == "m" and parts[1][1:2].isdigit():
+        return int(parts[1][1])
+    return None
+
+
+def forward_imports(source: str, own: int) -> list[str]:
+    return [name for name in imports(source) if (number := stage_number(name)) is not None and number > own]
+
+
+def stage_bases(source: str, own: int) -> list[str]:
+    """Classes whose base comes from another stage, whatever it is called here."""
+    tree = ast.parse(source)
+    local: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            local.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+        elif isinstance(node, ast.Import):
+            local.update(
+                {
+                    alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+                    for alias in node.names
+                }
+            )
+    found: list[str] = []
+    for node in ast.walk(tree):
+        for base in node.bases if isinstance(node, ast.ClassDef) else ():
+            first, _, rest = ast.unparse(base).partition("[")[0].partition(".")
+            number = stage_number(".".join(filter(None, (local.get(first, first), rest))))
+            if number is not None and number != own:
+                found.append(f"class {node.name}({ast.unparse(base)})" if isinstance(node, ast.ClassDef) else "")
+    return found
+
+
+@pytest.mark.parametrize("stage", stages.names())
+def test_stage_imports_point_backwards_and_no_class_inherits_from_another_stage(stage: str) -> None:
+    own = int(stage[1])
+    for path in modules(STAGES / stage):
+        source = path.read_text()
+        assert forward_imports(source, own) == [], path
+        assert stage_bases(source, own) == [], path
+
+
+@pytest.mark.parametrize("stage", stages.names())
+def test_stage_folder_holds_nothing_beside_its_parts(stage: str) -> None:
+    names = {path.name for path in (STAGES / stage).iterdir() if path.name != "__pycache__"}
+    assert names >= FIXED
+    assert all(name.endswith(".py") for name in names - FIXED), names
+
+
+@pytest.mark.parametrize("stage", stages.names())
+def test_no_module_of_a_stage_is_a_copy_of_the_one_it_replaces(stage: str) -> None:
+    from common.cli.diff import changes
+
+    for change in changes(STAGES / stage):
+        if change.replaces is not None:
+            assert ast.dump(ast.parse(change.path.read_text())) != ast.dump(ast.parse(change.replaces.read_text()))
+
+
+def test_common_imports_no_stage_and_no_harness() -> None:
+    for path in modules(ROOT / "common"):
+        wrong = [name for name in imports(path.read_text()) if name.split(".")[0] in ("stages", "benchmarks", "tests")]
+        assert wrong == [], path
+
+
+def test_engines_import_no_server_library() -> None:
+    paths = [p for p in modules(ROOT / "common") if "serving" not in p.parts] + modules(STAGES)
+    for path in paths:
+        assert SERVER_LIBRARIES.isdisjoint(name.split(".")[0] for name in imports(path.read_text())), path
+
+
+def test_the_rules_see_what_they_forbid() -> None:
+    assert forward_imports("def f():\n    from stages.m6_x.pool import Pool", own=5) == ["stages.m6_x.pool.Pool"]
+    assert forward_imports("from stages.m3_x.pool import Pool", own=5) == []
+    assert stage_bases("from stages.m3_x.pool import Pool as P\nclass Mine(P[int]): ...", own=5) == [
+        "class Mine(P[int])"
+    ]
+    assert stage_bases("import stages.m3_x.pool\nclass Mine(stages.m3_x.pool.Pool): ...", own=5) != []
+    assert stage_bases("from stages.m5_x.pool import Pool\nclass Mine(Pool): ...", own=5) == []
+    assert stage_bases("from common.scheduler import Scheduler\nclass Mine(Scheduler): ...", own=5) == []

