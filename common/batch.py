@@ -17,9 +17,9 @@ class RaggedBatch:
 
     input_ids [T], positions [T]; query_start_loc [B + 1]: where each sequence's tokens begin; seq_lens [B]: its
     context after this step, cached tokens included; logit_indices [S]: the tokens whose logits are sampled, in the
-    order of the plan's sampling chunks, once for each request that draws from them; slot_mapping [T] and block_tables [B, M]: where the KV cache stores and finds
-    each token (None without a cache). `num_decodes`: so many of the first sequences have one token each.
-    max_query_len and max_seq_len are on the host, so that no kernel waits for them.
+    order of the plan's sampling chunks, once for each request that draws from them; slot_mapping [T] and block_tables
+    [B, M]: where the KV cache stores and finds each token (None without a cache). `num_decodes`: so many of the first
+    sequences have one token each. max_query_len and max_seq_len are on the host, so that no kernel waits for them.
     """
 
     input_ids: torch.Tensor

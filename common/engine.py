@@ -178,7 +178,9 @@ class Engine:
     ) -> list[str]:
         require(not isinstance(prompts, str), "give a list of prompts: write [prompt]")
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
-        require(len(each) == len(prompts), f"{len(prompts)} prompts but {len(each)} sampling params: give one, or one each")
+        require(
+            len(each) == len(prompts), f"{len(prompts)} prompts but {len(each)} sampling params: give one, or one each"
+        )
         ids: list[str] = []
         try:
             for prompt, p in zip(prompts, each, strict=True):

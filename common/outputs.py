@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 from common.request import Request
 
@@ -89,7 +90,7 @@ class RequestOutput:
     @property
     def itl(self) -> list[float]:
         times = self.outputs[0].token_times
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(times)]
 
     @property
     def tpot(self) -> float | None:

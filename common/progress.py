@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(description: str, total: int, *, show: bool | None = None) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    description: str, total: int, *, show: bool | None = None
+) -> Generator[Callable[[int], None], None, None]:
     """Yield `advance(amount)`. `show=None` draws the bar only where standard error is a terminal."""
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda amount: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

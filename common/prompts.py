@@ -35,5 +35,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
 
 def _need(tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
-        raise UserError("this model has no tokenizer, so it takes prompts as token ids; add tokenizer.json to its folder")
+        raise UserError(
+            "this model has no tokenizer, so it takes prompts as token ids; add tokenizer.json to its folder"
+        )
     return tokenizer

@@ -20,7 +20,8 @@ class Loaded:
 
 def load_for(config: EngineConfig) -> Loaded:
     """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do."""
-    model = load_model(config.model, dtype=config.torch_dtype, device=config.torch_device, seed=config.seed)
+    place, dtype = config.torch_device, config.torch_dtype
+    model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")

@@ -50,7 +50,9 @@ class SlotAttention:
         self._token_slots = self._slots
         self._context = batch.max_seq_len
         self._in_use = int(self._slots.max()) + 1
-        slot_ends = torch.ones(self._in_use, dtype=torch.long, device=self._slots.device)  # 1: a softmax over nothing is NaN
+        slot_ends = torch.ones(
+            self._in_use, dtype=torch.long, device=self._slots.device
+        )  # 1: a softmax over nothing is NaN
         slot_ends[self._slots] = batch.seq_lens.long()
         self._unwritten = (torch.arange(self._context, device=slot_ends.device) >= slot_ends[:, None])[:, None]
 

@@ -51,7 +51,7 @@ class PagedScheduler(Scheduler):
             length = request.num_tokens
             if len(self.running) + 1 + len(request.siblings) > self.max_num_seqs:
                 break
-            if plan.chunks and length > budget or not self.cache.can_admit(request):
+            if (plan.chunks and length > budget) or not self.cache.can_admit(request):
                 break
             self.cache.grow(request, length)
             self._start(request)

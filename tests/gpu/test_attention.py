@@ -1,0 +1,108 @@
+"""The attention backends, compiled and on a GPU, over the lengths, offsets, groups and formats of TRAPS.md."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from stages.m4_flash_attention import select
+from stages.m4_flash_attention.backends import AttentionShape, Backend
+from tests.m4.cases import HEADS, STEPS, TOLERANCE, Case, make_case
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+NAMES = ("triton", "torch", "flash_attn")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def backend_for(name: str, case: Case) -> Backend:
+    if name == "flash_attn" and (reason := select.why_not(name, case.shape)):
+        pytest.skip(f"flash_attn: {reason}")
+    return select.choose(name, case.shape).backend
+
+
+def poison(name: str) -> float:
+    return torch.nan if name == "triton" else 1e4
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("step", STEPS)
+def test_right_at_one_length_and_wrong_at_another(name: str, step: str, head_dim: int, dtype: torch.dtype) -> None:
+    case = make_case(STEPS[step], head_dim=head_dim, dtype=dtype, device="cuda", poison=poison(name))
+    case.check(backend_for(name, case))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_query_head_reads_another_groups_keys(name: str, heads: tuple[int, int], dtype: torch.dtype) -> None:
+    case = make_case([(1, 35), (1, 16), (20, 50)], heads, dtype=dtype, device="cuda", poison=poison(name))
+    case.check(backend_for(name, case))
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_head_dimension_other_than_64_and_128(head_dim: int, dtype: torch.dtype) -> None:
+    case = make_case([(1, 35), (1, 16), (150, 300)], head_dim=head_dim, dtype=dtype, device="cuda")
+    case.check(backend_for("triton", case))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block_size", [1, 8, 64, 256])
+def test_block_size_other_than_16(name: str, block_size: int) -> None:
+    chunks = [(1, 70), (1, 1), (1, 640), (40, 100), (5, 5)]
+    case = make_case(chunks, block_size=block_size, dtype=torch.bfloat16, device="cuda", poison=poison(name))
+    case.check(backend_for(name, case))
+
+
+def test_prompt_longer_than_the_table_of_tiles() -> None:
+    case = make_case([(1, 5000), (2100, 4100), (3000, 3000)], (8, 4), 128, dtype=torch.bfloat16, device="cuda")
+    case.check(backend_for("triton", case))
+
+
+def test_graph_captured_at_one_length_is_wrong_at_another() -> None:
+    """Captured once with padded rows, replayed with other lengths, tables and tokens in the same tensors."""
+    lengths = [[(1, 500), (1, 3), (1, 77)], [(1, 16), (1, 900), (1, 1)], [(1, 1000), (1, 1000), (1, 1000)]]
+    cases = [make_case(chunks, (16, 8), 128, dtype=torch.bfloat16, device="cuda", padded_rows=2, seed=i)
+             for i, chunks in enumerate(lengths)]  # fmt: skip
+    width = max(case.batch.block_tables.shape[1] for case in cases)  # pyright: ignore[reportOptionalMemberAccess]
+    blocks = max(case.kv.shape[1] for case in cases)
+    kv = torch.zeros(2, blocks, *cases[0].kv.shape[2:], dtype=torch.bfloat16, device="cuda")
+    q, k, v = (x.clone() for x in (cases[0].q, cases[0].k, cases[0].v))
+    tables = torch.zeros(5, width, dtype=torch.int32, device="cuda")
+    slots = torch.zeros(5, dtype=torch.int64, device="cuda")
+    seq_lens = torch.zeros(5, dtype=torch.int32, device="cuda")
+    batch = dataclasses.replace(
+        cases[0].batch, block_tables=tables, slot_mapping=slots, seq_lens=seq_lens, max_seq_len=1024
+    )
+    backend = select.choose("triton", cases[0].shape).backend
+    backend.begin(batch)
+    backend.store(kv, k, v)
+    backend.attend(q, kv)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        backend.store(kv, k, v)
+        out = backend.attend(q, kv)
+    for case in cases:
+        step = case.batch
+        assert step.block_tables is not None
+        assert step.slot_mapping is not None
+        kv.fill_(torch.nan)
+        kv[:, : case.kv.shape[1]] = case.kv
+        tables.zero_()
+        tables[:, : step.block_tables.shape[1]] = step.block_tables
+        sources = (step.slot_mapping, step.seq_lens, case.q, case.k, case.v)
+        for target, source in zip((slots, seq_lens, q, k, v), sources, strict=True):
+            target.copy_(source)
+        graph.replay()
+        error = (out.double() - case.expected).abs().max().item()
+        assert error < TOLERANCE[torch.bfloat16], f"off by {error}"
+
+
+def test_auto_on_a_gpu_takes_our_kernels() -> None:
+    shape = AttentionShape(16, 8, 128, 16, torch.bfloat16, torch.device("cuda"))
+    assert select.choose("auto", shape).name == "triton"
