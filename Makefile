@@ -11,7 +11,7 @@ PYTHON   ?=
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
 WHOLE_VERBS := help setup test-all lint report clean
-STAGE_VERBS := demo generate chat diff
+STAGE_VERBS := demo generate chat diff trace
 BOTH_VERBS  := bench test
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))

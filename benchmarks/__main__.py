@@ -122,6 +122,24 @@ def report(
 
 
 @app.command()
+def trace(
+    stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
+    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
+        DEFAULT_MODEL
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    out_dir: Annotated[Path, typer.Option(help="Folder of traces and pictures.")] = DEFAULT_FOLDER,
+) -> None:
+    """Record some requests step by step: a timeline, a map of the KV memory, and traces that Perfetto opens."""
+    from benchmarks.trace import trace as record_and_draw
+
+    with clean_end():
+        for path in record_and_draw(stage, model, device, dtype, out_dir):
+            print(path)
+
+
+@app.command()
 def workloads() -> None:
     """List the workloads: what each does, and the claim that it tests."""
     from benchmarks.workloads import WORKLOADS

@@ -77,7 +77,8 @@ def jobs(plan: Comparison) -> Iterator[Job]:
         for number, variant in enumerate(workload.variants):
             for stage in plan.contestants:
                 limit = workload.m0_variants if stage == "m0" else None
-                if limit is None or number < limit:
+                too_early = stage not in PEERS and stages.number(stage) < workload.variants_from
+                if not too_early and (limit is None or number < limit):
                     yield _job(plan, stage, workload, variant, None)
 
 

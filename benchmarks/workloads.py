@@ -117,6 +117,7 @@ class Workload:
     sizes: `cpu`, `gpu`, and `quick` for tests. variants: the points of a sweep, by name; run only with --sweep.
     m0_runs: the workload that m0 runs in this one's place, because this one would take it too long.
     m0_variants: how many of the variants, from the first on, m0 runs.
+    variants_from: the first stage that runs the variants, where they vary what earlier ones do not have.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Workload:
     variants: Mapping[str, Mapping[str, Size]] = field(default_factory=dict[str, Mapping[str, Size]])
     m0_runs: str | None = None
     m0_variants: int | None = None
+    variants_from: int = 0
     repeats: int = 3
 
 
@@ -133,6 +135,11 @@ _MIXED = {
     "cpu": uniform(48, (16, 96), (4, 32), (160, 224), 0.15),
     "gpu": uniform(256, (100, 1024), (16, 128), (700, 1000), 0.15),
     "quick": uniform(8, (4, 12), (2, 4), (10, 14), 0.25),
+}
+_PRESSURE = {
+    "cpu": Size(uniform(64, (32, 128), (32, 128)), 64, 2048, kv_tokens=4 * 2048),
+    "gpu": Size(uniform(256, (64, 256), (64, 256)), 256, 4096, kv_tokens=16 * 4096),
+    "quick": Size(uniform(8, (8, 16), (4, 12)), 8, 128, kv_tokens=2 * 128),
 }
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
@@ -193,6 +200,20 @@ WORKLOADS: dict[str, Workload] = {
                 "gpu": Size(poisson(_MIXED["gpu"], _ARRIVALS_PER_SECOND["gpu"]), 64, 2048),
                 "quick": Size(poisson(_MIXED["quick"], _ARRIVALS_PER_SECOND["quick"]), 4, 64),
             },
+            m0_runs="ladder",
+        ),
+        Workload(
+            "memory_pressure",
+            "requests far shorter than max_model_len, in the memory of 4 requests of max_model_len (GPU: 16)",
+            "Paging runs twice as many requests or more in the same bytes, which it fills to over 90 % (m3 over m2).",
+            _PRESSURE,
+            variants={
+                f"block_size={size}": {
+                    preset: replace(numbers, options={"block_size": size}) for preset, numbers in _PRESSURE.items()
+                }
+                for size in (1, 4, 8, 16, 32, 64, 128, 256)
+            },
+            variants_from=3,
             m0_runs="ladder",
         ),
     )

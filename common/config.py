@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -103,6 +104,11 @@ def _require_whole(name: str, value: object, least: int) -> None:
 
 ARRIVED_WITH = {"max_num_batched_tokens": 2, "scheduling_policy": 2, "block_size": 3, "swap_space": 3}
 """Options that the first stages do not have, and the stage that brings each."""
+
+
+def stage_options(stage: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Of these options, those that the stage has: for a comparison that gives all stages the same."""
+    return {name: value for name, value in wanted.items() if stage >= ARRIVED_WITH.get(name, 0)}
 
 
 def refuse_later_options(stage: int, options: Iterable[str]) -> None:

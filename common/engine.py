@@ -154,7 +154,7 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        progress: bool = False,
+        progress: bool | None = False,
     ) -> list[RequestOutput]:
         """Run prompts to their ends; results in input order. `params`: one for all, or one for each."""
         ids = self._add_all(prompts, params)

@@ -77,7 +77,12 @@ class Scheduler(abc.ABC):
             for request in (chunk.request, *chunk.forks):
                 request.num_in_flight -= 1
                 request.num_pending_tokens -= chunk.samples
+                if request.finished and request.num_in_flight == 0:
+                    self._release(request)
                 self.abort(request)
+        for request in plan.preempted:
+            if request.status is RequestStatus.SWAPPED:
+                self.abort(request)  # nobody knows whether its blocks have reached the CPU pool
 
     def take_ended(self) -> list[Request]:
         """The requests that ended outside of a step, once."""

@@ -32,9 +32,14 @@ def short_name(stage: str | int) -> str:
     return resolve(stage).split("_")[0]
 
 
+def number(stage: str | int) -> int:
+    """3 for any spelling of m3."""
+    return int(resolve(stage)[1])
+
+
 def build(stage: str | int, **options: Any) -> Engine:
     """Build a stage's engine; `options` are those of `EngineConfig`."""
     folder = resolve(stage)
     config = EngineConfig(**options)
-    refuse_later_options(int(folder[1]), options)
+    refuse_later_options(number(folder), options)
     return importlib.import_module(f"stages.{folder}.engine").build(config)

@@ -64,6 +64,8 @@ class PagedScheduler(Scheduler):
         while queue:
             request = queue.popleft()
             while not self.cache.grow(request, request.num_tokens):
+                if len(self.cache.tables) > len(self.running):
+                    break  # somebody has ended, and its last step is in flight: wait for those blocks
                 victim = queue.pop() if queue else request
                 self._preempt(victim, plan)
                 if victim is request:

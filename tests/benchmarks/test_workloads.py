@@ -19,6 +19,8 @@ GOLDEN = {
     ("ladder", "gpu"): (12, 7749, 551, "d39881c76aca"),
     ("arrivals", "cpu"): (48, 2693, 2089, "02dbca323f85"),
     ("arrivals", "gpu"): (256, 144191, 48374, "c7e135b15e66"),
+    ("memory_pressure", "cpu"): (64, 5243, 5552, "0daac6809565"),
+    ("memory_pressure", "gpu"): (256, 41031, 42032, "e2cfb1b6f546"),
 }
 
 

@@ -1,0 +1,69 @@
+"""KV memory as a map: a cell is one block of token slots, coloured by the request that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from benchmarks.style import INK, RC, title
+
+if TYPE_CHECKING:
+    from benchmarks.trace import Traced
+
+CELL = 16
+"""Token slots in a cell: the paged stages' block size; a long slot is as many cells as it has room for."""
+COLUMNS = 16
+
+
+def draw_memory_map(runs: Sequence[Traced], path: Path) -> Path:
+    """Each run at the step in which it stores most, side by side."""
+    kept = [run for run in runs if run.capacity]
+    with plt.rc_context(RC):
+        rows = max(-(-run.capacity // CELL // COLUMNS) for run in kept)
+        figure, axes = plt.subplots(1, len(kept), figsize=(7 * len(kept), 2.6 + 0.42 * rows), squeeze=False)
+        summaries = [_panel(axis, run) for axis, run in zip(axes[0], kept, strict=True)]
+        figure.suptitle(" → ".join(summaries), x=0.01, ha="left", fontsize=17, fontweight="bold")
+        note = f"A cell is {CELL} token slots. Solid: tokens stored. Pale: reserved, empty. White: free."
+        figure.text(0.01, 0.01, note, fontsize=12)
+        figure.tight_layout(rect=(0, 0.06, 1, 0.97))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        plt.close(figure)
+    return path
+
+
+def _panel(axis: Axes, run: Traced) -> str:
+    step = max(run.trace.steps, key=lambda s: s.kv_stored)
+    palette = plt.get_cmap("tab20")
+    owners = {id: number for number, id in enumerate(run.trace.arrivals)}
+    cells = -(-run.capacity // CELL)
+    for cell in range(cells):
+        x, y = cell % COLUMNS, cell // COLUMNS
+        axis.add_patch(Rectangle((x, y), 0.94, 0.9, facecolor="white", edgecolor="#C8C8C8", linewidth=0.7))
+    for region in step.regions or ():
+        number = owners[region.owners[0]]
+        for offset in range(0, region.length, CELL):
+            x, y = (region.start + offset) // CELL % COLUMNS, (region.start + offset) // CELL // COLUMNS
+            filled = min(CELL, max(0, region.stored - offset)) / CELL
+            color = palette(number % 20)
+            axis.add_patch(Rectangle((x, y), 0.94, 0.9, facecolor=color, alpha=0.22, linewidth=0))
+            axis.add_patch(Rectangle((x, y), 0.94 * filled, 0.9, facecolor=color, linewidth=0))
+            mark = f"{number}" + ("+" if len(region.owners) > 1 else "")
+            if filled:
+                axis.text(x + 0.47, y + 0.47, mark, ha="center", va="center", fontsize=9, color=INK)
+    axis.set_xlim(0, COLUMNS)
+    axis.set_ylim(-(-cells // COLUMNS), 0)
+    axis.set_axis_off()
+    held = {id for region in step.regions or () for id in region.owners}
+    use = step.kv_stored / step.kv_reserved if step.kv_reserved else 0.0
+    axis.set_title(
+        f"{title(run.stage)}: {len(held)} requests hold {step.kv_reserved} of {run.capacity} slots,\n"
+        f"{use:.0%} of them filled",
+        loc="left",
+    )
+    return f"{run.stage}: {len(held)} requests at once, {use:.0%} filled"

@@ -1,0 +1,107 @@
+"""The roofline of the attention kernels: how far each stays below what memory and arithmetic allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.style import INK, RC, SOFT
+
+COLORS = {
+    "naive": "#882255",
+    "torch": "#DDAA33",
+    "triton": "#117733",
+    "cpu": "#117733",
+    "flash_attn": "#332288",
+    "contiguous": "#8C8C8C",
+}
+NAMES = {
+    "naive": "naive (the lesson)",
+    "torch": "torch: gather, then SDPA",
+    "triton": "triton (ours)",
+    "cpu": "cpu (ours)",
+    "contiguous": "SDPA, K and V in one piece",
+}
+MARKERS = {"decode": "o", "prefill": "s"}
+
+
+def roofline(results: dict[str, Any], hardware: str) -> Figure:
+    """Operations per second against operations per byte, both axes logarithmic. One dot a backend and shape."""
+    records = [r for r in results["records"] if r["tflop_per_s"]]
+    copy, matmul = results["ceilings"]["copy_gb_per_s"] / 1e3, results["ceilings"]["matmul_tflop_per_s"]
+    with plt.rc_context(RC):
+        figure, axes = plt.subplots(figsize=(12, 7))
+        intensities = [r["flop_per_byte"] for r in records]
+        low, high = min(intensities) / 3, max(*intensities, matmul / copy) * 4
+        x = np.geomspace(low, high, 200)
+        axes.plot(x, np.minimum(x * copy, matmul), color=INK, linewidth=2.5)
+        bottom = min(r["tflop_per_s"] for r in records) / 25  # room for the names below the dots
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, matmul * 3))
+        axes.annotate(f"matrix product, measured: {matmul:.3g} TFLOP/s", (high / 1.1, matmul), xytext=(0, 7),
+                      textcoords="offset points", ha="right", color=INK)  # fmt: skip
+        slope = (low * matmul / copy) ** 0.5
+        axes.annotate(f"copy, measured:\n{copy * 1e3:.0f} GB/s", (slope, slope * copy), xytext=(-10, 10),
+                      textcoords="offset points", ha="right", color=INK)  # fmt: skip
+        for record in records:
+            axes.plot(record["flop_per_byte"], record["tflop_per_s"], MARKERS[record["kind"]], markersize=10,
+                      color=COLORS.get(record["backend"], SOFT), markeredgecolor="white", zorder=3)  # fmt: skip
+        _label_columns(axes, records)
+        axes.set_xlabel("floating-point operations for each byte of q, K, V and output")
+        axes.set_ylabel("TFLOP/s")
+        axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for backend in dict.fromkeys(r["backend"] for r in records):
+            axes.plot([], [], "o", markersize=10, color=COLORS.get(backend, SOFT), label=_legend(backend))
+        axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.42, 0.02))
+        figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
+        config = results["config"]
+        axes.set_title(
+            f"{hardware} · {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']} · "
+            "○ decode (sequences × context)   □ prefill (sequences × prompt)",
+            loc="left", fontsize=12, color=SOFT, pad=12,
+        )  # fmt: skip
+        figure.tight_layout()
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the file and forget the figure."""
+    with plt.rc_context(RC):
+        figure.savefig(path)
+    plt.close(figure)
+
+
+def _legend(backend: str) -> str:
+    return NAMES.get(backend, backend)
+
+
+def _label_columns(axes: Any, records: list[dict[str, Any]]) -> None:
+    """Name each shape once, below the lowest dot of its column; shapes of one intensity share a column."""
+    columns: dict[float, list[dict[str, Any]]] = {}
+    for record in records:
+        near = next((x for x in columns if abs(np.log(x / record["flop_per_byte"])) < 0.1), record["flop_per_byte"])
+        columns.setdefault(near, []).append(record)
+    for x, column in columns.items():
+        names = list(dict.fromkeys(r["step"] for r in column))
+        text = "\n".join([names[0], *(name.split(" ", 1)[1] for name in names[1:])])
+        axes.annotate(text, (x, min(r["tflop_per_s"] for r in column)), xytext=(0, -12), textcoords="offset points",
+                      ha="center", va="top", rotation=90, fontsize=11, color=INK, linespacing=1.3)  # fmt: skip
+
+
+def _finding(records: list[dict[str, Any]]) -> str:
+    """The best of our own kernels at each of the two jobs."""
+    parts: list[str] = []
+    for kind, ceiling in (("decode", "memory bandwidth"), ("prefill", "matrix-product speed")):
+        own = [r for r in records if r["kind"] == kind and r["backend"] in ("triton", "cpu")]
+        if own:
+            best = max(own, key=lambda r: r["share"])
+            parts.append(f"{kind} reaches {best['share']:.0%} of {ceiling}")
+    return ("Our kernels: " + ", ".join(parts)) if parts else "Attention backends below the roofline"

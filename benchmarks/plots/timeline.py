@@ -1,0 +1,103 @@
+"""Requests down, steps across: what was done for whom, and who had to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+
+from benchmarks.style import RC, SOFT, title
+
+if TYPE_CHECKING:
+    from benchmarks.trace import Traced
+
+KINDS = {
+    "waiting": "#E4E4E4",
+    "prefill": "#0F6FC6",
+    "decode": "#8CC5F0",
+    "recompute": "#D1495B",
+    "preempted": "#F3B8C0",
+    "swapped": "#C9B3E6",
+    "idle": "#FFFFFF",
+}
+"""Names and colours; `idle` is hatched: a finished request's row that is computed for nobody."""
+_CODES = {kind: code for code, kind in enumerate(KINDS)}
+_NOTHING = len(KINDS)
+
+
+def states(run: Traced) -> np.ndarray:
+    """[requests, steps]: the code of each request's state in each step."""
+    steps = list(run.trace.steps)
+    rows = {id: row for row, id in enumerate(run.trace.arrivals)}
+    grid = np.full((len(rows), len(steps)), _CODES["waiting"])
+    off: dict[str, int] = {}  # request id: the state it is in while no chunk of it runs, once it has started
+    last: dict[str, int] = {}
+    for column, step in enumerate(steps):
+        off |= dict.fromkeys(step.preempted, _CODES["preempted"])
+        off |= dict.fromkeys(step.swapped_out, _CODES["swapped"])
+        for id, code in off.items():
+            grid[rows[id], column:] = code
+        for chunk in step.chunks:
+            grid[rows[chunk.request_id], column] = _CODES[chunk.kind]
+            off[chunk.request_id] = _CODES["waiting"]
+            last[chunk.request_id] = column
+    for id, column in last.items():
+        grid[rows[id], column + 1 :] = _NOTHING
+    return grid
+
+
+def draw_timeline(runs: Sequence[Traced], path: Path) -> Path:
+    """One panel for each run, on one scale of steps."""
+    grids = [states(run) for run in runs]
+    longest = max(grid.shape[1] for grid in grids)
+    with plt.rc_context(RC):
+        height = 1.6 + sum(0.9 + 0.19 * len(grid) for grid in grids)
+        figure, axes = plt.subplots(
+            len(runs), 1, figsize=(13, height), squeeze=False, sharex=True, height_ratios=[len(g) for g in grids]
+        )
+        for axis, run, grid in zip(axes[:, 0], runs, grids, strict=True):
+            _panel(axis, run, grid, longest)
+        axes[-1, 0].set_xlabel("step")
+        used = [kind for kind, code in _CODES.items() if any((grid == code).any() for grid in grids)]
+        patches = [
+            Patch(facecolor=KINDS[k], edgecolor=SOFT, linewidth=0.5, hatch="////" if k == "idle" else None, label=k)
+            for k in used
+        ]
+        figure.suptitle(_finding(runs, grids), x=0.01, ha="left", fontsize=17, fontweight="bold")
+        figure.tight_layout(rect=(0, 0.06, 1, 0.99))
+        figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        plt.close(figure)
+    return path
+
+
+def _panel(axis: Axes, run: Traced, grid: np.ndarray, longest: int) -> None:
+    colors = ListedColormap([*KINDS.values(), "#FFFFFF"])
+    axis.pcolormesh(grid, cmap=colors, vmin=-0.5, vmax=_NOTHING + 0.5, edgecolors="none")
+    for row, codes in enumerate(grid):
+        columns = np.flatnonzero(codes == _CODES["idle"])
+        if columns.size:
+            width = columns[-1] - columns[0] + 1
+            axis.barh(row + 0.5, width, left=columns[0], height=1, color="white", edgecolor="#B0B0B0", hatch="////")
+    for row in range(1, len(grid)):
+        axis.axhline(row, color="white", linewidth=1.5)
+    axis.invert_yaxis()
+    axis.set_xlim(0, longest)
+    axis.set_yticks([0.5, len(grid) - 0.5], ["first", "last"])
+    axis.set_ylabel("request")
+    axis.tick_params(axis="y", length=0)
+    axis.set_title(f"{title(run.stage)}: {grid.shape[1]} steps", loc="left")
+
+
+def _finding(runs: Sequence[Traced], grids: Sequence[np.ndarray]) -> str:
+    if len(runs) == 1:
+        return f"{len(grids[0])} requests on {title(runs[0].stage)}: {grids[0].shape[1]} steps"
+    parts = " and ".join(f"{grid.shape[1]} steps on {title(run.stage)}" for run, grid in zip(runs, grids, strict=True))
+    return f"The same {len(grids[0])} requests in the same memory: {parts}"

@@ -1,0 +1,78 @@
+"""The scenario behind `make stage3 trace`: a few requests in little memory, recorded step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import stages
+from benchmarks.plots.memory_map import draw_memory_map
+from benchmarks.plots.timeline import draw_timeline
+from benchmarks.workloads import Draw
+from common import SamplingParams
+from common.config import parse_device, parse_dtype, stage_options
+from common.memory import kv_bytes_per_token
+from common.models.load import open_source
+from common.trace import StepTrace
+
+NUM_REQUESTS = 16
+INPUTS, OUTPUTS, LONG_OUTPUTS, LONG_SHARE = (16, 64), (8, 40), (80, 120), 0.4
+MAX_MODEL_LEN = 256
+KV_TOKENS = 2 * MAX_MODEL_LEN
+SWAP_TOKENS = 128
+"""Two slots of `MAX_MODEL_LEN` tokens: m1 and m2 run two requests, the paged stages as many as really fit. The pool on
+the CPU takes one preempted request; the next one is recomputed."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one stage did. `capacity`: token slots of its KV memory."""
+
+    stage: str
+    trace: StepTrace
+    capacity: int
+    block_size: int | None
+
+
+def record(stage: str, model: str, device: str, dtype: str) -> Traced:
+    """Run the scenario on a stage."""
+    place = parse_device(device)
+    token_bytes = kv_bytes_per_token(open_source(model, place).config, parse_dtype(dtype))
+    wanted = {
+        "max_num_seqs": NUM_REQUESTS,
+        "max_model_len": MAX_MODEL_LEN,
+        "kv_cache_memory": KV_TOKENS * token_bytes,
+        "swap_space": SWAP_TOKENS * token_bytes,
+    }
+    options = stage_options(stages.number(stage), wanted)
+    with stages.build(stage, model=model, device=place, dtype=dtype, **options) as engine:
+        draw = Draw(engine.runner.model.config.vocab_size)
+        long = draw.marked(NUM_REQUESTS, LONG_SHARE)
+        prompts = [draw.tokens(draw.length(INPUTS)) for _ in range(NUM_REQUESTS)]
+        params = [
+            SamplingParams(max_tokens=draw.length(LONG_OUTPUTS if one else OUTPUTS), ignore_eos=True) for one in long
+        ]
+        engine.trace = StepTrace(regions=True)
+        engine.generate(prompts, params, progress=None)
+        capacity = engine.scheduler.cache.usage().capacity
+        paged = stages.number(stage) >= 3
+        return Traced(stages.short_name(stage), engine.trace, capacity, engine.config.block_size if paged else None)
+
+
+def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list[Path]:
+    """Record a stage and the one before it; write both traces and the pictures; returns what was written."""
+    name = stages.short_name(stage)
+    folders = stages.names()
+    before = folders[max(0, folders.index(stages.resolve(stage)) - 1)]
+    pair = list(dict.fromkeys((stages.short_name(before), name)))
+    runs = [record(one, model, device, dtype) for one in pair]
+    written: list[Path] = []
+    for run in runs:
+        for chrome in (False, True):
+            path = folder / f"{run.stage}_trace{'.chrome' if chrome else ''}.json"
+            run.trace.write(path, chrome=chrome)
+            written.append(path)
+    written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
+    if any(run.capacity for run in runs):
+        written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
+    return written

@@ -1,0 +1,55 @@
+"""The pictures of `make stage3 trace`: drawn from a real run of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from benchmarks.plots.timeline import KINDS, states
+from benchmarks.trace import record, trace
+
+TINY = ("random:tiny-llama", "cpu", "float32")
+
+
+def test_writes_both_stages_traces_and_pictures_that_are_not_blank(tmp_path: Path) -> None:
+    written = trace("stage3", *TINY, tmp_path)
+    assert [p.name for p in written] == [
+        "m2_trace.json",
+        "m2_trace.chrome.json",
+        "m3_trace.json",
+        "m3_trace.chrome.json",
+        "m3_timeline.png",
+        "m3_memory.png",
+    ]
+    assert json.loads(written[2].read_text())["steps"]
+    for picture in written[-2:]:
+        assert np.std(matplotlib.image.imread(picture)) > 0.05
+
+
+def test_the_first_stage_has_no_one_before_it_and_no_memory_to_draw(tmp_path: Path) -> None:
+    assert [p.name for p in trace("m0", *TINY, tmp_path)] == [
+        "m0_trace.json",
+        "m0_trace.chrome.json",
+        "m0_timeline.png",
+    ]
+
+
+@pytest.mark.parametrize("stage", ["m1", "m2", "m3"])
+def test_the_timeline_shows_every_computed_token_once(stage: str) -> None:
+    run = record(stage, *TINY)
+    grid = states(run)
+    codes = list(KINDS)
+    decodes = sum(chunk.kind == "decode" for step in run.trace.steps for chunk in step.chunks)
+    assert (grid == codes.index("decode")).sum() == decodes
+    assert (grid == codes.index("prefill")).sum() == 16
+    assert ((grid == codes.index("idle")).any()) == (stage == "m1")
+
+
+def test_little_memory_makes_m3_swap_and_recompute() -> None:
+    grid = states(record("m3", *TINY))
+    for kind in ("swapped", "preempted", "recompute"):
+        assert (grid == list(KINDS).index(kind)).any(), kind
