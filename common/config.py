@@ -11,6 +11,7 @@ import torch
 from common.errors import UserError
 from common.options import refuse_unknown_options, require, unknown
 
+ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
 POLICIES = ("fcfs", "priority")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -64,6 +65,7 @@ class EngineConfig:
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
     kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
+    attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -77,6 +79,7 @@ class EngineConfig:
     block_size: int = 16
     swap_space: int = 0
     kv_cache_memory: int | None = None
+    attention_backend: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class EngineConfig:
         require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
         if self.scheduling_policy not in POLICIES:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
+        if self.attention_backend not in ATTENTION_BACKENDS:
+            raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -102,7 +107,13 @@ def _require_whole(name: str, value: object, least: int) -> None:
     require(whole, f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
-ARRIVED_WITH = {"max_num_batched_tokens": 2, "scheduling_policy": 2, "block_size": 3, "swap_space": 3}
+ARRIVED_WITH = {
+    "max_num_batched_tokens": 2,
+    "scheduling_policy": 2,
+    "block_size": 3,
+    "swap_space": 3,
+    "attention_backend": 4,
+}
 """Options that the first stages do not have, and the stage that brings each."""
 
 

@@ -26,6 +26,7 @@ ENGINE: Flags = {
     "max_num_batched_tokens": (int, "Most prompt tokens that one step prefills (from m2 on)."),
     "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
+    "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
     "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
     "seed": (int, "Of the sampling, and of random weights."),

@@ -1,0 +1,31 @@
+"""Attention that reads the blocks in place and never writes the score matrix."""
+
+from __future__ import annotations
+
+import torch
+
+from common.batch import RaggedBatch
+from stages.m3_paged_kv.kv_tensors import PagedKV
+from stages.m4_flash_attention.select import Choice
+
+
+class FlashAttention:
+    """The chosen backend reads the blocks where they lie, whoever wrote them; K and V stay in m3's tensors."""
+
+    def __init__(self, kv: PagedKV, choice: Choice) -> None:
+        self.kv = kv
+        self.choice = choice
+        self._backend = choice.backend
+        self._layers = list(kv.blocks)  # indexing a tensor costs microseconds, in every layer of every step
+
+    def begin(self, batch: RaggedBatch) -> None:
+        self._backend.begin(batch)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Stores k and v first, for the whole batch: tokens of one step may share a block, and see each other."""
+        kv = self._layers[layer]
+        self._backend.store(kv, k, v)
+        return self._backend.attend(q, kv)
+
+    def kv_bytes(self) -> int:
+        return self.kv.nbytes()

@@ -1,0 +1,70 @@
+"""Ways to compute attention over the paged cache. Each module here answers two questions and nothing else:
+
+`why_not(shape)`: None where it can run, or the reason why it cannot, as the end of a sentence;
+`create(shape)`: the backend, which imports whatever it needs.
+
+A layer's cache is kv [2, num_blocks, block_size, Hkv, D]; slot s is block s // block_size, offset s % block_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from common.batch import RaggedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What a backend needs to know before the first step."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.num_heads // self.num_kv_heads
+
+
+class Backend(Protocol):
+    """One step: `begin` once, then for each layer `store` and `attend`."""
+
+    def begin(self, batch: RaggedBatch) -> None: ...
+
+    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """k, v [T, Hkv, D] (rows may lie apart) into their slots of one layer."""
+        ...
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """q [T, Hq, D] (rows may lie apart) over one layer, causally; returns [T, Hq, D]."""
+        ...
+
+
+class PagedBatch:
+    """What every backend keeps of a batch: tables that are there, and the step's sequences as numbers on the host."""
+
+    def __init__(self, batch: RaggedBatch) -> None:
+        if batch.block_tables is None or batch.slot_mapping is None:
+            raise ValueError("paged attention needs a batch with block_tables and slot_mapping")
+        self.tables, self.slots = batch.block_tables, batch.slot_mapping
+        self.seq_lens, self.query_starts = batch.seq_lens, batch.query_start_loc
+        self.num_decodes, self.num_seqs = batch.num_decodes, batch.num_seqs
+        self.max_query_len, self.max_seq_len = batch.max_query_len, batch.max_seq_len
+
+    def sequences(self, first: int = 0) -> list[tuple[int, int, int]]:
+        """(first token, end of tokens, context length) of each sequence; waits for the device."""
+        starts, lengths = self.query_starts[first:].tolist(), self.seq_lens[first:].tolist()
+        return list(zip(starts[:-1], starts[1:], lengths, strict=True))
+
+
+def store_rows(kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+    """The store in PyTorch: k and v [T, Hkv, D] to the slots of one layer."""
+    kv[0].flatten(0, 1).index_copy_(0, slots, k)
+    kv[1].flatten(0, 1).index_copy_(0, slots, v)

@@ -1,0 +1,105 @@
+"""PyTorch's own flash kernels.
+
+From torch 2.13 on, `torch.nn.attention.varlen` reads the paged cache itself (CUDA, 16-bit formats). Elsewhere K and V
+are gathered through the block tables, and `scaled_dot_product_attention` does the rest: decodes as one batch with a
+mask, prefill chunks one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from common.batch import RaggedBatch
+from stages.m4_flash_attention.backends import AttentionShape, Backend, PagedBatch, store_rows
+
+VARLEN_PAGE = 256  # flash-attention 2, which torch ships, reads pages of a multiple of 256 tokens
+
+
+def why_not(shape: AttentionShape) -> str | None:
+    return None
+
+
+def paged_varlen(shape: AttentionShape) -> Callable[..., torch.Tensor] | None:
+    """`varlen_attn`, where this PyTorch has one that reads pages and the shape suits it."""
+    if shape.device.type != "cuda" or shape.dtype == torch.float32 or shape.block_size % VARLEN_PAGE:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    varlen: Callable[..., Any] = varlen_attn
+    needed = {"block_table", "seqused_k", "enable_gqa", "window_size"}
+    return varlen if needed <= inspect.signature(varlen).parameters.keys() else None
+
+
+def create(shape: AttentionShape) -> Backend:
+    varlen = paged_varlen(shape)
+    return GatherBackend() if varlen is None else VarlenBackend(varlen)
+
+
+class GatherBackend:
+    """Gather, then SDPA."""
+
+    def begin(self, batch: RaggedBatch) -> None:
+        self._batch = step = PagedBatch(batch)
+        decodes = step.num_decodes
+        self._chunks = step.sequences(decodes) if decodes < step.num_seqs else []
+        self._decode_mask = None
+        if decodes:
+            lengths = step.seq_lens[:decodes, None, None, None]
+            positions = torch.arange(step.max_seq_len, device=lengths.device)
+            # A padded row of length 0 looks at its first slot: its result is nobody's, but it is a number.
+            self._decode_mask = positions < lengths.clamp(min=1)  # [B, 1, 1, max_seq_len]
+
+    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        store_rows(kv, k, v, self._batch.slots)
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        decodes, block_size = self._batch.num_decodes, kv.shape[2]
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if decodes:
+            blocks = self._batch.tables[:decodes, : -(-self._batch.max_seq_len // block_size)]
+            k, v = (x[blocks].flatten(1, 2)[:, : self._batch.max_seq_len].transpose(1, 2) for x in kv)  # [B, Hkv, S, D]
+            rows = q[:decodes, :, None]  # [B, Hq, 1, D]
+            out[:decodes] = _sdpa(rows, k, v, attn_mask=self._decode_mask)[:, :, 0]
+        for table, (start, end, length) in zip(self._batch.tables[decodes:], self._chunks, strict=True):
+            blocks = table[: -(-length // block_size)]
+            k, v = (x[blocks].flatten(0, 1)[:length].transpose(0, 1)[None] for x in kv)  # [1, Hkv, length, D]
+            rows = q[start:end].transpose(0, 1)[None]
+            if end - start == length:
+                result = _sdpa(rows, k, v, is_causal=True)
+            else:  # is_causal aligns the mask to the first key; a later chunk's belongs to the last
+                positions = torch.arange(length, device=q.device)
+                mask = positions <= positions[length - (end - start) :, None]
+                result = _sdpa(rows, k, v, attn_mask=mask)
+            out[start:end] = result[0].transpose(0, 1)
+        return out
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+    return scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
+
+
+class VarlenBackend:
+    """One call for the whole step, prefill and decode alike; the cache is read in place."""
+
+    def __init__(self, varlen_attn: Callable[..., torch.Tensor]) -> None:
+        self._varlen_attn = varlen_attn
+
+    def begin(self, batch: RaggedBatch) -> None:
+        self._batch = PagedBatch(batch)
+
+    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        store_rows(kv, k, v, self._batch.slots)
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        step = self._batch
+        return self._varlen_attn(
+            q.contiguous(), kv[0], kv[1], step.query_starts, None, step.max_query_len, step.max_seq_len,
+            window_size=(-1, 0), enable_gqa=q.shape[1] != kv.shape[3], seqused_k=step.seq_lens, block_table=step.tables,
+        )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Our own Triton kernels: decodes by Flash-Decoding, chunks by FlashAttention-2, both over the blocks in place."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+from common.batch import RaggedBatch
+from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
+
+HEAD_DIMS = (16, 32, 64, 128, 256)
+
+
+def why_not(shape: AttentionShape) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton; it exists for Linux)"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if shape.device.type != "cuda" and not interpreted:
+        return f"it needs a GPU, and the device is {shape.device} (TRITON_INTERPRET=1 runs it there, very slowly)"
+    if interpreted and shape.dtype == torch.bfloat16:
+        return "Triton's interpreter (TRITON_INTERPRET=1) does not compute in bfloat16"
+    if shape.device.type == "cuda" and torch.cuda.get_device_capability(shape.device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 (Ampere) or later"
+    if shape.head_dim not in HEAD_DIMS:
+        return f"it knows head dimensions {', '.join(map(str, HEAD_DIMS))}, not {shape.head_dim}"
+    return None
+
+
+def create(shape: AttentionShape) -> TritonBackend:
+    return TritonBackend(shape)
+
+
+class TritonBackend:
+    """A decode step is safe to capture in a CUDA graph: nothing is read on the host, no workspace is allocated."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        from stages.m4_flash_attention.kernels import triton_decode, triton_prefill, triton_store
+
+        self._store, self._prefill = triton_store.store, triton_prefill.prefill
+        self._decode = triton_decode.DecodeKernel(
+            shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
+        )
+
+    def begin(self, batch: RaggedBatch) -> None:
+        self._batch = PagedBatch(batch)
+
+    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        self._store(kv, k, v, self._batch.slots)
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        step, decodes = self._batch, self._batch.num_decodes
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if decodes:
+            self._decode(q[:decodes], kv, step.tables, step.seq_lens, step.max_seq_len, out)
+        if decodes < step.num_seqs:
+            tables, lengths, starts = step.tables[decodes:], step.seq_lens[decodes:], step.query_starts[decodes:]
+            self._prefill(q, kv, tables, lengths, starts, step.max_query_len, out)
+        return out

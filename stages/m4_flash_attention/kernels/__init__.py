@@ -1,0 +1,1 @@
+"""Kernels: Triton for a GPU, Numba for a CPU."""

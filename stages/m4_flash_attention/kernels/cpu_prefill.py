@@ -1,0 +1,152 @@
+"""Prefill on a CPU: FlashAttention-2's loop, built on one register-tiled matrix product.
+
+A task is one tile of queries of one KV head: `ROWS` rows, a row being one (query, head of the group), so that the
+heads that share K and V share their tiles too. The inner product keeps 4 rows x 64 columns of sums in registers and
+is used twice, for Q K^T (columns are tokens; the tile of K is turned once for all rows) and for P V (columns are
+dimensions). Only four rows of scores exist at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from stages.m4_flash_attention.kernels.cpu_decode import LOG2E
+from stages.m4_flash_attention.kernels.simd import (
+    LANES,
+    exp2_minus,
+    keep_first,
+    largest,
+    load,
+    scale,
+    scale_add,
+    store,
+    total,
+    width,
+    zeros,
+)
+
+# pyright: basic
+
+ROWS = 192  # times D floats of queries and of sums: they stay in the L2 cache
+TILE = 64  # tokens: a tile of K and one of V stay in the L1 cache
+TILE_WIDTH, LANE_WIDTH = width(TILE), width(LANES)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _pack(keys, values, table, block_size, first, count, heads, head, row_width, raw, turned, plain):
+    """A tile of K as [D, TILE] and one of V as [TILE, D], in float32; tokens past `count` are 0."""
+    dim = 16 * len(row_width)
+    for t in range(TILE):
+        if t < count:
+            slot = np.int64(table[(first + t) // block_size]) * block_size + (first + t) % block_size
+            at = (slot * heads + head) * dim
+            store(raw, t * dim, load(keys, at, row_width))
+            store(plain, t * dim, load(values, at, row_width))
+        else:
+            store(raw, t * dim, zeros(row_width))
+            store(plain, t * dim, zeros(row_width))
+    for d in range(0, dim, 16):
+        for t in range(TILE):
+            for i in range(16):
+                turned[(d + i) * TILE + t] = raw[t * dim + d + i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _softmax_row(scores, row, count, masked, r, top, fresh, shrink):
+    """One row of scores becomes weights, summed in fresh; shrink: log2 of what its older sums must be multiplied by."""
+    tile = load(scores, row * TILE, TILE_WIDTH)
+    if masked:
+        tile = keep_first(tile, count)
+    high = max(top[r], largest(tile))
+    tile = exp2_minus(tile, high)
+    shrink[row], fresh[row], top[r] = top[r] - high, total(tile), high
+    store(scores, row * TILE, tile)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _four_rows(q, turned, plain, r, dim, column_width, scores, counts, masked, top, weight, sums, shrink, fresh):
+    """Rows r ... r + 3 against one tile: scores, softmax, sums over V."""
+    columns = 16 * len(column_width)
+    a, b, c, d = zeros(TILE_WIDTH), zeros(TILE_WIDTH), zeros(TILE_WIDTH), zeros(TILE_WIDTH)
+    for k in range(dim):
+        key = load(turned, k * TILE, TILE_WIDTH)
+        a, b = scale_add(q[r * dim + k], key, a), scale_add(q[(r + 1) * dim + k], key, b)
+        c, d = scale_add(q[(r + 2) * dim + k], key, c), scale_add(q[(r + 3) * dim + k], key, d)
+    store(scores, 0, a)
+    store(scores, TILE, b)
+    store(scores, 2 * TILE, c)
+    store(scores, 3 * TILE, d)
+    for row in range(4):
+        _softmax_row(scores, row, counts[r + row], masked, r + row, top, fresh, shrink)
+    store(shrink, 0, exp2_minus(load(shrink, 0, LANE_WIDTH), np.float32(0.0)))
+    for row in range(4):
+        weight[r + row] = weight[r + row] * shrink[row] + fresh[row]
+    for column in range(0, dim, columns):
+        at = r * dim + column
+        w = scale(shrink[0], load(sums, at, column_width))
+        x = scale(shrink[1], load(sums, at + dim, column_width))
+        y = scale(shrink[2], load(sums, at + 2 * dim, column_width))
+        z = scale(shrink[3], load(sums, at + 3 * dim, column_width))
+        for t in range(TILE):
+            value = load(plain, t * dim + column, column_width)
+            w, x = scale_add(scores[t], value, w), scale_add(scores[TILE + t], value, x)
+            y, z = scale_add(scores[2 * TILE + t], value, y), scale_add(scores[3 * TILE + t], value, z)
+        store(sums, at, w)
+        store(sums, at + dim, x)
+        store(sums, at + 2 * dim, y)
+        store(sums, at + 3 * dim, z)
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def prefill(
+    q, q_stride, keys, values, tables, seq_lens, query_starts, tasks, block_size, heads, group, row_width, column_width,
+    threads, out,
+):  # fmt: skip
+    """Causal attention of each sequence's last tokens over its whole context.
+
+    q: token t begins at t * q_stride; keys, values and out: as in `decode`, out [T, Hq, D]; query_starts [B + 1];
+    tasks [N, 3]: sequence, KV head, first query of the tile (within the sequence), dearest first; column_width: of
+    at most 64, dividing D.
+    """
+    dim, all_heads = 16 * len(row_width), heads * group
+    tile_queries = max(1, ROWS // group)
+    most_rows = (tile_queries * group + 3) // 4 * 4
+    factor = np.float32(LOG2E / np.sqrt(dim))
+    for thread in prange(threads):
+        queries, sums = np.zeros(most_rows * dim, np.float32), np.zeros(most_rows * dim, np.float32)
+        top, weight = np.zeros(most_rows, np.float32), np.zeros(most_rows, np.float32)
+        counts = np.zeros(most_rows, np.int64)
+        raw, turned, plain = (
+            np.zeros(TILE * dim, np.float32),
+            np.zeros(TILE * dim, np.float32),
+            np.zeros(TILE * dim, np.float32),
+        )
+        scores = np.zeros(4 * TILE, np.float32)
+        shrink, fresh = np.zeros(LANES, np.float32), np.zeros(4, np.float32)
+        for index in range(thread, tasks.shape[0], threads):
+            sequence, head, begin = np.int64(tasks[index, 0]), np.int64(tasks[index, 1]), np.int64(tasks[index, 2])
+            token = np.int64(query_starts[sequence])
+            length = np.int64(query_starts[sequence + 1]) - token
+            rows = min(tile_queries, length - begin) * group
+            oldest = np.int64(seq_lens[sequence]) - length + begin  # position of the tile's first query
+            context = oldest + rows // group
+            for r in range(rows):
+                at = (token + begin + r // group) * q_stride + (head * group + r % group) * dim
+                store(queries, r * dim, scale(factor, load(q, at, row_width)))
+            sums[:], weight[:], top[:] = np.float32(0.0), np.float32(0.0), np.float32(-1e30)
+            for first in range(0, context, TILE):
+                count = min(TILE, context - first)
+                _pack(keys, values, tables[sequence], block_size, first, count, heads, head, row_width,
+                      raw, turned, plain)  # fmt: skip
+                masked = first + TILE > oldest + 1  # only tiles that some query may not see to the end
+                # Rows before the diagonal see nothing of this tile: skip them, four at a time.
+                skip = max(0, (first - oldest) * group) // 4 * 4
+                for r in range(rows):
+                    counts[r] = oldest + r // group + 1 - first
+                for r in range(skip, rows, 4):
+                    _four_rows(queries, turned, plain, r, dim, column_width, scores, counts, masked,
+                               top, weight, sums, shrink, fresh)  # fmt: skip
+            for r in range(rows):
+                at = ((token + begin + r // group) * all_heads + head * group + r % group) * dim
+                store(out, at, scale(np.float32(1.0) / weight[r], load(sums, r * dim, row_width)))

@@ -1,0 +1,211 @@
+"""A vector of float32 as a Numba type, so that a kernel in Python says exactly which SIMD work it wants.
+
+LLVM maps a `<64 x float>` to the registers at hand: four of AVX-512, eight of AVX2, sixteen of NEON. Left to itself,
+LLVM vectorises only loops of unknown length with a slow scalar rest, and a 16-token tile is nothing but rest.
+
+A width is a tuple of `n / 16` zeros: its *length* belongs to its type, which makes `n` a constant to the compiler
+(and one cached compilation for each head dimension). Arrays are flat; their dtype says how the bits are read:
+float32; uint16 holds bfloat16; int16 holds float16. Arithmetic is in float32, whatever the storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.core import cgutils
+from numba.extending import models, register_model
+from numba.np import arrayobj
+
+# pyright: basic
+# Numba and llvmlite carry no types.
+
+intrinsic: Any = extending.intrinsic
+
+LANES = 16
+F32, I32, I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
+FAST = ("fast",)  # the order of a sum is free, and nothing is NaN
+EXP2_POLYNOMIAL = (2.1702252e-4, 1.2439689e-3, 9.6788409e-3, 5.5483342e-2, 2.4022984e-1, 6.9314698e-1, 1.0)
+"""2^x on [0, 1), highest power first; a minimax fit, exact to float32."""
+
+
+def width(lanes: int) -> tuple[int, ...]:
+    """The tuple that stands for `lanes` (a multiple of 16) in a kernel's type."""
+    return (0,) * (lanes // LANES)
+
+
+class Vector(types.Type):
+    """`lanes` numbers of float32 in registers."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"float32x{lanes}")
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, ir.VectorType(F32, vector.lanes))
+
+
+def _call(builder: Any, name: str, result: Any, *args: Any, fast: bool = True) -> Any:
+    signature = ir.FunctionType(result, [a.type for a in args])
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, args, fastmath=FAST if fast else ())
+
+
+def _constant(kind: Any, lanes: int, value: float) -> Any:
+    return ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
+
+
+def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, I32(0))
+    return builder.shuffle_vector(first, undefined, _constant(I32, lanes, 0))
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c, fast=False)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, target: Any) -> Any:
+    data = arrayobj.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), ir.PointerType(target))
+
+
+@intrinsic
+def load(_typing: Any, array: Any, index: Any, shape: Any) -> tuple[Any, Callable[..., Any]]:
+    """`array[index : index + n]`, widened to float32; shape = width(n)."""
+    lanes = shape.count * LANES
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0].dtype
+        stored = F32 if kind == types.float32 else I16 if kind == types.uint16 else ir.HalfType()
+        where = _pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(stored, lanes))
+        value = builder.load(where, align=kind.bitwidth // 8)
+        floats, ints = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
+        if kind == types.uint16:  # bfloat16 is the upper half of a float32
+            return builder.bitcast(builder.shl(builder.zext(value, ints), _constant(I32, lanes, 16)), floats)
+        return value if kind == types.float32 else builder.fpext(value, floats)
+
+    return Vector(lanes)(array, types.intp, shape), generate
+
+
+@intrinsic
+def store(_typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+    """`array[index : index + n] = vector`, rounded to the array's format (to nearest, ties to even)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind, value, lanes = signature.args[0].dtype, args[2], vector.lanes
+        if kind == types.uint16:
+            bits = builder.bitcast(value, ir.VectorType(I32, lanes))
+            odd = builder.and_(builder.lshr(bits, _constant(I32, lanes, 16)), _constant(I32, lanes, 1))
+            rounded = builder.add(builder.add(bits, _constant(I32, lanes, 0x7FFF)), odd)
+            value = builder.trunc(builder.lshr(rounded, _constant(I32, lanes, 16)), ir.VectorType(I16, lanes))
+        elif kind == types.int16:
+            value = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
+        where = _pointer(context, builder, signature.args[0], args[0], args[1], value.type)
+        builder.store(value, where, align=kind.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def prefetch(_typing: Any, array: Any, index: Any) -> tuple[Any, Callable[..., Any]]:
+    """Ask for the cache line of `array[index]`: the next block lies anywhere, and no hardware can guess where."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        where = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
+        reading, keep, data = I32(0), I32(3), I32(1)
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), where, reading, keep, data, fast=False)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def zeros(_typing: Any, shape: Any) -> tuple[Any, Callable[..., Any]]:
+    lanes = shape.count * LANES
+    return Vector(lanes)(shape), lambda context, builder, signature, args: _constant(F32, lanes, 0.0)
+
+
+@intrinsic
+def scale_add(_typing: Any, x: Any, vector: Any, addend: Any) -> tuple[Any, Callable[..., Any]]:
+    """x * vector + addend, x a scalar."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _fma(builder, _splat(builder, args[0], vector.lanes), args[1], args[2])
+
+    return addend(types.float32, vector, addend), generate
+
+
+@intrinsic
+def scale(_typing: Any, x: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+    """x * vector, x a scalar."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fmul(_splat(builder, args[0], vector.lanes), args[1], flags=FAST)
+
+    return vector(types.float32, vector), generate
+
+
+@intrinsic
+def dot(_typing: Any, a: Any, b: Any) -> tuple[Any, Callable[..., Any]]:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        products = builder.fmul(args[0], args[1], flags=FAST)
+        return _call(builder, f"llvm.vector.reduce.fadd.v{a.lanes}f32", F32, F32(0.0), products)
+
+    return types.float32(a, b), generate
+
+
+@intrinsic
+def total(_typing: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+    """The sum of all lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.vector.reduce.fadd.v{vector.lanes}f32", F32, F32(0.0), args[0])
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def largest(_typing: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _call(builder, f"llvm.vector.reduce.fmax.v{vector.lanes}f32", F32, args[0])
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def keep_first(_typing: Any, vector: Any, count: Any) -> tuple[Any, Callable[..., Any]]:
+    """The first `count` lanes; the others become -1e30, which no softmax sees (and no infinity minus infinity)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = vector.lanes
+        numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        limit = _splat(builder, builder.trunc(args[1], I32), lanes)
+        return builder.select(builder.icmp_signed("<", numbers, limit), args[0], _constant(F32, lanes, -1e30))
+
+    return vector(vector, types.intp), generate
+
+
+@intrinsic
+def exp2_minus(_typing: Any, vector: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
+    """2^(vector - x) for results up to 1: the whole part goes to the exponent's bits, a polynomial does the rest."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes, floats, ints = vector.lanes, args[0].type, ir.VectorType(I32, vector.lanes)
+        power = builder.fsub(args[0], _splat(builder, args[1], lanes))
+        power = _call(builder, f"llvm.maxnum.v{lanes}f32", floats, power, _constant(F32, lanes, -126.0), fast=False)
+        whole = _call(builder, f"llvm.floor.v{lanes}f32", floats, power, fast=False)
+        rest = builder.fsub(power, whole)
+        result = _constant(F32, lanes, EXP2_POLYNOMIAL[0])
+        for coefficient in EXP2_POLYNOMIAL[1:]:
+            result = _fma(builder, result, rest, _constant(F32, lanes, coefficient))
+        exponent = builder.add(builder.fptosi(whole, ints), _constant(I32, lanes, 127))
+        return builder.fmul(result, builder.bitcast(builder.shl(exponent, _constant(I32, lanes, 23)), floats))
+
+    return vector(vector, types.float32), generate

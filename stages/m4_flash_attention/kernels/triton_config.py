@@ -1,0 +1,39 @@
+"""Tile sizes, warps and pipeline stages, by head dimension and format: a table, set from measurements on Hopper GPUs.
+
+TILE: tokens of K and V at a time; ROWS: queries at a time. A float32 tile is twice as large and leaves room for fewer.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Config = dict[str, int]
+
+DECODE: dict[tuple[int, int], Config] = {  # (head_dim up to, bytes of a number)
+    (64, 2): {"TILE": 128, "num_warps": 4, "num_stages": 4},
+    (128, 2): {"TILE": 64, "num_warps": 2, "num_stages": 3},
+    (256, 2): {"TILE": 32, "num_warps": 4, "num_stages": 3},
+    (64, 4): {"TILE": 64, "num_warps": 4, "num_stages": 2},
+    (128, 4): {"TILE": 32, "num_warps": 4, "num_stages": 2},
+    (256, 4): {"TILE": 16, "num_warps": 4, "num_stages": 2},
+}
+PREFILL: dict[tuple[int, int], Config] = {
+    (64, 2): {"ROWS": 64, "TILE": 128, "num_warps": 4, "num_stages": 3},
+    (128, 2): {"ROWS": 128, "TILE": 64, "num_warps": 4, "num_stages": 3},
+    (256, 2): {"ROWS": 64, "TILE": 64, "num_warps": 8, "num_stages": 2},
+    (64, 4): {"ROWS": 64, "TILE": 32, "num_warps": 4, "num_stages": 2},
+    (128, 4): {"ROWS": 32, "TILE": 32, "num_warps": 4, "num_stages": 2},
+    (256, 4): {"ROWS": 16, "TILE": 32, "num_warps": 4, "num_stages": 2},
+}
+
+
+def _choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dtype) -> Config:
+    return next(config for (limit, size), config in table.items() if head_dim <= limit and size == dtype.itemsize)
+
+
+def decode_config(head_dim: int, dtype: torch.dtype) -> Config:
+    return _choose(DECODE, head_dim, dtype)
+
+
+def prefill_config(head_dim: int, dtype: torch.dtype) -> Config:
+    return _choose(PREFILL, head_dim, dtype)

@@ -1,0 +1,68 @@
+"""Which backend: the one that was asked for, or the first of the device's list that can run."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from common.config import ATTENTION_BACKENDS, EngineConfig
+from common.errors import UserError
+from common.models import Decoder
+from common.options import unknown
+from stages.m4_flash_attention.backends import AttentionShape, Backend
+
+MODULES = {
+    "naive": "naive",
+    "torch": "torch_sdpa",
+    "triton": "triton",
+    "flash_attn": "flash_attn",
+    "cpu": "cpu",
+}
+PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")}
+"""What `auto` tries, fastest first as measured by `python -m benchmarks attention`; `torch` runs everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`reason`: a sentence for the log: what was chosen and why."""
+
+    name: str
+    reason: str
+    backend: Backend
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"stages.m4_flash_attention.backends.{MODULES[name]}")
+
+
+def why_not(name: str, shape: AttentionShape) -> str | None:
+    """None where the backend can run with this shape, or the reason why it cannot."""
+    return _module(name).why_not(shape)
+
+
+def choose_for(config: EngineConfig, model: Decoder) -> Choice:
+    """The backend that `attention_backend` asks for, for this model's heads, dtype and device."""
+    c = model.config
+    shape = AttentionShape(c.num_heads, c.num_kv_heads, c.head_dim, config.block_size, model.dtype, model.device)
+    return choose(config.attention_backend, shape)
+
+
+def choose(name: str, shape: AttentionShape) -> Choice:
+    """`name` is one of `ATTENTION_BACKENDS`; a backend that cannot run is a `UserError` that names those that can."""
+    if name not in ATTENTION_BACKENDS:
+        raise unknown("attention_backend", name, ATTENTION_BACKENDS)
+    if name != "auto":
+        if reason := why_not(name, shape):
+            able = [other for other in MODULES if why_not(other, shape) is None]
+            hint = f"Choose from: auto, {', '.join(able)}"
+            raise UserError(f"attention_backend {name!r} cannot run here: {reason}. {hint}")
+        return Choice(name, f"attention: {name}, as asked for", _module(name).create(shape))
+    refused: list[str] = []
+    for candidate in PREFERENCE[shape.device.type]:
+        if reason := why_not(candidate, shape):
+            refused.append(f"not {candidate}: {reason}")
+            continue
+        why = "; ".join([f"the fastest that runs on this {shape.device.type}", *refused])
+        return Choice(candidate, f"attention: {candidate} ({why})", _module(candidate).create(shape))
+    raise AssertionError("the torch backend runs everywhere")

@@ -1,0 +1,152 @@
+"""Every backend that runs on a CPU, over the lengths, offsets, groups and formats at which attention goes wrong."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stages.m4_flash_attention import select
+from stages.m4_flash_attention.backends import Backend
+from tests.m4.cases import HEADS, STEPS, TOLERANCE, Case, make_case
+
+BACKENDS = ("naive", "torch", "cpu", "triton")
+
+
+def poison(name: str) -> float:
+    """PyTorch's own kernels read what they mask, as m3 does; the cache begins as zeros, so it never holds a NaN."""
+    return 1e4 if name == "torch" else torch.nan
+
+
+def create(name: str, case: Case) -> Backend:
+    return importlib.import_module(f"stages.m4_flash_attention.backends.{select.MODULES[name]}").create(case.shape)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("step", STEPS)
+def test_right_at_one_length_and_wrong_at_another(name: str, step: str) -> None:
+    case = make_case(STEPS[step], poison=poison(name))
+    case.check(create(name, case))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("heads", HEADS)
+def test_query_head_reads_another_groups_keys(name: str, heads: tuple[int, int]) -> None:
+    case = make_case([(1, 35), (1, 16), (20, 50)], heads, poison=poison(name))
+    case.check(create(name, case))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("head_dim", [16, 32, 128])
+def test_head_dimension_other_than_64(name: str, head_dim: int) -> None:
+    case = make_case([(1, 35), (1, 16), (20, 50)], head_dim=head_dim, poison=poison(name))
+    case.check(create(name, case))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float16) for name in BACKENDS]
+    # Triton's interpreter does not compute in bfloat16: tests/gpu does.
+    + [(name, torch.bfloat16) for name in BACKENDS if name != "triton"],
+)
+def test_sums_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    case = make_case([(1, 200), (1, 16), (40, 90)], dtype=dtype, poison=poison(name))
+    case.check(create(name, case))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("block_size", [1, 3, 8, 64, 256])
+def test_block_size_other_than_16(name: str, block_size: int) -> None:
+    case = make_case([(1, 70), (1, 1), (1, 64), (40, 100), (5, 5)], block_size=block_size, poison=poison(name))
+    case.check(create(name, case))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_padded_rows_of_a_graph_disturb_the_others(name: str) -> None:
+    case = make_case([(1, 50), (1, 3)], padded_rows=3, poison=poison(name))
+    result = case.run(create(name, case))
+    torch.testing.assert_close(result[:2].double(), case.expected[:2], atol=2e-5, rtol=0)
+    assert result.isfinite().all() or name == "torch"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_large_scores_overflow_the_softmax(name: str) -> None:
+    case, reference = (make_case([(1, 80), (30, 60)], poison=1e4) for _ in range(2))
+    case.q.mul_(60)
+    reference.q.mul_(60)
+    result = case.run(create(name, case))
+    expected = reference.run(create("naive", reference))
+    assert result.isfinite().all()
+    torch.testing.assert_close(result, expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_store_touches_a_slot_that_is_not_its_own(name: str) -> None:
+    case = make_case([(1, 35), (1, 16), (20, 50)])
+    before = case.kv.clone()
+    backend = create(name, case)
+    backend.begin(case.batch)
+    backend.store(case.kv, case.k, case.v)
+    slots = case.batch.slot_mapping
+    for half, old, new in zip(case.kv, before, (case.k, case.v), strict=True):
+        assert torch.equal(half.flatten(0, 1)[slots], new)
+        untouched = torch.ones(half.shape[0] * half.shape[1], dtype=torch.bool)
+        untouched[slots] = False
+        assert torch.equal(half.flatten(0, 1)[untouched].nan_to_num(7), old.flatten(0, 1)[untouched].nan_to_num(7))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_cpu_threads_cut_a_sequence_and_lose_a_part(threads: int) -> None:
+    from stages.m4_flash_attention.backends.cpu import CpuBackend
+
+    case = make_case([(1, 333), (1, 2), (1, 1), (1, 90), (50, 200)], (6, 2))
+    backend = CpuBackend(case.shape)
+    backend.begin(case.batch)
+    backend._threads = threads
+    backend.store(case.kv, case.k, case.v)
+    error = (backend.attend(case.q, case.kv).double() - case.expected).abs().max()
+    assert error < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 5, 64])
+def test_triton_split_without_a_token_spoils_the_sum(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.m4_flash_attention.kernels.triton_decode import DecodeKernel
+
+    monkeypatch.setattr(DecodeKernel, "num_splits", lambda *_: splits)
+    case = make_case([(1, 333), (1, 2), (1, 1), (1, 90)], (6, 2), padded_rows=1)
+    backend = create("triton", case)
+    kernel = backend._decode  # pyright: ignore[reportAttributeAccessIssue]
+    kernel._sums = torch.full((5 * 6 * splits, 64), torch.nan)
+    kernel._tops, kernel._weights = torch.full((2, 5 * 6 * splits), torch.nan)
+    case.check(backend)
+
+
+def test_splits_outgrow_the_workspace() -> None:
+    from stages.m4_flash_attention.kernels.triton_decode import MAX_SPLITS, DecodeKernel
+
+    for kv_heads, group, programs in ((1, 8, 8), (8, 2, 8), (8, 2, 528), (3, 3, 528)):
+        kernel = DecodeKernel(kv_heads, group, 64, torch.float32, torch.device("cpu"))
+        rows = max(programs, kv_heads) * group
+        kernel.programs = programs
+        for batch in (1, 2, 3, 7, 16, 64, 100, 256):
+            for length in (1, 63, 64, 1000, 100_000):
+                splits = kernel.num_splits(batch, kv_heads, length)
+                assert 1 <= splits <= MAX_SPLITS
+                assert splits == 1 or batch * kv_heads * group * splits <= rows
+
+
+def test_a_backend_is_imported_before_it_is_chosen() -> None:
+    program = (
+        "import sys, torch\n"
+        "from stages.m4_flash_attention import attention, select\n"
+        "from stages.m4_flash_attention.backends import AttentionShape\n"
+        "shape = AttentionShape(4, 2, 64, 16, torch.float32, torch.device('cpu'))\n"
+        "for name in select.MODULES: select.why_not(name, shape)\n"
+        "select.choose('naive', shape)\n"
+        "print([m for m in ('numba', 'triton', 'flash_attn') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,116 @@
+"""Which backend runs, and what the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError
+from stages.m4_flash_attention import select
+from stages.m4_flash_attention.backends import AttentionShape, flash_attn, torch_sdpa, triton
+
+SHAPE = AttentionShape(4, 2, 64, 16, torch.float32, torch.device("cpu"))
+GPU = dataclasses.replace(SHAPE, dtype=torch.bfloat16, device=torch.device("cuda"))
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in missing else real(name, *a))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *present: str) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object() if name in present else real(name, *a))
+
+
+def test_auto_on_a_cpu_takes_the_compiled_kernels_and_says_so() -> None:
+    choice = select.choose("auto", SHAPE)
+    assert choice.name == "cpu"
+    assert "cpu" in choice.reason
+    assert type(choice.backend).__name__ == "CpuBackend"
+
+
+def test_auto_without_numba_dies_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "numba")
+    choice = select.choose("auto", SHAPE)
+    assert choice.name == "torch"
+    assert "not cpu: the package numba is not installed" in choice.reason
+
+
+def test_auto_falls_back_for_a_head_dimension_that_the_kernels_do_not_know() -> None:
+    assert select.choose("auto", dataclasses.replace(SHAPE, head_dim=20)).name == "torch"
+
+
+@pytest.mark.parametrize("name", ["naive", "torch", "cpu"])
+def test_asked_for_backend_is_the_one_that_runs(name: str) -> None:
+    assert select.choose(name, SHAPE).name == name
+
+
+def test_unknown_backend_is_named_with_those_that_exist() -> None:
+    with pytest.raises(UserError, match=r"Did you mean 'triton'.*flash_attn"):
+        select.choose("tritn", SHAPE)
+
+
+def test_backend_that_cannot_run_says_why_and_what_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError) as raised:
+        select.choose("triton", SHAPE)
+    message = str(raised.value)
+    assert "needs a GPU, and the device is cpu" in message
+    assert "Choose from: auto, naive, torch, cpu" in message
+    assert "\n" not in message
+
+
+REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("cpu", {"head_dim": 20}, "steps of 16, not 20"),
+    ("cpu", {"device": torch.device("cuda")}, "device is cuda"),
+    ("triton", {"head_dim": 48}, "not 48"),
+    ("triton", {"dtype": torch.bfloat16}, "interpreter"),
+    ("flash_attn", {}, "needs a GPU"),
+    ("flash_attn", {"device": torch.device("cuda")}, "not installed"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), REFUSALS)
+def test_reasons(name: str, change: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    hide(monkeypatch, "flash_attn", "flash_attn_interface")
+    answer = select.why_not(name, dataclasses.replace(SHAPE, **change))
+    assert answer is not None
+    assert reason in answer
+
+
+def test_triton_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "triton")
+    assert "not installed" in (triton.why_not(SHAPE) or "")
+
+
+def test_flash_attn_2_is_given_blocks_that_it_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "flash_attn_interface")
+    install(monkeypatch, "flash_attn")
+    monkeypatch.setattr(flash_attn, "installed_version", lambda: 2)
+    assert "block_size=256" in (flash_attn.why_not(GPU) or "")
+    assert flash_attn.why_not(dataclasses.replace(GPU, block_size=256)) is None
+    assert "float32" in (flash_attn.why_not(dataclasses.replace(GPU, dtype=torch.float32)) or "")
+    monkeypatch.setattr(flash_attn, "installed_version", lambda: 3)
+    assert flash_attn.why_not(GPU) is None
+
+
+def test_version_3_is_preferred_where_both_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "flash_attn", "flash_attn_interface")
+    assert flash_attn.installed_version() is None
+    install(monkeypatch, "flash_attn", "flash_attn_interface")
+    assert flash_attn.installed_version() == 3
+
+
+def test_varlen_of_an_older_pytorch_is_used_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention import varlen
+
+    pages = dataclasses.replace(GPU, block_size=256)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, *, window_size: None)
+    assert torch_sdpa.paged_varlen(pages) is None
+    assert torch_sdpa.paged_varlen(SHAPE) is None
