@@ -10,7 +10,7 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all lint report clean
+WHOLE_VERBS := help setup test-all gpu-test lint report clean
 STAGE_VERBS := demo generate chat diff trace
 BOTH_VERBS  := bench test
 
@@ -113,6 +113,10 @@ test: $(READY)
 
 test-all: $(READY)
 	@$(PY) make/test_all.py -m "slow or not slow" $(COVERAGE)
+
+gpu-test: $(READY)
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'
+	@$(PY) -m pytest tests/gpu -m gpu
 
 lint: $(READY)
 	@$(PY) -m ruff check

@@ -122,6 +122,26 @@ def report(
 
 
 @app.command()
+def attention(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; default: attention.json in the folder of the picture.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
+    ] = None,
+) -> None:
+    """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
+    from benchmarks.attention import run as run_kernels
+
+    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    with clean_end():
+        run_kernels(device, dtype, json_path, quick, folder)
+
+
+@app.command()
 def trace(
     stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (

@@ -74,7 +74,7 @@ def jobs(plan: Comparison) -> Iterator[Job]:
                 yield _job(plan, stage, workload, None, note)
     for name in plan.workloads if plan.sweep else ():
         workload = find(name)
-        for number, variant in enumerate(workload.variants):
+        for number, variant in enumerate(workload.variants_for(plan.preset)):
             for stage in plan.contestants:
                 limit = workload.m0_variants if stage == "m0" else None
                 too_early = stage not in PEERS and stages.number(stage) < workload.variants_from

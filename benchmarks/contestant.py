@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from benchmarks.record import Run
 from benchmarks.workloads import BenchRequest, Size
 from common.config import parse_device, parse_dtype
+
+if TYPE_CHECKING:
+    from benchmarks.probe import AttentionClock
 
 OnTokens = Callable[[int], None]
 """Called with the number of tokens that have just come, for the progress bar."""
@@ -49,6 +52,10 @@ class Contestant(Protocol):
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         """Run all requests to their ends; timelines in the order of the requests."""
+        ...
+
+    def attention_clock(self) -> AttentionClock | None:
+        """Adds up the time in attention over the next run; None where nothing tells us (peers)."""
         ...
 
     def close(self) -> None: ...

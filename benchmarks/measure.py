@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +15,18 @@ from common.config import parse_device
 SAMPLE_EVERY = 0.1  # seconds
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory() -> bool:
     """Start the peaks anew, so that loading and converting weights do not hide what running needs.
 
-    The process's peak can only be reset on Linux; elsewhere it counts from the process's start.
+    The process's peak can only be reset on Linux; elsewhere (False) it counts from the process's start.
     """
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory() -> tuple[int | None, int | None]:
@@ -44,6 +48,37 @@ def _peak_resident() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class ActivationPeak:
+    """The most memory, in bytes, that its block holds over what was there before it.
+
+    On a GPU that is PyTorch's own count. On a CPU it is the resident set, which can be off by a megabyte or two, and
+    None where the system cannot reset its peak. Weights and KV cache must have been touched before.
+    """
+
+    bytes: int | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __enter__(self) -> ActivationPeak:
+        with contextlib.suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
+            ctypes.CDLL(None).malloc_trim(0)
+        self._known = reset_peak_memory() or self._device.type == "cuda"
+        self._before = self._peak()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        after = self._peak()
+        if self._known and self._before is not None and after is not None:
+            self.bytes = after - self._before
+
+    def _peak(self) -> int | None:
+        """Right after a reset: what is there now."""
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _peak_resident()
 
 
 class DeviceUse:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
+from benchmarks.failure import of_exit
 from benchmarks.files import read_record
 from benchmarks.record import Record
 from benchmarks.worker import MARK, Job
@@ -29,17 +30,18 @@ def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) ->
         log = Path(folder) / "stderr.txt"
         told = replace(job, result_path=str(result))
         with log.open("wb") as errors:
-            timed_out = _follow(told, errors, on_message, timeout)
+            timed_out, status = _follow(told, errors, on_message, timeout)
         if result.exists():
             return read_record(result)
-        reason = f"no result after {timeout:g} s (--timeout)" if timed_out else _last_line(log)
+        said = log.read_text(errors="replace")
+        reason = f"no result after {timeout:g} s (--timeout)" if timed_out else of_exit(status, said)
     record = Record.failed(job.stage, job.workload, reason, job.variant)
     record.note = job.note
     return record
 
 
-def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> bool:
-    """Run the worker to its end; True if it was stopped because its time was up."""
+def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> tuple[bool, int]:
+    """Run the worker to its end. Was it stopped because its time was up, and its exit status."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     worker = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker"],
@@ -74,7 +76,7 @@ def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None)
         if timer:
             timer.cancel()
         _kill(worker)
-    return expired.is_set()
+    return expired.is_set(), worker.returncode
 
 
 def _kill(worker: subprocess.Popen[str]) -> None:
@@ -85,9 +87,3 @@ def _kill(worker: subprocess.Popen[str]) -> None:
         worker.kill()
     if worker.poll() is None:
         worker.wait()
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    said = f"; its last words: {lines[-1].strip()}" if lines else ""
-    return f"the worker ended without a result (out of memory?){said}"

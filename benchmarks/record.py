@@ -65,6 +65,7 @@ class Record:
     allocated. kv_reserved_bytes: peak of what running requests hold. kv_utilization: tokens stored over the token
     capacity of what running requests hold, averaged over the time in which anything runs. itl_by_position: for a
     workload of one request, [position in the sequence, seconds that its token took], at most 64 points.
+    attention_time_s and peak_activation_bytes: of one more run of a probed workload (see `benchmarks.probe`).
     """
 
     stage: str
@@ -94,6 +95,8 @@ class Record:
     note: str | None = None
     output_tokens_per_s_repeats: list[float] = field(default_factory=list[float])
     itl_by_position: list[list[float]] | None = None
+    attention_time_s: float | None = None
+    peak_activation_bytes: int | None = None
     variant: str | None = None
 
     @property

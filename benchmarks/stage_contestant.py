@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import stages
 from benchmarks.contestant import OnTokens, Setting
+from benchmarks.probe import AttentionClock
 from benchmarks.record import METRIC_FIELDS, Run, Timeline
 from benchmarks.workloads import BenchRequest
 from common import RequestOutput, SamplingParams
@@ -60,6 +61,15 @@ class StageContestant:
         named = {name: metrics.get(name) for name in METRIC_FIELDS}
         named["kv_reserved_bytes"] = metrics.get("kv_reserved_peak_bytes")
         return named
+
+    def attention_clock(self) -> AttentionClock:
+        engine = self._engine
+        layers = engine.runner.model.config.num_layers
+
+        def expected_calls() -> int:
+            return int(engine.metrics()["steps"] or 0) * layers  # `run` has reset them
+
+        return AttentionClock(engine.runner.attention, engine.config.torch_device, expected_calls)
 
     def close(self) -> None:
         self._engine.close()

@@ -95,10 +95,10 @@ COLUMNS = (
     "ITL, ms\np50 / p99",
     "E2E, s\np50 / p99",
     "peak\nmemory",
-    "KV at peak\nused / reserved",
-    "KV mean\nuse",
-    "\npadding",
 )
+KV_COLUMNS = ("KV at peak\nused / reserved", "KV mean\nuse", "\npadding")
+PROBE_COLUMNS = ("attention,\nin all", "activations,\npeak")
+"""In the place of KV_COLUMNS, which say little about a single request."""
 
 
 def workload_table(results: Results, workload: str) -> Table:
@@ -114,7 +114,7 @@ def workload_table(results: Results, workload: str) -> Table:
         box=None,
         padding=(0, 1),
     )
-    for name in COLUMNS:
+    for name in COLUMNS + (PROBE_COLUMNS if entry.probed else KV_COLUMNS):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     records = rows_for(results, workload)
     baseline = next((r for r in records if r.stage == "m0"), None)
@@ -131,7 +131,11 @@ def _row(record: Record, before: Record | None, baseline: Record | None, workloa
     if record.workload != workload:
         name += f" on {record.workload}"
     if not record.ok:
-        return name, "[red]failed[/]", *[DASH] * (len(COLUMNS) - 2)
+        return name, "[red]failed[/]"
+    if find(workload).probed:
+        last = (seconds(record.attention_time_s), size(record.peak_activation_bytes))
+    else:
+        last = (_kv(record), _share(record.kv_utilization), _share(record.padding_share))
     return (
         name,
         speed(record),
@@ -141,9 +145,7 @@ def _row(record: Record, before: Record | None, baseline: Record | None, workloa
         _percentiles(record.itl_s, 1e-3, "p50", "p99"),
         _percentiles(record.e2e_s, 1, "p50", "p99"),
         _peak(record),
-        _kv(record),
-        _share(record.kv_utilization),
-        _share(record.padding_share),
+        *last,
     )
 
 
@@ -164,6 +166,8 @@ def render(results: Results) -> Group:
         parts += [Text(note, style="red" if " failed: " in note else "dim") for note in footnotes(records)]
     if results.sweeps:
         parts += [Text(), sweep_table(results.sweeps)]
+        failed = [r for r in results.sweeps if not r.ok]
+        parts += [Text(f"{r.stage} failed at {r.variant}: {r.error}", style="red") for r in failed]
     return Group(*parts)
 
 

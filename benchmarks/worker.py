@@ -6,19 +6,23 @@ record goes to the file that the job names. When standard input closes, the pare
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.contestant import Contestant, Setting
+from benchmarks.failure import of_error
 from benchmarks.files import write_json
 from benchmarks.measure import DeviceUse, peak_memory, reset_peak_memory
+from benchmarks.probe import probe
 from benchmarks.record import Record, Run, record_runs
-from benchmarks.workloads import BenchRequest, find_size, total_output
+from benchmarks.workloads import BenchRequest, find, find_size, total_output
 
 MARK = "@bench "
 WARMUP_TOKENS = {"cpu": 4, "gpu": 16, "quick": 2}
@@ -71,7 +75,8 @@ def run_job(job: Job) -> Record:
     """Build the contestant, warm it up, run the workload `repeats` times; the record is that of the median run."""
     size = find_size(job.workload, job.variant, job.preset)
     tell(phase="loading")
-    contestant = build_contestant(job, Setting.of(job.model, job.dtype, job.device, size, job.options))
+    setting = Setting.of(job.model, job.dtype, job.device, size, job.options)
+    contestant = build_contestant(job, setting)
     try:
         tell(phase="warming up")
         warmup = size.requests(contestant.vocab_size, run=0)
@@ -92,6 +97,10 @@ def run_job(job: Job) -> Record:
         record.note = "; ".join(note for note in (job.note, contestant.note) if note) or None
         record.peak_memory_bytes, record.peak_device_memory_bytes = peak_memory()
         record.gpu_utilization = use.mean
+        if find(job.workload).probed:
+            tell(phase="measuring attention and activations")
+            again = size.requests(contestant.vocab_size, run=job.repeats + 1)
+            record.attention_time_s, record.peak_activation_bytes = probe(contestant, again, setting.device)
         return record
     finally:
         contestant.close()
@@ -122,14 +131,20 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def die_first() -> None:
+    """When the system runs out of memory, it shall kill this process and not the one that keeps the results."""
+    with contextlib.suppress(OSError):  # Linux only
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def main() -> None:
     job = Job(**json.loads(sys.stdin.readline()))
     end_with_parent()
+    die_first()
     try:
         record = run_job(job)
     except Exception as error:  # whatever went wrong with one contestant, the others go on
-        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        record = Record.failed(job.stage, job.workload, f"{name}{error}", job.variant)
+        record = Record.failed(job.stage, job.workload, of_error(error), job.variant)
         record.note = job.note
         if not isinstance(error, ValueError):
             import traceback

@@ -114,10 +114,12 @@ class Size:
 class Workload:
     """One question put to all engines.
 
-    sizes: `cpu`, `gpu`, and `quick` for tests. variants: the points of a sweep, by name; run only with --sweep.
+    sizes: `cpu`, `gpu`, and `quick` for tests. variants: the points of a sweep, by name; run only with --sweep, and
+    only where the point has numbers for the machine.
     m0_runs: the workload that m0 runs in this one's place, because this one would take it too long.
     m0_variants: how many of the variants, from the first on, m0 runs.
     variants_from: the first stage that runs the variants, where they vary what earlier ones do not have.
+    probed: one more run, after the timed ones, measures the time in attention and the memory of activations.
     """
 
     name: str
@@ -128,7 +130,11 @@ class Workload:
     m0_runs: str | None = None
     m0_variants: int | None = None
     variants_from: int = 0
+    probed: bool = False
     repeats: int = 3
+
+    def variants_for(self, preset: str) -> list[str]:
+        return [name for name, sizes in self.variants.items() if preset in sizes]
 
 
 _MIXED = {
@@ -146,6 +152,24 @@ _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
 def _single(output: int, max_model_len: int) -> Size:
     return Size(uniform(1, (128, 128), (output, output)), 1, max_model_len)
+
+
+def _prompt(length: int, output: int = 16) -> Size:
+    """One long prompt and a short answer, in an engine that holds just that, in blocks of up to 256 tokens."""
+    total = length + output
+    return Size(uniform(1, (length, length), (output, output)), 1, total, kv_tokens=-(-total // 256) * 256)
+
+
+_LENGTHS = {
+    512: {"cpu": _prompt(512), "gpu": _prompt(512), "quick": _prompt(16, 4)},
+    1024: {"cpu": _prompt(1024), "gpu": _prompt(1024), "quick": _prompt(32, 4)},
+    2048: {"cpu": _prompt(2048), "gpu": _prompt(2048), "quick": _prompt(64, 4)},
+    4096: {"cpu": _prompt(4096), "gpu": _prompt(4096), "quick": _prompt(128, 4)},
+    8192: {"cpu": _prompt(8192 - 16), "gpu": _prompt(8192)},  # the embedded model ends at position 8192
+    16384: {"gpu": _prompt(16384)},
+    32768: {"gpu": _prompt(32768)},
+}
+_HEADLINE = {"cpu": 4096, "gpu": 16384, "quick": 4096}
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -215,6 +239,20 @@ WORKLOADS: dict[str, Workload] = {
             },
             variants_from=3,
             m0_runs="ladder",
+        ),
+        Workload(
+            "long_context",
+            "one long prompt, 16 tokens out: 4096 tokens in on a CPU, 16384 on a GPU",
+            "Attention that never writes the score matrix takes less time, and memory that grows with the length, not "
+            "with its square (m4 over m3).",
+            {preset: _LENGTHS[length][preset] for preset, length in _HEADLINE.items()},
+            variants={
+                f"prompt={length}": {p: size for p, size in sizes.items() if _HEADLINE[p] != length}
+                for length, sizes in _LENGTHS.items()
+            },
+            m0_runs="ladder",
+            m0_variants=1,
+            probed=True,
         ),
     )
 }

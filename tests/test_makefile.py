@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -104,6 +105,15 @@ def test_without_one_the_virtual_environment_is_made_first(tmp_path: Path) -> No
     assert (
         lines.index("make/setup.sh") < lines.index(".[peers]") < lines.index(".venv/bin/python -m benchmarks compare")
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_gpu_tests_without_a_gpu_say_so_and_fail() -> None:
+    result = make("gpu-test")
+    assert result.returncode != 0
+    said = [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("make")]
+    assert said == ["no GPU: PyTorch sees none here, so nothing was tested"]
+    assert "-m pytest tests/gpu -m gpu" in planned("gpu-test")
 
 
 def test_setup_finds_a_half_made_environment_and_starts_over(tmp_path: Path) -> None:

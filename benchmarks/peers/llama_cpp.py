@@ -143,6 +143,9 @@ class LlamaCpp:
         batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
         batch.logits[at] = 0
 
+    def attention_clock(self) -> None:
+        return None
+
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)

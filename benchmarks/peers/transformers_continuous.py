@@ -80,5 +80,8 @@ class ContinuousTransformers:
             list(request.prompt), max_new_tokens=request.max_tokens, eos_token_id=NO_EOS, record_timestamps=True
         )
 
+    def attention_clock(self) -> None:
+        return None
+
     def close(self) -> None:
         self._manager.stop(block=True, timeout=5)

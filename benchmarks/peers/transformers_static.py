@@ -89,5 +89,8 @@ class StaticTransformers:
         self.outputs += [row[: r.max_tokens] for row, r in zip(rows, batch, strict=True)]
         return clock.times
 
+    def attention_clock(self) -> None:
+        return None
+
     def close(self) -> None:
         pass

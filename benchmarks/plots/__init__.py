@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.files import write_atomically
+from benchmarks.plots.by_length import by_length
 from benchmarks.plots.latency import latency
 from benchmarks.plots.memory import memory
 from benchmarks.plots.position import time_by_position
@@ -25,7 +26,9 @@ PICTURES: dict[str, Callable[[Results, str], Figure | None]] = {
     "latency": latency,
     "memory": memory,
     "time-per-token": time_by_position,
+    "": by_length,
 }
+"""By the end of the file's name; the one without is named after the workload alone."""
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
@@ -36,7 +39,7 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
             with plt.rc_context(RC):
                 figure = draw(results, workload)
                 if figure is not None:
-                    drawn.append(folder / f"{workload}-{name}.png")
+                    drawn.append(folder / f"{workload}{name and '-'}{name}.png")
                     write_atomically(drawn[-1], figure.savefig)
                     plt.close(figure)
     return drawn

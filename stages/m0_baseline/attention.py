@@ -22,7 +22,7 @@ class FullAttention:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, Hq, L, L]
         scores = scores.masked_fill(self._future, -torch.inf)
-        weights = scores.float().softmax(dim=-1).to(v.dtype)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
         return (weights @ v).transpose(1, 2).flatten(0, 1)
 
     def kv_bytes(self) -> int:

@@ -32,13 +32,15 @@ class RowAttention:
         keys[at], values[at] = k.unflatten(0, shape), v.unflatten(0, shape)
         keys, values = keys[:, :, : self._context], values[:, :, : self._context]
 
-        # The query heads that share a key-value head are one more dimension, so K and V are never repeated.
-        q = q.unflatten(0, shape).unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4)  # [B, Hkv, group, L, D]
-        scores = q @ keys[:, :, None].transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, Hkv, group, L, context]
-        scores = scores.masked_fill(self._future, -torch.inf)
-        weights = scores.float().softmax(dim=-1).to(v.dtype)
-        out = weights @ values[:, :, None]  # [B, Hkv, group, L, D]
-        return out.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+        # The query heads that share a key-value head stand together, so that K and V are never repeated.
+        (rows, length), (heads, dim) = shape, q.shape[1:]
+        queries = (q * dim**-0.5).unflatten(0, shape).transpose(1, 2)  # [B, Hq, L, D]
+        queries = queries.reshape(rows, k.shape[1], -1, dim)  # [B, Hkv, group * L, D]
+        scores = (queries @ keys.transpose(-2, -1)).view(rows, k.shape[1], -1, length, self._context)
+        scores = scores.masked_fill(self._future, -torch.inf)  # [B, Hkv, group, L, context]
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype).flatten(2, 3)
+        out = (weights @ values).view(rows, heads, length, dim)
+        return out.transpose(1, 2).reshape(-1, heads, dim)
 
     def kv_bytes(self) -> int:
         return self._kv.nbytes

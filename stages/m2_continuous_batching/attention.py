@@ -10,15 +10,15 @@ from common.models import Decoder
 
 def full_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """softmax(Q Kᵀ / √d) V: q [B, L, Hq, D], k and v [B, Hkv, C, D], hidden (what a query may not see) [B, L, C]
-    or broadcastable; returns [B, L, Hq, D]. The query heads that share a KV head are a dimension of their own."""
+    or broadcastable; returns [B, L, Hq, D]. The query heads that share a KV head stand together: K and V are never
+    repeated."""
     batch, length, heads, dim = q.shape
-    q = q.view(batch, length, k.shape[1], -1, dim).permute(0, 2, 3, 1, 4)  # [B, Hkv, group, L, D]
-    q = q.reshape(batch, k.shape[1], -1, dim)  # [B, Hkv, group * L, D]
-    scores = (q @ k.transpose(-2, -1)) * dim**-0.5  # [B, Hkv, group * L, C]
-    scores = scores.view(batch, k.shape[1], -1, length, k.shape[2])
-    weights = scores.float().masked_fill(hidden[:, None, None], -torch.inf).softmax(dim=-1).to(v.dtype)
-    out = weights.flatten(2, 3) @ v  # [B, Hkv, group * L, D]
-    return out.view(batch, k.shape[1], -1, length, dim).permute(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+    kv_heads, context = k.shape[1:3]
+    queries = (q * dim**-0.5).transpose(1, 2).reshape(batch, kv_heads, -1, dim)  # [B, Hkv, group * L, D]
+    scores = (queries @ k.transpose(-2, -1)).view(batch, kv_heads, -1, length, context)
+    scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype).flatten(2, 3)
+    return (weights @ v).view(batch, heads, length, dim).transpose(1, 2)
 
 
 class SlotAttention:

@@ -40,9 +40,10 @@ class PagedCache:
         return 0
 
     def can_admit(self, request: Request) -> bool:
-        """Room for all its tokens and, so that nobody is preempted at once, a block for everyone to grow into."""
+        """Room for all its tokens and the first new one and, so that nobody is preempted at once, a block for everyone
+        else to grow into."""
         headroom = len(self.tables) + len(request.siblings)
-        return self.blocks_for(request.num_tokens) + headroom <= self.pool.num_free
+        return self.blocks_for(request.num_tokens + 1) + headroom <= self.pool.num_free
 
     def grow(self, request: Request, upto: int) -> bool:
         table = self.tables.get(request.id, [])

@@ -93,8 +93,15 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     record = run_worker(Job("m1", "single", "quick", "x", "fp32", "cpu", 1), lambda message: None)
     assert record.status == "failed"
-    assert record.error
-    assert "no luck" in record.error
+    assert record.error == "the worker ended with status 3 and no result; its last words: no luck"
+
+
+def test_a_worker_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    record = run_worker(Job("m1", "single", "quick", "x", "fp32", "cpu", 1, "output=64"), lambda message: None)
+    assert (record.status, record.variant) == ("failed", "output=64")
+    assert record.error == "the system killed the worker: most likely out of memory"
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:

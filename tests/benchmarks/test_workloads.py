@@ -21,6 +21,8 @@ GOLDEN = {
     ("arrivals", "gpu"): (256, 144191, 48374, "c7e135b15e66"),
     ("memory_pressure", "cpu"): (64, 5243, 5552, "0daac6809565"),
     ("memory_pressure", "gpu"): (256, 41031, 42032, "e2cfb1b6f546"),
+    ("long_context", "cpu"): (1, 4096, 16, "8264a53a5356"),
+    ("long_context", "gpu"): (1, 16384, 16, "4d14717c00ac"),
 }
 
 
@@ -86,6 +88,23 @@ def test_token_ids_are_in_the_vocabulary_and_requests_fit(vocab_size: int) -> No
                 requests = size.requests(vocab_size)
                 assert all(0 <= t < vocab_size for r in requests for t in r.prompt)
                 assert all(len(r.prompt) + r.max_tokens <= size.max_model_len for r in requests)
+
+
+@pytest.mark.parametrize(
+    ("preset", "lengths", "headline"),
+    [
+        ("cpu", [512, 1024, 2048, 4096, 8176], 4096),
+        ("gpu", [512, 1024, 2048, 4096, 8192, 16384, 32768], 16384),
+    ],
+)
+def test_long_context_sweeps_all_lengths_but_its_headline(preset: str, lengths: list[int], headline: int) -> None:
+    workload = find("long_context")
+    found = {name: workload.variants[name][preset].requests(9) for name in workload.variants_for(preset)}
+    swept = [len(request.prompt) for requests in found.values() for request in requests]
+    assert swept == [length for length in lengths if length != headline]
+    assert f"prompt={headline}" not in found
+    assert workload.sizes[preset].max_model_len == headline + 16
+    assert all(workload.variants[name][preset].max_model_len <= {"cpu": 8192, "gpu": 40960}[preset] for name in found)
 
 
 def test_an_unknown_workload_is_refused_with_the_list() -> None:

@@ -1,0 +1,270 @@
+"""The attention kernels alone: each backend on each shape, beside the ceilings of the same machine in the same run.
+
+Decode reads all of K and V once and is measured in bytes of K and V per second, against a copy; prefill is measured
+in floating-point operations (4 x heads x head_dim for each query and key that it may see) against a matrix product.
+For decode, layers are visited in turn and together exceed the caches, as in a model: a cache that is still warm from
+the last call would make any kernel look good. `contiguous` is PyTorch's SDPA on K and V that lie in one piece.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.environment import environment, short_hardware
+from benchmarks.files import write_atomically, write_json
+from common.batch import RaggedBatch
+from common.config import parse_device, parse_dtype
+from common.progress import progress_bar
+from stages.m4_flash_attention import select
+from stages.m4_flash_attention.backends import AttentionShape
+
+COLD_BYTES = {"cpu": 160 << 20, "cuda": 400 << 20}
+"""K and V of all layers together take at least this much: several times the last cache."""
+BLOCK_SIZE = 16
+MIN_SECONDS, MAX_CALLS = 0.4, 200
+
+
+@dataclass(frozen=True)
+class Step:
+    """`sequences` times `queries` new tokens that end a context of `context` tokens."""
+
+    sequences: int
+    queries: int
+    context: int
+
+    @property
+    def kind(self) -> str:
+        return "decode" if self.queries == 1 else "prefill"
+
+    @property
+    def label(self) -> str:
+        if self.queries == 1:
+            return f"decode {self.sequences} × {self.context}"
+        offset = self.context - self.queries
+        return f"prefill {self.sequences} × {self.queries}" + (f" after {offset}" if offset else "")
+
+    @property
+    def pairs(self) -> int:
+        """(query, key) pairs that the causal mask lets through."""
+        return self.sequences * sum(range(self.context - self.queries + 1, self.context + 1))
+
+
+HEADS = {"cpu": (9, 3, 64), "cuda": (16, 8, 128)}
+"""Query heads, KV heads, head dimension: SmolLM2-135M's on a CPU, Qwen3-0.6B's on a GPU."""
+STEPS = {
+    "cpu": (Step(1, 1, 2048), Step(16, 1, 512), Step(64, 1, 512),
+            Step(1, 512, 512), Step(1, 2048, 2048), Step(1, 256, 2048)),
+    "cuda": (Step(1, 1, 8192), Step(16, 1, 2048), Step(64, 1, 1024), Step(256, 1, 1024),
+             Step(8, 1024, 1024), Step(1, 4096, 4096), Step(1, 16384, 16384), Step(1, 2048, 16384)),
+}  # fmt: skip
+QUICK = (Step(2, 1, 40), Step(1, 24, 40))
+
+
+@dataclass
+class Measurement:
+    """`rate`: GB/s for decode, TFLOP/s for prefill; `share`: of the ceiling. Both None where it could not run."""
+
+    backend: str
+    step: str
+    kind: str
+    sequences: int
+    queries: int
+    context: int
+    seconds: float | None = None
+    rate: float | None = None
+    share: float | None = None
+    tflop_per_s: float | None = None
+    flop_per_byte: float | None = None
+    error: str | None = None
+
+
+def run(
+    device: str = "auto",
+    dtype: str = "bf16",
+    json: Path | None = None,
+    quick: bool = False,
+    out_dir: Path = Path("reports/local"),
+) -> dict[str, Any]:
+    """Measure, print a table, write `attention.json` (or `json`) and `attention-roofline.png` in `out_dir`."""
+    from benchmarks.plots.roofline import roofline, save
+
+    target, kind = parse_device(device), parse_dtype(dtype)
+    heads, kv_heads, head_dim = HEADS[target.type]
+    shape = AttentionShape(heads, kv_heads, head_dim, BLOCK_SIZE, kind, target)
+    steps = QUICK if quick else STEPS[target.type]
+    refused = {name: reason for name in select.MODULES if (reason := select.why_not(name, shape))}
+    if target.type == "cuda":
+        refused["naive"] = "it is for reading: on a GPU it would launch a million tiny kernels"
+    names = [*(name for name in select.MODULES if name not in refused), "contiguous"]
+    with torch.inference_mode():
+        copy, matmul = ceilings(target, kind, quick)
+        jobs = [(step, name) for step in steps for name in names]
+        measured: list[Measurement] = []
+        with progress_bar("attention", len(jobs)) as advance:
+            for step, name in jobs:
+                measured.append(measure(name, shape, step, copy, matmul, quick))
+                advance(1)
+    found = environment()
+    results = {
+        "schema": "attention-1",
+        "environment": found,
+        "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "heads": heads,
+                   "kv_heads": kv_heads, "head_dim": head_dim, "block_size": BLOCK_SIZE, "refused": refused},
+        "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12},
+        "records": [asdict(m) for m in measured],
+    }  # fmt: skip
+    print_table(results, measured)
+    write_json(json or out_dir / "attention.json", results)
+    picture = out_dir / "attention-roofline.png"
+    figure = roofline(results, short_hardware(found, target.type))
+    write_atomically(picture, lambda path: save(figure, path))
+    Console(stderr=True).print(f"wrote {json or out_dir / 'attention.json'} and {picture}", highlight=False)
+    return results
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> tuple[float, float]:
+    """Bytes per second of a copy (read and written), operations per second of a large matrix product."""
+    source = torch.ones((4 << 20) if quick else COLD_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / seconds_per_call(lambda _: target.copy_(source), device, 1, quick)
+    n = 128 if quick else {"cpu": 2048, "cuda": 8192}[device.type]
+    a = torch.randn(n, n, device=device).to(dtype)
+    return copy, 2 * n**3 / seconds_per_call(lambda _: a @ a, device, 1, quick)
+
+
+def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: float, quick: bool) -> Measurement:
+    m = Measurement(name, step.label, step.kind, step.sequences, step.queries, step.context)
+    size = shape.dtype.itemsize
+    kv_bytes = 2 * step.sequences * step.context * shape.num_kv_heads * shape.head_dim * size
+    q_bytes = 2 * step.sequences * step.queries * shape.num_heads * shape.head_dim * size  # read q, write the result
+    flop = 4 * shape.num_heads * shape.head_dim * step.pairs
+    cold = -(-COLD_BYTES[shape.device.type] // kv_bytes) if step.kind == "decode" else 2
+    layers = 2 if quick else max(2, cold)
+    try:
+        call = contiguous(shape, step, layers) if name == "contiguous" else paged(name, shape, step, layers)
+        m.seconds = seconds_per_call(call, shape.device, layers, quick)
+    except (RuntimeError, ValueError) as error:  # out of memory, a shape that a library refuses
+        m.error = str(error).splitlines()[0]
+        return m
+    decode = step.kind == "decode"
+    m.rate = kv_bytes / m.seconds / 1e9 if decode else flop / m.seconds / 1e12
+    m.share = kv_bytes / m.seconds / copy if decode else flop / m.seconds / matmul
+    m.tflop_per_s, m.flop_per_byte = flop / m.seconds / 1e12, flop / (kv_bytes + q_bytes)
+    return m
+
+
+def paged(name: str, shape: AttentionShape, step: Step, layers: int) -> Callable[[int], object]:
+    """`attend` of one layer, over blocks dealt in random order."""
+    per_sequence = -(-step.context // shape.block_size)
+    blocks = step.sequences * per_sequence
+    kv = torch.zeros(layers, 2, blocks, shape.block_size, shape.num_kv_heads, shape.head_dim,
+                     dtype=shape.dtype, device=shape.device)  # fmt: skip
+    kv.normal_()
+    tokens = step.sequences * step.queries
+    q = torch.randn(tokens, shape.num_heads, shape.head_dim, device=shape.device).to(shape.dtype)
+    tables = torch.randperm(blocks, device=shape.device).view(step.sequences, -1).int()
+    positions = torch.arange(step.context - step.queries, step.context, device=shape.device).repeat(step.sequences)
+    owner = torch.arange(step.sequences, device=shape.device).repeat_interleave(step.queries)
+    slots = tables[owner, positions // shape.block_size].long() * shape.block_size + positions % shape.block_size
+    starts = torch.arange(0, tokens + 1, step.queries, dtype=torch.int32, device=shape.device)
+    batch = RaggedBatch(
+        input_ids=positions,
+        positions=positions,
+        query_start_loc=starts,
+        seq_lens=torch.full((step.sequences,), step.context, dtype=torch.int32, device=shape.device),
+        logit_indices=starts[1:].long() - 1,
+        max_query_len=step.queries,
+        max_seq_len=step.context,
+        num_decodes=step.sequences if step.queries == 1 else 0,
+        slot_mapping=slots,
+        block_tables=tables,
+    )
+    backend = select.choose(name, shape).backend
+    backend.begin(batch)
+    return lambda layer: backend.attend(q, kv[layer])
+
+
+def contiguous(shape: AttentionShape, step: Step, layers: int) -> Callable[[int], object]:
+    """PyTorch's SDPA with K and V laid out as it likes them best."""
+    kv = torch.zeros(layers, 2, step.sequences, shape.num_kv_heads, step.context, shape.head_dim,
+                     dtype=shape.dtype, device=shape.device)  # fmt: skip
+    kv.normal_()
+    q = torch.randn(step.sequences, shape.num_heads, step.queries, shape.head_dim, device=shape.device).to(shape.dtype)
+    options: dict[str, Any] = {"enable_gqa": shape.group > 1}
+    if step.queries == step.context:
+        options["is_causal"] = True
+    elif step.queries > 1:
+        rows = torch.arange(step.context - step.queries, step.context, device=shape.device)[:, None]
+        options["attn_mask"] = torch.arange(step.context, device=shape.device) <= rows
+    return lambda layer: scaled_dot_product_attention(q, kv[layer, 0], kv[layer, 1], **options)
+
+
+def seconds_per_call(call: Callable[[int], object], device: torch.device, layers: int, quick: bool) -> float:
+    """The median over rounds through the layers; on a GPU a round is one CUDA graph, so launches cost nothing."""
+    call(0)  # compiles
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+
+    def one_round() -> None:
+        for layer in range(layers):
+            call(layer)
+
+    play = _captured(one_round) if device.type == "cuda" else one_round
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < MIN_SECONDS and len(times) * layers < MAX_CALLS):
+        synchronize()
+        start = time.perf_counter()
+        play()
+        synchronize()
+        times.append((time.perf_counter() - start) / layers)
+        if quick or time.perf_counter() - began > 10 * MIN_SECONDS:
+            break
+    return sorted(times)[len(times) // 2]
+
+
+def _captured(one_round: Callable[[], None]) -> Callable[[], None]:
+    """The round as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        one_round()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        one_round()
+    return graph.replay
+
+
+def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
+    top, config = results["ceilings"], results["config"]
+    table = Table(
+        title=f"attention, {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}",
+        caption=f"ceilings in this run: copy {top['copy_gb_per_s']:.0f} GB/s, "
+        f"matrix product {top['matmul_tflop_per_s']:.3g} TFLOP/s",
+    )
+    for column in ("step", "backend"):
+        table.add_column(column)
+    for column in ("time", "rate", "of ceiling"):
+        table.add_column(column, justify="right")
+    last = ""
+    for m in measured:
+        unit = "GB/s" if m.kind == "decode" else "TFLOP/s"
+        cells = ["-", "-", m.error or "-"]
+        if m.seconds is not None and m.rate is not None and m.share is not None:
+            cells = [f"{m.seconds * 1e3:.3f} ms", f"{m.rate:.3g} {unit}", f"{m.share:.0%}"]
+        table.add_row(m.step if m.step != last else "", m.backend, *cells, end_section=False)
+        last = m.step
+    console = Console()
+    console.print(table)
+    for name, reason in config["refused"].items():
+        console.print(f"not {name}: {reason}", highlight=False, soft_wrap=True)

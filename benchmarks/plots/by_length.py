@@ -1,0 +1,182 @@
+"""A workload's sweep over prompt lengths: what grows, how fast, and where a stage runs out of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from benchmarks.compare import Results
+from benchmarks.failure import OUT_OF_MEMORY
+from benchmarks.peers import PEERS
+from benchmarks.plots.bars import WIDTH, finish, times
+from benchmarks.record import Record
+from benchmarks.style import color, title
+from benchmarks.table import seconds, size
+from benchmarks.workloads import find, find_size
+
+Value = Callable[[Record], float | None]
+Line = list[tuple[int, Record]]
+"""The records of one contestant with their prompt lengths, the shortest first."""
+
+PANELS: tuple[tuple[str, Value, Callable[[float | None], str]], ...] = (
+    ("time in attention", lambda r: r.attention_time_s, seconds),
+    ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
+    ("activations at their peak", lambda r: r.peak_activation_bytes, size),
+)
+LABELS_APART, MARKS_APART = 0.075, 0.075
+"""Of the panel's height."""
+COLUMNS = 4
+"""Names in a row of the legend."""
+
+
+def by_length(results: Results, workload: str) -> Figure | None:
+    """None unless the workload is probed and two lengths or more have figures."""
+    if not find(workload).probed:
+        return None
+    lines = _lines(results, workload)
+    if len({length for line in lines.values() for length, record in line if record.ok}) < 2:
+        return None
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(WIDTH + 2, 5.2))
+    for axis, (name, value, write) in zip(axes, PANELS, strict=True):
+        _panel(axis, lines, value, write)
+        axis.set_title(name, loc="left")
+    axes[0].set_xlabel("tokens of the prompt", loc="left")
+    stages = [stage for column in range(COLUMNS) for stage in list(lines)[column::COLUMNS]]  # legends fill columns
+    names = [plt.Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
+    figure.legend(names, [title(stage) for stage in stages], loc="upper left", ncols=COLUMNS, frameon=False,
+                  bbox_to_anchor=(0.0, 1.02), handlelength=1.4)  # fmt: skip
+    figure = finish(figure, results, workload, _finding(lines), _how(lines))
+    figure.subplots_adjust(top=0.91 - 0.07 * -(-len(lines) // COLUMNS))
+    return figure
+
+
+def _lines(results: Results, workload: str) -> dict[str, Line]:
+    """In the order of the table."""
+    lines: dict[str, Line] = {stage: [] for stage in results.config["contestants"]}
+    for record in results.records + results.sweeps:
+        if record.workload == workload:
+            requests = find_size(workload, record.variant, results.config["preset"]).requests(vocab_size=1)
+            lines.setdefault(record.stage, []).append((len(requests[0].prompt), record))
+    return {stage: sorted(line, key=lambda point: point[0]) for stage, line in lines.items() if line}
+
+
+def _points(line: Line, value: Value) -> list[tuple[int, float]]:
+    """What a logarithmic axis can show."""
+    return [(length, found) for length, record in line if record.ok and (found := value(record) or 0) > 0]
+
+
+def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Callable[[float | None], str]) -> None:
+    points = {stage: _points(line, value) for stage, line in lines.items()}
+    failed = {
+        stage: [n for n, r in line if not r.ok] for stage, line in lines.items() if any(not r.ok for _, r in line)
+    }
+    everything = [y for line in points.values() for _, y in line] or [1.0]
+    lengths = sorted({length for line in lines.values() for length, _ in line})
+    height = _scale(axis, lengths, min(everything), max(everything), len(failed), write)
+    for stage, line in points.items():
+        if line:
+            axis.plot(*zip(*line, strict=True), color=color(stage), linewidth=3, marker="o", markersize=7)
+    for row, (stage, fails) in enumerate(failed.items()):
+        mark = height(0.96 - MARKS_APART * row)
+        axis.plot(fails, [mark] * len(fails), "X", markersize=10, color=color(stage), zorder=4)
+        _label(axis, fails[-1], mark, f"{stage} failed", stage)
+        done = [point for point in points[stage] if point[0] < fails[0]]
+        if done:
+            axis.plot([done[-1][0], fails[0]], [done[-1][1], mark], ":", color=color(stage), linewidth=1.5)
+    below = math.inf
+    for stage, (length, end) in sorted(((s, line[-1]) for s, line in points.items() if line), key=lambda x: -x[1][1]):
+        if length == lengths[-1]:
+            share = min(height.share(end), below - LABELS_APART)
+            below = share
+            _label(axis, length, height(share), f"{'' if stage in PEERS else stage} {write(end)}".strip(), stage)
+        elif stage not in failed:  # nobody asked it for more
+            _label(axis, length, end, f"{'' if stage in PEERS else stage} {write(end)}".strip(), stage)
+
+
+class _Height:
+    """Shares of a logarithmic panel's height as values, and back."""
+
+    def __init__(self, axis: Axes) -> None:
+        self._low, self._high = (math.log(y) for y in axis.get_ylim())
+
+    def __call__(self, share: float) -> float:
+        return math.exp(self._low + share * (self._high - self._low))
+
+    def share(self, value: float) -> float:
+        return (math.log(value) - self._low) / (self._high - self._low)
+
+
+def _scale(
+    axis: Axes, lengths: list[int], low: float, high: float, rows: int, write: Callable[[float | None], str]
+) -> _Height:
+    """Both axes, with room on the right for labels and on top for a row of marks for each stage that failed."""
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(lengths[0] / 1.2, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.6)
+    ticks = [2 ** round(math.log2(length)) for length in lengths][:: -2 if len(lengths) > 5 else -1]
+    axis.set_xticks(ticks, [f"{t // 1024}k" if t >= 1024 else str(t) for t in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    bottom, top = 0.05, 0.94 - (MARKS_APART * rows + 0.04 if rows else 0.0)
+    unit = math.log(max(high / low, 4.0)) / (top - bottom)  # the logarithm's range over the whole height
+    axis.set_yscale("log")
+    axis.set_ylim(low * math.exp(-bottom * unit), low * math.exp((1 - bottom) * unit))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if unit < math.log(300) else (1.0,)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ") if y <= 2 * high else "")
+    axis.tick_params(labelsize=12)
+    axis.grid(axis="y", color="#E4E4E4")
+    axis.set_axisbelow(True)
+    return _Height(axis)
+
+
+def _label(axis: Axes, x: float, y: float, text: str, stage: str) -> None:
+    axis.annotate(text, (x, y), xytext=(10, 0), textcoords="offset points", va="center", color=color(stage),
+                  fontweight="bold", fontsize=12)  # fmt: skip
+
+
+def _failed(lines: dict[str, Line]) -> list[Record]:
+    return [record for line in lines.values() for _, record in line if not record.ok]
+
+
+def _how(lines: dict[str, Line]) -> str:
+    how = "One request, both axes logarithmic. Time in attention: of the whole run, prompt and output. "
+    how += "Activations: what a run holds at its peak over weights and KV cache."
+    failed = _failed(lines)
+    if failed:
+        memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
+        how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
+    return how
+
+
+def _finding(lines: dict[str, Line]) -> str:
+    """m4 against m3 if they are there, else the last two stages, at the longest prompt that both could do."""
+    done = {s: {n: r for n, r in line if r.ok} for s, line in lines.items() if s not in PEERS}
+    stages = [stage for stage, found in done.items() if found]
+    if len(stages) < 2:
+        return f"{title((stages or list(lines))[0])}: time and memory against the length of the prompt{_limit(lines)}"
+    before, last = ("m3", "m4") if {"m3", "m4"} <= set(stages) else stages[-2:]
+    both = sorted(done[last].keys() & done[before].keys())
+    parts: list[str] = []
+    for name, value in (("attention time", PANELS[0][1]), ("activation memory", PANELS[2][1])):
+        mine, reference = (value(done[stage][both[-1]]) if both else None for stage in (last, before))
+        if mine and reference:
+            parts.append(f"{_share(mine / reference)} the {name}")
+    if not parts:
+        return f"{title(last)} and {title(before)} have no length in common{_limit(lines)}"
+    return f"At {both[-1]:,} tokens {title(last)} needs {' and '.join(parts)} of {title(before)}{_limit(lines)}"
+
+
+def _share(share: float) -> str:
+    """`0.5% of`, `19% of`, `3.2 times`."""
+    return times(share) if share >= 2 else f"{share:.0%} of" if share >= 0.1 else f"{share:.1%} of"
+
+
+def _limit(lines: dict[str, Line]) -> str:
+    """Which stages fail, and from which length on."""
+    first = {s: min(n for n, r in line if not r.ok) for s, line in lines.items() if any(not r.ok for _, r in line)}
+    groups = [(length, [s for s in first if first[s] == length]) for length in sorted(set(first.values()))]
+    return "".join(f"; {' and '.join(names)} fail{'s' * (len(names) == 1)} at {length:,}" for length, names in groups)

@@ -1,0 +1,81 @@
+"""One more run, after the timed ones: how long it spends in attention, and how much memory comes and goes.
+
+It is a run of its own because watching costs time: a clock at every layer, on a GPU two events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from types import TracebackType
+
+import torch
+
+from benchmarks.contestant import Contestant
+from benchmarks.measure import ActivationPeak
+from benchmarks.workloads import BenchRequest
+from common.attention import Attention
+
+
+class AttentionClock:
+    """While its block runs, adds up the time inside `attention.attend`, storing K and V included.
+
+    On a GPU it is the stream's time between an event before and one after each call: if the CPU launches kernels more
+    slowly than the GPU computes them, the gaps count too.
+
+    expected_calls: how many calls the run should have made. Steps replayed from a CUDA graph call nothing.
+    """
+
+    def __init__(self, attention: Attention, device: torch.device, expected_calls: Callable[[], int]) -> None:
+        self._attention = attention
+        self._attend = attention.attend
+        self._expected_calls = expected_calls
+        self._timed = self._timed_by_events if device.type == "cuda" else self._timed_by_clock
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds = 0.0
+        self._calls = 0
+
+    def _timed_by_clock(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        self._calls += 1
+        start = time.perf_counter()
+        out = self._attend(layer, q, k, v)
+        self._seconds += time.perf_counter() - start
+        return out
+
+    def _timed_by_events(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        self._calls += 1
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        out = self._attend(layer, q, k, v)
+        end.record()
+        self._events.append((start, end))
+        return out
+
+    def __enter__(self) -> AttentionClock:
+        vars(self._attention)["attend"] = self._timed  # hides the class's method, for this one object
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del vars(self._attention)["attend"]
+
+    def seconds(self) -> float | None:
+        """None if some steps went past the clock: part of a time would look like a win."""
+        if self._calls != self._expected_calls():
+            return None
+        if self._events:
+            torch.cuda.synchronize()
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+
+
+def probe(
+    contestant: Contestant, requests: Sequence[BenchRequest], device: torch.device
+) -> tuple[float | None, int | None]:
+    """Seconds in attention and bytes of activations at their peak, over one run; None: not known here."""
+    clock = contestant.attention_clock()
+    memory = ActivationPeak(device)
+    with memory, clock or nullcontext():
+        contestant.run(requests, lambda tokens: None)
+    return clock.seconds() if clock else None, memory.bytes

@@ -1,0 +1,124 @@
+"""`long_context`: a sweep in which a stage fails from some length on, from the command line to the picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.compare import Results, make_comparison
+from benchmarks.plots.by_length import by_length
+from benchmarks.record import Record
+from tests.benchmarks.conftest import TINY, run_bench
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """m0 and m3 with KV memory for 64 tokens: m3 can do prompts of 16 and 32, not those of 64 and 128."""
+    folder = tmp_path_factory.mktemp("long")
+    done = run_bench(
+        "compare", "--stages", "m0,m3", "--workload", "long_context", "--sweep", "--repeats", "1",
+        "--engine", f"kv_cache_memory={64 * 2 * 2 * 2 * 16 * 4}", "--json", str(folder / "bench.json"), *TINY,
+    )  # fmt: skip
+    return done, folder
+
+
+def test_a_stage_fails_at_a_length_and_goes_on_at_others(swept: tuple[Any, Path]) -> None:
+    done, folder = swept
+    found = json.loads((folder / "bench.json").read_text())
+    assert [(r["stage"], r["workload"], r["status"]) for r in found["records"]] == [
+        ("m0", "ladder", "ok"),
+        ("m3", "long_context", "failed"),
+    ]
+    assert [(r["stage"], r["variant"], r["status"]) for r in found["sweeps"]] == [
+        ("m0", "prompt=512", "ok"),
+        ("m3", "prompt=512", "ok"),
+        ("m3", "prompt=1024", "ok"),
+        ("m3", "prompt=2048", "failed"),
+    ]
+    assert done.returncode == 1
+    assert "m3 failed at prompt=2048: prompt and output, 66 tokens" in " ".join(done.stdout.split())
+
+
+def test_probed_points_have_the_two_figures_and_others_have_none(swept: tuple[Any, Path]) -> None:
+    found = json.loads((swept[1] / "bench.json").read_text())
+    m0_on_ladder = found["records"][0]
+    assert m0_on_ladder["attention_time_s"] is None
+    assert m0_on_ladder["peak_activation_bytes"] is None
+    for record in found["sweeps"][:3]:
+        assert 0 < record["attention_time_s"] < 10
+        assert record["peak_activation_bytes"] is not None
+        assert record["peak_activation_bytes"] < record["peak_memory_bytes"]
+
+
+def test_the_picture_bears_the_workloads_name(swept: tuple[Any, Path]) -> None:
+    picture = matplotlib.image.imread(swept[1] / "long_context.png")
+    assert np.std(picture) > 0.05
+    assert not (swept[1] / "long_context-.png").exists()
+
+
+def made_up(**times: list[float | None]) -> Results:
+    """Seconds in attention of each stage at 512, 1024, ...; None: out of memory."""
+    plan = make_comparison(
+        list(times), ["long_context"], peers=False, dtype="bf16", device="cpu", model="x", sweep=True
+    )
+    results = Results({"hardware": {}}, plan.config())
+    for stage, column in times.items():
+        for length, seconds in zip((512, 1024, 2048), column, strict=True):
+            record = Record.failed(stage, "long_context", "out of memory: no room", f"prompt={length}")
+            if seconds is not None:
+                ttft = dict.fromkeys(("mean", "p50", "p90", "p99", "max"), 2 * seconds)
+                record = Record(stage, "long_context", ttft_s=ttft, variant=f"prompt={length}",
+                                attention_time_s=seconds, peak_activation_bytes=int(seconds * 1e9))  # fmt: skip
+            results.add(record)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("times", "finding"),
+    [
+        ({"m3": [1.0, 4.0, None], "m4": [0.5, 1.0, 2.0]},
+         "At 1,024 tokens m4 flash attention needs 25% of the attention time and 25% of the activation memory of "
+         "m3 paged KV; m3 fails at 2,048"),
+        ({"m1": [1.0, None, None], "m2": [1.0, 2.0, None], "m3": [0.01, 0.02, None]},
+         "At 1,024 tokens m3 paged KV needs 1.0% of the attention time and 1.0% of the activation memory of "
+         "m2 continuous batching; m1 fails at 1,024; m2 and m3 fail at 2,048"),
+        ({"m3": [1.0, 2.0, 3.0], "m4": [2.0, 4.0, 9.6]},
+         "At 2,048 tokens m4 flash attention needs 3.2 times the attention time and 3.2 times the activation memory "
+         "of m3 paged KV"),
+        ({"m4": [1.0, 2.0, None]},
+         "m4 flash attention: time and memory against the length of the prompt; m4 fails at 2,048"),
+    ],
+)  # fmt: skip
+def test_the_title_states_the_finding(times: dict[str, list[float | None]], finding: str) -> None:
+    figure = by_length(made_up(**times), "long_context")
+    assert figure is not None
+    title = figure.get_suptitle().replace("\n", " ").replace("\u00a0", " ")
+    marks = sum(len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "X")  # type: ignore[arg-type]
+    plt.close(figure)
+    assert title == finding
+    assert marks == sum(column.count(None) for column in times.values())
+
+
+def test_one_length_is_no_picture() -> None:
+    assert by_length(made_up(m4=[1.0, None, None]), "long_context") is None
+    assert by_length(made_up(m4=[1.0, 2.0, 3.0]), "mixed") is None
+
+
+def test_the_kernel_bench_has_a_command(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["attention", "--quick", "--device", "cpu", "--dtype", "fp32", "--out-dir", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["attention-roofline.png", "attention.json"]
+    assert "ceilings in this run" in done.stdout
+    done = CliRunner().invoke(app, ["attention", "--device", "tpu"])
+    assert done.exit_code == 2
+    assert len(done.stderr.strip().splitlines()) == 1
