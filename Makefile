@@ -6,6 +6,7 @@ DEVICE   ?=
 DTYPE    ?=
 WORKLOAD ?=
 PEERS    ?=
+SWEEP    ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
@@ -69,7 +70,8 @@ SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 # The main job is for any machine: the CPU, unless another device is asked for.
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
-	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers)
+	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
+	$(if $(filter-out 0 no false,$(SWEEP)),--sweep)
 COVERAGE = --cov=common --cov=stages --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help

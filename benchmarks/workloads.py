@@ -206,6 +206,17 @@ WORKLOADS: dict[str, Workload] = {
             m0_runs="ladder",
         ),
         Workload(
+            "decode",
+            "a full batch that starts and ends together: 16 requests, 32 in, 128 out (GPU: 64, 128 in, 512 out)",
+            "Decode attention that reads the blocks in place takes less time than one that gathers them (m4 over m3).",
+            {
+                "cpu": Size(uniform(16, (32, 32), (128, 128)), 16, 512),
+                "gpu": Size(uniform(64, (128, 128), (512, 512)), 64, 1024),
+                "quick": Size(uniform(4, (8, 8), (6, 6)), 4, 64),
+            },
+            m0_runs="ladder",
+        ),
+        Workload(
             "ladder",
             "the first 12 requests of mixed, outputs cut to 48: short enough for every stage, m0 included",
             "Each stage is faster than the one before, or says why not.",

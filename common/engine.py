@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from types import TracebackType
 from typing import Self
 
@@ -73,6 +74,12 @@ class Engine:
         number = next(self._counter)
         request_id = request_id or f"request-{number}"
         require(request_id not in self._requests, f"request id {request_id!r} is in use: choose another")
+        require(
+            isinstance(priority, int)
+            and isinstance(arrival_time or 0.0, int | float)
+            and isfinite(arrival_time or 0.0),
+            f"priority is a whole number and arrival_time a time in seconds, not {priority!r} and {arrival_time!r}",
+        )
         token_ids = encode_prompt(prompt, self.tokenizer, self.runner.model.config.vocab_size)
         total = len(token_ids) + params.max_tokens
         require(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,20 +19,40 @@ KV_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.80}
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; on a CPU without /proc/meminfo, half of what is installed."""
+    """Bytes that are free on a device, within a container's limit; on a CPU without /proc/meminfo, half of what is
+    installed."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return min(int(fields["MemAvailable"].split()[0]) * 1024, _container_free())
+
+
+def _container_free(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a control group (version 2) leaves; a huge number where there is no limit."""
+    limit, used = folder / "memory.max", folder / "memory.current"
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return 2**62
+    return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:
     """2 (K and V) x layers x KV heads x head dimension x bytes of one number."""
     return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+
+
+def allocate_kv(shape: Sequence[int], dtype: torch.dtype, device: torch.device, pinned: bool = False) -> torch.Tensor:
+    """Zeros for K and V; `UserError` where there is no room. (Zeros, because whatever is masked must be finite.)"""
+    try:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device, pin_memory=pinned)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it plainly
+        size = math.prod(shape) * dtype.itemsize
+        raise UserError(
+            f"no room for {size:,} bytes of KV cache on {device}: lower kv_cache_memory, swap_space, max_num_seqs or "
+            "max_model_len"
+        ) from error
 
 
 def kv_budget(config: EngineConfig) -> int:
@@ -50,7 +72,12 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     blocks = min(most, budget // block_bytes)
     if blocks < 1:
         raise UserError(f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
-    return blocks, min(most, config.swap_space // block_bytes)
+    cpu_blocks = min(most, config.swap_space // block_bytes)
+    if config.swap_space and not cpu_blocks:
+        raise UserError(
+            f"swap_space ({config.swap_space:,} bytes) holds no block of {block_bytes:,} bytes: raise it, or 0"
+        )
+    return blocks, cpu_blocks
 
 
 def rows_in_budget(config: EngineConfig, bytes_per_row: int) -> int:

@@ -52,12 +52,14 @@ class StepPlan:
 
     `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests). What moves before
     anything is computed, in this order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared
-    blocks that are about to be written). `preempted`: who lost its blocks, by recompute or swap.
+    blocks that are about to be written). `preempted`: who lost its blocks, by recompute or swap; `resumed`: who came
+    back from the CPU pool.
     """
 
     chunks: list[Chunk] = field(default_factory=list[Chunk])
     padded_tokens: int = 0
     preempted: list[Request] = field(default_factory=list[Request])
+    resumed: list[Request] = field(default_factory=list[Request])
     swap_out: BlockCopies = field(default_factory=list[tuple[int, int]])
     swap_in: BlockCopies = field(default_factory=list[tuple[int, int]])
     copies: BlockCopies = field(default_factory=list[tuple[int, int]])

@@ -35,7 +35,8 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         at = bisect.bisect_left(self._requests, self.order(request), key=self.order)
-        assert at < len(self._requests) and self._requests[at] is request, f"{request.id} does not wait here"
+        if at == len(self._requests) or self._requests[at] is not request:
+            raise RuntimeError(f"{request.id} does not wait here")
         del self._requests[at]
 
     def __getitem__(self, index: int) -> Request:

@@ -18,7 +18,7 @@ GREEDY_BELOW = 1e-5
 class SamplingParams:
     """Sampling options of one request; values out of range raise `UserError`.
 
-    n: so many samples of the same prompt (from m3 on).
+    n: so many samples of the same prompt; from m3 on they share the blocks of the prompt.
     max_tokens, min_tokens: most and fewest tokens to generate; no EOS or stop token is sampled before min_tokens.
     temperature: 0 (or below `GREEDY_BELOW`) is greedy; otherwise logits are divided by it.
     top_k: keep the k likeliest tokens (0: all). top_p: keep the smallest set of likeliest tokens that reaches this

@@ -18,7 +18,8 @@ MAX_STEPS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
-    """`kind`: prefill, decode, recompute or idle; tokens `start ... start + length - 1` of the request."""
+    """`kind`: prefill, decode, recompute, idle, or fork (a sample that starts from a prompt computed in this step);
+    tokens `start ... start + length - 1` of the request."""
 
     request_id: str
     kind: str
@@ -36,6 +37,8 @@ class StepRecord:
     chunks: tuple[ChunkRecord, ...]
     preempted: tuple[str, ...]
     swapped_out: tuple[str, ...]
+    swapped_in: tuple[str, ...]
+    copied_blocks: int
     waiting: int
     running: int
     swapped: int
@@ -50,6 +53,7 @@ class StepTrace:
     def __init__(self, max_steps: int = MAX_STEPS, regions: bool = False) -> None:
         self.steps: deque[StepRecord] = deque(maxlen=max_steps)
         self.arrivals: dict[str, float] = {}  # of the requests in `steps`, by request id
+        self._last_seen: dict[str, int] = {}  # the newest step that mentions each of them
         self.keep_regions = regions
         self._count = 0
 
@@ -59,18 +63,24 @@ class StepTrace:
         """`queues`: how many wait, run and are swapped out. Call it after the step ran and before `update()`."""
         if len(self.steps) == self.steps.maxlen:
             self._forget(self.steps[0])
+        chunks: list[ChunkRecord] = []
         for chunk in plan.chunks:
+            chunks.append(ChunkRecord(chunk.request.id, chunk.kind, chunk.start, chunk.length))
+            chunks += [ChunkRecord(request.id, "fork", chunk.end, 0) for request in chunk.forks]
             for request in (chunk.request, *chunk.forks):
                 self.arrivals.setdefault(request.id, request.arrival_time)
+                self._last_seen[request.id] = self._count
         usage = cache.usage()
         self.steps.append(
             StepRecord(
                 index=self._count,
                 begin=begin,
                 duration=end - begin,
-                chunks=tuple(ChunkRecord(c.request.id, c.kind, c.start, c.length) for c in plan.chunks),
+                chunks=tuple(chunks),
                 preempted=tuple(request.id for request in plan.preempted),
                 swapped_out=tuple(r.id for r in plan.preempted if r.status is RequestStatus.SWAPPED),
+                swapped_in=tuple(request.id for request in plan.resumed),
+                copied_blocks=len(plan.copies),
                 waiting=queues[0],
                 running=queues[1],
                 swapped=queues[2],
@@ -82,10 +92,10 @@ class StepTrace:
         self._count += 1
 
     def _forget(self, oldest: StepRecord) -> None:
-        """Requests end: their arrival times need not outlive the steps that mention them."""
-        if len(self.arrivals) > 4 * len(self.steps):
-            recent = {chunk.request_id for step in self.steps if step is not oldest for chunk in step.chunks}
-            self.arrivals = {id: time for id, time in self.arrivals.items() if id in recent}
+        """A request's arrival time is kept as long as a step that mentions it."""
+        for chunk in oldest.chunks:
+            if self._last_seen.get(chunk.request_id) == oldest.index:
+                del self.arrivals[chunk.request_id], self._last_seen[chunk.request_id]
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "arrivals": self.arrivals, "steps": [asdict(step) for step in self.steps]}
@@ -103,6 +113,12 @@ class StepTrace:
             for chunk in step.chunks:
                 args = {"start": chunk.start, "length": chunk.length}
                 events.append(_event(chunk.kind, rows[chunk.request_id], begin, duration, args))
+            for name, ids in (
+                ("preempted", step.preempted),
+                ("swapped out", step.swapped_out),
+                ("swapped in", step.swapped_in),
+            ):
+                events += [_instant(name, rows[id], begin) for id in ids if id in rows]
             counters = {"waiting": step.waiting, "running": step.running, "swapped": step.swapped}
             events.append({"name": "requests", "ph": "C", "pid": 1, "ts": begin, "args": counters})
             slots = {"stored": step.kv_stored, "reserved, empty": step.kv_reserved - step.kv_stored}
@@ -120,6 +136,10 @@ class StepTrace:
 
 def _event(name: str, row: int, begin: float, duration: float, args: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "ph": "X", "pid": 1, "tid": row, "ts": begin, "dur": duration, "args": args}
+
+
+def _instant(name: str, row: int, at: float) -> dict[str, Any]:
+    return {"name": name, "ph": "i", "s": "t", "pid": 1, "tid": row, "ts": at}
 
 
 def _thread_name(row: int, name: str) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from common.queue import AGEING_SECONDS
 from common.request import Request, RequestStatus
 from tests.fake_runner import EOS, expected_output
 
-CONTINUOUS = ("m2", "m3")
+CONTINUOUS = ("m2", "m3", "m4")
 """Stages that schedule by iteration."""
-PAGED = ("m3",)
+PAGED = ("m3", "m4")
 """Stages whose KV cache is paged."""
-UNMIXED = ("m2", "m3")
+UNMIXED = ("m2", "m3", "m4")
 """Stages with prefill steps and decode steps apart."""
 
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4

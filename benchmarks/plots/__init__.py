@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.files import write_atomically
+from benchmarks.plots.block_size import block_size
 from benchmarks.plots.by_length import by_length
 from benchmarks.plots.latency import latency
 from benchmarks.plots.memory import memory
@@ -26,6 +27,7 @@ PICTURES: dict[str, Callable[[Results, str], Figure | None]] = {
     "latency": latency,
     "memory": memory,
     "time-per-token": time_by_position,
+    "block-size": block_size,
     "": by_length,
 }
 """By the end of the file's name; the one without is named after the workload alone."""

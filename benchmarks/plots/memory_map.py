@@ -21,7 +21,7 @@ COLUMNS = 16
 
 
 def draw_memory_map(runs: Sequence[Traced], path: Path) -> Path:
-    """Each run at the step in which it stores most, side by side."""
+    """Each run at the step in which most requests run, and of those the one that stores most; side by side."""
     kept = [run for run in runs if run.capacity]
     with plt.rc_context(RC):
         rows = max(-(-run.capacity // CELL // COLUMNS) for run in kept)
@@ -38,7 +38,7 @@ def draw_memory_map(runs: Sequence[Traced], path: Path) -> Path:
 
 
 def _panel(axis: Axes, run: Traced) -> str:
-    step = max(run.trace.steps, key=lambda s: s.kv_stored)
+    step = max(run.trace.steps, key=lambda s: (s.running, s.kv_stored))
     palette = plt.get_cmap("tab20")
     owners = {id: number for number, id in enumerate(run.trace.arrivals)}
     cells = -(-run.capacity // CELL)
@@ -66,4 +66,4 @@ def _panel(axis: Axes, run: Traced) -> str:
         f"{use:.0%} of them filled",
         loc="left",
     )
-    return f"{run.stage}: {len(held)} requests at once, {use:.0%} filled"
+    return f"{run.stage}: {len(held)} requests hold memory, {use:.0%} of it filled"

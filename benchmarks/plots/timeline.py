@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 KINDS = {
     "waiting": "#E4E4E4",
     "prefill": "#0F6FC6",
+    "fork": "#0B3C6D",
     "decode": "#8CC5F0",
     "recompute": "#D1495B",
     "preempted": "#F3B8C0",

@@ -33,6 +33,7 @@ def stage_main(main_file: str, build: Build) -> NoReturn:
 def stage_app(folder: Path, build: Build) -> typer.Typer:
     """The commands of the stage in `folder`."""
     name = folder.name.split("_")[0]
+    number = int(name[1:])
     app = typer.Typer(
         help=f"Stage {name[1:]} ({folder.name}). Each command has a page of its own: `COMMAND --help`.",
         no_args_is_help=True,
@@ -43,13 +44,13 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     )
 
     @app.command("demo")
-    @with_options(max_tokens=48, max_num_seqs=4)
+    @with_options(number, max_tokens=48, max_num_seqs=4)
     def demo_command(config: EngineConfig, params: SamplingParams) -> None:
         """What this stage changes, a few answers, and what they took."""
         demo(folder, build, config, params)
 
     @app.command("generate")
-    @with_options(max_tokens=128)
+    @with_options(number, max_tokens=128)
     def generate_command(
         config: EngineConfig,
         params: SamplingParams,
@@ -67,7 +68,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
         generate(build, config, params, read_prompts(prompts, token_ids), json)
 
     @app.command("chat")
-    @with_options(max_tokens=256, max_num_seqs=1)
+    @with_options(number, max_tokens=256, max_num_seqs=1)
     def chat_command(
         config: EngineConfig,
         params: SamplingParams,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from common.config import EngineConfig, parse_device
+from common.config import EngineConfig, parse_device, stage_options
 from common.sampling_params import SamplingParams
 
 Flags = Mapping[str, tuple[Any, str]]
@@ -32,7 +32,7 @@ ENGINE: Flags = {
     "seed": (int, "Of the sampling, and of random weights."),
 }
 SAMPLING: Flags = {
-    "n": (int, "So many samples of the same prompt (from m3 on)."),
+    "n": (int, "So many samples of the same prompt (from m3 on, they share its blocks)."),
     "max_tokens": (int, "Most tokens to generate for a prompt."),
     "min_tokens": (int, "Fewest tokens to generate."),
     "temperature": (float, "0 always takes the likeliest token; higher is more varied."),
@@ -48,23 +48,25 @@ SAMPLING: Flags = {
 }
 
 
-def with_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: the command's `config` and `params` become the flags that they are built from.
+def with_options(stage: int, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: the command's `config` and `params` become the flags that they are built from. A stage has no flag
+    for what only later stages have.
 
     `defaults` are the command's own, where they differ from those of the two classes.
     """
     defaults = {"dtype": "auto", "stop": [], **defaults}
+    engine_flags = stage_options(stage, ENGINE)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         own = [
             p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name not in ("config", "params")
         ]
-        flags = _parameters(ENGINE, EngineConfig, defaults) + _parameters(SAMPLING, SamplingParams, defaults)
+        flags = _parameters(engine_flags, EngineConfig, defaults) + _parameters(SAMPLING, SamplingParams, defaults)
 
         @functools.wraps(command)
         def with_flags(**values: Any) -> None:
-            engine = {name: values.pop(name) for name in ENGINE}
+            engine = {name: values.pop(name) for name in engine_flags}
             sampling = {name: values.pop(name) for name in SAMPLING}
             if engine["dtype"] == "auto":
                 engine["dtype"] = fastest_dtype(engine["device"])

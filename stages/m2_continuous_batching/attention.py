@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from common.batch import RaggedBatch
+from common.memory import allocate_kv
 from common.models import Decoder
 
 
@@ -27,7 +28,7 @@ class SlotAttention:
     def __init__(self, model: Decoder, num_slots: int, slot_length: int) -> None:
         c = model.config
         shape = (c.num_layers, 2, num_slots, c.num_kv_heads, slot_length, c.head_dim)
-        self._kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        self._kv = allocate_kv(shape, model.dtype, model.device)
 
     def begin(self, batch: RaggedBatch) -> None:
         assert batch.block_tables is not None

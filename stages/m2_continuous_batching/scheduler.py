@@ -42,6 +42,7 @@ class ContinuousScheduler(Scheduler):
     def _decode(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         for request in self.running:
-            assert self.cache.grow(request, request.num_tokens), "a slot holds max_model_len tokens"
+            if not self.cache.grow(request, request.num_tokens):
+                raise RuntimeError(f"{request.id} has outgrown its slot: it should have been refused")
             chunks.append(self._chunk(request, 1))
         return chunks

@@ -33,13 +33,15 @@ class BlockPool:
     def share(self, blocks: Iterable[int]) -> None:
         """One more owner for each of these blocks."""
         for block in blocks:
-            assert self.ref_counts[block] > 0, f"block {block} is free: nobody can share it"
+            if self.ref_counts[block] < 1:
+                raise RuntimeError(f"block {block} is free: nobody can share it")
             self.ref_counts[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """One owner fewer; a block without owners is free again."""
         for block in blocks:
-            assert self.ref_counts[block] > 0, f"block {block} is released twice"
+            if self.ref_counts[block] < 1:
+                raise RuntimeError(f"block {block} is released twice")
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
                 self._free.append(block)

@@ -35,10 +35,6 @@ class PagedCache:
         """Could a request of so many tokens run if it were alone?"""
         return self.blocks_for(num_tokens) + samples - 1 <= self.pool.num_blocks
 
-    def cached_prefix(self, request: Request) -> int:
-        """Tokens at the beginning of a waiting request whose K and V are here already: none, before m6."""
-        return 0
-
     def can_admit(self, request: Request) -> bool:
         """Room for all its tokens and the first new one and, so that nobody is preempted at once, a block for everyone
         else to grow into."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from common.memory import allocate_kv
 from common.models import Decoder
 from common.plan import BlockCopies, StepPlan
 
@@ -15,10 +16,10 @@ class PagedKV:
     def __init__(self, model: Decoder, num_blocks: int, block_size: int, num_cpu_blocks: int = 0) -> None:
         c = model.config
         shape = (c.num_layers, 2, num_blocks, block_size, c.num_kv_heads, c.head_dim)
-        self.blocks = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        self.blocks = allocate_kv(shape, model.dtype, model.device)
         cpu_shape = (c.num_layers, 2, num_cpu_blocks, *shape[3:])
         pinned = model.device.type == "cuda" and num_cpu_blocks > 0
-        self.cpu_blocks = torch.zeros(cpu_shape, dtype=model.dtype, pin_memory=pinned)
+        self.cpu_blocks = allocate_kv(cpu_shape, model.dtype, torch.device("cpu"), pinned)
 
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """k and v [T, Hkv, D] into slots [T]."""

@@ -13,7 +13,7 @@ from stages.m3_paged_kv.kv_cache import PagedCache
 
 
 class PagedScheduler(Scheduler):
-    """Prefill first, as in m2; whoever was swapped out returns before anybody new starts.
+    """Prefill first, as in m2. Who waits and who was swapped out stand in one order: the most urgent starts first.
 
     A request holds blocks for the tokens that it has, not for those that it may come to have. When one cannot grow,
     the running request that is lowest in priority, then newest, gives up its blocks: to the CPU pool where that has
@@ -33,7 +33,7 @@ class PagedScheduler(Scheduler):
 
     def plan(self) -> StepPlan | None:
         plan = StepPlan()
-        if self.swapped:
+        if self._swapped_first():
             self._swap_in(plan)
         else:
             self._prefill(plan)
@@ -42,11 +42,17 @@ class PagedScheduler(Scheduler):
         plan.copies = self.cache.take_copies()
         return plan if plan.chunks else None
 
+    def _swapped_first(self) -> bool:
+        """Is the first of the swapped ones more urgent than everyone who waits?"""
+        if not self.swapped or not self.waiting:
+            return bool(self.swapped)
+        return self.waiting.order(self.swapped[0]) < self.waiting.order(self.waiting[0])
+
     def _prefill(self, plan: StepPlan) -> None:
         """Whole prompts (and what a preempted request had generated), up to `max_num_batched_tokens` in all; a longer
         one goes alone."""
         budget = self.max_num_batched_tokens
-        while self.waiting:
+        while self.waiting and not self._swapped_first():
             request = self.waiting[0]
             length = request.num_tokens
             if len(self.running) + 1 + len(request.siblings) > self.max_num_seqs:
@@ -90,12 +96,13 @@ class PagedScheduler(Scheduler):
 
     def _swap_in(self, plan: StepPlan) -> None:
         """`swap_in` leaves a block for everyone to grow into, so that no block moves both ways in one step."""
-        while self.swapped and len(self.running) < self.max_num_seqs:
+        while self._swapped_first() and len(self.running) < self.max_num_seqs:
             request = self.swapped[0]
             moves = self.cache.swap_in(request)
             if moves is None:
                 break
             plan.swap_in += moves
+            plan.resumed.append(request)
             self.swapped.remove(request)
             self.running.append(request)
             request.status = RequestStatus.RUNNING

@@ -1,0 +1,65 @@
+"""The price of a block size: throughput, and the reserved token slots that stay empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.plots.bars import finish
+from benchmarks.record import Record
+from benchmarks.style import SOFT, color, title
+
+
+def block_size(results: Results, workload: str) -> Figure | None:
+    """From a sweep whose variants are named `block_size=16`; None where there is none."""
+    points = [
+        r for r in results.sweeps if r.ok and r.workload == workload and (r.variant or "").startswith("block_size")
+    ]
+    if not points:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
+    _lines(left, points, lambda r: r.output_tokens_per_s, "output tokens per second (more is better)", "{:.0f}")
+    _lines(right, points, _empty, "reserved slots that stay empty (less is better)", "{:.0%}")
+    stages = ", ".join(title(stage) for stage in dict.fromkeys(r.stage for r in points))
+    how = f"{stages}. Empty slots: the mean over the running time. A line on the left: slowest to fastest run."
+    return finish(figure, results, workload, _finding(points), how)
+
+
+def _empty(record: Record) -> float | None:
+    return None if record.kv_utilization is None else 1.0 - record.kv_utilization
+
+
+def _size(record: Record) -> int:
+    return int((record.variant or "").partition("=")[2])
+
+
+def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | None], name: str, form: str) -> None:
+    sizes = sorted({_size(r) for r in points})
+    for stage in dict.fromkeys(r.stage for r in points):
+        mine = {_size(r): r for r in points if r.stage == stage}
+        xs = [sizes.index(size) for size in sizes if size in mine]
+        ys = [value(mine[size]) or 0.0 for size in sizes if size in mine]
+        axis.plot(xs, ys, marker="o", linewidth=3, markersize=8, color=color(stage))
+        for x, y in zip(xs, ys, strict=True):
+            axis.annotate(form.format(y), (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=12)
+            repeats = mine[sizes[x]].output_tokens_per_s_repeats or []
+            if value is not _empty and len(repeats) > 1:
+                axis.vlines(x, min(repeats), max(repeats), color=color(stage), alpha=0.5)
+    axis.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
+    axis.set_xlabel("block size, tokens")
+    axis.set_title(name, loc="left")
+    axis.grid(axis="y", color=SOFT, alpha=0.2)
+
+
+def _finding(points: list[Record]) -> str:
+    smallest, largest = min(points, key=_size), max(points, key=_size)
+    low, high = _empty(smallest) or 0.0, _empty(largest) or 0.0
+    return (
+        f"Blocks of {_size(largest)} leave {high:.0%} of what they reserve empty, blocks of {_size(smallest)} "
+        f"{low:.0%}; {largest.peak_running} requests run at once instead of {smallest.peak_running}"
+    )
