@@ -68,6 +68,10 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
     runs = [record(one, model, device, dtype) for one in pair]
     written: list[Path] = []
     for run in runs:
+        taken = sum(step.duration for step in run.trace.steps)
+        print(
+            f"{run.stage}: {len(run.trace.steps)} steps, recording them took {run.trace.cost / taken:.2%} of their time"
+        )
         for chrome in (False, True):
             path = folder / f"{run.stage}_trace{'.chrome' if chrome else ''}.json"
             run.trace.write(path, chrome=chrome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,12 +56,14 @@ class StepTrace:
         self.arrivals: dict[str, float] = {}  # of the requests in `steps`, by request id
         self._last_seen: dict[str, int] = {}  # the newest step that mentions each of them
         self.keep_regions = regions
+        self.cost = 0.0  # seconds that recording took
         self._count = 0
 
     def record(
         self, plan: StepPlan, cache: KVCacheManager, queues: tuple[int, int, int], begin: float, end: float
     ) -> None:
         """`queues`: how many wait, run and are swapped out. Call it after the step ran and before `update()`."""
+        started = time.perf_counter()
         if len(self.steps) == self.steps.maxlen:
             self._forget(self.steps[0])
         chunks: list[ChunkRecord] = []
@@ -90,6 +93,7 @@ class StepTrace:
             )
         )
         self._count += 1
+        self.cost += time.perf_counter() - started
 
     def _forget(self, oldest: StepRecord) -> None:
         """A request's arrival time is kept as long as a step that mentions it."""
