@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from common.cli.app import run_app
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
 
@@ -22,19 +20,8 @@ app = typer.Typer(
     help="Race the stages, and peers, on workloads that isolate one idea each.",
 )
 DEFAULT_FOLDER = Path("reports/local")
-
-
-@contextmanager
-def clean_end() -> Iterator[None]:
-    """Bad input ends with one line and status 2, Ctrl-C with status 130; neither with a traceback."""
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
+PICTURE = "picture.png"
+"""Stands for every picture where it is only asked whether the folder takes files."""
 
 
 def _names(text: str) -> list[str]:
@@ -83,30 +70,31 @@ def compare(
     A stage that fails is reported as failed, and the others go on. Exit status: 0, or 1 if a stage failed.
     """
     from benchmarks.compare import make_comparison, run
+    from benchmarks.files import check_writable
     from benchmarks.peers import PEERS
     from benchmarks.screen import Screen
 
     folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
     path = json_path or folder / "bench.json"
-    with clean_end():
-        plan = make_comparison(
-            _names(stages),
-            _names(workload),
-            peers=peers,
-            model=model,
-            dtype=dtype,
-            device=device,
-            quick=quick,
-            sweep=sweep,
-            repeats=repeats,
-            options=_options(engine or []),
-        )
-        with Screen() as screen:
-            results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
-        _show(results, folder)
-        print(f"results: {path}")
-        if any(not r.ok and r.stage not in PEERS for r in results.records + results.sweeps):
-            raise typer.Exit(1)
+    plan = make_comparison(
+        _names(stages),
+        _names(workload),
+        peers=peers,
+        model=model,
+        dtype=dtype,
+        device=device,
+        quick=quick,
+        sweep=sweep,
+        repeats=repeats,
+        options=_options(engine or []),
+    )
+    check_writable(path, folder / PICTURE)
+    with Screen() as screen:
+        results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
+    _show(results, folder)
+    print(f"results: {path}")
+    if any(not r.ok and r.stage not in PEERS for r in results.records + results.sweeps):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -117,8 +105,7 @@ def report(
     """Print the table and draw the pictures of results that are already there."""
     from benchmarks.compare import Results
 
-    with clean_end():
-        _show(Results.read(json_path), out_dir or json_path.parent)
+    _show(Results.read(json_path), out_dir or json_path.parent)
 
 
 @app.command()
@@ -135,10 +122,11 @@ def attention(
 ) -> None:
     """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
+    from benchmarks.files import check_writable
 
     folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
-    with clean_end():
-        run_kernels(device, dtype, json_path, quick, folder)
+    check_writable(json_path or folder / "attention.json", folder / PICTURE)
+    run_kernels(device, dtype, json_path, quick, folder)
 
 
 @app.command()
@@ -152,11 +140,12 @@ def trace(
     out_dir: Annotated[Path, typer.Option(help="Folder of traces and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """Record some requests step by step: a timeline, a map of the KV memory, and traces that Perfetto opens."""
+    from benchmarks.files import check_writable
     from benchmarks.trace import trace as record_and_draw
 
-    with clean_end():
-        for path in record_and_draw(stage, model, device, dtype, out_dir):
-            print(path)
+    check_writable(out_dir / PICTURE)
+    for path in record_and_draw(stage, model, device, dtype, out_dir):
+        print(path)
 
 
 @app.command()
@@ -182,4 +171,4 @@ def _show(results: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m benchmarks")
+    run_app(app)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from benchmarks.process import OnMessage, run_worker
 from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
 from benchmarks.workloads import Workload, find
-from common.config import parse_device, parse_dtype
+from common.config import EngineConfig, parse_device
 from common.errors import UserError
+from common.models.load import open_source
 
 M0_NOTE = "m0 ran `{}` instead: `{}` would take it too long"
 
@@ -53,14 +54,30 @@ def contestants(names: Sequence[str], peers: bool) -> list[str]:
 
 
 def make_comparison(
-    names: Sequence[str], workloads: Sequence[str], *, peers: bool, dtype: str, device: str, **rest: Any
+    names: Sequence[str],
+    workloads: Sequence[str],
+    *,
+    peers: bool,
+    model: str,
+    dtype: str,
+    device: str,
+    options: Mapping[str, Any] | None = None,
+    **rest: Any,
 ) -> Comparison:
-    """Checks every name before anything runs."""
+    """Checks names, options and the model (without reading its weights) before anything runs: `UserError`."""
+    if not workloads:
+        raise UserError("no workload was named: leave out --workload, or see `python -m benchmarks workloads`")
     for workload in workloads:
         find(workload)
-    parse_dtype(dtype)
-    resolved = str(parse_device(device))
-    return Comparison(contestants(names, peers), list(dict.fromkeys(workloads)), dtype=dtype, device=resolved, **rest)
+    chosen = contestants(names, peers)
+    place = parse_device(device)
+    options = dict(options or {})
+    for name in ("model", "dtype", "device"):
+        if name in options:
+            raise UserError(f"--engine cannot set {name}, which peers need too: use --{name}")
+    EngineConfig(model=model, dtype=dtype, device=place, **options)
+    open_source(model, place)
+    return Comparison(chosen, list(dict.fromkeys(workloads)), model, dtype, str(place), options=options, **rest)
 
 
 def jobs(plan: Comparison) -> Iterator[Job]:

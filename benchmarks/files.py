@@ -16,19 +16,31 @@ from common.errors import UserError
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """`write` gets a path beside `path`, with the same ending; the finished file then takes `path`'s place."""
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose another folder") from error
-    scratch = Path(name)
+    scratch = _scratch_beside(path)
     try:
         write(scratch)
         scratch.chmod(0o644)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path) -> None:
+    """Makes the folders of these files. `UserError` if one cannot be written: better now than after an hour's work."""
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder. Name a file")
+        _scratch_beside(path).unlink()
+
+
+def _scratch_beside(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}. Choose another folder") from error
+    os.close(handle)
+    return Path(name)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -267,6 +267,7 @@ class Engine:
             "peak_running": m.peak_running,
             "preemptions": m.preemptions,
             "swaps": m.swaps,
+            "kv_blocks_used": usage.blocks,
             "kv_pool_bytes": self.runner.attention.kv_bytes(),
             "kv_reserved_bytes": usage.reserved * token_bytes,
             "kv_used_bytes": usage.stored * token_bytes,

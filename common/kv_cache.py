@@ -11,11 +11,13 @@ from common.request import Request
 
 @dataclass(frozen=True, slots=True)
 class KVUsage:
-    """Token slots: `capacity` in all, `reserved` held by running requests, `stored` filled with a token's K and V."""
+    """Token slots: `capacity` in all, `reserved` held by running requests, `stored` filled with a token's K and V.
+    `blocks`: what the reserved ones make up: blocks, or whole rows and slots before m3."""
 
     capacity: int = 0
     reserved: int = 0
     stored: int = 0
+    blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

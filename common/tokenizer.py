@@ -75,14 +75,12 @@ class Tokenizer:
         if self.chat_template is None:
             raise UserError("this model has no chat template: give the prompt as plain text")
         _check_messages(messages)
-        from jinja2 import TemplateError
-
         try:
             return _compile(self.chat_template).render(
                 messages=[dict(m) for m in messages], add_generation_prompt=True, **self.special_tokens
             )
-        except (TemplateError, TypeError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # the template is a foreign program: it can fail in any way
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the model's chat template refuses these messages: {reason}") from error
 
 
@@ -155,10 +153,17 @@ def _read_template(folder: Path, options: Mapping[str, Any]) -> str | None:
     """chat_template.jinja in newer folders; in older ones part of tokenizer_config.json: one text, or named ones."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}. Download it again") from error
     template = options.get("chat_template")
     if isinstance(template, list):
-        named: dict[str, str] = {entry["name"]: entry["template"] for entry in template}  # pyright: ignore
+        try:
+            named: dict[str, str] = {entry["name"]: entry["template"] for entry in template}  # pyright: ignore
+        except (TypeError, KeyError):
+            where = folder / "tokenizer_config.json"
+            raise UserError(f"{where}: each chat_template of a list needs a name and a template") from None
         return named.get("default")
     return template if isinstance(template, str) else None
 

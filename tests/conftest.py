@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,14 @@ from common.models import load_tokenizer
 from common.tokenizer import Tokenizer
 
 TINY = ("random:tiny-llama", "random:tiny-qwen2", "random:tiny-qwen3")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_reaches_children() -> None:
+    """A shell starts background jobs with SIGINT ignored, and processes inherit that: undo it, for the tests that
+    interrupt a program."""
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

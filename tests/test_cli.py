@@ -23,7 +23,7 @@ from common.cli.chat import Conversation, chat
 from common.cli.diff import changes, diff_lines, unchanged
 from common.cli.generate import figures, parse_token_ids, run
 from common.cli.options import ENGINE, SAMPLING, fastest_dtype
-from common.config import EngineConfig
+from common.config import EngineConfig, stage_options
 from common.engine import Engine
 from common.errors import UserError
 from common.outputs import RequestOutput
@@ -74,8 +74,10 @@ def test_help_pages_name_every_command_and_option(capsys: pytest.CaptureFixture[
     assert all(command in page for command in ("demo", "generate", "chat", "bench", "diff"))
     assert cli("generate", "--help") == 0
     page = capsys.readouterr().out
-    flags = [f"--{name.replace('_', '-')}" for name in (*ENGINE, *SAMPLING)]
-    assert [flag for flag in flags if flag not in page] == []
+    flags = {name: f"--{name.replace('_', '-')}" for name in (*ENGINE, *SAMPLING)}
+    later = [flags[name] for name in ENGINE if name not in stage_options(1, ENGINE)]
+    assert "--block-size" in later
+    assert [flag for flag in flags.values() if flag not in page] == later
 
 
 def test_every_engine_option_has_a_flag() -> None:
@@ -174,6 +176,18 @@ def test_pieces_written_add_up_to_the_text() -> None:
         outputs = run(engine, ["first", "second", "third"], params, pieces.append)
     assert "".join(pieces) == "".join(f"{output.text}\n" for output in outputs)
     assert len(pieces) > 10
+
+
+def test_an_interrupt_while_text_is_written_aborts_every_request() -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with build_talking(EngineConfig("random:tiny-llama", device="cpu", max_num_seqs=2)) as engine:
+        params = SamplingParams(max_tokens=200, ignore_eos=True)
+        with pytest.raises(KeyboardInterrupt):
+            run(engine, ["first", "second", "third"], params, interrupt)
+        assert [output.finish_reason for output in engine.step()] == ["abort"] * 3
+        assert not engine.has_unfinished
 
 
 def test_figures_of_one_token_leave_out_what_there_is_not() -> None:

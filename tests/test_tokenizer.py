@@ -175,6 +175,7 @@ def test_named_templates_and_the_file(folder: Path) -> None:
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages[9].content.x }}",
+        "{{ 1 / 0 }}",
     ],
 )
 def test_a_template_that_refuses_or_misbehaves(template: str, folder: Path) -> None:
@@ -213,3 +214,18 @@ def test_broken_older_files(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{")
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_broken_templates(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer_config\.json"):
+        configure(folder, chat_template=[1])
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"chat_template\.jinja"):
+        Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user-here/model"])
+def test_a_name_that_can_be_no_path(name: str) -> None:
+    with pytest.raises(UserError, match="model") as caught:
+        load_tokenizer(name)
+    assert len(str(caught.value)) < 300

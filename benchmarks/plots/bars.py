@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
+from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.style import INK, SOFT, STAGE_TITLES, color, title
 from benchmarks.table import rows_for
@@ -76,8 +77,10 @@ def whisker(axis: Axes, row: int, low: float, high: float) -> None:
         axis.plot([end, end], [row - 0.12, row + 0.12], color=INK, linewidth=1.4)
 
 
-def finish(figure: Figure, results: Results, workload: str, finding: str, how_to_read: str) -> Figure:
-    """The finding on top; below, how to read it and what was measured where."""
+def finish(
+    figure: Figure, results: Results, workload: str, records: Sequence[Record], finding: str, how_to_read: str
+) -> Figure:
+    """The finding on top; below, how to read it, what sets its peers apart, and what was measured where."""
     for name in STAGE_TITLES.values():
         finding = finding.replace(name, name.replace(" ", "\u00a0"))  # no line ends within a name
     config = results.config
@@ -91,13 +94,19 @@ def finish(figure: Figure, results: Results, workload: str, finding: str, how_to
     figure.text(
         0.01,
         -0.01,
-        "\n".join([*textwrap.wrap(how_to_read, 112), source]),
+        "\n".join([*textwrap.wrap(how_to_read, 112), *peer_notes(records), source]),
         ha="left",
         va="top",
         fontsize=11.5,
         color=SOFT,
     )
     return figure
+
+
+def peer_notes(records: Sequence[Record]) -> list[str]:
+    """What sets a peer apart (other weights, another type of its KV cache): the source line speaks of the stages."""
+    notes = [f"{title(r.stage)}: {r.note}" for r in records if r.stage in PEERS and r.note]
+    return [line for note in dict.fromkeys(notes) for line in textwrap.wrap(note, 112)]
 
 
 def times(value: float) -> str:

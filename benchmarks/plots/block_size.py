@@ -26,7 +26,7 @@ def block_size(results: Results, workload: str) -> Figure | None:
     _lines(right, points, _empty, "reserved slots that stay empty (less is better)", "{:.0%}")
     stages = ", ".join(title(stage) for stage in dict.fromkeys(r.stage for r in points))
     how = f"{stages}. Empty slots: the mean over the running time. A line on the left: slowest to fastest run."
-    return finish(figure, results, workload, _finding(points), how)
+    return finish(figure, results, workload, points, _finding(points), how)
 
 
 def _empty(record: Record) -> float | None:

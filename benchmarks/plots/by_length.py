@@ -50,7 +50,8 @@ def by_length(results: Results, workload: str) -> Figure | None:
     names = [plt.Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
     figure.legend(names, [title(stage) for stage in stages], loc="upper left", ncols=COLUMNS, frameon=False,
                   bbox_to_anchor=(0.0, 1.02), handlelength=1.4)  # fmt: skip
-    figure = finish(figure, results, workload, _finding(lines), _how(lines))
+    records = [record for line in lines.values() for _, record in line]
+    figure = finish(figure, results, workload, records, _finding(lines), _how(lines))
     figure.subplots_adjust(top=0.91 - 0.07 * -(-len(lines) // COLUMNS))
     return figure
 

@@ -29,7 +29,7 @@ def latency(results: Results, workload: str) -> Figure | None:
     how = "Bar: median; dot: 99th percentile, over all requests of the median run. Waiting for a place counts."
     if any(r.workload != workload for r in records):
         how += " Hatched: ran another workload."
-    return finish(figure, results, workload, _finding(records), how)
+    return finish(figure, results, workload, records, _finding(records), how)
 
 
 def _panel(axis: Axes, records: Sequence[Record], workload: str, summaries: Sequence[Summary | None]) -> None:

@@ -28,7 +28,7 @@ def memory(results: Results, workload: str) -> Figure | None:
     how += " The whole peak includes the weights." + (
         " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
     )
-    return finish(figure, results, workload, _finding(records), how)
+    return finish(figure, results, workload, records, _finding(records), how)
 
 
 def _peak(record: Record) -> float | None:

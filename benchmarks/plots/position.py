@@ -58,7 +58,7 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     axis.set_title("time of one token in ms (less is better)", loc="left")
     axis.grid(axis="y", color="#E4E4E4")
     how = "One request. Each point: median over neighbouring positions of the median run."
-    return finish(figure, results, workload, _finding(records), how)
+    return finish(figure, results, workload, records, _finding(records), how)
 
 
 def _end_level(record: Record) -> float:

@@ -32,7 +32,7 @@ def throughput(results: Results, workload: str) -> Figure | None:
     how = f"Bar: median run; line: slowest to fastest run. In brackets: times {title(first.stage)}."
     if any(r.workload != workload for r in records):
         how += f" Hatched: ran another workload, since {workload} would take it too long; ≈ compares across the two."
-    return finish(figure, results, workload, _finding(records), how)
+    return finish(figure, results, workload, records, _finding(records), how)
 
 
 def _finding(records: list[Record]) -> str:

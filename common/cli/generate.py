@@ -44,8 +44,19 @@ def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write
     """Run prompts together and write the output of each as it comes, in input order; between two, a line break.
 
     A prompt's output waits while an earlier one is still being written. A model without a tokenizer shows token ids.
+    Whatever ends this early, such as Ctrl-C, aborts the requests.
     """
-    ids = [engine.add_request(prompt, params) for prompt in prompts]
+    ids: list[str] = []
+    try:
+        for prompt in prompts:
+            ids.append(engine.add_request(prompt, params))
+        return _write_all(engine, ids, write)
+    finally:
+        for request_id in ids:
+            engine.abort(request_id)
+
+
+def _write_all(engine: Engine, ids: Sequence[str], write: Write) -> list[RequestOutput]:
     latest: dict[str, RequestOutput] = {}
     current, shown = 0, 0
     while engine.has_unfinished:

@@ -72,6 +72,16 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
         """From the contents of config.json and generation_config.json; refuses by name what is not supported."""
+        try:
+            return cls._from_hf(name, config, generation or {})
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:  # foreign values
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name}: config.json cannot be understood: {reason}. Download it again") from error
+
+    @classmethod
+    def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         architecture = _architecture(name, config)
         _refuse_unsupported(name, config, architecture)
         hidden, heads = _int(name, config, "hidden_size"), _int(name, config, "num_attention_heads")
@@ -94,7 +104,7 @@ class ModelConfig:
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=_eos_token_ids(config, generation or {}),
+            eos_token_ids=_eos_token_ids(config, generation),
             bos_token_id=config.get("bos_token_id"),
         )
 
@@ -166,31 +176,54 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
     windowed = config.get("use_sliding_window", architecture == "llama") and config.get("sliding_window")
     if windowed and not config.get("layer_types"):
         first_windowed_layer = config.get("max_window_layers", 0) if architecture != "llama" else 0
+        if not isinstance(first_windowed_layer, int):
+            raise refuse(f"max_window_layers {first_windowed_layer!r} beside use_sliding_window=true")
         if first_windowed_layer < config.get("num_hidden_layers", 0):
             raise refuse(f"sliding_window {config['sliding_window']}")
 
 
 def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, Llama3Scaling | None]:
-    """transformers 5 writes everything into `rope_parameters`; older files have `rope_theta` and `rope_scaling`."""
-    rope: dict[str, Any] = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{name}: partial_rotary_factor {rope['partial_rotary_factor']} is not supported")
-    if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
-        raise UserError(f"{name}: rope_scaling {kind!r} is not supported. Supported: 'default' and 'llama3'")
+    """transformers 5 writes everything into `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
+
+    Where a file has both, `rope_scaling` replaces `rope_parameters`, as in transformers 5.
+    """
+    new, old = _rope_options(name, config, "rope_parameters"), _rope_options(name, config, "rope_scaling")
+    rope = old or new
+    theta = _number(name, "rope_theta", rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if (rope.get("rope_type") or rope.get("type") or "default") == "default":
+        return theta, None
     missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor") if not rope.get(key)]
     if missing:
         raise UserError(f"{name}: rope_scaling 'llama3' in config.json lacks {', '.join(missing)}")
     scaling = Llama3Scaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
+        factor=_number(name, "factor", rope["factor"]),
+        low_freq_factor=_number(name, "low_freq_factor", rope["low_freq_factor"]),
+        high_freq_factor=_number(name, "high_freq_factor", rope["high_freq_factor"]),
         original_max_position_embeddings=int(rope.get("original_max_position_embeddings") or positions),
     )
-    return float(theta), scaling
+    return theta, scaling
+
+
+def _rope_options(name: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """`rope_scaling` or `rope_parameters`, {} where absent; refuses what is not supported even where the other wins."""
+    rope: Any = config.get(key) or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{name}: {key} in config.json must be an object, not {rope!r}")
+    options: Mapping[str, Any] = rope  # pyright: ignore[reportUnknownVariableType]
+    if any(isinstance(value, Mapping) for value in options.values()):
+        raise UserError(f"{name}: {key} for each type of layer ({', '.join(options)}) is not supported")
+    kind = options.get("rope_type") or options.get("type") or "default"
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{name}: {key} of type {kind!r} is not supported. Supported: 'default' and 'llama3'")
+    if options.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{name}: partial_rotary_factor {options['partial_rotary_factor']} is not supported")
+    return options
+
+
+def _number(name: str, key: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UserError(f"{name}: {key} in config.json must be a number, not {value!r}")
+    return float(value)
 
 
 def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:

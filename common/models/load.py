@@ -49,8 +49,13 @@ def open_source(
         return open_embedded(progress)
     if name.startswith(PREFIX):
         return RandomSource(name, device or torch.device("cpu"), seed)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long for any file, a folder that may not be read, "~nobody"
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"model {name[:80]!r} cannot be opened: {reason}. Give a model's name or path") from error
+    if is_folder:
         return HFFolder(path)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

@@ -47,6 +47,7 @@ class RowCache:
             capacity=self.num_rows * self.row_length,
             reserved=len(self._stored) * self.row_length,
             stored=sum(self._stored.values()),
+            blocks=len(self._stored),
         )
 
     def regions(self) -> list[Region]:

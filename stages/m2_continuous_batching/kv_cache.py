@@ -52,6 +52,7 @@ class SlotCache:
             capacity=self.num_slots * self.slot_length,
             reserved=len(self._slots) * self.slot_length,
             stored=sum(self._stored.values()),
+            blocks=len(self._slots),
         )
 
     def regions(self) -> list[Region]:

@@ -104,7 +104,8 @@ class PagedCache:
         """A block counts once, however many share it; what is not stored is the unused tail of last blocks."""
         tails = {table[-1]: len(table) * self.block_size - self._stored[id] for id, table in self.tables.items()}
         reserved = self.pool.num_used * self.block_size
-        return KVUsage(self.pool.num_blocks * self.block_size, reserved, reserved - sum(tails.values()))
+        stored = reserved - sum(tails.values())
+        return KVUsage(self.pool.num_blocks * self.block_size, reserved, stored, self.pool.num_used)
 
     def regions(self) -> list[Region]:
         size = self.block_size

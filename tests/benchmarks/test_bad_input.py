@@ -10,32 +10,71 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.files import read_json, write_atomically, write_json
 from benchmarks.process import run_worker
 from benchmarks.worker import Job
+from common.cli import run_app
 from common.errors import UserError
 from tests.benchmarks.conftest import COMMAND, ENV, ROOT, TINY, run_bench
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that the command line ends with, its status being 2."""
+    with pytest.raises(SystemExit) as ended:
+        run_app(app, arguments)
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith("error: ")
+    return said.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--stages", "m9"], "unknown stage 'm9'"),
-        (["--workload", "mixt"], "Choose from: single, mixed, ladder, arrivals"),
+        (["--workload", "mixt"], "unknown workload 'mixt'. Did you mean 'mixed'?"),
+        (["--workload", ""], "no workload was named"),
+        (["--workload", ","], "no workload was named"),
         (["--dtype", "int3"], "unknown dtype 'int3'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--model", "nope"], "unknown model 'nope'"),
+        (["--model", "/nonexistent/x.gguf"], "there is no file /nonexistent/x.gguf"),
+        (["--model", "random:nope"], "nope"),
         (["--engine", "blocksize"], "--engine takes NAME=VALUE"),
+        (["--engine", "foo=1"], "unknown EngineConfig option 'foo'"),
+        (["--engine", "block_size=0"], "block_size must be a whole number"),
+        (["--engine", "dtype=fp16"], "use --dtype"),
+        (["--repeats", "0"], "--repeats"),
+        (["--nope"], "No such option"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["compare", *arguments, "--json", str(tmp_path / "bench.json")])
-    assert done.exit_code == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--model", "random:tiny-llama", *arguments, "--json", str(tmp_path / "bench.json")]
+    assert message in refused(capsys, *command)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_command_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "No such command 'compair'" in refused(capsys, "compair")
+
+
+def test_a_place_that_takes_no_files_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.compare.run", lambda *a, **k: pytest.fail("it was measured"))
+    file = tmp_path / "a.md"
+    file.write_text("text")
+    for place in (["--out-dir", str(file)], ["--json", str(file / "b.json")], ["--json", "/proc/none/b.json"]):
+        assert "cannot write to" in refused(capsys, "compare", *TINY, *place)
+    assert "it is a folder" in refused(capsys, "compare", *TINY, "--json", str(tmp_path))
+    assert "cannot write to" in refused(capsys, "trace", "--stage", "m1", "--out-dir", str(file))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.md"]
 
 
 def test_bad_input_through_a_real_command_shows_no_traceback(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_contestants_take_any_spelling_and_come_in_order() -> None:
 
 
 def test_results_survive_a_round_trip(tmp_path: Path) -> None:
-    plan = make_comparison(["m1"], ["single"], peers=False, dtype="bf16", device="cpu", model="x")
+    plan = make_comparison(["m1"], ["single"], peers=False, dtype="bf16", device="cpu", model="random:tiny-llama")
     results = Results({"commit": None}, plan.config())
     results.add(Record("m1", "single"))
     results.add(Record("m1", "single", variant="output=64"))

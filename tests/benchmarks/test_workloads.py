@@ -111,6 +111,6 @@ def test_long_context_sweeps_all_lengths_but_its_headline(preset: str, lengths: 
 
 def test_an_unknown_workload_is_refused_with_the_list() -> None:
     with pytest.raises(
-        UserError, match=r"unknown workload 'mixd'. Did you mean 'mixed'.*single, mixed, ladder, arrivals"
+        UserError, match=r"unknown workload 'mixd'. Did you mean 'mixed'.*single, mixed, decode, ladder, arrivals"
     ):
         find("mixd")

@@ -42,6 +42,15 @@ def test_rope_of_transformers_5_and_of_older_files() -> None:
     assert config(rope_theta=1e6, rope_scaling={"type": "default"}).rope_scaling is None
 
 
+def test_rope_scaling_replaces_rope_parameters_as_in_transformers_5() -> None:
+    default = {"rope_type": "default", "rope_theta": 5e5}
+    assert config(rope_theta=1e6, rope_scaling=LLAMA3, rope_parameters=default) == config(
+        rope_theta=1e6, rope_scaling=LLAMA3
+    )
+    both = config(rope_theta=1e6, rope_scaling={"rope_type": "default"}, rope_parameters=LLAMA3)
+    assert (both.rope_theta, both.rope_scaling) == (1e6, None)
+
+
 def test_end_tokens_of_both_files() -> None:
     assert config({"eos_token_id": [7, 8]}, eos_token_id=9).eos_token_ids == (7, 8, 9)
     assert config({"eos_token_id": 7}, eos_token_id=7).eos_token_ids == (7,)
@@ -80,6 +89,24 @@ def test_hf_form_gives_the_same_configuration_back(preset: str) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_theta": "abc"}, "'abc'"),
+        ({"rope_scaling": "yarn"}, "'yarn'"),
+        ({"rope_parameters": [1]}, "rope_parameters"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
+        ({"rope_scaling": LLAMA3 | {"factor": "a"}}, "factor"),
+        ({"rope_scaling": {"type": "yarn"}, "rope_parameters": {"rope_type": "default"}}, "'yarn'"),
+        ({"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"architectures": 5}, "cannot be understood"),
+        ({"layer_types": 5}, "cannot be understood"),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "sliding_window": 32,
+                "use_sliding_window": True,
+                "max_window_layers": None,
+            },
+            "max_window_layers None",
+        ),
     ],
 )
 def test_refused_by_name(changes: dict[str, Any], named: str) -> None:
