@@ -95,7 +95,8 @@ def test_a_shared_block_has_one_owner_in_the_trace(build: Build, stage: str) -> 
     assert first.regions is not None and second.regions is not None
     assert [len(region.owners) for region in first.regions] == [3, 3]
     assert sorted(len(region.owners) for region in second.regions) == [1, 1, 1, 3, 3]
-    assert (first.running, len(first.chunks), len(second.chunks)) == (3, 1, 3)
+    assert (first.running, len(second.chunks)) == (3, 3)
+    assert [chunk.kind for chunk in first.chunks] == ["prefill", "fork", "fork"]
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
@@ -139,7 +140,13 @@ def test_perfetto_cannot_open_the_chrome_trace(build: Build, stage: str, tmp_pat
     assert names == {0: "steps"} | dict(enumerate(trace.arrivals, start=1))
     spans = [event for event in events if event["ph"] == "X"]
     counters = [event for event in events if event["ph"] == "C"]
-    assert len(spans) + len(counters) + len(names) == len(events)
+    instants = [event for event in events if event["ph"] == "i"]
+    assert len(spans) + len(counters) + len(names) + len(instants) == len(events)
+    happened = {"preempted": "preempted", "swapped out": "swapped_out", "swapped in": "swapped_in"}
+    for shown, kept in happened.items():
+        assert [names[event["tid"]] for event in instants if event["name"] == shown] == [
+            id for step in trace.steps for id in getattr(step, kept)
+        ]
     assert all({"name", "pid", "tid", "ts", "dur"} <= event.keys() and event["dur"] >= 0 for event in spans)
     assert Counter(event["tid"] for event in spans)[0] == len(trace.steps)
     for id, row in ((id, row) for row, id in names.items() if row):
