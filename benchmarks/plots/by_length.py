@@ -8,6 +8,7 @@ from collections.abc import Callable
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.compare import Results
@@ -47,7 +48,7 @@ def by_length(results: Results, workload: str) -> Figure | None:
         axis.set_title(name, loc="left")
     axes[0].set_xlabel("tokens of the prompt", loc="left")
     stages = [stage for column in range(COLUMNS) for stage in list(lines)[column::COLUMNS]]  # legends fill columns
-    names = [plt.Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
+    names = [Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
     figure.legend(names, [title(stage) for stage in stages], loc="upper left", ncols=COLUMNS, frameon=False,
                   bbox_to_anchor=(0.0, 1.02), handlelength=1.4)  # fmt: skip
     records = [record for line in lines.values() for _, record in line]
