@@ -60,7 +60,9 @@ class EngineConfig:
     device: `auto`, `cpu`, `cuda`, `cuda:0`, ...
     max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
     max_num_seqs: most requests that run at the same time.
-    max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on).
+    max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on); most tokens of one step (from m5 on).
+    prefill_chunk_size: most prompt tokens that a step computes while somebody decodes, or `auto` (from m5 on).
+    target_itl: seconds between two tokens of those who decode, which `auto` holds (from m5 on).
     scheduling_policy: `fcfs` or `priority` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
@@ -80,6 +82,8 @@ class EngineConfig:
     swap_space: int = 0
     kv_cache_memory: int | None = None
     attention_backend: str = "auto"
+    prefill_chunk_size: int | str = 256
+    target_itl: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +100,9 @@ class EngineConfig:
             _require_whole(name, getattr(self, name), 0)
         require(self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
         require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
+        self.prefill_chunk_size = _chunk_size(self.prefill_chunk_size)
+        positive = isinstance(self.target_itl, int | float) and 0 < self.target_itl < float("inf")
+        require(positive, f"target_itl is a time in seconds, above 0, not {self.target_itl!r}")
         if self.scheduling_policy not in POLICIES:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
         if self.attention_backend not in ATTENTION_BACKENDS:
@@ -107,12 +114,27 @@ def _require_whole(name: str, value: object, least: int) -> None:
     require(whole, f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
+def _chunk_size(value: object) -> int | str:
+    """A whole number, also one written as text (as a command line has it), or `auto`."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value == "auto":
+        return "auto"
+    require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+        f"prefill_chunk_size must be auto or a whole number of at least 1, not {value!r}",
+    )
+    return value  # type: ignore[return-value]
+
+
 ARRIVED_WITH = {
     "max_num_batched_tokens": 2,
     "scheduling_policy": 2,
     "block_size": 3,
     "swap_space": 3,
     "attention_backend": 4,
+    "prefill_chunk_size": 5,
+    "target_itl": 5,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

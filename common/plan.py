@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ class StepPlan:
     `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests). What moves before
     anything is computed, in this order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared
     blocks that are about to be written). `preempted`: who lost its blocks, by recompute or swap; `resumed`: who came
-    back from the CPU pool.
+    back from the CPU pool. `planned_at`: when planning began, on `time.perf_counter()`'s clock.
     """
 
     chunks: list[Chunk] = field(default_factory=list[Chunk])
@@ -63,6 +64,7 @@ class StepPlan:
     swap_out: BlockCopies = field(default_factory=list[tuple[int, int]])
     swap_in: BlockCopies = field(default_factory=list[tuple[int, int]])
     copies: BlockCopies = field(default_factory=list[tuple[int, int]])
+    planned_at: float = field(default_factory=time.perf_counter)
 
     @property
     def num_tokens(self) -> int:

@@ -124,7 +124,7 @@ def test_prefilling_again_drops_the_token_already_sampled(
             final |= {output.request_id: output.token_ids for output in engine.step()}
             if len(trace.steps) == after:
                 plan = StepPlan()
-                engine.scheduler._preempt(engine.scheduler.running[0], plan)
+                engine.scheduler.preemption.preempt(engine.scheduler.running[0], plan)
                 engine.runner._move_blocks(plan)
             check(engine)
         kinds = [chunk.kind for step in trace.steps for chunk in step.chunks if chunk.request_id == ids[0]]
