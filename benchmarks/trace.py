@@ -8,6 +8,7 @@ from pathlib import Path
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.timeline import draw_timeline
+from benchmarks.schedule import schedule
 from benchmarks.workloads import Draw
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
@@ -79,4 +80,6 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
     written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
     if any(run.capacity for run in runs):
         written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
+    if name == "m5":
+        written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
     return written
