@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from benchmarks.workloads import WORKLOADS, find, find_size, total_output
+from benchmarks.recipes import total_output
+from benchmarks.workloads import WORKLOADS, find, find_size
 from common.errors import UserError
 
 GOLDEN = {
