@@ -48,7 +48,7 @@ def chunk_size(results: Results, workload: str) -> Figure | None:
     axes[0].set_yscale("log")
     _line(axes[0], points, whole, "max", _itl("max"), _brief, (-7, 5), "right", "bottom")
     _line(axes[0], points, whole, "p99", _itl("p99"), _brief, (7, -5), "left", "top")
-    _line(axes[1], points, whole, "", _long, _brief, (0, 9), "center", "bottom")
+    _line(axes[1], points, whole, "", _long, _brief, (5, 6), "left", "bottom")
     _line(axes[2], points, whole, "", lambda r: r.output_tokens_per_s, rate, (0, 9), "center", "bottom")
     names = ("time between tokens of those that run", "first token of the long prompt", "output tokens per second")
     for axis, name, write in zip(axes, names, (_brief, _brief, rate), strict=True):
@@ -99,7 +99,8 @@ def _line(
         y = value(record)
         if y is not None:
             axis.axhline(y, color=color(record.stage), linestyle="--", linewidth=thick - 0.8)
-            text, drop = " ".join(part for part in (record.stage, label, write(y)) if part), 3 if edge == "bottom" else -3
+            text = " ".join(part for part in (record.stage, label, write(y)) if part)
+            drop = 3 if edge == "bottom" else -3
             axis.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=(0, drop),
                           textcoords="offset points", va=edge, color=color(record.stage), fontweight="bold",
                           fontsize=12)  # fmt: skip
@@ -109,7 +110,7 @@ def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None],
     names = _names(points)
     axis.set_xticks(range(len(names)), names)
     axis.tick_params(axis="x", labelsize=12)
-    axis.set_xlim(-1.4, len(names) - 0.2)
+    axis.set_xlim(-1.9, len(names) - 0.1)
     axis.set_xlabel("prompt tokens in a step, at most", loc="left")
     low, high = axis.get_ylim()
     axis.set_ylim(*((low / 1.5, high * 1.5) if axis.get_yscale() == "log" else (0.0, high * 1.15)))

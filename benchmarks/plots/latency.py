@@ -34,9 +34,14 @@ def latency(results: Results, workload: str) -> Figure | None:
 
 
 def summary_bars(
-    axis: Axes, records: Sequence[Record], workload: str, summaries: Sequence[Summary | None], end: str = "p99"
+    axis: Axes,
+    records: Sequence[Record],
+    workload: str,
+    summaries: Sequence[Summary | None],
+    ends: Sequence[str] = ("p99",),
 ) -> None:
-    """A bar up to the median, and a dot at another figure of the summary."""
+    """A bar up to the median, a dot at the last of these other figures of the summary, and all of them behind it."""
+    end = ends[-1]
     by_stage = {r.stage: s for r, s in zip(records, summaries, strict=True)}
 
     def value(record: Record) -> float | None:
@@ -51,11 +56,11 @@ def summary_bars(
         summary = by_stage[record.stage]
         if not summary:
             return DASH
-        return f" {seconds(summary['p50'])}, {end} {seconds(summary[end])}"
+        return ", ".join([f" {seconds(summary['p50'])}", *(f"{name} {seconds(summary[name])}" for name in ends)])
 
     bars(axis, records, workload, value, reach, label)
     widest = max([s[end] for s in summaries if s], default=1.0)
-    axis.set_xlim(0, widest * 2.2)
+    axis.set_xlim(0, widest * (1.2 + len(ends)))
     for row, summary in enumerate(summaries):
         if summary:
             axis.plot([summary["p50"], summary[end]], [row, row], color=INK, linewidth=1.4)

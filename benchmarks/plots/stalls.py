@@ -27,18 +27,13 @@ def stalls(results: Results, workload: str) -> Figure | None:
         return None
     figure, axes = figure_with_rows(3, len(records))
     figure.set_figwidth(16)
-    for axis, name, summary, end in zip(
-        axes,
-        (
-            "time between tokens of those that run",
-            "first token of the long prompt",
-            "first token of a short one behind",
-        ),
-        (lambda r: r.itl_s, group_ttft(LONG), group_ttft(SHORT)),
-        ("max", "p99", "p99"),
-        strict=True,
-    ):
-        summary_bars(axis, records, workload, [summary(record) for record in records], end)
+    panels: tuple[tuple[str, Callable[[Record], Summary | None], tuple[str, ...]], ...] = (
+        ("time between tokens of those that run", lambda r: r.itl_s, ("p99", "max")),
+        ("first token of the long prompt", group_ttft(LONG), ("p99",)),
+        ("first token of a short one behind", group_ttft(SHORT), ("p99",)),
+    )
+    for axis, (name, summary, ends) in zip(axes, panels, strict=True):
+        summary_bars(axis, records, workload, [summary(record) for record in records], ends)
         axis.set_title(name, loc="left")
         axis.tick_params(axis="y", length=0)
     name_rows(axes[0], records, workload)
