@@ -6,7 +6,7 @@ from pathlib import Path
 
 import stages
 from benchmarks.plots.schedule import draw_schedule
-from benchmarks.workloads import Draw
+from benchmarks.recipes import Draw
 from common import Engine, SamplingParams
 from common.config import stage_options
 from common.trace import StepTrace

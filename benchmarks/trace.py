@@ -8,8 +8,8 @@ from pathlib import Path
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.timeline import draw_timeline
+from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
-from benchmarks.workloads import Draw
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
