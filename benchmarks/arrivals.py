@@ -14,7 +14,7 @@ class Arrival(NamedTuple):
     """A request that is due. time: since when, in seconds after the start; prompt: the whole of it."""
 
     time: float
-    index: int
+    number: int
     prompt: list[int]
 
 

@@ -43,7 +43,7 @@ class StageContestant:
         start = time.perf_counter()
         while arrivals.left or engine.has_unfinished:
             for arrival in arrivals.due(time.perf_counter() - start):
-                numbers[self._add(arrival, requests[arrival.index].max_tokens, start)] = arrival.index
+                numbers[self._add(arrival, requests[arrival.number].max_tokens, start)] = arrival.number
             if not engine.has_unfinished:
                 arrivals.check_idle()
                 time.sleep(IDLE_SLEEP)

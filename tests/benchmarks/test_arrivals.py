@@ -22,19 +22,19 @@ from common.errors import UserError
 def test_the_clock_hands_out_in_order_of_time() -> None:
     arrivals = Arrivals([BenchRequest([1], 1, arrival=2.0), BenchRequest([2], 1, arrival=1.0)])
     assert arrivals.due(0.5) == []
-    assert [(a.index, a.time) for a in arrivals.due(2.5)] == [(1, 1.0), (0, 2.0)]
+    assert [(a.number, a.time) for a in arrivals.due(2.5)] == [(1, 1.0), (0, 2.0)]
     assert arrivals.left == 0
 
 
 def test_a_trigger_waits_for_the_slowest_of_the_steady() -> None:
     steady = [BenchRequest([1], 9, group=STEADY)] * 2
     arrivals = Arrivals([*steady, BenchRequest([2], 1, group=SHORT, after_tokens=2)])
-    assert [a.index for a in arrivals.due(0.0)] == [0, 1]
+    assert [a.number for a in arrivals.due(0.0)] == [0, 1]
     arrivals.gained([0], 1.0)
     arrivals.gained([0, 1], 2.0)
     assert arrivals.due(2.0) == []
     arrivals.gained([1], 3.0)
-    assert [(a.index, a.time) for a in arrivals.due(3.0)] == [(2, 3.0)]
+    assert [(a.number, a.time) for a in arrivals.due(3.0)] == [(2, 3.0)]
 
 
 def test_a_turn_begins_with_what_was_said_and_comes_when_its_reader_has_thought() -> None:
