@@ -66,6 +66,7 @@ class EngineConfig:
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
     kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
+    fused_kernels: on a GPU, fused Triton kernels do what PyTorch's own would do one by one (from m4 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -80,6 +81,7 @@ class EngineConfig:
     swap_space: int = 0
     kv_cache_memory: int | None = None
     attention_backend: str = "auto"
+    fused_kernels: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,6 +102,8 @@ class EngineConfig:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        fused = self.fused_kernels
+        require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -113,6 +117,7 @@ ARRIVED_WITH = {
     "block_size": 3,
     "swap_space": 3,
     "attention_backend": 4,
+    "fused_kernels": 4,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

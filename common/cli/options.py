@@ -27,6 +27,7 @@ ENGINE: Flags = {
     "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
     "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
+    "fused_kernels": (bool, "On a GPU, fused Triton kernels between and around the matrix products (from m4 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
     "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
     "seed": (int, "Of the sampling, and of random weights."),
@@ -84,6 +85,8 @@ def _parameters(flags: Flags, options: type, defaults: Mapping[str, Any]) -> lis
     parameters: list[inspect.Parameter] = []
     for name, (kind, text) in flags.items():
         spelling = f"--{name.replace('_', '-')}"
+        if getattr(options, name) is True:
+            spelling += f"/--no-{name.replace('_', '-')}"
         option = typer.Option(spelling, help=text, rich_help_panel=panel, show_default=kind is not list[str])
         default = defaults.get(name, getattr(options, name))
         keyword = inspect.Parameter.KEYWORD_ONLY
