@@ -1,4 +1,4 @@
-"""The six operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
+"""The seven operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
 the library's matrix products, which are at their best there, with fused kernels between them.
@@ -24,24 +24,27 @@ class FusedOps(Ops):
 
     def __init__(self, device: torch.device, overlap: bool = True) -> None:
         early = overlap and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        self._launch: dict[str, Any] = {"EARLY": early, "launch_pdl": early}
+        self.launch: dict[str, Any] = {"EARLY": early, "launch_pdl": early}
 
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-        return triton_elementwise.norm(x, norm.weight, norm.eps, self._launch)
+        return triton_elementwise.norm(x, norm.weight, norm.eps, self.launch)
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return triton_elementwise.swiglu(gate_up, self.launch)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
         if isinstance(proj, Linear) and len(x) <= triton_gemv.MAX_ROWS:
-            return triton_gemv.gemv(x, proj.weight, self._launch, bias=proj.bias, norm=norm.weight, eps=norm.eps)
+            return triton_gemv.gemv(x, proj.weight, self.launch, bias=proj.bias, norm=norm.weight, eps=norm.eps)
         return proj(self.norm(x, norm))
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
         if isinstance(gate_up, Linear) and gate_up.bias is None and len(x) <= triton_gemv.MAX_ROWS:
-            return triton_gemv.gemv(x, gate_up.weight, self._launch, norm=norm.weight, eps=norm.eps, gated=True)
-        return triton_elementwise.swiglu(gate_up(self.norm(x, norm)), self._launch)
+            return triton_gemv.gemv(x, gate_up.weight, self.launch, norm=norm.weight, eps=norm.eps, gated=True)
+        return self.swiglu(gate_up(self.norm(x, norm)))
 
     def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         if isinstance(proj, Linear) and len(x) <= triton_gemv.MAX_ROWS:
-            return triton_gemv.gemv(y, proj.weight, self._launch, bias=proj.bias, add_to=x)
+            return triton_gemv.gemv(y, proj.weight, self.launch, bias=proj.bias, add_to=x)
         return proj.add_to(x, y) if isinstance(proj, Adds) else x + proj(y)
 
     def norm_rotate(
@@ -54,11 +57,11 @@ class FusedOps(Ops):
         sin: torch.Tensor,
     ) -> torch.Tensor:
         if q_norm is None or k_norm is None:
-            return triton_elementwise.norm_rotate(heads, num_q, None, None, 0.0, cos, sin, self._launch)
+            return triton_elementwise.norm_rotate(heads, num_q, None, None, 0.0, cos, sin, self.launch)
         weights = (q_norm.weight, k_norm.weight)
-        return triton_elementwise.norm_rotate(heads, num_q, *weights, q_norm.eps, cos, sin, self._launch)
+        return triton_elementwise.norm_rotate(heads, num_q, *weights, q_norm.eps, cos, sin, self.launch)
 
     def pick(
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return triton_sample.pick(logits, temperature, noise, self._launch)
+        return triton_sample.pick(logits, temperature, noise, self.launch)

@@ -27,7 +27,8 @@ from common.kernels.triton_elementwise import rms, silu_times
 # pyright: basic
 
 MAX_ROWS = 8
-BYTES_PER_PROGRAM = 16 << 10
+BYTES_PER_PROGRAM = {1: 16 << 10, 2: 16 << 10, 4: 8 << 10, 8: 8 << 10}
+"""By rows of x, padded to a power of two: more rows are more sums across threads, so fewer threads for each."""
 MIN_PROGRAMS = 512  # four on each processor of a large GPU
 
 
@@ -77,10 +78,11 @@ class GemvConfig:
     num_warps: int
 
 
-def gemv_config(outputs: int, width: int, itemsize: int, gated: bool) -> GemvConfig:
+def gemv_config(outputs: int, width: int, itemsize: int, gated: bool, rows: int) -> GemvConfig:
     """As many rows of the weight as make `BYTES_PER_PROGRAM`, fewer where that would leave `MIN_PROGRAMS` unmet."""
     row_bytes = triton.next_power_of_2(width) * itemsize * (2 if gated else 1)
-    out = _power_of_2_below(min(BYTES_PER_PROGRAM // row_bytes, outputs // MIN_PROGRAMS))
+    most = BYTES_PER_PROGRAM[triton.next_power_of_2(rows)]
+    out = _power_of_2_below(min(most // row_bytes, outputs // MIN_PROGRAMS))
     return GemvConfig(out, max(1, min(8, out * row_bytes // 4096)))
 
 
@@ -107,7 +109,7 @@ def gemv(
     """
     rows, width = x.shape
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    config = config or gemv_config(outputs, width, weight.itemsize, gated)
+    config = config or gemv_config(outputs, width, weight.itemsize, gated, rows)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
     kernel: Any = gemv_kernel[(triton.cdiv(outputs, config.out),)]
     kernel(

@@ -1,6 +1,6 @@
-"""What a decoder computes besides attention, as six operations, in plain PyTorch.
+"""What a decoder computes besides attention, as seven operations, in plain PyTorch.
 
-This is the definition. `common.kernels.fused` has the same six as fused kernels, and tests hold the two together.
+This is the definition. `common.kernels.fused` has the same seven as fused kernels, and tests hold the two together.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ class Ops:
         """[T, N] to [T, N]."""
         return norm(x)
 
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half: [T, 2 * intermediate] to [T, intermediate]."""
+        return swiglu(gate_up)
+
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
         """proj(norm(x)): [T, hidden] to [T, out]."""
         return proj(self.norm(x, norm))
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
         """silu(gate) * up, where gate and up are the halves of gate_up(norm(x)): [T, hidden] to [T, intermediate]."""
-        return swiglu(gate_up(self.norm(x, norm)))
+        return self.swiglu(gate_up(self.norm(x, norm)))
 
     def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         """x + proj(y), y [T, in]. May be written over x: whoever calls has no more use for it."""
