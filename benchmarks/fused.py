@@ -2,8 +2,8 @@
 
 On a GPU every time is that of one call within a CUDA graph, so launches from the host cost nothing on either side.
 The calls of one graph take turns over copies of the weights that together exceed the caches, as the layers of a model
-do. `fused` lets a kernel start while the one in front of it ends; `apart` does not. GB/s counts weights and logits, read
-once; for the operations between the products, their inputs and outputs.
+do. `fused` lets a kernel start while the one in front of it ends; `apart` does not. GB/s counts weights and logits,
+read once; for the operations between the products, their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -222,8 +222,11 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
         tried = [t for t in results["tuned"] if (t["name"], t["rows"]) == (name, rows)]
         best, chosen = min(tried, key=lambda t: t["seconds"]), next(t for t in tried if t["chosen"])
         console.print(
-            f"{name}, {rows} rows: best out={best['out']} num_warps={best['num_warps']} {best['seconds'] * 1e6:.1f} µs; "
-            f"chosen out={chosen['out']} num_warps={chosen['num_warps']} {chosen['seconds'] * 1e6:.1f} µs",
+            f"{name}, {rows} rows: best {_described(best)}; chosen {_described(chosen)}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _described(tried: dict[str, Any]) -> str:
+    return f"out={tried['out']} num_warps={tried['num_warps']} {tried['seconds'] * 1e6:.1f} µs"

@@ -1,4 +1,4 @@
-"""The seven operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
+"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
 the library's matrix products, which are at their best there, with fused kernels between them.
@@ -24,7 +24,7 @@ class FusedOps(Ops):
 
     def __init__(self, device: torch.device, overlap: bool = True) -> None:
         early = overlap and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.launch: dict[str, Any] = {"EARLY": early, "launch_pdl": early}
+        self.launch: dict[str, Any] = {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
 
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         return triton_elementwise.norm(x, norm.weight, norm.eps, self.launch)
