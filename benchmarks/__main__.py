@@ -130,6 +130,30 @@ def attention(
 
 
 @app.command()
+def fused(
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    model: Annotated[str, typer.Option(help="Whose shapes: qwen3-0.6b, qwen3-4b, llama3-1b, ...")] = "qwen3-0.6b",
+    tune: Annotated[bool, typer.Option("--tune", help="Also try other configurations of the products.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; default: reports/local/fused.json.")
+    ] = None,
+) -> None:
+    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, beside a copy."""
+    from benchmarks.files import check_writable
+    from benchmarks.fused import run as run_fused
+    from common.models.random_weights import PRESETS
+    from common.options import unknown
+
+    if model not in PRESETS:
+        raise unknown("model", model, PRESETS)
+    folder = json_path.parent if json_path else DEFAULT_FOLDER
+    check_writable(json_path or folder / "fused.json")
+    run_fused(device, dtype, model, json_path, quick, tune, folder)
+
+
+@app.command()
 def trace(
     stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (

@@ -68,6 +68,7 @@ class EngineConfig:
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
     kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
+    fused_kernels: on a GPU, fused Triton kernels do what PyTorch's own would do one by one (from m4 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -84,6 +85,7 @@ class EngineConfig:
     attention_backend: str = "auto"
     prefill_chunk_size: int | str = 256
     target_itl: float = 0.05
+    fused_kernels: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +109,8 @@ class EngineConfig:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        fused = self.fused_kernels
+        require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -135,6 +139,7 @@ ARRIVED_WITH = {
     "attention_backend": 4,
     "prefill_chunk_size": 5,
     "target_itl": 5,
+    "fused_kernels": 4,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

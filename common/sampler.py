@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from common.models.ops import Ops
 from common.request import Request, SampledToken
 from common.sampling_params import SamplingParams
 
 _MASK = 2**64 - 1
+PLAIN = Ops()
 
 
 def mix(seed: int, position: int) -> int:
@@ -56,7 +58,9 @@ class SamplerOutput:
         return result
 
 
-def sample(logits: torch.Tensor, requests: Sequence[Request], positions: Sequence[int]) -> SamplerOutput:
+def sample(
+    logits: torch.Tensor, requests: Sequence[Request], positions: Sequence[int], ops: Ops = PLAIN
+) -> SamplerOutput:
     """Choose one token a row.
 
     logits [S, V]; requests and positions [S]: whose row it is, and the index in its sequence of the token to choose.
@@ -64,12 +68,16 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], positions: Sequenc
     params = [request.params for request in requests]
     raw = logits
     logits = _penalise(logits, requests)
-    token_ids = logits.argmax(dim=-1)
-    if not all(p.greedy for p in params):
+    if all(p.greedy for p in params):
+        token_ids = ops.pick(logits)
+    else:
         noise = [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)]
-        drawn = _draw(logits.float(), params, noise)
-        greedy = torch.tensor([p.greedy for p in params], device=logits.device)
-        token_ids = torch.where(greedy, token_ids, drawn)
+        degrees = [0.0 if p.greedy else p.temperature for p in params]
+        token_ids = ops.pick(
+            _filter(logits, params),
+            torch.tensor(degrees, dtype=torch.float32, device=logits.device),
+            torch.tensor(noise, dtype=torch.float64, device=logits.device),
+        )
     if all(p.logprobs is None for p in params):
         return SamplerOutput(token_ids)
     logprobs = raw.float().log_softmax(dim=-1)
@@ -79,29 +87,31 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], positions: Sequenc
     return SamplerOutput(token_ids, top.indices, top.values, sampled)
 
 
-def _draw(logits: torch.Tensor, params: Sequence[SamplingParams], noise: Sequence[float]) -> torch.Tensor:
-    """Inverse transform sampling: the first token at which the cumulative probability exceeds the noise."""
+def _filter(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """The logits, -inf where top_k, top_p or min_p leave a token out."""
+    by_rank, by_share = any(p.top_k or p.top_p < 1.0 for p in params), any(p.min_p for p in params)
+    if not by_rank and not by_share:
+        return logits
 
     def column(values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
-    logits = logits / column([1.0 if p.greedy else p.temperature for p in params])
-    if any(p.top_k or p.top_p < 1.0 for p in params):
+    logits = logits.float()
+    kept = logits / column([1.0 if p.greedy else p.temperature for p in params])
+    if by_rank:
         vocab = logits.shape[-1]
         top_k = column([p.top_k or vocab for p in params])
-        ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+        ranked, order = kept.sort(dim=-1, descending=True, stable=True)
         ranked = ranked.masked_fill(torch.arange(vocab, device=logits.device) >= top_k, -torch.inf)
         probs = ranked.softmax(dim=-1)
         before = probs.cumsum(dim=-1) - probs  # the token that crosses top_p has less than top_p before it: it stays
         ranked = ranked.masked_fill(before >= column([p.top_p if p.top_p < 1.0 else 2.0 for p in params]), -torch.inf)
-        logits = torch.empty_like(logits).scatter_(-1, order, ranked)
-    probs = logits.softmax(dim=-1)
-    if any(p.min_p for p in params):
+        kept = torch.empty_like(kept).scatter_(-1, order, ranked)
+    if by_share:
+        probs = kept.softmax(dim=-1)
         floor = probs.amax(dim=-1, keepdim=True) * column([p.min_p for p in params])
-        probs = probs.masked_fill(probs < floor, 0.0)
-    cumulative = probs.double().cumsum(dim=-1)
-    target = torch.tensor(noise, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+        kept = kept.masked_fill(probs < floor, -torch.inf)
+    return logits.masked_fill(kept == -torch.inf, -torch.inf)
 
 
 def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:

@@ -29,6 +29,7 @@ ENGINE: Flags = {
     "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
     "prefill_chunk_size": (str, "Most prompt tokens in a step while somebody decodes: a number, or auto (from m5 on)."),
     "target_itl": (float, "Seconds between two tokens of those who decode, which auto holds (from m5 on)."),
+    "fused_kernels": (bool, "On a GPU, fused Triton kernels between and around the matrix products (from m4 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
     "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
     "seed": (int, "Of the sampling, and of random weights."),
@@ -86,6 +87,8 @@ def _parameters(flags: Flags, options: type, defaults: Mapping[str, Any]) -> lis
     parameters: list[inspect.Parameter] = []
     for name, (kind, text) in flags.items():
         spelling = f"--{name.replace('_', '-')}"
+        if getattr(options, name) is True:
+            spelling += f"/--no-{name.replace('_', '-')}"
         option = typer.Option(spelling, help=text, rich_help_panel=panel, show_default=kind is not list[str])
         default = defaults.get(name, getattr(options, name))
         keyword = inspect.Parameter.KEYWORD_ONLY

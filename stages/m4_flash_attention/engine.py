@@ -16,7 +16,7 @@ from stages.m4_flash_attention.select import choose_for
 
 
 def build(config: EngineConfig) -> Engine:
-    loaded = load_for(config)
+    loaded = load_for(config, config.fused_kernels)
     model, size = loaded.model, config.block_size
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     kv = PagedKV(model, blocks, size, cpu_blocks)
