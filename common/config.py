@@ -64,8 +64,12 @@ class EngineConfig:
     scheduling_policy: `fcfs` or `priority` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
-    kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
+    kv_cache_memory: bytes for K and V of all layers together; None: on a GPU what `gpu_memory_utilization` leaves, on a
+        CPU `KV_MEMORY_SHARE` of the free memory.
+    gpu_memory_utilization: share of the GPU's memory that everything together may take, found by a trial step.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
+    cuda_graphs: replay decode steps from CUDA graphs; without effect on a CPU (from m4 on).
+    overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -79,7 +83,10 @@ class EngineConfig:
     block_size: int = 16
     swap_space: int = 0
     kv_cache_memory: int | None = None
+    gpu_memory_utilization: float = 0.9
     attention_backend: str = "auto"
+    cuda_graphs: bool = True
+    overlap: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,12 +101,29 @@ class EngineConfig:
                 _require_whole(name, getattr(self, name), 1)
         for name in ("swap_space", "seed"):
             _require_whole(name, getattr(self, name), 0)
+        share = self.gpu_memory_utilization
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        require(number and 0 < share <= 1, f"gpu_memory_utilization must be over 0 and at most 1, not {share!r}")
+        require(isinstance(self.cuda_graphs, bool), f"cuda_graphs must be True or False, not {self.cuda_graphs!r}")
+        overlap = self.overlap is None or isinstance(self.overlap, bool)
+        require(overlap, f"overlap must be True, False or None, not {self.overlap!r}")
         require(self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
         require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
         if self.scheduling_policy not in POLICIES:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+
+
+    @property
+    def captures(self) -> bool:
+        """`cuda_graphs`, where there is a GPU to have them."""
+        return self.cuda_graphs and self.torch_device.type == "cuda"
+
+    @property
+    def overlaps(self) -> bool:
+        """`overlap`, decided: where there is no GPU, host and model would share the same cores."""
+        return self.torch_device.type == "cuda" if self.overlap is None else self.overlap
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -110,9 +134,11 @@ def _require_whole(name: str, value: object, least: int) -> None:
 ARRIVED_WITH = {
     "max_num_batched_tokens": 2,
     "scheduling_policy": 2,
+    "overlap": 2,
     "block_size": 3,
     "swap_space": 3,
     "attention_backend": 4,
+    "cuda_graphs": 4,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

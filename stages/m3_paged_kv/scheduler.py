@@ -66,12 +66,13 @@ class PagedScheduler(Scheduler):
 
     def _decode(self, plan: StepPlan) -> None:
         """One token for everyone, the most urgent first; the last ones in this order make room if they must."""
-        queue = deque(sorted(self.running, key=self.waiting.order))
+        queue = deque(sorted((r for r in self.running if not r.ends_in_flight), key=self.waiting.order))
+        ending = len(self.cache.tables) - len(queue)
         while queue:
             request = queue.popleft()
             while not self.cache.grow(request, request.num_tokens):
-                if len(self.cache.tables) > len(self.running):
-                    break  # somebody has ended, and its last step is in flight: wait for those blocks
+                if ending:
+                    break  # somebody's last step is in flight: wait for those blocks
                 victim = queue.pop() if queue else request
                 self._preempt(victim, plan)
                 if victim is request:
