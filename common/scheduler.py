@@ -59,7 +59,7 @@ class Scheduler(abc.ABC):
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks) if chunk.forks else (chunk.request,):
                 request.num_in_flight -= 1
-                if chunk.samples and request.finished:
+                if chunk.samples and (request.finished or request.abort_requested):
                     request.num_pending_tokens -= 1  # it ended while this step was in flight: one token too many
                 elif chunk.samples:
                     request.append(tokens[request.id], now)
@@ -69,8 +69,7 @@ class Scheduler(abc.ABC):
                         self._finish(request, request.finish_reason)
                 if request.abort_requested and not request.finished:
                     self._finish(request, "abort")
-                    if not chunk.samples:
-                        touched.append(request)
+                    touched.append(request)
                 if request.finished and request.num_in_flight == 0:
                     self._release(request)
         return self.take_ended() + touched
