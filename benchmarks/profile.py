@@ -215,7 +215,9 @@ def draw(parts: dict[str, float], heading: str, steps: int, path: Path) -> None:
         whole = sum(parts.values()) or 1.0
         for row, (name, seconds) in enumerate(parts.items()):
             axis.barh(row, seconds / steps * 1e3, color=COLORS[name])
-            axis.text(seconds / steps * 1e3, row, f"  {seconds / steps * 1e3:.2f} ms, {seconds / whole:.0%}", va="center")
+            axis.text(
+                seconds / steps * 1e3, row, f"  {seconds / steps * 1e3:.2f} ms, {seconds / whole:.0%}", va="center"
+            )
         axis.set_yticks(range(len(parts)), list(parts))
         axis.invert_yaxis()
         axis.margins(x=0.2)

@@ -114,7 +114,6 @@ class EngineConfig:
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
 
-
     @property
     def captures(self) -> bool:
         """`cuda_graphs`, where there is a GPU to have them."""

@@ -50,7 +50,7 @@ def test_a_replayed_step_differs_from_an_eager_one(
     engine = build(stage, **options)
     assert fake_graphs.recordings == 2 * len(padded_sizes(max_num_seqs))
     assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
-    assert fake_graphs.replays > 2 * max(LENGTHS)
+    assert fake_graphs.replays >= 2 * (max(LENGTHS) - 1), "each decode step is two replays"
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -125,6 +126,6 @@ def test_the_trace_of_steps_ahead_overlaps_itself(build: Build, stage: str) -> N
     trace = engine.trace = StepTrace()
     engine.generate(prompts_of((5, 9, 3, 1, 4, 7)), exactly(9))
     steps = list(trace.steps)
-    assert all(a.begin + a.duration <= b.begin + 1e-9 for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.begin + a.duration <= b.begin + 1e-9 for a, b in pairwise(steps))
     assert sum(step.duration for step in steps) == pytest.approx(engine.metrics()["busy_time_s"])
     assert all(step.host_time > 0 and step.device_busy is None for step in steps) and trace.idle_share is None

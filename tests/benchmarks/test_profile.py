@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.profile import HOST, LINEAR, profile
 from benchmarks.record import Record
 from benchmarks.worker import Job
-from benchmarks import gpu
 from tests.benchmarks.conftest import run_bench
 
 
