@@ -11,8 +11,8 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test lint report clean
-STAGE_VERBS := demo generate chat diff trace
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder lint report clean
+STAGE_VERBS := demo generate chat diff trace profile
 BOTH_VERBS  := bench test
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
@@ -102,7 +102,8 @@ $(WORDS): $(if $(VERBS),,demo)
 	@:
 
 $(STAGE_VERBS): $(READY)
-	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(if $(filter diff,$@),,$(MODEL_OPTIONS)); done
+	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(if $(filter diff,$@),,$(MODEL_OPTIONS)) \
+		$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))); done
 
 bench: $(READY) $(PEERS_READY)
 	@$(PY) -m benchmarks compare $(BENCH_OPTIONS)
@@ -119,6 +120,9 @@ test-all: $(READY)
 gpu-test: $(READY)
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'
 	@$(PY) -m pytest tests/gpu -m gpu
+
+gpu-bench gpu-ladder: $(READY)
+	@$(PY) -m benchmarks gpu $(@:gpu-%=%) $(MODEL_OPTIONS)
 
 lint: $(READY)
 	@$(PY) -m ruff check

@@ -32,10 +32,10 @@ class StageContestant:
             **setting.options,
         }
         self.vocab_size = config.vocab_size
-        self._engine = stages.build(stage, model=setting.model, dtype=setting.dtype, device=setting.device, **options)
+        self.engine = stages.build(stage, model=setting.model, dtype=setting.dtype, device=setting.device, **options)
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
-        engine = self._engine
+        engine = self.engine
         engine.reset_metrics()
         arrivals = Arrivals(requests)
         numbers: dict[str, int] = {}  # of the requests, by the engine's id
@@ -63,16 +63,16 @@ class StageContestant:
     def _add(self, arrival: Arrival, max_tokens: int, start: float) -> str:
         """A request that fell due while a step was running has waited since then, not since we noticed."""
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        return self._engine.add_request(arrival.prompt, params, arrival_time=start + arrival.time)
+        return self.engine.add_request(arrival.prompt, params, arrival_time=start + arrival.time)
 
     def _metrics(self) -> dict[str, float | int | str | None]:
-        metrics = self._engine.metrics()
+        metrics = self.engine.metrics()
         named = {name: metrics.get(name) for name in METRIC_FIELDS}
         named["kv_reserved_bytes"] = metrics.get("kv_reserved_peak_bytes")
         return named
 
     def attention_clock(self) -> AttentionClock:
-        engine = self._engine
+        engine = self.engine
         layers = engine.runner.model.config.num_layers
 
         def expected_calls() -> int:
@@ -81,4 +81,4 @@ class StageContestant:
         return AttentionClock(engine.runner.attention, engine.config.torch_device, expected_calls)
 
     def close(self) -> None:
-        self._engine.close()
+        self.engine.close()

@@ -73,6 +73,8 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
         print(
             f"{run.stage}: {len(run.trace.steps)} steps, recording them took {run.trace.cost / taken:.2%} of their time"
         )
+        if (idle := run.trace.idle_share) is not None:
+            print(f"{run.stage}: the GPU had no step to compute for {idle:.1%} of the time")
         for chrome in (False, True):
             path = folder / f"{run.stage}_trace{'.chrome' if chrome else ''}.json"
             run.trace.write(path, chrome=chrome)

@@ -77,6 +77,8 @@ _PRESSURE = {
     "gpu": Size(uniform(256, (64, 256), (64, 256)), 256, 4096, kv_tokens=16 * 4096),
     "quick": Size(uniform(8, (8, 16), (4, 12)), 8, 128, kv_tokens=2 * 128),
 }
+_NANO = uniform(256, (100, 1024), (100, 1024))
+"""What several small engines publish their throughput on."""
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
 
@@ -295,6 +297,29 @@ WORKLOADS: dict[str, Workload] = {
             m0_variants=0,
             columns="prefix",
             stages_only=True,
+        ),
+        Workload(
+            "nano",
+            "256 requests at once, inputs and outputs of 100 to 1024 tokens (CPU: a sixteenth of both)",
+            "The last stages reach the throughput of the engines that people use.",
+            {
+                "cpu": Size(uniform(16, (6, 64), (6, 64)), 16, 256),
+                "gpu": Size(_NANO, 256, 2048),
+                "quick": Size(uniform(4, (4, 8), (4, 8)), 4, 64),
+            },
+            m0_runs="ladder",
+            repeats=1,
+        ),
+        Workload(
+            "decode_one",
+            "one request: 32 tokens in, 128 out (GPU: 128 in, 512 out)",
+            "Decoding alone comes close to what the memory bandwidth allows.",
+            {
+                "cpu": Size(uniform(1, (32, 32), (128, 128)), 1, 512),
+                "gpu": Size(uniform(1, (128, 128), (512, 512)), 1, 1024),
+                "quick": Size(uniform(1, (8, 8), (6, 6)), 1, 64),
+            },
+            m0_runs="ladder",
         ),
     )
 }

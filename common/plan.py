@@ -43,7 +43,13 @@ class Chunk:
             return "recompute" if self.request.num_preemptions else "prefill"
         return "decode" if self.length == 1 else "recompute"
 
+    @property
+    def waits_for_token(self) -> bool:
+        """Its last token is one that a step in flight samples: it is on the device, and not known here yet."""
+        return self.start + self.length > len(self.request.token_ids)
+
     def token_ids(self) -> list[int]:
+        """One fewer than `length` if it `waits_for_token`."""
         return self.request.token_ids[self.start : self.end]
 
 

@@ -21,8 +21,9 @@ class Preemption:
         """Grow a running request to all its tokens. While there is no room, the last of `others` (most urgent first)
         gives up its blocks; with nobody left, the request gives up its own. False: it is not computed in this step."""
         while not self._cache.grow(request, request.num_tokens):
-            if len(self._cache.tables) > len(self._scheduler.running):
-                return False  # somebody has ended, and its last step is in flight: wait for those blocks
+            goes_on = sum(not r.ends_in_flight for r in self._scheduler.running)
+            if len(self._cache.tables) > goes_on:
+                return False  # somebody's last step is in flight: wait for those blocks
             victim = others.pop() if others else request
             self.preempt(victim, plan)
             if victim is request:

@@ -62,7 +62,7 @@ class PagedScheduler(Scheduler):
 
     def _decode(self, plan: StepPlan) -> None:
         """One token for everyone, the most urgent first; the last ones in this order make room if they must."""
-        queue = deque(sorted(self.running, key=self.waiting.order))
+        queue = deque(sorted((r for r in self.running if not r.ends_in_flight), key=self.waiting.order))
         while queue:
             request = queue.popleft()
             if self.preemption.make_room(request, queue, plan):

@@ -63,7 +63,7 @@ class ChunkedScheduler(Scheduler):
     def _decode(self, plan: StepPlan) -> None:
         """One token for everyone whose prompt is computed, the most urgent first; the last ones in this order, prompts
         under way included, make room if they must."""
-        queue = deque(sorted(self.running, key=self.waiting.order))
+        queue = deque(sorted((r for r in self.running if not r.ends_in_flight), key=self.waiting.order))
         while queue:
             request = queue.popleft()
             if _remaining(request) == 1 and self.preemption.make_room(request, queue, plan):
