@@ -17,9 +17,10 @@ from benchmarks.screen import Screen
 from common.errors import UserError
 
 EXECUTION: dict[str, dict[str, Any]] = {
-    "eager": {"cuda_graphs": False, "overlap": False},
-    "graphs": {"cuda_graphs": True, "overlap": False},
-    "overlap": {"cuda_graphs": True, "overlap": True},
+    "eager": {"fused_kernels": False, "cuda_graphs": False, "overlap": False},
+    "fused": {"fused_kernels": True, "cuda_graphs": False, "overlap": False},
+    "graphs": {"fused_kernels": True, "cuda_graphs": True, "overlap": False},
+    "overlap": {"fused_kernels": True, "cuda_graphs": True, "overlap": True},
 }
 """The ablation, each line with all of the one before it."""
 

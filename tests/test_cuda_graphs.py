@@ -11,7 +11,7 @@ import stages
 from common import Engine, SamplingParams
 from common.cuda_graphs import padded_sizes
 from tests.conftest import TINY
-from tests.engine_checks import PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
+from tests.engine_checks import PAGED, TOKEN_BYTES, UNMIXED, exactly, prompts_of, serve, tokens
 from tests.fake_graphs import FakeRecorder, fake_graphs
 
 __all__ = ["fake_graphs"]
@@ -50,7 +50,8 @@ def test_a_replayed_step_differs_from_an_eager_one(
     engine = build(stage, **options)
     assert fake_graphs.recordings == 2 * len(padded_sizes(max_num_seqs))
     assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
-    assert fake_graphs.replays >= 2 * (max(LENGTHS) - 1), "each decode step is two replays"
+    alone = 1 if stage in UNMIXED else 0.5  # from m5 on, steps with a part of a prompt in them are not replayed
+    assert fake_graphs.replays >= 2 * alone * (max(LENGTHS) - 1), "each decode step is two replays"
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
