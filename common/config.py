@@ -13,6 +13,7 @@ from common.options import refuse_unknown_options, require, unknown
 
 ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
 POLICIES = ("fcfs", "priority")
+PREFIX_INDICES = ("hash", "radix")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DTYPES = {
@@ -68,6 +69,7 @@ class EngineConfig:
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
     kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
+    prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -84,6 +86,7 @@ class EngineConfig:
     attention_backend: str = "auto"
     prefill_chunk_size: int | str = 256
     target_itl: float = 0.05
+    prefix_index: str = "hash"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +110,8 @@ class EngineConfig:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        if self.prefix_index not in PREFIX_INDICES:
+            raise unknown("prefix_index", self.prefix_index, PREFIX_INDICES)
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -135,6 +140,7 @@ ARRIVED_WITH = {
     "attention_backend": 4,
     "prefill_chunk_size": 5,
     "target_itl": 5,
+    "prefix_index": 6,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

@@ -18,7 +18,7 @@ PROMPTS = [[5, 6, 7, 8, 9], [400, 3], [17], [100, 200, 300, 400, 500, 11, 12]]
 EIGHT = SamplingParams(max_tokens=8)
 
 
-@pytest.fixture(params=["m0", "m1", "m2", "m3", "m4"])
+@pytest.fixture(params=["m0", "m1", "m2", "m3", "m4", "m5", "m6"])
 def engine(request: pytest.FixtureRequest, build: Build) -> Engine:
     return build(request.param, max_num_seqs=2)
 

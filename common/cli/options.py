@@ -29,6 +29,7 @@ ENGINE: Flags = {
     "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
     "prefill_chunk_size": (str, "Most prompt tokens in a step while somebody decodes: a number, or auto (from m5 on)."),
     "target_itl": (float, "Seconds between two tokens of those who decode, which auto holds (from m5 on)."),
+    "prefix_index": (str, "How cached beginnings are found: hash, or radix: also inside blocks (from m6 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
     "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
     "seed": (int, "Of the sampling, and of random weights."),

@@ -1,0 +1,30 @@
+"""m6: m5 with a KV cache that never computes the same beginning twice."""
+
+from __future__ import annotations
+
+from common.batch import RaggedBuilder
+from common.config import EngineConfig
+from common.engine import Engine
+from common.memory import blocks_in_budget
+from common.models import load_for
+from common.runner import Runner
+from stages.m3_paged_kv.kv_tensors import PagedKV
+from stages.m4_flash_attention.attention import FlashAttention
+from stages.m4_flash_attention.select import choose_for
+from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
+from stages.m6_prefix_caching.hash_index import HashIndex
+from stages.m6_prefix_caching.kv_cache import PagedCache
+from stages.m6_prefix_caching.radix_index import RadixIndex
+
+INDICES = {"hash": HashIndex, "radix": RadixIndex}
+
+
+def build(config: EngineConfig) -> Engine:
+    loaded = load_for(config)
+    model, size = loaded.model, config.block_size
+    blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
+    kv = PagedKV(model, blocks, size, cpu_blocks)
+    cache = PagedCache(blocks, size, cpu_blocks, INDICES[config.prefix_index]())
+    scheduler = ChunkedScheduler(cache, config)
+    runner = Runner(model, FlashAttention(kv, choose_for(config, model)), RaggedBuilder(size), kv.move)
+    return Engine("m6", config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)
