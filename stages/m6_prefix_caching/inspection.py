@@ -11,12 +11,11 @@ from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex
 
 def tree(entries: Mapping[int, Entry], pool: BlockPool) -> list[PrefixNode]:
     """All entries, parents before children. `entries`: by their blocks."""
-    numbers: dict[Entry, int] = {}
+    numbers: dict[Entry | None, int] = {}
     nodes: list[PrefixNode] = []
     for entry in sorted(entries.values(), key=_depth):
         numbers[entry] = len(nodes)
-        parent = numbers[entry.parent] if entry.parent in numbers else None
-        nodes.append(PrefixNode(parent, entry.tokens, entry.hits, pool.ref_counts[entry.block]))
+        nodes.append(PrefixNode(numbers.get(entry.parent), entry.tokens, entry.hits, pool.ref_counts[entry.block]))
     return nodes
 
 
