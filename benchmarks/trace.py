@@ -8,7 +8,8 @@ from pathlib import Path
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.timeline import draw_timeline
-from benchmarks.workloads import Draw
+from benchmarks.recipes import Draw
+from benchmarks.schedule import schedule
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
@@ -79,4 +80,6 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
     written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
     if any(run.capacity for run in runs):
         written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
+    if name == "m5":
+        written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
     return written
