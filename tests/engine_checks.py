@@ -19,7 +19,7 @@ PAGED = ("m3", "m4", "m5", "m6")
 """Stages whose KV cache is paged."""
 UNMIXED = ("m2", "m3", "m4")
 """Stages with prefill steps and decode steps apart."""
-CHUNKED = ("m5",)
+CHUNKED = ("m5", "m6")
 """Stages that compute prompts in chunks, beside the decodes."""
 
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
