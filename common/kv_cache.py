@@ -36,14 +36,15 @@ class PrefixStats:
     """What a prefix cache has saved, since `reset_prefix_stats()`. Tokens of prompts, except `recovered`.
 
     asked: tokens of the requests that started, and saved: those of them that were cached. recovered: tokens that
-    preempted requests found again when they returned, prompt and output; they count nowhere else. evictions: cached
-    blocks whose memory was needed. shared, peak_shared: blocks that several requests hold, now and at most. cached:
-    blocks that can be found now, held or free.
+    preempted requests found again when they returned, prompt and output; they count nowhere else. blocks: taken from
+    the cache by those who started, instead of computed. evictions: cached blocks whose memory was needed. shared,
+    peak_shared: blocks that several requests hold, now and at most. cached: blocks that can be found now.
     """
 
     asked: int = 0
     saved: int = 0
     recovered: int = 0
+    blocks: int = 0
     evictions: int = 0
     shared: int = 0
     peak_shared: int = 0

@@ -73,6 +73,7 @@ class PagedCache:
             request.num_cached_tokens = cached
             self._stats.asked += request.num_prompt_tokens
             self._stats.saved += cached
+            self._stats.blocks += len(path)
         return cached
 
     def _match(self, request: Request) -> list[Entry]:

@@ -13,7 +13,6 @@ from tests.m6.checks import INDICES, alone, ask, words
 
 Build = Callable[..., Engine]
 SIZE = 4
-SALTED = {"cache_salt": "a tenant"}
 
 
 @pytest.mark.parametrize("length", [1, 4, 11, 12, 13])
@@ -109,6 +108,7 @@ def test_figures_are_wrong_or_survive_a_reset(build: Build) -> None:
     ask(engine, words(0, 8) + words(2, 2))
     metrics = engine.metrics()
     assert (metrics["prefix_hit_rate"], metrics["tokens_saved"], metrics["evictions"]) == (8 / 20, 8, 0)
+    assert (metrics["blocks_shared"], metrics["blocks_shared_peak"]) == (2, 0), "one after the other"
     assert metrics["blocks_cached"] == 3 + 1
     engine.reset_metrics()
     assert engine.metrics()["prefix_hit_rate"] is None and engine.metrics()["tokens_saved"] == 0
