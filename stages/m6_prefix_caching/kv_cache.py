@@ -137,10 +137,10 @@ class PagedCache:
         no step writes the latter. A block with another owner who does not hold this path (a fork that has not
         replaced its blocks yet) stays out of the index until it has one owner.
         """
-        path, table = self._paths[request.id], self.tables[request.id]
-        known = min(request.num_computed_tokens, len(request.token_ids))
-        for i in range(len(path), known // self.block_size):
-            parent, tokens, own = self._end(request, path), self._tokens(request, i), table[i]
+        path, table, size = self._paths[request.id], self.tables[request.id], self.block_size
+        parent, ids = self._end(request, path), request.token_ids
+        for i in range(len(path), min(request.num_computed_tokens, len(ids)) // size):
+            own, tokens = table[i], tuple(ids[i * size : (i + 1) * size])
             alone = self.pool.ref_counts[own] == 1
             entry = self.index.add(parent, tokens, own) if alone else self.index.find(parent, tokens)
             if entry is None:
@@ -149,13 +149,14 @@ class PagedCache:
                 entry.step = self._plans
                 self._entries[own] = entry
                 self.pool.keep(own)
-            elif (i + 1) * self.block_size <= computed:
+            elif (i + 1) * size <= computed:
                 self.pool.share([entry.block])
                 self.pool.release([own])
                 table[i] = entry.block
             else:
                 break
             path.append(entry)
+            parent = entry
 
     def _end(self, request: Request, path: list[Entry]) -> Entry:
         return path[-1] if path else self.index.root(request.cache_salt)
