@@ -58,7 +58,7 @@ def test_a_preemption_is_not_recorded(build: Build, stage: str, swap_space: int)
             assert chunk.request_id not in step.preempted
             if chunk.request_id in recomputed:
                 if stage == "m6":  # it may find some of its own blocks, or all
-                    assert chunk.kind in ("recompute", "decode") and chunk.start % engine.config.block_size == 0
+                    assert chunk.kind in ("recompute", "decode")
                 else:
                     assert (chunk.kind, chunk.start) == ("recompute", 0)
                 recomputed.discard(chunk.request_id)
