@@ -8,6 +8,7 @@ from pathlib import Path
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.timeline import draw_timeline
+from benchmarks.prefixes import prefix_tree
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
 from common import SamplingParams
@@ -84,4 +85,6 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
         written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
     if name == "m5":
         written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
+    if name == "m6":
+        written.append(prefix_tree(model, device, dtype, folder / "m6_tree.png"))
     return written

@@ -13,6 +13,7 @@ from common.options import refuse_unknown_options, require, unknown
 
 ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
 POLICIES = ("fcfs", "priority")
+PREFIX_INDICES = ("hash", "radix")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DTYPES = {
@@ -73,6 +74,7 @@ class EngineConfig:
     fused_kernels: on a GPU, fused Triton kernels do what PyTorch's own would do one by one (from m4 on).
     cuda_graphs: replay decode steps from CUDA graphs; without effect on a CPU (from m4 on).
     overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
+    prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -93,6 +95,7 @@ class EngineConfig:
     fused_kernels: bool = True
     cuda_graphs: bool = True
     overlap: bool | None = None
+    prefix_index: str = "hash"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -124,6 +127,8 @@ class EngineConfig:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         fused = self.fused_kernels
         require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
+        if self.prefix_index not in PREFIX_INDICES:
+            raise unknown("prefix_index", self.prefix_index, PREFIX_INDICES)
 
     @property
     def captures(self) -> bool:
@@ -165,6 +170,7 @@ ARRIVED_WITH = {
     "target_itl": 5,
     "fused_kernels": 4,
     "cuda_graphs": 4,
+    "prefix_index": 6,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

@@ -13,6 +13,7 @@ from typing import Self
 from common.config import EngineConfig
 from common.detokenizer import Detokenizer
 from common.in_flight import StepInFlight
+from common.kv_cache import PrefixCache
 from common.memory import kv_bytes_per_token
 from common.metrics import EngineMetrics
 from common.options import require
@@ -61,6 +62,7 @@ class Engine:
         self._counter = itertools.count()
         self._sample_counter = itertools.count()
         self._metrics = EngineMetrics()
+        self._prefix_cache = scheduler.cache if isinstance(scheduler.cache, PrefixCache) else None
         self._closed = False
 
     # -- one request at a time --------------------------------------------------------------------------------------
@@ -73,12 +75,16 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         arrival_time: float | None = None,
+        cache_salt: str | None = None,
     ) -> str:
         """Queue a prompt (text, token ids, or chat messages); returns the request's id.
 
         `priority`: lower is more urgent, under `scheduling_policy="priority"` (from m2 on).
-        `arrival_time`: when it came, on `time.perf_counter()`'s clock (default: now). Raises `UserError` for whatever
-        can never run: an empty prompt, token ids outside of the vocabulary, prompt + max_tokens over max_model_len.
+        `arrival_time`: when it came, on `time.perf_counter()`'s clock (default: now).
+        `cache_salt`: only requests with the same salt share cached beginnings (from m6 on; before, nobody shares), so
+        that nobody learns from the time of a first token what somebody else has asked.
+        Raises `UserError` for whatever can never run: an empty prompt, token ids outside of the vocabulary, prompt +
+        max_tokens over max_model_len.
         """
         require(not self._closed, "the engine is closed: build a new one")
         params = params or SamplingParams()
@@ -90,6 +96,10 @@ class Engine:
             and isinstance(arrival_time or 0.0, int | float)
             and isfinite(arrival_time or 0.0),
             f"priority is a whole number and arrival_time a time in seconds, not {priority!r} and {arrival_time!r}",
+        )
+        require(
+            cache_salt is None or (isinstance(cache_salt, str) and bool(cache_salt)),
+            f"cache_salt is a text that is not empty, or None, not {cache_salt!r}",
         )
         token_ids = encode_prompt(prompt, self.tokenizer, self.runner.model.config.vocab_size)
         total = len(token_ids) + params.max_tokens
@@ -124,6 +134,7 @@ class Engine:
                 arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
+                cache_salt=cache_salt,
                 detokenizer=self._detokenizer(len(token_ids), params),
             )
             for index in range(params.n)
@@ -311,10 +322,33 @@ class Engine:
             "kv_reserved_peak_bytes": m.kv_peak_reserved * token_bytes,
             "kv_used_peak_bytes": m.kv_peak_stored * token_bytes,
             "kv_utilization": m.kv_utilization,
+            **self._prefix_metrics(),
+        }
+
+    def _prefix_metrics(self) -> dict[str, float | int | str | None]:
+        """The same names for all stages; None where there is no prefix cache."""
+        stats = self._prefix_cache.prefix_stats() if self._prefix_cache is not None else None
+        return {
+            "prefix_hit_rate": stats and stats.hit_rate,
+            "tokens_saved": stats and stats.saved,
+            "tokens_recovered": stats and stats.recovered,
+            "blocks_shared": stats and stats.blocks,
+            "blocks_shared_now": stats and stats.shared,
+            "blocks_shared_peak": stats and stats.peak_shared,
+            "blocks_cached": stats and stats.cached,
+            "evictions": stats and stats.evictions,
         }
 
     def reset_metrics(self) -> None:
         self._metrics = EngineMetrics()
+        if self._prefix_cache is not None:
+            self._prefix_cache.reset_prefix_stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached beginnings, as if nothing had run before; requests under way go on. Before m6 there are
+        none to forget."""
+        if self._prefix_cache is not None:
+            self._prefix_cache.reset_prefix_cache()
 
     def close(self) -> None:
         """Abort what is left. Closing twice is no error."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from common.plan import BlockCopies
 from common.request import Request
@@ -29,6 +29,58 @@ class Region:
     length: int
     stored: int
     owners: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class PrefixStats:
+    """What a prefix cache has saved, since `reset_prefix_stats()`. Tokens of prompts, except `recovered`.
+
+    asked: tokens of the requests that started, and saved: those of them that were cached. recovered: tokens that
+    preempted requests found again when they returned, prompt and output; they count nowhere else. blocks: taken from
+    the cache by those who started, instead of computed. evictions: cached blocks whose memory was needed. shared,
+    peak_shared: blocks that several requests hold, now and at most. cached: blocks that can be found now.
+    """
+
+    asked: int = 0
+    saved: int = 0
+    recovered: int = 0
+    blocks: int = 0
+    evictions: int = 0
+    shared: int = 0
+    peak_shared: int = 0
+    cached: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        return self.saved / self.asked if self.asked else None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixNode:
+    """A cached block: its place in the list of all nodes is its number. `parent`: the number of the block before it,
+    None for the first one of a prompt. `hits`: requests that started with it; `owners`: requests that hold it now."""
+
+    parent: int | None
+    tokens: tuple[int, ...]
+    hits: int
+    owners: int
+
+
+@runtime_checkable
+class PrefixCache(Protocol):
+    """What a KV cache offers besides if it finds beginnings again (from m6 on). The engine asks with `isinstance`."""
+
+    def prefix_stats(self) -> PrefixStats: ...
+
+    def reset_prefix_stats(self) -> None: ...
+
+    def prefix_tree(self) -> list[PrefixNode]:
+        """What can be found, parents before children, for pictures. O(pool)."""
+        ...
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached beginnings; those who run keep what they hold."""
+        ...
 
 
 class KVCacheManager(Protocol):

@@ -79,6 +79,11 @@ class RequestOutput:
         return self.outputs[0].logprobs
 
     @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache had (from m6 on), so that nobody computed them."""
+        return self._first.num_cached_tokens
+
+    @property
     def arrival_time(self) -> float:
         return self._first.arrival_time
 

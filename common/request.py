@@ -43,6 +43,7 @@ class Request:
     number: int = 0  # counts requests in order of arrival
     priority: int = 0
     prompt: str | None = None
+    cache_salt: str | None = None  # only requests with the same one share cached beginnings
     detokenizer: Detokenizer | None = None
 
     status: RequestStatus = RequestStatus.WAITING
@@ -50,6 +51,7 @@ class Request:
     num_pending_tokens: int = 0  # sampled by a step in flight, not known on the host yet
     num_in_flight: int = 0  # chunks planned and not yet updated: nothing may be freed while it is above 0
     num_preemptions: int = 0
+    num_cached_tokens: int = 0  # prompt tokens that were in the prefix cache when it first started
     abort_requested: bool = False
     siblings: list[Request] = field(default_factory=list["Request"])  # n > 1: they fork off when the prompt is done
     finish_reason: str | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from common.kv_cache import KVCacheManager
+from common.kv_cache import KVCacheManager, PrefixCache
 from common.plan import Chunk, StepPlan
 from common.queue import WaitingQueue
 from common.request import Request, RequestStatus, SampledToken
@@ -88,7 +88,10 @@ class Scheduler(abc.ABC):
             self._ended.append(request)
 
     def drop(self, plan: StepPlan) -> None:
-        """A step failed: end its requests and give back all that they hold, so that the engine can go on."""
+        """A step failed: end its requests and give back all that they hold, so that the engine can go on. Nobody knows
+        what the step has written, so that no cached beginning is trusted either."""
+        if isinstance(self.cache, PrefixCache):
+            self.cache.reset_prefix_cache()
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks):
                 request.num_in_flight -= 1
@@ -96,9 +99,9 @@ class Scheduler(abc.ABC):
                 if request.finished and request.num_in_flight == 0:
                     self._release(request)
                 self.abort(request)
-        for request in plan.preempted:
-            if request.status is RequestStatus.SWAPPED:
-                self.abort(request)  # nobody knows whether its blocks have reached the CPU pool
+        swapped_out = [request for request in plan.preempted if request.status is RequestStatus.SWAPPED]
+        for request in (*swapped_out, *plan.resumed):
+            self.abort(request)  # nobody knows whether its blocks have reached the other pool
 
     def queues(self) -> Queues:
         return Queues(len(self.waiting), len(self.running), len(self.swapped))

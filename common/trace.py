@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.kv_cache import KVCacheManager, Region
+from common.kv_cache import KVCacheManager, PrefixCache, Region
 from common.plan import StepPlan
 from common.request import RequestStatus
 from common.scheduler import Queues
@@ -22,12 +22,14 @@ MAX_STEPS = 10_000
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """`kind`: prefill, decode, recompute, idle, or fork (a sample that starts from a prompt computed in this step);
-    tokens `start ... start + length - 1` of the request."""
+    tokens `start ... start + length - 1` of the request. `cached`: tokens that the prefix cache had when the request
+    started, in its first chunk; 0 in all others."""
 
     request_id: str
     kind: str
     start: int
     length: int
+    cached: int = 0
 
 
 @dataclass(slots=True)
@@ -36,7 +38,8 @@ class StepRecord:
 
     `begin` ... `begin + duration`: until its tokens were there, from its planning or, where it was planned ahead, from
     the end of the step before. host_time: of planning and preparing it. device_busy, device_idle: on the GPU's own
-    clock, see `DeviceTime`; None on a CPU.
+    clock, see `DeviceTime`; None on a CPU. evicted_blocks: cached beginnings that lost their memory since the step
+    before.
     """
 
     index: int
@@ -56,6 +59,7 @@ class StepRecord:
     kv_reserved: int
     kv_stored: int
     regions: tuple[Region, ...] | None
+    evicted_blocks: int = 0
 
 
 class StepTrace:
@@ -68,13 +72,17 @@ class StepTrace:
         self.keep_regions = regions
         self.cost = 0.0  # seconds that recording took
         self._count = 0
+        self._evictions = 0
 
     def open(self, plan: StepPlan, cache: KVCacheManager, queues: Queues) -> StepRecord:
         """When a step has been planned: what it does and how things stand."""
         started = time.perf_counter()
         chunks: list[ChunkRecord] = []
         for chunk in plan.chunks:
-            chunks.append(ChunkRecord(chunk.request.id, chunk.kind, chunk.start, chunk.length))
+            kind = chunk.kind
+            first = kind == "prefill" and chunk.start == chunk.request.num_cached_tokens
+            cached = chunk.start if first else 0
+            chunks.append(ChunkRecord(chunk.request.id, kind, chunk.start, chunk.length, cached))
             chunks += [ChunkRecord(request.id, "fork", chunk.end, 0) for request in chunk.forks]
         usage = cache.usage()
         record = StepRecord(
@@ -95,6 +103,7 @@ class StepTrace:
             kv_reserved=usage.reserved,
             kv_stored=usage.stored,
             regions=tuple(cache.regions()) if self.keep_regions else None,
+            evicted_blocks=self._evicted_since(cache),
         )
         self.cost += time.perf_counter() - started
         return record
@@ -132,6 +141,13 @@ class StepTrace:
         busy, idle = sum(busy for busy, _ in timed), sum(idle for _, idle in timed[1:])
         return idle / (busy + idle)
 
+    def _evicted_since(self, cache: KVCacheManager) -> int:
+        """Since the step recorded last. (`Engine.reset_metrics()` starts the count anew.)"""
+        if not isinstance(cache, PrefixCache):
+            return 0
+        before, self._evictions = self._evictions, cache.prefix_stats().evictions
+        return max(0, self._evictions - before)
+
     def _forget(self, oldest: StepRecord) -> None:
         """A request's arrival time is kept as long as a step that mentions it."""
         for chunk in oldest.chunks:
@@ -152,7 +168,7 @@ class StepTrace:
             kinds = "+".join(sorted({chunk.kind for chunk in step.chunks}))
             events.append(_event(kinds, 0, begin, duration, {"step": step.index, "running": step.running}))
             for chunk in step.chunks:
-                args = {"start": chunk.start, "length": chunk.length}
+                args = {"start": chunk.start, "length": chunk.length, "cached": chunk.cached}
                 events.append(_event(chunk.kind, rows[chunk.request_id], begin, duration, args))
             for name, ids in (
                 ("preempted", step.preempted),

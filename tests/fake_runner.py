@@ -26,7 +26,7 @@ def expected_output(seed: int, num_prompt_tokens: int, count: int, ignore_eos: b
 
 
 class FakeRunner:
-    """Instead of its K and V, each slot keeps a number that stands for a token *and all tokens before it*.
+    """Instead of its K and V, each slot keeps a number that stands for a token, all tokens before it, and the salt.
 
     Every chunk is checked against the whole context that it would read: a block that was lost, overwritten, copied
     too late or not swapped back shows up as a number that belongs to somebody else.
@@ -81,7 +81,7 @@ class FakeRunner:
         """One number a position, as far as the request can ever come."""
         if request.id not in self._histories:
             prompt, most = request.prompt_token_ids, request.params.max_tokens + 1
-            numbers, last = [], 1
+            numbers, last = [], mix(1, sum(request.cache_salt.encode())) if request.cache_salt else 1
             for token in (*prompt, *expected_output(request.seed, len(prompt), most, True)):
                 last = mix(last, token)
                 numbers.append(last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def test_a_preemption_is_not_recorded(build: Build, stage: str, swap_space: int)
         for chunk in step.chunks:
             assert chunk.request_id not in step.preempted
             if chunk.request_id in recomputed:
-                assert (chunk.kind, chunk.start) == ("recompute", 0)
+                if stage == "m6":  # it may find some of its own blocks, or all
+                    assert chunk.kind in ("recompute", "decode")
+                else:
+                    assert (chunk.kind, chunk.start) == ("recompute", 0)
                 recomputed.discard(chunk.request_id)
             else:
                 assert chunk.kind == ("decode" if chunk.request_id in begun else "prefill")
@@ -122,9 +126,7 @@ def test_the_json_file_is_not_what_was_recorded(build: Build, stage: str, tmp_pa
     assert read["schema"] == 1 and read["arrivals"] == trace.arrivals
     assert len(read["steps"]) == len(trace.steps)
     last, step = read["steps"][-1], trace.steps[-1]
-    assert last["chunks"] == [
-        {"request_id": c.request_id, "kind": c.kind, "start": c.start, "length": c.length} for c in step.chunks
-    ]
+    assert last["chunks"] == [asdict(chunk) for chunk in step.chunks]
     assert last["kv_reserved"] == step.kv_reserved and len(last["regions"]) == len(step.regions or ())
     assert [p.name for p in path.parent.iterdir()] == ["trace.json"], "a partial file is left"
 

@@ -55,7 +55,7 @@ def test_admission_looks_at_a_part_of_the_prompt_only(build: Build, stage: str) 
     engine = build(stage, block_size=4, kv_cache_memory=8 * 4 * TOKEN_BYTES, max_num_seqs=4, max_num_batched_tokens=4)
     engine.add_request(prompts_of([12])[0], exactly(4))
     engine.step()
-    late = engine.add_request(prompts_of([20])[0], exactly(4))
+    late = engine.add_request(prompts_of([20], seed=1)[0], exactly(4))
     waited = 0
     while engine.metrics()["waiting"]:
         waited += 1
@@ -139,7 +139,8 @@ def test_prefilling_again_drops_the_token_already_sampled(
                 engine.runner._move_blocks(plan)
             check(engine)
         kinds = [chunk.kind for step in trace.steps for chunk in step.chunks if chunk.request_id == ids[0]]
-        again = [] if swap_space else ["recompute"]
+        found_all = stage == "m6" and (prompt + after) % 4 == 1  # its own blocks are cached: one token is left
+        again = [] if swap_space or found_all else ["recompute"]
         assert kinds == ["prefill"] + ["decode"] * (after - 1) + again + ["decode"] * (9 - after - len(again))
         assert [final[id] for id in ids] == expected
 

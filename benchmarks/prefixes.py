@@ -1,0 +1,46 @@
+"""The scenario behind the tree of `make stage6 trace`: prompts with common beginnings, and what the cache kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import stages
+from benchmarks.plots.prefix_tree import draw_prefix_tree
+from benchmarks.recipes import Draw
+from common import Engine, SamplingParams
+from common.kv_cache import PrefixCache, PrefixNode
+
+SYSTEM, EXAMPLES, QUESTION, ANSWER = 96, (64, 48), (10, 30), 12
+"""Tokens of the system prompt, of the few-shot examples of two tasks, of a question, and of an answer."""
+QUESTIONS, FOLLOW_UPS = (5, 3), 2
+"""So many questions on each task; after the first one the user goes on asking."""
+BLOCK = 16
+
+
+def record_prefixes(stage: str, model: str, device: str, dtype: str) -> tuple[list[PrefixNode], float]:
+    """Run the scenario; returns what is cached at its end, and the hit rate."""
+    options = {"max_num_seqs": 4, "max_model_len": 512, "block_size": BLOCK, "prefix_index": "radix"}
+    with stages.build(stage, model=model, device=device, dtype=dtype, **options) as engine:
+        draw = Draw(engine.runner.model.config.vocab_size)
+        system = draw.tokens(SYSTEM)
+        for length, questions in zip(EXAMPLES, QUESTIONS, strict=True):
+            task = system + draw.tokens(length)
+            chat = _ask(engine, task + draw.tokens(draw.length(QUESTION)))
+            for _ in range(FOLLOW_UPS):
+                chat = _ask(engine, chat + draw.tokens(draw.length(QUESTION)))
+            for _ in range(questions - 1):
+                _ask(engine, task + draw.tokens(draw.length(QUESTION)))
+        cache = engine.scheduler.cache
+        assert isinstance(cache, PrefixCache)
+        return cache.prefix_tree(), cache.prefix_stats().hit_rate or 0.0
+
+
+def _ask(engine: Engine, prompt: list[int]) -> list[int]:
+    """Prompt and answer together."""
+    [output] = engine.generate([prompt], SamplingParams(max_tokens=ANSWER, ignore_eos=True))
+    return prompt + output.token_ids
+
+
+def prefix_tree(model: str, device: str, dtype: str, path: Path) -> Path:
+    nodes, hit_rate = record_prefixes("m6", model, device, dtype)
+    return draw_prefix_tree(nodes, hit_rate, path)

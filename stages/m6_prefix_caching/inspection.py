@@ -1,0 +1,42 @@
+"""Looking at an index as a whole: for pictures, and for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.kv_cache import PrefixNode
+from stages.m6_prefix_caching.block_pool import BlockPool
+from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex
+
+
+def tree(entries: Mapping[int, Entry], pool: BlockPool) -> list[PrefixNode]:
+    """All entries, parents before children. `entries`: by their blocks."""
+    numbers: dict[Entry | None, int] = {}
+    nodes: list[PrefixNode] = []
+    for entry in sorted(entries.values(), key=_depth):
+        numbers[entry] = len(nodes)
+        nodes.append(PrefixNode(numbers.get(entry.parent), entry.tokens, entry.hits, pool.ref_counts[entry.block]))
+    return nodes
+
+
+def _depth(entry: Entry) -> int:
+    depth = 0
+    while entry.parent is not None:
+        entry, depth = entry.parent, depth + 1
+    return depth
+
+
+def check_index(entries: Mapping[int, Entry], index: PrefixIndex, pool: BlockPool) -> None:
+    """Raise `AssertionError` unless each entry can be found, whoever holds a block holds its parent, and a block is
+    evicted before its parent."""
+    assert entries.keys() == pool.kept, "the index and the pool disagree"
+    age = {block: at for at, block in enumerate(pool.cached)}
+    for block, entry in entries.items():
+        assert entry.block == block and entry.parent is not None
+        assert index.find(entry.parent, entry.tokens) is entry, f"block {block} cannot be found"
+        if entry.parent.parent is None:
+            continue
+        above = entry.parent.block
+        assert entries.get(above) is entry.parent, f"block {block} has lost its parent"
+        assert pool.ref_counts[above] >= pool.ref_counts[block], f"block {block} is held without its parent {above}"
+        assert above not in age or age[block] < age[above], f"block {above} is evicted before its child {block}"

@@ -1,0 +1,50 @@
+"""A tree, as SGLang's RadixAttention has it: prompts that begin alike share a path from the root.
+
+A node is one block; a run of nodes without branches is drawn as one (`make stage6 trace`), where SGLang also stores
+it as one. A node's children are sorted by their tokens. So the child that has the most first tokens in common with a
+prompt stands beside the place where the prompt itself would be: a match may end inside a block.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import attrgetter
+
+from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex, Tokens
+
+_tokens = attrgetter("tokens")
+
+
+class RadixIndex(PrefixIndex):
+    """O(log children) for each block; the keys are the tokens themselves, so that there is nothing to verify."""
+
+    def find(self, parent: Entry, tokens: Tokens) -> Entry | None:
+        at = bisect_left(parent.children, tokens, key=_tokens)
+        found = parent.children[at : at + 1]
+        return found[0] if found and found[0].tokens == tokens else None
+
+    def add(self, parent: Entry, tokens: Tokens, block: int) -> Entry | None:
+        at = bisect_left(parent.children, tokens, key=_tokens)
+        if at == len(parent.children) or parent.children[at].tokens != tokens:
+            parent.children.insert(at, Entry(parent, tokens, block))
+        return parent.children[at]
+
+    def remove(self, entry: Entry) -> None:
+        assert entry.parent is not None
+        del entry.parent.children[bisect_left(entry.parent.children, entry.tokens, key=_tokens)]
+
+    def closest(self, parent: Entry, tokens: Tokens, before: int) -> tuple[Entry, int] | None:
+        at = bisect_left(parent.children, tokens, key=_tokens)
+        neighbours = [entry for entry in parent.children[max(0, at - 1) : at + 1] if entry.step < before]
+        if not neighbours:
+            return None
+        best = max(neighbours, key=lambda entry: _common(entry.tokens, tokens))
+        return best, _common(best.tokens, tokens)
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """How many first tokens are the same."""
+    for count, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return count
+    return min(len(one), len(other))

@@ -1,0 +1,38 @@
+"""What the tests of m6 share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from common import Engine
+from tests.engine_checks import exactly
+from tests.helpers import greedy
+
+INDICES = ("hash", "radix")
+
+_known: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+
+
+def alone(engine: Engine, prompt: list[int], count: int) -> list[int]:
+    """The greedy continuation, with the whole sequence computed anew for each token."""
+    key = (str(engine.config.model), tuple(prompt))
+    if len(_known.get(key, ())) < count:
+        _known[key] = greedy(engine.runner.model, prompt, count)
+    return _known[key][:count]
+
+
+def ask(engine: Engine, prompt: list[int], count: int = 3, cache_salt: str | None = None) -> int:
+    """Serve one prompt, check its tokens; returns how many of the prompt's were cached."""
+    id = engine.add_request(prompt, exactly(count), cache_salt=cache_salt)
+    final = None
+    while engine.has_unfinished:
+        [final] = [output for output in engine.step() if output.request_id == id]
+        engine.scheduler.cache.check_integrity()
+    assert final is not None and final.finished and final.token_ids == alone(engine, prompt, count)
+    return final.num_cached_tokens
+
+
+@cache
+def words(first: int, count: int) -> list[int]:
+    """Different tokens; what begins differently has none in common up to 100 tokens."""
+    return [1 + (100 * first + i) % 511 for i in range(count)]
