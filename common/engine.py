@@ -278,7 +278,7 @@ class Engine:
 
     def _outputs(self, requests: Sequence[Request]) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
-        for output_id in dict.fromkeys(request.output_id for request in requests):
+        for output_id in dict.fromkeys([request.output_id for request in requests]):
             samples = self._requests.get(output_id)
             if samples is None:  # abandoned
                 continue

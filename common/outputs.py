@@ -13,11 +13,12 @@ class CompletionOutput:
     """One sample of a request, as it stood when the engine returned it: computed on access, so that a step that nobody
     looks into costs nothing."""
 
-    def __init__(self, request: Request, index: int = 0) -> None:
+    def __init__(self, request: Request, index: int, num_tokens: int, finish_reason: str | None) -> None:
+        """`num_tokens`: prompt and output, when the engine returned it."""
         self._request = request
-        self._count = request.num_output_tokens
+        self._count = num_tokens - request.num_prompt_tokens
         self.index = index
-        self.finish_reason = request.finish_reason
+        self.finish_reason = finish_reason
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -53,13 +54,27 @@ class RequestOutput:
     """
 
     def __init__(self, samples: Sequence[Request]) -> None:
+        """Notes how things stand, and no more: there is one for each request in each step."""
         self._first = samples[0]
+        self._samples = samples
+        self._stood = [(len(request.token_ids), request.finish_reason) for request in samples]
         self.request_id = self._first.id
-        self.prompt_token_ids: list[int] = self._first.prompt_token_ids
-        self.prompt = self._first.prompt
-        self.outputs = [CompletionOutput(request, index) for index, request in enumerate(samples)]
-        self.finished = all(output.finish_reason is not None for output in self.outputs)
+        self.finished = None not in [reason for _, reason in self._stood]
         self._finish_time = max(r.finish_time or 0.0 for r in samples) if self.finished else None
+
+    @cached_property
+    def outputs(self) -> list[CompletionOutput]:
+        """The samples, in order."""
+        stood = zip(self._samples, self._stood, strict=True)
+        return [CompletionOutput(request, index, *how) for index, (request, how) in enumerate(stood)]
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self._first.prompt_token_ids
+
+    @property
+    def prompt(self) -> str | None:
+        return self._first.prompt
 
     @property
     def token_ids(self) -> list[int]:
