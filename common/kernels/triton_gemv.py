@@ -83,7 +83,7 @@ def gemv_config(outputs: int, width: int, itemsize: int, gated: bool, rows: int)
     row_bytes = triton.next_power_of_2(width) * itemsize * (2 if gated else 1)
     most = BYTES_PER_PROGRAM[triton.next_power_of_2(rows)]
     out = _power_of_2_below(min(most // row_bytes, outputs // MIN_PROGRAMS))
-    return GemvConfig(out, max(1, min(8, out * row_bytes // 4096)))
+    return GemvConfig(out, max(1, min(4, out * row_bytes // 8192)))
 
 
 def _power_of_2_below(number: int) -> int:

@@ -50,7 +50,8 @@ def test_the_same_budget_runs_two_or_dozens(build: Build) -> None:
     """4,096 token slots, requests of 128 tokens: two of m2's slots, or 256 blocks, 8 for each and one to grow into."""
     running: dict[str, int] = {}
     for stage in ("m2", *PAGED):
-        engine = build(stage, model="random:tiny-llama-long", max_num_seqs=64, kv_cache_memory=4096 * TOKEN_BYTES)
+        options = {"kv_cache_memory": 4096 * TOKEN_BYTES, "max_num_seqs": 64, "max_num_batched_tokens": 4096}
+            engine = build(stage, model="random:tiny-llama-long", **options)
         for prompt in prompts_of([128] * 40):
             engine.add_request(prompt, exactly(2))
         engine.step()
