@@ -26,8 +26,8 @@ from common.kernels.triton_elementwise import rms, silu_times
 
 # pyright: basic
 
-MAX_ROWS = 8
-BYTES_PER_PROGRAM = {1: 16 << 10, 2: 16 << 10, 4: 8 << 10, 8: 8 << 10}
+MAX_ROWS = 4
+BYTES_PER_PROGRAM = {1: 16 << 10, 2: 16 << 10, 4: 8 << 10}
 """By rows of x, padded to a power of two: more rows are more sums across threads, so fewer threads for each."""
 MIN_PROGRAMS = 512  # four on each processor of a large GPU
 

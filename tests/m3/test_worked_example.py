@@ -51,7 +51,7 @@ def test_the_same_budget_runs_two_or_dozens(build: Build) -> None:
     running: dict[str, int] = {}
     for stage in ("m2", *PAGED):
         options = {"kv_cache_memory": 4096 * TOKEN_BYTES, "max_num_seqs": 64, "max_num_batched_tokens": 4096}
-            engine = build(stage, model="random:tiny-llama-long", **options)
+        engine = build(stage, model="random:tiny-llama-long", **options)
         for prompt in prompts_of([128] * 40):
             engine.add_request(prompt, exactly(2))
         engine.step()
