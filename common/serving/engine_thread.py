@@ -26,7 +26,8 @@ T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
 FAILING_AFTER = 8
-"""So many failed steps in a row are no accident: everybody is told, and `healthy` turns False until a step works."""
+"""So many failed steps with no token between them are no accident: whoever waits is told, and `healthy` turns False until
+a step works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,8 @@ class EngineThread:
             if self._failures >= FAILING_AFTER:
                 self._fail_all(step_failed)
             return
-        self._failures = 0
+        if any(output.finish_reason != "abort" for output in outputs):
+            self._failures = 0
         for output in outputs:
             job = self._jobs.get(output.request_id)
             if job is not None:
