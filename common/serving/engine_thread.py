@@ -26,7 +26,7 @@ T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
 FAILING_AFTER = 8
-"""So many failed steps with no token between them are no accident: whoever waits is told, and `healthy` turns False until
+"""So many failed steps with no token between them are no accident: whoever waits is told, and `healthy` is False until
 a step works."""
 
 

@@ -1,4 +1,4 @@
-"""What every HTTP request passes: on its way in an id, a key and a limit on its body, on its way out a line of the log."""
+"""What every request passes: on its way in an id, a key and a limit on its body, on its way out a line of the log."""
 
 from __future__ import annotations
 

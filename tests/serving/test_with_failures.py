@@ -71,7 +71,9 @@ def test_a_client_that_goes_away_aborts_its_request_within_one_step(serve: Serve
 def test_who_leaves_while_waiting_is_taken_out_of_the_queue(serve: Serve) -> None:
     running = serve(engine={"max_num_seqs": 1})
     slow_down(running.engine, 0.02)
-    with httpx2.stream("POST", f"{running.url}/v1/completions", json=LONG | {"stream": True, "max_tokens": 40}) as first:
+    with httpx2.stream(
+        "POST", f"{running.url}/v1/completions", json=LONG | {"stream": True, "max_tokens": 40}
+    ) as first:
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(f"{running.url}/v1/completions", json=LONG, timeout=0.2)
         wait_until(lambda: running.service.open_choices == 1)
@@ -156,9 +158,7 @@ def test_steps_that_all_fail_answer_everybody_and_do_not_spin(serve: Serve, wher
     running.wait_until_idle()
 
 
-def test_an_engine_that_cannot_take_a_request_at_all_answers_500(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_cannot_take_a_request_at_all_answers_500(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = serve()
 
     def broken(*arguments: Any, **options: Any) -> str:

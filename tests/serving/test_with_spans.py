@@ -52,7 +52,9 @@ def test_a_request_that_is_aborted_while_it_waits_has_only_been_in_the_queue(ser
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     running = serve(engine={"max_num_seqs": 1}, spans=Spans(provider))
     slow_down(running.engine, 0.02)
-    with httpx2.stream("POST", f"{running.url}/v1/completions", json=BODY | {"stream": True, "max_tokens": 30}) as first:
+    with httpx2.stream(
+        "POST", f"{running.url}/v1/completions", json=BODY | {"stream": True, "max_tokens": 30}
+    ) as first:
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(f"{running.url}/v1/completions", json=BODY, timeout=0.2)
         wait_until(lambda: len(exporter.get_finished_spans()) == 2)

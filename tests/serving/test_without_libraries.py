@@ -24,5 +24,6 @@ def test_serve_without_them_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() in (
-        [f"error: serve needs {name}, which is not installed: pip install '.[serve]'"] for name in ("uvicorn", "fastapi")
+        [f"error: serve needs {name}, which is not installed: pip install '.[serve]'"]
+        for name in ("uvicorn", "fastapi")
     )
