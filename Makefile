@@ -74,6 +74,7 @@ joined = $(subst $(space),$(1),$(strip $(2)))
 SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)))
 # The main job is for any machine: the CPU, unless another device is asked for.
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
@@ -108,8 +109,7 @@ $(WORDS): $(if $(VERBS),,demo)
 	@:
 
 $(STAGE_VERBS): $(READY)
-	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(if $(filter diff,$@),,$(MODEL_OPTIONS)) \
-		$(if $(filter serve,$@),$(SERVE_OPTIONS)); done
+	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(VERB_OPTIONS); done
 
 bench: $(READY) $(PEERS_READY)
 	@$(PY) -m benchmarks compare $(BENCH_OPTIONS)
