@@ -7,12 +7,14 @@ DTYPE    ?=
 WORKLOAD ?=
 PEERS    ?=
 SWEEP    ?=
+HOST     ?=
+PORT     ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
 WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder lint report clean
-STAGE_VERBS := demo generate chat diff trace profile
+STAGE_VERBS := demo generate chat serve diff trace profile
 BOTH_VERBS  := bench test
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
@@ -43,6 +45,9 @@ ifneq ($(STAGES),)
   ifneq ($(UNKNOWN),)
     $(error "$(UNKNOWN)" is for the whole repository, not for a stage: `make $(UNKNOWN)`. A stage has $(STAGE_VERBS) $(BOTH_VERBS))
   endif
+  ifneq ($(and $(filter serve,$(VERBS)),$(word 2,$(STAGES))),)
+    $(error "serve" runs until it is stopped: name one stage, as in `make $(lastword $(STAGES)) serve`)
+  endif
 else
   UNKNOWN := $(firstword $(filter $(STAGE_VERBS),$(VERBS)))
   ifneq ($(UNKNOWN),)
@@ -68,6 +73,9 @@ space := $(empty) $(empty)
 joined = $(subst $(space),$(1),$(strip $(2)))
 SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
+SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
+	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))))
 # The main job is for any machine: the CPU, unless another device is asked for.
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
@@ -102,8 +110,7 @@ $(WORDS): $(if $(VERBS),,demo)
 	@:
 
 $(STAGE_VERBS): $(READY)
-	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(if $(filter diff,$@),,$(MODEL_OPTIONS)) \
-		$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))); done
+	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(VERB_OPTIONS); done
 
 bench: $(READY) $(PEERS_READY)
 	@$(PY) -m benchmarks compare $(BENCH_OPTIONS)

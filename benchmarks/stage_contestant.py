@@ -16,7 +16,7 @@ from common.config import stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 
-IDLE_SLEEP = 0.002  # seconds; far below any latency that is reported
+IDLE_SLEEP = 0.0002  # seconds; far below any latency that is reported
 
 
 class StageContestant:

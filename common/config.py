@@ -62,7 +62,8 @@ class EngineConfig:
     max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
     max_num_seqs: most requests that run at the same time.
     max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on); from m5 on most tokens of a step.
-    prefill_chunk_size: most prompt tokens that a step computes while somebody decodes, or `auto` (from m5 on).
+    prefill_chunk_size: most prompt tokens that a step computes while somebody decodes, or `auto`; None: 256 on
+        a CPU, 2,048 on a GPU (from m5 on).
     target_itl: seconds between two tokens of those who decode, which `auto` holds (from m5 on).
     scheduling_policy: `fcfs` or `priority` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
@@ -90,7 +91,7 @@ class EngineConfig:
     kv_cache_memory: int | None = None
     gpu_memory_utilization: float = 0.9
     attention_backend: str = "auto"
-    prefill_chunk_size: int | str = 256
+    prefill_chunk_size: int | str | None = None
     target_itl: float = 0.05
     fused_kernels: bool = True
     cuda_graphs: bool = True
@@ -146,12 +147,12 @@ def _require_whole(name: str, value: object, least: int) -> None:
     require(whole, f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
-def _chunk_size(value: object) -> int | str:
+def _chunk_size(value: object) -> int | str | None:
     """A whole number, also one written as text (as a command line has it), or `auto`."""
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    if value == "auto":
-        return "auto"
+    if value == "auto" or value is None:
+        return value
     require(
         isinstance(value, int) and not isinstance(value, bool) and value >= 1,
         f"prefill_chunk_size must be auto or a whole number of at least 1, not {value!r}",

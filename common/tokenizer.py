@@ -7,6 +7,7 @@ of the time that `chat` needs to start.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,8 +105,10 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
             raise UserError(f"a chat message needs text as its 'content', not {type(content).__name__}")
 
 
+@functools.lru_cache(maxsize=4)
 def _compile(template: str) -> Any:
-    """A chat template comes from a model file: it runs in a sandbox, with what such templates expect to find."""
+    """A chat template comes from a model file: it runs in a sandbox, with what such templates expect to find. Kept,
+    for compiling takes some 10 ms, as long as a short prompt's prefill."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

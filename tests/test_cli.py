@@ -71,13 +71,16 @@ def pipe(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
 def test_help_pages_name_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("--help") == 0
     page = capsys.readouterr().out
-    assert all(command in page for command in ("demo", "generate", "chat", "bench", "diff"))
+    assert all(command in page for command in ("demo", "generate", "chat", "serve", "bench", "diff"))
     assert cli("generate", "--help") == 0
     page = capsys.readouterr().out
     flags = {name: f"--{name.replace('_', '-')}" for name in (*ENGINE, *SAMPLING)}
     later = [flags[name] for name in ENGINE if name not in stage_options(1, ENGINE)]
     assert "--block-size" in later
     assert [flag for flag in flags.values() if flag not in page] == later
+    assert cli("serve", "--help") == 0
+    page = capsys.readouterr().out
+    assert "--api-key" in page and "--max-num-seqs" in page and "--temperature" not in page
 
 
 def test_every_engine_option_has_a_flag() -> None:

@@ -59,6 +59,8 @@ def test_the_help_page_explains_every_verb_and_option() -> None:
         (["stage1", "nonsense"], ["nonsense", "chat", "diff"]),
         (["stage1", "lint"], ["lint", "whole repository"]),
         (["chat"], ["needs a stage", "chat"]),
+        (["serve"], ["needs a stage", "serve"]),
+        (["stage0", "stage1", "serve"], ["name one stage", "make stage1 serve"]),
     ],
 )
 def test_what_does_not_exist_is_one_line_that_says_what_does(words: list[str], says: list[str]) -> None:
@@ -85,6 +87,13 @@ def test_a_stage_alone_is_its_demonstration_and_with_a_verb_only_that() -> None:
     assert "m1_kv_cache" in planned("stage1")
     assert planned("stage1").count(" demo ") == 1
     assert " demo " not in planned("stage1", "chat", "-j4")
+
+
+def test_a_server_listens_where_it_is_told() -> None:
+    command = planned("stage1", "serve", "MODEL=random:tiny-llama", "HOST=0.0.0.0", "PORT=9000")
+    assert "in m1_kv_cache;" in command
+    assert 'serve --model "random:tiny-llama" --host 0.0.0.0 --port 9000;' in command
+    assert "--port" not in planned("stage1", "chat", "PORT=9000")
 
 
 def test_the_tests_of_a_stage_are_those_that_name_it() -> None:

@@ -1,4 +1,4 @@
-"""The command line of a stage: `python -m stages.m1_kv_cache generate | chat | demo | bench | diff`."""
+"""The command line of a stage: `python -m stages.m1_kv_cache generate | chat | serve | demo | bench | ...`."""
 
 from common.cli.app import run_app, stage_app, stage_main
 

@@ -14,6 +14,7 @@ from common.cli.chat import chat
 from common.cli.diff import show_diff
 from common.cli.generate import demo, generate, read_prompts
 from common.cli.options import with_options
+from common.cli.serve import serve
 from common.config import EngineConfig
 from common.engine import Engine
 from common.errors import UserError
@@ -76,6 +77,44 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     ) -> None:
         """Ask questions, one a line. /reset forgets the conversation, /quit (or Ctrl-D) ends it, Ctrl-C an answer."""
         chat(build, config, params, system)
+
+    @app.command("serve")
+    @with_options(number)
+    def serve_command(
+        config: EngineConfig,
+        host: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+        port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+        api_key: Annotated[
+            list[str] | None,
+            typer.Option(envvar="FOLOVLLM_API_KEYS", help="Who has it may use the server; may be given several times."),
+        ] = None,
+        served_name: Annotated[str | None, typer.Option(help="The model's name for clients.")] = None,
+        max_queue: Annotated[int, typer.Option(help="Most answers that wait; then 429.")] = 256,
+        max_body: Annotated[int, typer.Option(help="Most bytes of a request's body.")] = 1 << 20,
+        max_prompt_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt.")] = None,
+        max_n: Annotated[int, typer.Option(help="Most answers to one request: prompts × n.")] = 16,
+        max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
+        drain: Annotated[float, typer.Option(help="Seconds that open requests have after SIGTERM.")] = 30.0,
+        spans: Annotated[
+            str | None, typer.Option(help="OpenTelemetry spans of each request: console, or otlp.")
+        ] = None,
+    ) -> None:
+        """Answer OpenAI's clients over HTTP, until Ctrl-C."""
+        serve(
+            build,
+            config,
+            host=host,
+            port=port,
+            api_keys=tuple(api_key or ()),
+            served_name=served_name,
+            max_queue=max_queue,
+            max_body=max_body,
+            max_prompt_tokens=max_prompt_tokens,
+            max_n=max_n,
+            max_tokens=max_tokens,
+            drain=drain,
+            spans=spans,
+        )
 
     @app.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
     def bench_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:

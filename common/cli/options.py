@@ -27,7 +27,10 @@ ENGINE: Flags = {
     "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
     "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
-    "prefill_chunk_size": (str, "Most prompt tokens in a step while somebody decodes: a number, or auto (from m5 on)."),
+    "prefill_chunk_size": (
+        str | None,
+        "Most prompt tokens in a step while somebody decodes: number or auto (from m5 on).",
+    ),
     "target_itl": (float, "Seconds between two tokens of those who decode, which auto holds (from m5 on)."),
     "fused_kernels": (bool, "On a GPU, fused Triton kernels between and around the matrix products (from m4 on)."),
     "prefix_index": (str, "How cached beginnings are found: hash, or radix: also inside blocks (from m6 on)."),
@@ -56,8 +59,8 @@ SAMPLING: Flags = {
 
 
 def with_options(stage: int, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: the command's `config` and `params` become the flags that they are built from. A stage has no flag
-    for what only later stages have.
+    """Decorator: the command's `config`, and its `params` where it has them, become the flags that they are built
+    from. A stage has no flag for what only later stages have.
 
     `defaults` are the command's own, where they differ from those of the two classes.
     """
@@ -69,15 +72,19 @@ def with_options(stage: int, **defaults: Any) -> Callable[[Callable[..., None]],
         own = [
             p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name not in ("config", "params")
         ]
-        flags = _parameters(engine_flags, EngineConfig, defaults) + _parameters(SAMPLING, SamplingParams, defaults)
+        flags = _parameters(engine_flags, EngineConfig, defaults)
+        samples = "params" in signature.parameters
+        if samples:
+            flags += _parameters(SAMPLING, SamplingParams, defaults)
 
         @functools.wraps(command)
         def with_flags(**values: Any) -> None:
             engine = {name: values.pop(name) for name in engine_flags}
-            sampling = {name: values.pop(name) for name in SAMPLING}
+            if samples:
+                values["params"] = SamplingParams(**{name: values.pop(name) for name in SAMPLING})
             if engine["dtype"] == "auto":
                 engine["dtype"] = fastest_dtype(engine["device"])
-            command(config=EngineConfig(**engine), params=SamplingParams(**sampling), **values)
+            command(config=EngineConfig(**engine), **values)
 
         with_flags.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
         with_flags.__annotations__ = {p.name: p.annotation for p in own + flags}

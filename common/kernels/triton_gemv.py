@@ -32,7 +32,7 @@ BYTES_PER_PROGRAM = {1: 16 << 10, 2: 16 << 10, 4: 8 << 10}
 MIN_PROGRAMS = 512  # four on each processor of a large GPU
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gemv_kernel(
     x, weight, bias, gain, out, rows, width, outputs, eps, x_stride, out_stride,
     ROWS: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import time
 
+from common.config import EngineConfig
 from common.plan import StepPlan
+
+
+DEFAULT_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Where the sweep of `interference` bends. A GPU computes hundreds of tokens in the time in which its weights are read
+once, and a step with a part of a prompt in it is launched kernel by kernel, which takes as long for 256 as for 2,048."""
 
 
 class ChunkSize:
@@ -15,6 +21,13 @@ class ChunkSize:
 
     def observe(self, plan: StepPlan) -> None:
         """A step has ended: nothing to learn from it."""
+
+
+def choose_chunk_size(config: EngineConfig) -> ChunkSize:
+    size = config.prefill_chunk_size
+    if size == "auto":
+        return AutoChunkSize(config.target_itl)
+    return ChunkSize(int(size) if size is not None else DEFAULT_TOKENS[config.torch_device.type])
 
 
 class AutoChunkSize(ChunkSize):

@@ -13,7 +13,7 @@ from common.request import Request, SampledToken
 from common.scheduler import Scheduler
 from stages.m3_paged_kv.forks import fork_siblings
 from stages.m3_paged_kv.preemption import Preemption
-from stages.m5_chunked_prefill.chunk_size import AutoChunkSize, ChunkSize
+from stages.m5_chunked_prefill.chunk_size import choose_chunk_size
 
 
 class ChunkedScheduler(Scheduler):
@@ -37,8 +37,7 @@ class ChunkedScheduler(Scheduler):
         self.cache = cache
         self.preemption = Preemption(self, cache)
         self.max_num_batched_tokens = config.max_num_batched_tokens
-        size = config.prefill_chunk_size
-        self.chunk_size = ChunkSize(size) if isinstance(size, int) else AutoChunkSize(config.target_itl)
+        self.chunk_size = choose_chunk_size(config)
 
     def add(self, request: Request, siblings: Sequence[Request] = ()) -> None:
         """Siblings (n > 1) do not wait in the queue: they fork off when the prompt that they share is computed."""

@@ -23,7 +23,7 @@ PROGRAMS_PER_SM = 4
 LOG2E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "table_stride"], do_not_specialize_on_alignment=["tables", "seq_lens"])
 def decode_kernel(
     q, keys, values, tables, seq_lens, out, part_out, part_top, part_weight, scale, num_splits,
     q_stride, table_stride, block_stride, slot_stride,
@@ -77,7 +77,7 @@ def decode_kernel(
         tl.store(out + out_row[:, None] * DIM + column[None, :], result, mask=in_group[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["seq_lens"])
 def reduce_kernel(
     part_out, part_top, part_weight, seq_lens, out, heads, num_splits, DIM: tl.constexpr, TILE: tl.constexpr,
     SPLITS: tl.constexpr,

@@ -19,6 +19,10 @@ from stages.m4_flash_attention.kernels.triton_config import prefill_config
 LOG2E = 1.4426950408889634
 
 
+VARYING = ["tables", "seq_lens", "query_starts"]
+"""Slices of the step's tensors: a kernel for each of their alignments would be compiled in the middle of a run."""
+
+
 @triton.jit
 def attend_tiles(
     sums, weight, top, queries, query_position, keys, values, table, first, last, length, scale, block_stride,
@@ -53,7 +57,7 @@ def attend_tiles(
     return sums, weight, top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=VARYING)
 def prefill_kernel(
     q, keys, values, tables, seq_lens, query_starts, out, scale, q_stride, out_stride, table_stride, block_stride,
     slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,

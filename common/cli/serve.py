@@ -1,0 +1,22 @@
+"""`serve`: the stage as an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.cli.generate import Build, ready_engine
+from common.config import EngineConfig
+from common.errors import UserError
+
+
+def serve(build: Build, config: EngineConfig, **options: Any) -> None:
+    """`options` are those of `ServerOptions`. Returns after SIGTERM, when everybody has been answered; Ctrl-C raises
+    `KeyboardInterrupt` then."""
+    try:
+        from common.serving import server
+        from common.serving.options import ServerOptions
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[serve]'") from None
+    checked = ServerOptions(**options)
+    with server.listen(checked) as listener, ready_engine(build, config) as engine:
+        server.run(engine, checked, listener)

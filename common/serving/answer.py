@@ -1,0 +1,71 @@
+"""One request of a client, seen from the event loop: its jobs in the engine, and the events that they bring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from common.serving.engine_thread import Delta, EngineThread, Event, Job
+from common.serving.errors import ApiError
+
+
+@dataclass
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ClientGone(Exception):
+    """Nobody is there to read the answer."""
+
+
+class Answer:
+    """Collects the events of its jobs, one for each prompt; answer i of prompt p has the index p·n + i."""
+
+    def __init__(self, thread: EngineThread, jobs: Sequence[Job]) -> None:
+        self._thread = thread
+        self._jobs = {job: number * job.params.n for number, job in enumerate(jobs)}
+        self._open = len(jobs)
+        self._events: asyncio.Queue[Delta | ApiError | ClientGone | None] = asyncio.Queue()
+        self.usage = Usage(prompt_tokens=sum(len(job.prompt) for job in jobs))
+        self.num_choices = sum(job.params.n for job in jobs)
+
+    def start(self) -> None:
+        for job in self._jobs:
+            self._thread.submit(job)
+
+    def receive(self, job: Job, event: Event) -> None:
+        """An event of one of the jobs."""
+        if isinstance(event, Delta):
+            self.usage.completion_tokens += len(event.token_ids)
+            self._events.put_nowait(replace(event, index=self._jobs[job] + event.index))
+            return
+        self._open -= 1
+        if event.error is not None:
+            self._events.put_nowait(event.error)
+        if self._open == 0:
+            self._events.put_nowait(None)
+
+    def cancel(self, gone: bool = False) -> None:
+        """Abort what still runs. `gone`: because the client left, which ends whoever waits in `next`."""
+        if self._open:
+            for job in self._jobs:
+                self._thread.abort(job)
+        if gone:
+            self._events.put_nowait(ClientGone())
+
+    async def next(self) -> list[Delta]:
+        """All that has come since the last call, at least one; none at the end. Raises the error of a failed job."""
+        events = [await self._events.get()]
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        deltas: list[Delta] = []
+        for event in events:
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                self._events.put_nowait(None)  # the end stays the end
+                break
+            deltas.append(event)
+        return deltas

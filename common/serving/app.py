@@ -1,0 +1,191 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from common.engine import Engine
+from common.serving import errors, openapi, parameters
+from common.serving.answer import Answer, ClientGone
+from common.serving.engine_thread import Delta
+from common.serving.errors import ApiError
+from common.serving.formats import ChatFormat, Format, TextFormat
+from common.serving.schema import ChatRequest, CompletionRequest, Sampling
+from common.serving.service import Service
+from common.trace import StepTrace
+
+CLIENT_GONE = 499
+"""nginx's status for a client that left before it was answered. Nobody reads it, but the log has it."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The routes over a service, whose engine thread starts and stops with the app."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        service.thread.start(asyncio.get_running_loop())
+        yield
+        await asyncio.to_thread(service.thread.stop)
+
+    # no pages of documentation: they load their scripts from the internet
+    app = FastAPI(title=f"FoloVLLM {service.engine.stage}", lifespan=lifespan, docs_url=None, redoc_url=None)
+    errors.install(app)
+    engine, name = service.engine, service.model_name
+    created = int(time.time())
+    model: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "folovllm"}
+    model["max_model_len"] = engine.max_model_len
+
+    @app.post("/v1/chat/completions", **openapi.COMPLETIONS)
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Continue a conversation."""
+        _check(body, service)
+        prompt = parameters.chat_messages(body.messages)
+        top = body.top_logprobs or 0
+        form = ChatFormat(_id(request), name, engine.stage, engine.tokenizer, _usage_wanted(body), top)
+        return await _respond(request, body, form, await _submit(service, body, [prompt], request))
+
+    @app.post("/v1/completions", **openapi.COMPLETIONS)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue a text, or several."""
+        _check(body, service)
+        prompts = parameters.completion_prompts(body)
+        top = body.logprobs or 0
+        form = TextFormat(_id(request), name, engine.stage, engine.tokenizer, _usage_wanted(body), top)
+        return await _respond(request, body, form, await _submit(service, body, prompts, request))
+
+    @app.get("/v1/models", **openapi.PLAIN)
+    async def models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{wanted:path}", **openapi.NAMED)
+    async def model_of_name(wanted: str) -> dict[str, Any]:
+        if wanted != name:
+            raise _unknown_model(wanted, name)
+        return model
+
+    @app.get("/health", **openapi.HEALTH)
+    async def health() -> JSONResponse:
+        """200 while requests are taken and steps work, else 503."""
+        status = "draining" if service.draining else "ok" if service.thread.healthy else "failing"
+        facts = {"status": status, "stage": engine.stage, "model": name}
+        return JSONResponse(facts, 200 if status == "ok" else 503)
+
+    @app.get("/metrics", **openapi.METRICS)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        snapshot = await service.thread.call(Engine.metrics)
+        return Response(service.metrics.render(snapshot), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/trace", **openapi.PLAIN)
+    async def trace() -> Response:
+        """The last steps in the Trace Event Format: save it, and open it in Perfetto or chrome://tracing."""
+        steps = await service.thread.call(_copy_of_trace)
+        text = await asyncio.to_thread(lambda: json.dumps(steps.to_chrome()))
+        return Response(text, media_type="application/json")
+
+    openapi.describe(app, needs_key=bool(service.options.api_keys))
+    return app
+
+
+# -- a request ---------------------------------------------------------------------------------------------------------
+
+
+def _check(body: Sampling, service: Service) -> None:
+    if body.model != service.model_name:
+        raise _unknown_model(body.model, service.model_name)
+    parameters.refuse_unsupported(body)
+
+
+def _unknown_model(wanted: str, name: str) -> ApiError:
+    message = f"The model '{wanted}' does not exist here. This server has '{name}'."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def _id(request: Request) -> str:
+    return request.state.request_id
+
+
+def _usage_wanted(body: Sampling) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage
+
+
+async def _submit(service: Service, body: Sampling, prompts: list[Any], request: Request) -> Answer:
+    parent = request.headers.get("traceparent")
+    return await service.submit(body, prompts, _id(request), request.state.salt, parent)
+
+
+# -- its answer --------------------------------------------------------------------------------------------------------
+
+
+async def _respond(request: Request, body: Sampling, form: Format, answer: Answer) -> Response:
+    """Wait for the first token before the status line is sent: whatever goes wrong until then has a status of its own.
+    A client that leaves, now or later, aborts its request."""
+    watch = asyncio.create_task(_watch(request, answer))
+    try:
+        deltas = await answer.next()
+        if not body.stream:
+            choices: list[Delta] = []
+            while deltas:
+                choices += deltas
+                deltas = await answer.next()
+            choices.sort(key=lambda choice: choice.index)
+            watch.cancel()
+            return JSONResponse(form.whole(choices, answer.usage))
+    except BaseException as error:
+        watch.cancel()
+        answer.cancel()
+        if isinstance(error, ClientGone):
+            return Response(status_code=CLIENT_GONE)
+        raise
+    pieces = _pieces(answer, form, deltas, _usage_wanted(body), watch)
+    return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+async def _watch(request: Request, answer: Answer) -> None:
+    """The body has been read: the next that comes from the client is its good-bye."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    answer.cancel(gone=True)
+
+
+async def _pieces(
+    answer: Answer, form: Format, deltas: list[Delta], include_usage: bool, watch: asyncio.Task[None]
+) -> AsyncIterator[bytes]:
+    """Server-sent events. An error in the middle is an event too; without `[DONE]` clients know that it is not all."""
+    try:
+        while deltas:
+            yield b"".join(_event(piece) for delta in deltas for piece in form.pieces(delta))
+            deltas = await answer.next()
+        if include_usage:
+            yield _event(form.usage_piece(answer.usage))
+        yield b"data: [DONE]\n\n"
+    except ApiError as error:
+        yield _event(error.body())
+    except ClientGone:
+        return
+    finally:
+        watch.cancel()
+        answer.cancel()
+
+
+def _event(piece: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _copy_of_trace(engine: Engine) -> StepTrace:
+    """Quick: the engine waits for it. Turning it into JSON is not."""
+    assert engine.trace is not None
+    steps = copy.copy(engine.trace)
+    steps.steps, steps.arrivals = deque(steps.steps), dict(steps.arrivals)
+    return steps

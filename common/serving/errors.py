@@ -1,0 +1,105 @@
+"""Errors in the form that OpenAI's clients understand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from common.errors import UserError
+
+
+class ApiError(HTTPException):
+    """An answer that is no answer. `param`: the field at fault; `code`: for programs, where OpenAI has one."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status_code, "invalid_request_error")
+        if self.status_code >= 500:
+            kind = "server_error"
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        # Python's default escapes: a lone surrogate in what we quote is no reason to fail
+        return Response(json.dumps(self.body()), self.status_code, self.headers, "application/json")
+
+
+def refused(error: UserError) -> ApiError:
+    """The engine's own refusals: one line that says what to do."""
+    return ApiError(400, str(error))
+
+
+def step_failed() -> ApiError:
+    """Details are in the log: they may name paths or other people's requests."""
+    return ApiError(500, "The step that computed this request failed. Try again.", code="step_failed")
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "5"})
+
+
+def install(app: FastAPI) -> None:
+    """Whatever goes wrong in `app` is answered in OpenAI's form."""
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, ApiError):
+            return error.response()
+        assert isinstance(error, HTTPException)
+        messages = {
+            404: f"Invalid URL ({request.method} {request.url.path})",
+            405: f"Not allowed to {request.method} {request.url.path}",
+        }
+        message = messages.get(error.status_code, error.detail or HTTPStatus(error.status_code).phrase)
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return from_validation(error.errors()).response()
+
+    async def user_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, UserError)
+        return refused(error).response()
+
+    async def defect(_: Request, error: Exception) -> Response:
+        return ApiError(500, "The server failed to answer this request.").response()
+
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(UserError, user_error)
+    app.add_exception_handler(Exception, defect)
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first field that does not fit the schema; a field of several types has one complaint for each type."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "We could not parse the JSON body of your request.")
+    location = [str(part) for part in first["loc"] if part != "body"]
+    if not location:
+        return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.")
+    if first["type"] == "extra_forbidden":
+        name = ".".join(location)
+        return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    field = location[0]
+    if first["type"] == "missing":
+        name = ".".join(location)
+        return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    complaints = dict.fromkeys(str(e["msg"]) for e in errors if e["loc"][1:2] == first["loc"][1:2])
+    return ApiError(400, f"Invalid '{field}': {'; or '.join(complaints)}.", param=field, code="invalid_value")

@@ -1,0 +1,108 @@
+"""What every request passes: on its way in an id, a key and a limit on its body, on its way out a line of the log."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.serving.errors import ApiError
+from common.serving.metrics import ServerMetrics
+from common.serving.options import ServerOptions
+
+OPEN = ("/health",)
+"""Paths that need no key: whoever watches over the server has none."""
+
+WATCHED = ("/health", "/metrics")
+"""Asked every few seconds by machines: no line of the log for each."""
+
+log = logging.getLogger("folovllm.serving")
+
+
+class Gate:
+    """The outermost ASGI layer. Leaves `request_id` and `salt` in the request's state."""
+
+    def __init__(self, app: ASGIApp, options: ServerOptions, metrics: ServerMetrics) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in options.api_keys]
+        self._max_body = options.max_body
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = uuid.uuid4().hex
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        try:
+            state["salt"] = self._enter(scope)
+            await self._app(scope, self._limited(receive), send_on)
+        except ApiError as error:
+            await error.response()(scope, receive, send_on)
+        except Exception:  # the client has had its 500
+            log.exception("defect", extra={"fields": {"request_id": request_id}})
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.responded(route, status)
+        fields = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status or None,  # None: the client left before the answer began
+            "seconds": round(time.perf_counter() - started, 6),
+        }
+        log.log(logging.DEBUG if scope["path"] in WATCHED else logging.INFO, "response", extra={"fields": fields})
+
+    def _enter(self, scope: Scope) -> str | None:
+        """The salt of whoever may come in."""
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        lengths = [value for name, value in headers if name == b"content-length"]
+        if lengths and int(lengths[0]) > self._max_body:
+            raise self._too_large()
+        if not self._keys or scope["path"] in OPEN:
+            return None
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        known = [secrets.compare_digest(key.strip(), one) for one in self._keys]  # all of them: no early end to time
+        if scheme.lower() != b"bearer" or not any(known):
+            said = "Incorrect API key provided." if given else "You did not provide an API key."
+            message = f"{said} Send it as a header: Authorization: Bearer YOUR_KEY."
+            raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return salt_of(key.strip())
+
+    def _limited(self, receive: Receive) -> Receive:
+        """A body without a stated length is counted as it comes."""
+        size = 0
+
+        async def receive_on() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._max_body:
+                raise self._too_large()
+            return message
+
+        return receive_on
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body of the request is over {self._max_body} bytes.", code="body_too_large")
+
+
+def salt_of(key: bytes) -> str:
+    """Prompts of two keys never share cached blocks; the key itself goes no further than here."""
+    return hashlib.sha256(b"folovllm cache salt:" + key).hexdigest()

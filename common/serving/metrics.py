@@ -1,0 +1,114 @@
+"""/metrics, in Prometheus' text format: what clients felt, and what the engine is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from common.outputs import RequestOutput
+from common.serving.engine_thread import Job
+
+Snapshot = Mapping[str, float | int | str | None]
+"""What `Engine.metrics()` returns."""
+
+PREFIX = "folovllm"
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+GAUGES = {
+    "requests_running": ("running", "Answers that hold KV memory and take part in steps."),
+    "requests_waiting": ("waiting", "Answers that have not started, or were preempted."),
+    "requests_swapped": ("swapped", "Answers whose KV blocks lie in CPU memory."),
+    "kv_pool_bytes": ("kv_pool_bytes", "Bytes of KV memory."),
+    "kv_reserved_bytes": ("kv_reserved_bytes", "Bytes of it that requests hold."),
+    "kv_used_bytes": ("kv_used_bytes", "Bytes of it that store a token's keys and values."),
+    "prefix_hit_rate": ("prefix_hit_rate", "Share of prompt tokens found in the prefix cache."),
+}
+COUNTERS = {
+    "steps": ("steps", "Steps of the engine."),
+    "step_seconds": ("busy_time_s", "Seconds spent in steps."),
+    "computed_tokens": ("computed_tokens", "Token positions computed for somebody."),
+    "generation_tokens": ("output_tokens", "Tokens generated."),
+    "preemptions": ("preemptions", "Times that an answer lost its KV memory to another one."),
+    "swaps": ("swaps", "Preemptions that moved blocks to CPU memory."),
+}
+"""Name here: (name in `Engine.metrics()`, help). What an engine has not got is left out."""
+
+
+class ServerMetrics:
+    """A registry of its own, so that two servers live in one process."""
+
+    def __init__(self, stage: str) -> None:
+        self._registry = CollectorRegistry()
+        self._engine = EngineCollector(stage)
+        self._registry.register(self._engine)
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", REQUEST_SECONDS)
+        self._tpot = self._histogram(
+            "time_per_output_token_seconds", "Mean time between an answer's tokens.", TOKEN_SECONDS
+        )
+        self._itl = self._histogram("inter_token_latency_seconds", "Time between neighbouring tokens.", TOKEN_SECONDS)
+        self._queue = self._histogram("queue_time_seconds", "Arrival to first scheduling.", REQUEST_SECONDS)
+        self._e2e = self._histogram("request_seconds", "Arrival to end.", REQUEST_SECONDS)
+        self._prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", namespace=PREFIX, registry=self._registry)
+        self._requests = Counter(
+            "requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], PREFIX, registry=self._registry
+        )
+        self._responses = Counter(
+            "http_responses", "HTTP responses.", ["path", "status"], PREFIX, registry=self._registry
+        )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, namespace=PREFIX, buckets=buckets, registry=self._registry)
+
+    def responded(self, path: str, status: int) -> None:
+        """`path`: the route's, not the client's: labels must be few."""
+        self._responses.labels(path, str(status)).inc()
+
+    def ended(self, job: Job, output: RequestOutput | None, outcome: str) -> None:
+        """A job is over; latencies are those of its first answer, gaps between tokens those of all."""
+        self._requests.labels(outcome).inc()
+        if output is None:
+            return
+        self._prompt_tokens.inc(len(job.prompt))
+        for histogram, value in (
+            (self._ttft, output.ttft),
+            (self._tpot, output.tpot),
+            (self._queue, output.queue_time),
+            (self._e2e, output.e2e),
+        ):
+            if value is not None:
+                histogram.observe(value)
+        for sample in output.outputs:
+            for earlier, later in pairwise(sample.token_times):
+                self._itl.observe(later - earlier)
+
+    def render(self, snapshot: Snapshot) -> bytes:
+        """The page, with the engine's figures as they were between two steps."""
+        self._engine.snapshot = snapshot
+        return generate_latest(self._registry)
+
+
+class EngineCollector(Collector):
+    """Reads the engine's own counters instead of keeping them a second time."""
+
+    def __init__(self, stage: str) -> None:
+        self.snapshot: Snapshot = {}
+        self._stage = stage
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        info = GaugeMetricFamily(f"{PREFIX}_info", "Which engine this is.", labels=["stage"])
+        info.add_metric([self._stage], 1)
+        yield info
+        for kind, entries in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, (source, text) in entries.items():
+                value = self.snapshot.get(source)
+                if isinstance(value, int | float):
+                    yield kind(f"{PREFIX}_{name}", text, value=value)
+        pool, reserved = self.snapshot.get("kv_pool_bytes"), self.snapshot.get("kv_reserved_bytes")
+        if isinstance(pool, int | float) and isinstance(reserved, int | float):
+            usage = min(1.0, reserved / pool) if pool else 0.0
+            yield GaugeMetricFamily(f"{PREFIX}_kv_usage_ratio", "Share of the KV memory that is held.", value=usage)

@@ -1,0 +1,141 @@
+"""From the fields of a request to a prompt and `SamplingParams`, with the limits held."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from typing import Any
+
+from common.engine import Engine
+from common.prompts import Prompt, encode_prompt
+from common.sampling_params import SamplingParams
+from common.serving.errors import ApiError
+from common.serving.options import ServerOptions
+from common.serving.schema import Body, ChatRequest, CompletionRequest, Message, Sampling
+
+COMPLETION_TOKENS = 16
+"""Of /v1/completions without `max_tokens`, as OpenAI has it. A chat's answer may fill the context."""
+
+ASKS_FOR_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "tool_calls": ([],),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "logit_bias": ({},),
+    "store": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+"""Values of unsupported fields that change nothing, beside null."""
+
+
+def refuse_unsupported(body: Body, where: str = "") -> None:
+    """400 for a field that OpenAI's API has and this server has not."""
+    for name, info in type(body).model_fields.items():
+        value = getattr(body, name)
+        unsupported = (info.description or "").startswith("Answered with 400")
+        if unsupported and value is not None and value not in ASKS_FOR_NOTHING.get(name, ()):
+            message = f"Unsupported parameter: '{where}{name}' is not supported by this server."
+            raise ApiError(400, message, param=f"{where}{name}", code="unsupported_parameter")
+
+
+def chat_messages(messages: list[Message]) -> list[dict[str, str]]:
+    """As the model's template takes them: text only; OpenAI's newer `developer` is `system`."""
+    result: list[dict[str, str]] = []
+    for index, message in enumerate(messages):
+        where = f"messages.{index}"
+        refuse_unsupported(message, f"{where}.")
+        role = "system" if message.role == "developer" else message.role
+        parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
+        for part in parts:
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                text = "Only parts of the form {'type': 'text', 'text': '...'} are supported."
+                raise ApiError(400, text, param=f"{where}.content", code="unsupported_parameter")
+        result.append({"role": role, "content": "".join(part["text"] for part in parts)})
+    return result
+
+
+def completion_prompts(body: CompletionRequest) -> list[Prompt]:
+    """One prompt, or several: texts or token ids."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if all(isinstance(token, int) for token in prompt):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [one for one in prompt if not isinstance(one, int)]
+
+
+def encode(engine: Engine, prompt: Prompt, options: ServerOptions) -> list[int]:
+    """Token ids of a prompt; may run beside the engine's thread, for it only reads. Takes a while: not for the loop."""
+    token_ids = encode_prompt(prompt, engine.tokenizer, engine.runner.model.config.vocab_size)
+    longest = options.max_prompt_tokens
+    if longest is not None and len(token_ids) > longest:
+        raise ApiError(400, f"The prompt has {len(token_ids)} tokens; this server takes {longest} at most.")
+    return token_ids
+
+
+def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions) -> SamplingParams:
+    """`UserError` or `ApiError` for what is not possible."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    n = body.n or 1
+    given: dict[str, Any] = {
+        name: value
+        for name in (
+            "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+            "stop", "stop_token_ids", "min_tokens", "ignore_eos",
+        )
+        if (value := getattr(body, name)) is not None
+    }  # fmt: skip
+    return SamplingParams(
+        n=n,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=None if body.seed is None else body.seed % 2**63,
+        logprobs=_logprobs(body),
+        max_tokens=_max_tokens(engine, body, num_prompt_tokens, n, options),
+        **given,
+    )
+
+
+def _logprobs(body: Sampling) -> int | None:
+    if isinstance(body, ChatRequest):
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs if isinstance(body, CompletionRequest) else None
+
+
+def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, n: int, options: ServerOptions) -> int:
+    """What was asked for, if it fits; without it, what fits."""
+    name = "max_tokens"
+    asked = body.max_tokens
+    if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
+        name, asked = "max_completion_tokens", body.max_completion_tokens
+    if asked is not None and options.max_tokens is not None and asked > options.max_tokens:
+        raise ApiError(
+            400, f"{name} is too large: {asked}. This server gives at most {options.max_tokens}.", param=name
+        )
+    room = _longest(engine, n) - num_prompt_tokens
+    if room < (asked or 1):
+        message = (
+            f"This model's maximum context length is {num_prompt_tokens + room} tokens. However, you requested "
+            f"{num_prompt_tokens + (asked or 1)} ({num_prompt_tokens} in the prompt, {asked or 1} in the answer)."
+        )
+        raise ApiError(400, message, code="context_length_exceeded")
+    if asked is None:
+        asked = min(
+            room, options.max_tokens or room, COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
+        )
+    return asked
+
+
+def _longest(engine: Engine, n: int) -> int:
+    """Most tokens that a request can have, prompt and output: `max_model_len`, or less where the KV cache is small."""
+    fits = engine.scheduler.cache.fits
+    lengths = range(1, engine.max_model_len + 1)
+    return bisect.bisect_left(lengths, True, key=lambda length: not fits(length, n))

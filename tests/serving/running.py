@@ -1,0 +1,93 @@
+"""A server in this process, on a free port, with its engine at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import openai
+
+from common import Engine, RequestOutput
+from common.serving.options import ServerOptions
+from common.serving.server import Server, address, listen
+from common.serving.service import Service
+from common.serving.spans import Spans
+
+TINY = "random:tiny-llama"
+
+
+class Running:
+    """A real uvicorn on 127.0.0.1, in a thread; the engine in another. `close()` ends both."""
+
+    def __init__(self, engine: Engine, spans: Spans | None = None, **options: Any) -> None:
+        self.engine = engine
+        checked = ServerOptions(**({"port": 0} | options))
+        self.key = checked.api_keys[0] if checked.api_keys else "none"
+        listener = listen(checked)
+        self.url = address(listener)
+        self.service = Service(engine, checked, spans)
+        self.server = Server(self.service)
+        self._thread = threading.Thread(target=self.server.run, args=([listener],))
+        self._thread.start()
+        wait_until(lambda: self.server.started)
+
+    @property
+    def client(self) -> openai.OpenAI:
+        """Of the real library; without its retries, which would hide a 429 or 500."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
+        return httpx2.post(f"{self.url}{path}", json=body, timeout=60, **options)
+
+    def get(self, path: str, **options: Any) -> httpx2.Response:
+        return httpx2.get(f"{self.url}{path}", timeout=60, **options)
+
+    def wait_until_idle(self) -> None:
+        """Nobody is left, neither in the server nor in the engine, and the cache has everything back."""
+        wait_until(lambda: self.service.open_choices == 0)
+        future = asyncio.run_coroutine_threadsafe(self.service.thread.call(look), self._loop())
+        wait_until(lambda: not self.engine.has_unfinished)
+        figures = future.result(10)
+        assert (figures["running"], figures["waiting"], figures["swapped"]) == (0, 0, 0)
+        assert not self.engine._requests and not self.service.thread._jobs
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = self.service.thread._loop
+        assert loop is not None
+        return loop
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the server does not end"
+
+
+def look(engine: Engine) -> dict[str, Any]:
+    while engine.has_unfinished:  # what was aborted in the last step is still to be delivered
+        engine.step()
+    engine.scheduler.cache.check_integrity()
+    return engine.metrics()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def slow_down(engine: Engine, seconds: float) -> list[int]:
+    """Each step takes at least so long; the list that is returned counts them."""
+    step, steps = engine.step, [0]
+
+    def slow_step() -> list[RequestOutput]:
+        steps[0] += 1
+        time.sleep(seconds)
+        return step()
+
+    engine.step = slow_step
+    return steps

@@ -1,0 +1,124 @@
+"""`serve` as a process of its own: its first line, its end by a signal, its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from common.serving.options import ServerOptions
+from common.serving.server import listen
+from tests.test_cli import TINY, cli
+
+ROOT = Path(__file__).parent.parent.parent
+BODY = {"model": "random:tiny-llama", "prompt": [1, 2, 3], "max_tokens": 300, "stream": True}
+
+
+class Process:
+    """`python -m stages.m3_paged_kv serve` on a free port."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "stages.m3_paged_kv", "serve", "--port", "0", *TINY, *options]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        assert self.process.stdout is not None
+        self.greeting = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", self.greeting)
+        assert found, f"{self.greeting!r} {self.process.stderr.read() if self.process.stderr else ''}"
+        self.url = found[0]
+
+    def end(self) -> tuple[int, str]:
+        try:
+            _, error = self.process.communicate(timeout=60)
+            return self.process.returncode, error
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def one(*options: str) -> Process:
+        started.append(Process(*options))
+        return started[-1]
+
+    yield one
+    for process in started:
+        process.process.kill()
+        process.process.wait()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_stream_finish_and_ends_the_process(
+    start: Callable[..., Process], sent: signal.Signals, status: int
+) -> None:
+    running = start()
+    assert "random:tiny-llama on m3" in running.greeting
+    with httpx2.stream("POST", f"{running.url}/v1/completions", json=BODY, timeout=60) as response:
+        parts = response.iter_bytes()
+        body = next(parts)
+        os.kill(running.process.pid, sent)
+        body += b"".join(parts)
+    assert body.count(b"data: ") == 301
+    assert body.endswith(b"data: [DONE]\n\n")
+    code, error = running.end()
+    assert code == status, error
+    assert "Traceback" not in error
+    events = [json.loads(line)["event"] for line in error.splitlines() if line.startswith("{")]
+    assert events == ["draining", "request", "response"]
+
+
+def test_a_drain_that_takes_too_long_ends_anyway(start: Callable[..., Process]) -> None:
+    running = start("--drain", "0", "--api-key", "k")
+    seen: list[bytes] = []
+
+    def read() -> None:
+        headers = {"Authorization": "Bearer k"}
+        with httpx2.stream("POST", f"{running.url}/v1/completions", json=BODY, headers=headers, timeout=60) as response:
+            for part in response.iter_bytes():
+                if not seen:
+                    os.kill(running.process.pid, signal.SIGTERM)
+                seen.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join(60)
+    assert b'"code": "shutting_down"' in b"".join(seen).replace(b'":"', b'": "')
+    assert running.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--port", "70000"], "port must be"),
+        (["--max-queue", "-1"], "max_queue must be"),
+        (["--spans", "paper"], "Choose from: console, otlp"),
+        (["--host", "192.0.2.1"], "cannot listen"),
+        (["--kv-cache-memory", "10"], "kv_cache_memory"),
+    ],
+)
+def test_bad_options_are_one_line_before_anything_runs(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("serve", "--port", "0", *arguments, *TINY) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert out == "" and len(lines) == 1
+    assert lines[0].startswith("error: ") and says in lines[0]
+
+
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(ServerOptions(port=0)) as taken:
+        taken.listen()
+        assert cli("serve", "--port", str(taken.getsockname()[1]), *TINY) == 2
+    assert "Choose another --port" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""What is left behind of a request: spans, and lines of the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+
+import httpx2
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from common.errors import UserError
+from common.serving.logs import JsonLines, set_up
+from common.serving.spans import Spans, provider_for
+from tests.serving.running import TINY, Running, slow_down, wait_until
+
+Serve = Callable[..., Running]
+BODY = {"model": TINY, "prompt": "hello", "max_tokens": 5}
+
+
+def test_a_request_is_a_span_and_in_it_queue_prefill_and_decode(serve: Serve) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    running = serve(spans=Spans(provider))
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    response = running.post("/v1/completions", BODY, headers=headers)
+    wait_until(lambda: len(exporter.get_finished_spans()) == 4)
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    root = spans.pop("request")
+    assert list(spans) == ["queue", "prefill", "decode"]
+    assert f"{root.context.trace_id:032x}" == trace_id, "part of the client's trace"
+    assert root.attributes == {
+        "request_id": response.headers["x-request-id"], "outcome": "ok", "prompt_tokens": 5, "output_tokens": 5,
+    }  # fmt: skip
+    assert all(span.parent is not None and span.parent.span_id == root.context.span_id for span in spans.values())
+    edges = [root.start_time]
+    for span in spans.values():
+        assert span.start_time == pytest.approx(edges[-1], abs=2000)
+        edges.append(span.end_time)
+    assert edges == sorted(edges) and edges[-1] == pytest.approx(root.end_time, abs=2_000_000)
+
+
+def test_a_request_that_is_aborted_while_it_waits_has_only_been_in_the_queue(serve: Serve) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    running = serve(engine={"max_num_seqs": 1}, spans=Spans(provider))
+    slow_down(running.engine, 0.02)
+    with httpx2.stream(
+        "POST", f"{running.url}/v1/completions", json=BODY | {"stream": True, "max_tokens": 30}
+    ) as first:
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{running.url}/v1/completions", json=BODY, timeout=0.2)
+        wait_until(lambda: len(exporter.get_finished_spans()) == 2)
+        assert [span.name for span in exporter.get_finished_spans()] == ["queue", "request"]
+        assert (exporter.get_finished_spans()[1].attributes or {})["outcome"] == "abort"
+        first.read()
+
+
+def test_an_exporter_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    with pytest.raises(UserError, match=r"spans need .*pip install '\.\[spans\]'"):
+        provider_for("otlp")
+    provider_for("console").shutdown()
+
+
+def test_the_log_has_a_line_for_each_response_and_each_request(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    running = serve(api_keys=("secret-key",))
+    with caplog.at_level(logging.INFO, "folovllm.serving"):
+        headers = {"Authorization": "Bearer secret-key"}
+        response = running.post("/v1/completions", BODY | {"prompt": "private words"}, headers=headers)
+        running.get("/v1/models")
+        running.get("/health")
+        wait_until(lambda: len(caplog.records) >= 3)
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    request = next(line for line in lines if line["event"] == "request")
+    responses = [line for line in lines if line["event"] == "response"]
+    assert request["request_id"] == responses[0]["request_id"] == response.headers["x-request-id"]
+    assert {name: request[name] for name in ("outcome", "prompt_tokens", "output_tokens", "finish_reason")} == {
+        "outcome": "ok", "prompt_tokens": 13, "output_tokens": 5, "finish_reason": "length",
+    }  # fmt: skip
+    assert 0 <= request["queue_s"] <= request["ttft_s"] <= request["e2e_s"]
+    assert [(line["path"], line["status"]) for line in responses] == [("/v1/completions", 200), ("/v1/models", 401)]
+    assert "secret-key" not in caplog.text and "private" not in caplog.text
+
+
+def test_a_failure_is_in_the_log_with_its_traceback_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("folovllm.serving")
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    try:
+        set_up()
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError:
+            logger.exception("step failed", extra={"fields": {"request_id": "r1"}})
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
+    [line] = capsys.readouterr().err.splitlines()
+    fields = json.loads(line)
+    assert (fields["level"], fields["event"], fields["request_id"]) == ("error", "step failed", "r1")
+    assert "RuntimeError: broken" in fields["traceback"]
