@@ -7,7 +7,6 @@ import time
 from common.config import EngineConfig
 from common.plan import StepPlan
 
-
 DEFAULT_TOKENS = {"cpu": 256, "cuda": 2048}
 """Where the sweep of `interference` bends. A GPU computes hundreds of tokens in the time in which its weights are read
 once, and a step with a part of a prompt in it is launched kernel by kernel, which takes as long for 256 as for 2,048."""
