@@ -87,7 +87,7 @@ def test_reasons(name: str, change: dict[str, Any], reason: str, monkeypatch: py
 
 
 def test_device_that_auto_has_no_list_for_ends_in_a_key_error() -> None:
-    with pytest.raises(UserError, match="auto.*knows cuda and cpu, not mps: name a backend"):
+    with pytest.raises(UserError, match=r"auto.*knows cuda and cpu, not mps: name a backend"):
         select.choose("auto", dataclasses.replace(SHAPE, device=torch.device("mps")))
 
 
