@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core import config
+from numba.core import config as numba_config
 
 # pyright: basic
 # Numba carries no types.
 
 HERE = Path(__file__).parent
+config: Any = numba_config  # Numba fills it when it is imported
 
 
 def digest(*folders: Path) -> str:
