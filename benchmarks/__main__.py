@@ -102,10 +102,16 @@ def report(
     json_path: Annotated[Path, typer.Option("--json", help="A results file.")] = DEFAULT_FOLDER / "bench.json",
     out_dir: Annotated[Path | None, typer.Option(help="Folder of the pictures; default: that of --json.")] = None,
 ) -> None:
-    """Print the table and draw the pictures of results that are already there."""
+    """Print the table and draw the pictures of results that are already there; of `attention`, the roofline."""
+    from benchmarks import attention as kernels
     from benchmarks.compare import Results
+    from benchmarks.files import read_json
 
-    _show(Results.read(json_path), out_dir or json_path.parent)
+    folder, values = out_dir or json_path.parent, read_json(json_path)
+    if values.get("schema") == kernels.SCHEMA:
+        print(f"pictures: {kernels.draw(values, folder)}")
+        return
+    _show(Results.read(json_path), folder)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from common.progress import progress_bar
 from stages.m4_flash_attention import select
 from stages.m4_flash_attention.backends import AttentionShape
 
+SCHEMA = "attention-1"
 COLD_BYTES = {"cpu": 160 << 20, "cuda": 400 << 20}
 """K and V of all layers together take at least this much: several times the last cache."""
 BLOCK_SIZE = 16
@@ -95,8 +96,6 @@ def run(
     out_dir: Path = Path("reports/local"),
 ) -> dict[str, Any]:
     """Measure, print a table, write `attention.json` (or `json`) and `attention-roofline.png` in `out_dir`."""
-    from benchmarks.plots.roofline import roofline, save
-
     target, kind = parse_device(device), parse_dtype(dtype)
     heads, kv_heads, head_dim = HEADS[target.type]
     shape = AttentionShape(heads, kv_heads, head_dim, BLOCK_SIZE, kind, target)
@@ -113,10 +112,9 @@ def run(
             for step, name in jobs:
                 measured.append(measure(name, shape, step, copy, matmul, quick))
                 advance(1)
-    found = environment()
     results = {
-        "schema": "attention-1",
-        "environment": found,
+        "schema": SCHEMA,
+        "environment": environment(),
         "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "heads": heads,
                    "kv_heads": kv_heads, "head_dim": head_dim, "block_size": BLOCK_SIZE, "refused": refused},
         "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12},
@@ -124,11 +122,20 @@ def run(
     }  # fmt: skip
     print_table(results, measured)
     write_json(json or out_dir / "attention.json", results)
-    picture = out_dir / "attention-roofline.png"
-    figure = roofline(results, short_hardware(found, target.type))
-    write_atomically(picture, lambda path: save(figure, path))
+    picture = draw(results, out_dir)
     Console(stderr=True).print(f"wrote {json or out_dir / 'attention.json'} and {picture}", highlight=False)
     return results
+
+
+def draw(results: dict[str, Any], folder: Path) -> Path:
+    """The picture of results, those of an earlier run too; returns its file."""
+    from benchmarks.plots.roofline import roofline, save
+
+    device = torch.device(results["config"]["device"]).type
+    figure = roofline(results, short_hardware(results["environment"], device))
+    picture = folder / "attention-roofline.png"
+    write_atomically(picture, lambda path: save(figure, path))
+    return picture
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> tuple[float, float]:

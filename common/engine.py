@@ -10,6 +10,7 @@ from math import isfinite
 from types import TracebackType
 from typing import Self
 
+from common.attention import description
 from common.config import EngineConfig
 from common.detokenizer import Detokenizer
 from common.in_flight import StepInFlight
@@ -301,6 +302,7 @@ class Engine:
         token_bytes = kv_bytes_per_token(self.runner.model.config, self.config.torch_dtype)
         return {
             "stage": self.stage,
+            "attention": description(self.runner.attention),
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
             "swapped": len(self.scheduler.swapped),

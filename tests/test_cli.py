@@ -373,6 +373,10 @@ def test_diff_holds_a_module_against_the_latest_earlier_stage_that_has_it(tmp_pa
         "m1_b/engine.py": "from stages.m0_a.cache import c\n",
         "m2_c/engine.py": "from stages.m0_a.cache import c\nfrom stages.m2_c.new import n\n",
         "m2_c/new.py": "n = 2\n",
+        "m1_b/kernels/add.py": "k = 1\n",
+        "m2_c/kernels/__init__.py": '"""Kernels."""\n',
+        "m2_c/kernels/add.py": "k = 2\n",
+        "m2_c/backends/__init__.py": '"""Backends."""\n\nb = 2\n',
         "m2_c/cache.py": "c = 2\n",
         "m2_c/__init__.py": "",
         "m3_d/cache.py": "c = 3\n",
@@ -380,8 +384,10 @@ def test_diff_holds_a_module_against_the_latest_earlier_stage_that_has_it(tmp_pa
         (tmp_path / "stages" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "stages" / path).write_text(text)
     m2 = tmp_path / "stages" / "m2_c"
-    found = {change.path.name: change for change in changes(m2)}
-    assert list(found) == ["cache.py", "engine.py", "new.py"]
+    found = {change.path.relative_to(m2).as_posix(): change for change in changes(m2)}
+    assert list(found) == ["backends/__init__.py", "cache.py", "engine.py", "kernels/add.py", "new.py"]
+    assert found["kernels/add.py"].replaces == tmp_path / "stages/m1_b/kernels/add.py"
+    assert found["backends/__init__.py"].replaces is None
     assert found["cache.py"].replaces == tmp_path / "stages/m0_a/cache.py"
     assert found["engine.py"].replaces == tmp_path / "stages/m1_b/engine.py"
     assert found["new.py"].replaces is None

@@ -13,6 +13,7 @@ from benchmarks.style import SOFT, color, title
 from benchmarks.table import seconds
 
 ENDS = 5  # points at each end whose median says what a token costs there
+ENOUGH = 24  # tokens between the ends of a series that can show a growth; a few after a long prompt show noise
 
 
 def longest(results: Results, workload: str) -> list[Record]:
@@ -20,6 +21,8 @@ def longest(results: Results, workload: str) -> list[Record]:
     found: dict[str, Record] = {}
     for record in results.records + results.sweeps:
         if record.ok and record.workload == workload and len(record.itl_by_position or []) >= 2 * ENDS:
+            if _series(record)[-1][0] - _series(record)[0][0] < ENOUGH:
+                continue
             known = found.get(record.stage)
             if known is None or _series(record)[-1][0] > _series(known)[-1][0]:
                 found[record.stage] = record
@@ -40,7 +43,7 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     if not records:
         return None
     figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
-    last = max(_series(r)[-1][0] for r in records)
+    start, last = min(_series(r)[0][0] for r in records), max(_series(r)[-1][0] for r in records)
     top = max(g for r in records for _, g in _series(r)) * 1e3
     records.sort(key=_end_level)
     heights = spread([max(_end_level(r) * 1e3, top * 0.04) for r in records], top * 0.075)
@@ -49,9 +52,8 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
         axis.plot(positions, [g * 1e3 for g in gaps], color=color(record.stage), linewidth=3)
         text, ink = f"{title(record.stage)}: {seconds(_end_level(record))}", color(record.stage)
         ink = SOFT if record.stage in PEERS else ink
-        axis.text(positions[-1] + last * 0.015, height, text, va="center", color=ink, fontweight="bold")
+        axis.text(positions[-1] + (last - start) * 0.015, height, text, va="center", color=ink, fontweight="bold")
     axis.set_ylim(0, top * 1.08)
-    start = min(_series(r)[0][0] for r in records)
     axis.set_xlim(start, start + (last - start) * 1.45)  # room for the names
     axis.set_xticks([tick for tick in axis.get_xticks() if start <= tick <= last])
     axis.set_xlabel("position of the token in the sequence (prompt included)", loc="left")

@@ -31,6 +31,7 @@ NAMES = {
     "contiguous": "SDPA, K and V in one piece",
 }
 MARKERS = {"decode": "o", "prefill": "s"}
+OWN = ("triton", "cpu")
 
 
 def roofline(results: dict[str, Any], hardware: str) -> Figure:
@@ -40,7 +41,7 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
     with plt.rc_context(RC):
         figure, axes = plt.subplots(figsize=(12, 7))
         intensities = [r["flop_per_byte"] for r in records]
-        low, high = min(intensities) / 3, max(*intensities, matmul / copy) * 4
+        low, high = min(intensities) / 4, max(*intensities, matmul / copy) * 4
         x = np.geomspace(low, high, 200)
         axes.plot(x, np.minimum(x * copy, matmul), color=INK, linewidth=2.5)
         bottom = min(r["tflop_per_s"] for r in records) / 25  # room for the names below the dots
@@ -50,16 +51,17 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
         slope = (low * matmul / copy) ** 0.5
         axes.annotate(f"copy, measured:\n{copy * 1e3:.0f} GB/s", (slope, slope * copy), xytext=(-10, 10),
                       textcoords="offset points", ha="right", color=INK)  # fmt: skip
-        for record in records:
-            axes.plot(record["flop_per_byte"], record["tflop_per_s"], MARKERS[record["kind"]], markersize=10,
-                      color=COLORS.get(record["backend"], SOFT), markeredgecolor="white", zorder=3)  # fmt: skip
+        for record in records:  # each backend a little beside the others; ours on top, and filled
+            nudge = (high / low) ** (0.010 * _places(records)[record["backend"]])
+            axes.plot(record["flop_per_byte"] * nudge, record["tflop_per_s"], MARKERS[record["kind"]],
+                      **_look(record["backend"]))  # fmt: skip
         _label_columns(axes, records)
         axes.set_xlabel("floating-point operations for each byte of q, K, V and output")
         axes.set_ylabel("TFLOP/s")
         axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
         axes.set_axisbelow(True)
         for backend in dict.fromkeys(r["backend"] for r in records):
-            axes.plot([], [], "o", markersize=10, color=COLORS.get(backend, SOFT), label=_legend(backend))
+            axes.plot([], [], "o", label=_legend(backend), **_look(backend))
         axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.42, 0.02))
         figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
         config = results["config"]
@@ -77,6 +79,20 @@ def save(figure: Figure, path: Path) -> None:
     with plt.rc_context(RC):
         figure.savefig(path)
     plt.close(figure)
+
+
+def _look(backend: str) -> dict[str, Any]:
+    ink = COLORS.get(backend, SOFT)
+    if backend in OWN:
+        return {"color": ink, "markersize": 10, "markeredgecolor": "white", "zorder": 4}
+    return {"markerfacecolor": "none", "markeredgecolor": ink, "markeredgewidth": 2, "markersize": 9, "zorder": 3}
+
+
+def _places(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Steps to the left or right of a shape's column: our backend in the middle, the others around it."""
+    backends = list(dict.fromkeys(r["backend"] for r in records))
+    middle = next((i for i, backend in enumerate(backends) if backend in OWN), (len(backends) - 1) / 2)
+    return {backend: i - middle for i, backend in enumerate(backends)}
 
 
 def _legend(backend: str) -> str:
@@ -100,7 +116,7 @@ def _finding(records: list[dict[str, Any]]) -> str:
     """The best of our own kernels at each of the two jobs."""
     parts: list[str] = []
     for kind, ceiling in (("decode", "memory bandwidth"), ("prefill", "matrix-product speed")):
-        own = [r for r in records if r["kind"] == kind and r["backend"] in ("triton", "cpu")]
+        own = [r for r in records if r["kind"] == kind and r["backend"] in OWN]
         if own:
             best = max(own, key=lambda r: r["share"])
             parts.append(f"{kind} reaches {best['share']:.0%} of {ceiling}")

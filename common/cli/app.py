@@ -65,7 +65,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
             bool, typer.Option("--json", help="One line of JSON for each prompt, and nothing else.")
         ] = False,
     ) -> None:
-        """Continue prompts. Text goes to standard output as it comes, a line of figures to standard error."""
+        """Continue prompts. Text goes to standard output as it comes, figures to standard error."""
         generate(build, config, params, read_prompts(prompts, token_ids), json)
 
     @app.command("chat")

@@ -24,10 +24,18 @@ class Change:
 
 
 def changes(folder: Path) -> list[Change]:
-    """The modules that a stage holds itself, in order of their names; what it takes from others is not among them."""
+    """The modules that a stage holds itself, those of its folders too; what it takes from others is not among them.
+
+    In order of their paths. An `__init__.py` counts where it holds more than its docstring.
+    """
     earlier = sorted((f for f in folder.parent.glob("m[0-9]_*") if f.name < folder.name), reverse=True)
-    modules = sorted(path for path in folder.glob("*.py") if not path.name.startswith("__"))
-    return [Change(path, next((f / path.name for f in earlier if (f / path.name).exists()), None)) for path in modules]
+    found: list[Change] = []
+    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder)
+        trivial = path.name == "__init__.py" and len(path.read_text(encoding="utf-8").splitlines()) < 2
+        if path.name != "__main__.py" and not trivial:
+            found.append(Change(path, next((f / name for f in earlier if (f / name).exists()), None)))
+    return found
 
 
 def unchanged(folder: Path) -> list[str]:

@@ -94,6 +94,14 @@ def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:
     return " · ".join(parts)
 
 
+def show_choices(engine: Engine) -> None:
+    """One line on standard error about what the engine chose by itself, and why; nothing where it had no choice."""
+    chosen = engine.metrics()["attention"]
+    if chosen is not None:
+        sys.stdout.flush()
+        Console(stderr=True).print(chosen, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
 # -- generate ----------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +148,7 @@ def generate(
             return
         outputs = run(engine, prompts, params, write_out)
         Console(stderr=True).print(figures(engine, outputs), style="dim", highlight=False, soft_wrap=True)
+        show_choices(engine)
 
 
 def write_out(text: str) -> None:
@@ -176,7 +185,7 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
     stage = f"stage{folder.name[1]}"
     for line in _introduction(folder):
         console.print(line, markup=False)
-    files = ", ".join(change.path.name for change in changes(folder))
+    files = ", ".join(change.path.relative_to(folder).as_posix() for change in changes(folder))
     console.print(f"\nIts own files: {files}. See `make {stage} diff`.\n", style="dim")
     with ready_engine(build, config) as engine:
         titles, prompts = _demo_prompts(engine)
@@ -195,6 +204,7 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
         at_start = True
         outputs = run(engine, prompts, params, write)
         console.print(f"\nAll {len(prompts)} at once: {figures(engine, outputs)}")
+        show_choices(engine)
     console.print(f"Next: `make {stage} chat`, `make {stage} bench`, or `make bench` to race all stages.", style="dim")
 
 

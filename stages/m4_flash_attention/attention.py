@@ -14,7 +14,7 @@ class FlashAttention:
 
     def __init__(self, kv: PagedKV, choice: Choice) -> None:
         self.kv = kv
-        self.choice = choice
+        self.description = choice.reason
         self._backend = choice.backend
         self._layers = list(kv.blocks)  # indexing a tensor costs microseconds, in every layer of every step
 

@@ -20,7 +20,16 @@ MODULES = {
     "cpu": "cpu",
 }
 PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")}
-"""What `auto` tries, fastest first as measured by `python -m benchmarks attention`; `torch` runs everywhere."""
+"""What `auto` tries, in this order. First our own kernels, which read the blocks in place and are the fastest measured
+at decode, where an engine spends most of its steps (`python -m benchmarks attention`; at long prefills `torch` can be
+faster). Then the library, which also reads in place and which nobody has measured here; last `torch`, which gathers
+and runs everywhere."""
+WHY = {
+    "triton": "reads the blocks in place; of those measured on a GPU the fastest at decode",
+    "flash_attn": "reads the blocks in place",
+    "cpu": "reads the blocks in place; of those measured on a CPU the fastest",
+    "torch": "runs everywhere",
+}
 
 CAPTURABLE = ("triton", "flash_attn", "cpu")
 """Whose decode step does nothing but queue kernels of fixed shapes, so that a graph can repeat it."""
@@ -28,7 +37,7 @@ CAPTURABLE = ("triton", "flash_attn", "cpu")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`reason`: a sentence for the log: what was chosen and why."""
+    """`reason`: one line for the user: what was chosen and why."""
 
     name: str
     reason: str
@@ -65,11 +74,15 @@ def choose(name: str, shape: AttentionShape) -> Choice:
             hint = f"Choose from: auto, {', '.join(able)}"
             raise UserError(f"attention_backend {name!r} cannot run here: {reason}. {hint}")
         return Choice(name, f"attention: {name}, as asked for", _module(name).create(shape))
+    if shape.device.type not in PREFERENCE:
+        raise UserError(
+            f"attention_backend 'auto' knows {' and '.join(PREFERENCE)}, not {shape.device}: name a backend"
+        )
     refused: list[str] = []
     for candidate in PREFERENCE[shape.device.type]:
         if reason := why_not(candidate, shape):
             refused.append(f"not {candidate}: {reason}")
             continue
-        why = "; ".join([f"the fastest that runs on this {shape.device.type}", *refused])
+        why = "; ".join([WHY[candidate], *refused])
         return Choice(candidate, f"attention: {candidate} ({why})", _module(candidate).create(shape))
     raise AssertionError("the torch backend runs everywhere")

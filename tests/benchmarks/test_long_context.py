@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.compare import Results, make_comparison
 from benchmarks.plots.by_length import by_length
+from benchmarks.plots.position import time_by_position
 from benchmarks.record import Record
 from common.errors import UserError
 from tests.benchmarks.conftest import TINY, run_bench
@@ -113,6 +114,29 @@ def test_one_length_is_no_picture() -> None:
     assert by_length(made_up(m4=[1.0, 2.0, 3.0]), "mixed") is None
 
 
+def positions(prompt: int, tokens: int) -> Results:
+    results = made_up(m3=[None] * 3, m4=[None] * 3)
+    for stage in ("m3", "m4"):
+        gaps = [[prompt + i, 0.001] for i in range(tokens)]
+        results.add(Record(stage, "long_context", itl_by_position=gaps))
+    return results
+
+
+def test_a_name_flies_off_after_a_long_prompt() -> None:
+    figure = time_by_position(positions(8000, 60), "long_context")
+    assert figure is not None
+    axis = figure.axes[0]
+    names = [text.get_position()[0] for text in axis.texts]
+    plt.close(figure)
+    assert len(names) == 2
+    assert all(8059 < x < 8065 for x in names)
+    assert axis.get_xlim()[1] < 8100
+
+
+def test_a_few_tokens_after_a_long_prompt_draw_a_trend() -> None:
+    assert time_by_position(positions(8000, 15), "long_context") is None
+
+
 def test_the_kernel_bench_has_a_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["attention", "--quick", "--device", "cpu", "--dtype", "fp32", "--out-dir", str(tmp_path)]
@@ -120,5 +144,9 @@ def test_the_kernel_bench_has_a_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["attention-roofline.png", "attention.json"]
     assert "ceilings in this run" in done.stdout
+    (tmp_path / "attention-roofline.png").unlink()
+    again = CliRunner().invoke(app, ["report", "--json", str(tmp_path / "attention.json")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "attention-roofline.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="unknown device 'tpu'"):
         CliRunner().invoke(app, ["attention", "--device", "tpu", "--out-dir", str(tmp_path)], catch_exceptions=False)

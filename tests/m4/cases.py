@@ -9,7 +9,9 @@ import torch
 from common.batch import RaggedBatch
 from stages.m4_flash_attention.backends import AttentionShape, Backend
 
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+"""Of the largest number in the same row of the answer: over a long context the answers are small, as are lost keys.
+A number in bfloat16 is rounded by up to 0.4 % (float16: 0.05 %), in the weights and in the result."""
 
 
 @dataclass
@@ -33,8 +35,15 @@ class Case:
         result = self.run(backend)
         assert result.shape == self.q.shape
         assert result.dtype == self.q.dtype
-        error = (result.double() - self.expected).abs().max().item()
+        error = relative_error(result, self.expected)
         assert error < TOLERANCE[self.q.dtype], f"off by {error}"
+
+
+def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error of [T, Hq, D] as a share of the largest number in its row of D; a row of zeros counts as 1."""
+    scale = expected.abs().amax(-1)
+    error = (result.double() - expected).abs().amax(-1) / torch.where(scale > 0, scale, 1.0)
+    return error.max().item()  # NaN is no error that is small
 
 
 def full_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -138,6 +138,40 @@ def test_splits_outgrow_the_workspace() -> None:
                 assert splits == 1 or batch * kv_heads * group * splits <= rows
 
 
+@pytest.mark.parametrize(
+    ("batch", "kv_heads", "length", "splits"),
+    [(1, 8, 16384, 64), (1, 8, 4096, 64), (1, 8, 500, 8), (4, 8, 16384, 16), (66, 8, 16384, 1), (256, 8, 16384, 1)],
+)
+def test_one_long_sequence_leaves_the_gpu_idle(batch: int, kv_heads: int, length: int, splits: int) -> None:
+    """528 programs, as on an H100: what the batch does not fill is filled by splits of at least one tile."""
+    from stages.m4_flash_attention.kernels.triton_decode import DecodeKernel
+
+    kernel = DecodeKernel(kv_heads, 2, 64, torch.float32, torch.device("cpu"))
+    assert kernel.config["TILE"] == 64
+    kernel.programs = 528
+    assert kernel.num_splits(batch, kv_heads, length) == splits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_check_of_a_long_context_overlooks_lost_keys(dtype: torch.dtype) -> None:
+    case = make_case([(1, 3000), (40, 1500)], dtype=dtype)
+    case.check(create("naive", case))
+    table = case.batch.block_tables
+    assert table is not None
+    for row in (0, 1):
+        changed = make_case([(1, 3000), (40, 1500)], dtype=dtype)
+        changed.kv[1, table[row, 7]] = 0
+        with pytest.raises(AssertionError, match="off by"):
+            changed.check(create("naive", changed))
+
+
+@pytest.mark.parametrize("name", ["torch", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_context_loses_keys(name: str, dtype: torch.dtype) -> None:
+    case = make_case([(1, 3000), (1, 2049), (40, 1500)], (9, 3), dtype=dtype, poison=poison(name))
+    case.check(create(name, case))
+
+
 def test_a_backend_is_imported_before_it_is_chosen() -> None:
     program = (
         "import sys, torch\n"

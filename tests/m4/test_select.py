@@ -30,7 +30,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *present: str) -> None:
 def test_auto_on_a_cpu_takes_the_compiled_kernels_and_says_so() -> None:
     choice = select.choose("auto", SHAPE)
     assert choice.name == "cpu"
-    assert "cpu" in choice.reason
+    assert choice.reason.startswith("attention: cpu (reads the blocks in place")
     assert type(choice.backend).__name__ == "CpuBackend"
 
 
@@ -68,6 +68,8 @@ def test_backend_that_cannot_run_says_why_and_what_can(monkeypatch: pytest.Monke
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("cpu", {"head_dim": 20}, "steps of 16, not 20"),
     ("cpu", {"device": torch.device("cuda")}, "device is cuda"),
+    ("cpu", {"dtype": torch.float64}, "not float64"),
+    ("triton", {"dtype": torch.float64}, "not float64"),
     ("triton", {"head_dim": 48}, "not 48"),
     ("triton", {"dtype": torch.bfloat16}, "interpreter"),
     ("flash_attn", {}, "needs a GPU"),
@@ -84,6 +86,47 @@ def test_reasons(name: str, change: dict[str, Any], reason: str, monkeypatch: py
     assert reason in answer
 
 
+def test_device_that_auto_has_no_list_for_ends_in_a_key_error() -> None:
+    with pytest.raises(UserError, match=r"auto.*knows cuda and cpu, not mps: name a backend"):
+        select.choose("auto", dataclasses.replace(SHAPE, device=torch.device("mps")))
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """A GPU whose compute capability is the list's one entry; no backend is really created on it."""
+    capability = [(9, 0)]
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    for module in (triton, flash_attn, torch_sdpa):
+        monkeypatch.setattr(module, "create", lambda shape: None)
+    return capability
+
+
+def test_auto_on_a_gpu_takes_our_kernels_then_the_library_then_torch(
+    hopper: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash_attn, "installed_version", lambda: 3)
+    assert select.choose("auto", GPU).name == "triton"
+    hide(monkeypatch, "triton")
+    choice = select.choose("auto", GPU)
+    assert choice.name == "flash_attn"
+    assert "not triton: the package triton is not installed" in choice.reason
+    monkeypatch.setattr(flash_attn, "installed_version", lambda: None)
+    choice = select.choose("auto", GPU)
+    assert choice.name == "torch"
+    assert "not triton: " in choice.reason and "not flash_attn: the library is not installed" in choice.reason
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((10, 0), True)])
+def test_gpu_before_ampere_is_given_kernels_that_it_cannot_run(
+    hopper: list[tuple[int, int]], capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper[0] = capability
+    hide(monkeypatch, "flash_attn", "flash_attn_interface")
+    assert select.choose("auto", GPU).name == ("triton" if runs else "torch")
+    assert ("capability 8.0" in (triton.why_not(GPU) or "")) is not runs
+
+
 def test_triton_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "triton")
     assert "not installed" in (triton.why_not(SHAPE) or "")
@@ -95,7 +138,9 @@ def test_flash_attn_2_is_given_blocks_that_it_cannot_read(monkeypatch: pytest.Mo
     monkeypatch.setattr(flash_attn, "installed_version", lambda: 2)
     assert "block_size=256" in (flash_attn.why_not(GPU) or "")
     assert flash_attn.why_not(dataclasses.replace(GPU, block_size=256)) is None
-    assert "float32" in (flash_attn.why_not(dataclasses.replace(GPU, dtype=torch.float32)) or "")
+    for dtype in (torch.float32, torch.float64):
+        answer = flash_attn.why_not(dataclasses.replace(GPU, dtype=dtype)) or ""
+        assert str(dtype).removeprefix("torch.") in answer
     monkeypatch.setattr(flash_attn, "installed_version", lambda: 3)
     assert flash_attn.why_not(GPU) is None
 

@@ -23,6 +23,8 @@ def why_not(shape: AttentionShape) -> str | None:
         return f"it runs on a CPU, and the device is {shape.device}"
     if importlib.util.find_spec("numba") is None:
         return "the package numba is not installed (pip install numba)"
+    if shape.dtype not in BITS:
+        return f"it knows float32, bfloat16 and float16, not {str(shape.dtype).removeprefix('torch.')}"
     if shape.head_dim % 16 or shape.head_dim > 256:
         return f"it knows head dimensions up to 256, in steps of 16, not {shape.head_dim}"
     return None

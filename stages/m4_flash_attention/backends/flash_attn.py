@@ -30,8 +30,8 @@ def why_not(shape: AttentionShape) -> str | None:
     version = installed_version()
     if version is None:
         return "the library is not installed (pip install flash-attn)"
-    if shape.dtype == torch.float32:
-        return "it knows bfloat16 and float16 only, not float32"
+    if shape.dtype not in (torch.bfloat16, torch.float16):
+        return f"it knows bfloat16 and float16 only, not {str(shape.dtype).removeprefix('torch.')}"
     if version == 2 and shape.block_size % FLASH_ATTN_2_PAGE:
         return f"flash-attn 2 wants block_size={FLASH_ATTN_2_PAGE}, not {shape.block_size}"
     if shape.head_dim > 256 or shape.head_dim % 8:

@@ -1,8 +1,8 @@
 """FlashAttention's forward pass in plain PyTorch: slow, and exactly what the fast kernels do.
 
 Names follow Algorithm 1 of "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness" (Dao et al.,
-NeurIPS 2022), with FlashAttention-2's two changes (Dao, 2023, section 3.1): the outer loop is over queries, and O is
-divided by l once, at the end.
+NeurIPS 2022), with two changes of FlashAttention-2 (Dao, 2023): the outer loop is over queries, and O is divided by l
+once, at the end.
 """
 
 from __future__ import annotations

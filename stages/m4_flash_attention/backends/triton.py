@@ -11,6 +11,7 @@ from common.batch import RaggedBatch
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(shape: AttentionShape) -> str | None:
@@ -23,6 +24,8 @@ def why_not(shape: AttentionShape) -> str | None:
         return "Triton's interpreter (TRITON_INTERPRET=1) does not compute in bfloat16"
     if shape.device.type == "cuda" and torch.cuda.get_device_capability(shape.device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 (Ampere) or later"
+    if shape.dtype not in DTYPES:
+        return f"it knows float32, bfloat16 and float16, not {str(shape.dtype).removeprefix('torch.')}"
     if shape.head_dim not in HEAD_DIMS:
         return f"it knows head dimensions {', '.join(map(str, HEAD_DIMS))}, not {shape.head_dim}"
     return None

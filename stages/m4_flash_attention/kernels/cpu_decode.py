@@ -10,8 +10,9 @@ the last sequence of a stretch are cut; their parts are joined at the end.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from stages.m4_flash_attention.kernels.compiled import compiled
 from stages.m4_flash_attention.kernels.simd import (
     LANES,
     dot,
@@ -36,7 +37,7 @@ LOG2E = 1.4426950408889634
 CACHE_LINE = 64
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _locate(table, block_size, first, count, row, at):
     """at[t]: where token `first + t` begins in K and in V."""
     for t in range(count):
@@ -44,7 +45,7 @@ def _locate(table, block_size, first, count, row, at):
         at[t] = (np.int64(table[position // block_size]) * block_size + position % block_size) * row
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _attend_range(q, query, keys, values, table, block_size, first, last, heads, group, row_width, out, top, weight):
     """One sequence's tokens first ... last - 1: leaves sums over V in out [Hq, D], maxima and weights in [Hq]."""
     dim = 16 * len(row_width)
@@ -105,14 +106,14 @@ def _attend_range(q, query, keys, values, table, block_size, first, last, heads,
                 store(out, j * dim, one)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _divide(sums, weight, dim, row_width, out, begin):
     for j in range(weight.size):
         share = np.float32(1.0) / weight[j] if weight[j] > 0 else np.float32(0.0)
         store(out, begin + j * dim, scale(share, load(sums, j * dim, row_width)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _join(owner, sums, tops, weights, dim, row_width, out):
     """Parts of one sequence stand next to each other; bring them to one maximum and add them up."""
     parts, heads = tops.shape
@@ -134,7 +135,7 @@ def _join(owner, sums, tops, weights, dim, row_width, out):
         _divide(sums[begin], weights[begin], dim, row_width, out, sequence * heads * dim)
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def decode(q, q_stride, keys, values, tables, seq_lens, block_size, heads, group, row_width, threads, out):
     """Attention of B query tokens, one a sequence.
 

@@ -9,8 +9,9 @@ dimensions). Only four rows of scores exist at a time.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from stages.m4_flash_attention.kernels.compiled import compiled
 from stages.m4_flash_attention.kernels.cpu_decode import LOG2E
 from stages.m4_flash_attention.kernels.simd import (
     LANES,
@@ -33,7 +34,7 @@ TILE = 64  # tokens: a tile of K and one of V stay in the L1 cache
 TILE_WIDTH, LANE_WIDTH = width(TILE), width(LANES)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _pack(keys, values, table, block_size, first, count, heads, head, row_width, raw, turned, plain):
     """A tile of K as [D, TILE] and one of V as [TILE, D], in float32; tokens past `count` are 0."""
     dim = 16 * len(row_width)
@@ -52,7 +53,7 @@ def _pack(keys, values, table, block_size, first, count, heads, head, row_width,
                 turned[(d + i) * TILE + t] = raw[t * dim + d + i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _softmax_row(scores, row, count, masked, r, top, fresh, shrink):
     """One row of scores becomes weights, summed in fresh; shrink: log2 of what its older sums must be multiplied by."""
     tile = load(scores, row * TILE, TILE_WIDTH)
@@ -64,7 +65,7 @@ def _softmax_row(scores, row, count, masked, r, top, fresh, shrink):
     store(scores, row * TILE, tile)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 def _four_rows(q, turned, plain, r, dim, column_width, scores, counts, masked, top, weight, sums, shrink, fresh):
     """Rows r ... r + 3 against one tile: scores, softmax, sums over V."""
     columns = 16 * len(column_width)
@@ -98,7 +99,7 @@ def _four_rows(q, turned, plain, r, dim, column_width, scores, counts, masked, t
         store(sums, at + 3 * dim, z)
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def prefill(
     q, q_stride, keys, values, tables, seq_lens, query_starts, tasks, block_size, heads, group, row_width, column_width,
     threads, out,

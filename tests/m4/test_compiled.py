@@ -1,0 +1,110 @@
+"""The compiled CPU kernels: when they are compiled anew, what threads may do with them, how they round."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from numba.core import config
+
+from stages.m4_flash_attention.kernels import compiled, cpu_decode, cpu_prefill, simd
+from tests.test_cli import ROOT
+
+DIVIDE = """
+import numpy as np
+from stages.m4_flash_attention.kernels import cpu_decode, simd
+out = np.zeros(16, np.float32)
+cpu_decode._divide(np.ones(16, np.float32), np.full(1, 4, np.float32), 16, simd.width(16), out, 0)
+print(out[0], sum(cpu_decode._divide.stats.cache_hits.values()))
+"""
+
+
+def test_edit_of_simd_leaves_the_old_machine_code_in_use(tmp_path: Path) -> None:
+    package = tmp_path / "stages" / "m4_flash_attention"
+    shutil.copytree(Path(compiled.__file__).parent, package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"PYTHONPATH": str(tmp_path)}
+
+    def divide() -> str:
+        command = [sys.executable, "-c", DIVIDE]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.strip()
+
+    assert [divide(), divide()] == ["0.25 0", "0.25 1"]
+    source = package / "kernels" / "simd.py"
+    product = "return builder.fmul(_splat(builder, args[0], vector.lanes), args[1], flags=FAST)"
+    text = source.read_text()
+    assert text.count(product) == 1
+    source.write_text(text.replace(product, product.replace("fmul", "fadd")))
+    assert divide() == "1.25 0"
+
+
+def test_our_cache_folder_becomes_everybodys() -> None:
+    name = f"numba-{compiled.digest(compiled.HERE)}"
+    for kernel in (cpu_decode.decode, cpu_prefill.prefill):
+        assert name in Path(kernel.stats.cache_path).parts
+    assert os.environ.get("NUMBA_CACHE_DIR", "") == config.CACHE_DIR
+
+
+def test_digest_overlooks_a_file_or_its_name(tmp_path: Path) -> None:
+    seen = {compiled.digest(tmp_path)}
+    for name, text in (("a.py", "x"), ("a.py", "y"), ("b.py", ""), ("b.py", "x")):
+        (tmp_path / name).write_text(text)
+        seen.add(compiled.digest(tmp_path))
+    (tmp_path / "b.py").rename(tmp_path / "c.py")
+    assert len(seen | {compiled.digest(tmp_path)}) == 6
+
+
+TWO_ENGINES = """
+import sys, threading, torch
+from stages.m4_flash_attention.backends import cpu
+from tests.m4.cases import make_case
+torch.set_num_threads(2)
+def work(seed):
+    case = make_case([(1, 300), (1, 40), (60, 200)], seed=seed)
+    backend = cpu.create(case.shape)
+    for _ in range(100):
+        case.check(backend)
+    done.append(seed)
+done = []
+work(0)
+threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(sorted(done))
+"""
+
+
+def test_two_engines_in_two_threads_enter_numbas_own_pool_at_once() -> None:
+    """`workqueue`, which Numba has without OpenMP and TBB, kills the process then."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", TWO_ENGINES]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[0, 1, 2]"), done.stderr[-500:]
+
+
+@njit
+def _store_all(source, target, shape):
+    for at in range(0, source.size, 16):
+        simd.store(target, at, simd.load(source, at, shape))
+
+
+@pytest.mark.parametrize(("dtype", "seen_as"), [(torch.bfloat16, np.uint16), (torch.float16, np.int16)])
+def test_store_rounds_otherwise_than_to_nearest_even(dtype: torch.dtype, seen_as: type) -> None:
+    """Bit for bit as PyTorch rounds: every upper half of a float32, exactly between two neighbours and beside that."""
+    upper = np.arange(0, 0x7F80, 7, dtype=np.uint32) << 16
+    lower = np.array([0, 1, 0x1000, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    bits = (upper[:, None] | lower).ravel()
+    numbers = np.concatenate([bits, bits | np.uint32(1 << 31)])
+    numbers = numbers[: numbers.size // 16 * 16].view(np.float32)
+    stored = np.zeros(numbers.size, seen_as)
+    _store_all(numbers, stored, simd.width(16))
+    expected = torch.from_numpy(numbers).to(dtype).view(torch.int16).numpy()
+    np.testing.assert_array_equal(stored.view(np.int16), expected)

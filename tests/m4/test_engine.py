@@ -1,0 +1,72 @@
+"""The engine runs the backend that was asked for, answers as m0 does, and says what it chose and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.contestant import Setting
+from benchmarks.stage_contestant import StageContestant
+from common import Engine
+from common.cli import run_app, stage_app
+from stages.m4_flash_attention.engine import build as build_m4
+from tests.conftest import TINY
+from tests.engine_checks import exactly, prompts_of, tokens
+from tests.test_cli import ROOT
+from tests.test_cli import TINY as OPTIONS
+
+Build = Callable[..., Engine]
+PROMPTS = prompts_of((1, 15, 16, 17, 70))
+BACKENDS = ("naive", "torch", "cpu") + (() if torch.cuda.is_available() else ("triton",))
+"""With a GPU, Triton compiles for it and leaves the CPU alone: tests/gpu runs it there."""
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("model", TINY)
+def test_another_backend_answers_than_the_one_asked_for(build: Build, model: str, name: str) -> None:
+    expected = build("m0", model=model, max_num_seqs=3).generate(PROMPTS, exactly(6))
+    engine = build("m4", model=model, max_num_seqs=3, attention_backend=name)
+    assert tokens(engine.generate(PROMPTS, exactly(6))) == tokens(expected)
+    assert engine.metrics()["attention"] == f"attention: {name}, as asked for"
+    kind = type(engine.runner.attention._backend).__name__  # pyright: ignore[reportAttributeAccessIssue]
+    assert kind.lower().removesuffix("backend") == {"torch": "gather"}.get(name, name)
+
+
+def cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as end:
+        run_app(stage_app(ROOT / "stages" / "m4_flash_attention", build_m4), arguments)
+    assert end.value.code == 0
+    return capsys.readouterr()
+
+
+CHOSEN = "attention: cpu (reads the blocks in place; of those measured on a CPU the fastest)"
+
+
+@pytest.mark.parametrize("command", [("generate", "--token-ids", "1 2 3"), ("demo",)])
+def test_auto_keeps_its_choice_to_itself(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = cli(capsys, *command, "--max-tokens", "2", *OPTIONS)
+    assert err.splitlines().count(CHOSEN) == 1
+
+
+def test_json_output_is_followed_by_something_else(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = cli(capsys, "generate", "--token-ids", "1 2 3", "--max-tokens", "2", "--json", *OPTIONS)
+    assert len(out.splitlines()) == 1
+    assert "attention" not in err
+
+
+def test_stage_without_a_choice_speaks_of_one(build: Build) -> None:
+    assert build("m3").metrics()["attention"] is None
+
+
+def test_record_of_a_bench_does_not_say_which_backend_ran() -> None:
+    place: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+    setting = Setting(TINY[0], **place, max_num_seqs=2, max_model_len=64, kv_tokens=128)
+    notes: list[str | None] = []
+    for stage in ("m3", "m4"):
+        contestant = StageContestant(stage, setting)
+        notes.append(contestant.note)
+        contestant.close()
+    assert notes == [None, CHOSEN]
