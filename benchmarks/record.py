@@ -103,6 +103,8 @@ class Record:
     ttft_by_group: dict[str, Summary] | None = None
     blocks_shared: int | None = None
     evictions: int | None = None
+    plan_time_s: float | None = None
+    host_time_s: float | None = None
     variant: str | None = None
 
     @property
@@ -133,6 +135,8 @@ METRIC_FIELDS = (
     "tokens_saved",
     "blocks_shared",
     "evictions",
+    "plan_time_s",
+    "host_time_s",
 )
 
 

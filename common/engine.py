@@ -165,7 +165,7 @@ class Engine:
         plan = self.scheduler.plan()
         if plan is None:
             return False
-        step = StepInFlight(plan, self.scheduler)
+        step = StepInFlight(plan, self.scheduler, time.perf_counter() - plan.planned_at)
         self._in_flight.append(step)
         if self.trace is not None:
             step.record = self.trace.open(plan, self.scheduler.cache, step.queues)
@@ -178,6 +178,8 @@ class Engine:
         tokens = self.runner.collect()
         step = self._in_flight.popleft()
         begin, self._last_end = max(step.plan.planned_at, self._last_end), time.perf_counter()
+        self._metrics.plan_time += step.plan_time
+        self._metrics.host_time += step.host_time
         self._metrics.record_step(step.plan, step.usage, step.queues.running, self._last_end - begin)
         if self.trace is not None and step.record is not None:
             self.trace.close(step.record, step.plan, begin, self._last_end, step.host_time, self.runner.device_time)
@@ -308,6 +310,8 @@ class Engine:
             "swapped": len(self.scheduler.swapped),
             "steps": m.steps,
             "busy_time_s": m.busy_time,
+            "plan_time_s": m.plan_time,
+            "host_time_s": m.host_time,
             "computed_tokens": m.computed_tokens,
             "padded_tokens": m.padded_tokens,
             "padding_share": m.padding_share,

@@ -13,10 +13,11 @@ from common.trace import StepRecord
 @dataclass(slots=True)
 class StepInFlight:
     """The plan, and how things stood when it was made: when the step is collected, the next one may be planned already.
-    host_time: seconds that planning and preparing it took."""
+    plan_time, host_time: seconds that planning it took, and planning and starting it together."""
 
     plan: StepPlan
     scheduler: Scheduler
+    plan_time: float = 0.0
     host_time: float = 0.0
     record: StepRecord | None = None
     usage: KVUsage = field(init=False)

@@ -15,6 +15,8 @@ class EngineMetrics:
 
     steps: int = 0
     busy_time: float = 0.0
+    plan_time: float = 0.0  # of the host, deciding what a step does
+    host_time: float = 0.0  # of the host, until a step was started: on a CPU it computes the step itself
     computed_tokens: int = 0
     padded_tokens: int = 0
     output_tokens: int = 0

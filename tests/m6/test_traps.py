@@ -104,7 +104,7 @@ def test_identical_prompts_of_one_step_are_computed_twice(build: Build, index: s
 @pytest.mark.parametrize("index", INDICES)
 def test_a_duplicate_is_freed_under_a_live_table(build: Build, index: str) -> None:
     """Two prompts of exactly two blocks: the second block is computed by both, and one copy stays once both know."""
-    engine = build("m6", block_size=SIZE, prefix_index="hash")
+    engine = build("m6", block_size=SIZE, prefix_index=index)
     for _ in range(2):
         engine.add_request(words(0, 8), exactly(6))
     engine.step()
@@ -122,7 +122,7 @@ def test_a_duplicate_is_freed_under_a_live_table(build: Build, index: str) -> No
 @pytest.mark.parametrize("index", INDICES)
 def test_a_fork_loses_the_block_that_its_parent_replaced(build: Build, index: str) -> None:
     """Samples of a prompt whose last block is a duplicate: each replaces it for itself."""
-    engine = build("m6", block_size=SIZE, prefix_index="hash")
+    engine = build("m6", block_size=SIZE, prefix_index=index)
     params = exactly(9, n=3, temperature=1.0, seed=1)
     roomy = build("m5", block_size=SIZE)
     expected = serve(roomy, [words(0, 8), words(0, 8)], params)
