@@ -99,14 +99,27 @@ def compare(
 
 @app.command()
 def report(
-    json_path: Annotated[Path, typer.Option("--json", help="A results file.")] = DEFAULT_FOLDER / "bench.json",
-    out_dir: Annotated[Path | None, typer.Option(help="Folder of the pictures; default: that of --json.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Only this results file: its table and pictures again.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="With --json: folder of the pictures; default: the file's.")
+    ] = None,
 ) -> None:
-    """Print the table and draw the pictures of results that are already there; of `attention`, the roofline."""
+    """Write the report and the interview guide from all results under reports/, your own (reports/local) too.
+
+    With --json: print the table and draw the pictures of that file; of `attention`, the roofline.
+    """
     from benchmarks import attention as kernels
     from benchmarks.compare import Results
     from benchmarks.files import read_json
 
+    if json_path is None:
+        from benchmarks.report.write import write_all
+
+        for path in write_all():
+            print(path)
+        return
     folder, values = out_dir or json_path.parent, read_json(json_path)
     if values.get("schema") == kernels.SCHEMA:
         print(f"pictures: {kernels.draw(values, folder)}")

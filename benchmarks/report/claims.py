@@ -1,0 +1,338 @@
+"""What each optimisation is said to win, as data: the claim, what was expected, the workload, how it is measured.
+
+The predictions are those of the interview questions and of the plan behind this repository; nobody had measured them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`figure`: what is measured, in the language of `benchmarks.report.figures`; `form`: how it is written.
+
+    Met: `low` or more, `high` or less. A range that may be exceeded has only `low` here, and both in `expected`.
+    `why`: said where it is not met; it may hold {figure:...}. `note`: said wherever it is measured.
+    """
+
+    stage: str
+    said: str
+    expected: str
+    workload: str
+    how: str
+    figure: str
+    form: str
+    low: float | None = None
+    high: float | None = None
+    why: str = ""
+    note: str = ""
+
+
+_MIXED, _MEMORY, _LONG, _STALLS = "mixed", "memory_pressure", "long_context", "interference"
+
+CLAIMS = (
+    Claim(
+        "m1",
+        "a new token's cost no longer grows with the sequence",
+        "level",
+        "single",
+        "time of the last quarter of 128 tokens over that of the first (m0: it grows)",
+        "single.m1.itl_growth",
+        "x",
+        high=1.15,
+        note="m0: {figure:single.m0.itl_growth|x}×. Attention still reads the whole context, the layers no longer do",
+        why="attention still reads the whole context for each token; the linear layers no longer do",
+    ),
+    Claim(
+        "m1",
+        "O(n) work for n tokens instead of O(n²)",
+        "over 1×",
+        "single",
+        "output tokens/s over m0's",
+        "single.m1.output_tokens_per_s / single.m0.output_tokens_per_s",
+        "x",
+        low=1,
+    ),
+    Claim(
+        "m1",
+        "memory = 2 × layers × KV heads × head_dim × tokens × bytes",
+        "the formula",
+        "single",
+        "bytes of K and V that are stored, over the formula's",
+        "single.m1.kv_bytes_per_token / single.m1.kv_formula",
+        "x",
+        low=0.999,
+        high=1.001,
+    ),
+    Claim(
+        "m2",
+        "throughput 3–5×",
+        "3–5×",
+        _MIXED,
+        "output tokens/s over m1's",
+        "mixed.m2.output_tokens_per_s / mixed.m1.output_tokens_per_s",
+        "x",
+        low=3,
+        why="the factor is the share of m1's positions that are for nobody: {figure:mixed.m1.padding_share|share} here, "
+        "which allows {figure:mixed.m1.padding_bound|x}× at most",
+    ),
+    Claim(
+        "m2",
+        "lower latency",
+        "over 1×",
+        _MIXED,
+        "mean time of a request, m1's over m2's",
+        "mixed.m1.e2e_s.mean / mixed.m2.e2e_s.mean",
+        "x",
+        low=1,
+    ),
+    Claim(
+        "m2",
+        "no head-of-line blocking",
+        "over 1×",
+        "arrivals",
+        "median time to the first token under random arrivals, m1's over m2's",
+        "arrivals.m1.ttft_s.p50 / arrivals.m2.ttft_s.p50",
+        "x",
+        low=1,
+    ),
+    Claim(
+        "m3",
+        "KV utilisation about 20 % → over 90 %",
+        "over 90 %",
+        _MEMORY,
+        "tokens stored over slots held, mean over time",
+        "memory_pressure.m3.kv_utilization",
+        "share",
+        low=0.9,
+        note="m2: {figure:memory_pressure.m2.kv_utilization|share}. The '20 %' depends on the length that is reserved",
+    ),
+    Claim(
+        "m3",
+        "memory ÷ 2, or batch × 2",
+        "2× or more",
+        _MEMORY,
+        "requests that run at once at the peak, over m2's, in the same bytes",
+        "memory_pressure.m3.peak_running / memory_pressure.m2.peak_running",
+        "x",
+        low=2,
+    ),
+    Claim(
+        "m3",
+        "zero external fragmentation",
+        "all waste is in last blocks",
+        _MEMORY,
+        "slots held that are empty; blocks are all of one size, so that a free one always fits",
+        "1 - memory_pressure.m3.kv_utilization",
+        "share",
+        high=0.1,
+    ),
+    Claim(
+        "m4",
+        "attention 2–4× faster",
+        "2–4×",
+        _LONG,
+        "seconds in attention, m3's over m4's",
+        "long_context.m3.attention_time_s / long_context.m4.attention_time_s",
+        "x",
+        low=2,
+        note="m3 copies the context together and writes the scores; against SDPA on contiguous K and V see the kernels",
+    ),
+    Claim(
+        "m4",
+        "attention memory 10–20× lower",
+        "10–20×",
+        _LONG,
+        "peak of activations, m3's over m4's",
+        "long_context.m3.peak_activation_bytes / long_context.m4.peak_activation_bytes",
+        "x",
+        low=10,
+        note="O(n²) against O(n): the factor grows with the prompt",
+    ),
+    Claim(
+        "m4",
+        "TTFT −20–30 %",
+        "20–30 %",
+        _LONG,
+        "time to the first token saved, of m3's",
+        "1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50",
+        "share",
+        low=0.2,
+    ),
+    Claim(
+        "m4",
+        "4× longer context",
+        "4×",
+        _LONG,
+        "longest prompt of the sweep that ran, over m3's",
+        "long_context.m4.longest_prompt / long_context.m3.longest_prompt",
+        "x",
+        low=4,
+        why="the sweep ends at {figure:long_context.m4.longest_prompt|n} tokens, which m4 ran; longer ones were not tried",
+    ),
+    Claim(
+        "m5",
+        "p99 inter-token latency −50 %",
+        "50 % or more",
+        _STALLS,
+        "of the requests that decode while long prompts arrive, saved of m4's",
+        "1 - interference.m5.itl_s.p99 / interference.m4.itl_s.p99",
+        "share",
+        low=0.5,
+    ),
+    Claim(
+        "m5",
+        "throughput about equal",
+        "within 5 %",
+        _STALLS,
+        "output tokens/s over m4's",
+        "interference.m5.output_tokens_per_s / interference.m4.output_tokens_per_s",
+        "x",
+        low=0.95,
+        high=1.05,
+        why="with chunks decodes ride along with prompts, and each chunk reads the weights anew; which weighs more "
+        "depends on the machine",
+    ),
+    Claim(
+        "m5",
+        "chunks of 256–512 are the sweet spot",
+        "256–512",
+        f"{_STALLS}, sweep",
+        "the smallest chunk that keeps 95 % of the best one's throughput",
+        "interference.m5.sweet_spot",
+        "n",
+        low=256,
+        high=512,
+        why="it lies where a chunk's fixed cost becomes small beside its work, on each machine somewhere else",
+    ),
+    Claim(
+        "m6",
+        "TTFT 3–10× lower on hits",
+        "3–10×",
+        "shared_prefix",
+        "median time to the first token, m5's over m6's, 95 % of each prompt cached",
+        "shared_prefix.m5.ttft_s.p50 / shared_prefix.m6.ttft_s.p50",
+        "x",
+        low=3,
+    ),
+    Claim(
+        "m6",
+        "the same in chats",
+        "3–10×",
+        "multi_turn",
+        "median time to the first token, m5's over m6's",
+        "multi_turn.m5.ttft_s.p50 / multi_turn.m6.ttft_s.p50",
+        "x",
+        low=3,
+    ),
+    Claim(
+        "m6",
+        "memory is shared",
+        "some",
+        "shared_prefix",
+        "blocks taken from the cache instead of filled anew",
+        "shared_prefix.m6.blocks_shared",
+        "n",
+        low=1,
+    ),
+    Claim(
+        "m6",
+        "without hits it costs nothing",
+        "within 5 %",
+        "shared_prefix, sweep",
+        "median time to the first token at 0 % hits, over m5's",
+        "shared_prefix[hit_rate=0].m6.ttft_s.p50 / shared_prefix[hit_rate=0].m5.ttft_s.p50",
+        "x",
+        high=1.05,
+        why="prompts with nothing in common pay for their hashes",
+    ),
+    Claim(
+        "m7",
+        "quantised weights −75 %",
+        "75 %",
+        "quality",
+        "bytes of the quantised layers saved, scales and zero points included",
+        "1 - quality.int4 GPTQ.layer_bytes / quality.bf16.layer_bytes",
+        "share",
+        low=0.75,
+        why="four bits of sixteen are a quarter, and every group of weights has a scale and a zero point besides. Of the "
+        "whole model, whose embedding stays, {figure:1 - quality.int4 GPTQ.model_bytes / quality.bf16.model_bytes|share}",
+    ),
+    Claim(
+        "m7",
+        "speed +20–50 %, one request",
+        "20–50 %",
+        "single",
+        "output tokens/s over m6's",
+        "single.m7.output_tokens_per_s / single.m6.output_tokens_per_s - 1",
+        "signed",
+        low=0.2,
+        why="only the time to read the linear layers' weights shrinks; attention, head and launches do not",
+    ),
+    Claim(
+        "m7",
+        "speed +20–50 %, full batches",
+        "20–50 %",
+        _MIXED,
+        "output tokens/s over m6's",
+        "mixed.m7.output_tokens_per_s / mixed.m6.output_tokens_per_s - 1",
+        "signed",
+        low=0.2,
+        why="with many rows a step multiplies more than it reads, and 4-bit weights must first be turned back",
+    ),
+    Claim(
+        "m7",
+        "perplexity +1 % or less",
+        "1 % or less",
+        "quality",
+        "of the best 4-bit GPTQ row, over bf16",
+        "quality.int4 GPTQ.perplexity / quality.bf16.perplexity - 1",
+        "signed",
+        high=0.01,
+        why="small models lose more: the figure belongs to models of billions of weights",
+    ),
+    Claim(
+        "all",
+        "throughput 3–5× over the baseline",
+        "3–5×",
+        "ladder",
+        "output tokens/s of the last stage measured, over m0's",
+        "ladder.last.output_tokens_per_s / ladder.m0.output_tokens_per_s",
+        "x",
+        low=3,
+    ),
+    Claim(
+        "all",
+        "memory −50 %",
+        "50 %",
+        _MIXED,
+        "KV memory held for each token stored, saved of m1's by the last stage",
+        "1 - mixed.m1.kv_utilization / mixed.last.kv_utilization",
+        "share",
+        low=0.5,
+        note="of the KV cache; weights stay as they are up to m6",
+    ),
+    Claim(
+        "all",
+        "the last stage is over 10× m1",
+        "over 10×",
+        _MIXED,
+        "output tokens/s of the last stage measured, over m1's",
+        "mixed.last.output_tokens_per_s / mixed.m1.output_tokens_per_s",
+        "x",
+        low=10,
+        why="m1 decodes in batches already; what it leaves to win is padding, idle rows, scores and launches",
+    ),
+    Claim(
+        "all",
+        "about 80 % of vLLM",
+        "80 %",
+        "nano",
+        "output tokens/s of the last stage over vLLM's, the same 256 requests on one H100",
+        "nano.last.output_tokens_per_s / reference.vllm.nano",
+        "share",
+        low=0.8,
+        why="see the profile of its steps: `make stage6 profile DEVICE=cuda`",
+    ),
+)

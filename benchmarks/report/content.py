@@ -1,0 +1,209 @@
+"""What the report says, as blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.environment import ROOT
+from benchmarks.peers import PEERS
+from benchmarks.report import reference
+from benchmarks.report.blocks import Block, Folded, Heading, Paragraph, Picture, Table, from_rich
+from benchmarks.report.claims import CLAIMS
+from benchmarks.report.fill import Filler
+from benchmarks.report.sheets import sheet_blocks
+from benchmarks.report.sources import Bench, Machine
+from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
+from benchmarks.style import title
+from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
+from benchmarks.workloads import WORKLOADS, find
+
+LADDERS = ("mixed", "ladder", "nano")
+LADDER_COLUMNS = {
+    "stage": "stage",
+    "output tokens/s": "output tokens/s",
+    "× stage before": "× stage before",
+    "× m0": "× m0",
+    "TTFT, s p50": "TTFT p50, s",
+    "ITL, ms p50 / p99": "ITL p50 / p99, ms",
+    "peak memory": "peak memory",
+    "KV mean use": "KV in use",
+}
+
+
+def report(
+    machines: Sequence[Machine], filler_for: Mapping[str, Filler], pictures: Mapping[str, list[Picture]]
+) -> list[Block]:
+    blocks: list[Block] = [Heading("FoloVLLM: what was measured", 1), Paragraph(_summary(machines, filler_for))]
+    blocks += [Heading("Machines"), _machines(machines)]
+    blocks += [Heading("The ladder"), *_ladders(machines)]
+    blocks += [Heading("Claims"), *_claims(machines, filler_for)]
+    blocks += [Heading("Peers"), *_peers(machines)]
+    blocks += [Heading("Kernels and quality"), *_sheets(machines)]
+    blocks += [Heading("Pictures")]
+    for machine in machines:
+        blocks += [Heading(_name(machine), 3), *pictures[machine.name]]
+    blocks += [Heading("Every workload"), *_workloads(machines)]
+    return [*blocks, Heading("Files, versions and commits"), *_files(machines)]
+
+
+def _name(machine: Machine) -> str:
+    return f"{machine.title} (`reports/{machine.name}`)"
+
+
+def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> str:
+    parts: list[str] = []
+    for machine in machines:
+        verdicts = [judge(claim, machine, filler_for[machine.name]).verdict for claim in CLAIMS]
+        measured = len(verdicts) - verdicts.count(NOT_MEASURED)
+        parts.append(
+            f"{machine.title}: of {len(CLAIMS)} claims {measured} were measured, {verdicts.count(MET)} met, "
+            f"{verdicts.count(NOT_MET)} not."
+        )
+    text = "Written by `make report` from the JSON files that the benchmarks left; no figure is typed by hand. "
+    return text + " ".join(parts)
+
+
+def _machines(machines: Sequence[Machine]) -> Table:
+    rows: list[list[str]] = []
+    for machine in machines:
+        found: list[dict[str, Any]] = [b.results.environment for b in machine.benches]
+        found += [s.values["environment"] for s in machine.sheets if "environment" in s.values]
+        if not found:
+            continue
+        hardware = found[0]["hardware"]
+        models = dict.fromkeys(f"{b.results.config['model']}, {b.results.config['dtype']}" for b in machine.benches)
+        rows.append(
+            [
+                f"`reports/{machine.name}`",
+                str(hardware["gpu"] or "–"),
+                f"{hardware['cpu']}, {hardware['cpu_cores']} cores, {size(hardware['memory_bytes'])}",
+                "; ".join(models) or "–",
+                str(len(machine.benches) + len(machine.sheets)),
+            ]
+        )
+    return Table(("folder", "GPU", "CPU", "model", "files"), rows, words=4)
+
+
+def _ladders(machines: Sequence[Machine]) -> list[Block]:
+    blocks: list[Block] = []
+    for machine in machines:
+        for workload in LADDERS:
+            bench = machine.bench_of(workload)
+            if bench is None:
+                continue
+            table = from_rich(workload_table(bench.results, workload))
+            kept = [i for i, name in enumerate(table.headers) if name in LADDER_COLUMNS]
+            headers = [LADDER_COLUMNS[table.headers[i]] for i in kept]
+            rows = [[row[i] if i < len(row) else "" for i in kept] for row in table.rows]
+            blocks += [
+                Heading(f"{workload} on {machine.title}", 3),
+                Table(headers, rows, caption=_caption(bench, workload)),
+            ]
+            blocks += _notes(bench, workload)
+    return blocks or [Paragraph("Not measured yet: run `make bench`.")]
+
+
+def _caption(bench: Bench, workload: str) -> str:
+    config = bench.results.config
+    options = ", ".join(f"{name}={value}" for name, value in (config.get("options") or {}).items())
+    return (
+        f"`{workload}`: {find(workload).description}. {config['model']}, {config['dtype']}"
+        f"{options and f', {options}'}; `{bench.path.relative_to(ROOT) if ROOT in bench.path.parents else bench.path.name}`"
+    )
+
+
+def _notes(bench: Bench, workload: str) -> list[Block]:
+    notes = footnotes(rows_for(bench.results, workload))
+    return [Paragraph(". ".join(notes) + ".")] if notes else []
+
+
+def _claims(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> list[Block]:
+    intro = (
+        "What the interview questions and the plan behind this repository said that each idea wins, beside what was "
+        "measured. A claim that is exceeded counts as met."
+    )
+    blocks: list[Block] = [Paragraph(intro)]
+    for machine in machines:
+        rows: list[list[str]] = []
+        for claim in CLAIMS:
+            found = judge(claim, machine, filler_for[machine.name])
+            where = (
+                f"`{claim.workload}`: {claim.how}" if claim.workload in WORKLOADS else f"{claim.workload}: {claim.how}"
+            )
+            rows.append([claim.stage, claim.said, where, claim.expected, found.value, found.verdict, found.why])
+        headers = ("stage", "said", "shown by", "expected", "measured", "verdict", "why, and notes")
+        blocks += [Heading(_name(machine), 3), Table(headers, rows, words=len(headers))]
+    return blocks
+
+
+def _peers(machines: Sequence[Machine]) -> list[Block]:
+    rows: list[list[str]] = []
+    for machine in machines:
+        for bench in machine.benches:
+            for record in bench.results.records:
+                own = [r for r in rows_for(bench.results, record.workload) if r.ok and r.stage not in PEERS]
+                if record.stage in PEERS and own:
+                    best = max(own, key=lambda r: r.output_tokens_per_s or 0)
+                    speeds = [f"{r.output_tokens_per_s:,.1f}" if r.ok else "failed" for r in (record, best)]
+                    against = [title(best.stage), speeds[1], factor(best, record)]
+                    rows.append([machine.title, record.workload, title(record.stage), speeds[0], *against])
+    headers = ("machine", "workload", "peer", "output tokens/s", "our fastest", "output tokens/s", "× the peer")
+    blocks: list[Block] = [Table(headers, rows, words=3)] if rows else []
+    names = list(dict.fromkeys(w for values in reference.PEERS.values() for w in values))
+    known = [
+        [name, *(f"{values[w]:,.0f}" if w in values else "–" for w in names)]
+        for name, values in reference.PEERS.items()
+    ]
+    caption = "output tokens/s on one H100, Qwen3-0.6B's shape with random weights, bf16, November 2026"
+    return [
+        *blocks,
+        Paragraph("On an H100 these were measured once beside the stages; no results file of theirs was kept."),
+        Table(["", *names], known, caption=caption),
+    ]
+
+
+def _sheets(machines: Sequence[Machine]) -> list[Block]:
+    blocks: list[Block] = []
+    for machine in machines:
+        for sheet in machine.sheets:
+            blocks += [Heading(f"{sheet.path.stem} on {machine.title}", 3), *sheet_blocks(sheet)]
+    if not any(machine.sheets_of("quality") for machine in machines):
+        blocks.append(Paragraph("Quality of 4-bit weights: not measured yet: run `python -m stages.m7_gptq quality`."))
+    return blocks
+
+
+def _workloads(machines: Sequence[Machine]) -> list[Block]:
+    blocks: list[Block] = []
+    for machine in machines:
+        for bench in machine.benches:
+            inner: list[Block] = []
+            for workload in dict.fromkeys(r.workload for r in bench.results.records):
+                if any(r.workload == workload for r in bench.results.records):
+                    table = from_rich(workload_table(bench.results, workload))
+                    inner += [Table(table.headers, table.rows, caption=_caption(bench, workload))]
+                    inner += _notes(bench, workload)
+            for workload in dict.fromkeys(r.workload for r in bench.results.sweeps):
+                table = sweep_table(workload, [r for r in bench.results.sweeps if r.workload == workload])
+                flat = from_rich(table)
+                flat = Table(["point", *flat.headers[1:]], flat.rows, caption=f"sweep of `{workload}`")
+                inner.append(flat)
+            blocks.append(Folded(f"{machine.title}: {bench.path.name}", inner))
+    return blocks
+
+
+def _files(machines: Sequence[Machine]) -> list[Block]:
+    rows: list[list[str]] = []
+    for machine in machines:
+        for path, values in [(b.path, b.results.environment) for b in machine.benches] + [
+            (s.path, s.values.get("environment", {})) for s in machine.sheets
+        ]:
+            versions = values.get("versions") or {}
+            names = ("python", "torch", "triton", "transformers")
+            changed = {True: "with uncommitted changes", False: "", None: "unknown tree"}
+            state = changed[values.get("uncommitted_changes")] if values else ""
+            note = "; ".join(part for part in (state, values.get("note", "")) if part)
+            text = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
+            rows.append([f"`{machine.name}/{path.name}`", str(values.get("commit") or "–")[:10], text or "–", note])
+        rows += [[f"`{machine.name}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]
+    return [Table(("file", "commit", "versions", "notes"), rows, words=4)]

@@ -1,0 +1,195 @@
+"""Figures by name. A claim and a line of the interview guide name what they need; it is looked up in the results.
+
+mixed.m2.output_tokens_per_s                        a field of a record; `last`: the last of several stages there
+interference[chunk=64].m5.itl_s.p99                 of a point of a sweep
+mixed.m2.e2e_s.mean / mixed.m1.e2e_s.mean           a ratio, from one file where one file has both
+1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50
+attention.triton.decode 64 × 1024.share             a backend's measurement
+quality.int4 GPTQ.perplexity                        the best row whose name begins so
+reference.vllm.nano                                 see `benchmarks.report.reference`
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.compare import Results
+from benchmarks.record import Record
+from benchmarks.report import reference
+from benchmarks.report.sources import Bench, Machine
+from benchmarks.table import rate, seconds, size
+from common.config import DEFAULT_MODEL, parse_dtype
+from common.errors import UserError
+from common.memory import kv_bytes_per_token
+from common.models.random_weights import PRESETS
+
+SINGLE_TOKENS = 128 + 127
+"""What `single` leaves in the cache: all but the last token."""
+OUTPUT_OF_LONG = 16
+LEVEL = 0.95
+"""A throughput of this share of the best counts as equal."""
+
+
+def _growth(record: Record, _: Results) -> float | None:
+    """How much dearer the last quarter of the tokens is than the first."""
+    times = [duration for _, duration in record.itl_by_position or []]
+    quarter = len(times) // 4
+    return statistics.median(times[-quarter:]) / statistics.median(times[:quarter]) if quarter else None
+
+
+def _bytes_per_token(record: Record, _: Results) -> float | None:
+    return record.kv_used_peak_bytes / SINGLE_TOKENS if record.kv_used_peak_bytes else None
+
+
+def _formula(_: Record, results: Results) -> float | None:
+    """Bytes of a token by the formula."""
+    model, dtype = results.config["model"], parse_dtype(results.config["dtype"])
+    if model == DEFAULT_MODEL:
+        return 2 * 30 * 3 * 64 * dtype.itemsize
+    preset = PRESETS.get(model.removeprefix("random:"))
+    return None if preset is None else kv_bytes_per_token(preset, dtype)
+
+
+def _padding_bound(record: Record, _: Results) -> float | None:
+    """The factor that computing nothing for nobody could win."""
+    return None if record.padding_share is None else 1 / (1 - record.padding_share)
+
+
+def _longest_prompt(record: Record, results: Results) -> float | None:
+    """Of all prompts that the stage could run, here and in the sweep."""
+    ran = [r for r in results.records + results.sweeps if r.stage == record.stage and r.workload == record.workload]
+    lengths = [
+        round(OUTPUT_OF_LONG * (r.total_tokens_per_s / r.output_tokens_per_s - 1))
+        for r in ran
+        if r.ok and r.total_tokens_per_s and r.output_tokens_per_s
+    ]
+    return max(lengths, default=None)
+
+
+def _sweet_spot(record: Record, results: Results) -> float | None:
+    """The smallest chunk that keeps the throughput of the best one."""
+    points = {
+        int(r.variant.removeprefix("chunk=")): r.output_tokens_per_s
+        for r in results.sweeps
+        if r.stage == record.stage and r.ok and r.output_tokens_per_s and r.variant and r.variant[6:].isdigit()
+    }
+    return min((c for c, speed in points.items() if speed >= LEVEL * max(points.values())), default=None)
+
+
+DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
+    "itl_growth": _growth,
+    "kv_bytes_per_token": _bytes_per_token,
+    "kv_formula": _formula,
+    "padding_bound": _padding_bound,
+    "longest_prompt": _longest_prompt,
+    "sweet_spot": _sweet_spot,
+    "memory": lambda record, _: record.peak_device_memory_bytes or record.peak_memory_bytes,
+}
+
+FORMS: Mapping[str, Callable[[float], str]] = {
+    "rate": rate,
+    "s": seconds,
+    "size": size,
+    "share": lambda value: f"{value * 100:.1f} %" if 0 < abs(value) < 0.1 else f"{value * 100:.0f} %",
+    "signed": lambda value: f"{value * 100:+.1f} %".replace("-", "−"),
+    "x": lambda value: f"{value:.2f}" if value < 2 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}",
+    "n": lambda value: f"{value:,.0f}",
+    "ppl": lambda value: f"{value:.2f}",
+}
+
+
+def names_in(expression: str) -> list[str]:
+    return [name.strip() for name in expression.removeprefix("1 - ").removesuffix(" - 1").split(" / ")]
+
+
+def evaluate(machine: Machine, expression: str) -> float | None:
+    """The value on that machine; None where something was not measured. `UserError` for a name that cannot exist."""
+    names = names_in(expression)
+    for bench in machine.benches:  # one run is compared with itself where that is possible
+        values = [_look_up(machine, name, bench) for name in names]
+        if None not in values:
+            break
+    else:
+        values = [_anywhere(machine, name) for name in names]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(names) or (len(numbers) == 2 and not numbers[1]):
+        return None
+    result = numbers[0] if len(numbers) == 1 else numbers[0] / numbers[1]
+    result = 1 - result if expression.startswith("1 - ") else result
+    return result - 1 if expression.endswith(" - 1") else result
+
+
+def show(value: float, form: str) -> str:
+    if form not in FORMS:
+        raise UserError(f"no form {form!r} of figures. Choose from: {', '.join(FORMS)}")
+    return FORMS[form](value)
+
+
+def command_for(expression: str, gpu: bool) -> str:
+    """What measures it."""
+    head = names_in(expression)[0].split(".")[0]
+    workload, _, variant = head.partition("[")
+    if workload == "attention":
+        return "python -m benchmarks attention"
+    if workload == "quality":
+        return "python -m stages.m7_gptq quality"
+    return f"make bench WORKLOAD={workload}" + (" SWEEP=1" if variant else "") + (" DEVICE=cuda" if gpu else "")
+
+
+def _anywhere(machine: Machine, name: str) -> float | None:
+    found = (_look_up(machine, name, bench) for bench in machine.benches or [None])
+    return next((value for value in found if value is not None), None)
+
+
+def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
+    head, _, rest = name.partition(".")
+    try:
+        if head == "attention":
+            backend, step, field = rest.split(".")
+            return _sheet_value(machine, "attention", field, lambda r: (r["backend"], r["step"]) == (backend, step))
+        if head == "quality":
+            beginning, field = rest.split(".")
+            return _sheet_value(machine, "quality", field, lambda r: r["name"].startswith(beginning))
+        stage, *fields = rest.split(".") if head != "reference" else ("reference", *rest.split("."))
+        if not fields:
+            raise ValueError("stage and field")
+    except ValueError as error:
+        raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py") from error
+    if bench is None:
+        return None
+    if stage == "reference":
+        gpu, model = str(bench.results.environment["hardware"]["gpu"]), bench.results.config["model"]
+        there = reference.GPU in gpu and model == reference.MODEL
+        return reference.PEERS[reference.SHORT[fields[0]]].get(fields[1]) if there else None
+    record = find_record(bench.results, head, stage)
+    return None if record is None else _field(record, bench.results, fields)
+
+
+def find_record(results: Results, head: str, stage: str) -> Record | None:
+    workload, _, variant = head.rstrip("]").partition("[")
+    there = [r for r in (results.sweeps if variant else results.records) if r.ok and r.workload == workload]
+    there = [r for r in there if (r.variant or "") == variant]
+    if stage == "last":
+        own = [r for r in there if r.stage[0] == "m" and r.stage[1:].isdigit()]
+        return max(own, key=lambda r: int(r.stage[1:])) if len(own) > 1 else None
+    return next((r for r in there if r.stage == stage), None)
+
+
+def _field(record: Record, results: Results, fields: list[str]) -> float | None:
+    if fields[0] in DERIVED:
+        return DERIVED[fields[0]](record, results)
+    if not hasattr(record, fields[0]):
+        raise UserError(f"a record has no {fields[0]!r}: see benchmarks/record.py")
+    value: Any = getattr(record, fields[0])
+    for key in fields[1:]:
+        value = value.get(key) if value is not None else None
+    return value
+
+
+def _sheet_value(machine: Machine, kind: str, field: str, fits: Callable[[dict[str, Any]], bool]) -> float | None:
+    rows = [row for sheet in machine.sheets_of(kind) for row in sheet.rows if fits(row)]
+    if kind == "quality":
+        rows.sort(key=lambda row: row["perplexity"])
+    return rows[0].get(field) if rows else None

@@ -1,0 +1,106 @@
+"""{figure:...}, {code:...} and {link:...} in texts: filled from the results and from the source."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from benchmarks.environment import ROOT
+from benchmarks.report.figures import command_for, evaluate, show
+from benchmarks.report.sources import Machine
+from common.errors import UserError
+
+PLACEHOLDER = re.compile(r"\{(figure|code|link):([^{}|]+)(?:\|([^{}]+))?\}")
+MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
+BORROWED = "†"
+"""Marks a figure that the reader's own results lack: it comes from the kept ones."""
+MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
+STAGE = re.compile(r"^stages/m\d_\w+")
+
+
+@cache
+def _symbols(path: Path) -> Mapping[str, int]:
+    """Line of every class, function, method and module constant, by its dotted name."""
+    found: dict[str, int] = {}
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found.setdefault(prefix + node.name, node.lineno)
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    if isinstance(target, ast.Name):
+                        found.setdefault(prefix + target.id, node.lineno)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return found
+
+
+def line_of(path: str, symbol: str) -> int:
+    """Where a symbol of a file of this repository is defined, from 1; `UserError` if it is not."""
+    file = ROOT / path
+    if not file.is_file():
+        raise UserError(f"{path} does not exist: correct the placeholder {{code:{path}:{symbol}}}")
+    lines = _symbols(file)
+    if symbol not in lines:
+        raise UserError(f"{path} defines no {symbol}: correct the placeholder {{code:{path}:{symbol}}}")
+    return lines[symbol]
+
+
+@dataclass(frozen=True)
+class Filler:
+    """`machines`: all that was read. `own`: whose figures a placeholder without a machine means; where that lacks one
+    and `fallback` names another machine, its figure stands there with a mark. `folder`: where the text will lie."""
+
+    machines: Mapping[str, Machine]
+    own: str
+    folder: Path
+    language: str = "en"
+    fallback: str | None = None
+
+    def fill(self, text: str) -> str:
+        return PLACEHOLDER.sub(self._one, text)
+
+    def _one(self, match: re.Match[str]) -> str:
+        kind, what, extra = match.groups()
+        if kind == "figure":
+            return self._figure(what, extra or "rate")
+        return self._code(what, extra) if kind == "code" else self._link(what, extra)
+
+    def _figure(self, what: str, form: str) -> str:
+        named = MACHINE.match(what)
+        name, expression = (named[1], what[named.end() :]) if named else (self.own, what)
+        for place in (name,) if named else (name, self.fallback):
+            machine = self.machines.get(place or "")
+            value = None if machine is None else evaluate(machine, expression)
+            if value is not None:
+                return show(value, form) + (BORROWED if place != name else "")
+        return MISSING[self.language].format(command_for(expression, gpu=name == "h100"))
+
+    def _code(self, what: str, label: str | None) -> str:
+        path, _, symbol = what.partition(":")
+        stage = STAGE.match(path)
+        text = f"`{label or symbol or path}`"
+        if stage and not (ROOT / stage[0]).is_dir():  # a stage to come
+            return text
+        anchor = f"#L{line_of(path, symbol)}" if symbol else ""
+        return f"[{text}]({self._target(path)}{anchor})"
+
+    def _link(self, what: str, label: str | None) -> str:
+        path, hash_sign, heading = what.partition("#")
+        stage = STAGE.match(path)
+        if stage and not (ROOT / stage[0]).is_dir():
+            return label or what
+        return f"[{label or what}]({self._target(path)}{hash_sign}{heading})"
+
+    def _target(self, path: str) -> str:
+        if not (ROOT / path).exists():
+            raise UserError(f"{path} does not exist: correct the placeholder that names it")
+        return os.path.relpath(ROOT / path, self.folder).replace(os.sep, "/")

@@ -1,0 +1,18 @@
+"""Engines that people use, measured once beside these stages on one H100, without a results file that could be kept.
+
+Qwen3-0.6B's shape with random weights, bfloat16, November 2026. `nano`: 256 requests, inputs and outputs uniform in
+100 ... 1024; `decode_one` and `decode`: one sequence, and 64. Output tokens per second.
+"""
+
+from __future__ import annotations
+
+GPU, MODEL = "H100", "random:qwen3-0.6b"
+
+PEERS: dict[str, dict[str, float]] = {
+    "the memory bandwidth allows": {"nano": 24_300, "decode_one": 2_500},
+    "vLLM 0.26": {"nano": 17_600, "decode_one": 469, "decode": 17_000},
+    "nano-vllm on FlashAttention-3": {"nano": 14_900, "decode_one": 500, "decode": 17_800},
+    "transformers 5.17, continuous batching": {"nano": 11_200, "decode_one": 248, "decode": 10_000},
+    "transformers 5.17, static batches": {"nano": 730},
+}
+SHORT = {"vllm": "vLLM 0.26", "nano-vllm": "nano-vllm on FlashAttention-3", "limit": "the memory bandwidth allows"}

@@ -1,0 +1,68 @@
+"""Tables of the files that hold no stages: attention kernels, quality, and whatever else is a list of measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.report.blocks import Block, Folded, Paragraph, Table
+from benchmarks.report.sources import Sheet
+from benchmarks.table import size
+
+MANY = 30
+"""Rows of a table from which on it is folded away."""
+
+
+def sheet_blocks(sheet: Sheet) -> list[Block]:
+    if sheet.kind == "attention":
+        return _attention(sheet)
+    if sheet.kind == "quality":
+        return _quality(sheet)
+    table = _anything(sheet.rows)
+    return [Folded(f"{len(sheet.rows)} measurements", [table]) if len(sheet.rows) > MANY else table]
+
+
+def _attention(sheet: Sheet) -> list[Block]:
+    config, top = sheet.values["config"], sheet.values["ceilings"]
+    rows: list[list[str]] = []
+    for r in sheet.rows:
+        unit = "GB/s" if r["kind"] == "decode" else "TFLOP/s"
+        cells = ["–", r["error"] or "–", "–"]
+        if r["seconds"] is not None:
+            cells = [f"{r['seconds'] * 1e3:.3f} ms", f"{r['rate']:.3g} {unit}", f"{r['share']:.0%}"]
+        rows.append([r["step"], r["backend"], *cells])
+    text = (
+        f"{config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}, blocks of "
+        f"{config['block_size']}. Decode: sequences × context; prefill: sequences × prompt. Of the ceiling of the same "
+        f"run: a copy, {top['copy_gb_per_s']:.0f} GB/s, or a matrix product, {top['matmul_tflop_per_s']:.3g} TFLOP/s. "
+        "`contiguous` is PyTorch's SDPA with K and V in one piece, which no paged cache has."
+    )
+    return [Paragraph(text), Table(("step", "backend", "time", "rate", "of ceiling"), rows, words=2)]
+
+
+def _quality(sheet: Sheet) -> list[Block]:
+    plain = next((row for row in sheet.rows if row["name"] == "bf16"), None)
+    rows: list[list[str]] = []
+    for row in sheet.rows:
+        over = f"{row['perplexity'] / plain['perplexity'] - 1:+.1%}" if plain and row is not plain else "–"
+        sizes = [size(row["layer_bytes"]), size(row["model_bytes"])]
+        rows.append([row["name"], f"{row['perplexity']:.2f}", over, f"{row['agreement']:.1%}", *sizes])
+    headers = ("weights", "perplexity", "over bf16", "same likeliest token", "quantised layers", "whole model")
+    where = (
+        f"{sheet.values.get('model')}, {sheet.values.get('tokens')} tokens in contexts of {sheet.values.get('context')}"
+    )
+    return [Table(headers, rows, caption=where)]
+
+
+def _anything(rows: list[dict[str, Any]]) -> Table:
+    """Every value that is a word or a number, under its name."""
+    names = list(dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, str | int | float)))
+    words = [n for n in names if any(isinstance(row.get(n), str) for row in rows)]
+    names = words + [n for n in names if n not in words]
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    return Table([name.replace("_", " ") for name in names], cells, words=len(words))
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, dict | list):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

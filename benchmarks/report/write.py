@@ -1,0 +1,60 @@
+"""`make report`: the page, its Markdown twin, and the interview guide in two languages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.files import check_writable, write_atomically
+from benchmarks.report.content import report
+from benchmarks.report.fill import Filler
+from benchmarks.report.html import to_html
+from benchmarks.report.markdown import to_markdown
+from benchmarks.report.pictures import draw
+from benchmarks.report.sources import REPORTS, Machine, read_machines
+from common.errors import UserError
+from common.progress import progress_bar
+
+TEMPLATES = Path(__file__).parent / "templates"
+GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}
+KEPT = "cpu"
+"""Whose figures the kept guide tells, and the reader's guide where the reader's own results have none."""
+
+
+def write_all(reports: Path = REPORTS) -> Iterator[Path]:
+    """From the kept results into `reports`; where the reader has own ones, from all of them into `reports/local`."""
+    machines = read_machines(reports)
+    if not machines:
+        raise UserError(f"no results under {reports}: run `make bench` first")
+    kept = {name: machine for name, machine in machines.items() if name != "local"}
+    with progress_bar("drawing", len(machines)) as advance:
+        pictures = {}
+        for name, machine in machines.items():
+            pictures[name] = draw(machine)
+            advance(1)
+    for folder, found in ((reports, kept), (reports / "local", machines)):
+        if not found or (folder != reports and "local" not in machines):
+            continue
+        check_writable(folder / "report.html")
+        fillers = {name: Filler(found, name, folder) for name in found}
+        blocks = report(list(found.values()), fillers, pictures)
+        yield _write(folder / "report.html", to_html("FoloVLLM: what was measured", blocks))
+        yield _write(folder / "report.md", to_markdown(blocks, folder))
+        for name, text in guides(found, folder).items():
+            yield _write(folder / name, text)
+
+
+def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
+    """The interview guide in each language, by file name. Figures are the reader's own where there are any."""
+    own = "local" if "local" in machines else KEPT
+    filled: dict[str, str] = {}
+    for name, language in GUIDES.items():
+        fallback = KEPT if own != KEPT else None
+        filler = Filler(machines, own, folder, language, fallback)
+        filled[name] = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
+    return filled
+
+
+def _write(path: Path, text: str) -> Path:
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    return path
