@@ -74,8 +74,8 @@ CLAIMS = (
         "mixed.m2.output_tokens_per_s / mixed.m1.output_tokens_per_s",
         "x",
         low=3,
-        why="the factor is the share of m1's positions that are for nobody: {figure:mixed.m1.padding_share|share} here, "
-        "which allows {figure:mixed.m1.padding_bound|x}× at most",
+        why="the factor is the share of m1's positions that are for nobody: {figure:mixed.m1.padding_share|share} "
+        "here, which allows {figure:mixed.m1.padding_bound|x}× at most",
     ),
     Claim(
         "m2",
@@ -169,7 +169,8 @@ CLAIMS = (
         "long_context.m4.longest_prompt / long_context.m3.longest_prompt",
         "x",
         low=4,
-        why="the sweep ends at {figure:long_context.m4.longest_prompt|n} tokens, which m4 ran; longer ones were not tried",
+        why="the sweep ends at {figure:long_context.m4.longest_prompt|n} tokens, which m4 ran; longer ones were not "
+        "tried",
     ),
     Claim(
         "m5",
@@ -198,8 +199,8 @@ CLAIMS = (
         "m5",
         "chunks of 256–512 are the sweet spot",
         "256–512",
-        f"{_STALLS}, sweep",
-        "the smallest chunk that keeps 95 % of the best one's throughput",
+        _STALLS,
+        "sweep: the smallest chunk that keeps 95 % of the best one's throughput",
         "interference.m5.sweet_spot",
         "n",
         low=256,
@@ -240,8 +241,8 @@ CLAIMS = (
         "m6",
         "without hits it costs nothing",
         "within 5 %",
-        "shared_prefix, sweep",
-        "median time to the first token at 0 % hits, over m5's",
+        "shared_prefix",
+        "sweep: median time to the first token at 0 % hits, over m5's",
         "shared_prefix[hit_rate=0].m6.ttft_s.p50 / shared_prefix[hit_rate=0].m5.ttft_s.p50",
         "x",
         high=1.05,
@@ -256,8 +257,9 @@ CLAIMS = (
         "1 - quality.int4 GPTQ.layer_bytes / quality.bf16.layer_bytes",
         "share",
         low=0.75,
-        why="four bits of sixteen are a quarter, and every group of weights has a scale and a zero point besides. Of the "
-        "whole model, whose embedding stays, {figure:1 - quality.int4 GPTQ.model_bytes / quality.bf16.model_bytes|share}",
+        why="four bits of sixteen are a quarter, and every group of weights has a scale and a zero point besides. Of "
+        "the whole model, whose embedding stays, "
+        "{figure:1 - quality.int4 GPTQ.model_bytes / quality.bf16.model_bytes|share}",
     ),
     Claim(
         "m7",

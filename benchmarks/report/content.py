@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.environment import ROOT
 from benchmarks.peers import PEERS
 from benchmarks.report import reference
 from benchmarks.report.blocks import Block, Folded, Heading, Paragraph, Picture, Table, from_rich
@@ -16,7 +15,7 @@ from benchmarks.report.sources import Bench, Machine
 from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
 from benchmarks.style import title
 from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
-from benchmarks.workloads import WORKLOADS, find
+from benchmarks.workloads import find
 
 LADDERS = ("mixed", "ladder", "nano")
 LADDER_COLUMNS = {
@@ -34,6 +33,7 @@ LADDER_COLUMNS = {
 def report(
     machines: Sequence[Machine], filler_for: Mapping[str, Filler], pictures: Mapping[str, list[Picture]]
 ) -> list[Block]:
+    """All of it: what is short and asked for first at the top, every table at the end."""
     blocks: list[Block] = [Heading("FoloVLLM: what was measured", 1), Paragraph(_summary(machines, filler_for))]
     blocks += [Heading("Machines"), _machines(machines)]
     blocks += [Heading("The ladder"), *_ladders(machines)]
@@ -107,10 +107,8 @@ def _ladders(machines: Sequence[Machine]) -> list[Block]:
 def _caption(bench: Bench, workload: str) -> str:
     config = bench.results.config
     options = ", ".join(f"{name}={value}" for name, value in (config.get("options") or {}).items())
-    return (
-        f"`{workload}`: {find(workload).description}. {config['model']}, {config['dtype']}"
-        f"{options and f', {options}'}; `{bench.path.relative_to(ROOT) if ROOT in bench.path.parents else bench.path.name}`"
-    )
+    what = f"{find(workload).description}. {config['model']}, {config['dtype']}{options and f', {options}'}"
+    return f"`{workload}`: {what}; `{bench.path.parent.name}/{bench.path.name}`"
 
 
 def _notes(bench: Bench, workload: str) -> list[Block]:
@@ -128,9 +126,7 @@ def _claims(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> li
         rows: list[list[str]] = []
         for claim in CLAIMS:
             found = judge(claim, machine, filler_for[machine.name])
-            where = (
-                f"`{claim.workload}`: {claim.how}" if claim.workload in WORKLOADS else f"{claim.workload}: {claim.how}"
-            )
+            where = f"`{claim.workload}`: {claim.how}"
             rows.append([claim.stage, claim.said, where, claim.expected, found.value, found.verdict, found.why])
         headers = ("stage", "said", "shown by", "expected", "measured", "verdict", "why, and notes")
         blocks += [Heading(_name(machine), 3), Table(headers, rows, words=len(headers))]

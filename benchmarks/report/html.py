@@ -1,4 +1,4 @@
-"""Blocks as one HTML page that needs nothing beside itself: pictures are data URIs, light and dark follow the reader."""
+"""Blocks as one HTML page that needs nothing beside itself: pictures are data URIs; it is light or dark as asked."""
 
 from __future__ import annotations
 
