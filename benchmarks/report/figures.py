@@ -88,13 +88,19 @@ DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
     "memory": lambda record, _: record.peak_device_memory_bytes or record.peak_memory_bytes,
 }
 
+
+def _factor(value: float) -> str:
+    return f"{value:.2f}" if value < 2 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
 FORMS: Mapping[str, Callable[[float], str]] = {
     "rate": rate,
     "s": seconds,
     "size": size,
     "share": lambda value: f"{value * 100:.1f} %" if 0 < abs(value) < 0.1 else f"{value * 100:.0f} %",
     "signed": lambda value: f"{value * 100:+.1f} %".replace("-", "−"),
-    "x": lambda value: f"{value:.2f}" if value < 2 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}",
+    "x": _factor,
+    "times": lambda value: f"{_factor(value)}×",
     "n": lambda value: f"{value:,.0f}",
     "ppl": lambda value: f"{value:.2f}",
 }

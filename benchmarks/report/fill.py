@@ -1,4 +1,9 @@
-"""{figure:...}, {code:...} and {link:...} in texts: filled from the results and from the source."""
+"""Placeholders in texts, filled from the results and from the source.
+
+{figure:mixed.m2.ttft_s.p50|s}  {figure:h100:...}     a figure (`benchmarks.report.figures`), of a named machine
+{code:common/engine.py:Engine.step}                   a link to the line that defines it
+{link:README.md#the-stages|text}  {machine:own}       a link to a file; what a machine is
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from benchmarks.report.figures import command_for, evaluate, show
 from benchmarks.report.sources import Machine
 from common.errors import UserError
 
-PLACEHOLDER = re.compile(r"\{(figure|code|link):([^{}|]+)(?:\|([^{}]+))?\}")
+PLACEHOLDER = re.compile(r"\{(figure|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
 MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
 """Marks a figure that the reader's own results lack: it comes from the kept ones."""
@@ -72,6 +77,9 @@ class Filler:
         kind, what, extra = match.groups()
         if kind == "figure":
             return self._figure(what, extra or "rate")
+        if kind == "machine":
+            found = self.machines.get(self.own if what == "own" else what)
+            return found.title if found else what
         return self._code(what, extra) if kind == "code" else self._link(what, extra)
 
     def _figure(self, what: str, form: str) -> str:

@@ -29,6 +29,5 @@ def judge(claim: Claim, machine: Machine, filler: Filler) -> Verdict:
             return Verdict(NOT_MEASURED, why="on a GPU only")
         return Verdict(NOT_MEASURED, why=f"`{command_for(claim.figure, machine.is_gpu)}`")
     met = (claim.low is None or value >= claim.low) and (claim.high is None or value <= claim.high)
-    unit = "×" if claim.form == "x" else ""
     reason = claim.note if met else claim.why or claim.note
-    return Verdict(MET if met else NOT_MET, show(value, claim.form) + unit, filler.fill(reason))
+    return Verdict(MET if met else NOT_MET, show(value, claim.form), filler.fill(reason))

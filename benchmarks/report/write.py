@@ -11,6 +11,7 @@ from benchmarks.report.fill import Filler
 from benchmarks.report.html import to_html
 from benchmarks.report.markdown import to_markdown
 from benchmarks.report.pictures import draw
+from benchmarks.report.reflow import reflow
 from benchmarks.report.sources import REPORTS, Machine, read_machines
 from common.errors import UserError
 from common.progress import progress_bar
@@ -51,7 +52,8 @@ def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
     for name, language in GUIDES.items():
         fallback = KEPT if own != KEPT else None
         filler = Filler(machines, own, folder, language, fallback)
-        filled[name] = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
+        text = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
+        filled[name] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at
     return filled
 
 
