@@ -80,7 +80,7 @@ def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
     shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
     for tokens in prompt_sizes(max_num_tokens):
         shapes.append(StepShape(max_num_seqs, tokens))
-        if FEW_DECODES < max_num_seqs and tokens < 4 * max_num_seqs:
+        if max_num_seqs > FEW_DECODES and tokens < 4 * max_num_seqs:
             shapes.append(StepShape(FEW_DECODES, tokens))
     return sorted(shapes, key=lambda shape: shape.rows)
 

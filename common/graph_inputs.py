@@ -16,8 +16,8 @@ from common.upload import aligned
 
 T = TypeVar("T")
 
-MAX_PROMPTS = 16
-"""Most prompts in a replayed step. Attention starts programs for that many; those of missing prompts leave at once."""
+MAX_PROMPTS = 32
+"""Most prompts in a replayed step. Attention starts programs for as many, and those of missing ones leave at once."""
 
 
 class StepShape(NamedTuple):

@@ -23,7 +23,7 @@ PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")
 """What `auto` tries, fastest first as measured by `python -m benchmarks attention`; `torch` runs everywhere."""
 
 CAPTURABLE = ("triton", "flash_attn", "cpu")
-"""Whose decode step does nothing but queue kernels of fixed shapes, so that a graph can repeat it."""
+"""Whose steps do nothing but queue kernels whose shapes follow from the batch's, so that a graph can repeat them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from common.config import EngineConfig
 from common.plan import StepPlan
 
 DEFAULT_TOKENS = {"cpu": 256, "cuda": 2048}
-"""A GPU computes hundreds of tokens in the time in which it reads its weights once, and a step that is not replayed from
-a CUDA graph takes as long for 256 tokens as for 2,048. On the CPU the sweep of `interference` bends at 256."""
+"""A GPU computes hundreds of tokens in the time in which it reads its weights once, and a step that is not replayed
+from a CUDA graph takes as long for 256 tokens as for 2,048. On the CPU the sweep of `interference` bends at 256."""
 
 
 class ChunkSize:
