@@ -74,7 +74,7 @@ def test_padded_rows_of_a_graph_disturb_the_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name in select.CAPTURABLE])
 def test_room_for_more_prompts_and_tokens_disturbs_those_that_are_there(name: str) -> None:
-    """A graph captured for more: five sequences without a token, and 60 rows behind the last prompt that are nobody's."""
+    """A graph captured for more: five sequences without a token, and 60 rows behind the last prompt for nobody."""
     case = make_case([(1, 50), (64, 64), (65, 100), (3, 3)], padded_rows=2, poison=poison(name))
     rows, batch = len(case.q), case.batch
     case.q, case.k, case.v = (torch.cat([x, torch.full_like(x[:60], torch.nan)]) for x in (case.q, case.k, case.v))
