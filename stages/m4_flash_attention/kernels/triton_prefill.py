@@ -123,7 +123,7 @@ def prefill(
     """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's.
     num_tokens: so many queries the sequences have together, or more."""
     heads, dim = q.shape[1], q.shape[2]
-    config = config or prefill_config(dim, q.dtype)
+    config = config or prefill_config(dim, q.dtype, num_tokens, heads)
     num_seqs = seq_lens.shape[0]
     grid = (heads, num_tokens // config["ROWS"] + num_seqs)
     kernel: Any = prefill_kernel[grid]
