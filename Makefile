@@ -13,8 +13,8 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test lint report clean
-STAGE_VERBS := demo generate chat serve diff trace
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder lint report clean
+STAGE_VERBS := demo generate chat serve diff trace profile
 BOTH_VERBS  := bench test
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
@@ -74,7 +74,8 @@ joined = $(subst $(space),$(1),$(strip $(2)))
 SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
-VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)))
+VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
+	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))))
 # The main job is for any machine: the CPU, unless another device is asked for.
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
@@ -126,6 +127,9 @@ test-all: $(READY)
 gpu-test: $(READY)
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'
 	@$(PY) -m pytest tests/gpu -m gpu
+
+gpu-bench gpu-ladder: $(READY)
+	@$(PY) -m benchmarks gpu $(@:gpu-%=%) $(MODEL_OPTIONS)
 
 lint: $(READY)
 	@$(PY) -m ruff check

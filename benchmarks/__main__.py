@@ -130,6 +130,30 @@ def attention(
 
 
 @app.command()
+def fused(
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    model: Annotated[str, typer.Option(help="Whose shapes: qwen3-0.6b, qwen3-4b, llama3-1b, ...")] = "qwen3-0.6b",
+    tune: Annotated[bool, typer.Option("--tune", help="Also try other configurations of the products.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; default: reports/local/fused.json.")
+    ] = None,
+) -> None:
+    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, beside a copy."""
+    from benchmarks.files import check_writable
+    from benchmarks.fused import run as run_fused
+    from common.models.random_weights import PRESETS
+    from common.options import unknown
+
+    if model not in PRESETS:
+        raise unknown("model", model, PRESETS)
+    folder = json_path.parent if json_path else DEFAULT_FOLDER
+    check_writable(json_path or folder / "fused.json")
+    run_fused(device, dtype, model, json_path, quick, tune, folder)
+
+
+@app.command()
 def trace(
     stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
@@ -145,6 +169,52 @@ def trace(
 
     check_writable(out_dir / PICTURE)
     for path in record_and_draw(stage, model, device, dtype, out_dir):
+        print(path)
+
+
+@app.command()
+def gpu(
+    job: Annotated[str, typer.Argument(help="bench: what execution wins, on the last stages; ladder: all stages.")],
+    model: Annotated[str, typer.Option(help="A name, a folder, a hub id, or random:<preset>.")] = "random:qwen3-0.6b",
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, ...")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")] = False,
+    out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
+) -> None:
+    """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
+    from benchmarks.gpu import bench_parts, ladder_parts, run_parts
+
+    if job not in ("bench", "ladder"):
+        raise UserError(f"unknown job {job!r}. Choose from: bench, ladder")
+    parts = bench_parts() if job == "bench" else ladder_parts()
+    failed = False
+    for part, results in zip(parts, run_parts(parts, model, dtype, device, out_dir, quick), strict=True):
+        _show(results, out_dir / part.name)
+        failed |= any(not record.ok for record in results.records)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    stage: Annotated[str, typer.Option(help="The stage.")],
+    workload: Annotated[str, typer.Option(help="Whose requests; see `workloads`.")] = "mixed",
+    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
+        DEFAULT_MODEL
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to look into.")] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test it; measures nothing.")] = False,
+    engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option.")] = None,
+    out_dir: Annotated[Path, typer.Option(help="Folder of the trace and the picture.")] = DEFAULT_FOLDER,
+) -> None:
+    """Where the time of some steps goes: a table, a picture, and a trace that Perfetto opens."""
+    from benchmarks.files import check_writable
+    from benchmarks.profile import profile as look
+
+    check_writable(out_dir / PICTURE)
+    for path in look(stage, workload, model, device, dtype, steps, quick, _options(engine or []), out_dir):
         print(path)
 
 

@@ -94,8 +94,8 @@ def jobs(plan: Comparison) -> Iterator[Job]:
         for number, variant in enumerate(workload.variants_for(plan.preset)):
             for stage in plan.contestants:
                 limit = workload.m0_variants if stage == "m0" else None
-                too_early = stage not in PEERS and stages.number(stage) < workload.variants_from
-                if not too_early and (limit is None or number < limit):
+                left_out = workload.stages_only if stage in PEERS else stages.number(stage) < workload.variants_from
+                if not left_out and (limit is None or number < limit):
                     yield _job(plan, stage, workload, variant, None)
 
 

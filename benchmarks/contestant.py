@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run
-from benchmarks.workloads import BenchRequest, Size
+from benchmarks.workloads import Size
 from common.config import parse_device, parse_dtype
 
 if TYPE_CHECKING:
@@ -21,7 +22,12 @@ OnTokens = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contestant of a comparison gets. `kv_tokens`: what its KV cache may hold."""
+    """What every contestant of a comparison gets.
+
+    kv_tokens: what its KV cache may hold.
+    defaults: the workload's engine options, for those who have them.
+    options: the caller's, which override them; one that a stage does not have is an error.
+    """
 
     model: str
     dtype: torch.dtype
@@ -29,6 +35,7 @@ class Setting:
     max_num_seqs: int
     max_model_len: int
     kv_tokens: int
+    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
@@ -40,7 +47,8 @@ class Setting:
             size.max_num_seqs,
             size.max_model_len,
             size.kv_budget_tokens,
-            {**size.options, **options},
+            dict(size.options),
+            options,
         )
 
 
@@ -51,7 +59,8 @@ class Contestant(Protocol):
     note: str | None
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
-        """Run all requests to their ends; timelines in the order of the requests."""
+        """Run all requests to their ends, each from when it arrives (see `BenchRequest`; peers know the clock alone);
+        timelines in the order of the requests."""
         ...
 
     def attention_clock(self) -> AttentionClock | None:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.contestant import Contestant
 from benchmarks.measure import ActivationPeak
-from benchmarks.workloads import BenchRequest
+from benchmarks.recipes import BenchRequest
 from common.attention import Attention
 
 

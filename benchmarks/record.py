@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workloads import BenchRequest
+from benchmarks.recipes import STEADY, BenchRequest
 
 SCHEMA = 1
 POSITION_BINS = 64
@@ -66,6 +66,9 @@ class Record:
     capacity of what running requests hold, averaged over the time in which anything runs. itl_by_position: for a
     workload of one request, [position in the sequence, seconds that its token took], at most 64 points.
     attention_time_s and peak_activation_bytes: of one more run of a probed workload (see `benchmarks.probe`).
+    itl_s and tpot_s are those of the steady group, where a workload has one. ttft_by_group: for each group of requests.
+    prefix_hit_rate: tokens that came from the prefix cache over all prompt tokens; tokens_saved: those tokens;
+    blocks_shared: blocks taken from the prefix cache; evictions: blocks that it gave up for others.
     """
 
     stage: str
@@ -97,6 +100,9 @@ class Record:
     itl_by_position: list[list[float]] | None = None
     attention_time_s: float | None = None
     peak_activation_bytes: int | None = None
+    ttft_by_group: dict[str, Summary] | None = None
+    blocks_shared: int | None = None
+    evictions: int | None = None
     variant: str | None = None
 
     @property
@@ -125,6 +131,8 @@ METRIC_FIELDS = (
     "preemptions",
     "prefix_hit_rate",
     "tokens_saved",
+    "blocks_shared",
+    "evictions",
 )
 
 
@@ -145,8 +153,9 @@ def median_run(runs: Sequence[Run]) -> int:
 def record_runs(stage: str, workload: str, requests: Sequence[BenchRequest], runs: Sequence[Run]) -> Record:
     """The record of a contestant that has run the workload, once or more."""
     run = runs[median_run(runs)]
-    gaps = [t.itl for t in run.timelines]
-    prompt_tokens = sum(len(r.prompt) for r in requests)
+    steady = [t for t, r in zip(run.timelines, requests, strict=True) if r.group == STEADY]
+    gaps = [t.itl for t in steady or run.timelines]
+    prompt_tokens = sum(r.prompt_length for r in requests)
     output_tokens = sum(len(t.token_times) for t in run.timelines)
     counters: dict[str, Any] = {name: run.metrics.get(name) for name in METRIC_FIELDS}
     return Record(
@@ -162,8 +171,18 @@ def record_runs(stage: str, workload: str, requests: Sequence[BenchRequest], run
         e2e_s=summarize([t.e2e for t in run.timelines]),
         output_tokens_per_s_repeats=[r.output_tokens_per_s for r in runs],
         itl_by_position=itl_by_position(len(requests[0].prompt), gaps[0]) if len(requests) == 1 else None,
+        ttft_by_group=ttft_by_group(requests, run),
         **counters,
     )
+
+
+def ttft_by_group(requests: Sequence[BenchRequest], run: Run) -> dict[str, Summary] | None:
+    """In the order in which the groups appear; None where there are none."""
+    groups: dict[str, list[float]] = {}
+    for request, timeline in zip(requests, run.timelines, strict=True):
+        if request.group:
+            groups.setdefault(request.group, []).append(timeline.ttft)
+    return {group: found for group, values in groups.items() if (found := summarize(values))} or None
 
 
 def itl_by_position(prompt_length: int, gaps: Sequence[float]) -> list[list[float]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 
 import stages
+from benchmarks.arrivals import Arrival, Arrivals
 from benchmarks.contestant import OnTokens, Setting
 from benchmarks.probe import AttentionClock
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import METRIC_FIELDS, Run, Timeline
-from benchmarks.workloads import BenchRequest
 from common import RequestOutput, SamplingParams
+from common.config import stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 
@@ -27,43 +28,51 @@ class StageContestant:
             "max_num_seqs": setting.max_num_seqs,
             "max_model_len": setting.max_model_len,
             "kv_cache_memory": setting.kv_tokens * kv_bytes_per_token(config, setting.dtype),
+            **stage_options(stages.number(stage), setting.defaults),
             **setting.options,
         }
         self.vocab_size = config.vocab_size
-        self._engine = stages.build(stage, model=setting.model, dtype=setting.dtype, device=setting.device, **options)
+        self.engine = stages.build(stage, model=setting.model, dtype=setting.dtype, device=setting.device, **options)
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
-        engine = self._engine
+        engine = self.engine
         engine.reset_metrics()
-        finished: dict[str, RequestOutput] = {}
-        ids: list[str] = []
-        waiting = deque(requests)
+        arrivals = Arrivals(requests)
+        numbers: dict[str, int] = {}  # of the requests, by the engine's id
+        finished: dict[int, RequestOutput] = {}
         start = time.perf_counter()
-        while waiting or engine.has_unfinished:
-            while waiting and start + waiting[0].arrival <= time.perf_counter():
-                ids.append(self._add(waiting.popleft(), start))
+        while arrivals.left or engine.has_unfinished:
+            for arrival in arrivals.due(time.perf_counter() - start):
+                numbers[self._add(arrival, requests[arrival.number].max_tokens, start)] = arrival.number
             if not engine.has_unfinished:
+                arrivals.check_idle()
                 time.sleep(IDLE_SLEEP)
                 continue
             outputs = engine.step()
-            finished.update((output.request_id, output) for output in outputs if output.finished)
+            arrivals.gained((numbers[output.request_id] for output in outputs), time.perf_counter() - start)
+            for output in outputs:
+                if output.finished:
+                    index = numbers[output.request_id]
+                    finished[index] = output
+                    whole = output.prompt_token_ids + output.token_ids
+                    arrivals.ended(index, whole, output.outputs[0].token_times[-1] - start)
             on_tokens(len(outputs))
-        timelines = [Timeline(finished[i].arrival_time, finished[i].outputs[0].token_times) for i in ids]
-        return Run(start, timelines, self._metrics())
+        ended = [finished[index] for index in range(len(requests))]
+        return Run(start, [Timeline(o.arrival_time, o.outputs[0].token_times) for o in ended], self._metrics())
 
-    def _add(self, request: BenchRequest, start: float) -> str:
+    def _add(self, arrival: Arrival, max_tokens: int, start: float) -> str:
         """A request that fell due while a step was running has waited since then, not since we noticed."""
-        params = SamplingParams(max_tokens=request.max_tokens, ignore_eos=True)
-        return self._engine.add_request(request.prompt, params, arrival_time=start + request.arrival)
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        return self.engine.add_request(arrival.prompt, params, arrival_time=start + arrival.time)
 
     def _metrics(self) -> dict[str, float | int | str | None]:
-        metrics = self._engine.metrics()
+        metrics = self.engine.metrics()
         named = {name: metrics.get(name) for name in METRIC_FIELDS}
         named["kv_reserved_bytes"] = metrics.get("kv_reserved_peak_bytes")
         return named
 
     def attention_clock(self) -> AttentionClock:
-        engine = self._engine
+        engine = self.engine
         layers = engine.runner.model.config.num_layers
 
         def expected_calls() -> int:
@@ -72,4 +81,4 @@ class StageContestant:
         return AttentionClock(engine.runner.attention, engine.config.torch_device, expected_calls)
 
     def close(self) -> None:
-        self._engine.close()
+        self.engine.close()

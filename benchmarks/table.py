@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.text import Text
 from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
 from benchmarks.peers import PEERS
+from benchmarks.recipes import LONG, SHORT
 from benchmarks.record import Record, Summary
 from benchmarks.style import title
 from benchmarks.workloads import find
@@ -65,6 +66,10 @@ def _percentiles(summary: Summary | None, unit: float, *names: str) -> str:
     return " / ".join(f"{v:.0f}" if v >= 100 else f"{v:.1f}" if v >= 1 else f"{v:.2f}" for v in values)
 
 
+def count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
+
+
 def _share(value: float | None) -> str:
     return DASH if value is None else f"{value:.0%}"
 
@@ -96,9 +101,42 @@ COLUMNS = (
     "E2E, s\np50 / p99",
     "peak\nmemory",
 )
-KV_COLUMNS = ("KV at peak\nused / reserved", "KV mean\nuse", "\npadding")
-PROBE_COLUMNS = ("attention,\nin all", "activations,\npeak")
-"""In the place of KV_COLUMNS, which say little about a single request."""
+Column = tuple[str, Callable[[Record], str]]
+
+
+def _long_and_short(record: Record) -> str:
+    groups = record.ttft_by_group or {}
+    return f"{_percentiles(groups.get(LONG), 1e-3, 'p50')} / {_percentiles(groups.get(SHORT), 1e-3, 'p50')}"
+
+
+LAST_COLUMNS: dict[str, tuple[Column, ...]] = {
+    "kv": (
+        ("KV at peak\nused / reserved", _kv),
+        ("KV mean\nuse", lambda r: _share(r.kv_utilization)),
+        ("\npadding", lambda r: _share(r.padding_share)),
+    ),
+    "probe": (
+        ("attention,\nin all", lambda r: seconds(r.attention_time_s)),
+        ("activations,\npeak", lambda r: size(r.peak_activation_bytes)),
+    ),
+    "stalls": (
+        ("ITL, ms\nmax", lambda r: _percentiles(r.itl_s, 1e-3, "max")),
+        ("TTFT, ms\nlong / short", _long_and_short),
+    ),
+    "prefix": (
+        ("TTFT, ms\np50 / p99", lambda r: _percentiles(r.ttft_s, 1e-3, "p50", "p99")),
+        ("prefix\nhits", lambda r: _share(r.prefix_hit_rate)),
+        ("tokens\nsaved", lambda r: count(r.tokens_saved)),
+        ("blocks shared\n/ evicted", lambda r: f"{count(r.blocks_shared)} / {count(r.evictions)}"),
+    ),
+}
+"""By `Workload.columns`. The KV cache of a single request says little, nor does it tell of stalls or of sharing."""
+
+SWEEP_FIGURES: dict[str, Column] = {
+    "stalls": ("p99 time between tokens", lambda r: seconds(r.itl_s["p99"] if r.itl_s else None)),
+    "prefix": ("median time to the first token", lambda r: seconds(r.ttft_s["p50"] if r.ttft_s else None)),
+}
+"""What the table of a sweep shows where it is not the output tokens per second."""
 
 
 def workload_table(results: Results, workload: str) -> Table:
@@ -114,28 +152,27 @@ def workload_table(results: Results, workload: str) -> Table:
         box=None,
         padding=(0, 1),
     )
-    for name in COLUMNS + (PROBE_COLUMNS if entry.probed else KV_COLUMNS):
+    last = LAST_COLUMNS[entry.columns]
+    for name in (*COLUMNS, *(heading for heading, _ in last)):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     records = rows_for(results, workload)
     baseline = next((r for r in records if r.stage == "m0"), None)
     before: Record | None = None
     for record in records:
-        table.add_row(*_row(record, before, baseline, workload))
+        table.add_row(*_row(record, before, baseline, workload, last))
         if record.ok and record.stage not in PEERS:
             before = record
     return table
 
 
-def _row(record: Record, before: Record | None, baseline: Record | None, workload: str) -> Sequence[str]:
+def _row(
+    record: Record, before: Record | None, baseline: Record | None, workload: str, last: Sequence[Column]
+) -> Sequence[str]:
     name = record.stage.replace("-", "-\n")
     if record.workload != workload:
         name += f" on {record.workload}"
     if not record.ok:
         return name, "[red]failed[/]"
-    if find(workload).probed:
-        last = (seconds(record.attention_time_s), size(record.peak_activation_bytes))
-    else:
-        last = (_kv(record), _share(record.kv_utilization), _share(record.padding_share))
     return (
         name,
         speed(record),
@@ -145,7 +182,7 @@ def _row(record: Record, before: Record | None, baseline: Record | None, workloa
         _percentiles(record.itl_s, 1e-3, "p50", "p99"),
         _percentiles(record.e2e_s, 1, "p50", "p99"),
         _peak(record),
-        *last,
+        *(tell(record) for _, tell in last),
     )
 
 
@@ -165,24 +202,25 @@ def render(results: Results) -> Group:
         parts += [Text(), workload_table(results, workload)]
         parts += [Text(note, style="red" if " failed: " in note else "dim") for note in footnotes(records)]
     if results.sweeps:
-        parts += [Text(), sweep_table(results.sweeps)]
+        for workload in dict.fromkeys(r.workload for r in results.sweeps):
+            parts += [Text(), sweep_table(workload, [r for r in results.sweeps if r.workload == workload])]
         failed = [r for r in results.sweeps if not r.ok]
         parts += [Text(f"{r.stage} failed at {r.variant}: {r.error}", style="red") for r in failed]
     return Group(*parts)
 
 
-def sweep_table(sweeps: Sequence[Record]) -> Table:
-    """Output tokens per second: a row for each point of a sweep, a column for each contestant."""
+def sweep_table(workload: str, sweeps: Sequence[Record]) -> Table:
+    """One figure: a row for each point of the sweep, a column for each contestant."""
+    what, tell = SWEEP_FIGURES.get(find(workload).columns, ("output tokens/s", lambda r: rate(r.output_tokens_per_s)))
     names = list(dict.fromkeys(r.stage for r in sweeps))
-    table = Table(title="[bold]sweeps[/]: output tokens/s", title_justify="left", title_style="", box=None)
-    table.add_column("workload", no_wrap=True)
+    table = Table(
+        title=f"[bold]sweep of {workload}[/]: {what}", title_justify="left", title_style="", box=None, min_width=60
+    )
+    table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(title(name), justify="right")
-    for workload, variant in dict.fromkeys((r.workload, r.variant) for r in sweeps):
-        here = {r.stage: r for r in sweeps if (r.workload, r.variant) == (workload, variant)}
-        cells = [
-            DASH if name not in here else rate(here[name].output_tokens_per_s) if here[name].ok else "failed"
-            for name in names
-        ]
-        table.add_row(f"{workload} {variant}", *cells)
+    for variant in dict.fromkeys(r.variant for r in sweeps):
+        here = {r.stage: r for r in sweeps if r.variant == variant}
+        cells = [DASH if name not in here else tell(here[name]) if here[name].ok else "failed" for name in names]
+        table.add_row(variant, *cells)
     return table

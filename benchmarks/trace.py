@@ -8,7 +8,8 @@ from pathlib import Path
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.timeline import draw_timeline
-from benchmarks.workloads import Draw
+from benchmarks.recipes import Draw
+from benchmarks.schedule import schedule
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
@@ -72,6 +73,8 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
         print(
             f"{run.stage}: {len(run.trace.steps)} steps, recording them took {run.trace.cost / taken:.2%} of their time"
         )
+        if (idle := run.trace.idle_share) is not None:
+            print(f"{run.stage}: the GPU had no step to compute for {idle:.1%} of the time")
         for chrome in (False, True):
             path = folder / f"{run.stage}_trace{'.chrome' if chrome else ''}.json"
             run.trace.write(path, chrome=chrome)
@@ -79,4 +82,6 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
     written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
     if any(run.capacity for run in runs):
         written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
+    if name == "m5":
+        written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
     return written

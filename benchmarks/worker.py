@@ -20,9 +20,12 @@ from benchmarks.contestant import Contestant, Setting
 from benchmarks.failure import of_error
 from benchmarks.files import write_json
 from benchmarks.measure import DeviceUse, peak_memory, reset_peak_memory
+from benchmarks.peers import PEERS
 from benchmarks.probe import probe
+from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
-from benchmarks.workloads import BenchRequest, find, find_size, total_output
+from benchmarks.workloads import find, find_size
+from common.errors import UserError
 
 MARK = "@bench "
 WARMUP_TOKENS = {"cpu": 4, "gpu": 16, "quick": 2}
@@ -74,12 +77,14 @@ def warmup_requests(size_requests: list[BenchRequest], max_num_seqs: int, tokens
 def run_job(job: Job) -> Record:
     """Build the contestant, warm it up, run the workload `repeats` times; the record is that of the median run."""
     size = find_size(job.workload, job.variant, job.preset)
+    if job.stage in PEERS and find(job.workload).stages_only:
+        raise UserError(f"not applicable: {job.workload} follows the tokens of a run, which peers do not tell in time")
     tell(phase="loading")
     setting = Setting.of(job.model, job.dtype, job.device, size, job.options)
     contestant = build_contestant(job, setting)
     try:
         tell(phase="warming up")
-        warmup = size.requests(contestant.vocab_size, run=0)
+        warmup = timed(size.requests(contestant.vocab_size, run=0))
         contestant.run(warmup_requests(warmup, size.max_num_seqs, WARMUP_TOKENS[job.preset]), lambda tokens: None)
         reset_peak_memory()
         runs: list[Run] = []
@@ -89,7 +94,10 @@ def run_job(job: Job) -> Record:
         with use:
             for repeat in range(1, job.repeats + 1):
                 tell(phase=f"run {repeat} of {job.repeats}" if job.repeats > 1 else "running")
-                requests = size.requests(contestant.vocab_size, run=repeat)
+                everything = size.requests(contestant.vocab_size, run=repeat)
+                requests = timed(everything)
+                if warm(everything):
+                    contestant.run(warm(everything), lambda tokens: None)
                 runs.append(contestant.run(requests, progress))
                 check_lengths(requests, runs[-1])
         record = record_runs(job.stage, job.workload, requests, runs)
@@ -107,7 +115,7 @@ def run_job(job: Job) -> Record:
 
 
 def build_contestant(job: Job, setting: Setting) -> Contestant:
-    from benchmarks.peers import PEERS, build_peer
+    from benchmarks.peers import build_peer
     from benchmarks.stage_contestant import StageContestant
 
     return build_peer(job.stage, setting) if job.stage in PEERS else StageContestant(job.stage, setting)

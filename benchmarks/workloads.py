@@ -1,91 +1,15 @@
-"""Workloads as data. Adding one is one entry in `WORKLOADS`, and a recipe where none of the existing ones fits.
+"""Workloads as data. Adding one is one entry in `WORKLOADS`, and a recipe (`benchmarks.recipes`) where none fits.
 
-Everything is seeded with `random.Random.random()`, whose sequence Python guarantees, so that a workload is the same on
-every machine. Changing a workload makes old figures incomparable: do it only for a reason that the commit states.
+Changing a workload makes old figures incomparable: do it only for a reason that the commit states.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from benchmarks.recipes import BenchRequest, Draw, Recipe, Span, chats, first, interference, poisson, uniform
 from common.options import unknown
-
-SEED = 20261101
-
-Span = tuple[int, int]
-"""Lowest and highest value, both included."""
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """Token ids in, exactly `max_tokens` tokens out (end-of-sequence tokens are ignored).
-
-    arrival: seconds after the start of the run.
-    """
-
-    prompt: list[int]
-    max_tokens: int
-    arrival: float = 0.0
-
-
-class Draw:
-    """The dice of one run. Lengths and arrival times are the same in every run; the token ids differ from run to run,
-    so that a prefix cache which outlives a run finds nothing of it in the next."""
-
-    def __init__(self, vocab_size: int, run: int = 0) -> None:
-        self._vocab_size = vocab_size
-        self._shape = random.Random(SEED)
-        self._tokens = random.Random(SEED + 1 + run)
-
-    def tokens(self, count: int) -> list[int]:
-        return [int(self._tokens.random() * self._vocab_size) for _ in range(count)]
-
-    def length(self, span: Span) -> int:
-        low, high = span
-        return low + int(self._shape.random() * (high - low + 1))
-
-    def gap(self, rate: float) -> float:
-        """Seconds until the next arrival of a Poisson process with `rate` arrivals a second."""
-        return self._shape.expovariate(rate)
-
-    def marked(self, count: int, share: float) -> list[bool]:
-        """`count` flags, of which exactly `share` are set (rounded), in random places."""
-        order = sorted(range(count), key=lambda _: self._shape.random())
-        chosen = set(order[: round(count * share)])
-        return [index in chosen for index in range(count)]
-
-
-Recipe = Callable[[Draw], list[BenchRequest]]
-
-
-def uniform(count: int, inputs: Span, outputs: Span, long_outputs: Span = (0, 0), long_share: float = 0.0) -> Recipe:
-    """`count` requests at once, lengths uniform in the spans; a share of them has much longer outputs."""
-
-    def make(draw: Draw) -> list[BenchRequest]:
-        spans = [long_outputs if long else outputs for long in draw.marked(count, long_share)]
-        return [BenchRequest(draw.tokens(draw.length(inputs)), draw.length(span)) for span in spans]
-
-    return make
-
-
-def first(recipe: Recipe, count: int, longest_output: int) -> Recipe:
-    """The first `count` requests of another recipe, their outputs cut."""
-    return lambda draw: [replace(r, max_tokens=min(r.max_tokens, longest_output)) for r in recipe(draw)[:count]]
-
-
-def poisson(recipe: Recipe, rate: float) -> Recipe:
-    """Another recipe's requests, arriving at random: `rate` a second on average, the first at 0."""
-
-    def make(draw: Draw) -> list[BenchRequest]:
-        requests, now = [], 0.0
-        for request in recipe(draw):
-            requests.append(replace(request, arrival=now))
-            now += draw.gap(rate)
-        return requests
-
-    return make
 
 
 @dataclass(frozen=True)
@@ -93,7 +17,8 @@ class Size:
     """A workload's numbers for one kind of machine.
 
     kv_tokens: what the KV cache may hold, in tokens, the same for every stage; None: max_num_seqs * max_model_len.
-    options: further engine options.
+    options: further engine options; a stage that does not have one runs without it.
+    hit_rate: percent of the prompt tokens that a warm prefix cache can serve, where the workload is about that.
     """
 
     recipe: Recipe
@@ -101,6 +26,7 @@ class Size:
     max_model_len: int
     kv_tokens: int | None = None
     options: Mapping[str, int | float | str] = field(default_factory=dict[str, int | float | str])
+    hit_rate: int | None = None
 
     def requests(self, vocab_size: int, run: int = 0) -> list[BenchRequest]:
         return self.recipe(Draw(vocab_size, run))
@@ -120,6 +46,8 @@ class Workload:
     m0_variants: how many of the variants, from the first on, m0 runs.
     variants_from: the first stage that runs the variants, where they vary what earlier ones do not have.
     probed: one more run, after the timed ones, measures the time in attention and the memory of activations.
+    columns: what the last columns of its table tell: `kv`, `probe`, `stalls` or `prefix` (see `benchmarks.table`).
+    stages_only: requests wait for tokens of others, which peers do not tell while they run.
     """
 
     name: str
@@ -131,6 +59,8 @@ class Workload:
     m0_variants: int | None = None
     variants_from: int = 0
     probed: bool = False
+    columns: str = "kv"
+    stages_only: bool = False
     repeats: int = 3
 
     def variants_for(self, preset: str) -> list[str]:
@@ -147,6 +77,8 @@ _PRESSURE = {
     "gpu": Size(uniform(256, (64, 256), (64, 256)), 256, 4096, kv_tokens=16 * 4096),
     "quick": Size(uniform(8, (8, 16), (4, 12)), 8, 128, kv_tokens=2 * 128),
 }
+_NANO = uniform(256, (100, 1024), (100, 1024))
+"""What several small engines publish their throughput on."""
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
 
@@ -170,6 +102,64 @@ _LENGTHS = {
     32768: {"gpu": _prompt(32768)},
 }
 _HEADLINE = {"cpu": 4096, "gpu": 16384, "quick": 4096}
+
+
+def _interference(steady: int, rounds: int, every: int, prompt: int, long_prompt: int, other_outputs: int) -> Size:
+    """Rows and blocks of up to 256 tokens for all requests at once: slow prefills pile up, and nobody is preempted.
+    One step may prefill a long prompt and the short one behind it."""
+    recipe = interference(steady, rounds, every, prompt, long_prompt, other_outputs)
+    totals = [r.prompt_length + r.max_tokens for r in recipe(Draw(vocab_size=1))]
+    return Size(
+        recipe,
+        len(totals),
+        max(totals),
+        kv_tokens=sum(-(-total // 256) * 256 for total in totals),
+        options={"max_num_batched_tokens": 2 * long_prompt},
+    )
+
+
+_INTERFERENCE = {
+    "cpu": _interference(8, 8, 32, 32, 2048, 16),
+    "gpu": _interference(8, 16, 32, 32, 8192, 16),
+    "quick": _interference(3, 2, 4, 8, 64, 2),
+}
+
+PREFILL_TOKENS_PER_SECOND = {"cpu": 2_000, "gpu": 60_000, "quick": 20_000}
+"""What an engine without a prefix cache prefills: SmolLM2-135M in bf16 on two CPU threads, Qwen3-0.6B on an H100. Only
+the pace of the prompts comes from it."""
+LOAD = 0.5
+"""Share of that speed which prompts ask for: the first token then waits for its own prefill and not in a queue."""
+HIT_RATES = {95: None, 0: 0.0, 50: 0.5, 80: 0.8}
+"""Percent: the share of a prompt that it has in common with others; None: all but the new message."""
+
+
+def _chats(
+    preset: str, count: int, turns: int, prefix: int, messages: Span, rows: int, hit_rate: int, outputs: Span = (16, 32)
+) -> Size:
+    """Paced by `LOAD`, over the mean length of a prompt."""
+    message, grows = sum(messages) / 2, (sum(messages) + sum(outputs)) / 2
+    mean = prefix + message + grows * (turns - 1) / 2
+    longest = prefix + turns * (messages[1] + outputs[1])
+    gap = mean / (LOAD * PREFILL_TOKENS_PER_SECOND[preset])
+    recipe = chats(count, turns, prefix, messages, outputs, gap, HIT_RATES[hit_rate])
+    return Size(recipe, rows, -(-longest // 64) * 64, hit_rate=hit_rate)
+
+
+def _by_hit_rate(turns: Mapping[str, tuple[int, int]]) -> dict[int, dict[str, Size]]:
+    """The numbers of each hit rate and preset. turns: how many chats, and turns of each."""
+    return {
+        rate: {
+            "cpu": _chats("cpu", *turns["cpu"], 1024, (38, 70), 8, rate),
+            "gpu": _chats("gpu", *turns["gpu"], 4096, (152, 280), 16, rate),
+            "quick": _chats("quick", *turns["quick"], 96, (4, 6), 2, rate, (2, 3)),
+        }
+        for rate in HIT_RATES
+    }
+
+
+_QUESTIONS = _by_hit_rate({"cpu": (24, 1), "gpu": (128, 1), "quick": (4, 1)})
+_CHATS = _by_hit_rate({"cpu": (4, 6), "gpu": (8, 8), "quick": (2, 3)})
+_BEST = 95
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -264,6 +254,72 @@ WORKLOADS: dict[str, Workload] = {
             m0_runs="ladder",
             m0_variants=1,
             probed=True,
+            columns="probe",
+        ),
+        Workload(
+            "interference",
+            "8 requests that decode; each time they have made 32 tokens, a prompt of 2048 (GPU: 8192) and a short one",
+            "Those that run no longer stall behind a long prompt: half the p99 time between tokens or less, at about "
+            "equal throughput; the long prompt pays (m5 over m4).",
+            _INTERFERENCE,
+            variants={
+                f"chunk={chunk}": {
+                    preset: replace(size, options={**size.options, "prefill_chunk_size": chunk})
+                    for preset, size in _INTERFERENCE.items()
+                }
+                for chunk in (32, 64, 128, 256, 512, 1024, "auto")
+            },
+            variants_from=5,
+            m0_runs="ladder",
+            columns="stalls",
+            stages_only=True,
+        ),
+        Workload(
+            "shared_prefix",
+            "24 questions (GPU: 128) behind one system prompt of 1024 tokens (GPU: 4096), 95 % of each prompt",
+            "A beginning that is in the cache is not computed again: the first token comes 3-10 times sooner, and "
+            "without hits hardly later (m6 over m5).",
+            _QUESTIONS[_BEST],
+            variants={f"hit_rate={rate}": sizes for rate, sizes in _QUESTIONS.items() if rate != _BEST},
+            m0_runs="ladder",
+            m0_variants=0,
+            columns="prefix",
+        ),
+        Workload(
+            "multi_turn",
+            "4 chats of 6 turns (GPU: 8 of 8): each prompt is all that was said, 1024 tokens or more (GPU: 4096), and "
+            "a message",
+            "The turns so far, answers included, are not computed again: the first token of every turn comes about as "
+            "soon as that of the first (m6 over m5).",
+            _CHATS[_BEST],
+            variants={f"hit_rate={rate}": sizes for rate, sizes in _CHATS.items() if rate != _BEST},
+            m0_runs="ladder",
+            m0_variants=0,
+            columns="prefix",
+            stages_only=True,
+        ),
+        Workload(
+            "nano",
+            "256 requests at once, inputs and outputs of 100 to 1024 tokens (CPU: a sixteenth of both)",
+            "The last stages reach the throughput of the engines that people use.",
+            {
+                "cpu": Size(uniform(16, (6, 64), (6, 64)), 16, 256),
+                "gpu": Size(_NANO, 256, 2048),
+                "quick": Size(uniform(4, (4, 8), (4, 8)), 4, 64),
+            },
+            m0_runs="ladder",
+            repeats=1,
+        ),
+        Workload(
+            "decode_one",
+            "one request: 32 tokens in, 128 out (GPU: 128 in, 512 out)",
+            "Decoding alone comes close to what the memory bandwidth allows.",
+            {
+                "cpu": Size(uniform(1, (32, 32), (128, 128)), 1, 512),
+                "gpu": Size(uniform(1, (128, 128), (512, 512)), 1, 1024),
+                "quick": Size(uniform(1, (8, 8), (6, 6)), 1, 64),
+            },
+            m0_runs="ladder",
         ),
     )
 }
@@ -280,7 +336,3 @@ def find_size(workload: str, variant: str | None, preset: str) -> Size:
     """The numbers of a workload, or of one point of its sweep, for `cpu`, `gpu` or `quick`."""
     entry = find(workload)
     return (entry.variants[variant] if variant else entry.sizes)[preset]
-
-
-def total_output(requests: Sequence[BenchRequest]) -> int:
-    return sum(request.max_tokens for request in requests)

@@ -60,12 +60,19 @@ class EngineConfig:
     device: `auto`, `cpu`, `cuda`, `cuda:0`, ...
     max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
     max_num_seqs: most requests that run at the same time.
-    max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on).
+    max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on); from m5 on most tokens of a step.
+    prefill_chunk_size: most prompt tokens that a step computes while somebody decodes, or `auto` (from m5 on).
+    target_itl: seconds between two tokens of those who decode, which `auto` holds (from m5 on).
     scheduling_policy: `fcfs` or `priority` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
-    kv_cache_memory: bytes for K and V of all layers together; None takes `KV_MEMORY_SHARE` of the free memory.
+    kv_cache_memory: bytes for K and V of all layers together; None: on a GPU what `gpu_memory_utilization` leaves, on a
+        CPU `KV_MEMORY_SHARE` of the free memory.
+    gpu_memory_utilization: share of the GPU's memory that everything together may take, found by a trial step.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
+    fused_kernels: on a GPU, fused Triton kernels do what PyTorch's own would do one by one (from m4 on).
+    cuda_graphs: replay decode steps from CUDA graphs; without effect on a CPU (from m4 on).
+    overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -79,7 +86,13 @@ class EngineConfig:
     block_size: int = 16
     swap_space: int = 0
     kv_cache_memory: int | None = None
+    gpu_memory_utilization: float = 0.9
     attention_backend: str = "auto"
+    prefill_chunk_size: int | str = 256
+    target_itl: float = 0.05
+    fused_kernels: bool = True
+    cuda_graphs: bool = True
+    overlap: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,12 +107,33 @@ class EngineConfig:
                 _require_whole(name, getattr(self, name), 1)
         for name in ("swap_space", "seed"):
             _require_whole(name, getattr(self, name), 0)
+        share = self.gpu_memory_utilization
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        require(number and 0 < share <= 1, f"gpu_memory_utilization must be over 0 and at most 1, not {share!r}")
+        require(isinstance(self.cuda_graphs, bool), f"cuda_graphs must be True or False, not {self.cuda_graphs!r}")
+        overlap = self.overlap is None or isinstance(self.overlap, bool)
+        require(overlap, f"overlap must be True, False or None, not {self.overlap!r}")
         require(self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
         require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
+        self.prefill_chunk_size = _chunk_size(self.prefill_chunk_size)
+        positive = isinstance(self.target_itl, int | float) and 0 < self.target_itl < float("inf")
+        require(positive, f"target_itl is a time in seconds, above 0, not {self.target_itl!r}")
         if self.scheduling_policy not in POLICIES:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
         if self.attention_backend not in ATTENTION_BACKENDS:
             raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        fused = self.fused_kernels
+        require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
+
+    @property
+    def captures(self) -> bool:
+        """`cuda_graphs`, where there is a GPU to have them."""
+        return self.cuda_graphs and self.torch_device.type == "cuda"
+
+    @property
+    def overlaps(self) -> bool:
+        """`overlap`, decided: where there is no GPU, host and model would share the same cores."""
+        return self.torch_device.type == "cuda" if self.overlap is None else self.overlap
 
 
 def _require_whole(name: str, value: object, least: int) -> None:
@@ -107,12 +141,30 @@ def _require_whole(name: str, value: object, least: int) -> None:
     require(whole, f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
+def _chunk_size(value: object) -> int | str:
+    """A whole number, also one written as text (as a command line has it), or `auto`."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value == "auto":
+        return "auto"
+    require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+        f"prefill_chunk_size must be auto or a whole number of at least 1, not {value!r}",
+    )
+    return value  # type: ignore[return-value]
+
+
 ARRIVED_WITH = {
     "max_num_batched_tokens": 2,
     "scheduling_policy": 2,
+    "overlap": 2,
     "block_size": 3,
     "swap_space": 3,
     "attention_backend": 4,
+    "prefill_chunk_size": 5,
+    "target_itl": 5,
+    "fused_kernels": 4,
+    "cuda_graphs": 4,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Self
 
 from common.config import EngineConfig
 from common.detokenizer import Detokenizer
+from common.in_flight import StepInFlight
 from common.memory import kv_bytes_per_token
 from common.metrics import EngineMetrics
 from common.options import require
@@ -27,7 +29,13 @@ from common.trace import StepTrace
 
 
 class Engine:
-    """*plan → execute → update*, over and over. Not thread-safe: one thread drives an engine."""
+    """*plan → submit → collect → update*, over and over. Not thread-safe: one thread drives an engine.
+
+    Where the engine overlaps (`EngineConfig.overlap`), it plans and submits step N + 1 before it collects step N, so
+    that the device always has the next step at hand. The tokens are the same. What a request samples after its last
+    token, because nobody knew yet that it was the last, is dropped. Stages before m2 do not overlap: a static batch
+    has to know who has ended.
+    """
 
     def __init__(
         self,
@@ -47,6 +55,9 @@ class Engine:
         self.trace: StepTrace | None = None  # set one to record the steps from now on
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
+        self._in_flight: deque[StepInFlight] = deque()
+        self._overlaps = config.overlaps and scheduler.plans_ahead
+        self._last_end = 0.0  # when a step was collected last
         self._counter = itertools.count()
         self._sample_counter = itertools.count()
         self._metrics = EngineMetrics()
@@ -128,31 +139,55 @@ class Engine:
             self.scheduler.abort(sample)
 
     def step(self) -> list[RequestOutput]:
-        """One iteration; returns an output for each request that gained a token or ended."""
-        started = time.perf_counter()
+        """Finish one step; returns an output for each request that gained a token or ended."""
+        try:
+            while len(self._in_flight) <= self._steps_ahead() and self._submit_next():
+                pass
+            return self._deliver(self._collect() if self._in_flight else self.scheduler.take_ended())
+        except BaseException:
+            self._drop_in_flight()
+            raise
+
+    def _submit_next(self) -> bool:
+        """Plan a step and start it; False: nobody has anything to compute."""
         plan = self.scheduler.plan()
         if plan is None:
-            return self._deliver(self.scheduler.take_ended())
-        usage, num_running = self.scheduler.cache.usage(), len(self.scheduler.running)
-        try:
-            tokens = self.runner.execute(plan)
-        except BaseException:
-            self.runner.forget()
-            self.scheduler.drop(plan)
-            raise
-        ended = time.perf_counter()
-        self._metrics.record_step(plan, usage, num_running, ended - started)
+            return False
+        step = StepInFlight(plan, self.scheduler)
+        self._in_flight.append(step)
         if self.trace is not None:
-            queues = (len(self.scheduler.waiting), num_running, len(self.scheduler.swapped))
-            self.trace.record(plan, self.scheduler.cache, queues, started, ended)
-        touched = self.scheduler.update(plan, tokens)
-        self._metrics.output_tokens += len(tokens)
-        return self._deliver(touched)
+            step.record = self.trace.open(plan, self.scheduler.cache, step.queues)
+        self.runner.submit(plan)
+        step.host_time = time.perf_counter() - plan.planned_at
+        return True
+
+    def _collect(self) -> list[Request]:
+        """Wait for the oldest step in flight and take its tokens."""
+        tokens = self.runner.collect()
+        step = self._in_flight.popleft()
+        begin, self._last_end = max(step.plan.planned_at, self._last_end), time.perf_counter()
+        self._metrics.record_step(step.plan, step.usage, step.queues.running, self._last_end - begin)
+        if self.trace is not None and step.record is not None:
+            self.trace.close(step.record, step.plan, begin, self._last_end, step.host_time, self.runner.device_time)
+        touched = self.scheduler.update(step.plan, tokens)
+        self._metrics.output_tokens += self.scheduler.take_num_sampled()
+        return touched
+
+    def _steps_ahead(self) -> int:
+        """How many steps may be in flight while the next one is planned: one, or none where penalties need to know
+        every token before."""
+        return int(self._overlaps and not any(request.penalised for request in self.scheduler.running))
+
+    def _drop_in_flight(self) -> None:
+        """A step failed, or nobody wants it any more."""
+        while self._in_flight:
+            self.scheduler.drop(self._in_flight.popleft().plan)
+        self.runner.forget()
 
     @property
     def has_unfinished(self) -> bool:
         """Is anything left to compute or to deliver?"""
-        return self.scheduler.has_unfinished or bool(self._undelivered)
+        return self.scheduler.has_unfinished or bool(self._undelivered or self._in_flight)
 
     # -- many requests ----------------------------------------------------------------------------------------------
 
@@ -210,6 +245,8 @@ class Engine:
                     yield output
         finally:
             self._abandon(list(open_ids))
+            while self._in_flight:  # a call that returns leaves nothing behind
+                self._undelivered += self._outputs(self._collect())
 
     def _expects(self, ids: set[str]) -> bool:
         """May any of these still bring an output? Not after `close()`, or if another caller's `step()` took it."""
@@ -282,6 +319,7 @@ class Engine:
     def close(self) -> None:
         """Abort what is left. Closing twice is no error."""
         self._abandon(list(self._requests))
+        self._drop_in_flight()
         self._undelivered = []
         self._closed = True
 

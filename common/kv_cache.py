@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.plan import BlockCopies
 from common.request import Request
 
 
@@ -63,4 +64,33 @@ class KVCacheManager(Protocol):
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` if anything is leaked, lost or owned twice. For tests; O(pool)."""
+        ...
+
+
+class PagedManager(KVCacheManager, Protocol):
+    """What a scheduler asks of a cache in blocks (from m3 on)."""
+
+    @property
+    def tables(self) -> dict[str, list[int]]:
+        """Block tables of those who hold blocks on the device, by request id."""
+        ...
+
+    def cached_prefix(self, request: Request) -> int:
+        """Start a request with what the cache has of its first tokens: how many (0 before m6)."""
+        ...
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """The child shares the parent's blocks until one of them writes."""
+        ...
+
+    def swap_out(self, request: Request) -> BlockCopies | None:
+        """(device block, CPU block) pairs to copy, or None where the CPU pool has no room."""
+        ...
+
+    def swap_in(self, request: Request) -> BlockCopies | None:
+        """(CPU block, device block) pairs to copy, or None where the device has no room."""
+        ...
+
+    def take_copies(self) -> BlockCopies:
+        """(source, destination) pairs of the shared blocks that the step being planned writes into, once."""
         ...

@@ -13,9 +13,12 @@ from common.config import EngineConfig
 from common.errors import UserError
 from common.models import Decoder
 from common.models.config import ModelConfig
+from common.request import Request
+from common.sampler import sample
+from common.sampling_params import SamplingParams
 
-KV_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.80}
-"""Share of the free memory that the KV cache takes where `kv_cache_memory` is not given."""
+KV_MEMORY_SHARE = 0.25
+"""Share of a CPU's free memory that the KV cache takes where `kv_cache_memory` is not given."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -55,19 +58,58 @@ def allocate_kv(shape: Sequence[int], dtype: torch.dtype, device: torch.device, 
         ) from error
 
 
-def kv_budget(config: EngineConfig) -> int:
-    """Bytes for K and V of all layers together."""
+def kv_budget(config: EngineConfig, model: Decoder) -> int:
+    """Bytes for K and V of all layers together.
+
+    Where nobody says how many: on a CPU a share of the free memory; on a GPU what is left of
+    `gpu_memory_utilization` after the weights, whatever else lives there, and the largest step. What attention itself
+    needs comes on top: nothing much from m4 on, the score matrix before.
+    """
     if config.kv_cache_memory is not None:
         return config.kv_cache_memory
     device = config.torch_device
-    return int(free_memory(device) * KV_MEMORY_SHARE[device.type])
+    if device.type == "cpu":
+        return int(free_memory(device) * KV_MEMORY_SHARE)
+    step = _bytes_of_largest_step(config, model)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    budget = int(total * config.gpu_memory_utilization) - (total - free) - step
+    if budget <= 0:
+        raise UserError(
+            f"gpu_memory_utilization={config.gpu_memory_utilization:g} of {total:,} bytes leaves nothing for the KV "
+            f"cache: {total - free:,} are taken, and a step needs {step:,}. Raise it, or lower max_num_batched_tokens "
+            "or max_num_seqs"
+        )
+    return budget
+
+
+@torch.inference_mode()
+def _bytes_of_largest_step(config: EngineConfig, model: Decoder) -> int:
+    """Tried out: `max_num_batched_tokens` tokens through the model and `max_num_seqs` rows through the sampler, with
+    the options that need most."""
+    device, rows = model.device, config.max_num_seqs
+    tokens = torch.zeros(max(config.max_num_batched_tokens, rows), dtype=torch.long, device=device)
+    params = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, min_p=0.1, logprobs=1)
+    requests = [Request("trial", [0], params, frozenset(), seed=0, arrival_time=0.0)] * rows
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        hidden = model(tokens, tokens, lambda layer, q, k, v: q.contiguous())
+        sample(model.logits(hidden[:rows]), requests, [1] * rows)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory on {device} in a trial step of {len(tokens)} tokens and {rows} requests: lower "
+            "max_num_batched_tokens or max_num_seqs"
+        ) from error
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -> tuple[int, int]:
     """Blocks of the paged cache on the device, and on the CPU to swap into. Never more than `max_num_seqs` requests of
     `max_model_len` tokens could fill; `UserError` if there is not even one."""
     block_bytes = config.block_size * kv_bytes_per_token(model.config, model.dtype)
-    budget = kv_budget(config)
+    budget = kv_budget(config, model)
     most = config.max_num_seqs * -(-max_model_len // config.block_size)
     blocks = min(most, budget // block_bytes)
     if blocks < 1:
@@ -80,9 +122,9 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     return blocks, cpu_blocks
 
 
-def rows_in_budget(config: EngineConfig, bytes_per_row: int) -> int:
+def rows_in_budget(config: EngineConfig, model: Decoder, bytes_per_row: int) -> int:
     """How many requests of `max_model_len` tokens fit, `max_num_seqs` at most; `UserError` if not even one."""
-    budget = kv_budget(config)
+    budget = kv_budget(config, model)
     rows = min(config.max_num_seqs, budget // bytes_per_row)
     if rows < 1:
         raise UserError(

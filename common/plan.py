@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,7 +43,13 @@ class Chunk:
             return "recompute" if self.request.num_preemptions else "prefill"
         return "decode" if self.length == 1 else "recompute"
 
+    @property
+    def waits_for_token(self) -> bool:
+        """Its last token is one that a step in flight samples: it is on the device, and not known here yet."""
+        return self.start + self.length > len(self.request.token_ids)
+
     def token_ids(self) -> list[int]:
+        """One fewer than `length` if it `waits_for_token`."""
         return self.request.token_ids[self.start : self.end]
 
 
@@ -53,7 +60,7 @@ class StepPlan:
     `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests). What moves before
     anything is computed, in this order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared
     blocks that are about to be written). `preempted`: who lost its blocks, by recompute or swap; `resumed`: who came
-    back from the CPU pool.
+    back from the CPU pool. `planned_at`: when planning began, on `time.perf_counter()`'s clock.
     """
 
     chunks: list[Chunk] = field(default_factory=list[Chunk])
@@ -63,6 +70,7 @@ class StepPlan:
     swap_out: BlockCopies = field(default_factory=list[tuple[int, int]])
     swap_in: BlockCopies = field(default_factory=list[tuple[int, int]])
     copies: BlockCopies = field(default_factory=list[tuple[int, int]])
+    planned_at: float = field(default_factory=time.perf_counter)
 
     @property
     def num_tokens(self) -> int:

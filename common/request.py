@@ -56,11 +56,16 @@ class Request:
     scheduled_time: float | None = None
     finish_time: float | None = None
     token_ids: list[int] = field(init=False)
+    penalised: bool = field(init=False)  # its logits depend on all tokens before
+    takes_likeliest: bool = field(init=False)  # the likeliest token of the raw logits is all that it asks for
     token_times: list[float] = field(default_factory=list[float])
     logprobs: list[dict[int, float]] | None = None
 
     def __post_init__(self) -> None:
+        p = self.params
         self.token_ids = list(self.prompt_token_ids)
+        self.penalised = p.penalised
+        self.takes_likeliest = p.greedy and not p.penalised and p.logprobs is None and p.min_tokens == 0
         if self.params.logprobs is not None:
             self.logprobs = []
 
@@ -84,6 +89,12 @@ class Request:
     @property
     def finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
+
+    @property
+    def ends_in_flight(self) -> bool:
+        """Nothing of it is left to plan: its last token is being computed, or an abort waits for the step in flight."""
+        last = len(self.token_ids) + self.num_pending_tokens >= len(self.prompt_token_ids) + self.params.max_tokens
+        return self.abort_requested or last
 
     def append(self, sampled: SampledToken, now: float) -> None:
         """Take a sampled token and decide whether it was the last one."""

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from common.attention import Attention
 from common.batch import RaggedBatch
+from common.cuda_graphs import DecodeGraphs
+from common.errors import UserError
 from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.request import Request, SampledToken
 from common.sampler import SamplerOutput, sample
+from common.stopwatch import DeviceTime, Lap, Stopwatch
+from common.upload import upload
 
 BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 
 
+@dataclass(slots=True)
+class _Step:
+    """A step in flight: whose tokens it samples, and where they will stand on the host. None: it samples nothing."""
+
+    requests: list[Request]
+    output: SamplerOutput | None
+    lap: Lap
+
+
 class Runner:
-    """`submit(plan)` starts a step, `collect()` waits for the oldest one submitted; `execute` is both."""
+    """`submit(plan)` starts a step, `collect()` waits for the oldest one submitted; `execute` is both.
+
+    On a GPU `submit` waits for nothing: the step is queued behind the one before it, whose tokens it takes on the
+    device where the host does not know them yet. At most two steps are in flight, so those are always the newest
+    step's. `graphs`: decode steps that it takes are replayed instead of launched kernel by kernel.
+    """
 
     def __init__(
         self,
@@ -29,36 +49,77 @@ class Runner:
     ) -> None:
         self.model = model
         self.attention = attention
-        self._build_batch = build_batch
+        self.build_batch = build_batch
+        self.graphs: DecodeGraphs | None = None
+        self.device_time: DeviceTime | None = None  # of the step collected last
         self._move_blocks = move_blocks
-        self._in_flight: deque[tuple[list[Request], SamplerOutput | None]] = deque()
+        self._stopwatch = Stopwatch()
+        self._in_flight: deque[_Step] = deque()
+        self._rows: dict[str, int] = {}  # the newest step's: where in `_tokens` each request's token is
+        self._tokens = torch.zeros(0, dtype=torch.long)
 
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> None:
-        if self._move_blocks is not None:
-            self._move_blocks(plan)
-        batch = self._build_batch(plan, self.model.device)
-        self.attention.begin(batch)
-        hidden = self.model(batch.input_ids, batch.positions, self.attention.attend)
-        rows = [(r, c.end) for c in plan.chunks if c.samples for r in (c.request, *c.forks)]
-        requests = [request for request, _ in rows]
-        output = None
-        if rows:
-            logits = self.model.logits(hidden[batch.logit_indices])
-            output = sample(logits, requests, [position for _, position in rows])
-        self._in_flight.append((requests, output))
+        lap = Lap(self.model.device)
+        try:
+            requests, output = self._start(plan)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {self.model.device} in a step of {plan.num_tokens} tokens: lower "
+                "max_num_batched_tokens, max_num_seqs, kv_cache_memory or gpu_memory_utilization"
+            ) from error
+        self._rows = {request.id: row for row, request in enumerate(requests)}
+        if output is not None:
+            self._tokens = output.token_ids
+            output = output.start_copy()
+        lap.stop()
+        self._in_flight.append(_Step(requests, output, lap))
 
     def collect(self) -> dict[str, SampledToken]:
         """The tokens of the oldest step in flight, by request id."""
-        requests, output = self._in_flight.popleft()
-        if output is None:
+        step = self._in_flight.popleft()
+        self.device_time = self._stopwatch.wait(step.lap)
+        if step.output is None:
             return {}
-        return {r.id: token for r, token in zip(requests, output.to_host(requests), strict=True)}
+        return {r.id: token for r, token in zip(step.requests, step.output.to_host(step.requests), strict=True)}
 
     def execute(self, plan: StepPlan) -> dict[str, SampledToken]:
         self.submit(plan)
         return self.collect()
 
     def forget(self) -> None:
-        """Drop what is in flight, after a step that failed."""
-        self._in_flight.clear()
+        """Drop what is in flight, after a step that failed, when the device is done with it."""
+        while self._in_flight:
+            self._stopwatch.wait(self._in_flight.popleft().lap)
+        self._stopwatch.reset()
+        self._rows = {}
+
+    def _start(self, plan: StepPlan) -> tuple[list[Request], SamplerOutput | None]:
+        """Queue the step's work. Returns whose tokens are sampled, and the tokens."""
+        if self._move_blocks is not None:
+            self._move_blocks(plan)
+        if self.graphs is not None and self.graphs.takes(plan):
+            requests = [chunk.request for chunk in plan.chunks]
+            if all(request.takes_likeliest for request in requests):
+                return requests, SamplerOutput(self.graphs.next_tokens(plan, self._rows, self._tokens))
+            hidden = self.graphs.hidden_states(plan, self._rows, self._tokens)
+            logits = self.model.logits(hidden)
+            return requests, sample(logits, requests, [chunk.end for chunk in plan.chunks], self.model.ops)
+        batch = self.build_batch(plan, self.model.device)
+        self._fill_in(plan, batch)
+        self.attention.begin(batch)
+        hidden = self.model(batch.input_ids, batch.positions, self.attention.attend)
+        rows = [(r, c.end) for c in plan.chunks if c.samples for r in (c.request, *c.forks)]
+        requests = [request for request, _ in rows]
+        if not rows:
+            return requests, None
+        logits = self.model.logits(hidden[batch.logit_indices])
+        return requests, sample(logits, requests, [position for _, position in rows], self.model.ops)
+
+    def _fill_in(self, plan: StepPlan, batch: RaggedBatch) -> None:
+        """Tokens that the step before has sampled, or will have when this one starts, go on without the host."""
+        waiting = [(i, self._rows[c.request.id]) for i, c in enumerate(plan.chunks) if c.waits_for_token]
+        if waiting:
+            sequences, sampled = upload(self.model.device, *np.array(waiting).T)
+            last = batch.query_start_loc[sequences + 1].long() - 1
+            batch.input_ids.index_copy_(0, last, self._tokens[sampled])

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
+from common.models.ops import Ops
 from common.request import Request, SampledToken
 from common.sampling_params import SamplingParams
+from common.upload import upload
 
 _MASK = 2**64 - 1
+PLAIN = Ops()
 
 
 def mix(seed: int, position: int) -> int:
@@ -37,6 +42,13 @@ class SamplerOutput:
     top_logprobs: torch.Tensor | None = None
     sampled_logprobs: torch.Tensor | None = None
 
+    def start_copy(self) -> SamplerOutput:
+        """The same on the host, in pinned memory; on a GPU to be read only after an event recorded behind this call."""
+        return SamplerOutput(*(_on_host(x) for x in (self.token_ids, *self._of_logprobs())))
+
+    def _of_logprobs(self) -> tuple[torch.Tensor | None, ...]:
+        return self.top_ids, self.top_logprobs, self.sampled_logprobs
+
     def to_host(self, requests: Sequence[Request]) -> list[SampledToken]:
         token_ids: list[int] = self.token_ids.tolist()
         if self.sampled_logprobs is None or self.top_ids is None or self.top_logprobs is None:
@@ -56,20 +68,36 @@ class SamplerOutput:
         return result
 
 
-def sample(logits: torch.Tensor, requests: Sequence[Request], positions: Sequence[int]) -> SamplerOutput:
-    """Choose one token a row.
+def _on_host(tensor: Any) -> Any:
+    return None if tensor is None else tensor.to("cpu", non_blocking=True, copy=True)
+
+
+def sample(
+    logits: torch.Tensor, requests: Sequence[Request], positions: Sequence[int], ops: Ops = PLAIN
+) -> SamplerOutput:
+    """Choose one token a row, without waiting for the device.
 
     logits [S, V]; requests and positions [S]: whose row it is, and the index in its sequence of the token to choose.
     """
+    if all(request.takes_likeliest for request in requests):
+        return SamplerOutput(ops.pick(logits))
     params = [request.params for request in requests]
     raw = logits
     logits = _penalise(logits, requests)
-    token_ids = logits.argmax(dim=-1)
-    if not all(p.greedy for p in params):
-        noise = [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)]
-        drawn = _draw(logits.float(), params, noise)
-        greedy = torch.tensor([p.greedy for p in params], device=logits.device)
-        token_ids = torch.where(greedy, token_ids, drawn)
+    if all(p.greedy for p in params):
+        token_ids = ops.pick(logits)
+    else:
+        vocab = logits.shape[-1]
+        columns = [
+            [0.0 if p.greedy else p.temperature for p in params],
+            [p.top_k or vocab for p in params],
+            [p.top_p if p.top_p < 1.0 else 2.0 for p in params],
+            [p.min_p for p in params],
+            [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)],
+        ]
+        [settings] = upload(logits.device, np.array(columns))  # [5, S], float64
+        temperature = settings[0].float()
+        token_ids = ops.pick(_filter(logits, params, *settings[:4].float()[..., None]), temperature, settings[4])
     if all(p.logprobs is None for p in params):
         return SamplerOutput(token_ids)
     logprobs = raw.float().log_softmax(dim=-1)
@@ -79,57 +107,64 @@ def sample(logits: torch.Tensor, requests: Sequence[Request], positions: Sequenc
     return SamplerOutput(token_ids, top.indices, top.values, sampled)
 
 
-def _draw(logits: torch.Tensor, params: Sequence[SamplingParams], noise: Sequence[float]) -> torch.Tensor:
-    """Inverse transform sampling: the first token at which the cumulative probability exceeds the noise."""
-
-    def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
-
-    logits = logits / column([1.0 if p.greedy else p.temperature for p in params])
-    if any(p.top_k or p.top_p < 1.0 for p in params):
-        vocab = logits.shape[-1]
-        top_k = column([p.top_k or vocab for p in params])
-        ranked, order = logits.sort(dim=-1, descending=True, stable=True)
-        ranked = ranked.masked_fill(torch.arange(vocab, device=logits.device) >= top_k, -torch.inf)
+def _filter(
+    logits: torch.Tensor,
+    params: Sequence[SamplingParams],
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+) -> torch.Tensor:
+    """The logits, -inf where top_k, top_p or min_p (all [S, 1], float32) leave a token out."""
+    by_rank, by_share = any(p.top_k or p.top_p < 1.0 for p in params), any(p.min_p for p in params)
+    if not by_rank and not by_share:
+        return logits
+    logits = logits.float()
+    kept = logits / torch.where(temperature > 0, temperature, 1.0)
+    if by_rank:
+        ranked, order = kept.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= top_k, -torch.inf)
         probs = ranked.softmax(dim=-1)
         before = probs.cumsum(dim=-1) - probs  # the token that crosses top_p has less than top_p before it: it stays
-        ranked = ranked.masked_fill(before >= column([p.top_p if p.top_p < 1.0 else 2.0 for p in params]), -torch.inf)
-        logits = torch.empty_like(logits).scatter_(-1, order, ranked)
-    probs = logits.softmax(dim=-1)
-    if any(p.min_p for p in params):
-        floor = probs.amax(dim=-1, keepdim=True) * column([p.min_p for p in params])
-        probs = probs.masked_fill(probs < floor, 0.0)
-    cumulative = probs.double().cumsum(dim=-1)
-    target = torch.tensor(noise, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+        ranked = ranked.masked_fill(before >= top_p, -torch.inf)
+        kept = torch.empty_like(kept).scatter_(-1, order, ranked)
+    if by_share:
+        probs = kept.softmax(dim=-1)
+        floor = probs.amax(dim=-1, keepdim=True) * min_p
+        kept = kept.masked_fill(probs < floor, -torch.inf)
+    return logits.masked_fill(kept == -torch.inf, -torch.inf)
 
 
 def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     """Penalties and min_tokens, for the rows that ask for them; the input is left as it was."""
-    result = logits
-    for row, request in enumerate(requests):
-        p = request.params
-        penalised = p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
-        banned = request.num_output_tokens + request.num_pending_tokens <= p.min_tokens and p.min_tokens > 0
-        if not penalised and not banned:
-            continue
-        if result is logits:
-            result = logits.float().clone()
-        if penalised:
-            _penalise_row(result[row], request)
-        if banned:
-            ends = [*p.stop_token_ids, *(() if p.ignore_eos else request.eos_token_ids)]
-            result[row, torch.tensor([t for t in ends if t < result.shape[-1]], dtype=torch.long)] = -torch.inf
+    penalised = [(row, request) for row, request in enumerate(requests) if request.penalised]
+    banned = [(row, token) for row, request in enumerate(requests) for token in _banned(request, logits.shape[-1])]
+    if not penalised and not banned:
+        return logits
+    result = logits.to(torch.float32, copy=True)
+    histories = [np.array(request.token_ids) for _, request in penalised]
+    pairs = np.array(banned, dtype=np.int64).reshape(-1, 2).T
+    rows, tokens, *seen = upload(logits.device, *pairs, *histories)
+    for (row, request), history in zip(penalised, seen, strict=True):
+        _penalise_row(result[row], history, request)
+    result[rows, tokens] = -torch.inf
     return result
 
 
-def _penalise_row(row: torch.Tensor, request: Request) -> None:
+def _banned(request: Request, vocab_size: int) -> list[int]:
+    """Before `min_tokens`: what would end the output."""
+    p = request.params
+    if request.num_output_tokens + request.num_pending_tokens > p.min_tokens or p.min_tokens == 0:
+        return []
+    return [t for t in (*p.stop_token_ids, *(() if p.ignore_eos else request.eos_token_ids)) if t < vocab_size]
+
+
+def _penalise_row(row: torch.Tensor, history: torch.Tensor, request: Request) -> None:
+    """row [V]; history: the tokens of prompt and output."""
     p = request.params
     if p.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(request.token_ids)), device=row.device)
-        values = row[seen]
-        row[seen] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-    output = request.output_token_ids
-    if output:
-        tokens, counts = torch.tensor(output, device=row.device).unique(return_counts=True)
-        row[tokens] -= p.presence_penalty + p.frequency_penalty * counts
+        values = row[history]
+        row[history] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
+    output = history[request.num_prompt_tokens :]
+    counts = torch.zeros_like(row).index_add_(0, output, torch.ones_like(output, dtype=row.dtype))
+    row -= (counts > 0) * p.presence_penalty + counts * p.frequency_penalty

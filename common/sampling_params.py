@@ -93,6 +93,10 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def penalised(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as the tuple that it was normalised to."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

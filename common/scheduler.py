@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from common.kv_cache import KVCacheManager
 from common.plan import Chunk, StepPlan
@@ -12,8 +13,22 @@ from common.queue import WaitingQueue
 from common.request import Request, RequestStatus, SampledToken
 
 
+class Queues(NamedTuple):
+    """How many requests are where."""
+
+    waiting: int
+    running: int
+    swapped: int
+
+
 class Scheduler(abc.ABC):
-    """Decides who runs when. Owns the queues; asks the KV cache for room; touches no tensor."""
+    """Decides who runs when. Owns the queues; asks the KV cache for room; touches no tensor.
+
+    `plans_ahead`: it may be asked for the next plan while a step is in flight. Policies then leave out whoever
+    `ends_in_flight`.
+    """
+
+    plans_ahead = True
 
     def __init__(self, cache: KVCacheManager, max_num_seqs: int, policy: str = "fcfs") -> None:
         self.cache = cache
@@ -22,6 +37,7 @@ class Scheduler(abc.ABC):
         self.swapped = WaitingQueue(policy)
         self.running: list[Request] = []
         self._ended: list[Request] = []  # finished outside of update(): reported by the next one
+        self._num_sampled = 0
 
     @abc.abstractmethod
     def plan(self) -> StepPlan | None:
@@ -41,19 +57,19 @@ class Scheduler(abc.ABC):
         now = time.perf_counter()
         touched: list[Request] = []
         for chunk in plan.chunks:
-            for request in (chunk.request, *chunk.forks):
+            for request in (chunk.request, *chunk.forks) if chunk.forks else (chunk.request,):
                 request.num_in_flight -= 1
-                if chunk.samples and request.finished:
+                if chunk.samples and (request.finished or request.abort_requested):
                     request.num_pending_tokens -= 1  # it ended while this step was in flight: one token too many
                 elif chunk.samples:
                     request.append(tokens[request.id], now)
+                    self._num_sampled += 1
                     touched.append(request)
                     if request.finish_reason is not None:
                         self._finish(request, request.finish_reason)
                 if request.abort_requested and not request.finished:
                     self._finish(request, "abort")
-                    if not chunk.samples:
-                        touched.append(request)
+                    touched.append(request)
                 if request.finished and request.num_in_flight == 0:
                     self._release(request)
         return self.take_ended() + touched
@@ -83,6 +99,14 @@ class Scheduler(abc.ABC):
         for request in plan.preempted:
             if request.status is RequestStatus.SWAPPED:
                 self.abort(request)  # nobody knows whether its blocks have reached the CPU pool
+
+    def queues(self) -> Queues:
+        return Queues(len(self.waiting), len(self.running), len(self.swapped))
+
+    def take_num_sampled(self) -> int:
+        """How many tokens requests have gained, counted once."""
+        count, self._num_sampled = self._num_sampled, 0
+        return count
 
     def take_ended(self) -> list[Request]:
         """The requests that ended outside of a step, once."""

@@ -13,6 +13,8 @@ from typing import Any
 from common.kv_cache import KVCacheManager, Region
 from common.plan import StepPlan
 from common.request import RequestStatus
+from common.scheduler import Queues
+from common.stopwatch import DeviceTime
 
 MAX_STEPS = 10_000
 
@@ -28,13 +30,21 @@ class ChunkRecord:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRecord:
-    """One step. Times in seconds on `time.perf_counter()`'s clock; KV figures in token slots, while the step ran."""
+    """One step. Times in seconds on `time.perf_counter()`'s clock; KV figures in token slots, while the step ran.
+
+    `begin` ... `begin + duration`: until its tokens were there, from its planning or, where it was planned ahead, from
+    the end of the step before. host_time: of planning and preparing it. device_busy, device_idle: on the GPU's own
+    clock, see `DeviceTime`; None on a CPU.
+    """
 
     index: int
     begin: float
     duration: float
+    host_time: float
+    device_busy: float | None
+    device_idle: float | None
     chunks: tuple[ChunkRecord, ...]
     preempted: tuple[str, ...]
     swapped_out: tuple[str, ...]
@@ -59,41 +69,68 @@ class StepTrace:
         self.cost = 0.0  # seconds that recording took
         self._count = 0
 
-    def record(
-        self, plan: StepPlan, cache: KVCacheManager, queues: tuple[int, int, int], begin: float, end: float
-    ) -> None:
-        """`queues`: how many wait, run and are swapped out. Call it after the step ran and before `update()`."""
+    def open(self, plan: StepPlan, cache: KVCacheManager, queues: Queues) -> StepRecord:
+        """When a step has been planned: what it does and how things stand."""
         started = time.perf_counter()
-        if len(self.steps) == self.steps.maxlen:
-            self._forget(self.steps[0])
         chunks: list[ChunkRecord] = []
         for chunk in plan.chunks:
             chunks.append(ChunkRecord(chunk.request.id, chunk.kind, chunk.start, chunk.length))
             chunks += [ChunkRecord(request.id, "fork", chunk.end, 0) for request in chunk.forks]
+        usage = cache.usage()
+        record = StepRecord(
+            index=self._count,
+            begin=0.0,
+            duration=0.0,
+            host_time=0.0,
+            device_busy=None,
+            device_idle=None,
+            chunks=tuple(chunks),
+            preempted=tuple(request.id for request in plan.preempted),
+            swapped_out=tuple(r.id for r in plan.preempted if r.status is RequestStatus.SWAPPED),
+            swapped_in=tuple(request.id for request in plan.resumed),
+            copied_blocks=len(plan.copies),
+            waiting=queues.waiting,
+            running=queues.running,
+            swapped=queues.swapped,
+            kv_reserved=usage.reserved,
+            kv_stored=usage.stored,
+            regions=tuple(cache.regions()) if self.keep_regions else None,
+        )
+        self.cost += time.perf_counter() - started
+        return record
+
+    def close(
+        self,
+        record: StepRecord,
+        plan: StepPlan,
+        begin: float,
+        end: float,
+        host_time: float,
+        device: DeviceTime | None,
+    ) -> None:
+        """When the step is done: how long it took. Only now does it count."""
+        started = time.perf_counter()
+        if len(self.steps) == self.steps.maxlen:
+            self._forget(self.steps[0])
+        record.index, record.begin, record.duration, record.host_time = self._count, begin, end - begin, host_time
+        if device is not None:
+            record.device_busy, record.device_idle = device.busy, device.idle
+        for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks):
                 self.arrivals.setdefault(request.id, request.arrival_time)
                 self._last_seen[request.id] = self._count
-        usage = cache.usage()
-        self.steps.append(
-            StepRecord(
-                index=self._count,
-                begin=begin,
-                duration=end - begin,
-                chunks=tuple(chunks),
-                preempted=tuple(request.id for request in plan.preempted),
-                swapped_out=tuple(r.id for r in plan.preempted if r.status is RequestStatus.SWAPPED),
-                swapped_in=tuple(request.id for request in plan.resumed),
-                copied_blocks=len(plan.copies),
-                waiting=queues[0],
-                running=queues[1],
-                swapped=queues[2],
-                kv_reserved=usage.reserved,
-                kv_stored=usage.stored,
-                regions=tuple(cache.regions()) if self.keep_regions else None,
-            )
-        )
+        self.steps.append(record)
         self._count += 1
         self.cost += time.perf_counter() - started
+
+    @property
+    def idle_share(self) -> float | None:
+        """Share of the GPU's time between the first step and the last in which no step ran; None on a CPU."""
+        timed = [(step.device_busy, step.device_idle or 0.0) for step in self.steps if step.device_busy is not None]
+        if not timed:
+            return None
+        busy, idle = sum(busy for busy, _ in timed), sum(idle for _, idle in timed[1:])
+        return idle / (busy + idle)
 
     def _forget(self, oldest: StepRecord) -> None:
         """A request's arrival time is kept as long as a step that mentions it."""

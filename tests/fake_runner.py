@@ -33,7 +33,7 @@ class FakeRunner:
     """
 
     def __init__(self, real: Runner, block_size: int, num_blocks: int, num_cpu_blocks: int = 0) -> None:
-        self.model, self.attention = real.model, real.attention
+        self.model, self.attention, self.device_time = real.model, real.attention, None
         self._size = block_size
         self._blocks = [[0] * block_size for _ in range(num_blocks)]
         self._cpu_blocks = [[0] * block_size for _ in range(num_cpu_blocks)]

@@ -59,6 +59,7 @@ def test_half_precision_spellings(name: str, dtype: torch.dtype) -> None:
         {"seed": -1},
         {"seed": 2**63},
         {"seed": None},
+        {"fused_kernels": 1},
     ],
 )
 def test_impossible_engine_options_are_refused_in_one_line(options: dict[str, Any]) -> None:

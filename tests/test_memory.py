@@ -9,6 +9,7 @@ import torch
 
 from common import EngineConfig, UserError
 from common.memory import KV_MEMORY_SHARE, _container_free, free_memory, kv_budget, rows_in_budget
+from common.models import load_model
 
 CPU = torch.device("cpu")
 
@@ -27,13 +28,14 @@ def test_no_limit_is_no_limit(tmp_path: Path, limit: str | None) -> None:
 
 
 def test_the_default_is_the_stated_share() -> None:
-    budget = kv_budget(EngineConfig(device="cpu"))
-    assert budget == pytest.approx(free_memory(CPU) * KV_MEMORY_SHARE["cpu"], rel=0.2)
+    budget = kv_budget(EngineConfig(device="cpu"), load_model("random:tiny-llama"))
+    assert budget == pytest.approx(free_memory(CPU) * KV_MEMORY_SHARE, rel=0.2)
 
 
 def test_rows_never_exceed_max_num_seqs_and_at_least_one_must_fit() -> None:
     config = EngineConfig(device="cpu", kv_cache_memory=1000, max_num_seqs=4)
-    assert rows_in_budget(config, 100) == 4
-    assert rows_in_budget(config, 300) == 3
+    model = load_model("random:tiny-llama")
+    assert rows_in_budget(config, model, 100) == 4
+    assert rows_in_budget(config, model, 300) == 3
     with pytest.raises(UserError, match="lower max_model_len or raise kv_cache_memory"):
-        rows_in_budget(config, 1001)
+        rows_in_budget(config, model, 1001)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.contestant import OnTokens, Setting
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
-from benchmarks.workloads import BenchRequest
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.models.embedded import find_gguf

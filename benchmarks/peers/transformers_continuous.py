@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from benchmarks.contestant import OnTokens, Setting
 from benchmarks.peers.hf_model import load_hf_model
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
-from benchmarks.workloads import BenchRequest
 from common.errors import UserError
 
 NO_EOS = -1

@@ -12,8 +12,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.contestant import OnTokens, Setting
 from benchmarks.peers.hf_model import load_hf_model
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
-from benchmarks.workloads import BenchRequest
 
 PAD = 0
 

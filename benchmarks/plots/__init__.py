@@ -16,9 +16,12 @@ from benchmarks.compare import Results
 from benchmarks.files import write_atomically
 from benchmarks.plots.block_size import block_size
 from benchmarks.plots.by_length import by_length
+from benchmarks.plots.chunk_size import chunk_size
+from benchmarks.plots.hit_rate import by_turn, hit_rate
 from benchmarks.plots.latency import latency
 from benchmarks.plots.memory import memory
 from benchmarks.plots.position import time_by_position
+from benchmarks.plots.stalls import stalls
 from benchmarks.plots.throughput import throughput
 from benchmarks.style import RC
 
@@ -28,6 +31,10 @@ PICTURES: dict[str, Callable[[Results, str], Figure | None]] = {
     "memory": memory,
     "time-per-token": time_by_position,
     "block-size": block_size,
+    "stalls": stalls,
+    "chunk-size": chunk_size,
+    "hit-rate": hit_rate,
+    "by-turn": by_turn,
     "": by_length,
 }
 """By the end of the file's name; the one without is named after the workload alone."""

@@ -13,15 +13,16 @@ from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name
 from benchmarks.record import Record, Summary
 from benchmarks.style import INK, title
 from benchmarks.table import DASH, seconds
+from benchmarks.workloads import find
 
 
 def latency(results: Results, workload: str) -> Figure | None:
     records = [r for r in measured(results, workload) if r.ttft_s]
-    if not records:
+    if not records or find(workload).columns == "stalls":  # those have a picture that tells groups apart
         return None
     figure, (left, right) = figure_with_rows(2, len(records))
-    _panel(left, records, workload, [r.ttft_s for r in records])
-    _panel(right, records, workload, [r.itl_s for r in records])
+    summary_bars(left, records, workload, [r.ttft_s for r in records])
+    summary_bars(right, records, workload, [r.itl_s for r in records])
     name_rows(left, records, workload)
     right.tick_params(axis="y", length=0)
     left.set_title("time to first token (less is better)", loc="left")
@@ -32,7 +33,15 @@ def latency(results: Results, workload: str) -> Figure | None:
     return finish(figure, results, workload, records, _finding(records), how)
 
 
-def _panel(axis: Axes, records: Sequence[Record], workload: str, summaries: Sequence[Summary | None]) -> None:
+def summary_bars(
+    axis: Axes,
+    records: Sequence[Record],
+    workload: str,
+    summaries: Sequence[Summary | None],
+    ends: Sequence[str] = ("p99",),
+) -> None:
+    """A bar up to the median, a dot at the last of these other figures of the summary, and all of them behind it."""
+    end = ends[-1]
     by_stage = {r.stage: s for r, s in zip(records, summaries, strict=True)}
 
     def value(record: Record) -> float | None:
@@ -41,21 +50,21 @@ def _panel(axis: Axes, records: Sequence[Record], workload: str, summaries: Sequ
 
     def reach(record: Record) -> float | None:
         summary = by_stage[record.stage]
-        return summary["p99"] if summary else None
+        return summary[end] if summary else None
 
     def label(record: Record) -> str:
         summary = by_stage[record.stage]
         if not summary:
             return DASH
-        return f" {seconds(summary['p50'])}, p99 {seconds(summary['p99'])}"
+        return ", ".join([f" {seconds(summary['p50'])}", *(f"{name} {seconds(summary[name])}" for name in ends)])
 
     bars(axis, records, workload, value, reach, label)
-    widest = max([s["p99"] for s in summaries if s], default=1.0)
-    axis.set_xlim(0, widest * 2.2)
+    widest = max([s[end] for s in summaries if s], default=1.0)
+    axis.set_xlim(0, widest * (1.2 + len(ends)))
     for row, summary in enumerate(summaries):
         if summary:
-            axis.plot([summary["p50"], summary["p99"]], [row, row], color=INK, linewidth=1.4)
-            axis.plot(summary["p99"], row, "o", color=INK, markersize=6)
+            axis.plot([summary["p50"], summary[end]], [row, row], color=INK, linewidth=1.4)
+            axis.plot(summary[end], row, "o", color=INK, markersize=6)
 
 
 def _finding(records: Sequence[Record]) -> str:

@@ -43,7 +43,7 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     last = max(_series(r)[-1][0] for r in records)
     top = max(g for r in records for _, g in _series(r)) * 1e3
     records.sort(key=_end_level)
-    heights = _spread([max(_end_level(r) * 1e3, top * 0.04) for r in records], top * 0.075)
+    heights = spread([max(_end_level(r) * 1e3, top * 0.04) for r in records], top * 0.075)
     for record, height in zip(records, heights, strict=True):
         positions, gaps = zip(*_series(record), strict=True)
         axis.plot(positions, [g * 1e3 for g in gaps], color=color(record.stage), linewidth=3)
@@ -65,7 +65,7 @@ def _end_level(record: Record) -> float:
     return _level(_series(record)[-ENDS:])
 
 
-def _spread(heights: list[float], apart: float) -> list[float]:
+def spread(heights: list[float], apart: float) -> list[float]:
     """Heights of labels, from the lowest up, moved so far apart that they do not overlap."""
     placed: list[float] = []
     for height in heights:

@@ -127,6 +127,11 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
         """Draw what each step did and who held which memory; takes the options of `python -m benchmarks trace`."""
         sys.exit(_wait([sys.executable, "-m", "benchmarks", "trace", "--stage", name, *(arguments or ())]))
 
+    @app.command("profile", add_help_option=False, context_settings={"ignore_unknown_options": True})
+    def profile_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        """Show where the time of its steps goes; takes the options of `python -m benchmarks profile`."""
+        sys.exit(_wait([sys.executable, "-m", "benchmarks", "profile", "--stage", name, *(arguments or ())]))
+
     @app.command("diff")
     def diff_command() -> None:
         """The files this stage rewrote, against the ones they replace: the lesson of the stage."""

@@ -27,8 +27,14 @@ ENGINE: Flags = {
     "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
     "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
+    "prefill_chunk_size": (str, "Most prompt tokens in a step while somebody decodes: a number, or auto (from m5 on)."),
+    "target_itl": (float, "Seconds between two tokens of those who decode, which auto holds (from m5 on)."),
+    "fused_kernels": (bool, "On a GPU, fused Triton kernels between and around the matrix products (from m4 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
+    "cuda_graphs": (bool, "On a GPU, replay decode steps from CUDA graphs (from m4 on)."),
+    "overlap": (bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."),
     "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
+    "gpu_memory_utilization": (float, "Share of the GPU's memory that everything together may take."),
     "seed": (int, "Of the sampling, and of random weights."),
 }
 SAMPLING: Flags = {
@@ -88,6 +94,8 @@ def _parameters(flags: Flags, options: type, defaults: Mapping[str, Any]) -> lis
     parameters: list[inspect.Parameter] = []
     for name, (kind, text) in flags.items():
         spelling = f"--{name.replace('_', '-')}"
+        if getattr(options, name) is not False and kind in (bool, bool | None):
+            spelling += f"/--no{spelling[1:]}"
         option = typer.Option(spelling, help=text, rich_help_panel=panel, show_default=kind is not list[str])
         default = defaults.get(name, getattr(options, name))
         keyword = inspect.Parameter.KEYWORD_ONLY

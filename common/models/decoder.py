@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from common.models.config import ModelConfig
-from common.models.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
+from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
+from common.models.ops import Ops
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]: the seam between model and stage."""
@@ -34,31 +35,29 @@ class DecoderLayer:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """x [T, hidden]; cos and signed sin [T, 1, D] of the tokens' positions."""
-        x = x + self.o_proj(self._attention(self.input_norm(x), cos, sin, attend))
-        return x + self.down_proj(swiglu(self.gate_up_proj(self.post_attention_norm(x))))
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend, ops: Ops) -> torch.Tensor:
+        """x [T, hidden], which is used up; cos and signed sin [T, 1, D] of the tokens' positions."""
+        num_q, num_kv = self.num_heads, self.num_kv_heads
+        qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, num_q + 2 * num_kv, self.head_dim)
+        qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
+        qk = ops.norm_rotate(qk, num_q, self.q_norm, self.k_norm, cos, sin)
+        seen = attend(self.index, qk[:, :num_q], qk[:, num_q:], v)
+        x = ops.add_linear(x, self.o_proj, seen.reshape(-1, num_q * self.head_dim))
+        wide = ops.norm_swiglu(x, self.post_attention_norm, self.gate_up_proj)
+        return ops.add_linear(x, self.down_proj, wide)
 
     def weights_bytes(self) -> int:
         projections = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
         norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)
         return sum(p.weights_bytes() for p in projections) + sum(n.weight.nbytes for n in norms if n is not None)
 
-    def _attention(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
-        hq, hkv = self.num_heads, self.num_kv_heads
-        qkv = self.qkv_proj(x).view(-1, hq + 2 * hkv, self.head_dim)
-        qk, v = qkv[:, : hq + hkv], qkv[:, hq + hkv :]
-        if self.q_norm is not None and self.k_norm is not None:
-            qk = torch.cat((self.q_norm(qk[:, :hq]), self.k_norm(qk[:, hq:])), dim=1)
-        qk = rotate(qk, cos, sin)
-        return attend(self.index, qk[:, :hq], qk[:, hq:], v).reshape(-1, hq * self.head_dim)
-
 
 class Decoder:
-    """`model(input_ids [T], positions [T], attend)` gives hidden states [T, hidden]; `logits` turns rows of them into
-    logits. The tokens of all sequences are laid end to end: only `attend` knows where one ends.
+    """`model(input_ids [T], positions [T], attend)` gives hidden states [T, hidden]; `logits` normalises rows of them
+    and turns them into logits. The tokens of all sequences are laid end to end: only `attend` knows where one ends.
 
-    `head` is the output projection. With tied embeddings it multiplies by the embedding.
+    `head` is the output projection. With tied embeddings it multiplies by the embedding. `ops` computes everything but
+    attention: plain PyTorch, unless fused kernels are put in its place.
     """
 
     def __init__(
@@ -76,19 +75,20 @@ class Decoder:
         self.layers = layers
         self.norm = norm
         self.head = head
-        self.rotary = RotaryEmbedding(config, embedding.device)
+        self.rotary = RotaryEmbedding(config, embedding.dtype, embedding.device)
+        self.ops = Ops()
 
     def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states [T, hidden] after the final norm; positions count from 0 within each sequence."""
+        """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""
         x = F.embedding(input_ids, self.embedding)
-        cos, sin = self.rotary.at(positions, self.dtype)
+        cos, sin = self.rotary.at(positions)
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
-        return self.norm(x)
+            x = layer(x, cos, sin, attend, self.ops)
+        return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, hidden] to [N, vocab], in the model's dtype: pass only the rows that are sampled."""
-        return self.head(hidden)
+        return self.ops.norm_linear(hidden, self.norm, self.head)
 
     def weights_bytes(self) -> int:
         """Bytes of all weights that are held. An embedding that is also the head counts once, unless the head holds

@@ -1,4 +1,4 @@
-"""The small parts of a decoder layer, in plain PyTorch. Fused kernels may take their place later."""
+"""The small parts of a decoder layer, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class RMSNorm:
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight = weight
+        self.eps = eps
         self._eps = torch.tensor(eps, dtype=torch.float32, device=weight.device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,20 +35,21 @@ class RotaryEmbedding:
     """Rotary position embedding (Su et al., 2021), half-split as in Hugging Face checkpoints: dimension i turns
     together with dimension i + D/2.
 
-    One float32 table of cosines and sines for all layers and all positions, [positions, 1, D] each; the sine's first
-    half is negated already, so that rotating needs no `cat((-second, first))`.
+    One table for all layers and all positions: cosines and sines, computed in float32 and kept in the model's dtype,
+    [positions, 2, 1, D]. The sine's first half is negated already, so that rotating needs no `cat((-second, first))`.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
         angles = torch.outer(positions, inverse_frequencies(config).to(device))
         cos, sin = angles.cos(), angles.sin()
-        self.cos = torch.cat((cos, cos), dim=-1)[:, None]
-        self.sin = torch.cat((-sin, sin), dim=-1)[:, None]
+        halves = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        self._table = torch.stack(halves, dim=1)[:, :, None].to(dtype)
 
-    def at(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines [T, 1, D] for the tokens of one step, in the model's dtype."""
-        return self.cos[positions].to(dtype), self.sin[positions].to(dtype)
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines [T, 1, D] for the tokens of one step."""
+        cos, sin = self._table[positions].unbind(1)
+        return cos, sin
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

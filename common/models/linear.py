@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,15 @@ class Projection(Protocol):
     def weights_bytes(self) -> int: ...
 
 
+@runtime_checkable
+class Adds(Protocol):
+    """A projection that also adds to the residual, in the same pass. No projection has to: fused kernels ask."""
+
+    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x [T, out] + self(y), y [T, in]; may be written over x."""
+        ...
+
+
 class Linear:
     """`x @ weight.T + bias`: weight [out, in], bias [out] or None."""
 
@@ -27,6 +36,10 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x = x if self.bias is None else x.add_(self.bias)
+        return x.addmm_(y, self.weight.t())  # a matrix product adds to what is there already: no second pass
 
     def weights_bytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)

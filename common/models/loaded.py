@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from common.config import EngineConfig
 from common.models.decoder import Decoder
 from common.models.load import load_model, load_tokenizer
+from common.models.ops import choose_ops
 from common.options import require
 from common.tokenizer import Tokenizer
 
@@ -18,10 +19,14 @@ class Loaded:
     max_model_len: int
 
 
-def load_for(config: EngineConfig) -> Loaded:
-    """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do."""
+def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
+    """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do.
+
+    fused: take fused kernels where they run.
+    """
     place, dtype = config.torch_device, config.torch_dtype
     model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
+    model.ops = choose_ops(place, fused)
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")

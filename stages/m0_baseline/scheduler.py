@@ -15,6 +15,8 @@ class StaticScheduler(Scheduler):
     it is computed along, for nobody, until the whole batch is done.
     """
 
+    plans_ahead = False  # who has ended is known only when the step is done
+
     def __init__(self, cache: KVCacheManager, max_num_seqs: int) -> None:
         super().__init__(cache, max_num_seqs)
         self.batch: list[Request] = []

@@ -16,7 +16,7 @@ from stages.m1_kv_cache.kv_cache import RowCache
 def build(config: EngineConfig) -> Engine:
     loaded = load_for(config)
     model, length = loaded.model, loaded.max_model_len
-    rows = rows_in_budget(config, length * kv_bytes_per_token(model.config, model.dtype))
+    rows = rows_in_budget(config, model, length * kv_bytes_per_token(model.config, model.dtype))
     scheduler = StaticScheduler(RowCache(rows, length), config.max_num_seqs)
     runner = Runner(model, RowAttention(model, rows, length), pad_batch)
     return Engine("m1", config, scheduler, runner, loaded.tokenizer, length)

@@ -16,7 +16,7 @@ from stages.m2_continuous_batching.scheduler import ContinuousScheduler
 def build(config: EngineConfig) -> Engine:
     loaded = load_for(config)
     model, length = loaded.model, loaded.max_model_len
-    slots = rows_in_budget(config, length * kv_bytes_per_token(model.config, model.dtype))
+    slots = rows_in_budget(config, model, length * kv_bytes_per_token(model.config, model.dtype))
     scheduler = ContinuousScheduler(SlotCache(slots, length), config)
     runner = Runner(model, SlotAttention(model, slots, length), RaggedBuilder(block_size=length))
     return Engine("m2", config, scheduler, runner, loaded.tokenizer, length)

@@ -41,6 +41,10 @@ class PagedCache:
         headroom = len(self.tables) + len(request.siblings)
         return self.blocks_for(request.num_tokens + 1) + headroom <= self.pool.num_free
 
+    def cached_prefix(self, request: Request) -> int:
+        """None of its tokens are in the cache before it starts."""
+        return 0
+
     def grow(self, request: Request, upto: int) -> bool:
         table = self.tables.get(request.id, [])
         missing = max(0, self.blocks_for(upto) - len(table))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.batch import RaggedBuilder
 from common.config import EngineConfig
+from common.cuda_graphs import capture_decodes
 from common.engine import Engine
 from common.memory import blocks_in_budget
 from common.models import load_for
@@ -16,10 +17,14 @@ from stages.m4_flash_attention.select import choose_for
 
 
 def build(config: EngineConfig) -> Engine:
-    loaded = load_for(config)
+    loaded = load_for(config, config.fused_kernels)
     model, size = loaded.model, config.block_size
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
-    kv = PagedKV(model, blocks, size, cpu_blocks)
+    choice = choose_for(config, model)
+    graphs = config.captures and choice.capturable
+    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # padding rows of graphs write into a block that nobody owns
     scheduler = PagedScheduler(PagedCache(blocks, size, cpu_blocks), config)
-    runner = Runner(model, FlashAttention(kv, choose_for(config, model)), RaggedBuilder(size), kv.move)
+    runner = Runner(model, FlashAttention(kv, choice), RaggedBuilder(size), kv.move)
+    if graphs:
+        capture_decodes(runner, config, loaded.max_model_len, spare_block=blocks)
     return Engine("m4", config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)

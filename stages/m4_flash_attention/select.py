@@ -22,6 +22,9 @@ MODULES = {
 PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")}
 """What `auto` tries, fastest first as measured by `python -m benchmarks attention`; `torch` runs everywhere."""
 
+CAPTURABLE = ("triton", "flash_attn", "cpu")
+"""Whose decode step does nothing but queue kernels of fixed shapes, so that a graph can repeat it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -30,6 +33,10 @@ class Choice:
     name: str
     reason: str
     backend: Backend
+
+    @property
+    def capturable(self) -> bool:
+        return self.name in CAPTURABLE
 
 
 def _module(name: str) -> ModuleType:

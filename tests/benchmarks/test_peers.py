@@ -71,8 +71,8 @@ def test_a_peer_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest
 
 
 def test_a_generation_that_is_too_short_is_an_error() -> None:
+    from benchmarks.recipes import BenchRequest
     from benchmarks.record import Run, Timeline
-    from benchmarks.workloads import BenchRequest
 
     with pytest.raises(RuntimeError, match="request 0 got 1 tokens instead of 2"):
         check_lengths([BenchRequest([1], 2)], Run(0.0, [Timeline(0.0, [1.0])]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import Record, Run, Timeline, itl_by_position, median_run, record_runs, summarize
-from benchmarks.workloads import BenchRequest
 
 
 def run_of(*timelines: list[float], start: float = 10.0) -> Run:

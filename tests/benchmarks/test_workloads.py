@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from benchmarks.workloads import WORKLOADS, find, find_size, total_output
+from benchmarks.recipes import BenchRequest, total_output
+from benchmarks.workloads import WORKLOADS, find, find_size
 from common.errors import UserError
 
 GOLDEN = {
@@ -25,14 +26,26 @@ GOLDEN = {
     ("memory_pressure", "gpu"): (256, 41031, 42032, "e2cfb1b6f546"),
     ("long_context", "cpu"): (1, 4096, 16, "8264a53a5356"),
     ("long_context", "gpu"): (1, 16384, 16, "4d14717c00ac"),
+    ("interference", "cpu"): (24, 16896, 2560, "58335fb08943"),
+    ("interference", "gpu"): (40, 131840, 4864, "5b904b0233f2"),
+    ("shared_prefix", "cpu"): (25, 26930, 546, "8e5ca96c2380"),
+    ("shared_prefix", "gpu"): (129, 556301, 3098, "44459a014789"),
+    ("multi_turn", "cpu"): (25, 31538, 546, "9693adabce76"),
+    ("multi_turn", "gpu"): (65, 334326, 1527, "08ad58e4f405"),
 }
 
 
 def summary(workload: str, preset: str) -> tuple[int, int, int, str]:
     requests = find_size(workload, None, preset).requests(49152)
-    content = json.dumps([(r.prompt, r.max_tokens, round(r.arrival, 9)) for r in requests])
+    content = json.dumps([(r.prompt, r.max_tokens, round(r.arrival, 9), *more(r)) for r in requests])
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return len(requests), sum(len(r.prompt) for r in requests), total_output(requests), digest
+    return len(requests), sum(r.prompt_length for r in requests), total_output(requests), digest
+
+
+def more(request: BenchRequest) -> tuple[object, ...]:
+    """What sets a request apart from one that only has a prompt, a length and a time; nothing where nothing does."""
+    values = (request.group, request.after_tokens, request.follows, request.keep, request.warm)
+    return () if values == ("", None, None, 0, False) else values
 
 
 @pytest.mark.parametrize(("workload", "preset"), GOLDEN)
@@ -89,7 +102,7 @@ def test_token_ids_are_in_the_vocabulary_and_requests_fit(vocab_size: int) -> No
             for size in sizes.values():
                 requests = size.requests(vocab_size)
                 assert all(0 <= t < vocab_size for r in requests for t in r.prompt)
-                assert all(len(r.prompt) + r.max_tokens <= size.max_model_len for r in requests)
+                assert all(r.prompt_length + r.max_tokens <= size.max_model_len for r in requests)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_late_arrival_waits_for_the_end_of_a_batch(build: Build, stage: str) -
     engine.add_request([1, 2, 3], exactly(9))
     engine.step()
     late = engine.add_request([4, 5], exactly(2))
-    assert [output.request_id for output in engine.step()] == [late]
+    assert late in [output.request_id for output in engine.step()]
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)

@@ -48,8 +48,9 @@ def test_a_request_is_lost_among_many(build: Build, stage: str, swap_space: int)
     aborted = sum(output.finish_reason == "abort" for output in final.values())
     assert (metrics["finished"], metrics["aborted"]) == (COUNT, aborted) and 100 < aborted < COUNT / 2
     for id, output in final.items():
-        lengths = [len(sample.token_ids) for sample in output.outputs]
         assert output.finish_reason in ("length", "abort")
-        assert max(lengths) <= wanted[id] and (output.finish_reason == "abort" or min(lengths) == wanted[id])
+        for sample in output.outputs:  # an abort may find some samples of a prompt at their ends and others not
+            whole = len(sample.token_ids) == wanted[id]
+            assert whole if sample.finish_reason == "length" else len(sample.token_ids) <= wanted[id]
     if stage in PAGED:
         assert metrics["preemptions"] > 20 and bool(metrics["swaps"]) == bool(swap_space)  # type: ignore[operator]

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 import stages
 from common import Engine, SamplingParams, UserError
-from tests.engine_checks import CONTINUOUS, PAGED, TOKEN_BYTES, Driver
+from tests.engine_checks import CHUNKED, CONTINUOUS, PAGED, TOKEN_BYTES, Driver
 from tests.fake_runner import without_model
 
 MAX_LEN = 24
@@ -36,10 +36,14 @@ class AnythingHappens(RuleBasedStateMachine):
         swap_blocks=st.sampled_from([0, 0, 4, 20]),
         max_num_seqs=st.sampled_from([1, 2, 3, 6, 6, 6]),
         budget=st.sampled_from([1, 8, 64]),
+        chunk=st.sampled_from([1, 2, 3, 5, 16]),
         policy=st.sampled_from(["fcfs", "priority"]),
     )
-    def build(self, block_size: int, pool: int, swap_blocks: int, max_num_seqs: int, budget: int, policy: str) -> None:
+    def build(
+        self, block_size: int, pool: int, swap_blocks: int, max_num_seqs: int, budget: int, chunk: int, policy: str
+    ) -> None:
         """`pool`: tokens that the KV cache can hold, at the least one block or slot."""
+        chunked = self.stage in CHUNKED
         paged = {"block_size": block_size, "swap_space": swap_blocks * block_size * TOKEN_BYTES}
         self.engine = stages.build(
             self.stage,
@@ -47,10 +51,11 @@ class AnythingHappens(RuleBasedStateMachine):
             device="cpu",
             max_model_len=MAX_LEN,
             max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=budget,
+            max_num_batched_tokens=max(budget, max_num_seqs) if chunked else budget,
             scheduling_policy=policy,
             kv_cache_memory=max(pool, block_size if self.stage in PAGED else MAX_LEN) * TOKEN_BYTES,
             **(paged if self.stage in PAGED else {}),
+            **({"prefill_chunk_size": chunk} if chunked else {}),
         )
         self.driver = Driver(without_model(self.engine), self.ahead)
         self.next_token = 1

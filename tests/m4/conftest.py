@@ -1,26 +1,3 @@
-"""Without a GPU, Triton's kernels run under its interpreter, which it must know before it is imported."""
+"""Without a GPU, the kernels run under Triton's interpreter."""
 
-from __future__ import annotations
-
-import os
-from typing import Any
-
-import torch
-
-
-def repair_interpreter() -> None:
-    """Triton 3.6 turns one-element arrays into loop bounds with int(), which NumPy 2.4 refuses."""
-    from triton.runtime import interpreter
-
-    original = interpreter._patch_lang_tensor
-
-    def patch(tensor: Any, scope: Any) -> None:
-        original(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch
-
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-    repair_interpreter()
+import tests.triton_interpreter  # noqa: F401

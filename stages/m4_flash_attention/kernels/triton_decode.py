@@ -2,7 +2,8 @@
 
 A program reads one part of one sequence's context for one KV head and serves all query heads that share it (they are
 the rows of its matrix product, padded to the 16 rows that a tensor core wants: the arithmetic is free, the reading
-is not). The lengths are read on the device and the grid does not depend on them, so one CUDA graph serves every step.
+is not). The lengths are read on the device and the grid does not depend on them, so one CUDA graph serves every step:
+captured for the longest context, it has programs to spare for a short one, and those leave at once.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ def decode_kernel(
     share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE  # whole tiles for each part
     first = split * share
     last = tl.minimum(first + share, length)
+    if SPLIT:  # noqa: SIM102 (the compiler knows one condition, the GPU the other)
+        if first >= length:  # a context shorter than the one that the grid was made for: the reduction knows
+            return
 
     row, column = tl.arange(0, ROWS), tl.arange(0, DIM)
     in_group = row < GROUP
@@ -75,14 +79,17 @@ def decode_kernel(
 
 @triton.jit
 def reduce_kernel(
-    part_out, part_top, part_weight, out, num_splits, DIM: tl.constexpr, SPLITS: tl.constexpr,
+    part_out, part_top, part_weight, seq_lens, out, heads, num_splits, DIM: tl.constexpr, TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    length = tl.load(seq_lens + row // heads)
+    share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE
     split, column = tl.arange(0, SPLITS), tl.arange(0, DIM)
-    exists = split < num_splits
+    exists = split * share < length  # the others have written nothing
     part = row * num_splits + split
     top = tl.load(part_top + part, mask=exists, other=-1e30)
-    factor = tl.exp2(top - tl.max(top, 0))  # all parts to one maximum; an empty part weighs 0
+    factor = tl.exp2(top - tl.max(top, 0))  # all parts to one maximum
     weight = tl.sum(tl.load(part_weight + part, mask=exists, other=0.0) * factor, 0)
     sums = tl.load(part_out + part[:, None] * DIM + column[None, :], mask=exists[:, None], other=0.0)
     result = tl.sum(sums * factor[:, None], 0) / tl.where(weight > 0, weight, 1.0)
@@ -129,4 +136,7 @@ class DecodeKernel:
         )  # fmt: skip
         if splits > 1:
             reduce: Any = reduce_kernel[(batch * heads,)]
-            reduce(self._sums, self._tops, self._weights, out, splits, DIM=dim, SPLITS=triton.next_power_of_2(splits))
+            reduce(
+                self._sums, self._tops, self._weights, seq_lens, out, heads, splits, DIM=dim,
+                TILE=self.config["TILE"], SPLITS=triton.next_power_of_2(splits),
+            )  # fmt: skip

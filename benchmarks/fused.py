@@ -1,0 +1,232 @@
+"""The fused kernels alone: each operation of `common.models.ops` against its definition, beside a copy's bandwidth.
+
+On a GPU every time is that of one call within a CUDA graph, so launches from the host cost nothing on either side.
+The calls of one graph take turns over copies of the weights that together exceed the caches, as the layers of a model
+do. `fused` lets a kernel start while the one in front of it ends; `apart` does not. GB/s counts weights and logits,
+read once; for the operations between the products, their inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
+from benchmarks.environment import environment
+from benchmarks.files import write_json
+from common.config import parse_device, parse_dtype
+from common.errors import UserError
+from common.models.config import ModelConfig
+from common.models.layers import RMSNorm, RotaryEmbedding
+from common.models.linear import Linear
+from common.models.ops import Ops
+from common.models.random_weights import PRESETS
+from common.progress import progress_bar
+
+ROWS = (1, 2, 4, 8, 64)
+TUNED_ROWS = (1, 4)
+TUNE_SECONDS = 80.0
+"""Tuning stops here with what it has: compiling takes most of it."""
+
+Call = Callable[[Ops, int], object]
+"""call(ops, copy): the operation, on that copy of the weights."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on `rows` tokens; `bytes` is what it has to move. `product`: weight, x, and gemv's options."""
+
+    name: str
+    rows: int
+    bytes: int
+    copies: int
+    call: Call
+    product: tuple[list[torch.Tensor], torch.Tensor, dict[str, Any]] | None = None
+
+
+@dataclass
+class Measurement:
+    """Seconds of one call; GB/s of the fused one, and its share of the copy's."""
+
+    name: str
+    rows: int
+    fused: float
+    apart: float
+    plain: float
+    gb_per_s: float
+    share: float
+
+
+def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: tuple[int, ...]) -> Iterator[Case]:
+    hidden, dim, size = config.hidden_size, config.head_dim, dtype.itemsize
+    num_q, num_kv = config.num_heads, config.num_kv_heads
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=dtype, device=device)
+
+    norm, head_norm = RMSNorm(tensor(hidden), config.rms_norm_eps), RMSNorm(tensor(dim), config.rms_norm_eps)
+    shapes = {
+        "norm + qkv": ((num_q + 2 * num_kv) * dim, hidden),
+        "o + residual": (hidden, num_q * dim),
+        "norm + gate, up + SiLU": (2 * config.intermediate_size, hidden),
+        "down + residual": (hidden, config.intermediate_size),
+        "norm + head": (config.vocab_size, hidden),
+    }
+    for name, (outputs, width) in shapes.items():
+        copies = max(2, -(-COLD_BYTES[device.type] // (outputs * width * size))) if device.type == "cuda" else 2
+        weights = [tensor(outputs, width) * width**-0.5 for _ in range(copies)]
+        projections = [Linear(weight) for weight in weights]
+        for n in rows:
+            x, residual = tensor(n, width), tensor(n, outputs)
+            before: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps}
+            call: Call = lambda ops, i, x=x, p=projections: ops.norm_linear(x, norm, p[i])  # noqa: E731
+            if "residual" in name:
+                before = {"add_to": residual}
+                call = lambda ops, i, x=x, r=residual, p=projections: ops.add_linear(r, p[i], x)  # noqa: E731
+            elif "SiLU" in name:
+                before["gated"] = True
+                call = lambda ops, i, x=x, p=projections: ops.norm_swiglu(x, norm, p[i])  # noqa: E731
+            yield Case(name, n, weights[0].nbytes, copies, call, (weights, x, before))
+    rotary = RotaryEmbedding(replace(config, max_position_embeddings=max(rows)), dtype, device)
+    for n in rows:
+        x, qkv, gate_up = tensor(n, hidden), tensor(n, num_q + 2 * num_kv, dim), tensor(n, 2 * config.intermediate_size)
+        heads = qkv[:, : num_q + num_kv]
+        cos, sin = rotary.at(torch.arange(n, device=device))
+        logits = tensor(n, config.vocab_size)
+        degrees = torch.ones(n, device=device)
+        noise = torch.rand(n, dtype=torch.float64, device=device)
+        calls: dict[str, tuple[int, Call]] = {
+            "norm": (2 * x.nbytes, lambda ops, _, x=x: ops.norm(x, norm)),
+            "QK-norm + rotary": (
+                2 * heads.numel() * size,
+                lambda ops, _, h=heads, c=cos, s=sin: ops.norm_rotate(h, num_q, head_norm, head_norm, c, s),
+            ),
+            "SiLU · up": (gate_up.nbytes * 3 // 2, lambda ops, _, g=gate_up: ops.swiglu(g)),
+            "pick the likeliest": (logits.nbytes, lambda ops, _, z=logits: ops.pick(z)),
+            "pick by chance": (logits.nbytes, lambda ops, _, z=logits, t=degrees, u=noise: ops.pick(z, t, u)),
+        }
+        for name, (moved, call) in calls.items():
+            yield Case(name, n, moved, 10 if device.type == "cuda" else 1, call)
+
+
+def run(
+    device: str = "auto",
+    dtype: str = "bf16",
+    model: str = "qwen3-0.6b",
+    json: Path | None = None,
+    quick: bool = False,
+    tune: bool = False,
+    out_dir: Path = Path("reports/local"),
+) -> dict[str, Any]:
+    """Measure, print a table, write `fused.json` (or `json`) in `out_dir`."""
+    target, kind = parse_device(device), parse_dtype(dtype)
+    if target.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError("the fused kernels need a GPU, and there is none: TRITON_INTERPRET=1 runs them, very slowly")
+    from common.kernels.fused import FusedOps
+
+    config = PRESETS["tiny-qwen3" if quick else model]
+    rows = (1, 9) if quick else ROWS
+    fused, apart, plain = FusedOps(target), FusedOps(target, overlap=False), Ops()
+    measured: list[Measurement] = []
+    tuned: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        copy, _ = ceilings(target, kind, quick)
+        with progress_bar("fused kernels", 10 * len(rows)) as advance:
+            for case in cases(config, kind, target, rows):
+                times = [
+                    seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)
+                    for ops in (fused, apart, plain)
+                ]
+                rate = case.bytes / times[0]
+                measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
+                advance(1)
+        if tune:
+            tuned = tune_products(config, kind, target, fused.launch, copy, quick)
+    results = {
+        "schema": "fused-1",
+        "environment": environment(),
+        "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "model": config.name},
+        "ceilings": {"copy_gb_per_s": copy / 1e9},
+        "records": [asdict(m) for m in measured],
+        "tuned": tuned,
+    }
+    write_json(json or out_dir / "fused.json", results)
+    print_table(results, measured)
+    Console(stderr=True).print(f"wrote {json or out_dir / 'fused.json'}", highlight=False)
+    return results
+
+
+def tune_products(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, launch: dict[str, Any], copy: float, quick: bool
+) -> list[dict[str, Any]]:
+    """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
+    from common.kernels.triton_gemv import gemv, gemv_config
+
+    jobs: list[tuple[Case, Any]] = []
+    for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):
+        if case.product is None:
+            continue
+        weights, x, options = case.product
+        gated = bool(options.get("gated"))
+        outputs = weights[0].shape[0] // (2 if gated else 1)
+        taken = gemv_config(outputs, x.shape[1], dtype.itemsize, gated, case.rows)
+        row_bytes = weights[0].nbytes // outputs
+        others = [replace(taken, out=out, num_warps=warps) for out in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
+        others = [c for c in others if c != taken and 64 <= out_bytes(c, row_bytes) <= 256]
+        jobs += [(case, c) for c in [taken, *others[: 1 if quick else None]]]
+    results: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    with progress_bar("tuning", len(jobs)) as advance:
+        for case, candidate in jobs:
+            if time.perf_counter() - began > TUNE_SECONDS:
+                break
+            weights, x, options = case.product or ([], torch.empty(0), {})
+            seconds = seconds_per_call(
+                lambda i, w=weights, x=x, o=options, c=candidate: gemv(x, w[i], launch, config=c, **o),
+                device, case.copies, quick,
+            )  # fmt: skip
+            rate = case.bytes / seconds
+            record = {"name": case.name, "rows": case.rows, **asdict(candidate), "seconds": seconds}
+            first = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)
+            results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy, "chosen": first})
+            advance(1)
+    return results
+
+
+def out_bytes(config: Any, row_bytes: int) -> int:
+    """Bytes of weights that one thread holds."""
+    return config.out * row_bytes // (32 * config.num_warps)
+
+
+def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
+    console = Console()
+    copy = results["ceilings"]["copy_gb_per_s"]
+    title = f"fused kernels, {results['config']['model']}, {results['config']['dtype']}"
+    table = Table(title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
+    table.add_column("operation")
+    for column in ("rows", "fused", "apart", "plain", "faster", "GB/s", "of copy"):
+        table.add_column(column, justify="right")
+    for m in measured:
+        times = [f"{seconds * 1e6:.1f} µs" for seconds in (m.fused, m.apart, m.plain)]
+        table.add_row(m.name, str(m.rows), *times, f"{m.plain / m.fused:.2f}×", f"{m.gb_per_s:.0f}", f"{m.share:.0%}")
+    console.print(table)
+    for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in results["tuned"]):
+        tried = [t for t in results["tuned"] if (t["name"], t["rows"]) == (name, rows)]
+        best, chosen = min(tried, key=lambda t: t["seconds"]), next(t for t in tried if t["chosen"])
+        console.print(
+            f"{name}, {rows} rows: best {_described(best)}; chosen {_described(chosen)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _described(tried: dict[str, Any]) -> str:
+    return f"out={tried['out']} num_warps={tried['num_warps']} {tried['seconds'] * 1e6:.1f} µs"

@@ -1,0 +1,88 @@
+"""The two jobs for a GPU: `make gpu-bench`, what execution wins, and `make gpu-ladder`, all stages.
+
+Each is a list of comparisons, one results file each, and each of them goes on where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import stages
+from benchmarks.compare import Results, jobs, make_comparison, run
+from benchmarks.files import check_writable
+from benchmarks.screen import Screen
+from common.errors import UserError
+
+EXECUTION: dict[str, dict[str, Any]] = {
+    "eager": {"fused_kernels": False, "cuda_graphs": False, "overlap": False},
+    "fused": {"fused_kernels": True, "cuda_graphs": False, "overlap": False},
+    "graphs": {"fused_kernels": True, "cuda_graphs": True, "overlap": False},
+    "overlap": {"fused_kernels": True, "cuda_graphs": True, "overlap": True},
+}
+"""The ablation, each line with all of the one before it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: its name is that of its results file."""
+
+    name: str
+    stages: list[str]
+    workloads: list[str]
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    repeats: int | None = None
+
+
+def _last(*wanted: str) -> list[str]:
+    """Of these stages those that exist; else the last one."""
+    here = [stages.short_name(folder) for folder in stages.names()]
+    return [stage for stage in wanted if stage in here] or here[-1:]
+
+
+def bench_parts() -> list[Part]:
+    """The table of the last stages, then the ablation on the last unquantised one."""
+    last = _last("m6")
+    table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"], repeats=2)
+    ablation = [
+        Part(f"gpu-bench-{name}", last, ["decode_one", "decode"], options, repeats=1)
+        for name, options in EXECUTION.items()
+        if name != "overlap"  # is the table itself
+    ]
+    return [table, *ablation, Part("gpu-bench-eager-nano", last, ["nano"], EXECUTION["eager"], repeats=1)]
+
+
+def ladder_parts() -> list[Part]:
+    """All stages on `mixed` (m0 on `ladder`), eager; then those that can, with graphs."""
+    here = [stages.short_name(folder) for folder in stages.names()]
+    later = [stage for stage in here if stages.number(stage) >= 4]
+    return [
+        Part("gpu-ladder", here, ["mixed"], {}, repeats=1),
+        Part("gpu-ladder-eager", later, ["mixed"], EXECUTION["eager"], repeats=1),
+    ]
+
+
+def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[Results]:
+    """Each part's results, as soon as it is done. What its file holds already is kept."""
+    for part in parts:
+        path = folder / f"{part.name}.json"
+        check_writable(path)
+        plan = make_comparison(
+            part.stages,
+            part.workloads,
+            peers=False,
+            model=model,
+            dtype=dtype,
+            device=device,
+            quick=quick,
+            repeats=part.repeats,
+            options=part.options,
+        )
+        print(f"{part.name}: {sum(1 for _ in jobs(plan))} runs, {path}", flush=True)
+        with Screen() as screen:
+            try:
+                yield run(plan, path, screen.started, screen.finished, resume=True)
+            except UserError as error:
+                raise UserError(f"{error}; or move {path} away") from error

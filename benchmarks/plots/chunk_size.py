@@ -1,0 +1,133 @@
+"""The price of a chunk size: what those that decode wait, what the long prompt waits, and throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.plots.bars import finish
+from benchmarks.plots.stalls import group_ttft
+from benchmarks.recipes import LONG
+from benchmarks.record import Record
+from benchmarks.style import SOFT, color, title
+from benchmarks.table import rate, seconds
+
+Value = Callable[[Record], float | None]
+PREFIX = "chunk="
+NO_SIZE = "auto"
+"""Stands apart, without a line."""
+
+
+def _itl(name: str) -> Value:
+    return lambda record: record.itl_s[name] if record.itl_s else None
+
+
+def _long(record: Record) -> float | None:
+    found = group_ttft(LONG)(record)
+    return found["p50"] if found else None
+
+
+def _brief(value: float | None) -> str:
+    """`3.1 ms`, `62 ms`, `1.4 s`: room is short."""
+    return f"{value * 1e3:.0f} ms" if value and 0.01 <= value < 0.995 else seconds(value)
+
+
+def chunk_size(results: Results, workload: str) -> Figure | None:
+    """From a sweep whose variants are named `chunk=256` and `chunk=auto`; None where there is none. Stages that take
+    prompts whole are dashed lines."""
+    points = [r for r in results.sweeps if r.ok and r.workload == workload and (r.variant or "").startswith(PREFIX)]
+    if not points:
+        return None
+    swept = dict.fromkeys(r.stage for r in points)
+    whole = [r for r in results.records if r.ok and r.workload == workload and r.stage not in swept]
+    figure, axes = plt.subplots(1, 3, figsize=(17, 5.4))
+    axes[0].set_yscale("log")
+    _line(axes[0], points, whole, "max", _itl("max"), _brief, (-7, 5), "right", "bottom")
+    _line(axes[0], points, whole, "p99", _itl("p99"), _brief, (7, -5), "left", "top")
+    _line(axes[1], points, whole, "", _long, _brief, (5, 6), "left", "bottom")
+    _line(axes[2], points, whole, "", lambda r: r.output_tokens_per_s, rate, (0, 9), "center", "bottom")
+    names = ("time between tokens of those that run", "first token of the long prompt", "output tokens per second")
+    for axis, name, write in zip(axes, names, (_brief, _brief, rate), strict=True):
+        _scale(axis, points, write)
+        axis.set_title(name, loc="left")
+    how = f"{', '.join(title(stage) for stage in swept)}; auto chooses a size from the time that steps take. "
+    if whole:
+        how += f"Dashed: {', '.join(title(r.stage) for r in whole)}, with prompts taken whole. "
+    how += "Medians where nothing else is said; the left axis is logarithmic."
+    return finish(figure, results, workload, points, _finding(points), how)
+
+
+def _name(record: Record) -> str:
+    return (record.variant or "").removeprefix(PREFIX)
+
+
+def _names(points: Sequence[Record]) -> list[str]:
+    """Sizes in order, then what is no size."""
+    return sorted({_name(r) for r in points}, key=lambda name: int(name) if name.isdigit() else 1 << 62)
+
+
+def _line(
+    axis: Axes,
+    points: Sequence[Record],
+    whole: Sequence[Record],
+    label: str,
+    value: Value,
+    write: Callable[[float | None], str],
+    offset: tuple[int, int],
+    side: str,
+    edge: str,
+) -> None:
+    """One figure of every stage over the sizes; each number stands `offset` points from its dot, on that side."""
+    names = _names(points)
+    thick = 3.0 if edge == "bottom" else 1.8
+    for stage in dict.fromkeys(r.stage for r in points):
+        found = {_name(r): y for r in points if r.stage == stage and (y := value(r)) is not None}
+        sizes = [name for name in names if name in found and name != NO_SIZE]
+        xs = [names.index(name) for name in sizes]
+        axis.plot(xs, [found[name] for name in sizes], marker="o", linewidth=thick, color=color(stage))
+        if NO_SIZE in found:
+            axis.plot(names.index(NO_SIZE), found[NO_SIZE], marker="D", markersize=7, color=color(stage))
+        for name, y in found.items():
+            text = f"{label} {write(y)}" if label and name == names[0] else write(y)
+            axis.annotate(text, (names.index(name), y), xytext=offset, textcoords="offset points", ha=side, va=edge,
+                          fontsize=11)  # fmt: skip
+    for record in whole:
+        y = value(record)
+        if y is not None:
+            axis.axhline(y, color=color(record.stage), linestyle="--", linewidth=thick - 0.8)
+            text = " ".join(part for part in (record.stage, label, write(y)) if part)
+            drop = 3 if edge == "bottom" else -3
+            axis.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=(0, drop),
+                          textcoords="offset points", va=edge, color=color(record.stage), fontweight="bold",
+                          fontsize=12)  # fmt: skip
+
+
+def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None], str]) -> None:
+    names = _names(points)
+    axis.set_xticks(range(len(names)), names)
+    axis.tick_params(axis="x", labelsize=12)
+    axis.set_xlim(-1.9, len(names) - 0.1)
+    axis.set_xlabel("prompt tokens in a step, at most", loc="left")
+    low, high = axis.get_ylim()
+    axis.set_ylim(*((low / 1.5, high * 1.5) if axis.get_yscale() == "log" else (0.0, high * 1.15)))
+    axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ") if y else "0")
+    axis.yaxis.set_minor_formatter(lambda y, _: "")
+    axis.grid(axis="y", color=SOFT, alpha=0.2)
+
+
+def _finding(points: Sequence[Record]) -> str:
+    """The smallest and the largest chunk of the first stage that was swept."""
+    mine = [r for r in points if r.stage == points[0].stage and _name(r).isdigit()]
+    ends = [min(mine, key=lambda r: int(_name(r))), max(mine, key=lambda r: int(_name(r)))] if mine else []
+    if len(ends) < 2 or ends[0] is ends[1]:
+        return f"{title(points[0].stage)} with chunks of one size"
+    gaps, waits = ([_brief(value(r)) for r in ends] for value in (_itl("p99"), _long))
+    sizes = [_name(r) for r in ends]
+    return (
+        f"From chunks of {sizes[0]} to {sizes[1]}, the p99 time between tokens goes from {gaps[0]} to {gaps[1]}, and "
+        f"the long prompt's first token from {waits[0]} to {waits[1]}"
+    )

@@ -1,0 +1,135 @@
+"""What a prefix cache saves, by the share of the prompt that is in it; and what looking for it costs if none is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.peers import PEERS
+from benchmarks.plots.bars import WIDTH, finish, times
+from benchmarks.plots.position import spread
+from benchmarks.record import Record
+from benchmarks.style import SOFT, color, title
+from benchmarks.table import seconds
+from benchmarks.workloads import find, find_size
+
+Line = dict[int, Record]
+"""The records of one contestant, by hit rate in percent."""
+
+
+def hit_rate(results: Results, workload: str) -> Figure | None:
+    """Median and p99 of the time to the first token; None unless two hit rates or more have figures."""
+    lines = _lines(results, workload)
+    rates = sorted({rate for line in lines.values() for rate in line})
+    if len(rates) < 2:
+        return None
+    figure, axis = plt.subplots(figsize=(WIDTH + 1, 5.6))
+    _draw(axis, lines, rates)
+    records = [record for line in lines.values() for record in line.values()]
+    how = "Line: median; thin line above: 99th percentile. Prompts are equally long at every hit rate."
+    return finish(figure, results, workload, records, _finding(lines), how)
+
+
+def _lines(results: Results, workload: str) -> dict[str, Line]:
+    """In the order of the table, without those that have only one point."""
+    lines: dict[str, Line] = {stage: {} for stage in results.config["contestants"]}
+    for record in results.records + results.sweeps:
+        if record.workload == workload and record.ok and record.ttft_s:
+            rate = find_size(workload, record.variant, results.config["preset"]).hit_rate
+            if rate is not None:
+                lines.setdefault(record.stage, {})[rate] = record
+    return {stage: dict(sorted(line.items())) for stage, line in lines.items() if len(line) > 1}
+
+
+def _ttft(record: Record, name: str = "p50") -> float:
+    assert record.ttft_s
+    return record.ttft_s[name]
+
+
+def _draw(axis: Axes, lines: dict[str, Line], rates: Sequence[int]) -> None:
+    top = max(_ttft(r, "p99") for line in lines.values() for r in line.values())
+    unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
+    for stage, line in lines.items():
+        ink = color(stage)
+        for name, width, solid in (("p50", 3.0, 1.0), ("p99", 1.2, 0.45)):
+            ys = [_ttft(record, name) * unit for record in line.values()]
+            axis.plot(list(line), ys, marker="o", markersize=2 + 2 * width, linewidth=width, color=ink, alpha=solid)
+    for at, side, align in ((rates[0], -1, "right"), (rates[-1], 1, "left")):
+        here = sorted(((_ttft(line[at]), stage) for stage, line in lines.items() if at in line))
+        heights = _apart([max(y, top * 0.03) for y, _ in here], top * 0.075)
+        for (y, stage), height in zip(here, heights, strict=True):
+            name = f"{stage} " if side < 0 and stage not in PEERS else "" if side < 0 else f"{title(stage)}: "
+            axis.text(at + 2 * side, height * unit, f"{name}{seconds(y)}", ha=align, va="center",
+                      color=SOFT if stage in PEERS else color(stage), fontweight="bold", fontsize=13)  # fmt: skip
+    axis.set_ylim(0, top * 1.08 * unit)
+    axis.set_xlim(rates[0] - 20, rates[-1] + 48)
+    axis.set_xticks(rates, [f"{rate} %" for rate in rates])
+    axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
+    axis.set_title(f"time to first token in {word} (less is better)", loc="left")
+    axis.spines["bottom"].set_bounds(rates[0], rates[-1])
+    axis.grid(axis="y", color="#E4E4E4")
+
+
+def _finding(lines: dict[str, Line]) -> str:
+    """m6 against m5 if they are there, else the last two stages: at the highest hit rate, and at none."""
+    own = [stage for stage in lines if stage not in PEERS]
+    if len(own) < 2:
+        return f"{title((own or list(lines))[0])}: time to the first token against the hit rate"
+    before, last = ("m5", "m6") if {"m5", "m6"} <= set(own) else own[-2:]
+    both = [rate for rate in lines[last] if rate in lines[before]]
+    if not both:
+        return f"{title(last)} and {title(before)} have no hit rate in common"
+    here, there = (_ttft(lines[stage][both[-1]]) for stage in (last, before))
+    finding = (
+        f"At {both[-1]} % hits the first token comes after {seconds(here)} with {title(last)}, after "
+        f"{seconds(there)} with {title(before)}"
+    )
+    if here * 1.05 <= there:
+        finding += f" ({times(there / here)} as long)"
+    if both[0] == 0:
+        cost = _ttft(lines[last][0]) / _ttft(lines[before][0]) - 1
+        finding += f"; without hits {last} is {abs(cost):.1%} {'later' if cost >= 0 else 'sooner'}"
+    return finding
+
+
+def _apart(heights: list[float], distance: float) -> list[float]:
+    """Heights of labels, the lowest first, moved up and down until they do not overlap."""
+    up = spread(heights, distance)
+    down = [-height for height in reversed(spread([-height for height in reversed(heights)], distance))]
+    return [(a + b) / 2 for a, b in zip(up, down, strict=True)]
+
+
+def by_turn(results: Results, workload: str) -> Figure | None:
+    """The median time to the first token of each turn of a chat; None where there are no turns."""
+    records = [r for r in results.records if r.ok and r.workload == workload and "turn 1" in (r.ttft_by_group or {})]
+    if not records or find(workload).columns != "prefix":
+        return None
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
+    series = {r.stage: [found["p50"] for found in (r.ttft_by_group or {}).values()] for r in records}
+    turns = max(len(ys) for ys in series.values())
+    top = max(max(ys) for ys in series.values())
+    unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
+    ends = sorted((ys[-1], stage) for stage, ys in series.items())
+    heights = _apart([max(y, top * 0.03) for y, _ in ends], top * 0.075)
+    for (y, stage), height in zip(ends, heights, strict=True):
+        values = [value * unit for value in series[stage]]
+        axis.plot(range(1, len(values) + 1), values, marker="o", markersize=8, linewidth=3, color=color(stage))
+        axis.text(turns + turns * 0.03, height * unit, f"{title(stage)}: {seconds(y)}", va="center",
+                  color=color(stage), fontweight="bold", fontsize=13)  # fmt: skip
+    axis.set_ylim(0, top * 1.1 * unit)
+    axis.set_xlim(0.8, turns * 1.5)
+    axis.set_xticks(range(1, turns + 1))
+    axis.spines["bottom"].set_bounds(1, turns)
+    axis.set_xlabel("turn of the chat", loc="left")
+    axis.set_title(f"time to first token in {word}, median (less is better)", loc="left")
+    axis.grid(axis="y", color="#E4E4E4")
+    last, first = series[ends[0][1]], series[ends[-1][1]]
+    finding = f"The first token of turn {turns} comes after {seconds(last[-1])} with {title(ends[0][1])}"
+    if len(series) > 1:
+        finding += f", after {seconds(first[-1])} with {title(ends[-1][1])}"
+    how = "A turn's prompt is all that its chat has said so far and a new message."
+    return finish(figure, results, workload, records, finding, how)

@@ -1,0 +1,68 @@
+"""Steps as boxes on an axis of time, a row for each request: who was computed, how many tokens, and who stood still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.plots.timeline import KINDS
+from benchmarks.style import RC, SOFT, title
+from common.trace import StepTrace
+
+DARK = ("prefill",)
+"""Kinds whose boxes take white text."""
+
+
+def longest_gap(trace: StepTrace, request_id: str) -> float:
+    """Seconds: the longest time between two tokens of a request that decodes."""
+    ends = [s.begin + s.duration for s in trace.steps if any(c.request_id == request_id for c in s.chunks)]
+    return max(b - a for a, b in pairwise(ends))
+
+
+def draw_schedule(traces: Mapping[str, StepTrace], path: Path) -> Path:
+    """A panel for each stage. The requests are named A, B, ... in order of arrival."""
+    with plt.rc_context(RC):
+        figure, axes = plt.subplots(len(traces), 1, figsize=(13, 1.4 + 2.3 * len(traces)), squeeze=False, sharex=True)
+        for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
+            _panel(axis, stage, trace)
+        axes[-1, 0].set_xlabel("milliseconds")
+        figure.suptitle(_finding(traces), x=0.01, ha="left", fontsize=17, fontweight="bold")
+        figure.text(
+            0.01, 0.01, "Every box is a step of a real run; the number says how many tokens of the prompt it computes. "
+            "The narrow pale boxes are decodes.", color=SOFT,
+        )  # fmt: skip
+        figure.tight_layout(rect=(0, 0.04, 1, 0.99))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        plt.close(figure)
+    return path
+
+
+def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:
+    rows = {id: row for row, id in enumerate(trace.arrivals)}
+    steps = list(trace.steps)[1:]  # the first one prefills A and B
+    start = steps[0].begin
+    for step in steps:
+        left, width = (step.begin - start) * 1e3, step.duration * 1e3
+        for chunk in step.chunks:
+            axis.barh(rows[chunk.request_id], width, left=left, height=0.8, color=KINDS[chunk.kind], edgecolor="white")
+            if chunk.length > 1:
+                color = "white" if chunk.kind in DARK else "black"
+                axis.text(
+                    left + width / 2, rows[chunk.request_id], str(chunk.length), ha="center", va="center", color=color
+                )
+    axis.set_yticks(range(len(rows)), ["ABCDEFGH"[row] for row in rows.values()])
+    axis.tick_params(axis="y", length=0)
+    axis.invert_yaxis()
+    gap = longest_gap(trace, next(iter(rows))) * 1e3
+    axis.set_title(f"{title(stage)}: A and B wait {gap:.0f} ms at most between two tokens", loc="left")
+
+
+def _finding(traces: Mapping[str, StepTrace]) -> str:
+    gaps = {stage: longest_gap(trace, next(iter(trace.arrivals))) * 1e3 for stage, trace in traces.items()}
+    parts = ", ".join(f"{gap:.0f} ms in {stage}" for stage, gap in gaps.items())
+    return f"A long prompt arrives: the longest stall of those who decode is {parts}"

@@ -1,0 +1,61 @@
+"""Who waits for a long prompt: those that decode, the prompt itself, and a short one behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from benchmarks.compare import Results
+from benchmarks.peers import PEERS
+from benchmarks.plots.bars import figure_with_rows, finish, measured, name_rows, times
+from benchmarks.plots.latency import summary_bars
+from benchmarks.recipes import LONG, SHORT
+from benchmarks.record import Record, Summary
+from benchmarks.style import title
+from benchmarks.table import seconds
+
+
+def group_ttft(group: str) -> Callable[[Record], Summary | None]:
+    return lambda record: (record.ttft_by_group or {}).get(group)
+
+
+def stalls(results: Results, workload: str) -> Figure | None:
+    """Three panels, a row for each stage; None unless the workload has long prompts among others."""
+    records = [r for r in measured(results, workload) if group_ttft(LONG)(r)]
+    if not records:
+        return None
+    figure, axes = figure_with_rows(3, len(records))
+    figure.set_figwidth(16)
+    panels: tuple[tuple[str, Callable[[Record], Summary | None], tuple[str, ...]], ...] = (
+        ("time between tokens of those that run", lambda r: r.itl_s, ("p99", "max")),
+        ("first token of the long prompt", group_ttft(LONG), ("p99",)),
+        ("first token of a short one behind", group_ttft(SHORT), ("p99",)),
+    )
+    for axis, (name, summary, ends) in zip(axes, panels, strict=True):
+        summary_bars(axis, records, workload, [summary(record) for record in records], ends)
+        axis.set_title(name, loc="left")
+        axis.tick_params(axis="y", length=0)
+    name_rows(axes[0], records, workload)
+    how = "Less is better. Bar: median; dot: on the left the longest gap, else the 99th percentile. Waiting counts."
+    return finish(figure, results, workload, records, _finding(records), how)
+
+
+def _finding(records: list[Record]) -> str:
+    """m5 against m4 if they are there, else the last two stages."""
+    own = {r.stage: r for r in records if r.stage not in PEERS and r.itl_s}
+    if len(own) < 2:
+        record = records[-1]
+        assert record.itl_s
+        return f"{title(record.stage)}: whoever decodes waits up to {seconds(record.itl_s['max'])} for a token"
+    before, last = ("m4", "m5") if {"m4", "m5"} <= own.keys() else list(own)[-2:]
+    there, here = own[before], own[last]
+    assert there.itl_s
+    assert here.itl_s
+    finding = (
+        f"Beside long prompts the p99 time between tokens is {seconds(here.itl_s['p99'])} with {title(last)}, "
+        f"{seconds(there.itl_s['p99'])} with {title(before)}"
+    )
+    paid, price = group_ttft(LONG)(there), group_ttft(LONG)(here)
+    factor = price["p50"] / paid["p50"] if paid and price else 1.0
+    return finding + (f"; the long prompt waits {times(factor)} as long" if factor >= 1.05 else "")

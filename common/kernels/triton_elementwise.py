@@ -1,0 +1,142 @@
+"""The kernels between the matrix products, for any number of tokens: each tensor is read once and written once.
+
+Definitions: `RMSNorm`, `swiglu` and `rotate` of `common.models.layers`. Sums are in float32 and a value is rounded to
+the model's dtype wherever the definition rounds it, so that both give the same numbers, but for the order of a sum.
+
+EARLY: the kernel may start while the one in front of it still runs (programmatic dependent launch, CUDA's name for
+it, on Hopper GPUs and later): it waits, `gdc_wait`, before it touches anything that another kernel writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# pyright: basic
+
+
+@triton.jit
+def rms(value, gain, width, eps, dtype: tl.constexpr):
+    """gain * value / root mean square; value and gain: one row, float32."""
+    mean_square = tl.sum(value * value, 0) / width
+    return gain * (value * tl.rsqrt(mean_square + eps)).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def silu_times(gate, up, dtype: tl.constexpr):
+    """silu(gate) * up, float32."""
+    return (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32) * up
+
+
+@triton.jit
+def norm_kernel(x, weight, out, width, eps, x_stride, WIDTH: tl.constexpr, EARLY: tl.constexpr):
+    """One program a row."""
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    inside = column < width
+    dtype: tl.constexpr = out.dtype.element_ty
+    gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + column, rms(value, gain, width, eps, dtype).to(dtype), mask=inside)
+
+
+@triton.jit
+def swiglu_kernel(gate_up, out, width, TILE: tl.constexpr, EARLY: tl.constexpr):
+    """One program a tile of one row; gate_up [T, 2 * width], out [T, width]."""
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = column < width
+    dtype: tl.constexpr = out.dtype.element_ty
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + column, silu_times(gate, up, dtype).to(dtype), mask=inside)
+
+
+@triton.jit
+def gained(value, is_query, q_gain, k_gain, inside, dtype: tl.constexpr):
+    """Normalised halves of heads times the weight of the norm of queries, or of that of keys."""
+    gain = tl.where(
+        is_query,
+        tl.load(q_gain, mask=inside, other=0.0).to(tl.float32),
+        tl.load(k_gain, mask=inside, other=0.0).to(tl.float32),
+    )
+    return (gain * value.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+
+
+@triton.jit
+def norm_rotate_kernel(
+    heads, q_norm, k_norm, cos, sin, num_q, num_heads, eps, token_stride, angle_stride,
+    HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program for HEADS heads of one token, in place: both halves of a head are read before either is written.
+    HALF: the power of two that holds DIM / 2."""
+    token = tl.program_id(0).to(tl.int64)
+    head, column = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < num_heads) & (column < DIM // 2)
+    dtype: tl.constexpr = heads.dtype.element_ty
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    at = heads + token * token_stride + head * DIM + column
+    low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(at + DIM // 2, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        mean_square = (tl.sum(low * low, 1, keep_dims=True) + tl.sum(high * high, 1, keep_dims=True)) / DIM
+        scale = tl.rsqrt(mean_square + eps)
+        is_query = head < num_q
+        low = gained(low * scale, is_query, q_norm + column, k_norm + column, column < DIM // 2, dtype)
+        column_high = column + DIM // 2
+        high = gained(high * scale, is_query, q_norm + column_high, k_norm + column_high, column < DIM // 2, dtype)
+    angle = token * angle_stride + column
+    c = tl.load(cos + angle, mask=column < DIM // 2, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle + DIM // 2, mask=column < DIM // 2, other=0.0).to(tl.float32)  # the half without a sign
+    tl.store(at, (low * c - high * s).to(dtype), mask=inside)
+    tl.store(at + DIM // 2, (high * c + low * s).to(dtype), mask=inside)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, launch: dict[str, Any]) -> torch.Tensor:
+    """x [T, N], rows may lie apart."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, width = x.shape
+    padded = triton.next_power_of_2(width)
+    kernel: Any = norm_kernel[(rows,)]
+    kernel(x, weight, out, width, eps, x.stride(0), WIDTH=padded, num_warps=warps(padded), **launch)
+    return out
+
+
+def swiglu(gate_up: torch.Tensor, launch: dict[str, Any]) -> torch.Tensor:
+    """gate_up [T, 2 * I], contiguous."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
+    tile = min(1024, triton.next_power_of_2(width))
+    kernel: Any = swiglu_kernel[(rows, triton.cdiv(width, tile))]
+    kernel(gate_up, out, width, TILE=tile, num_warps=warps(tile), **launch)
+    return out
+
+
+def norm_rotate(
+    heads: torch.Tensor, num_q: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None, eps: float,
+    cos: torch.Tensor, sin: torch.Tensor, launch: dict[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    """In place: heads [T, H, D], whose tokens may lie apart, the heads of one token not. Norm weights [D], or None."""
+    tokens, count, dim = heads.shape
+    per_program = 4
+    kernel: Any = norm_rotate_kernel[(tokens, triton.cdiv(count, per_program))]
+    kernel(
+        heads, q_norm, k_norm, cos, sin, num_q, count, eps, heads.stride(0), cos.stride(0), HEADS=per_program,
+        DIM=dim, HALF=triton.next_power_of_2(dim // 2), NORM=q_norm is not None, num_warps=2, **launch,
+    )  # fmt: skip
+    return heads
+
+
+def warps(numbers: int) -> int:
+    """At least eight numbers, 16 bytes in half precision, for each thread."""
+    return max(1, min(8, numbers // 256))

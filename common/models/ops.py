@@ -1,0 +1,81 @@
+"""What a decoder computes besides attention, as seven operations, in plain PyTorch.
+
+This is the definition. `common.kernels.fused` has the same seven as fused kernels, and tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from common.models.layers import RMSNorm, rotate, swiglu
+from common.models.linear import Projection
+
+
+class Ops:
+    """Handed to the decoder, which hands it to its layers. T tokens; x [T, hidden] is the residual stream."""
+
+    def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """[T, N] to [T, N]."""
+        return norm(x)
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half: [T, 2 * intermediate] to [T, intermediate]."""
+        return swiglu(gate_up)
+
+    def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
+        """proj(norm(x)): [T, hidden] to [T, out]."""
+        return proj(self.norm(x, norm))
+
+    def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
+        """silu(gate) * up, where gate and up are the halves of gate_up(norm(x)): [T, hidden] to [T, intermediate]."""
+        return self.swiglu(gate_up(self.norm(x, norm)))
+
+    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+        """x + proj(y), y [T, in]. May be written over x: whoever calls has no more use for it."""
+        return x + proj(y)
+
+    def norm_rotate(
+        self,
+        heads: torch.Tensor,
+        num_q: int,
+        q_norm: RMSNorm | None,
+        k_norm: RMSNorm | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        """Queries and keys, [T, Hq + Hkv, D] of which the first `num_q` are queries, each head normalised (where the
+        model does that) and turned by cos and signed sin [T, 1, D]. May be written over `heads`."""
+        if q_norm is not None and k_norm is not None:
+            heads = torch.cat((q_norm(heads[:, :num_q]), k_norm(heads[:, num_q:])), dim=1)
+        return rotate(heads, cos, sin)
+
+    def pick(
+        self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One token a row, [S, vocab] to [S].
+
+        temperature [S], float32; 0: the likeliest token, of equals the first; None: 0 for all rows. Otherwise inverse
+        transform sampling: the first token at which the cumulative probability exceeds the noise [S], float64.
+        """
+        likeliest = logits.argmax(dim=-1)
+        if temperature is None or noise is None:
+            return likeliest
+        probs = (logits.float() / torch.where(temperature > 0, temperature, 1.0)[:, None]).softmax(dim=-1)
+        cumulative = probs.double().cumsum(dim=-1)
+        target = noise[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+        return torch.where(temperature > 0, drawn, likeliest)
+
+
+def choose_ops(device: torch.device, fused: bool) -> Ops:
+    """The fused kernels where they are wanted and can run: on a GPU of compute capability 8.0 (Ampere) or later, with
+    the package triton. Otherwise plain PyTorch."""
+    if not fused or device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return Ops()
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return Ops()
+    from common.kernels.fused import FusedOps
+
+    return FusedOps(device)

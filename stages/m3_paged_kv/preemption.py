@@ -1,0 +1,71 @@
+"""When memory runs out: who gives way, where its blocks go, and how it comes back (PagedAttention, section 4.5)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from common.kv_cache import PagedManager
+from common.plan import StepPlan
+from common.request import Request, RequestStatus
+from common.scheduler import Scheduler
+
+
+class Preemption:
+    """Serves one scheduler. Who waits and who was swapped out stand in one order: the most urgent starts first."""
+
+    def __init__(self, scheduler: Scheduler, cache: PagedManager) -> None:
+        self._scheduler = scheduler
+        self._cache = cache
+
+    def make_room(self, request: Request, others: deque[Request], plan: StepPlan) -> bool:
+        """Grow a running request to all its tokens. While there is no room, the last of `others` (most urgent first)
+        gives up its blocks; with nobody left, the request gives up its own. False: it is not computed in this step."""
+        while not self._cache.grow(request, request.num_tokens):
+            goes_on = sum(not r.ends_in_flight for r in self._scheduler.running)
+            if len(self._cache.tables) > goes_on:
+                return False  # somebody's last step is in flight: wait for those blocks
+            victim = others.pop() if others else request
+            self.preempt(victim, plan)
+            if victim is request:
+                return False
+        return True
+
+    def preempt(self, victim: Request, plan: StepPlan) -> None:
+        """Its blocks go to the CPU pool where that has room; otherwise it is computed again later, prompt and output
+        together."""
+        s = self._scheduler
+        s.running.remove(victim)
+        victim.num_preemptions += 1
+        plan.preempted.append(victim)
+        moves = self._cache.swap_out(victim)
+        if moves is not None:
+            plan.swap_out += moves
+            victim.status = RequestStatus.SWAPPED
+            s.swapped.append(victim)
+        else:
+            self._cache.free(victim)
+            victim.num_computed_tokens = 0
+            victim.status = RequestStatus.WAITING
+            s.waiting.append(victim)
+
+    def swapped_first(self) -> bool:
+        """Is the first of the swapped ones more urgent than everyone who waits?"""
+        waiting, swapped = self._scheduler.waiting, self._scheduler.swapped
+        if not swapped or not waiting:
+            return bool(swapped)
+        return waiting.order(swapped[0]) < waiting.order(waiting[0])
+
+    def swap_in(self, plan: StepPlan) -> None:
+        """`PagedCache.swap_in` leaves a block for everyone to grow into, so that no block moves both ways in one
+        step."""
+        s = self._scheduler
+        while self.swapped_first() and len(s.running) < s.max_num_seqs:
+            request = s.swapped[0]
+            moves = self._cache.swap_in(request)
+            if moves is None:
+                break
+            plan.swap_in += moves
+            plan.resumed.append(request)
+            s.swapped.remove(request)
+            s.running.append(request)
+            request.status = RequestStatus.RUNNING

@@ -1,0 +1,40 @@
+"""CUDA graphs without a GPU: a recording that calls the function again, over the same tensors that never move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from common import cuda_graphs
+from common.config import EngineConfig
+
+
+class FakeRecorder:
+    """Counts what is recorded and what is repeated."""
+
+    recordings: int = 0
+    replays: int = 0
+
+    def __call__(self, function: Callable[[], None]) -> FakeGraph:
+        function()
+        type(self).recordings += 1
+        return FakeGraph(function)
+
+
+class FakeGraph:
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def replay(self) -> None:
+        FakeRecorder.replays += 1
+        self._function()
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeRecorder]:
+    """Engines that are built from now on capture their decodes, as on a GPU."""
+    monkeypatch.setattr(EngineConfig, "captures", property(lambda config: config.cuda_graphs))
+    monkeypatch.setattr(cuda_graphs, "CudaRecorder", FakeRecorder)
+    FakeRecorder.recordings = FakeRecorder.replays = 0
+    return FakeRecorder

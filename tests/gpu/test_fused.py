@@ -1,0 +1,100 @@
+"""The fused kernels, compiled and on a GPU, at the sizes of real models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import stages
+from common import SamplingParams
+from common.kernels.fused import FusedOps
+from common.models.ops import Ops, choose_ops
+from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DEVICE = torch.device("cuda")
+HEADS = [((16, 8), 128), ((9, 3), 64), ((32, 8), 128)]
+"""Qwen3-0.6B, SmolLM2-135M, Qwen3-4B."""
+
+
+@pytest.fixture(params=[True, False], ids=["overlapping", "one after another"])
+def ops(request: pytest.FixtureRequest) -> FusedOps:
+    return FusedOps(DEVICE, overlap=request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 9, 64])
+@pytest.mark.parametrize(("width", "outputs"), [(1024, 4096), (2048, 1024), (3072, 1024), (576, 960), (2560, 9728)])
+def test_products(ops: FusedOps, width: int, outputs: int, rows: int, dtype: torch.dtype) -> None:
+    check_products(ops, Inputs(dtype, "cuda"), rows, width, outputs, bias=rows % 2 == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [576, 1024, 2560])
+def test_norm(ops: FusedOps, width: int, dtype: torch.dtype) -> None:
+    check_norm(ops, Inputs(dtype, "cuda"), 300, width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "dim"), HEADS)
+@pytest.mark.parametrize("normalised", [False, True])
+def test_norm_rotate(ops: FusedOps, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype) -> None:
+    for rows in (1, 7, 500):
+        check_norm_rotate(ops, Inputs(dtype, "cuda"), rows, heads, dim, normalised)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_pick(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
+    check_pick(ops, Inputs(dtype, "cuda"), rows, 151_936)
+
+
+def test_a_kernel_that_starts_early_reads_too_early() -> None:
+    """A chain in a graph, each kernel reading what the one in front wrote, run many times with changing input."""
+    make, rows, width = Inputs(torch.bfloat16, "cuda"), 2, 1024
+    norm, up, down = make.norm(width), make.linear(6144, width), make.linear(width, 3072)
+    x, residual = make.tensor(rows, width), make.tensor(rows, width)
+
+    def chain(ops: Ops) -> torch.Tensor:
+        y = residual.clone()
+        for _ in range(20):
+            y = ops.add_linear(y, down, ops.norm_swiglu(y + x, norm, up))
+        return y
+
+    ops = FusedOps(DEVICE)
+    with torch.inference_mode():
+        chain(ops)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = chain(ops)
+        for seed in range(50):
+            x.copy_(replace(make, seed=seed).tensor(rows, width))
+            graph.replay()
+            expected = chain(FusedOps(DEVICE, overlap=False))
+            assert torch.equal(result, expected), f"replay {seed} differs"
+            if seed % 10 == 0:  # 20 layers deep, roundings add up
+                torch.testing.assert_close(result, chain(Ops()), atol=0.25, rtol=0.05)
+
+
+def test_greedy_tokens_equal_m0_in_float32() -> None:
+    """Fused and plain, on a model of real width: the tokens that m0 finds by recomputing everything."""
+    prompts = [[(7 * i * i + 3 * j) % 997 for i in range(n)] for j, n in enumerate((5, 17, 40))]
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    found: list[list[list[int]]] = []
+    stage: str
+    options: dict[str, Any]
+    for stage, options in (("m0", {}), ("m4", {}), ("m4", {"fused_kernels": False})):
+        shared = {"model": "random:qwen3-0.6b", "device": "cuda", "max_model_len": 256, "kv_cache_memory": 1 << 30}
+        with stages.build(stage, **shared, **options) as engine:
+            found.append([output.outputs[0].token_ids for output in engine.generate(prompts, params)])
+    assert found[0] == found[1] == found[2]
+
+
+def test_fused_kernels_are_what_a_gpu_gets() -> None:
+    assert isinstance(choose_ops(DEVICE, fused=True), FusedOps)
+    assert type(choose_ops(DEVICE, fused=False)) is Ops

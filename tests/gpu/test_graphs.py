@@ -1,0 +1,76 @@
+"""CUDA graphs on a GPU: the same greedy tokens as step by step, for every padded size and length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import stages
+from common import Engine, SamplingParams
+from common.cuda_graphs import padded_sizes
+from tests.engine_checks import PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+Build = Callable[..., Engine]
+CAPTURING = [stage for stage in PAGED if stages.number(stage) >= 4]
+GPU = {"device": "cuda", "overlap": False}
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 20])
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_a_replayed_step_differs_from_an_eager_one(build: Build, stage: str, max_num_seqs: int, overlap: bool) -> None:
+    prompts = prompts_of([7, 1, 130, 2, 65, 16, 300, 40, 3, 11] * 3)
+    params = [exactly(5 + 7 * i % 60) for i in range(len(prompts))]
+    options = {**GPU, "max_num_seqs": max_num_seqs, "kv_cache_memory": 20 * 512 * TOKEN_BYTES}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    engine = build(stage, **{**options, "overlap": overlap})
+    assert engine.runner.graphs is not None and engine.runner.graphs.sizes == padded_sizes(max_num_seqs)
+    assert tokens(serve(engine, prompts, params)) == expected
+
+
+@pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_padding_rows_write_into_somebodys_block(build: Build, stage: str, swap_space: int) -> None:
+    options = {**GPU, "block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space}
+    prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    for overlap in (False, True):
+        engine = build(stage, **{**options, "overlap": overlap})
+        assert tokens(serve(engine, prompts, params)) == expected
+        assert engine.metrics()["preemptions"]
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_sampling_beside_greedy_rows_goes_another_way(build: Build, stage: str) -> None:
+    params = [
+        exactly(12),
+        exactly(6, temperature=1.2, seed=3, top_p=0.9),
+        exactly(8, logprobs=2),
+        exactly(7, repetition_penalty=1.3, frequency_penalty=0.5),
+        SamplingParams(max_tokens=9, min_tokens=5),
+    ]
+    prompts = prompts_of((7, 1, 30, 2, 5))
+    options = {**GPU, "kv_cache_memory": 16 * 512 * TOKEN_BYTES}
+    results = [
+        tokens(build(stage, **{**options, **more}).generate(prompts, params))
+        for more in ({"cuda_graphs": False}, {}, {"overlap": True})
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_two_engines_share_a_graphs_memory(build: Build, stage: str) -> None:
+    options = {**GPU, "kv_cache_memory": 16 * 512 * TOKEN_BYTES}
+    one, two = (build(stage, seed=seed, **options) for seed in (1, 2))
+    prompts = prompts_of((7, 1, 30))
+    apart = [tokens(engine.generate(prompts, exactly(20))) for engine in (one, two)]
+    streams = [engine.stream(prompts, exactly(20)) for engine in (one, two)]
+    last: list[dict[str, list[int]]] = [{}, {}]
+    for outputs in zip(*streams, strict=True):
+        for seen, output in zip(last, outputs, strict=True):
+            seen[output.request_id] = output.token_ids
+    assert [list(seen.values()) for seen in last] == apart

@@ -1,0 +1,134 @@
+"""Fused kernels against their definitions, under Triton's interpreter where there is no GPU. Real sizes: tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.kernels import triton_gemv
+from common.kernels.fused import FusedOps
+from common.models import load_model
+from common.models.linear import Linear
+from common.models.ops import Ops, choose_ops
+from tests.helpers import all_logits
+from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products, close
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter cuts, not rounds
+
+
+@pytest.fixture
+def ops(monkeypatch: pytest.MonkeyPatch) -> FusedOps:
+    if DEVICE == "cpu":  # the interpreter runs one program after another: few, so that each has several outputs
+        monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 5)
+    return FusedOps(torch.device(DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100), (9, 576), (2, 1030)])
+def test_norm_of_a_width_that_is_no_power_of_two(ops: FusedOps, rows: int, width: int, dtype: torch.dtype) -> None:
+    check_norm(ops, Inputs(dtype, DEVICE), rows, width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 20])
+def test_products_on_both_sides_of_the_row_limit(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
+    check_products(ops, Inputs(dtype, DEVICE), rows, 48, 80)
+
+
+@pytest.mark.parametrize(("width", "outputs"), [(64, 1), (100, 7), (576, 60), (16, 110), (1030, 13)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_sizes_that_no_tile_divides(ops: FusedOps, width: int, outputs: int, bias: bool) -> None:
+    check_products(ops, Inputs(torch.float32, DEVICE), 2, width, outputs, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "heads", "dim"), [(1, (4, 2), 16), (3, (9, 3), 64), (11, (8, 1), 24), (2, (2, 2), 128)]
+)
+def test_heads_are_mixed_up(
+    ops: FusedOps, rows: int, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype
+) -> None:
+    check_norm_rotate(ops, Inputs(dtype, DEVICE), rows, heads, dim, normalised)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 5), (4, 2048), (3, 2049), (5, 9000)])
+def test_drawn_tokens_around_a_chunks_end(ops: FusedOps, rows: int, vocab: int, dtype: torch.dtype) -> None:
+    check_pick(ops, Inputs(dtype, DEVICE), rows, vocab)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
+def test_drawn_tokens_at_extreme_temperatures(ops: FusedOps, temperature: float) -> None:
+    check_pick(ops, Inputs(torch.float32, DEVICE), 4, 5000, temperature)
+
+
+def test_every_token_gets_its_share_of_the_noise(ops: FusedOps) -> None:
+    """Noise in the middle of each token's interval, and at both of its ends."""
+    probs = torch.tensor([0.125, 0.25, 0.0, 0.5, 0.125], device=DEVICE)
+    logits = probs.log().expand(9, -1)
+    noise = torch.tensor([0, 0.06, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1 - 2**-53], dtype=torch.float64)
+    picked = ops.pick(logits, torch.ones(9, device=DEVICE), noise.to(DEVICE))
+    assert picked.tolist() == [0, 0, 0, 1, 1, 3, 3, 4, 4]
+
+
+def test_a_banned_token_is_never_drawn(ops: FusedOps) -> None:
+    logits = torch.full((3, 5000), -torch.inf, device=DEVICE)
+    logits[:, 2500] = 0.0  # the chunks around its own hold nothing
+    noise = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64, device=DEVICE)
+    assert ops.pick(logits, torch.ones(3, device=DEVICE), noise).tolist() == [2500] * 3
+    assert ops.pick(logits).tolist() == [2500] * 3
+
+
+def test_of_equal_logits_the_first_is_taken(ops: FusedOps) -> None:
+    logits = torch.zeros(1, 7000, device=DEVICE)
+    logits[0, [3000, 3001, 6000]] = 1.0
+    assert ops.pick(logits).item() == 3000
+
+
+def test_token_depends_on_who_shares_the_batch(ops: FusedOps) -> None:
+    make = Inputs(torch.float32, DEVICE)
+    logits, degrees = make.tensor(6, 3000), torch.full((6,), 0.8, device=DEVICE)
+    noise = torch.rand(6, dtype=torch.float64, generator=make.generator).to(DEVICE)
+    together = ops.pick(logits, degrees, noise)
+    alone = [ops.pick(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(6)]
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])
+@pytest.mark.parametrize("tokens", [1, 6, 20])
+def test_whole_model_gives_the_same_logits(ops: FusedOps, preset: str, tokens: int) -> None:
+    model = load_model(f"random:{preset}", device=DEVICE)
+    ids = [(7 * i * i + 3) % 97 for i in range(tokens)]
+    expected = all_logits(model, ids)
+    model.ops = ops
+    torch.testing.assert_close(all_logits(model, ids), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_projection_that_is_no_linear_keeps_its_own_product(ops: FusedOps) -> None:
+    """A quantised stage's: it can be called, and need not offer more."""
+    make = Inputs(torch.float32, DEVICE)
+    x, norm, plain = make.tensor(2, 64), make.norm(64), make.linear(64, 64)
+
+    class Doubled:
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * plain(x)
+
+        def weights_bytes(self) -> int:
+            return 0
+
+    class Adding(Doubled):
+        def add_to(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + 3 * plain(y)
+
+    expected = 2 * Ops().norm_linear(x, norm, plain)
+    close(ops.norm_linear(x, norm, Doubled()), expected)
+    close(ops.norm_swiglu(x, norm, Doubled()), Ops().norm_swiglu(x, norm, Linear(2 * plain.weight)))
+    close(ops.add_linear(x.clone(), Doubled(), x), x + 2 * plain(x))
+    close(ops.add_linear(x.clone(), Adding(), x), x + 3 * plain(x))
+
+
+def test_fused_kernels_are_for_gpus_only() -> None:
+    assert type(choose_ops(torch.device("cpu"), fused=True)) is Ops
+    assert type(choose_ops(torch.device("cpu"), fused=False)) is Ops

@@ -1,0 +1,85 @@
+"""`auto`: the chunk size follows what steps are measured to take. The clock is fake."""
+
+from __future__ import annotations
+
+import pytest
+
+from common import SamplingParams
+from common.plan import Chunk, StepPlan
+from common.request import Request
+from stages.m5_chunked_prefill import chunk_size
+from stages.m5_chunked_prefill.chunk_size import AutoChunkSize, ChunkSize
+
+
+class Clock:
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(chunk_size, "time", clock)
+    return clock
+
+
+def step(clock: Clock, size: ChunkSize, seconds: float, prompt_tokens: int, decodes: int = 8) -> None:
+    request = Request("r", [1] * 10_000, SamplingParams(), frozenset(), 0, 0.0)
+    chunks = [Chunk(request, 10_000, 1) for _ in range(decodes)]
+    if prompt_tokens:
+        chunks.append(Chunk(request, 0, prompt_tokens, samples=False))
+    plan = StepPlan(chunks, planned_at=clock.now)
+    clock.now += seconds
+    size.observe(plan)
+
+
+def drive(clock: Clock, size: AutoChunkSize, decode: float, token: float, steps: int = 40) -> None:
+    """A machine on which a step takes `decode` seconds and `token` more for each prompt token."""
+    for index in range(steps):
+        tokens = size.tokens if index % 2 else 0
+        step(clock, size, decode + token * tokens, tokens)
+
+
+def test_the_target_is_missed_on_a_steady_machine(clock: Clock) -> None:
+    size = AutoChunkSize(target=0.050)
+    drive(clock, size, decode=0.010, token=0.0001)
+    assert size.tokens in (384, 400)  # (50 - 10) ms / 0.1 ms = 400, rounded down to a unit
+    drive(clock, size, decode=0.010, token=0.0004)
+    assert size.tokens in (96, 112)  # 40 ms / 0.4 ms = 100, within one unit
+
+
+def test_prompts_stop_where_decodes_alone_miss_the_target(clock: Clock) -> None:
+    size = AutoChunkSize(target=0.005)
+    drive(clock, size, decode=0.010, token=0.0001)
+    assert size.tokens == AutoChunkSize.UNIT
+
+
+def test_a_fast_machine_gets_an_endless_chunk(clock: Clock) -> None:
+    size = AutoChunkSize(target=10.0)
+    drive(clock, size, decode=0.001, token=1e-9)
+    assert size.tokens == AutoChunkSize.MOST
+
+
+def test_steps_planned_ahead_are_counted_twice(clock: Clock) -> None:
+    """Planned while the one before ran: the step itself began when that one ended."""
+    size = AutoChunkSize(target=0.050)
+    request = Request("r", [1] * 4, SamplingParams(), frozenset(), 0, 0.0)
+    for _ in range(20):
+        first, second = (StepPlan([Chunk(request, 3, 1)], planned_at=clock.now) for _ in range(2))
+        clock.now += 0.010
+        size.observe(first)
+        clock.now += 0.010
+        size.observe(second)
+    step(clock, size, 0.010 + 0.0001 * 256, 256)
+    assert size.tokens in (384, 400)
+
+
+def test_nothing_measured_changes_the_first_size(clock: Clock) -> None:
+    size = AutoChunkSize(target=0.050)
+    step(clock, size, 0.010, 0)
+    assert size.tokens == AutoChunkSize.FIRST
+    fixed = ChunkSize(100)
+    step(clock, fixed, 5.0, 50)
+    assert fixed.tokens == 100

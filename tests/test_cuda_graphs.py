@@ -1,0 +1,124 @@
+"""Decode steps as graphs: a replay is the eager step, whatever the padding; shown with graphs that only pretend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import stages
+from common import Engine, SamplingParams
+from common.cuda_graphs import padded_sizes
+from tests.conftest import TINY
+from tests.engine_checks import PAGED, TOKEN_BYTES, UNMIXED, exactly, prompts_of, serve, tokens
+from tests.fake_graphs import FakeRecorder, fake_graphs
+
+__all__ = ["fake_graphs"]
+
+Build = Callable[..., Engine]
+CAPTURING = [stage for stage in PAGED if stages.number(stage) >= 4]
+PROMPTS = prompts_of((7, 1, 30, 2, 5, 16, 1, 40, 3, 11))
+LENGTHS = (9, 20, 3, 1, 12, 16, 2, 8, 15, 5)
+PARAMS = [exactly(n) for n in LENGTHS]
+
+
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [
+        (1, [1]),
+        (3, [1, 2, 3]),
+        (8, [1, 2, 4, 8]),
+        (13, [1, 2, 4, 8, 13]),
+        (24, [1, 2, 4, 8, 16, 24]),
+        (256, [1, 2, 4, *range(8, 257, 8)]),
+    ],
+)
+def test_max_num_seqs_itself_is_a_size(limit: int, sizes: list[int]) -> None:
+    assert padded_sizes(limit) == sizes
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 7, 10])
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_a_replayed_step_differs_from_an_eager_one(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str, model: str, max_num_seqs: int, overlap: bool
+) -> None:
+    options = {"model": model, "max_num_seqs": max_num_seqs, "overlap": overlap}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(PROMPTS, PARAMS))
+    engine = build(stage, **options)
+    assert fake_graphs.recordings == 2 * len(padded_sizes(max_num_seqs))
+    assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
+    alone = 1 if stage in UNMIXED else 0.5  # from m5 on, steps with a part of a prompt in them are not replayed
+    assert fake_graphs.replays >= 2 * alone * (max(LENGTHS) - 1), "each decode step is two replays"
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_padding_rows_write_into_somebodys_block(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str, swap_space: int, overlap: bool
+) -> None:
+    """Every block that the manager knows is in use, and requests come and go: rows 5 ... 7 of 8 are padding."""
+    options = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space, "overlap": overlap}
+    prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    engine = build(stage, **options)
+    blocks = engine.runner.attention.kv.blocks
+    assert blocks.shape[2] == engine.scheduler.cache.pool.num_blocks + 1
+    assert tokens(serve(engine, prompts, params)) == expected
+    assert engine.metrics()["preemptions"]
+    assert blocks[:, :, -1].abs().sum() > 0, "nothing was written into the spare block"
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_sampling_beside_greedy_rows_goes_another_way(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str
+) -> None:
+    """Whoever wants more than the likeliest token has the sampler run on the graph's hidden states; the next greedy
+    step takes its tokens from there."""
+    params = [
+        exactly(12),
+        exactly(6, temperature=1.2, seed=3, top_p=0.9),
+        exactly(8, logprobs=2),
+        exactly(7, repetition_penalty=1.3, frequency_penalty=0.5),
+        SamplingParams(max_tokens=9, min_tokens=5),
+        exactly(10, n=3, temperature=0.8, seed=5),
+    ]
+    prompts = PROMPTS[: len(params)]
+    results: list[list[list[int]]] = []
+    for options in ({"cuda_graphs": False}, {}, {"overlap": True}):
+        outputs = build(stage, **options).generate(prompts, params)
+        results.append([sample.token_ids for output in outputs for sample in output.outputs])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_a_table_that_shrinks_or_grows_leaves_a_stale_block(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str
+) -> None:
+    """The same rows of the same tensors, for long contexts and then for short ones, and the other way round."""
+    engine = build(stage, block_size=2)
+    for length in (90, 3, 60, 1):
+        prompts = prompts_of((length, length + 1, 2), seed=length)
+        alone = [build(stage, cuda_graphs=False).generate([p], exactly(9))[0].token_ids for p in prompts]
+        assert tokens(engine.generate(prompts, exactly(9))) == alone
+
+
+@pytest.mark.parametrize("stage", PAGED)
+def test_nothing_is_captured_where_there_is_no_gpu(build: Build, stage: str) -> None:
+    assert build(stage).runner.graphs is None
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_graphs_allocate_anew_at_every_step(fake_graphs: type[FakeRecorder], build: Build, stage: str) -> None:
+    """The addresses that a real graph would read and write stay where they were."""
+    engine = build(stage, max_num_seqs=4)
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    inputs = graphs._inputs
+    before = [inputs.batch(4).positions.data_ptr(), inputs.tokens.data_ptr(), inputs._tables.data_ptr()]
+    engine.generate(PROMPTS[:4], exactly(5))
+    assert [inputs.batch(4).positions.data_ptr(), inputs.tokens.data_ptr(), inputs._tables.data_ptr()] == before
+    assert inputs.batch(4).block_tables.dtype == torch.int32  # type: ignore[union-attr]
