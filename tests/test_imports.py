@@ -76,6 +76,14 @@ def test_stage_imports_point_backwards_and_no_class_inherits_from_another_stage(
 
 
 @pytest.mark.parametrize("stage", stages.names())
+def test_the_command_line_of_a_stage_builds_that_stage(stage: str) -> None:
+    """A copied `__main__.py` that still names the stage before runs, and shows the wrong engine."""
+    source = (STAGES / stage / "__main__.py").read_text()
+    assert f"stages.{stage}.engine.build" in imports(source)
+    assert f"python -m stages.{stage} " in source
+
+
+@pytest.mark.parametrize("stage", stages.names())
 def test_stage_folder_holds_nothing_beside_its_parts(stage: str) -> None:
     """Modules, and packages of modules where one idea has many implementations (m4's backends and kernels)."""
     names = {path.name for path in (STAGES / stage).iterdir() if path.name != "__pycache__"}

@@ -1,6 +1,6 @@
-"""The command line of this stage: `python -m stages.m4_flash_attention --help`."""
+"""The command line of this stage: `python -m stages.m5_chunked_prefill --help`."""
 
 from common.cli import stage_main
-from stages.m4_flash_attention.engine import build
+from stages.m5_chunked_prefill.engine import build
 
 stage_main(__file__, build)
