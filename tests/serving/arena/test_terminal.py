@@ -63,7 +63,7 @@ def test_the_picture_fits_and_shows_answers_figures_and_memory() -> None:
 
 
 def test_into_a_pipe_goes_the_verdict_alone() -> None:
-    command = [sys.executable, "-m", "stages", "race", "m1", "m3", "--preset", "many", *TINY]
+    command = [sys.executable, "-m", "stages", "race", "m1", "m3", "--preset", "many", "--together", *TINY]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1

@@ -56,10 +56,11 @@ def race(page: Page, mode: str = "turns") -> None:
     """The audience's own two prompts, from the button to the verdict."""
     from playwright.sync_api import expect
 
-    page.get_by_label("Your own prompts", exact=True).check(force=True)
-    page.get_by_label(mode, exact=True).check(force=True)
+    page.get_by_label("Your own prompts", exact=True).check()
+    page.get_by_label("in turns" if mode == "turns" else mode, exact=True).check()
     page.locator("#prompts").fill("a first prompt\nand a second one")
     page.get_by_role("button", name="Race").click()
+    expect(page.get_by_role("status")).not_to_contain_text("Output: m1 ")  # of the race before
     expect(page.get_by_role("status")).to_contain_text("Output: m1 ", timeout=60_000)
 
 

@@ -216,6 +216,6 @@ $("theme").addEventListener("click", () => {
   theme(next);
 });
 prefersDark.addEventListener("change", () => theme(prefersDark.matches ? "dark" : "light"));
-theme(localStorage.getItem("theme") || (prefersDark.matches ? "dark" : "light"));
+theme(document.documentElement.dataset.theme);
 new ResizeObserver(() => draw(true, playback ? playback.clock : 0)).observe($("lanes"));
 buttons();
