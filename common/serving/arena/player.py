@@ -225,6 +225,7 @@ class Player:
         self.stop.clear()
         engine = self._engine_for(command["limits"], command["threads"])
         self._warm_up(engine, asks)
+        use_threads(command["threads"])  # numba's first parallel kernel has taken all cores, for PyTorch too
         self._races += 1
         self._run = Run(engine, asks, f"race{self._races}", self._tell, self.stop)
         self._run.prepared(torch.get_num_threads())
@@ -241,7 +242,7 @@ class Player:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        torch.set_num_threads(threads)
+        use_threads(threads)
         base = self._config
         model = open_source(base.model, base.torch_device, progress=None).config
         options = {**limits, "max_model_len": min(limits["max_model_len"], model.max_position_embeddings)}
@@ -260,6 +261,16 @@ class Player:
         tokens = [min(WARMUP_TOKENS, ask.max_tokens) for ask in asks]
         engine.generate(prompts, [SamplingParams(max_tokens=count, ignore_eos=True) for count in tokens])
         engine.reset_metrics()
+
+
+def use_threads(count: int) -> None:
+    """PyTorch's threads, and those of numba's kernels where a stage has any."""
+    torch.set_num_threads(count)
+    if "numba" in sys.modules:
+        import numba
+
+        most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+        numba.set_num_threads(min(count, most))
 
 
 def _takes_salt(engine: Engine) -> bool:

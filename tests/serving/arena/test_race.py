@@ -18,7 +18,7 @@ from tests.test_cli import TINY
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[list[Side]]:
-    opened = open_sides(["m1_kv_cache", "m3_paged_kv"], TINY)
+    opened = open_sides(["m1_kv_cache", "m4_flash_attention"], TINY)  # m4: kernels that bring threads of their own
     yield opened
     for side in opened:
         side.close()

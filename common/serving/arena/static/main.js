@@ -88,7 +88,10 @@ const handlers = {
       lane.watch(event.watch);
       lane.badge("loads");
     }
-    $("claim").textContent = event.claim;
+    for (const [name, value] of [["preset", event.preset], ["mode", event.mode]]) {
+      document.querySelector(`input[name="${name}"][value="${value}"]`).checked = true; // on every page that watches
+    }
+    explain();
     say("Loading and warming up.");
   },
   turn(event) {
@@ -117,7 +120,7 @@ function ofSide(event) {
   if (event.event === "prepared") {
     lane.reset(event);
     lane.badge("ready");
-    const model = `${event.model}, ${event.dtype}, ${event.threads} threads`;
+    const model = `${event.model}, ${event.dtype}, ${event.threads} thread${event.threads > 1 ? "s" : ""}`;
     $("setting").textContent = model;
   }
   race.recordings[event.side].push(event);
