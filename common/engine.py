@@ -120,7 +120,7 @@ class Engine:
                 prompt_token_ids=token_ids,
                 params=params,
                 eos_token_ids=frozenset(self.runner.model.config.eos_token_ids),
-                seed=seed if index == 0 else mix(seed, -index),
+                seed=seed if index == 0 else mix(seed, -1 - index),
                 arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
