@@ -13,8 +13,9 @@ import pytest
 import stages
 from common import Engine, SamplingParams
 from common.config import EngineConfig
-from common.serving.arena.player import Player, Run, prepare_line
+from common.serving.arena.player import Player, prepare_line
 from common.serving.arena.presets import Ask
+from common.serving.arena.run import Run
 from tests.serving.arena.watching import TWO, Viewer
 from tests.test_cli import byte_tokenizer
 
