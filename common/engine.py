@@ -131,7 +131,7 @@ class Engine:
                 prompt_token_ids=token_ids,
                 params=params,
                 eos_token_ids=frozenset(self.runner.model.config.eos_token_ids),
-                seed=seed if index == 0 else mix(seed, -index),
+                seed=seed if index == 0 else mix(seed, -1 - index),
                 arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
@@ -162,7 +162,12 @@ class Engine:
 
     def _submit_next(self) -> bool:
         """Plan a step and start it; False: nobody has anything to compute."""
-        plan = self.scheduler.plan()
+        try:
+            plan = self.scheduler.plan()
+        except BaseException:
+            self._drop_in_flight()
+            self.scheduler.recover()
+            raise
         if plan is None:
             return False
         step = StepInFlight(plan, self.scheduler, time.perf_counter() - plan.planned_at)

@@ -59,11 +59,12 @@ def test_the_last_token_is_taken_from_the_cache(build: Build, index: str, length
     assert ask(engine, words(0, length)) <= length - 1
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("length", range(1, 14))
-def test_a_block_that_is_not_full_is_shared(build: Build, index: str, length: int) -> None:
+def test_a_block_that_is_not_full_is_shared(build: Build, index: str, length: int, overlap: bool) -> None:
     """K and V of the last generated token are never computed: length + 2 tokens are stored."""
-    engine = build("m6", block_size=SIZE, prefix_index=index)
+    engine = build("m6", block_size=SIZE, prefix_index=index, overlap=overlap)
     ask(engine, words(0, length), count=3)
     assert engine.metrics()["blocks_cached"] == (length + 2) // SIZE
 
