@@ -1,8 +1,8 @@
 """Layer by layer over the decoder: calibration text in, quantised layers out, one layer in memory at a time.
 
 All of the calibration text goes through a layer at once. Each of its four projections is quantised when its input
-arrives, and answers with its quantised weight: so whatever comes later in the model, in the same layer too, is quantised
-on the inputs that it will really get, and every layer is computed once.
+arrives, and answers with its quantised weight: so whatever comes later, in the same layer too, is quantised on the
+inputs that it will really get, and every layer is computed once.
 """
 
 from __future__ import annotations

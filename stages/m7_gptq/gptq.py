@@ -12,8 +12,8 @@ from stages.m7_gptq.settings import Settings
 
 BLOCK = 128
 """Columns whose errors are gathered before they are passed on to all later ones, in one matrix product (the paper's B:
-"lazy batch updates"). A group is a part of a block or a whole number of blocks, so that all weights of a group are up to
-date when it begins."""
+"lazy batch updates"). A group is a part of a block or a whole number of blocks, so that all weights of a group are up
+to date when it begins."""
 
 
 class Hessian:

@@ -20,13 +20,11 @@ FEWEST_TOKENS = 2048
 """With fewer, most inputs' Hessian rests on the damping alone."""
 
 
-def calibration_tokens(
-    tokenizer: Tokenizer | None, path: Path | None = None, sequences: int = SEQUENCES
-) -> torch.Tensor:
+def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:
     """Token ids [sequences, LENGTH] from the start of a text; fewer sequences if the text is shorter. `UserError` if it
     is too short to say anything."""
     ids = tokens(tokenizer, path or DATA / "calibration.txt")
-    count = min(sequences, len(ids) // LENGTH)
+    count = min(SEQUENCES, len(ids) // LENGTH)
     if count * LENGTH < FEWEST_TOKENS:
         raise UserError(
             f"{len(ids)} tokens of calibration text are too few: give {FEWEST_TOKENS} at least, better 32,768"

@@ -1,7 +1,7 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder grows beside its place under another
-name, and moves there at the end.
+Each decoder layer is a shard of its own, written when the layer is done. The folder grows beside its place under
+another name, and moves there at the end.
 """
 
 from __future__ import annotations
