@@ -11,8 +11,8 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test lint report clean
-STAGE_VERBS := demo generate chat diff trace
+WHOLE_VERBS := help setup test-all gpu-test gptq-interop lint report clean
+STAGE_VERBS := demo generate chat diff trace quantize quality
 BOTH_VERBS  := bench test
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
@@ -119,6 +119,9 @@ test-all: $(READY)
 gpu-test: $(READY)
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'
 	@$(PY) -m pytest tests/gpu -m gpu
+
+gptq-interop: $(READY)
+	@sh make/gptq_interop.sh "$$(command -v $(PY))"
 
 lint: $(READY)
 	@$(PY) -m ruff check

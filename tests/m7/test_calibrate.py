@@ -54,7 +54,7 @@ def test_gptq_stays_closer_to_the_model_than_rounding(model: str, token_ids: tor
 def test_each_projection_is_calibrated_on_what_quantised_ones_before_it_give(
     token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Record every Hessian, and compute the same ones by hand with a decoder whose earlier projections are quantised."""
+    """Record every Hessian; compute the same by hand, with a decoder whose earlier projections are quantised."""
     seen: list[torch.Tensor] = []
     real = calibrate.gptq
 
