@@ -82,8 +82,7 @@ def quantize_layers(
         result = finished(index)
         if result is not None:
             for name in PROJECTIONS if calibrated else ():
-                weight = result.weights[name]
-                setattr(layer, name, Linear(weight.dequantize(), weight.bias))
+                setattr(layer, name, Linear(result.weights[name].dequantize(), getattr(layer, name).bias))
         else:
             result = QuantizedLayer({}, {})
             for name in PROJECTIONS:

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.models.embedded import cache_root
 from common.models.load import open_source
 from common.models.weights import ModelSource, tensor_shapes
+from common.options import require
 from common.progress import progress_bar
 from stages.m7_gptq.calibrate import quantize_layers
 from stages.m7_gptq.checkpoint import GPTQFolder
@@ -34,12 +35,21 @@ def cached_folder(model: str, settings: Settings) -> Path:
     return cache_root() / "gptq" / f"{name}-{settings.name}"
 
 
-def is_whole(folder: Path) -> bool:
-    """Is there a quantised model that can be read?"""
+def is_made(folder: Path, settings: Settings) -> bool:
+    """Does a whole model lie there already? `UserError` if it is one that was made with other settings."""
     try:
-        GPTQFolder(folder).check()
+        found = GPTQFolder(folder)
+        found.check()
     except UserError:
         return False
+    stored = found.stored
+    same = (stored.bits, stored.group_size, stored.symmetric, stored.desc_act) == (
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        settings.desc_act,
+    )
+    require(same, f"{folder} holds a model with other settings: give another --out, or --again to replace it")
     return True
 
 
@@ -61,7 +71,7 @@ def quantize(
     """
     folder = out or cached_folder(model, settings)
     check_target(folder)
-    if not again and is_whole(folder):
+    if not again and is_made(folder, settings):
         return Report(folder, [])
     place = device or torch.device("cpu")
     source = open_source(model, place, progress=progress)

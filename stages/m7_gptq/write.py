@@ -97,9 +97,12 @@ class Writer:
         if tokenizer is not None:
             tokenizer.save(self.work)
         (self.work / WORK).unlink()
+        old = self.folder.with_name(f".{self.folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
-            shutil.rmtree(self.folder)
+            os.replace(self.folder, old)
         os.replace(self.work, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _parts(self, name: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
         """The tensors of one linear layer, as a checkpoint has them."""

@@ -123,6 +123,17 @@ def test_a_whole_folder_is_not_made_twice(make: Make, monkeypatch: pytest.Monkey
     assert make() == folder and (folder / "config.json").stat().st_mtime_ns == before
 
 
+def test_a_folder_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", Settings(group_size=32, method="rtn")
+    quantize(TINY[0], settings, out, progress=False)
+    other = Settings(group_size=32, bits=8, method="rtn")
+    with pytest.raises(UserError, match="other settings"):
+        quantize(TINY[0], other, out, progress=False)
+    quantize(TINY[0], other, out, again=True, progress=False)
+    assert GPTQFolder(out).stored.bits == 8
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_activations_that_are_not_finite(token_ids: torch.Tensor) -> None:
     source = open_source(TINY[0])
     read = source.read
