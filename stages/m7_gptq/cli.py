@@ -44,12 +44,13 @@ def add_commands(app: typer.Typer) -> None:
         model: Model = DEFAULT_MODEL,
         out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = Path("reports/local"),
         only: Annotated[str, typer.Option(help="Rows to measure now, by a part of their name.")] = "",
+        again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,
         device: Device = "auto",
     ) -> None:
         """Perplexity and greedy agreement of bf16, int8, int4, NF4 and GPTQ, as a table and a picture."""
         from stages.m7_gptq.quality import measure_all
 
-        measure_all(model, parse_device(device), out, only)
+        measure_all(model, parse_device(device), out, only, again)
 
 
 def _method(name: str) -> Literal["gptq", "rtn"]:

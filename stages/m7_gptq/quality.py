@@ -111,17 +111,28 @@ def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tenso
 
 
 @torch.inference_mode()
-def measure_all(model: str, device: torch.device, out: Path, only: str = "", progress: bool | None = None) -> list[Row]:
-    """Measure every row, or those whose name has `only` in it; each is written to `out` when it is done."""
+def measure_all(
+    model: str,
+    device: torch.device,
+    out: Path,
+    only: str = "",
+    again: bool = False,
+    progress: bool | None = None,
+) -> list[Row]:
+    """Measure every row, or those whose name has `only` in it; each is written to `out` when it is done.
+
+    again: those too that an earlier run has measured.
+    """
     source = open_source(model, device, progress=progress)
     tokenizer = load_tokenizer(model)
     calibration = calibration_tokens(tokenizer)
     text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]
     path = out / "quality.json"
     out.mkdir(parents=True, exist_ok=True)
-    known = read(path, model)
-    reference = _plain_choice(source, text, device)
-    chosen = [(name, change) for name, change in rows(source, calibration) if only in name]
+    known = {} if again else read(path, model)
+    every = list(rows(source, calibration))
+    chosen = [(name, change) for name, change in every if only in name and name not in known]
+    reference = _plain_choice(source, text, device) if chosen else torch.empty(0)
     with progress_bar("quality", len(chosen), show=progress) as advance:
         for name, change in chosen:
             decoder = build_decoder(source, torch.bfloat16, device, False)
@@ -135,6 +146,7 @@ def measure_all(model: str, device: torch.device, out: Path, only: str = "", pro
             advance(1, name)
             _write(path, model, len(text), known)
             print(line(known[name], known.get("bf16")), flush=True)
+    known = {name: known[name] for name, _ in every if name in known}  # in the table's order
     _write(path, model, len(text), known)
     if "bf16" in known:
         from benchmarks.plots.quality import draw

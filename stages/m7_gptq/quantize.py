@@ -11,6 +11,7 @@ import torch
 from common.errors import UserError
 from common.models.embedded import cache_root
 from common.models.load import open_source
+from common.models.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.options import require
 from common.progress import progress_bar
@@ -69,6 +70,7 @@ def quantize(
     text: another calibration text. again: even if a whole model lies there. progress: None draws a bar where standard
     error is a terminal. `UserError` before the run for whatever cannot be done.
     """
+    require(not model.startswith(PREFIX), f"{model} is made anew at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings)
     check_target(folder)
     if not again and is_made(folder, settings):

@@ -21,7 +21,7 @@ from stages.m7_gptq.settings import Settings
 from stages.m7_gptq.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
 from tests.conftest import TINY
 from tests.helpers import all_logits
-from tests.m7.conftest import Make
+from tests.m7.conftest import Frozen, Make
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(group_size=32)
@@ -33,7 +33,8 @@ def walk(model: str, token_ids: torch.Tensor, settings: Settings = SETTINGS) -> 
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_gptq_stays_closer_to_the_model_than_rounding(model: str, token_ids: torch.Tensor) -> None:
+def test_gptq_stays_closer_to_the_model_than_rounding(model: str, frozen: Frozen, token_ids: torch.Tensor) -> None:
+    model = frozen(model)
     plain = load_model(model)
     text = token_ids[0].tolist()
     wanted = all_logits(plain, text)
@@ -52,7 +53,7 @@ def test_gptq_stays_closer_to_the_model_than_rounding(model: str, token_ids: tor
 
 
 def test_each_projection_is_calibrated_on_what_quantised_ones_before_it_give(
-    token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    frozen: Frozen, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Record every Hessian; compute the same by hand, with a decoder whose earlier projections are quantised."""
     seen: list[torch.Tensor] = []
@@ -63,8 +64,8 @@ def test_each_projection_is_calibrated_on_what_quantised_ones_before_it_give(
         return real(weight, hessian, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibrate, "gptq", recording)
-    layers = walk(TINY[0], token_ids)
-    decoder = load_model(TINY[0])
+    layers = walk(frozen(TINY[0]), token_ids)
+    decoder = load_model(frozen(TINY[0]))
     order = [(layer, name) for layer in range(2) for name in PROJECTIONS]
     for step, (layer, name) in enumerate(order):
         linear = getattr(decoder.layers[layer], name)
@@ -85,7 +86,7 @@ def test_each_projection_is_calibrated_on_what_quantised_ones_before_it_give(
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(
-    make: Make, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    make: Make, frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build_decoder(GPTQFolder(make(desc_act=True)), torch.float32, CPU, False)
     real, calls = calibrate.gptq, []
@@ -99,9 +100,9 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     out, settings = tmp_path / "out", Settings(group_size=32, desc_act=True)
     monkeypatch.setattr(calibrate, "gptq", stops)
     with pytest.raises(KeyboardInterrupt):
-        quantize(TINY[0], settings, out, progress=False)
+        quantize(frozen(TINY[0]), settings, out, progress=False)
     assert not out.exists()
-    quantize(TINY[0], settings, out, progress=False)
+    quantize(frozen(TINY[0]), settings, out, progress=False)
     assert len(calls) == 6 + 4, "only the second layer was quantised again"
     resumed = build_decoder(GPTQFolder(out), torch.float32, CPU, False)
     assert torch.equal(all_logits(whole, [1, 2, 3]), all_logits(resumed, [1, 2, 3]))
@@ -123,19 +124,19 @@ def test_a_whole_folder_is_not_made_twice(make: Make, monkeypatch: pytest.Monkey
     assert make() == folder and (folder / "config.json").stat().st_mtime_ns == before
 
 
-def test_a_folder_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tmp_path: Path) -> None:
     out, settings = tmp_path / "out", Settings(group_size=32, method="rtn")
-    quantize(TINY[0], settings, out, progress=False)
+    quantize(frozen(TINY[0]), settings, out, progress=False)
     other = Settings(group_size=32, bits=8, method="rtn")
     with pytest.raises(UserError, match="other settings"):
-        quantize(TINY[0], other, out, progress=False)
-    quantize(TINY[0], other, out, again=True, progress=False)
+        quantize(frozen(TINY[0]), other, out, progress=False)
+    quantize(frozen(TINY[0]), other, out, again=True, progress=False)
     assert GPTQFolder(out).stored.bits == 8
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_activations_that_are_not_finite(token_ids: torch.Tensor) -> None:
-    source = open_source(TINY[0])
+def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor) -> None:
+    source = open_source(frozen(TINY[0]))
     read = source.read
 
     def poisoned(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -168,8 +169,13 @@ def test_the_texts_are_long_enough_and_share_no_paragraph(tokenizer: Tokenizer) 
     assert not calibration & evaluation
 
 
-def test_a_folder_that_is_no_model_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_model_is_not_overwritten(frozen: Frozen, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="no quantised model"):
-        quantize(TINY[0], Settings(method="rtn"), tmp_path, progress=False)
+        quantize(frozen(TINY[0]), Settings(method="rtn"), tmp_path, progress=False)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_random_weights_are_not_worth_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="random"):
+        quantize(TINY[0], Settings(method="rtn"), tmp_path / "out", progress=False)

@@ -19,13 +19,13 @@ from stages.m7_gptq.checkpoint import GPTQFolder, fused_names, is_gptq_folder
 from stages.m7_gptq.packed import pack_zeros, unpack_zeros
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
-from tests.m7.conftest import Make
+from tests.m7.conftest import Frozen, Make
 
 FIRST = "model.layers.0.self_attn.q_proj"
 CPU = torch.device("cpu")
 
 
-def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], shard: int = 1) -> None:
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], shard: int = 1) -> None:
     path = folder / f"model-{shard:05d}-of-00003.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -56,12 +56,12 @@ def refusal(folder: Path) -> str:
     ids=str,
 )
 def test_what_is_written_is_what_was_computed(
-    make: Make, token_ids: torch.Tensor, model: str, options: dict[str, Any]
+    make: Make, frozen: Frozen, token_ids: torch.Tensor, model: str, options: dict[str, Any]
 ) -> None:
     settings = Settings(**({"group_size": 32} | options))
     folder = GPTQFolder(make(model, **options))
     with torch.inference_mode():
-        layers = list(quantize_layers(open_source(model), token_ids, settings, CPU))
+        layers = list(quantize_layers(open_source(frozen(model)), token_ids, settings, CPU))
     for index, layer in enumerate(layers):
         for projection, names in fused_names(index).items():
             stored, computed = folder.quantized(*names), layer.weights[projection]
@@ -75,8 +75,8 @@ def test_version_1_for_symmetric_and_version_2_for_asymmetric(make: Make) -> Non
     assert forms == ["gptq", "gptq_v2"], "GPTQModel refuses asymmetric version 1"
 
 
-def test_what_is_not_quantised_stays(saved: Path) -> None:
-    folder, source = GPTQFolder(saved), open_source(TINY[0])
+def test_what_is_not_quantised_stays(saved: Path, frozen: Frozen) -> None:
+    folder, source = GPTQFolder(saved), open_source(frozen(TINY[0]))
     shape = (512, 64)
     embedding = source.read("model.embed_tokens.weight", shape)
     assert torch.equal(folder.read("model.embed_tokens.weight", shape), embedding.to(torch.bfloat16))
@@ -166,17 +166,17 @@ def test_a_truncated_file(folder: Path) -> None:
 
 
 def test_a_missing_part(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors.pop(f"{FIRST}.scales") and None)
+    edit(folder, lambda tensors: tensors.pop(f"{FIRST}.scales"))
     assert f"lacks {FIRST}.scales" in refusal(folder)
 
 
 def test_scales_that_are_not_finite(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors[f"{FIRST}.scales"].fill_(float("nan")) and None)
+    edit(folder, lambda tensors: tensors[f"{FIRST}.scales"].fill_(float("nan")))
     assert "not finite" in refusal(folder)
 
 
 def test_a_group_that_does_not_exist(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(9) and None)
+    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(9))
     assert "g_idx names groups" in refusal(folder)
 
 

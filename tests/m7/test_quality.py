@@ -16,6 +16,7 @@ from stages.m7_gptq import quality
 from stages.m7_gptq.quality import Row, line, measure, projection_bytes, rows
 from tests.conftest import TINY
 from tests.helpers import all_logits
+from tests.m7.conftest import Frozen
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,8 +59,19 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_writes_a_folder(tmp_path: Path) -> None:
-    words = ("quantize", "--model", TINY[0], "--method", "rtn", "--group-size", "32", "--no-sym", "--device", "cpu")
+def test_the_command_writes_a_folder(frozen: Frozen, tmp_path: Path) -> None:
+    words = (
+        "quantize",
+        "--model",
+        frozen(TINY[0]),
+        "--method",
+        "rtn",
+        "--group-size",
+        "32",
+        "--no-sym",
+        "--device",
+        "cpu",
+    )
     result = command(*words, "--out", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -71,7 +83,7 @@ def test_the_command_writes_a_folder(tmp_path: Path) -> None:
     [
         (["--bits", "3"], "bits=3"),
         (["--method", "awq"], "'awq'"),
-        (["--model", TINY[0], "--group-size", "32"], "no tokenizer"),
+        (["--model", TINY[0]], "random"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
