@@ -41,10 +41,12 @@ OURS = (
 
 
 def load_theirs(folder: Path) -> Any:
-    """The folder in GPTQModel, in float32 on the CPU, by its plain PyTorch kernel."""
+    """The folder in GPTQModel, by its plain PyTorch kernel on the CPU. That loads 16-bit numbers only: float16, in which
+    scales are stored, and computes in float32 after a cast."""
     from gptqmodel import BACKEND, GPTQModel  # pyright: ignore[reportMissingImports]
 
-    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float32)
+    model = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
+    return getattr(model, "model", model).float()
 
 
 @torch.inference_mode()
@@ -55,9 +57,7 @@ def compare(folder: Path, text: torch.Tensor) -> dict[str, Any]:
     head = text[:256]
     hidden = ours(head, torch.arange(len(head)), _causal)
     mine = ours.logits(hidden)
-    model = load_theirs(folder)
-    inner = getattr(model, "model", model)
-    theirs = inner(input_ids=head[None]).logits[0].float()
+    theirs = load_theirs(folder)(input_ids=head[None]).logits[0].float()
     difference = float((mine - theirs).abs().max())
     return {
         "largest_difference": difference,
