@@ -41,7 +41,7 @@ OURS = (
 
 
 def load_theirs(folder: Path) -> Any:
-    """The folder in GPTQModel, by its plain PyTorch kernel on the CPU. That loads 16-bit numbers only: float16, in which
+    """The folder in GPTQModel, by its plain PyTorch kernel on the CPU. It loads 16-bit numbers only: float16, in which
     scales are stored, and computes in float32 after a cast."""
     from gptqmodel import BACKEND, GPTQModel  # pyright: ignore[reportMissingImports]
 
