@@ -16,6 +16,7 @@ from common.progress import progress_bar
 from common.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
+Load = Callable[[Iterable[str]], torch.Tensor]
 
 
 class ModelSource(Protocol):
@@ -79,27 +80,35 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
 def build_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
     """Read tensor after tensor straight into its place, so that the model is in memory once."""
     config = source.config
-    shapes = tensor_shapes(config)
-    with progress_bar(f"loading {config.name}", len(shapes), show=progress) as advance:
-
-        def load(names: Iterable[str]) -> torch.Tensor:
-            """The named tensors, below one another in one tensor."""
-            wanted = list(names)
-            rows = [shapes[name][0] for name in wanted]
-            result = torch.empty(sum(rows), *shapes[wanted[0]][1:], dtype=dtype, device=device)
-            for name, part in zip(wanted, result.split(rows), strict=True):
-                part.copy_(source.read(name, shapes[name]))
-                advance(1)
-            return result
-
+    with progress_bar(f"loading {config.name}", len(tensor_shapes(config)), show=progress) as advance:
+        load = loader(source, dtype, device, advance)
         embedding = load(["model.embed_tokens.weight"])
-        layers = [_build_layer(config, i, load) for i in range(config.num_layers)]
+        layers = [build_layer(config, i, load) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
         head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
     return Decoder(config, embedding, layers, norm, head)
 
 
-def _build_layer(config: ModelConfig, index: int, load: Callable[[Iterable[str]], torch.Tensor]) -> DecoderLayer:
+def loader(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, advance: Callable[[int], None] = lambda amount: None
+) -> Load:
+    """A function that reads the named tensors, below one another in one tensor; `advance(1)` after each."""
+    shapes = tensor_shapes(source.config)
+
+    def load(names: Iterable[str]) -> torch.Tensor:
+        wanted = list(names)
+        rows = [shapes[name][0] for name in wanted]
+        result = torch.empty(sum(rows), *shapes[wanted[0]][1:], dtype=dtype, device=device)
+        for name, part in zip(wanted, result.split(rows), strict=True):
+            part.copy_(source.read(name, shapes[name]))
+            advance(1)
+        return result
+
+    return load
+
+
+def build_layer(config: ModelConfig, index: int, load: Load) -> DecoderLayer:
+    """One decoder layer, its weights read by `load`."""
     at = f"model.layers.{index}"
 
     def linear(*names: str, bias: bool = False) -> Projection:
