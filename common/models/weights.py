@@ -16,6 +16,9 @@ from common.progress import progress_bar
 from common.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
+MakeProjection = Callable[[list[str], bool], Projection]
+"""(names, bias): from linear layers of the same input, `model.layers.0.self_attn.q_proj` and so on, to one layer that
+holds them below one another."""
 
 
 class ModelSource(Protocol):
@@ -76,8 +79,17 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
             )
 
 
-def build_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
-    """Read tensor after tensor straight into its place, so that the model is in memory once."""
+def build_decoder(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool | None,
+    make_projection: MakeProjection | None = None,
+) -> Decoder:
+    """Read tensor after tensor straight into its place, so that the model is in memory once.
+
+    make_projection: makes the layers' projections; None reads their weights and leaves them as they are.
+    """
     config = source.config
     shapes = tensor_shapes(config)
     with progress_bar(f"loading {config.name}", len(shapes), show=progress) as advance:
@@ -92,19 +104,28 @@ def build_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device,
                 advance(1)
             return result
 
+        def project(names: list[str], bias: bool) -> Projection:
+            if make_projection is None:
+                weight = load(f"{name}.weight" for name in names)
+                return make_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
+            projection = make_projection(names, bias)
+            advance(len(names) * (1 + bias))
+            return projection
+
         embedding = load(["model.embed_tokens.weight"])
-        layers = [_build_layer(config, i, load) for i in range(config.num_layers)]
+        layers = [_build_layer(config, i, load, project) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
         head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
     return Decoder(config, embedding, layers, norm, head)
 
 
-def _build_layer(config: ModelConfig, index: int, load: Callable[[Iterable[str]], torch.Tensor]) -> DecoderLayer:
+def _build_layer(
+    config: ModelConfig, index: int, load: Callable[[Iterable[str]], torch.Tensor], project: MakeProjection
+) -> DecoderLayer:
     at = f"model.layers.{index}"
 
     def linear(*names: str, bias: bool = False) -> Projection:
-        weight = load(f"{at}.{name}.weight" for name in names)
-        return make_linear(weight, load(f"{at}.{name}.bias" for name in names) if bias else None)
+        return project([f"{at}.{name}" for name in names], bias)
 
     def norm(name: str) -> RMSNorm:
         return RMSNorm(load([f"{at}.{name}.weight"]), config.rms_norm_eps)
