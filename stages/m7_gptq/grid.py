@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from stages.m7_gptq.packed import QuantizedWeight, pack
 from stages.m7_gptq.settings import Settings
 
-SHRINK_STEPS = 32
-SHRINK_TO = 0.5
-"""The search tries ranges from the whole one down to this share of it."""
-
+SHARES = [1.05 - 0.5 * step / 32 for step in range(33)]
+"""What the search makes of the range from the smallest to the largest weight: some more of it, or as little as half.
+A little more lets a range end where the zero point is a whole number."""
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive number of float16."""
@@ -39,9 +40,10 @@ class Grid:
 def fit_grid(weight: torch.Tensor, settings: Settings, importance: torch.Tensor | None = None) -> Grid:
     """The grid of one group: weight float32 [inputs of the group, out], importance [inputs of the group] or None.
 
-    Without the search it spans the smallest to the largest weight (and 0). The search narrows it step by step, which
-    clips the outermost weights and is finer for all others, and keeps, for each output, the range with the least
-    squared error, where each input's error counts by its importance (the mean square of the activation).
+    Without the search it spans the smallest to the largest weight (and 0). The search tries narrower ranges, which clip
+    the outermost weights and are finer for all others, and both whole numbers beside the ideal zero point. It keeps,
+    for each output, what has the least squared error, where each input's error counts by its importance (the mean
+    square of the activation).
     """
     low, high = weight.amin(0).clamp_(max=0), weight.amax(0).clamp_(min=0)
     if settings.symmetric:
@@ -51,14 +53,14 @@ def fit_grid(weight: torch.Tensor, settings: Settings, importance: torch.Tensor 
     if not settings.search:
         return best
     best_error = _error(weight, best, importance)
-    for step in range(1, SHRINK_STEPS + 1):
-        share = 1 - (1 - SHRINK_TO) * step / SHRINK_STEPS
-        grid = _span(low * share, high * share, settings)
-        error = _error(weight, grid, importance)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best.scale = torch.where(better, grid.scale, best.scale)
-        best.zero = torch.where(better, grid.zero, best.zero)
+    for share in SHARES:
+        for rounding in (torch.round,) if settings.symmetric else (torch.floor, torch.ceil):
+            grid = _span(low * share, high * share, settings, rounding)
+            error = _error(weight, grid, importance)
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best.scale = torch.where(better, grid.scale, best.scale)
+            best.zero = torch.where(better, grid.zero, best.zero)
     return best
 
 
@@ -90,14 +92,19 @@ def assemble(
     )
 
 
-def _span(low: torch.Tensor, high: torch.Tensor, settings: Settings) -> Grid:
+def _span(
+    low: torch.Tensor,
+    high: torch.Tensor,
+    settings: Settings,
+    rounding: Callable[[torch.Tensor], torch.Tensor] = torch.round,
+) -> Grid:
     """The grid whose codes reach from low to high; a group of zeros gets a scale of 1."""
     scale = (high - low) / settings.max_code
     scale = torch.where(scale == 0, 1.0, scale).clamp_(min=SMALLEST_SCALE).to(torch.float16).float()
     if settings.symmetric:
         zero = torch.full_like(scale, (settings.max_code + 1) // 2)
     else:
-        zero = (-low / scale).round_().clamp_(0, settings.max_code)
+        zero = rounding(-low / scale).clamp_(0, settings.max_code)
     return Grid(scale, zero, settings.max_code)
 
 

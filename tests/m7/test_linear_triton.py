@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu run
 
 CPU = torch.device("cpu")
 HALF = torch.float16
-SHAPES = {"whole blocks": (384, 128), "half a block at the end": (576, 64), "one block": (64, 64)}
+SHAPES = {"whole blocks": (384, 64), "half a block at the end": (576, 64), "one block": (64, 64)}
 
 
 class Layer:
@@ -46,7 +46,7 @@ class Layer:
 def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric: bool, kernel: str) -> None:
     inputs, outputs = SHAPES[shape]
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=True)
-    options = {"parts": 1} if kernel == "tiles" else {}
+    options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}  # few, slow programs
     check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
 
 

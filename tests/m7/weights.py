@@ -30,11 +30,11 @@ def make_weight(
     generator = torch.Generator().manual_seed(seed)
     size = inputs if group == -1 else group
     groups = -(-inputs // size)
+    deal = torch.randperm(inputs, generator=generator)  # first: the same for layers of other outputs
     codes = torch.randint(0, 2**bits, (inputs, outputs), generator=generator, dtype=torch.uint8)
     zeros = torch.randint(0, 2**bits, (groups, outputs), generator=generator, dtype=torch.uint8)
     if symmetric:
         zeros.fill_(2 ** (bits - 1))
-    deal = torch.randperm(inputs, generator=generator)
     return QuantizedWeight(
         qweight=pack(codes, bits),
         scales=(torch.rand(groups, outputs, generator=generator) * 0.02 + 0.005).half(),
