@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,7 @@ def kinds(
     if isinstance(make_linear(weight.to(BF16)), PackedLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-    yield "int4", lambda: quantized_linear(rounded, BF16, device)
+    yield "int4", partial(deepcopy, quantized_linear(rounded, BF16, device))
 
 
 class Plain:
@@ -162,7 +163,7 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
 
 
 def tune(device: str = "auto", group: int = 128) -> None:
-    """Try configurations of the Triton kernels on each shape and print the best three: what `triton_config` is set by."""
+    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_config` by."""
     target = parse_device(device)
     require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
     console = Console()
@@ -189,18 +190,17 @@ def _tries(
     from stages.m7_gptq.kernels.triton_tiles import tiles
 
     first = lay_out(weight, BF16, device)
-    copies = [
-        replace(first, words=first.words.clone()) for _ in range(min(64, -(-COLD_BYTES["cuda"] // first.nbytes())))
-    ]
+    count = min(64, -(-COLD_BYTES["cuda"] // first.nbytes()))
+    copies = [replace(first, words=first.words.clone()) for _ in range(count)]
     x = torch.randn(rows, weight.in_features, device=device).to(BF16)
     out = torch.empty(rows, weight.out_features, device=device, dtype=BF16)
     if rows <= 4:
         for each, warps in itertools.product((1, 2, 4, 8), (1, 2, 4)):
             c = {"ROWS": each, "WARPS": warps}
-            yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], out, c), len(copies)
+            yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], out, c), count
     if rows > 1:
         tokens = next(n for n in (16, 64, 128) if rows <= n or n == 128)
         for each, stages, parts in itertools.product((64, 128), (3, 4), (1, 2, 4, 8)):
             c = {"TOKENS": tokens, "ROWS": each, "num_warps": 4, "num_stages": stages}
             if parts == 1 or (rows <= 64 and first.blocks % parts == 0):
-                yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], out, c, p), len(copies)
+                yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], out, c, p), count
