@@ -27,6 +27,7 @@ from common.config import parse_device
 from common.models.linear import PackedLinear, Projection, make_linear
 from common.options import require
 from common.progress import progress_bar
+from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import quantized_linear
 from stages.m7_gptq.packed import QuantizedWeight
@@ -131,7 +132,9 @@ def kinds(
     if isinstance(make_linear(weight.to(BF16)), PackedLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-    yield "int4", partial(deepcopy, quantized_linear(rounded, BF16, device))
+    scratch = Scratch()
+    layer = quantized_linear(rounded, BF16, device, scratch)
+    yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
 
 
 class Plain:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from stages.m4_flash_attention.backends.cpu import ONE_AT_A_TIME
 from stages.m7_gptq.packed import QuantizedWeight
 
-DEQUANTIZE_TOKENS = 28
+DEQUANTIZE_TOKENS = 56
 """PyTorch's kernel takes time in proportion to the tokens; from so many on, writing the weight out is faster."""
 Dequantize = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
