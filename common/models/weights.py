@@ -17,6 +17,9 @@ from common.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]
+MakeProjection = Callable[[list[str], bool], Projection]
+"""(names, bias): from linear layers of the same input, `model.layers.0.self_attn.q_proj` and so on, to one layer that
+holds them below one another."""
 
 
 class ModelSource(Protocol):
@@ -77,13 +80,29 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
             )
 
 
-def build_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
-    """Read tensor after tensor straight into its place, so that the model is in memory once."""
+def build_decoder(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool | None,
+    make_projection: MakeProjection | None = None,
+) -> Decoder:
+    """Read tensor after tensor straight into its place, so that the model is in memory once.
+
+    make_projection: makes the layers' projections; None reads their weights and leaves them as they are.
+    """
     config = source.config
     with progress_bar(f"loading {config.name}", len(tensor_shapes(config)), show=progress) as advance:
         load = loader(source, dtype, device, advance)
+
+        def project(names: list[str], bias: bool) -> Projection:
+            if make_projection is None:
+                return plain_projection(load, names, bias)
+            advance(len(names) * (1 + bias))
+            return make_projection(names, bias)
+
         embedding = load(["model.embed_tokens.weight"])
-        layers = [build_layer(config, i, load) for i in range(config.num_layers)]
+        layers = [build_layer(config, i, load, project) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
         head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
     return Decoder(config, embedding, layers, norm, head)
@@ -107,13 +126,19 @@ def loader(
     return load
 
 
-def build_layer(config: ModelConfig, index: int, load: Load) -> DecoderLayer:
-    """One decoder layer, its weights read by `load`."""
+def plain_projection(load: Load, names: list[str], bias: bool) -> Projection:
+    """The layers of these names as one, their weights as `load` reads them."""
+    weight = load(f"{name}.weight" for name in names)
+    return make_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
+
+
+def build_layer(config: ModelConfig, index: int, load: Load, project: MakeProjection | None = None) -> DecoderLayer:
+    """One decoder layer, its norms read by `load`, its projections made by `project` or read as well."""
     at = f"model.layers.{index}"
 
     def linear(*names: str, bias: bool = False) -> Projection:
-        weight = load(f"{at}.{name}.weight" for name in names)
-        return make_linear(weight, load(f"{at}.{name}.bias" for name in names) if bias else None)
+        full = [f"{at}.{name}" for name in names]
+        return plain_projection(load, full, bias) if project is None else project(full, bias)
 
     def norm(name: str) -> RMSNorm:
         return RMSNorm(load([f"{at}.{name}.weight"]), config.rms_norm_eps)

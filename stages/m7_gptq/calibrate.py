@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.models.decoder import DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
+from common.models.ops import Ops
 from common.models.weights import ModelSource, build_layer, loader
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.grid import round_to_nearest
@@ -107,10 +108,11 @@ class _Calibration:
         embedding = loader(source, torch.float32, device)(["model.embed_tokens.weight"])
         self.hidden = F.embedding(token_ids.flatten(), embedding)
         positions = torch.arange(self.length, device=device).repeat(self.sequences)
-        self.cos, self.sin = RotaryEmbedding(config, device).at(positions, torch.float32)
+        self.cos, self.sin = RotaryEmbedding(config, torch.float32, device).at(positions)
+        self.ops = Ops()
 
     def run(self, layer: DecoderLayer, index: int) -> None:
-        self.hidden = layer(self.hidden, self.cos, self.sin, self._attend)
+        self.hidden = layer(self.hidden, self.cos, self.sin, self._attend, self.ops)
         if not bool(torch.isfinite(self.hidden).all()):
             raise UserError(
                 f"layer {index} gives numbers that are not finite on the calibration text: check its weights"
