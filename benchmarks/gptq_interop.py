@@ -32,12 +32,14 @@ TOLERANCE = 2e-3
 """Largest difference of logits (they reach about 30) between two float32 programs that multiply in another order."""
 
 OURS = (
-    Settings(group_size=64, method="rtn"),
+    Settings(group_size=64, symmetric=True, method="rtn"),
     Settings(group_size=32, symmetric=False, method="rtn"),
-    Settings(group_size=128, method="rtn"),  # 576 inputs: a last group of 64
-    Settings(group_size=64, bits=8, method="rtn"),
-    Settings(group_size=-1, method="rtn"),
+    Settings(group_size=128, symmetric=True, method="rtn"),  # 576 inputs: a last group of 64
+    Settings(group_size=64, symmetric=True, bits=8, method="rtn"),
+    Settings(group_size=-1, symmetric=True, method="rtn"),
 )
+
+THEIRS = tuple(Settings(group_size=64, symmetric=True, desc_act=desc_act) for desc_act in (False, True))
 
 
 def load_theirs(folder: Path) -> Any:
@@ -111,9 +113,7 @@ def main() -> None:
             folder = quantize(DEFAULT_MODEL, settings, Path(scratch) / settings.name).folder
             record["ours"][settings.name] = compare(folder, text)
             _write(arguments.json, record)
-        for settings in (
-            () if arguments.ours_only else (Settings(group_size=64), Settings(group_size=64, desc_act=True))
-        ):
+        for settings in () if arguments.ours_only else THEIRS:
             folder = Path(scratch) / f"theirs-{settings.name}"
             seconds = quantize_theirs(source.folder, settings, folder)
             record["theirs"][settings.name] = {**compare(folder, text), "seconds": seconds}

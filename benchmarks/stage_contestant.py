@@ -20,8 +20,6 @@ IDLE_SLEEP = 0.0002  # seconds; far below any latency that is reported
 
 
 class StageContestant:
-    note: str | None = None
-
     def __init__(self, stage: str, setting: Setting) -> None:
         config = open_source(setting.model, setting.device).config
         options = {
@@ -33,6 +31,7 @@ class StageContestant:
         }
         self.vocab_size = config.vocab_size
         self.engine = stages.build(stage, model=setting.model, dtype=setting.dtype, device=setting.device, **options)
+        self.note = self.engine.note
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         engine = self.engine

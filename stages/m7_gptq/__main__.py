@@ -1,10 +1,11 @@
 """The command line of this stage: `python -m stages.m7_gptq --help`."""
 
-import typer
+from pathlib import Path
 
-from common.cli.app import run_app
+from common.cli import run_app, stage_app
 from stages.m7_gptq.cli import add_commands
+from stages.m7_gptq.engine import build
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = stage_app(Path(__file__).parent, build)
 add_commands(app)
 run_app(app)

@@ -3,7 +3,7 @@ is replaced by `qweight`, `qzeros`, `scales` and `g_idx`, and a description of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -112,10 +112,10 @@ class GPTQFolder:
         )
         return tensor
 
-    def quantized(self, *names: str) -> QuantizedWeight:
-        """One linear layer, such as `model.layers.0.mlp.down_proj`, or several that have the same input as one."""
+    def quantized(self, name: str) -> QuantizedWeight:
+        """One linear layer, such as `model.layers.0.mlp.down_proj`."""
         self.check()
-        return fuse([self._read_quantized(name) for name in names])
+        return self._read_quantized(name)
 
     def _read_quantized(self, name: str) -> QuantizedWeight:
         def part(kind: str) -> torch.Tensor:
@@ -187,25 +187,6 @@ class GPTQFolder:
             f"{self.config.name}: the zero points of {name} are not stored as checkpoint_format "
             f"{self.stored.form!r} says: it seems to be {other!r}. Correct it in config.json and quantize_config.json",
         )
-
-
-def fuse(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """Layers with the same input as one, their outputs behind one another; `UserError` if their groups differ."""
-    first = parts[0]
-    groups = [part.group_index() for part in parts]
-    same = all(torch.equal(group, groups[0]) for group in groups)
-    require(same, "q, k and v (or gate and up) have different g_idx, though the same input: quantise the model again")
-    biases = [part.bias for part in parts if part.bias is not None]
-    require(len(biases) in (0, len(parts)), "some of q, k and v have a bias and some have none: the file is damaged")
-    return QuantizedWeight(
-        qweight=torch.cat([part.qweight for part in parts], dim=1),
-        scales=torch.cat([part.scales for part in parts], dim=1),
-        zeros=torch.cat([part.zeros for part in parts], dim=1),
-        g_idx=first.g_idx,
-        bits=first.bits,
-        group_size=first.group_size,
-        bias=torch.cat(biases) if biases else None,
-    )
 
 
 def linear_names(index: int) -> list[str]:

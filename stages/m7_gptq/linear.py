@@ -113,23 +113,3 @@ def select_outputs(weight: QuantizedWeight, order: torch.Tensor) -> QuantizedWei
         zeros=weight.zeros[:, order],
         bias=bias,
     )
-
-
-def concatenate(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """One weight with the outputs of all, for layers of the same input; None where their groups or bits differ."""
-    first = weights[0]
-    for other in weights[1:]:
-        if (other.bits, other.group_size) != (first.bits, first.group_size):
-            return None
-        if (other.bias is None) != (first.bias is None):
-            return None
-        if not torch.equal(other.group_index(), first.group_index()):
-            return None
-    biases = [weight.bias for weight in weights if weight.bias is not None]
-    return replace(
-        first,
-        qweight=torch.cat([weight.qweight for weight in weights], dim=1),
-        scales=torch.cat([weight.scales for weight in weights], dim=1),
-        zeros=torch.cat([weight.zeros for weight in weights], dim=1),
-        bias=torch.cat(biases) if biases else None,
-    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -65,6 +66,27 @@ class QuantizedWeight:
         zeros = -(-self.zeros.numel() * self.bits // 8)
         extra = sum(tensor.nbytes for tensor in (self.g_idx, self.bias) if tensor is not None)
         return self.qweight.nbytes + self.scales.nbytes + zeros + extra
+
+
+def concatenate(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
+    """One weight with the outputs of all, for layers of the same input; None where their groups or bits differ, or only
+    some have a bias."""
+    first = weights[0]
+    for other in weights[1:]:
+        if (other.bits, other.group_size) != (first.bits, first.group_size):
+            return None
+        if (other.bias is None) != (first.bias is None):
+            return None
+        if not torch.equal(other.group_index(), first.group_index()):
+            return None
+    biases = [weight.bias for weight in weights if weight.bias is not None]
+    return replace(
+        first,
+        qweight=torch.cat([weight.qweight for weight in weights], dim=1),
+        scales=torch.cat([weight.scales for weight in weights], dim=1),
+        zeros=torch.cat([weight.zeros for weight in weights], dim=1),
+        bias=torch.cat(biases) if biases else None,
+    )
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -73,7 +73,7 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
         return name(settings), apply
 
     yield "bf16", lambda source, model: projection_bytes(model)
-    yield change(Settings(bits=8, group_size=PER_CHANNEL, method="rtn"))
+    yield change(Settings(bits=8, group_size=PER_CHANNEL, symmetric=True, method="rtn"))
     for symmetric in (True, False):
         for group in (128, 64, 32):
             yield change(Settings(group_size=group, symmetric=symmetric, method="rtn"))

@@ -25,8 +25,8 @@ class Settings:
     """
 
     bits: int = 4
-    group_size: int = 64
-    symmetric: bool = True
+    group_size: int = 32
+    symmetric: bool = False
     desc_act: bool = False
     search: bool = True
     damping: float = 0.01

@@ -21,8 +21,8 @@ from common.errors import UserError
 from common.models.hf_folder import INDEX
 from common.models.weights import ModelSource, tensor_shapes
 from stages.m7_gptq.calibrate import QuantizedLayer
-from stages.m7_gptq.checkpoint import fuse, fused_names, is_quantized
-from stages.m7_gptq.packed import Format, QuantizedWeight, pack_zeros, unpack_zeros
+from stages.m7_gptq.checkpoint import fused_names, is_quantized
+from stages.m7_gptq.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from stages.m7_gptq.settings import Settings
 
 WORK = "work.json"
@@ -59,10 +59,12 @@ class Writer:
                 losses = json.loads(file.metadata()["losses"])
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
-        weights = {
-            projection: fuse([self._join(name, tensors) for name in names])
-            for projection, names in fused_names(index).items()
-        }
+        weights: dict[str, QuantizedWeight] = {}
+        for projection, names in fused_names(index).items():
+            joined = concatenate([self._join(name, tensors) for name in names])
+            if joined is None:
+                return None
+            weights[projection] = joined
         return QuantizedLayer(weights, losses)
 
     def add(self, index: int, layer: QuantizedLayer) -> None:

@@ -51,7 +51,7 @@ def make(frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: p
     monkeypatch.setattr(module, "calibration_tokens", lambda tokenizer, path: token_ids)
 
     def quantized(model: str = TINY[0], **options: object) -> Path:
-        settings = Settings(**({"group_size": 32} | options))  # type: ignore[arg-type]
+        settings = Settings(**({"group_size": 32, "symmetric": True} | options))  # type: ignore[arg-type]
         return quantize(frozen(model), settings, tmp_path / f"made-{settings.name}", progress=False).folder
 
     return quantized
@@ -61,7 +61,7 @@ def make(frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: p
 def saved(frozen: Frozen, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A symmetric folder, rounded to nearest, that no test changes."""
     folder = tmp_path_factory.mktemp("gptq") / "saved"
-    return quantize(frozen(TINY[0]), Settings(group_size=32, method="rtn"), folder, progress=False).folder
+    return quantize(frozen(TINY[0]), Settings(group_size=32, symmetric=True, method="rtn"), folder, progress=False).folder
 
 
 @pytest.fixture

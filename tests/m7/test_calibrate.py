@@ -24,7 +24,7 @@ from tests.helpers import all_logits
 from tests.m7.conftest import Frozen, Make
 
 CPU = torch.device("cpu")
-SETTINGS = Settings(group_size=32)
+SETTINGS = Settings(group_size=32, symmetric=True)
 
 
 def walk(model: str, token_ids: torch.Tensor, settings: Settings = SETTINGS) -> list[QuantizedLayer]:
@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    out, settings = tmp_path / "out", Settings(group_size=32, desc_act=True)
+    out, settings = tmp_path / "out", Settings(group_size=32, symmetric=True, desc_act=True)
     monkeypatch.setattr(calibrate, "gptq", stops)
     with pytest.raises(KeyboardInterrupt):
         quantize(frozen(TINY[0]), settings, out, progress=False)
@@ -125,9 +125,9 @@ def test_a_whole_folder_is_not_made_twice(make: Make, monkeypatch: pytest.Monkey
 
 
 def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tmp_path: Path) -> None:
-    out, settings = tmp_path / "out", Settings(group_size=32, method="rtn")
+    out, settings = tmp_path / "out", Settings(group_size=32, symmetric=True, method="rtn")
     quantize(frozen(TINY[0]), settings, out, progress=False)
-    other = Settings(group_size=32, bits=8, method="rtn")
+    other = Settings(group_size=32, symmetric=True, bits=8, method="rtn")
     with pytest.raises(UserError, match="other settings"):
         quantize(frozen(TINY[0]), other, out, progress=False)
     quantize(frozen(TINY[0]), other, out, again=True, progress=False)

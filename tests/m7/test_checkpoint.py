@@ -16,9 +16,12 @@ from common.models.load import open_source
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
 from stages.m7_gptq.checkpoint import GPTQFolder, fused_names, is_gptq_folder
-from stages.m7_gptq.packed import pack_zeros, unpack_zeros
+from stages.m7_gptq.linear import SideBySide
+from stages.m7_gptq.model import build_from
+from stages.m7_gptq.packed import concatenate, pack_zeros, unpack_zeros
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
+from tests.helpers import all_logits
 from tests.m7.conftest import Frozen, Make
 
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -58,13 +61,14 @@ def refusal(folder: Path) -> str:
 def test_what_is_written_is_what_was_computed(
     make: Make, frozen: Frozen, token_ids: torch.Tensor, model: str, options: dict[str, Any]
 ) -> None:
-    settings = Settings(**({"group_size": 32} | options))
+    settings = Settings(**({"group_size": 32, "symmetric": True} | options))
     folder = GPTQFolder(make(model, **options))
     with torch.inference_mode():
         layers = list(quantize_layers(open_source(frozen(model)), token_ids, settings, CPU))
     for index, layer in enumerate(layers):
         for projection, names in fused_names(index).items():
-            stored, computed = folder.quantized(*names), layer.weights[projection]
+            stored, computed = concatenate([folder.quantized(n) for n in names]), layer.weights[projection]
+            assert stored is not None
             assert torch.equal(stored.dequantize(), computed.dequantize())
             assert (stored.g_idx is None) == (not settings.desc_act)
             assert (stored.bias is None) == (computed.bias is None)
@@ -86,8 +90,8 @@ def test_a_decoder_from_the_folder_has_the_dequantised_weights(saved: Path) -> N
     folder = GPTQFolder(saved)
     decoder = build_decoder(folder, torch.float32, CPU, False)
     for projection in PROJECTIONS:
-        wanted = folder.quantized(*fused_names(1)[projection]).dequantize()
-        assert torch.equal(getattr(decoder.layers[1], projection).weight, wanted)
+        parts = [folder.quantized(name).dequantize() for name in fused_names(1)[projection]]
+        assert torch.equal(getattr(decoder.layers[1], projection).weight, torch.cat(parts))
 
 
 def test_which_folders_are_gptq(saved: Path, tmp_path: Path) -> None:
@@ -181,12 +185,18 @@ def test_a_group_that_does_not_exist(folder: Path) -> None:
 
 
 def test_q_and_k_in_different_orders(folder: Path) -> None:
+    """They cannot be one matrix: they are computed side by side."""
+
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"{FIRST}.g_idx"] = tensors[f"{FIRST}.g_idx"].flip(0).contiguous()
 
     edit(folder, change)
-    with pytest.raises(UserError, match="different g_idx"):
-        GPTQFolder(folder).quantized(*fused_names(0)["qkv_proj"])
+    source = GPTQFolder(folder)
+    with torch.inference_mode():
+        model = build_from(source, torch.float32, CPU)
+        assert isinstance(model.layers[0].qkv_proj, SideBySide)
+        full = build_decoder(source, torch.float32, CPU, False)
+    torch.testing.assert_close(all_logits(model, [1, 2, 3]), all_logits(full, [1, 2, 3]))
 
 
 def test_a_folder_that_is_not_quantised(folder: Path) -> None:

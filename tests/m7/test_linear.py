@@ -14,11 +14,11 @@ from stages.m7_gptq.linear import (
     Permuted,
     SideBySide,
     TwinLinear,
-    concatenate,
     in_group_order,
     quantized_linear,
     select_outputs,
 )
+from stages.m7_gptq.packed import concatenate
 from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, make_input, make_weight
 
 CPU = torch.device("cpu")
