@@ -1,4 +1,4 @@
-"""A small quantised model, in a folder."""
+"""A small quantised model, in a folder. Without a GPU, the kernels run under Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import tests.triton_interpreter  # noqa: F401
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 from stages.m7_gptq import quantize as module

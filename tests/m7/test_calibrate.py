@@ -42,7 +42,7 @@ def test_gptq_stays_closer_to_the_model_than_rounding(model: str, frozen: Frozen
     for method in ("gptq", "rtn"):
         decoder = load_model(model)
         for layer, result in zip(
-            decoder.layers, walk(model, token_ids, Settings(group_size=32, method=method)), strict=True
+            decoder.layers, walk(model, token_ids, Settings(group_size=32, symmetric=True, method=method)), strict=True
         ):
             for name in PROJECTIONS:
                 linear = getattr(layer, name)
