@@ -21,6 +21,8 @@ UNMIXED = ("m2", "m3", "m4")
 """Stages with prefill steps and decode steps apart."""
 CHUNKED = ("m5", "m6", "m7")
 """Stages that compute prompts in chunks, beside the decodes."""
+SHARING = ("m6", "m7")
+"""Stages that find cached beginnings."""
 
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
 """Bytes of a token's K and V in the tiny models: K and V, layers, KV heads, head dimension, float32."""

@@ -6,4 +6,14 @@ from common.models.load import load_model, load_tokenizer
 from common.models.loaded import Loaded, load_for, prepare
 from common.models.random_weights import PRESETS
 
-__all__ = ["PRESETS", "Attend", "Decoder", "Loaded", "ModelConfig", "load_for", "load_model", "load_tokenizer", "prepare"]
+__all__ = [
+    "PRESETS",
+    "Attend",
+    "Decoder",
+    "Loaded",
+    "ModelConfig",
+    "load_for",
+    "load_model",
+    "load_tokenizer",
+    "prepare",
+]

@@ -24,9 +24,7 @@ SMALL = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES}
 
 
 @cache
-def by_m0(
-    model: str, prompts: Sequence[int], outputs: Sequence[int], quantized: bool = False
-) -> list[list[int]]:
+def by_m0(model: str, prompts: Sequence[int], outputs: Sequence[int], quantized: bool = False) -> list[list[int]]:
     """quantized: on the weights that m7 rounds random ones to, dequantised."""
     with stages.build("m0", model=model, device="cpu", max_num_seqs=16) as engine:
         if quantized:

@@ -62,7 +62,9 @@ def make(frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: p
 def saved(frozen: Frozen, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A symmetric folder, rounded to nearest, that no test changes."""
     folder = tmp_path_factory.mktemp("gptq") / "saved"
-    return quantize(frozen(TINY[0]), Settings(group_size=32, symmetric=True, method="rtn"), folder, progress=False).folder
+    return quantize(
+        frozen(TINY[0]), Settings(group_size=32, symmetric=True, method="rtn"), folder, progress=False
+    ).folder
 
 
 @pytest.fixture
