@@ -14,8 +14,8 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder lint report clean
-STAGE_VERBS := demo generate chat serve diff trace profile
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report clean
+STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
 BOTH_VERBS  := bench test arena race
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
@@ -136,6 +136,9 @@ gpu-test: $(READY)
 
 gpu-bench gpu-ladder: $(READY)
 	@$(PY) -m benchmarks gpu $(@:gpu-%=%) $(MODEL_OPTIONS)
+
+gptq-interop: $(READY)
+	@sh make/gptq_interop.sh "$$(command -v $(PY))"
 
 lint: $(READY)
 	@$(PY) -m ruff check

@@ -113,8 +113,8 @@ class Scheduler(abc.ABC):
             self.abort(request)  # nobody knows whether its blocks have reached the other pool
 
     def recover(self) -> None:
-        """Planning failed half way, and all steps in flight have been dropped. Nobody knows what the lost plan had moved
-        where: whoever held memory is ended, and who waits goes on waiting."""
+        """Planning failed half way, and all steps in flight have been dropped. Nobody knows what the lost plan had
+        moved where: whoever held memory is ended, and who waits goes on waiting."""
         if isinstance(self.cache, PrefixCache):
             self.cache.reset_prefix_cache()
         if isinstance(self.cache, PagedManager):
