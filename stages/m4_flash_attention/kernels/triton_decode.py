@@ -20,9 +20,6 @@ from stages.m4_flash_attention.kernels.triton_config import decode_config
 
 MAX_SPLITS = 64
 PROGRAMS_PER_SM = 4
-LONG, FURTHER = 4096, 4
-"""Where contexts of over LONG tokens may come, a batch is split so many times as far: one long context among short ones
-would keep a few processors busy while all others wait."""
 LOG2E = 1.4426950408889634
 
 
@@ -111,14 +108,13 @@ class DecodeKernel:
         interpreted = device.type == "cpu"
         processors = 2 if interpreted else torch.cuda.get_device_properties(device).multi_processor_count
         self.programs = processors * PROGRAMS_PER_SM
-        rows = max(FURTHER * self.programs, num_kv_heads) * group
+        rows = max(self.programs, num_kv_heads) * group
         self._sums = torch.empty(rows, head_dim, dtype=torch.float32, device=device)
         self._tops = torch.empty(rows, dtype=torch.float32, device=device)
         self._weights = torch.empty(rows, dtype=torch.float32, device=device)
 
     def num_splits(self, batch_size: int, num_kv_heads: int, max_seq_len: int) -> int:
-        programs = self.programs * (FURTHER if max_seq_len > LONG else 1)
-        wanted = programs // (batch_size * num_kv_heads)
+        wanted = self.programs // (batch_size * num_kv_heads)
         return max(1, min(wanted, MAX_SPLITS, -(-max_seq_len // self.config["TILE"])))
 
     def __call__(
