@@ -83,7 +83,7 @@ RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
 	$(if $(filter-out 0 no false,$(SWEEP)),--sweep)
-COVERAGE = --cov=common --cov=stages --cov-report=term:skip-covered --cov-fail-under=85
+COVERAGE = --cov=common --cov=stages --cov-report=term:skip-covered --cov-fail-under=90
 
 .DEFAULT_GOAL := help
 .PHONY: $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(WORDS)
