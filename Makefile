@@ -9,13 +9,14 @@ PEERS    ?=
 SWEEP    ?=
 HOST     ?=
 PORT     ?=
+PRESET   ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder lint report clean
-STAGE_VERBS := demo generate chat serve diff trace profile
-BOTH_VERBS  := bench test
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report clean
+STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
+BOTH_VERBS  := bench test arena race
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
 number    = $(firstword $(subst _, ,$(1:m%=%)))
@@ -76,6 +77,8 @@ MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVI
 SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
 	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))))
+RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(PORT),--port $(PORT))) \
+	$(if $(filter race,$@),$(if $(PRESET),--preset $(PRESET))))
 # The main job is for any machine: the CPU, unless another device is asked for.
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
@@ -112,6 +115,9 @@ $(WORDS): $(if $(VERBS),,demo)
 $(STAGE_VERBS): $(READY)
 	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(VERB_OPTIONS); done
 
+arena race: $(READY)
+	@$(PY) -m stages $@ $(RACE_OPTIONS)
+
 bench: $(READY) $(PEERS_READY)
 	@$(PY) -m benchmarks compare $(BENCH_OPTIONS)
 
@@ -130,6 +136,9 @@ gpu-test: $(READY)
 
 gpu-bench gpu-ladder: $(READY)
 	@$(PY) -m benchmarks gpu $(@:gpu-%=%) $(MODEL_OPTIONS)
+
+gptq-interop: $(READY)
+	@sh make/gptq_interop.sh "$$(command -v $(PY))"
 
 lint: $(READY)
 	@$(PY) -m ruff check

@@ -173,6 +173,30 @@ def fused(
 
 
 @app.command()
+def int4(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="One tiny shape; measures nothing.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="Only try configurations of the Triton kernels.")] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Results; default: int4.json in the folder of the picture.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
+    ] = None,
+) -> None:
+    """Time m7's 4-bit layers alone, at 1 to 64 rows, beside 16-bit products and the speed of memory."""
+    from benchmarks import int4 as bench
+    from benchmarks.files import check_writable
+
+    if tune:
+        bench.tune(device)
+        return
+    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    check_writable(json_path or folder / "int4.json", folder / PICTURE)
+    bench.run(device, json_path, quick, folder)
+
+
+@app.command()
 def trace(
     stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (

@@ -73,7 +73,7 @@ class EngineConfig:
     gpu_memory_utilization: share of the GPU's memory that everything together may take, found by a trial step.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
     fused_kernels: on a GPU, fused Triton kernels do what PyTorch's own would do one by one (from m4 on).
-    cuda_graphs: replay decode steps from CUDA graphs; without effect on a CPU (from m4 on).
+    cuda_graphs: replay steps from CUDA graphs; without effect on a CPU (from m4 on).
     overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
     prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).
     seed: for requests that bring none of their own, and for random weights.
@@ -120,7 +120,8 @@ class EngineConfig:
         require(self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
         require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
         self.prefill_chunk_size = _chunk_size(self.prefill_chunk_size)
-        positive = isinstance(self.target_itl, int | float) and 0 < self.target_itl < float("inf")
+        number = isinstance(self.target_itl, int | float) and not isinstance(self.target_itl, bool)
+        positive = number and 0 < self.target_itl < float("inf")
         require(positive, f"target_itl is a time in seconds, above 0, not {self.target_itl!r}")
         if self.scheduling_policy not in POLICIES:
             raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
@@ -151,8 +152,8 @@ def _chunk_size(value: object) -> int | str | None:
     """A whole number, also one written as text (as a command line has it), or `auto`."""
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
-    if value == "auto" or value is None:
-        return value
+    if value is None or value == "auto":
+        return None if value is None else "auto"
     require(
         isinstance(value, int) and not isinstance(value, bool) and value >= 1,
         f"prefill_chunk_size must be auto or a whole number of at least 1, not {value!r}",

@@ -1,8 +1,14 @@
-"""Decode steps as CUDA graphs: hundreds of kernels started by one call of the host.
+"""Steps as CUDA graphs: hundreds of kernels started by one call of the host.
 
-A graph repeats what was captured, with the same shapes at the same addresses. So a decode step is captured once for
-each of a few batch sizes, over tensors that never move, and a step of 13 sequences is run as one of 16: the three
-padding rows decode token 0 at position 0 into a spare block that nobody owns.
+Launching a step kernel by kernel takes the host 18 to 28 ms on the machine of our measurements, whatever the step's
+size: some 340 launches of over 50 us, for work of which the GPU does a decode step in 1 to 2 ms and a part of a prompt
+in a few. So it pays for prompts as much as for decodes.
+
+A graph repeats what was captured, with the same shapes at the same addresses. So steps are captured once for each of a
+few shapes, over tensors that never move, and a step of 13 sequences is run as one of 16: the three padding rows compute
+token 0 at position 0, and write it into a spare block that nobody owns. A step with prompts in it has room for decodes
+first and for prompt tokens behind them, whoever the prompts' tokens belong to: where one prompt ends and the next one
+begins, attention reads on the device.
 """
 
 from __future__ import annotations
@@ -10,19 +16,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 
 from common.attention import Attention
-from common.batch import RaggedBatch, RaggedBuilder
+from common.batch import HostBatch, RaggedBuilder
 from common.config import EngineConfig
+from common.graph_inputs import GraphInputs, StepShape
 from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.progress import progress_bar
-from common.upload import aligned
 
 if TYPE_CHECKING:
     from common.runner import Runner
+
+MAX_PROMPT_TOKENS = 4096
+"""Longer steps keep a GPU busy while the host launches their kernels."""
+FEW_DECODES = 8
+"""A short prompt with few decodes beside it does not drag `max_num_seqs` rows along."""
 
 
 class Recording(Protocol):
@@ -55,7 +65,27 @@ def padded_sizes(max_num_seqs: int) -> list[int]:
     return sorted(size for size in sizes if size <= max_num_seqs)
 
 
-def capture_decodes(
+def prompt_sizes(max_num_tokens: int) -> list[int]:
+    """64, 128, 256, and from there on in steps of a half and a third, so that no more than a third is padding: 384,
+    512, 768, 1024, ... up to `max_num_tokens` itself or `MAX_PROMPT_TOKENS`, whichever is less."""
+    most = min(max_num_tokens, MAX_PROMPT_TOKENS)
+    powers = [64 << i for i in range(7)]
+    sizes = {most, *powers, *(3 * power // 2 for power in powers if power >= 256)}
+    return sorted(size for size in sizes if size <= most)
+
+
+def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
+    """What is captured, the fewest rows first. Beside many prompt tokens it does not matter how many decodes there is
+    room for."""
+    shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
+    for tokens in prompt_sizes(max_num_tokens):
+        shapes.append(StepShape(max_num_seqs, tokens))
+        if max_num_seqs > FEW_DECODES and tokens < 4 * max_num_seqs:
+            shapes.append(StepShape(FEW_DECODES, tokens))
+    return sorted(shapes, key=lambda shape: shape.rows)
+
+
+def capture_steps(
     runner: Runner,
     config: EngineConfig,
     max_model_len: int,
@@ -65,149 +95,79 @@ def capture_decodes(
 ) -> None:
     """Give the runner its graphs. `spare_block`: a block of the KV tensors that the KV cache manager does not know."""
     assert isinstance(runner.build_batch, RaggedBuilder)
-    inputs = DecodeInputs(config.max_num_seqs, max_model_len, config.block_size, spare_block, runner.model.device)
-    runner.graphs = DecodeGraphs(runner.model, runner.attention, runner.build_batch, inputs)
+    shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
+    inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, runner.model.device)
+    runner.graphs = StepGraphs(runner.model, runner.attention, runner.build_batch, inputs, shapes)
     runner.graphs.capture(record or CudaRecorder(), progress)
 
 
-class DecodeInputs:
-    """The tensors that the graphs read, at most `max_num_seqs` (N) rows each, in one piece of device memory:
-
-    tokens [N]   what the step before sampled; written by the device
-    ids [N]      tokens that the host knows
-    source [N]   where in (tokens, ids) each row's input token stands
-    positions, slots, seq_lens [N], tables [N, M]   as in `RaggedBatch`
-
-    All but `tokens` is filled by one copy a step from pinned memory. There are two of these, used in turn: the copy of
-    the step in flight may not have begun when the next step is prepared.
-    """
+class StepGraphs:
+    """For each shape a graph of the model, which leaves the hidden states that are sampled in one place; and for each
+    padded size a graph of the greedy choice of tokens from there. The second is left out where somebody wants more
+    than the likeliest token."""
 
     def __init__(
-        self, max_num_seqs: int, max_model_len: int, block_size: int, spare_block: int, device: torch.device
+        self,
+        model: Decoder,
+        attention: Attention,
+        builder: RaggedBuilder,
+        inputs: GraphInputs,
+        shapes: list[StepShape],
     ) -> None:
-        self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
-        self._spare_block, self._block_size = spare_block, block_size
-        rows, width = max_num_seqs, -(-max_model_len // block_size)
-        self._row_bytes = 4 * width
-        wide, narrow = aligned(8 * rows), aligned(4 * rows)
-        starts = np.cumsum([0, wide, wide, wide, wide, wide, narrow]).tolist()  # ..., seq_lens, tables
-        total = starts[-1] + rows * self._row_bytes
-
-        self._device = torch.zeros(total, dtype=torch.uint8, device=device)
-        self._lookup = self._device[: starts[2]].view(torch.long)  # tokens, then ids
-        self._ids_at = wide // 8
-        self.tokens = self._lookup[:rows]
-        parts = [self._device[a:b] for a, b in zip(starts, [*starts[1:], total], strict=True)]
-        _, _, source, positions, slots, seq_lens, tables = parts
-        self._source, self._positions, self._slots = (x.view(torch.long)[:rows] for x in (source, positions, slots))
-        self._seq_lens = seq_lens.view(torch.int32)[:rows]
-        self._tables = tables.view(torch.int32).view(rows, width)
-        self._query_starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-
-        self._copied_from, self._tables_at = starts[1], starts[-1]
-        pinned = device.type == "cuda"
-        self._staging = [torch.zeros(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        self._views = [self._host_views(staging.numpy(), starts, rows, width) for staging in self._staging]
-        self._turn = 0
-
-    @staticmethod
-    def _host_views(memory: np.ndarray, starts: list[int], rows: int, width: int) -> list[np.ndarray]:
-        longs = [memory[start : start + 8 * rows].view(np.int64) for start in starts[1:5]]
-        seq_lens = memory[starts[5] : starts[5] + 4 * rows].view(np.int32)
-        return [*longs, seq_lens, memory[starts[6] :].view(np.int32).reshape(rows, width)]
-
-    def fill(self, builder: RaggedBuilder, plan: StepPlan, size: int, sampled: Mapping[str, int]) -> None:
-        """Put a plan of decodes, padded to `size` rows, in the place of the last one. `sampled`: where in `tokens`
-        stands what a request sampled in the step before."""
-        self._turn = 1 - self._turn
-        ids, source, positions, slots, seq_lens, tables = self._views[self._turn]
-        batch, count = builder.host(plan), len(plan.chunks)
-        ids[:count], positions[:count], slots[:count] = batch.input_ids, batch.positions, batch.slots
-        seq_lens[:count] = batch.ends
-        source[:count] = [
-            sampled[chunk.request.id] if chunk.waits_for_token else self._ids_at + row
-            for row, chunk in enumerate(plan.chunks)
-        ]
-        tables[:count, : batch.tables.shape[1]] = batch.tables
-        self._pad_and_copy(count, size)
-
-    def fill_with_padding(self, size: int) -> None:
-        self._pad_and_copy(0, size)
-
-    def _pad_and_copy(self, count: int, size: int) -> None:
-        ids, source, positions, slots, seq_lens, tables = self._views[self._turn]
-        padding = slice(count, size)
-        ids[padding], positions[padding], seq_lens[padding] = 0, 0, 1
-        source[padding] = np.arange(self._ids_at + count, self._ids_at + size)
-        slots[padding] = self._spare_block * self._block_size
-        tables[padding, 0] = self._spare_block
-        used = slice(self._copied_from, self._tables_at + size * self._row_bytes)
-        self._device[used].copy_(self._staging[self._turn][used], non_blocking=True)
-
-    def batch(self, size: int) -> RaggedBatch:
-        """What a graph of so many rows reads. Lengths are on the device, so the longest that may come counts."""
-        return RaggedBatch(
-            input_ids=self._lookup.index_select(0, self._source[:size]),
-            positions=self._positions[:size],
-            query_start_loc=self._query_starts[: size + 1],
-            seq_lens=self._seq_lens[:size],
-            logit_indices=self._query_starts[:size],
-            max_query_len=1,
-            max_seq_len=self.max_model_len,
-            num_decodes=size,
-            slot_mapping=self._slots[:size],
-            block_tables=self._tables[:size],
-        )
-
-
-class DecodeGraphs:
-    """For each padded size two graphs: the model, up to the hidden states, and the greedy choice of tokens from them.
-    The second is left out where somebody wants more than the likeliest token."""
-
-    def __init__(self, model: Decoder, attention: Attention, builder: RaggedBuilder, inputs: DecodeInputs) -> None:
         self._model, self._attention, self._builder, self._inputs = model, attention, builder, inputs
-        self.sizes = padded_sizes(inputs.max_num_seqs)
-        self._hidden: dict[int, torch.Tensor] = {}
-        self._model_graphs: dict[int, Recording] = {}
+        self.shapes = shapes
+        self.sizes = padded_sizes(inputs.largest.decodes)
+        width = model.config.hidden_size
+        self._hidden = torch.zeros(inputs.largest.decodes, width, dtype=model.dtype, device=model.device)
+        self._model_graphs: dict[StepShape, Recording] = {}
         self._choice_graphs: dict[int, Recording] = {}
 
     @torch.inference_mode()
     def capture(self, record: Record, progress: bool | None = None) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
-        with progress_bar("capturing CUDA graphs", len(self.sizes), show=progress) as advance:
+        with progress_bar("capturing CUDA graphs", len(self.shapes) + len(self.sizes), show=progress) as advance:
+            for shape in reversed(self.shapes):
+                self._model_graphs[shape] = record(lambda shape=shape: self._run_model(shape))
+                advance(1)
             for size in reversed(self.sizes):
-                self._inputs.fill_with_padding(size)
-                self._model_graphs[size] = record(lambda size=size: self._run_model(size))
                 self._choice_graphs[size] = record(lambda size=size: self._choose(size))
                 advance(1)
 
-    def _run_model(self, size: int) -> None:
-        batch = self._inputs.batch(size)
+    def _run_model(self, shape: StepShape) -> None:
+        batch = self._inputs.batch(shape)
         self._attention.begin(batch)
-        self._hidden[size] = self._model(batch.input_ids, batch.positions, self._attention.attend)
+        hidden = self._model(batch.input_ids, batch.positions, self._attention.attend)
+        torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int) -> None:
-        self._inputs.tokens[:size].copy_(self._model.ops.pick(self._model.logits(self._hidden[size])))
+        self._inputs.tokens[:size].copy_(self._model.ops.pick(self._model.logits(self._hidden[:size])))
 
-    def takes(self, plan: StepPlan) -> bool:
-        """Decodes and nothing else. (A prompt's last token alone is a decode too.)"""
-        fits = len(plan.chunks) <= self.sizes[-1]
-        return fits and all(c.length == 1 and c.samples and not c.forks for c in plan.chunks)
+    def hidden_states(self, plan: StepPlan, rows: Mapping[str, int], tokens: torch.Tensor) -> torch.Tensor | None:
+        """Run the model. Returns the hidden states [S, hidden] of the rows that are sampled, valid until the next step
+        is started, or None where the plan is larger than every graph.
 
-    def hidden_states(self, plan: StepPlan, rows: Mapping[str, int], tokens: torch.Tensor) -> torch.Tensor:
-        """[B, hidden]. rows, tokens: where in `tokens` stands what each request sampled in the step before."""
-        return self._hidden[self._replay(plan, rows, tokens)][: len(plan.chunks)]
-
-    def next_tokens(self, plan: StepPlan, rows: Mapping[str, int], tokens: torch.Tensor) -> torch.Tensor:
-        """[B]: the likeliest token of each sequence, valid until the next step is started."""
-        self._choice_graphs[self._replay(plan, rows, tokens)].replay()
-        return self._inputs.tokens[: len(plan.chunks)]
-
-    def _replay(self, plan: StepPlan, rows: Mapping[str, int], tokens: torch.Tensor) -> int:
-        """Run the model; returns the padded size."""
-        size = next(size for size in self.sizes if size >= len(plan.chunks))
-        if tokens.data_ptr() != self._inputs.tokens.data_ptr():  # the step before was no greedy replay
+        rows, tokens: where in `tokens` stands what each request sampled in the step before.
+        """
+        batch = self._builder.host(plan)
+        shape = self._shape_of(batch)
+        if shape is None:
+            return None
+        if tokens.data_ptr() != self._inputs.tokens.data_ptr():  # the step before chose otherwise than `next_tokens`
             self._inputs.tokens[: len(tokens)].copy_(tokens)
-        self._inputs.fill(self._builder, plan, size, rows)
-        self._model_graphs[size].replay()
-        return size
+        self._inputs.fill(plan, batch, shape, rows)
+        self._model_graphs[shape].replay()
+        return self._hidden[: len(batch.logit_indices)]
+
+    def next_tokens(self, count: int) -> torch.Tensor:
+        """[count]: the likeliest token of each of the `hidden_states`, valid until the next step is started."""
+        self._choice_graphs[next(size for size in self.sizes if size >= count)].replay()
+        return self._inputs.tokens[:count]
+
+    def _shape_of(self, batch: HostBatch) -> StepShape | None:
+        """The least rows that hold the batch; as many are sampled at most as there is room for decodes."""
+        decodes, prompt_tokens = batch.num_decodes, len(batch.positions) - batch.num_decodes
+        if len(batch.ends) - decodes > self._inputs.max_prompts:
+            return None
+        decodes = max(decodes, len(batch.logit_indices))
+        fitting = (s for s in self.shapes if s.decodes >= decodes and s.prompt_tokens >= prompt_tokens)
+        return next(fitting, None)

@@ -54,6 +54,7 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
+        self.note: str | None = None  # what a reader of its figures must know
         self.trace: StepTrace | None = None  # set one to record the steps from now on
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
@@ -131,7 +132,7 @@ class Engine:
                 prompt_token_ids=token_ids,
                 params=params,
                 eos_token_ids=frozenset(self.runner.model.config.eos_token_ids),
-                seed=seed if index == 0 else mix(seed, -index),
+                seed=seed if index == 0 else mix(seed, -1 - index),
                 arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
@@ -162,7 +163,12 @@ class Engine:
 
     def _submit_next(self) -> bool:
         """Plan a step and start it; False: nobody has anything to compute."""
-        plan = self.scheduler.plan()
+        try:
+            plan = self.scheduler.plan()
+        except BaseException:
+            self._drop_in_flight()
+            self.scheduler.recover()
+            raise
         if plan is None:
             return False
         step = StepInFlight(plan, self.scheduler, time.perf_counter() - plan.planned_at)

@@ -119,6 +119,7 @@ class KVCacheManager(Protocol):
         ...
 
 
+@runtime_checkable
 class PagedManager(KVCacheManager, Protocol):
     """What a scheduler asks of a cache in blocks (from m3 on)."""
 

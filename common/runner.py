@@ -11,7 +11,7 @@ import torch
 
 from common.attention import Attention
 from common.batch import RaggedBatch
-from common.cuda_graphs import DecodeGraphs
+from common.cuda_graphs import StepGraphs
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.plan import StepPlan
@@ -37,7 +37,7 @@ class Runner:
 
     On a GPU `submit` waits for nothing: the step is queued behind the one before it, whose tokens it takes on the
     device where the host does not know them yet. At most two steps are in flight, so those are always the newest
-    step's. `graphs`: decode steps that it takes are replayed instead of launched kernel by kernel.
+    step's. `graphs`: steps that fit into one of them are replayed instead of launched kernel by kernel.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Runner:
         self.model = model
         self.attention = attention
         self.build_batch = build_batch
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         self.device_time: DeviceTime | None = None  # of the step collected last
         self._move_blocks = move_blocks
         self._stopwatch = Stopwatch()
@@ -98,23 +98,26 @@ class Runner:
         """Queue the step's work. Returns whose tokens are sampled, and the tokens."""
         if self._move_blocks is not None:
             self._move_blocks(plan)
-        if self.graphs is not None and self.graphs.takes(plan):
-            requests = [chunk.request for chunk in plan.chunks]
-            if all(request.takes_likeliest for request in requests):
-                return requests, SamplerOutput(self.graphs.next_tokens(plan, self._rows, self._tokens))
+        rows = [(r, c.end) for c in plan.chunks if c.samples for r in (c.request, *c.forks)]
+        requests = [request for request, _ in rows]
+        hidden = None
+        if self.graphs is not None:
             hidden = self.graphs.hidden_states(plan, self._rows, self._tokens)
-            logits = self.model.logits(hidden)
-            return requests, sample(logits, requests, [chunk.end for chunk in plan.chunks], self.model.ops)
+            if hidden is not None and requests and all(request.takes_likeliest for request in requests):
+                return requests, SamplerOutput(self.graphs.next_tokens(len(requests)))
+        if hidden is None:
+            hidden = self._launch(plan)
+        if not rows:
+            return requests, None
+        logits = self.model.logits(hidden)
+        return requests, sample(logits, requests, [position for _, position in rows], self.model.ops)
+
+    def _launch(self, plan: StepPlan) -> torch.Tensor:
+        """The model, kernel by kernel: the hidden states [S, hidden] of the rows that are sampled."""
         batch = self.build_batch(plan, self.model.device)
         self._fill_in(plan, batch)
         self.attention.begin(batch)
-        hidden = self.model(batch.input_ids, batch.positions, self.attention.attend)
-        rows = [(r, c.end) for c in plan.chunks if c.samples for r in (c.request, *c.forks)]
-        requests = [request for request, _ in rows]
-        if not rows:
-            return requests, None
-        logits = self.model.logits(hidden[batch.logit_indices])
-        return requests, sample(logits, requests, [position for _, position in rows], self.model.ops)
+        return self.model(batch.input_ids, batch.positions, self.attention.attend)[batch.logit_indices]
 
     def _fill_in(self, plan: StepPlan, batch: RaggedBatch) -> None:
         """Tokens that the step before has sampled, or will have when this one starts, go on without the host."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from common.kv_cache import KVCacheManager, PrefixCache
+from common.kv_cache import KVCacheManager, PagedManager, PrefixCache
 from common.plan import Chunk, StepPlan
 from common.queue import WaitingQueue
 from common.request import Request, RequestStatus, SampledToken
@@ -51,6 +51,15 @@ class Scheduler(abc.ABC):
     @property
     def has_unfinished(self) -> bool:
         return bool(self.waiting or self.running or self.swapped or self._ended)
+
+    @property
+    def seats_taken(self) -> int:
+        """Who runs, and the siblings that will when the prompt that they share is computed."""
+        return sum(1 + len(request.siblings) for request in self.running)
+
+    def has_seats(self, request: Request) -> bool:
+        """May it and its siblings run beside the others?"""
+        return self.seats_taken + 1 + len(request.siblings) <= self.max_num_seqs
 
     def update(self, plan: StepPlan, tokens: Mapping[str, SampledToken]) -> list[Request]:
         """Take the sampled tokens of a step; returns the requests that gained a token or ended."""
@@ -102,6 +111,20 @@ class Scheduler(abc.ABC):
         swapped_out = [request for request in plan.preempted if request.status is RequestStatus.SWAPPED]
         for request in (*swapped_out, *plan.resumed):
             self.abort(request)  # nobody knows whether its blocks have reached the other pool
+
+    def recover(self) -> None:
+        """Planning failed half way, and all steps in flight have been dropped. Nobody knows what the lost plan had
+        moved where: whoever held memory is ended, and who waits goes on waiting."""
+        if isinstance(self.cache, PrefixCache):
+            self.cache.reset_prefix_cache()
+        if isinstance(self.cache, PagedManager):
+            self.cache.take_copies()
+        for request in (*self.running, *self.swapped):
+            request.num_in_flight = request.num_pending_tokens = 0
+            self.abort(request)
+        for request in self.waiting:  # it may have been about to start
+            self._release(request)
+            request.num_computed_tokens = 0
 
     def queues(self) -> Queues:
         return Queues(len(self.waiting), len(self.running), len(self.swapped))

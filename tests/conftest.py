@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,9 @@ from common import Engine
 from common.config import DEFAULT_MODEL
 from common.models import load_tokenizer
 from common.tokenizer import Tokenizer
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any test module defines or imports a kernel
 
 TINY = ("random:tiny-llama", "random:tiny-qwen2", "random:tiny-qwen3")
 

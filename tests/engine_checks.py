@@ -13,14 +13,16 @@ from common.queue import AGEING_SECONDS
 from common.request import Request, RequestStatus
 from tests.fake_runner import EOS, expected_output
 
-CONTINUOUS = ("m2", "m3", "m4", "m5", "m6")
+CONTINUOUS = ("m2", "m3", "m4", "m5", "m6", "m7")
 """Stages that schedule by iteration."""
-PAGED = ("m3", "m4", "m5", "m6")
+PAGED = ("m3", "m4", "m5", "m6", "m7")
 """Stages whose KV cache is paged."""
 UNMIXED = ("m2", "m3", "m4")
 """Stages with prefill steps and decode steps apart."""
-CHUNKED = ("m5", "m6")
+CHUNKED = ("m5", "m6", "m7")
 """Stages that compute prompts in chunks, beside the decodes."""
+SHARING = ("m6", "m7")
+"""Stages that find cached beginnings."""
 
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
 """Bytes of a token's K and V in the tiny models: K and V, layers, KV heads, head dimension, float32."""

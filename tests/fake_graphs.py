@@ -33,7 +33,7 @@ class FakeGraph:
 
 @pytest.fixture
 def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeRecorder]:
-    """Engines that are built from now on capture their decodes, as on a GPU."""
+    """Engines that are built from now on capture their steps, as on a GPU."""
     monkeypatch.setattr(EngineConfig, "captures", property(lambda config: config.cuda_graphs))
     monkeypatch.setattr(cuda_graphs, "CudaRecorder", FakeRecorder)
     FakeRecorder.recordings = FakeRecorder.replays = 0

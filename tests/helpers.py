@@ -8,6 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from common.models import Decoder
+from common.models.load import open_source
+from common.models.weights import ModelSource, Shape, build_decoder
+from common.tokenizer import Tokenizer
+from stages.m7_gptq.grid import round_to_nearest
+from stages.m7_gptq.model import ROUNDED
 
 
 def full_attention(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -30,3 +35,24 @@ def greedy(model: Decoder, prompt: Sequence[int], count: int) -> list[int]:
     for _ in range(count):
         token_ids.append(int(all_logits(model, token_ids)[-1].argmax()))
     return token_ids[len(prompt) :]
+
+
+class _Rounded:
+    """A model whose projections are rounded as m7 rounds random ones, and dequantised."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self.config = source.config
+
+    def read(self, name: str, shape: Shape) -> torch.Tensor:
+        tensor = self.source.read(name, shape)
+        return round_to_nearest(tensor, ROUNDED).dequantize() if name.endswith("_proj.weight") else tensor
+
+    def tokenizer(self) -> Tokenizer | None:
+        return self.source.tokenizer()
+
+
+@torch.inference_mode()
+def rounded(model: str) -> Decoder:
+    """A random model with plain float32 weights that equal those of m7's engine."""
+    return build_decoder(_Rounded(open_source(model)), torch.float32, torch.device("cpu"), False)

@@ -1,4 +1,4 @@
-"""Decode steps as graphs: a replay is the eager step, whatever the padding; shown with graphs that only pretend."""
+"""Steps as graphs: a replay is the eager step, whatever the padding; shown with graphs that only pretend."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 
 import stages
 from common import Engine, SamplingParams
-from common.cuda_graphs import padded_sizes
+from common.cuda_graphs import padded_sizes, prompt_sizes, step_shapes
+from common.graph_inputs import MAX_PROMPTS, StepShape
 from tests.conftest import TINY
-from tests.engine_checks import PAGED, TOKEN_BYTES, UNMIXED, exactly, prompts_of, serve, tokens
+from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.fake_graphs import FakeRecorder, fake_graphs
 
 __all__ = ["fake_graphs"]
@@ -38,20 +39,75 @@ def test_max_num_seqs_itself_is_a_size(limit: int, sizes: list[int]) -> None:
     assert padded_sizes(limit) == sizes
 
 
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [
+        (1, [1]),
+        (70, [64, 70]),
+        (512, [64, 128, 256, 384, 512]),
+        (2000, [64, 128, 256, 384, 512, 768, 1024, 1536, 2000]),
+        (8192, [64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]),
+    ],
+)
+def test_the_longest_step_is_a_size(limit: int, sizes: list[int]) -> None:
+    assert prompt_sizes(limit) == sizes
+
+
+def test_a_short_prompt_alone_drags_room_for_hundreds_of_decodes() -> None:
+    shapes = step_shapes(256, 2048)
+    assert [shape.rows for shape in shapes] == sorted(shape.rows for shape in shapes)
+    assert {shape.prompt_tokens for shape in shapes if shape.decodes == 8} == {0, 64, 128, 256, 384, 512, 768}
+    assert len([shape for shape in shapes if shape.prompt_tokens]) == 15
+    assert shapes[-1] == StepShape(256, 2048)
+
+
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
-@pytest.mark.parametrize("max_num_seqs", [1, 3, 7, 10])
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 10])
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("stage", CAPTURING)
 def test_a_replayed_step_differs_from_an_eager_one(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, model: str, max_num_seqs: int, overlap: bool
 ) -> None:
-    options = {"model": model, "max_num_seqs": max_num_seqs, "overlap": overlap}
+    options = {"model": model, "max_num_seqs": max_num_seqs, "overlap": overlap, "max_num_batched_tokens": 100}
     expected = tokens(build(stage, cuda_graphs=False, **options).generate(PROMPTS, PARAMS))
     engine = build(stage, **options)
-    assert fake_graphs.recordings == 2 * len(padded_sizes(max_num_seqs))
+    shapes = step_shapes(max_num_seqs, 100)
+    assert fake_graphs.recordings == len(shapes) + len(padded_sizes(max_num_seqs))
     assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
-    alone = 1 if stage in UNMIXED else 0.5  # from m5 on, steps with a part of a prompt in them are not replayed
-    assert fake_graphs.replays >= 2 * alone * (max(LENGTHS) - 1), "each decode step is two replays"
+    assert fake_graphs.replays == 2 * engine.metrics()["steps"], "each step is two replays, with prompts or without"
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("chunk", [3, 70])
+@pytest.mark.parametrize("stage", CHUNKED)
+def test_chunks_of_prompts_come_out_otherwise(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str, chunk: int, overlap: bool
+) -> None:
+    """Chunks that do not sample, several prompts in a step, and hits: each prompt comes twice, and once longer."""
+    prompts = prompts_of((150, 3, 65, 64, 1, 90, 17))
+    prompts = [*prompts, *prompts, *[prompt + prompt[:5] for prompt in prompts]]
+    params = [exactly(3 + 5 * i % 17) for i in range(len(prompts))]
+    options = {"overlap": overlap, "prefill_chunk_size": chunk, "max_num_batched_tokens": 80, "block_size": 4}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    engine = build(stage, **options)
+    assert tokens(serve(engine, prompts, params)) == expected
+    assert engine.metrics()["steps"] < fake_graphs.replays <= 2 * engine.metrics()["steps"]
+    if stage == "m6":
+        assert engine.metrics()["tokens_saved"]
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_steps_that_fit_no_graph_come_out_otherwise(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str, overlap: bool
+) -> None:
+    """More prompts in a step than a graph has room for, and a prompt that m4 computes whole, over the budget."""
+    prompts = prompts_of([2] * (MAX_PROMPTS + 3) + [150, 4, 30])
+    options = {"overlap": overlap, "max_num_seqs": 40, "max_num_batched_tokens": 80}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, exactly(8)))
+    engine = build(stage, **options)
+    assert tokens(serve(engine, prompts, exactly(8))) == expected
+    assert 0 < fake_graphs.replays < 2 * engine.metrics()["steps"]
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
@@ -62,6 +118,7 @@ def test_padding_rows_write_into_somebodys_block(
 ) -> None:
     """Every block that the manager knows is in use, and requests come and go: rows 5 ... 7 of 8 are padding."""
     options = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space, "overlap": overlap}
+    options["max_num_batched_tokens"] = 64
     prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
     expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
     engine = build(stage, **options)
@@ -89,7 +146,7 @@ def test_sampling_beside_greedy_rows_goes_another_way(
     prompts = PROMPTS[: len(params)]
     results: list[list[list[int]]] = []
     for options in ({"cuda_graphs": False}, {}, {"overlap": True}):
-        outputs = build(stage, **options).generate(prompts, params)
+        outputs = build(stage, max_num_batched_tokens=64, **options).generate(prompts, params)
         results.append([sample.token_ids for output in outputs for sample in output.outputs])
     assert results[0] == results[1] == results[2]
 
@@ -99,7 +156,7 @@ def test_a_table_that_shrinks_or_grows_leaves_a_stale_block(
     fake_graphs: type[FakeRecorder], build: Build, stage: str
 ) -> None:
     """The same rows of the same tensors, for long contexts and then for short ones, and the other way round."""
-    engine = build(stage, block_size=2)
+    engine = build(stage, block_size=2, max_num_batched_tokens=64)
     for length in (90, 3, 60, 1):
         prompts = prompts_of((length, length + 1, 2), seed=length)
         alone = [build(stage, cuda_graphs=False).generate([p], exactly(9))[0].token_ids for p in prompts]
@@ -114,11 +171,17 @@ def test_nothing_is_captured_where_there_is_no_gpu(build: Build, stage: str) -> 
 @pytest.mark.parametrize("stage", CAPTURING)
 def test_graphs_allocate_anew_at_every_step(fake_graphs: type[FakeRecorder], build: Build, stage: str) -> None:
     """The addresses that a real graph would read and write stay where they were."""
-    engine = build(stage, max_num_seqs=4)
+    engine = build(stage, max_num_seqs=4, max_num_batched_tokens=64)
     graphs = engine.runner.graphs
     assert graphs is not None
-    inputs = graphs._inputs
-    before = [inputs.batch(4).positions.data_ptr(), inputs.tokens.data_ptr(), inputs._tables.data_ptr()]
+
+    def addresses() -> list[int]:
+        inputs = graphs._inputs
+        batch = inputs.batch(graphs.shapes[-1])
+        fixed = (batch.positions, batch.seq_lens, batch.slot_mapping, batch.query_start_loc, batch.block_tables)
+        return [x.data_ptr() for x in (*fixed, batch.logit_indices, inputs.tokens, inputs._lookup, graphs._hidden)]
+
+    before = addresses()
     engine.generate(PROMPTS[:4], exactly(5))
-    assert [inputs.batch(4).positions.data_ptr(), inputs.tokens.data_ptr(), inputs._tables.data_ptr()] == before
-    assert inputs.batch(4).block_tables.dtype == torch.int32  # type: ignore[union-attr]
+    assert addresses() == before
+    assert graphs._inputs.batch(StepShape(4)).block_tables.dtype == torch.int32  # type: ignore[union-attr]

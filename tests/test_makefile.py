@@ -96,6 +96,12 @@ def test_a_server_listens_where_it_is_told() -> None:
     assert "--port" not in planned("stage1", "chat", "PORT=9000")
 
 
+def test_stages_meet_in_the_arena_all_at_once_and_without_names_it_chooses() -> None:
+    command = planned("stage1", "stage3", "arena", "MODEL=random:tiny-llama", "PORT=9000", "PRESET=long")
+    assert command.endswith('-m stages arena m1 m3 --model "random:tiny-llama" --port 9000')
+    assert planned("race", "PORT=9000", "PRESET=long").endswith("-m stages race --preset long")
+
+
 def test_the_tests_of_a_stage_are_those_that_name_it() -> None:
     assert '-k "m0 or m1"' in planned("stage0", "stage1", "test")
     assert "-k" not in planned("test").split()

@@ -116,6 +116,14 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
             spans=spans,
         )
 
+    @app.command("play", hidden=True)
+    @with_options(number)
+    def play_command(config: EngineConfig) -> None:
+        """One side of a race: `python -m stages arena` and `race` start it and talk to it."""
+        from common.serving.arena.player import play
+
+        play(build, number, config)
+
     @app.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
     def bench_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
         """Measure this stage alone; takes the options of `python -m benchmarks compare`."""

@@ -35,7 +35,7 @@ ENGINE: Flags = {
     "fused_kernels": (bool, "On a GPU, fused Triton kernels between and around the matrix products (from m4 on)."),
     "prefix_index": (str, "How cached beginnings are found: hash, or radix: also inside blocks (from m6 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
-    "cuda_graphs": (bool, "On a GPU, replay decode steps from CUDA graphs (from m4 on)."),
+    "cuda_graphs": (bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."),
     "overlap": (bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."),
     "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
     "gpu_memory_utilization": (float, "Share of the GPU's memory that everything together may take."),

@@ -55,7 +55,8 @@ def gemv_kernel(
     if EARLY:
         gdc_wait()
     for row in tl.static_range(ROWS):
-        value = tl.load(x + row * x_stride + column, mask=inside & (row < rows), other=0.0).to(tl.float32)
+        given = inside & (column * 0 + row < rows)  # a mask is a tensor: two numbers compared would be none
+        value = tl.load(x + row * x_stride + column, mask=given, other=0.0).to(tl.float32)
         if NORM:
             value = rms(value, gains, width, eps, dtype).to(dtype).to(tl.float32)
         result = tl.sum(weights.to(tl.float32) * value[None, :], 1)
@@ -64,7 +65,7 @@ def gemv_kernel(
             result = silu_times(result.to(dtype).to(tl.float32), up_result, dtype)
         if BIAS:
             result += biases
-        at, real = out + row * out_stride + output, exists & (row < rows)
+        at, real = out + row * out_stride + output, exists & (output * 0 + row < rows)
         if ADD:
             result += tl.load(at, mask=real, other=0.0).to(tl.float32)
         tl.store(at, result.to(dtype), mask=real)

@@ -3,7 +3,17 @@
 from common.models.config import ModelConfig
 from common.models.decoder import Attend, Decoder
 from common.models.load import load_model, load_tokenizer
-from common.models.loaded import Loaded, load_for
+from common.models.loaded import Loaded, load_for, prepare
 from common.models.random_weights import PRESETS
 
-__all__ = ["PRESETS", "Attend", "Decoder", "Loaded", "ModelConfig", "load_for", "load_model", "load_tokenizer"]
+__all__ = [
+    "PRESETS",
+    "Attend",
+    "Decoder",
+    "Loaded",
+    "ModelConfig",
+    "load_for",
+    "load_model",
+    "load_tokenizer",
+    "prepare",
+]

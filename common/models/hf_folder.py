@@ -48,18 +48,24 @@ class HFFolder:
         """Open the weight files, once, and hold their tensors' names and shapes against the configuration."""
         if self._files:
             return
-        shapes: dict[str, Shape] = {}
-        files: dict[str, Any] = {}
-        for path in _weight_files(self.folder):
-            try:
-                file = safe_open(path, framework="pt", device="cpu")
-                names = list(file.keys())
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} cannot be read: {one_line(error)}. Copy or download it again") from error
-            files |= dict.fromkeys(names, file)
+        files, shapes = open_weights(self.folder)
         check_tensors(self.config, shapes)
         self._files = files
+
+
+def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
+    """Of every tensor in the folder's weight files: the open file that holds it, and its shape."""
+    shapes: dict[str, Shape] = {}
+    files: dict[str, Any] = {}
+    for path in _weight_files(folder):
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+            names = list(file.keys())
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read: {one_line(error)}. Copy or download it again") from error
+        files |= dict.fromkeys(names, file)
+    return files, shapes
 
 
 def _weight_files(folder: Path) -> list[Path]:

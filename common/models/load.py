@@ -49,14 +49,10 @@ def open_source(
         return open_embedded(progress)
     if name.startswith(PREFIX):
         return RandomSource(name, device or torch.device("cpu"), seed)
-    try:
-        path = Path(name).expanduser()
-        is_folder = path.is_dir()
-    except (OSError, RuntimeError) as error:  # a name too long for any file, a folder that may not be read, "~nobody"
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UserError(f"model {name[:80]!r} cannot be opened: {reason}. Give a model's name or path") from error
-    if is_folder:
-        return HFFolder(path)
+    folder = find_folder(name)
+    if folder is not None:
+        return HFFolder(folder, name if is_hub_id(name) else None)
+    path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"there is no file {name}")
@@ -65,10 +61,20 @@ def open_source(
         return GGUFFile(path)
     if path.is_file():
         raise UserError(f"{name} is a file, but no *.gguf: give the Hugging Face folder that it lies in")
-    if is_hub_id(name):
-        return HFFolder(fetch(name), name)
     presets = ", ".join(PREFIX + preset for preset in PRESETS)
     raise UserError(
         f"unknown model {name!r}. Choose from: {DEFAULT_MODEL}, {presets}, a Hugging Face folder, a *.gguf file, "
         "or a hub id such as Qwen/Qwen3-0.6B"
     )
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder of a model that has one, here or, where no file has that name, on the hub: it is then downloaded."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        return fetch(name) if is_hub_id(name) and path.suffix.lower() != ".gguf" and not path.is_file() else None
+    except (OSError, RuntimeError) as error:  # a name too long for any file, a folder that may not be read, "~nobody"
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"model {name[:80]!r} cannot be opened: {reason}. Give a model's name or path") from error

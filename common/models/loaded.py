@@ -26,8 +26,13 @@ def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
     """
     place, dtype = config.torch_device, config.torch_dtype
     model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
-    model.ops = choose_ops(place, fused)
+    return prepare(model, load_tokenizer(config.model), config, fused)
+
+
+def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
+    """A model that is loaded already, with its kernels chosen and its limit checked."""
+    model.ops = choose_ops(model.device, fused)
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
-    return Loaded(model, load_tokenizer(config.model), length)
+    return Loaded(model, tokenizer, length)

@@ -16,6 +16,10 @@ from common.progress import progress_bar
 from common.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
+Load = Callable[[Iterable[str]], torch.Tensor]
+MakeProjection = Callable[[list[str], bool], Projection]
+"""(names, bias): from linear layers of the same input, `model.layers.0.self_attn.q_proj` and so on, to one layer that
+holds them below one another."""
 
 
 class ModelSource(Protocol):
@@ -76,35 +80,65 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
             )
 
 
-def build_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
-    """Read tensor after tensor straight into its place, so that the model is in memory once."""
-    config = source.config
-    shapes = tensor_shapes(config)
-    with progress_bar(f"loading {config.name}", len(shapes), show=progress) as advance:
+def build_decoder(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool | None,
+    make_projection: MakeProjection | None = None,
+) -> Decoder:
+    """Read tensor after tensor straight into its place, so that the model is in memory once.
 
-        def load(names: Iterable[str]) -> torch.Tensor:
-            """The named tensors, below one another in one tensor."""
-            wanted = list(names)
-            rows = [shapes[name][0] for name in wanted]
-            result = torch.empty(sum(rows), *shapes[wanted[0]][1:], dtype=dtype, device=device)
-            for name, part in zip(wanted, result.split(rows), strict=True):
-                part.copy_(source.read(name, shapes[name]))
-                advance(1)
-            return result
+    make_projection: makes the layers' projections; None reads their weights and leaves them as they are.
+    """
+    config = source.config
+    with progress_bar(f"loading {config.name}", len(tensor_shapes(config)), show=progress) as advance:
+        load = loader(source, dtype, device, advance)
+
+        def project(names: list[str], bias: bool) -> Projection:
+            if make_projection is None:
+                return plain_projection(load, names, bias)
+            advance(len(names) * (1 + bias))
+            return make_projection(names, bias)
 
         embedding = load(["model.embed_tokens.weight"])
-        layers = [_build_layer(config, i, load) for i in range(config.num_layers)]
+        layers = [build_layer(config, i, load, project) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
         head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
     return Decoder(config, embedding, layers, norm, head)
 
 
-def _build_layer(config: ModelConfig, index: int, load: Callable[[Iterable[str]], torch.Tensor]) -> DecoderLayer:
+def loader(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, advance: Callable[[int], None] = lambda amount: None
+) -> Load:
+    """A function that reads the named tensors, below one another in one tensor; `advance(1)` after each."""
+    shapes = tensor_shapes(source.config)
+
+    def load(names: Iterable[str]) -> torch.Tensor:
+        wanted = list(names)
+        rows = [shapes[name][0] for name in wanted]
+        result = torch.empty(sum(rows), *shapes[wanted[0]][1:], dtype=dtype, device=device)
+        for name, part in zip(wanted, result.split(rows), strict=True):
+            part.copy_(source.read(name, shapes[name]))
+            advance(1)
+        return result
+
+    return load
+
+
+def plain_projection(load: Load, names: list[str], bias: bool) -> Projection:
+    """The layers of these names as one, their weights as `load` reads them."""
+    weight = load(f"{name}.weight" for name in names)
+    return make_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
+
+
+def build_layer(config: ModelConfig, index: int, load: Load, project: MakeProjection | None = None) -> DecoderLayer:
+    """One decoder layer, its norms read by `load`, its projections made by `project` or read as well."""
     at = f"model.layers.{index}"
 
     def linear(*names: str, bias: bool = False) -> Projection:
-        weight = load(f"{at}.{name}.weight" for name in names)
-        return make_linear(weight, load(f"{at}.{name}.bias" for name in names) if bias else None)
+        full = [f"{at}.{name}" for name in names]
+        return plain_projection(load, full, bias) if project is None else project(full, bias)
 
     def norm(name: str) -> RMSNorm:
         return RMSNorm(load([f"{at}.{name}.weight"]), config.rms_norm_eps)

@@ -59,7 +59,7 @@ class Preemption:
         """`PagedCache.swap_in` leaves a block for everyone to grow into, so that no block moves both ways in one
         step."""
         s = self._scheduler
-        while self.swapped_first() and len(s.running) < s.max_num_seqs:
+        while self.swapped_first() and s.has_seats(s.swapped[0]):
             request = s.swapped[0]
             moves = self._cache.swap_in(request)
             if moves is None:

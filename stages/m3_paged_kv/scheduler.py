@@ -51,7 +51,7 @@ class PagedScheduler(Scheduler):
         while self.waiting and not self.preemption.swapped_first():
             request = self.waiting[0]
             length = request.num_tokens
-            if len(self.running) + 1 + len(request.siblings) > self.max_num_seqs:
+            if not self.has_seats(request):
                 break
             if (plan.chunks and length > budget) or not self.cache.can_admit(request):
                 break

@@ -32,7 +32,7 @@ WHY = {
 }
 
 CAPTURABLE = ("triton", "flash_attn", "cpu")
-"""Whose decode step does nothing but queue kernels of fixed shapes, so that a graph can repeat it."""
+"""Whose steps do nothing but queue kernels whose shapes follow from the batch's, so that a graph can repeat them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.batch import RaggedBuilder
 from common.config import EngineConfig
-from common.cuda_graphs import capture_decodes
+from common.cuda_graphs import capture_steps
 from common.engine import Engine
 from common.memory import blocks_in_budget
 from common.models import load_for
@@ -26,5 +26,5 @@ def build(config: EngineConfig) -> Engine:
     scheduler = ChunkedScheduler(PagedCache(blocks, size, cpu_blocks), config)
     runner = Runner(model, FlashAttention(kv, choice), RaggedBuilder(size), kv.move)
     if graphs:
-        capture_decodes(runner, config, loaded.max_model_len, spare_block=blocks)
+        capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
     return Engine("m5", config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)

@@ -74,7 +74,7 @@ class ChunkedScheduler(Scheduler):
 
     def _continue_prompts(self, plan: StepPlan, room: int) -> int:
         """Prompts under way, the most urgent first; returns the room that is left. Their blocks are theirs already."""
-        under_way = [request for request in self.running if _remaining(request) > 1]
+        under_way = [r for r in self.running if _remaining(r) > 1 and not r.ends_in_flight]
         for request in sorted(under_way, key=self.waiting.order):
             room = self._prefill(request, room, plan)
         return room
@@ -83,11 +83,11 @@ class ChunkedScheduler(Scheduler):
         """Start those who wait, as long as there is room in the step, and blocks for their whole prompts."""
         while room and self.waiting and not self.preemption.swapped_first():
             request = self.waiting[0]
-            resident = sum(1 + len(r.siblings) for r in self.running)  # siblings will run when the prompt is computed
-            if resident + 1 + len(request.siblings) > self.max_num_seqs or not self.cache.can_admit(request):
+            if not self.has_seats(request) or not self.cache.can_admit(request):
                 break
             self.cache.cached_prefix(request)
-            self.cache.grow(request, request.num_tokens)
+            if not self.cache.grow(request, request.num_tokens):
+                raise RuntimeError(f"{request.id} was admitted, and there is no room for its prompt")
             self._start(request)
             room = self._prefill(request, room, plan)
 

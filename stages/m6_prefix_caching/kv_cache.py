@@ -127,9 +127,9 @@ class PagedCache:
         computed, request.num_computed_tokens = request.num_computed_tokens, upto
         self._stored[request.id] = upto
         if upto >= (len(self._paths[request.id]) + 1) * self.block_size:
-            self._register(request, computed)
+            self._register(request, computed, upto)
 
-    def _register(self, request: Request, computed: int) -> None:
+    def _register(self, request: Request, computed: int, upto: int) -> None:
         """Lengthen the request's path by its blocks that are full, or will be when the step just planned has stored
         its K and V: steps store before they read, so that others may share the blocks in this very step.
 
@@ -139,7 +139,7 @@ class PagedCache:
         """
         path, table, size = self._paths[request.id], self.tables[request.id], self.block_size
         parent, ids = self._end(request, path), request.token_ids
-        for i in range(len(path), min(request.num_computed_tokens, len(ids)) // size):
+        for i in range(len(path), min(upto, len(ids)) // size):
             own, tokens = table[i], tuple(ids[i * size : (i + 1) * size])
             alone = self.pool.ref_counts[own] == 1
             entry = self.index.add(parent, tokens, own) if alone else self.index.find(parent, tokens)
@@ -198,6 +198,11 @@ class PagedCache:
         child.num_computed_tokens = self._stored[child.id] = parent.num_computed_tokens
 
     def free(self, request: Request) -> None:
+        if request.finish_reason in ("stop", "length") and request.id in self.tables:
+            # Where steps are planned ahead, its last tokens were not known yet when their blocks were planned. The very
+            # last one counts for nothing: whether a step has stored it is not certain.
+            stored = min(request.num_computed_tokens, request.num_tokens - 1)
+            self._register(request, stored, stored)
         self.pool.release(reversed(self.tables.pop(request.id, [])))
         self.cpu_pool.release(self.swapped_tables.pop(request.id, []))
         self._stored.pop(request.id, None)

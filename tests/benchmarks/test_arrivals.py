@@ -83,8 +83,8 @@ def test_long_prompts_come_between_the_tokens_of_the_steady_ones(stage: str) -> 
 def test_a_stage_takes_those_of_the_workloads_options_that_it_has() -> None:
     with_budget, without = contestant("m2", "interference"), contestant("m1", "interference")
     try:
-        assert with_budget._engine.config.max_num_batched_tokens == 128
-        assert without._engine.config.max_num_batched_tokens == 2048, "m1 has no such option: the default"
+        assert with_budget.engine.config.max_num_batched_tokens == 128
+        assert without.engine.config.max_num_batched_tokens == 2048, "m1 has no such option: the default"
     finally:
         with_budget.close()
         without.close()
@@ -113,7 +113,7 @@ def test_each_turns_prompt_is_what_its_chat_has_said(variant: str | None, monkey
                 before = requests[request.follows]
                 params = SamplingParams(max_tokens=before.max_tokens, ignore_eos=True)
                 said = (
-                    prompts[request.follows] + runner._engine.generate([prompts[request.follows]], params)[0].token_ids
+                    prompts[request.follows] + runner.engine.generate([prompts[request.follows]], params)[0].token_ids
                 )
                 assert prompts[index] == said[: request.keep] + request.prompt
                 assert (request.keep == len(said)) == (variant is None)

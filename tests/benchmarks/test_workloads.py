@@ -32,6 +32,10 @@ GOLDEN = {
     ("shared_prefix", "gpu"): (129, 556301, 3098, "44459a014789"),
     ("multi_turn", "cpu"): (25, 31538, 546, "9693adabce76"),
     ("multi_turn", "gpu"): (65, 334326, 1527, "08ad58e4f405"),
+    ("decode_one", "cpu"): (1, 32, 128, "2f3a1af041ea"),
+    ("decode_one", "gpu"): (1, 128, 512, "8b7134a5cb24"),
+    ("nano", "cpu"): (16, 605, 540, "dc9af71bc267"),
+    ("nano", "gpu"): (256, 144191, 149026, "b2d19e90f90e"),
 }
 
 

@@ -1,4 +1,4 @@
-"""CUDA graphs on a GPU: the same greedy tokens as step by step, for every padded size and length."""
+"""CUDA graphs on a GPU: the same greedy tokens as step by step, for every shape and length."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 
 import stages
 from common import Engine, SamplingParams
-from common.cuda_graphs import padded_sizes
-from tests.engine_checks import PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
+from common.cuda_graphs import step_shapes
+from common.graph_inputs import MAX_PROMPTS
+from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -28,8 +29,34 @@ def test_a_replayed_step_differs_from_an_eager_one(build: Build, stage: str, max
     options = {**GPU, "max_num_seqs": max_num_seqs, "kv_cache_memory": 20 * 512 * TOKEN_BYTES}
     expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
     engine = build(stage, **{**options, "overlap": overlap})
-    assert engine.runner.graphs is not None and engine.runner.graphs.sizes == padded_sizes(max_num_seqs)
+    assert engine.runner.graphs is not None and engine.runner.graphs.shapes == step_shapes(max_num_seqs, 2048)
     assert tokens(serve(engine, prompts, params)) == expected
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("chunk", [1, 64, 300, 2048])
+@pytest.mark.parametrize("stage", CHUNKED)
+def test_chunks_of_prompts_come_out_otherwise(build: Build, stage: str, chunk: int, overlap: bool) -> None:
+    """Chunks that do not sample, several prompts in a step, and hits: each prompt comes twice, and once longer."""
+    prompts = prompts_of((150, 3, 65, 64, 1, 380, 17, 200, 256))
+    prompts = [*prompts, *prompts, *[prompt + prompt[:5] for prompt in prompts]]
+    params = [exactly(3 + 5 * i % 37) for i in range(len(prompts))]
+    options = {**GPU, "prefill_chunk_size": chunk, "kv_cache_memory": 20 * 512 * TOKEN_BYTES}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    engine = build(stage, **{**options, "overlap": overlap})
+    assert tokens(serve(engine, prompts, params)) == expected
+    if stage == "m6":
+        assert engine.metrics()["tokens_saved"]
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_steps_that_fit_no_graph_come_out_otherwise(build: Build, stage: str) -> None:
+    """More prompts in a step than a graph has room for, and a prompt that m4 computes whole, over the budget."""
+    prompts = prompts_of([2] * (MAX_PROMPTS + 3) + [150, 4, 30])
+    options = {**GPU, "max_num_seqs": 40, "max_num_batched_tokens": 80, "kv_cache_memory": 20 * 512 * TOKEN_BYTES}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, exactly(8)))
+    for overlap in (False, True):
+        assert tokens(serve(build(stage, **{**options, "overlap": overlap}), prompts, exactly(8))) == expected
 
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])

@@ -152,7 +152,8 @@ def test_padding_is_computed(build: Build, stage: str) -> None:
 def test_samples_of_one_prompt_depend_on_the_stage(build: Build) -> None:
     params = exactly(12, n=4, temperature=1.0, seed=7)
     prompts = prompts_of([20, 16, 1])
-    first, *others = [build(stage).generate(prompts, params) for stage in CONTINUOUS]
+    stages = [stage for stage in CONTINUOUS if stage != "m7"]  # m7 has other weights: random ones are rounded there
+    first, *others = [build(stage).generate(prompts, params) for stage in stages]
     for outputs in (first, *others):
         for a, b in zip(outputs, first, strict=True):
             assert [sample.token_ids for sample in a.outputs] == [sample.token_ids for sample in b.outputs]

@@ -122,3 +122,10 @@ def test_a_group_starts_where_only_some_of_its_samples_may_run(build: Build, sta
         check(engine)
         running.append(len(engine.scheduler.running))
     assert running[:3] == [3, 3, 0] and max(running) == 4
+
+
+def test_seed_0_draws_samples_that_differ(build: Build) -> None:
+    """The hash of (0, -1) is 0: a second sample keyed by it would repeat the first."""
+    params = SamplingParams(n=4, max_tokens=8, temperature=1.0, seed=0, ignore_eos=True)
+    outputs = build("m3", max_num_seqs=4).generate([[1, 2, 3]], params)[0].outputs
+    assert len({tuple(sample.token_ids) for sample in outputs}) == 4

@@ -8,13 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from common import Engine, SamplingParams
-from common.plan import StepPlan
+from common.plan import Chunk, StepPlan
+from common.request import Request
 from common.sampler import mix
 from common.trace import StepTrace
 from tests.engine_checks import (
     CHUNKED,
     CONTINUOUS,
     PAGED,
+    SHARING,
     TOKEN_BYTES,
     Driver,
     assert_empty,
@@ -140,7 +142,7 @@ def test_prefilling_again_drops_the_token_already_sampled(
                 engine.runner._move_blocks(plan)
             check(engine)
         kinds = [chunk.kind for step in trace.steps for chunk in step.chunks if chunk.request_id == ids[0]]
-        found_all = stage == "m6" and (prompt + after) % 4 == 1  # its own blocks are cached: one token is left
+        found_all = stage in SHARING and (prompt + after) % 4 == 1  # its own blocks are cached: one token is left
         again = [] if swap_space or found_all else ["recompute"]
         assert kinds == ["prefill"] + ["decode"] * (after - 1) + again + ["decode"] * (9 - after - len(again))
         assert [final[id] for id in ids] == expected
@@ -218,3 +220,46 @@ def test_the_wrong_one_is_preempted(build: Build, stage: str, policy: str, victi
         preempted += [request.number for request in plan.preempted]
         engine._deliver(engine.scheduler.update(plan, engine.runner.execute(plan)))
     assert preempted[:2] == victims
+
+
+@pytest.mark.parametrize("stage", PAGED)
+def test_samples_that_will_fork_have_no_seats_when_others_swap_in(build: Build, stage: str) -> None:
+    """Three decode; an urgent prompt with n=3 preempts some, and is still being computed when there is room again."""
+    chunked = {"prefill_chunk_size": 1, "max_num_batched_tokens": 4} if stage in CHUNKED else {}
+    memory = {"block_size": 4, "kv_cache_memory": 24 * 4 * TOKEN_BYTES, "swap_space": 60 * 4 * TOKEN_BYTES}
+    engine = build(stage, max_model_len=64, max_num_seqs=4, scheduling_policy="priority", **chunked, **memory)
+    for prompt in prompts_of([20, 20, 20]):
+        engine.add_request(prompt, exactly(30), priority=5)
+    while not engine.metrics()["swapped"]:
+        engine.step()
+    engine.add_request(prompts_of([16], seed=9)[0], exactly(4, n=3, temperature=1.0), priority=-5)
+    while engine.has_unfinished:
+        engine.step()
+        check(engine)
+        assert engine.scheduler.seats_taken <= 4
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
+@pytest.mark.parametrize("stage", CONTINUOUS)
+def test_a_failure_while_planning_leaves_something_behind(build: Build, stage: str, overlap: bool) -> None:
+    """The plan is lost after chunks have been planned: nothing that it decided about memory may be trusted."""
+    engine = build(stage, overlap=overlap, max_num_seqs=2)
+    prompt = prompts_of([33])[0]
+    for _ in range(3):
+        engine.add_request(prompt, exactly(8))
+    engine.step()
+    chunk = type(engine.scheduler)._chunk
+
+    def interrupted(request: Request, length: int) -> Chunk:
+        chunk(engine.scheduler, request, length)
+        raise KeyboardInterrupt
+
+    engine.scheduler._chunk = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([[5]], exactly(1))
+    del engine.scheduler._chunk
+    while engine.has_unfinished:
+        engine.step()
+        check(engine)
+    assert_empty(engine)
+    assert engine.generate([prompt], exactly(8))[0].token_ids == greedy(engine.runner.model, prompt, 8)

@@ -128,6 +128,7 @@ STEPS = {
     "a prompt of many tiles": [(300, 300)],
     "chunks at any offset": [(5, 6), (17, 40), (16, 16), (33, 150), (2, 129)],
     "a long chunk, far in": [(130, 420)],
+    "tiles that are full, and one more": [(64, 64), (65, 70), (128, 128), (2, 9), (33, 33), (127, 200)],
     "decodes and chunks in one step": [(1, 100), (1, 1), (1, 17), (70, 70), (20, 93), (3, 200)],
 }
 """TRAPS.md: attention that is right at one length and wrong at another."""

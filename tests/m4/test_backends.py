@@ -72,6 +72,21 @@ def test_padded_rows_of_a_graph_disturb_the_others(name: str) -> None:
     assert result.isfinite().all() or name == "torch"
 
 
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name in select.CAPTURABLE])
+def test_room_for_more_prompts_and_tokens_disturbs_those_that_are_there(name: str) -> None:
+    """A graph captured for more: five sequences without a token, and 60 rows behind the last prompt for nobody."""
+    case = make_case([(1, 50), (64, 64), (65, 100), (3, 3)], padded_rows=2, poison=poison(name))
+    rows, batch = len(case.q), case.batch
+    case.q, case.k, case.v = (torch.cat([x, torch.full_like(x[:60], torch.nan)]) for x in (case.q, case.k, case.v))
+    pad = torch.nn.functional.pad
+    batch.query_start_loc = pad(batch.query_start_loc, (0, 5), value=rows)
+    batch.seq_lens = pad(batch.seq_lens, (0, 5), value=1)
+    batch.slot_mapping, batch.block_tables = pad(batch.slot_mapping, (0, 60)), pad(batch.block_tables, (0, 0, 0, 5))
+    batch.max_query_len = 192
+    result = case.run(create(name, case))[:rows]
+    torch.testing.assert_close(result.double(), case.expected, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_large_scores_overflow_the_softmax(name: str) -> None:
     case, reference = (make_case([(1, 80), (30, 60)], poison=1e4) for _ in range(2))

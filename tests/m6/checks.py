@@ -10,12 +10,12 @@ from tests.helpers import greedy
 
 INDICES = ("hash", "radix")
 
-_known: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+_known: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
 
 
 def alone(engine: Engine, prompt: list[int], count: int) -> list[int]:
     """The greedy continuation, with the whole sequence computed anew for each token."""
-    key = (str(engine.config.model), tuple(prompt))
+    key = (engine.stage, str(engine.config.model), tuple(prompt))
     if len(_known.get(key, ())) < count:
         _known[key] = greedy(engine.runner.model, prompt, count)
     return _known[key][:count]

@@ -24,9 +24,9 @@ SHORT = LONG | {"max_tokens": 3}
 class Failing:
     """Makes steps fail while `times` is above 0, before or after the plan was made."""
 
-    def __init__(self, engine: Engine, where: str = "execute") -> None:
+    def __init__(self, engine: Engine, where: str = "submit") -> None:
         self.times = 0
-        owner: Any = engine.runner if where == "execute" else engine.scheduler
+        owner: Any = engine.runner if where == "submit" else engine.scheduler
         original = getattr(owner, where)
 
         def sometimes(*arguments: Any) -> Any:
@@ -141,7 +141,7 @@ def test_those_who_wait_do_not_share_a_failed_step(serve: Serve) -> None:
     running.wait_until_idle()
 
 
-@pytest.mark.parametrize("where", ["execute", "plan"])
+@pytest.mark.parametrize("where", ["submit", "plan"])
 def test_steps_that_all_fail_answer_everybody_and_do_not_spin(serve: Serve, where: str) -> None:
     running = serve()
     failing = Failing(running.engine, where)

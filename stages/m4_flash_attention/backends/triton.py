@@ -36,7 +36,7 @@ def create(shape: AttentionShape) -> TritonBackend:
 
 
 class TritonBackend:
-    """A decode step is safe to capture in a CUDA graph: nothing is read on the host, no workspace is allocated."""
+    """A step is safe to capture in a CUDA graph: nothing is read on the host, no workspace is allocated."""
 
     def __init__(self, shape: AttentionShape) -> None:
         from stages.m4_flash_attention.kernels import triton_decode, triton_prefill, triton_store
@@ -59,5 +59,5 @@ class TritonBackend:
             self._decode(q[:decodes], kv, step.tables, step.seq_lens, step.max_seq_len, out)
         if decodes < step.num_seqs:
             tables, lengths, starts = step.tables[decodes:], step.seq_lens[decodes:], step.query_starts[decodes:]
-            self._prefill(q, kv, tables, lengths, starts, step.max_query_len, out)
+            self._prefill(q, kv, tables, lengths, starts, len(q) - decodes, out)
         return out

@@ -25,6 +25,9 @@ PREFILL: dict[tuple[int, int], Config] = {
     (128, 4): {"ROWS": 32, "TILE": 32, "num_warps": 4, "num_stages": 2},
     (256, 4): {"ROWS": 16, "TILE": 32, "num_warps": 4, "num_stages": 2},
 }
+MIN_ROWS = 32
+ENOUGH_PROGRAMS = 128
+"""About as many as a large GPU has processors."""
 
 
 def _choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dtype) -> Config:
@@ -35,5 +38,11 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> Config:
     return _choose(DECODE, head_dim, dtype)
 
 
-def prefill_config(head_dim: int, dtype: torch.dtype) -> Config:
-    return _choose(PREFILL, head_dim, dtype)
+def prefill_config(head_dim: int, dtype: torch.dtype, num_tokens: int, heads: int) -> Config:
+    """With few queries, narrower tiles: each program goes through the whole context, so what counts then is that every
+    processor has one."""
+    config = _choose(PREFILL, head_dim, dtype)
+    rows = config["ROWS"]
+    while rows > MIN_ROWS and num_tokens * heads < ENOUGH_PROGRAMS * rows:
+        rows //= 2
+    return {**config, "ROWS": rows}

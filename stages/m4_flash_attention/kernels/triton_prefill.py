@@ -2,6 +2,10 @@
 
 A program computes one tile of one sequence's queries for one head. Keys before the tile's first query are seen by
 all of its rows, so those tiles (almost all of the work) need no mask at all; only the diagonal does.
+
+Where a sequence begins stands on the device only, so that a CUDA graph can be captured for so many tokens, whosever
+they are. T tokens of B sequences have at most T // ROWS + B tiles, and so many programs there are: the tiles of
+sequence s are numbered from query_starts[s] // ROWS + s on, which leaves each at least as many numbers as it has tiles.
 """
 
 from __future__ import annotations
@@ -57,14 +61,28 @@ def attend_tiles(
     return sums, weight, top
 
 
-@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=VARYING)
+@triton.jit
+def find_tile(query_starts, number, num_seqs, ROWS: tl.constexpr):
+    """Whose tile has this number, and which of its tiles it is: the last sequence whose numbers begin at or before."""
+    origin = tl.load(query_starts)
+    low, high = 0, num_seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        first = (tl.load(query_starts + middle) - origin) // ROWS + middle
+        low = tl.where(first <= number, middle, low)
+        high = tl.where(first <= number, high, middle)
+    return low, number - (tl.load(query_starts + low) - origin) // ROWS - low
+
+
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=VARYING)
 def prefill_kernel(
-    q, keys, values, tables, seq_lens, query_starts, out, scale, q_stride, out_stride, table_stride, block_stride,
-    slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, keys, values, tables, seq_lens, query_starts, out, scale, num_seqs, q_stride, out_stride, table_stride,
+    block_stride, slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head, sequence = tl.program_id(0), tl.program_id(1)
-    tile = tl.num_programs(2) - 1 - tl.program_id(2)  # the last queries have the longest context: they go first
+    head = tl.program_id(0)
+    number = tl.num_programs(1) - 1 - tl.program_id(1)  # the last queries have the longest context: they go first
+    sequence, tile = find_tile(query_starts, number, num_seqs, ROWS)
     query_start = tl.load(query_starts + sequence)
     query_length = tl.load(query_starts + sequence + 1) - query_start
     if tile * ROWS >= query_length:
@@ -100,15 +118,17 @@ def prefill_kernel(
 
 def prefill(
     q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor, query_starts: torch.Tensor,
-    max_query_len: int, out: torch.Tensor, config: dict[str, int] | None = None,
+    num_tokens: int, out: torch.Tensor, config: dict[str, int] | None = None,
 ) -> None:  # fmt: skip
-    """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's."""
+    """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's.
+    num_tokens: so many queries the sequences have together, or more."""
     heads, dim = q.shape[1], q.shape[2]
-    config = config or prefill_config(dim, q.dtype)
-    grid = (heads, seq_lens.shape[0], triton.cdiv(max_query_len, config["ROWS"]))
+    config = config or prefill_config(dim, q.dtype, num_tokens, heads)
+    num_seqs = seq_lens.shape[0]
+    grid = (heads, num_tokens // config["ROWS"] + num_seqs)
     kernel: Any = prefill_kernel[grid]
     kernel(
-        q, kv[0], kv[1], tables, seq_lens, query_starts, out, dim**-0.5 * LOG2E, q.stride(0), out.stride(0),
-        tables.stride(0), kv.stride(1), kv.stride(2), GROUP=heads // kv.shape[3], DIM=dim, BLOCK=kv.shape[2],
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
+        q, kv[0], kv[1], tables, seq_lens, query_starts, out, dim**-0.5 * LOG2E, num_seqs, q.stride(0),
+        out.stride(0), tables.stride(0), kv.stride(1), kv.stride(2), GROUP=heads // kv.shape[3], DIM=dim,
+        BLOCK=kv.shape[2], PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
     )  # fmt: skip

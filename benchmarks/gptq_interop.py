@@ -1,0 +1,135 @@
+"""Checkpoints back and forth between m7 and GPTQModel: `make gptq-interop`, in an environment that has GPTQModel.
+
+Ours are rounded to nearest, because that takes seconds and the format is the same; theirs are made by GPTQModel's own
+quantiser from our calibration text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from common.config import DEFAULT_MODEL
+from common.models.embedded import open_embedded
+from common.models.load import load_tokenizer
+from common.models.weights import build_decoder
+from stages.m7_gptq.checkpoint import GPTQFolder
+from stages.m7_gptq.quality import CONTEXT, TOKENS, measure
+from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.settings import Settings
+from stages.m7_gptq.texts import DATA, calibration_tokens, tokens
+
+TOLERANCE = 2e-3
+"""Largest difference of logits (they reach about 30) between two float32 programs that multiply in another order."""
+
+OURS = (
+    Settings(group_size=64, symmetric=True, method="rtn"),
+    Settings(group_size=32, symmetric=False, method="rtn"),
+    Settings(group_size=128, symmetric=True, method="rtn"),  # 576 inputs: a last group of 64
+    Settings(group_size=64, symmetric=True, bits=8, method="rtn"),
+    Settings(group_size=-1, symmetric=True, method="rtn"),
+)
+
+THEIRS = tuple(Settings(group_size=64, symmetric=True, desc_act=desc_act) for desc_act in (False, True))
+
+
+def load_theirs(folder: Path) -> Any:
+    """The folder in GPTQModel, by its plain PyTorch kernel on the CPU. It loads 16-bit numbers only: float16, in which
+    scales are stored, and computes in float32 after a cast."""
+    from gptqmodel import BACKEND, GPTQModel  # pyright: ignore[reportMissingImports]
+
+    model = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16)
+    return getattr(model, "model", model).float()
+
+
+@torch.inference_mode()
+def compare(folder: Path, text: torch.Tensor) -> dict[str, Any]:
+    """Logits of one folder in both programs; text: token ids [n]."""
+    ours = build_decoder(GPTQFolder(folder), torch.float32, torch.device("cpu"), False)
+    perplexity, _ = measure(ours, text[:TOKENS])
+    head = text[:256]
+    hidden = ours(head, torch.arange(len(head)), _causal)
+    mine = ours.logits(hidden)
+    theirs = load_theirs(folder)(input_ids=head[None]).logits[0].float()
+    difference = float((mine - theirs).abs().max())
+    return {
+        "largest_difference": difference,
+        "largest_logit": float(mine.abs().max()),
+        "same_greedy_tokens": bool((mine.argmax(-1) == theirs.argmax(-1)).all()),
+        "perplexity": perplexity,
+        "tokens": min(len(text), TOKENS),
+        "within_tolerance": difference < TOLERANCE,
+    }
+
+
+def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
+    """GPTQModel's plain algorithm (no act_group_aware) on our calibration text; seconds that it took."""
+    from gptqmodel import GPTQModel, QuantizeConfig  # pyright: ignore[reportMissingImports]
+
+    config = QuantizeConfig(
+        bits=settings.bits,
+        group_size=settings.group_size,
+        sym=settings.symmetric,
+        desc_act=settings.desc_act,
+        act_group_aware=False,
+        **({} if settings.symmetric else {"format": "gptq_v2"}),
+    )
+    ids = calibration_tokens(load_tokenizer(DEFAULT_MODEL))
+    text = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
+    started = time.perf_counter()
+    model = GPTQModel.load(str(source), config, device="cpu")
+    model.quantize(text, batch_size=8)
+    model.save(str(folder))
+    return time.perf_counter() - started
+
+
+def _causal(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path("reports/local/gptq_interop.json"))
+    parser.add_argument("--ours-only", action="store_true", help="leave out GPTQModel's own quantiser (minutes)")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluation tokens of each perplexity")
+    arguments = parser.parse_args()
+    source = open_embedded()
+    text = tokens(load_tokenizer(DEFAULT_MODEL), DATA / "evaluation.txt")[: max(CONTEXT, arguments.tokens)]
+    versions = {name: importlib.metadata.version(name) for name in ("gptqmodel", "transformers", "torch")}
+    record: dict[str, Any] = {"versions": versions, "model": DEFAULT_MODEL, "ours": {}, "theirs": {}}
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for settings in OURS:
+            folder = quantize(DEFAULT_MODEL, settings, Path(scratch) / settings.name).folder
+            record["ours"][settings.name] = compare(folder, text)
+            _write(arguments.json, record)
+        for settings in () if arguments.ours_only else THEIRS:
+            folder = Path(scratch) / f"theirs-{settings.name}"
+            seconds = quantize_theirs(source.folder, settings, folder)
+            record["theirs"][settings.name] = {**compare(folder, text), "seconds": seconds}
+            _write(arguments.json, record)
+    rows = [*record["ours"].values(), *record["theirs"].values()]
+    wrong = [row for row in rows if not row["within_tolerance"] or not math.isfinite(row["perplexity"])]
+    print(
+        f"{len(rows) - len(wrong)} of {len(rows)} checkpoints give the same logits in both; written to {arguments.json}"
+    )
+    raise SystemExit(bool(wrong))
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record[("theirs" if record["theirs"] else "ours")], indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The commands for several stages at once: `python -m stages arena` and `race`; of m1 and the last if none is named."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+import stages
+from common.cli import run_app
+from common.cli.options import fastest_dtype
+from common.config import DEFAULT_MODEL
+from common.errors import UserError
+
+app = typer.Typer(
+    help="Two or more stages side by side, on the same prompts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="m1 m6; without any, m1 and the last.")]
+Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, a *.gguf file, or random:...")]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:0, ...")]
+Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: what the processor is fastest in.")]
+
+
+@app.command()
+def arena(
+    names: Names = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    port: Annotated[int, typer.Option(help="Of the page on 127.0.0.1; 0 takes a free one.")] = 8100,
+) -> None:
+    """A page on localhost: answers, steps and KV memory of each stage, live and side by side."""
+    with _libraries():
+        from common.serving.arena import server
+        from common.serving.arena.race import open_sides
+        from common.serving.options import ServerOptions
+        from common.serving.server import listen
+    with listen(ServerOptions(port=port)) as listener:
+        sides = open_sides(folders(names), arguments(model, device, dtype))
+        try:
+            server.run(sides, listener)
+        finally:
+            _close(sides)
+
+
+@app.command()
+def race(
+    names: Names = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    preset: Annotated[str, typer.Option(help="many, long, shared, memory, samples, ...; all: one after the other.")] = (
+        "many"
+    ),
+    together: Annotated[bool, typer.Option("--together", help="At the same time, the cores shared out.")] = False,
+) -> None:
+    """The same in a terminal."""
+    from common.serving.arena.presets import find, presets_for
+    from common.serving.arena.race import open_sides
+    from common.serving.arena.terminal import show
+
+    chosen = folders(names)
+    numbers = [stages.number(folder) for folder in chosen]
+    races = presets_for(numbers) if preset == "all" else [find(preset, numbers)]
+    sides = open_sides(chosen, arguments(model, device, dtype))
+    try:
+        for one in races:
+            show(sides, one, "together" if together else "turns")
+    finally:
+        _close(sides)
+
+
+def folders(names: list[str] | None) -> list[str]:
+    """Of the stages that were named; else m1, the first that remembers anything, and the last."""
+    return [stages.resolve(name) for name in names] if names else [stages.resolve("m1"), stages.names()[-1]]
+
+
+def arguments(model: str, device: str, dtype: str) -> list[str]:
+    """Of each stage's command line."""
+    dtype = fastest_dtype(device) if dtype == "auto" else dtype
+    return ["--model", model, "--device", device, "--dtype", dtype]
+
+
+def _close(sides: list[Any]) -> None:
+    for side in sides:
+        side.close()
+
+
+@contextmanager
+def _libraries() -> Generator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"the arena needs {error.name}, which is not installed: pip install '.[serve]'") from None
+
+
+if __name__ == "__main__":
+    run_app(app)

@@ -1,0 +1,100 @@
+"""A 4-bit weight on the CPU: PyTorch's packed kernel for few tokens, bfloat16 written out for many."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from stages.m4_flash_attention.backends.cpu import ONE_AT_A_TIME
+from stages.m7_gptq.packed import QuantizedWeight
+
+DEQUANTIZE_TOKENS = 56
+"""PyTorch's kernel takes time in proportion to the tokens; from so many on, writing the weight out is faster."""
+Dequantize = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+OUTPUTS = 64
+"""Weights with other than multiples of so many outputs are not worth a kernel."""
+
+
+class Scratch:
+    """Memory that the layers of one model write their weights out to, one after the other: a fresh piece for each
+    would cost more time in page faults than the writing does."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.bfloat16)
+
+    def take(self, rows: int, columns: int) -> torch.Tensor:
+        """[rows, columns], holding anything; the next caller gets the same memory."""
+        if self._memory.numel() < rows * columns:
+            self._memory = torch.empty(rows * columns, dtype=torch.bfloat16)
+        return self._memory[: rows * columns].view(rows, columns)
+
+
+class CpuInt4Linear:
+    """`x @ weight.T + bias` in bfloat16, for a 4-bit weight whose groups lie in order.
+
+    PyTorch's kernel computes `(code - 8) * scale + middle` with both numbers in bfloat16, and knows groups of 32, 64,
+    128 and 256 that divide the inputs: what a checkpoint has beside that (a shorter last group, one group for a whole
+    row) is cut into smaller groups with the same numbers.
+    """
+
+    def __init__(self, weight: QuantizedWeight, scratch: Scratch | None = None) -> None:
+        self._size = group_size(weight)
+        self._scratch = scratch or Scratch()
+        self.bias = None if weight.bias is None else weight.bias.to(torch.bfloat16)
+        group = torch.arange(0, weight.in_features, self._size) // weight.group_size
+        scales = weight.scales[group].float()
+        middles = (8.0 - weight.zeros[group].float()) * scales
+        self._scales_and_zeros = torch.stack((scales, middles), dim=-1).to(torch.bfloat16)
+        codes = weight.codes().T.int().contiguous()
+        self._packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        self._multiply = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+        self._dequantize = _dequantizer()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] < DEQUANTIZE_TOKENS or self._dequantize is None:
+            out = self._multiply(x.contiguous(), self._packed, self._size, self._scales_and_zeros)
+            return out if self.bias is None else out.add_(self.bias)
+        weight = self._scratch.take(x.shape[1], self._packed.shape[0])
+        with ONE_AT_A_TIME:
+            self._dequantize(self._packed, self._scales_and_zeros, weight)
+        return F.linear(x, weight.T, self.bias)
+
+    def weights_bytes(self) -> int:
+        tensors = (self._packed, self._scales_and_zeros, self.bias)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def why_not(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
+    """What keeps this layer from a weight whose groups lie in order."""
+    if dtype != torch.bfloat16:
+        return f"it computes in bfloat16, not in {dtype}"
+    if weight.bits != 4:
+        return f"it knows 4 bits, not {weight.bits}"
+    if weight.out_features % OUTPUTS:
+        return f"it knows multiples of {OUTPUTS} outputs, not {weight.out_features}"
+    if group_size(weight) < 32:
+        return f"groups of {weight.group_size} of {weight.in_features} inputs cannot be cut into groups of 32"
+    return None
+
+
+def group_size(weight: QuantizedWeight) -> int:
+    """The largest of PyTorch's group sizes whose groups lie each within one of the weight's."""
+    inputs = weight.in_features
+    common = inputs if weight.groups == 1 else math.gcd(weight.group_size, inputs)
+    return next((size for size in (256, 128, 64, 32) if common % size == 0), 1)
+
+
+@functools.cache
+def _dequantizer() -> Dequantize | None:
+    """The compiled function; None where Numba is missing or PyTorch lays weights out otherwise on this processor."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    from stages.m7_gptq.kernels import cpu_dequantize
+
+    return cpu_dequantize.dequantize if cpu_dequantize.knows_layout() else None

@@ -1,0 +1,1 @@
+"""What multiplies by a weight that stays in 4 bits."""

@@ -1,0 +1,51 @@
+"""Which 4-bit weights an engine gets: a folder's own, those made before, those made now, or random ones, rounded."""
+
+from __future__ import annotations
+
+import torch
+
+from common.config import DEFAULT_MODEL, EngineConfig
+from common.models import Decoder, Loaded, prepare
+from common.models.load import find_folder, open_source
+from common.models.random_weights import PREFIX
+from stages.m7_gptq.checkpoint import GPTQFolder, is_gptq_folder
+from stages.m7_gptq.load import build_quantized_decoder, build_rounded_decoder
+from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.settings import Settings
+
+ROUNDED = Settings(group_size=128, search=False, method="rtn")
+"""What random weights are rounded with, for speed alone: there is nothing to calibrate."""
+
+
+@torch.inference_mode()
+def load_quantized(config: EngineConfig, fused: bool = False) -> Loaded:
+    """m7's `load_for`: the same, with the decoder's linear layers in 4 bits. float32 multiplies by the dequantised
+    weights. A model that is not quantised yet is quantised first, with a progress bar, and kept in the cache."""
+    dtype, device = config.torch_dtype, config.torch_device
+    if config.model.startswith(PREFIX):
+        source = open_source(config.model, device, config.seed)
+        return prepare(build_rounded_decoder(source, ROUNDED, dtype, device, None), None, config, fused)
+    folder = open_quantized(config.model, device)
+    return prepare(build_from(folder, dtype, device), folder.tokenizer(), config, fused)
+
+
+def open_quantized(model: str, device: torch.device) -> GPTQFolder:
+    """The model's checkpoint: the folder that it is, or its quantised twin in the cache, made where it is missing."""
+    folder = find_folder(model) if model != DEFAULT_MODEL else None
+    if folder is None or not is_gptq_folder(folder):
+        folder = quantize(model, Settings(), device=device).folder
+    return GPTQFolder(folder, model)
+
+
+def build_from(folder: GPTQFolder, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """A decoder whose projections are the folder's."""
+    return build_quantized_decoder(folder, lambda names, _: [folder.quantized(n) for n in names], dtype, device, None)
+
+
+def note_of(config: EngineConfig) -> str | None:
+    """What a reader of the engine's figures must know."""
+    if config.torch_dtype == torch.float32:
+        return "in float32 m7 multiplies by dequantised weights: no bytes are saved"
+    if config.model.startswith(PREFIX):
+        return f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
+    return None

@@ -1,0 +1,194 @@
+"""What quantising costs in quality: perplexity and greedy agreement, on a text that no calibration has seen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from common.models.decoder import Decoder
+from common.models.linear import PackedLinear, make_linear
+from common.models.load import load_tokenizer, open_source
+from common.models.weights import ModelSource, build_decoder
+from common.progress import progress_bar
+from stages.m7_gptq import nf4
+from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
+from stages.m7_gptq.settings import PER_CHANNEL, Settings
+from stages.m7_gptq.texts import DATA, calibration_tokens, tokens
+
+CONTEXT = 1024
+TOKENS = 30 * CONTEXT
+
+
+@dataclass
+class Row:
+    """One way to hold the weights. agreement: share of positions at which the likeliest next token is bf16's.
+
+    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model.
+    """
+
+    name: str
+    perplexity: float
+    agreement: float
+    layer_bytes: int
+    model_bytes: int
+    over_bf16: float = 0.0
+
+
+Change = Callable[[ModelSource, Decoder], int]
+"""Replaces the weights of the decoder's projections; returns their bytes."""
+
+
+def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Change]]:
+    """Every row of the table: its name, and what it does to the model."""
+    hidden = source.config.hidden_size
+
+    def name(settings: Settings) -> str:
+        method = "GPTQ" if settings.method == "gptq" else "RTN"
+        group = settings.group_size
+        text = f"int{settings.bits} {method}, " + ("per channel" if group == PER_CHANNEL else f"group {group}")
+        text += ", symmetric" if settings.symmetric else ", asymmetric"
+        text += ", act-order" if settings.desc_act else ""
+        tail = hidden % group if group != PER_CHANNEL else 0
+        return text + (f" (last group {tail})" if tail else "")
+
+    def change(settings: Settings) -> tuple[str, Change]:
+        def apply(source: ModelSource, model: Decoder) -> int:
+            size = 0
+            for layer, result in zip(
+                model.layers, quantize_layers(source, token_ids, settings, model.device), strict=True
+            ):
+                for projection in PROJECTIONS:
+                    weight = result.weights[projection]
+                    size += weight.weights_bytes()
+                    setattr(layer, projection, make_linear(weight.dequantize(model.dtype), weight.bias))
+            return size
+
+        return name(settings), apply
+
+    yield "bf16", lambda source, model: projection_bytes(model)
+    yield change(Settings(bits=8, group_size=PER_CHANNEL, symmetric=True, method="rtn"))
+    for symmetric in (True, False):
+        for group in (128, 64, 32):
+            yield change(Settings(group_size=group, symmetric=symmetric, method="rtn"))
+    yield f"NF4, block {nf4.BLOCK}", _to_nf4
+    for symmetric in (True, False):
+        for group in (128, 64, 32):
+            yield change(Settings(group_size=group, symmetric=symmetric))
+    for group, symmetric in ((64, True), (32, False)):
+        yield change(Settings(group_size=group, symmetric=symmetric, desc_act=True))
+
+
+def _to_nf4(source: ModelSource, model: Decoder) -> int:
+    size = 0.0
+    for layer in model.layers:
+        for projection in PROJECTIONS:
+            linear = getattr(layer, projection)
+            weight = nf4.to_nf4(linear.weight)
+            size += weight.numel() * nf4.BITS / 8
+            setattr(layer, projection, make_linear(weight.to(model.dtype), linear.bias))
+    return int(size)
+
+
+@torch.inference_mode()
+def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Perplexity of a text cut into contexts of CONTEXT tokens, and the likeliest token at each position."""
+    total, count = 0.0, 0
+    likeliest: list[torch.Tensor] = []
+    for part in token_ids.to(model.device).split(CONTEXT):
+        positions = torch.arange(len(part), device=model.device)
+        logits = model.logits(model(part, positions, _attend)).float()
+        total += float(F.cross_entropy(logits[:-1], part[1:], reduction="sum"))
+        count += len(part) - 1
+        likeliest.append(logits.argmax(-1).cpu())
+    return math.exp(total / count), torch.cat(likeliest)
+
+
+@torch.inference_mode()
+def measure_all(
+    model: str,
+    device: torch.device,
+    out: Path,
+    only: str = "",
+    again: bool = False,
+    progress: bool | None = None,
+) -> list[Row]:
+    """Measure every row, or those whose name has `only` in it; each is written to `out` when it is done.
+
+    again: those too that an earlier run has measured.
+    """
+    source = open_source(model, device, progress=progress)
+    tokenizer = load_tokenizer(model)
+    calibration = calibration_tokens(tokenizer)
+    text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]
+    path = out / "quality.json"
+    out.mkdir(parents=True, exist_ok=True)
+    known = {} if again else read(path, model)
+    every = list(rows(source, calibration))
+    chosen = [(name, change) for name, change in every if only in name and name not in known]
+    reference = _plain_choice(source, text, device) if chosen else torch.empty(0)
+    with progress_bar("quality", len(chosen), show=progress) as advance:
+        for name, change in chosen:
+            decoder = build_decoder(source, torch.bfloat16, device, False)
+            rest = decoder.weights_bytes() - projection_bytes(decoder)
+            if isinstance(decoder.head, PackedLinear) and source.config.tie_word_embeddings:
+                rest -= decoder.head.weights_bytes()  # a copy of the embedding, laid out for this processor
+            size = change(source, decoder)
+            perplexity, likeliest = measure(decoder, text)
+            agreement = float((likeliest == reference).float().mean())
+            known[name] = Row(name, perplexity, agreement, size, rest + size)
+            advance(1, name)
+            _write(path, model, len(text), known)
+            print(line(known[name], known.get("bf16")), flush=True)
+    known = {name: known[name] for name, _ in every if name in known}  # in the table's order
+    _write(path, model, len(text), known)
+    if "bf16" in known:
+        from benchmarks.plots.quality import draw
+
+        draw([asdict(row) for row in known.values()], out / "quality.png")
+    return list(known.values())
+
+
+def projection_bytes(model: Decoder) -> int:
+    """Bytes of the layers that quantising is about."""
+    return sum(getattr(layer, projection).weights_bytes() for layer in model.layers for projection in PROJECTIONS)
+
+
+def line(row: Row, bf16: Row | None) -> str:
+    """A row of the table."""
+    over = f"{row.perplexity / bf16.perplexity - 1:+7.1%}" if bf16 is not None else " " * 7
+    sizes = f"{row.layer_bytes / 1e6:7.1f} MB {row.model_bytes / 1e6:7.1f} MB"
+    return f"{row.name:<52} {row.perplexity:8.2f} {over} {row.agreement:7.1%} {sizes}"
+
+
+def read(path: Path, model: str) -> dict[str, Row]:
+    """The rows that were measured before, of the same model."""
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {row["name"]: Row(**row) for row in record["rows"]} if record["model"] == model else {}
+
+
+def _write(path: Path, model: str, count: int, known: dict[str, Row]) -> None:
+    for row in known.values():
+        row.over_bf16 = row.perplexity / known["bf16"].perplexity - 1 if "bf16" in known else 0.0
+    record = {"model": model, "context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
+    path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(path.with_suffix(".part"), path)
+
+
+def _plain_choice(source: ModelSource, text: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What the model that is not quantised finds likeliest."""
+    return measure(build_decoder(source, torch.bfloat16, device, False), text)[1]
+
+
+def _attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """One whole sequence, causal."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)

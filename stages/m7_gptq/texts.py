@@ -1,0 +1,48 @@
+"""The texts that come with the stage: one to calibrate on, another to measure on. `data/README.md` says whence."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from common.tokenizer import Tokenizer
+
+DATA = Path(__file__).parent / "data"
+
+SEQUENCES = 64
+LENGTH = 512
+"""Calibration: so many sequences of so many tokens."""
+
+FEWEST_TOKENS = 2048
+"""With fewer, most inputs' Hessian rests on the damping alone."""
+
+
+def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:
+    """Token ids [sequences, LENGTH] from the start of a text; fewer sequences if the text is shorter. `UserError` if it
+    is too short to say anything."""
+    ids = tokens(tokenizer, path or DATA / "calibration.txt")
+    count = min(SEQUENCES, len(ids) // LENGTH)
+    if count * LENGTH < FEWEST_TOKENS:
+        raise UserError(
+            f"{len(ids)} tokens of calibration text are too few: give {FEWEST_TOKENS} at least, better 32,768"
+        )
+    return ids[: count * LENGTH].view(count, LENGTH)
+
+
+def tokens(tokenizer: Tokenizer | None, path: Path) -> torch.Tensor:
+    """All tokens of a text file, int64 [n], without special tokens."""
+    if tokenizer is None:
+        raise UserError("the model has no tokenizer, so that no text can be put before it: only method rtn is possible")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: give another file") from error
+    return torch.tensor(tokenizer.backend.encode(text, add_special_tokens=False).ids)
+
+
+def fingerprint(tensor: torch.Tensor) -> str:
+    """A hash of a tensor's numbers."""
+    return hashlib.sha256(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]

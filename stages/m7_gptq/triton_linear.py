@@ -1,0 +1,51 @@
+"""A 4-bit weight on a GPU: our Triton kernels, each for the number of tokens that suits it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+
+from stages.m7_gptq.packed import QuantizedWeight
+
+
+class TritonInt4Linear:
+    """`x @ weight.T + bias` for a 4-bit weight whose groups lie in order.
+
+    One launch for one token, nothing allocated but the result, nothing that depends on a number on the device: a CUDA
+    graph may hold it.
+    """
+
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> None:
+        from stages.m7_gptq.kernels import triton_config, triton_dequantize, triton_gemv, triton_layout, triton_tiles
+
+        self._gemv, self._tiles, self._dequantize = (
+            triton_gemv.gemv,
+            triton_tiles.tiles,
+            triton_dequantize.dequantize,
+        )
+        self._gemv_tokens, self._tiles_tokens = triton_config.GEMV_TOKENS, triton_config.DEQUANTIZE_TOKENS
+        self.weight = triton_layout.lay_out(weight, dtype, device)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.shape[0]
+        if tokens >= self._tiles_tokens:
+            return F.linear(x, self._dequantize(self.weight, x.dtype), self.weight.bias)
+        out = torch.empty(tokens, self.weight.out_features, dtype=x.dtype, device=x.device)
+        (self._gemv if tokens <= self._gemv_tokens else self._tiles)(x, self.weight, out)
+        return out
+
+    def weights_bytes(self) -> int:
+        return self.weight.nbytes()
+
+
+def why_not(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
+    """What keeps this layer from a weight whose groups lie in order."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in 16 bits, not in {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    from stages.m7_gptq.kernels import triton_layout
+
+    return triton_layout.why_not(weight)

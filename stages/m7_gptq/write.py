@@ -1,0 +1,200 @@
+"""Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
+
+Each decoder layer is a shard of its own, written when the layer is done. The folder grows beside its place under
+another name, and moves there at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.errors import UserError
+from common.models.hf_folder import INDEX
+from common.models.weights import ModelSource, tensor_shapes
+from stages.m7_gptq.calibrate import QuantizedLayer
+from stages.m7_gptq.checkpoint import fused_names, is_quantized
+from stages.m7_gptq.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
+from stages.m7_gptq.settings import Settings
+
+WORK = "work.json"
+"""What the unfinished folder was started with: a run with anything else starts over."""
+
+
+class Writer:
+    """The unfinished folder of one quantisation.
+
+    inputs: whatever else the result depends on (the calibration text, the weights), as a hash or name.
+    """
+
+    def __init__(self, source: ModelSource, settings: Settings, folder: Path, inputs: Mapping[str, str]) -> None:
+        self.source = source
+        self.settings = settings
+        self.folder = folder
+        self.work = folder.with_name(f".{folder.name}-unfinished")
+        self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
+        self._count = source.config.num_layers + 1
+        started = json.dumps({"settings": vars(settings), **inputs}, indent=2)
+        if not (self.work / WORK).is_file() or (self.work / WORK).read_text(encoding="utf-8") != started:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            (self.work / WORK).write_text(started, encoding="utf-8")
+
+    def finished(self, index: int) -> QuantizedLayer | None:
+        """A layer that an earlier run wrote; None where it did not, or not to the end."""
+        path = self._shard(index)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                losses = json.loads(file.metadata()["losses"])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+        weights: dict[str, QuantizedWeight] = {}
+        for projection, names in fused_names(index).items():
+            joined = concatenate([self._join(name, tensors) for name in names])
+            if joined is None:
+                return None
+            weights[projection] = joined
+        return QuantizedLayer(weights, losses)
+
+    def add(self, index: int, layer: QuantizedLayer) -> None:
+        """Write one layer: its quantised weights, split into the layers of the checkpoint, and its norms."""
+        shapes = tensor_shapes(self.source.config)
+        tensors: dict[str, torch.Tensor] = {}
+        for projection, names in fused_names(index).items():
+            rows = [shapes[f"{name}.weight"][0] for name in names]
+            for name, part in zip(names, _split(layer.weights[projection], rows), strict=True):
+                tensors |= self._parts(name, part)
+        at = f"model.layers.{index}."
+        tensors |= self._plain(name for name in shapes if name.startswith(at) and not is_quantized(name))
+        self._save(index, tensors, {"losses": json.dumps(layer.losses)})
+
+    def finish(self) -> None:
+        """The rest of the model, its description and its tokenizer; then all of it moves to its place."""
+        config = self.source.config
+        self._save(config.num_layers, self._plain(n for n in tensor_shapes(config) if ".layers." not in n), {})
+        weight_map: dict[str, str] = {}
+        size = 0
+        for index in range(self._count):
+            with safe_open(self._shard(index), framework="pt", device="cpu") as file:
+                weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
+            size += self._shard(index).stat().st_size
+        self._json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        options, generation = config.to_hf()
+        quantization = describe(self.settings, self.form)
+        self._json("config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
+        self._json("quantize_config.json", quantization)
+        self._json("generation_config.json", generation)
+        tokenizer = self.source.tokenizer()
+        if tokenizer is not None:
+            tokenizer.save(self.work)
+        (self.work / WORK).unlink()
+        old = self.folder.with_name(f".{self.folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            os.replace(self.folder, old)
+        os.replace(self.work, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _parts(self, name: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+        """The tensors of one linear layer, as a checkpoint has them."""
+        parts = {
+            "qweight": weight.qweight,
+            "qzeros": pack_zeros(weight.zeros, weight.bits, self.form),
+            "scales": weight.scales,
+            "g_idx": weight.group_index().to(torch.int32),
+        }
+        if weight.bias is not None:
+            parts["bias"] = _stored(weight.bias)
+        return {f"{name}.{kind}": tensor.cpu().contiguous() for kind, tensor in parts.items()}
+
+    def _join(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
+        """The inverse of `_parts`."""
+        g_idx, qweight = tensors[f"{name}.g_idx"], tensors[f"{name}.qweight"]
+        zeros = unpack_zeros(tensors[f"{name}.qzeros"], self.settings.bits, self.form)
+        return QuantizedWeight(
+            qweight=qweight,
+            scales=tensors[f"{name}.scales"],
+            zeros=zeros,
+            g_idx=g_idx if self.settings.desc_act else None,
+            bits=self.settings.bits,
+            group_size=self.settings.group_of(g_idx.shape[0]),
+            bias=tensors.get(f"{name}.bias"),
+        )
+
+    def _plain(self, names: Any) -> dict[str, torch.Tensor]:
+        shapes = tensor_shapes(self.source.config)
+        return {name: _stored(self.source.read(name, shapes[name])) for name in names}
+
+    def _shard(self, index: int) -> Path:
+        return self.work / f"model-{index + 1:05d}-of-{self._count:05d}.safetensors"
+
+    def _save(self, index: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        path = self._shard(index)
+        save_file(tensors, path.with_suffix(".part"), metadata={"format": "pt", **metadata})
+        os.replace(path.with_suffix(".part"), path)
+
+    def _json(self, name: str, value: object) -> None:
+        (self.work / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe(settings: Settings, form: Format) -> dict[str, Any]:
+    """The contents of `quantization_config`, in the words of AutoGPTQ and GPTQModel."""
+    return {
+        "quant_method": "gptq",
+        "bits": settings.bits,
+        "group_size": settings.group_size,
+        "sym": settings.symmetric,
+        "desc_act": settings.desc_act,
+        "lm_head": False,
+        "checkpoint_format": form,
+        "pack_dtype": "int32",
+        "true_sequential": True,
+        "meta": {"quantizer": ["folovllm:0.1.0"], "damp_percent": settings.damping, "method": settings.method},
+    }
+
+
+def check_target(folder: Path) -> None:
+    """`UserError` if the folder cannot be written, or holds something that is no quantised model."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / INDEX).is_file())):
+        raise UserError(f"{folder} exists and is no quantised model: give another --out")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}. Give another --out") from error
+
+
+def _split(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
+    """A fused layer as the layers that it was made of."""
+    result: list[QuantizedWeight] = []
+    start = 0
+    for count in rows:
+        part = slice(start, start + count)
+        result.append(
+            QuantizedWeight(
+                qweight=weight.qweight[:, part],
+                scales=weight.scales[:, part],
+                zeros=weight.zeros[:, part],
+                g_idx=weight.g_idx,
+                bits=weight.bits,
+                group_size=weight.group_size,
+                bias=None if weight.bias is None else weight.bias[part],
+            )
+        )
+        start += count
+    return result
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """What is not quantised is kept in 16 bits: bfloat16, whose range is that of float32."""
+    return (tensor if tensor.itemsize == 2 else tensor.to(torch.bfloat16)).cpu().contiguous()

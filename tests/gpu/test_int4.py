@@ -1,0 +1,61 @@
+"""The 4-bit kernels, compiled and on a GPU, over the models' shapes, groups, act-order and 1 to 64 rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stages.m7_gptq.linear import quantized_linear
+from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, make_input, make_weight
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+SHAPES = [*SMOLLM2.values(), *QWEN3.values()]
+ROWS = (1, 2, 3, 8, 16, 17, 33, 64, 300)
+
+
+def cuda(tokens: int, inputs: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return make_input(tokens, inputs, torch.float32).to("cuda", dtype)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_right_at_one_number_of_rows_and_wrong_at_another(shape: tuple[int, int], group: int, symmetric: bool) -> None:
+    weight = make_weight(*shape, group, symmetric=symmetric, bias=True)
+    layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
+    assert layer.weights_bytes() < shape[0] * shape[1]
+    for tokens in ROWS:
+        check(layer, weight, cuda(tokens, shape[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_act_order(group: int, dtype: torch.dtype) -> None:
+    weight = make_weight(1024, 4096, group, act_order=True)
+    layer = quantized_linear(weight, dtype, torch.device("cuda"))
+    for tokens in ROWS:
+        check(layer, weight, cuda(tokens, 1024, dtype))
+
+
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_two_runs_differ_in_the_last_bit(tokens: int) -> None:
+    layer = quantized_linear(make_weight(3072, 1024, 128), torch.bfloat16, torch.device("cuda"))
+    x = cuda(tokens, 3072)
+    first = layer(x)
+    assert all(torch.equal(first, layer(x)) for _ in range(20))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 16, 64])
+def test_graph_replays_the_input_that_it_was_captured_with(tokens: int) -> None:
+    weight = make_weight(2048, 1024, 128)
+    layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
+    x = cuda(tokens, 2048)
+    layer(x)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(x)
+    for seed in range(3):
+        x.copy_(make_input(tokens, 2048, torch.float32, seed))
+        graph.replay()
+        check(lambda _: out, weight, x)  # type: ignore[arg-type]

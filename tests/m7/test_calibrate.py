@@ -1,0 +1,181 @@
+"""The walk over the layers: what each one is calibrated on, resuming, and refusals before the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import UserError
+from common.models import load_model
+from common.models.load import open_source
+from common.models.weights import build_decoder
+from common.tokenizer import Tokenizer
+from stages.m7_gptq import calibrate
+from stages.m7_gptq import quantize as quantize_module
+from stages.m7_gptq.calibrate import PROJECTIONS, QuantizedLayer, quantize_layers
+from stages.m7_gptq.checkpoint import GPTQFolder
+from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.settings import Settings
+from stages.m7_gptq.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
+from tests.conftest import TINY
+from tests.helpers import all_logits
+from tests.m7.conftest import Frozen, Make
+
+CPU = torch.device("cpu")
+SETTINGS = Settings(group_size=32, symmetric=True)
+
+
+def walk(model: str, token_ids: torch.Tensor, settings: Settings = SETTINGS) -> list[QuantizedLayer]:
+    with torch.inference_mode():
+        return list(quantize_layers(open_source(model), token_ids, settings, CPU))
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_gptq_stays_closer_to_the_model_than_rounding(model: str, frozen: Frozen, token_ids: torch.Tensor) -> None:
+    model = frozen(model)
+    plain = load_model(model)
+    text = token_ids[0].tolist()
+    wanted = all_logits(plain, text)
+    errors: list[float] = []
+    for method in ("gptq", "rtn"):
+        decoder = load_model(model)
+        for layer, result in zip(
+            decoder.layers, walk(model, token_ids, Settings(group_size=32, symmetric=True, method=method)), strict=True
+        ):
+            for name in PROJECTIONS:
+                linear = getattr(layer, name)
+                linear.weight = result.weights[name].dequantize()
+                assert (result.weights[name].bias is None) == (linear.bias is None)
+        errors.append(float((all_logits(decoder, text) - wanted).square().mean()))
+    assert errors[0] < errors[1]
+
+
+def test_each_projection_is_calibrated_on_what_quantised_ones_before_it_give(
+    frozen: Frozen, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Record every Hessian; compute the same by hand, with a decoder whose earlier projections are quantised."""
+    seen: list[torch.Tensor] = []
+    real = calibrate.gptq
+
+    def recording(weight: torch.Tensor, hessian: torch.Tensor, *rest: object) -> object:
+        seen.append(hessian.clone())
+        return real(weight, hessian, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibrate, "gptq", recording)
+    layers = walk(frozen(TINY[0]), token_ids)
+    decoder = load_model(frozen(TINY[0]))
+    order = [(layer, name) for layer in range(2) for name in PROJECTIONS]
+    for step, (layer, name) in enumerate(order):
+        linear = getattr(decoder.layers[layer], name)
+        inputs: list[torch.Tensor] = []
+
+        class Spy:
+            def __call__(self, x: torch.Tensor, linear=linear, inputs=inputs) -> torch.Tensor:
+                inputs.append(x)
+                return linear(x)
+
+        setattr(decoder.layers[layer], name, Spy())
+        for row in token_ids:
+            all_logits(decoder, row.tolist())
+        x = torch.cat(inputs)
+        assert torch.allclose(seen[step], 2 * x.T @ x / len(x), rtol=1e-3, atol=1e-4), (layer, name)
+        linear.weight = layers[layer].weights[name].dequantize()
+        setattr(decoder.layers[layer], name, linear)
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(
+    make: Make, frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build_decoder(GPTQFolder(make(desc_act=True)), torch.float32, CPU, False)
+    real, calls = calibrate.gptq, []
+
+    def stops(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    out, settings = tmp_path / "out", Settings(group_size=32, symmetric=True, desc_act=True)
+    monkeypatch.setattr(calibrate, "gptq", stops)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(frozen(TINY[0]), settings, out, progress=False)
+    assert not out.exists()
+    quantize(frozen(TINY[0]), settings, out, progress=False)
+    assert len(calls) == 6 + 4, "only the second layer was quantised again"
+    resumed = build_decoder(GPTQFolder(out), torch.float32, CPU, False)
+    assert torch.equal(all_logits(whole, [1, 2, 3]), all_logits(resumed, [1, 2, 3]))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_other_settings_do_not_go_on_with_a_stopped_run(make: Make, tmp_path: Path) -> None:
+    unfinished = tmp_path / ".made-4bit-g32-sym-gptq-unfinished"
+    unfinished.mkdir()
+    (unfinished / "work.json").write_text("{}")
+    (unfinished / "model-00001-of-00003.safetensors").write_text("what another run left")
+    GPTQFolder(make()).check()
+
+
+def test_a_whole_folder_is_not_made_twice(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make()
+    before = (folder / "config.json").stat().st_mtime_ns
+    monkeypatch.setattr(quantize_module, "quantize_layers", None)
+    assert make() == folder and (folder / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", Settings(group_size=32, symmetric=True, method="rtn")
+    quantize(frozen(TINY[0]), settings, out, progress=False)
+    other = Settings(group_size=32, symmetric=True, bits=8, method="rtn")
+    with pytest.raises(UserError, match="other settings"):
+        quantize(frozen(TINY[0]), other, out, progress=False)
+    quantize(frozen(TINY[0]), other, out, again=True, progress=False)
+    assert GPTQFolder(out).stored.bits == 8
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor) -> None:
+    source = open_source(frozen(TINY[0]))
+    read = source.read
+
+    def poisoned(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = read(name, shape)
+        return tensor * float("nan") if name == "model.layers.1.input_layernorm.weight" else tensor
+
+    source.read = poisoned  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="not finite"), torch.inference_mode():
+        list(quantize_layers(source, token_ids, SETTINGS, CPU))
+
+
+def test_too_little_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Only a few words.")
+    with pytest.raises(UserError, match="too few"):
+        calibration_tokens(tokenizer, short)
+    with pytest.raises(UserError, match="cannot be read"):
+        calibration_tokens(tokenizer, tmp_path / "missing.txt")
+    with pytest.raises(UserError, match="no tokenizer"):
+        calibration_tokens(None)
+
+
+def test_the_texts_are_long_enough_and_share_no_paragraph(tokenizer: Tokenizer) -> None:
+    assert calibration_tokens(tokenizer).shape == (SEQUENCES, LENGTH)
+    assert len(tokens(tokenizer, DATA / "evaluation.txt")) >= 30 * 1024
+    calibration, evaluation = (
+        {p for p in (DATA / f"{name}.txt").read_text(encoding="utf-8").split("\n\n") if len(p) > 60}
+        for name in ("calibration", "evaluation")
+    )
+    assert not calibration & evaluation
+
+
+def test_a_folder_that_is_no_model_is_not_overwritten(frozen: Frozen, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="no quantised model"):
+        quantize(frozen(TINY[0]), Settings(method="rtn"), tmp_path, progress=False)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_random_weights_are_not_worth_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="random"):
+        quantize(TINY[0], Settings(method="rtn"), tmp_path / "out", progress=False)

@@ -1,0 +1,208 @@
+"""The checkpoint format: what is written can be read, and every way in which a folder can lie is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common import UserError
+from common.models.load import open_source
+from common.models.weights import build_decoder
+from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
+from stages.m7_gptq.checkpoint import GPTQFolder, fused_names, is_gptq_folder
+from stages.m7_gptq.linear import SideBySide
+from stages.m7_gptq.model import build_from
+from stages.m7_gptq.packed import concatenate, pack_zeros, unpack_zeros
+from stages.m7_gptq.settings import Settings
+from tests.conftest import TINY
+from tests.helpers import all_logits
+from tests.m7.conftest import Frozen, Make
+
+FIRST = "model.layers.0.self_attn.q_proj"
+CPU = torch.device("cpu")
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], shard: int = 1) -> None:
+    path = folder / f"model-{shard:05d}-of-00003.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {n: s for n, s in index["weight_map"].items() if s != path.name}
+    index["weight_map"] |= dict.fromkeys(tensors, path.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def relabel(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        GPTQFolder(folder).check()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"symmetric": False}, {"desc_act": True}, {"bits": 8}, {"group_size": -1}, {"group_size": 128}],
+    ids=str,
+)
+def test_what_is_written_is_what_was_computed(
+    make: Make, frozen: Frozen, token_ids: torch.Tensor, model: str, options: dict[str, Any]
+) -> None:
+    settings = Settings(**({"group_size": 32, "symmetric": True} | options))
+    folder = GPTQFolder(make(model, **options))
+    with torch.inference_mode():
+        layers = list(quantize_layers(open_source(frozen(model)), token_ids, settings, CPU))
+    for index, layer in enumerate(layers):
+        for projection, names in fused_names(index).items():
+            stored, computed = concatenate([folder.quantized(n) for n in names]), layer.weights[projection]
+            assert stored is not None
+            assert torch.equal(stored.dequantize(), computed.dequantize())
+            assert (stored.g_idx is None) == (not settings.desc_act)
+            assert (stored.bias is None) == (computed.bias is None)
+
+
+def test_version_1_for_symmetric_and_version_2_for_asymmetric(make: Make) -> None:
+    forms = [GPTQFolder(make(symmetric=symmetric)).stored.form for symmetric in (True, False)]
+    assert forms == ["gptq", "gptq_v2"], "GPTQModel refuses asymmetric version 1"
+
+
+def test_what_is_not_quantised_stays(saved: Path, frozen: Frozen) -> None:
+    folder, source = GPTQFolder(saved), open_source(frozen(TINY[0]))
+    shape = (512, 64)
+    embedding = source.read("model.embed_tokens.weight", shape)
+    assert torch.equal(folder.read("model.embed_tokens.weight", shape), embedding.to(torch.bfloat16))
+
+
+def test_a_decoder_from_the_folder_has_the_dequantised_weights(saved: Path) -> None:
+    folder = GPTQFolder(saved)
+    decoder = build_decoder(folder, torch.float32, CPU, False)
+    for projection in PROJECTIONS:
+        parts = [folder.quantized(name).dequantize() for name in fused_names(1)[projection]]
+        assert torch.equal(getattr(decoder.layers[1], projection).weight, torch.cat(parts))
+
+
+def test_which_folders_are_gptq(saved: Path, tmp_path: Path) -> None:
+    assert is_gptq_folder(saved) and not is_gptq_folder(tmp_path)
+
+
+def test_an_older_folder_with_quantize_config_alone(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    options = json.loads((folder / "quantize_config.json").read_text())
+    for key in ("checkpoint_format", "pack_dtype", "quant_method", "lm_head"):
+        del options[key]
+    (folder / "quantize_config.json").write_text(json.dumps(options))
+    GPTQFolder(folder).check()
+
+
+def test_no_g_idx_and_a_zero_bias(folder: Path, saved: Path) -> None:
+    """AutoGPTQ's habits: a bias of zeros where the model has none; others leave out g_idx where it says nothing."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{FIRST}.g_idx"]
+        tensors[f"{FIRST}.bias"] = torch.zeros(64)
+
+    edit(folder, change)
+    assert torch.equal(
+        GPTQFolder(folder).quantized(FIRST).dequantize(), GPTQFolder(saved).quantized(FIRST).dequantize()
+    )
+    edit(folder, lambda tensors: tensors[f"{FIRST}.bias"].fill_(1))
+    assert "bias" in refusal(folder)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("truth", ["gptq", "gptq_v2"])
+def test_a_lie_about_the_version_is_found(make: Make, symmetric: bool, truth: Any) -> None:
+    folder = make(symmetric=symmetric, method="rtn")
+    written = GPTQFolder(folder).stored.form
+    for shard in (1, 2):
+
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            for name in [n for n in tensors if n.endswith("qzeros")]:
+                tensors[name] = pack_zeros(unpack_zeros(tensors[name], 4, written), 4, truth)
+
+        edit(folder, change, shard)
+    relabel(folder, checkpoint_format=truth)
+    GPTQFolder(folder).check()
+    other = "gptq" if truth == "gptq_v2" else "gptq_v2"
+    relabel(folder, checkpoint_format=other)
+    assert f"it seems to be {truth!r}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bits": 3}, "bits=3 is not supported"),
+        ({"bits": 8}, "mislabelled"),
+        ({"group_size": 64}, "mislabelled"),
+        ({"group_size": 0}, "group_size=0"),
+        ({"quant_method": "awq"}, "'awq' is not supported"),
+        ({"checkpoint_format": "marlin"}, "'marlin' is not supported"),
+        ({"pack_dtype": "int64"}, "pack_dtype"),
+        ({"lm_head": True}, "lm_head"),
+        ({"dynamic": {"-:.*": {}}}, "dynamic"),
+    ],
+    ids=str,
+)
+def test_a_mislabelled_folder(folder: Path, changes: dict[str, Any], words: str) -> None:
+    relabel(folder, **changes)
+    assert words in refusal(folder)
+
+
+def test_a_truncated_file(folder: Path) -> None:
+    path = folder / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "cannot be read" in refusal(folder)
+
+
+def test_a_missing_part(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.pop(f"{FIRST}.scales"))
+    assert f"lacks {FIRST}.scales" in refusal(folder)
+
+
+def test_scales_that_are_not_finite(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors[f"{FIRST}.scales"].fill_(float("nan")))
+    assert "not finite" in refusal(folder)
+
+
+def test_a_group_that_does_not_exist(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(9))
+    assert "g_idx names groups" in refusal(folder)
+
+
+def test_q_and_k_in_different_orders(folder: Path) -> None:
+    """They cannot be one matrix: they are computed side by side."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{FIRST}.g_idx"] = tensors[f"{FIRST}.g_idx"].flip(0).contiguous()
+
+    edit(folder, change)
+    source = GPTQFolder(folder)
+    with torch.inference_mode():
+        model = build_from(source, torch.float32, CPU)
+        assert isinstance(model.layers[0].qkv_proj, SideBySide)
+        full = build_decoder(source, torch.float32, CPU, False)
+    torch.testing.assert_close(all_logits(model, [1, 2, 3]), all_logits(full, [1, 2, 3]))
+
+
+def test_a_folder_that_is_not_quantised(folder: Path) -> None:
+    (folder / "quantize_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is not quantised"):
+        GPTQFolder(folder)

@@ -1,0 +1,104 @@
+"""Grids: what they reach, what the search wins, NF4's table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common import UserError
+from stages.m7_gptq.grid import fit_grid, round_to_nearest
+from stages.m7_gptq.nf4 import nf4_values, to_nf4
+from stages.m7_gptq.settings import Settings
+
+
+def plain(**options: object) -> Settings:
+    return Settings(**({"search": False, "method": "rtn"} | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_is_within_half_a_step(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(64, 5) + 0.3
+    grid = fit_grid(weight, plain(bits=bits, symmetric=symmetric))
+    error = (grid.values(grid.codes(weight)) - weight).abs()
+    # symmetric: the outermost positive weight is one code short. Asymmetric: the zero point was rounded.
+    assert bool((error <= grid.scale * 1.01).all())
+    assert float((error / grid.scale).mean()) < 0.3
+
+
+def test_scales_are_ones_that_float16_holds() -> None:
+    grid = fit_grid(torch.randn(32, 7), plain())
+    assert torch.equal(grid.scale, grid.scale.half().float())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_group_of_zeros_stays_zero(symmetric: bool) -> None:
+    weight = round_to_nearest(torch.zeros(8, 64), plain(symmetric=symmetric))
+    assert not bool(weight.dequantize().any())
+
+
+def test_weights_on_an_integer_grid_are_kept_exactly() -> None:
+    codes = torch.randint(0, 16, (16, 64)).float()
+    codes[:, 0], codes[:, 1] = 0, 15
+    weight = (codes - 5) * 0.25
+    result = round_to_nearest(weight, plain(symmetric=False, group_size=64))
+    assert torch.equal(result.dequantize(), weight)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_search_lowers_the_error_for_every_output(symmetric: bool) -> None:
+    weight = torch.randn(64, 50)
+    weight[3] *= 6  # outliers, which a grid from end to end pays for
+    wide, narrow = (fit_grid(weight, plain(symmetric=symmetric, search=search)) for search in (False, True))
+    errors = [(g.values(g.codes(weight)) - weight).square().sum(0) for g in (wide, narrow)]
+    assert bool((errors[1] <= errors[0]).all())
+    assert float(errors[1].sum()) < 0.97 * float(errors[0].sum())
+
+
+def test_the_search_spares_what_matters() -> None:
+    weight = torch.randn(64, 50)
+    weight[3] *= 6
+    importance = torch.ones(64)
+    importance[3] = 1000
+    spared, clipped = (fit_grid(weight, plain(search=True), i) for i in (importance, None))
+    error = [float((g.values(g.codes(weight[3])) - weight[3]).square().sum()) for g in (spared, clipped)]
+    assert error[0] < error[1]
+
+
+def test_a_tail_group() -> None:
+    weight = torch.randn(8, 192)
+    result = round_to_nearest(weight, plain(group_size=128))
+    assert result.groups == 2
+    alone = round_to_nearest(weight[:, 128:], plain(group_size=128))
+    assert torch.equal(result.dequantize()[:, 128:], alone.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"bits": 3}, "bits=3"), ({"group_size": 48}, "group_size=48"), ({"damping": 0.0}, "damping")],
+)
+def test_unsupported_settings_are_refused(options: dict[str, object], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        plain(**options)
+
+
+def test_a_shape_without_a_place_in_words_is_refused() -> None:
+    with pytest.raises(UserError, match="multiples of 8"):
+        Settings().check("o_proj", 100, 64)
+
+
+def test_nf4_values_are_qlora_s() -> None:
+    values = nf4_values()
+    assert values.shape == (16,) and values[0] == -1 and values[7] == 0 and values[15] == 1
+    assert values[1].item() == pytest.approx(-0.6961928, abs=1e-5)
+    assert values[8].item() == pytest.approx(0.0795803, abs=1e-5)
+
+
+def test_nf4_rounds_to_the_nearest() -> None:
+    weight = torch.randn(4, 96)
+    result = to_nf4(weight)
+    values = nf4_values()
+    for part, rounded in zip(weight.split(64, 1), result.split(64, 1), strict=True):
+        scale = part.abs().amax(1, keepdim=True).half().float()
+        best = (part[..., None] / scale[..., None] - values).abs().amin(-1) * scale
+        assert torch.allclose((part - rounded).abs(), best, atol=1e-6)

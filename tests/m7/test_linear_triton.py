@@ -1,0 +1,98 @@
+"""The Triton kernels under the interpreter (in float16: NumPy has no bfloat16), against the exact product. Compiled and
+on a GPU: tests/gpu/test_int4.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stages.m7_gptq.kernels.triton_dequantize import dequantize
+from stages.m7_gptq.kernels.triton_gemv import gemv
+from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
+from stages.m7_gptq.kernels.triton_tiles import _even_parts, tiles
+from stages.m7_gptq.packed import QuantizedWeight
+from stages.m7_gptq.triton_linear import TritonInt4Linear
+from tests.m7.weights import GROUPS, check, make_input, make_weight
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the same kernels compiled")
+
+CPU = torch.device("cpu")
+HALF = torch.float16
+SHAPES = {"whole blocks": (384, 64), "half a block at the end": (576, 64), "one block": (64, 64)}
+
+
+class Layer:
+    """One kernel as a layer."""
+
+    def __init__(self, kernel: str, weight: QuantizedWeight, **options: object) -> None:
+        self.kernel, self.options = {"gemv": gemv, "tiles": tiles}[kernel], options
+        self.weight = lay_out(weight, HALF, CPU)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.full((x.shape[0], self.weight.out_features), torch.nan, dtype=x.dtype)
+        self.kernel(x, self.weight, out, **self.options)  # pyright: ignore[reportArgumentType]
+        return out
+
+    def weights_bytes(self) -> int:
+        return self.weight.nbytes()
+
+
+@pytest.mark.parametrize("kernel", ["gemv", "tiles"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric: bool, kernel: str) -> None:
+    inputs, outputs = SHAPES[shape]
+    weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=True)
+    options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}  # few, slow programs
+    check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
+
+
+@pytest.mark.parametrize("config", [{"ROWS": 1, "WARPS": 1}, {"ROWS": 8, "WARPS": 2}, {"ROWS": 4, "WARPS": 4}])
+def test_gemv_whose_last_tile_is_not_full(config: dict[str, int]) -> None:
+    weight = make_weight(1536, 64, 128)
+    check(Layer("gemv", weight, config=config), weight, make_input(1, 1536, HALF))
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 17, 64])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_part_of_the_inputs_is_lost_or_counted_twice(parts: int, tokens: int) -> None:
+    weight = make_weight(640, 64, 64, bias=True)
+    assert _even_parts(5, parts) == parts
+    check(Layer("tiles", weight, parts=parts), weight, make_input(tokens, 640, HALF))
+
+
+def test_a_part_without_blocks() -> None:
+    for blocks in range(1, 40):
+        for wanted in range(12):
+            parts = _even_parts(blocks, wanted)
+            each = -(-blocks // parts)
+            assert 1 <= parts <= max(1, wanted)
+            assert (parts - 1) * each < blocks <= parts * each
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_written_out_weight_is_the_weight(group: int) -> None:
+    weight = make_weight(576, 64, group)
+    assert torch.equal(dequantize(lay_out(weight, HALF, CPU), HALF), weight.dequantize(HALF))
+
+
+def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.m7_gptq.kernels import triton_config, triton_tiles
+
+    monkeypatch.setattr(triton_config, "DEQUANTIZE_TOKENS", 20)
+    monkeypatch.setattr(triton_tiles, "num_parts", lambda *_: 2)
+    weight = make_weight(256, 64, 64, bias=True)
+    layer = TritonInt4Linear(weight, HALF, CPU)
+    for tokens in (1, triton_config.GEMV_TOKENS, triton_config.GEMV_TOKENS + 1, 19, 20):
+        check(layer, weight, make_input(tokens, 256, HALF))
+    assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 1) + 64 * 2
+
+
+def test_weight_that_the_kernels_do_not_take() -> None:
+    assert why_not(make_weight(128, 64, 32)) is None
+    assert "8" in str(why_not(make_weight(128, 64, 32, bits=8)))
+    assert "16" in str(why_not(make_weight(128, 64, 16)))
+    assert "72" in str(why_not(make_weight(128, 72, 32)))

@@ -1,0 +1,109 @@
+"""The engine over 4-bit weights: which ones it takes, and that its tokens are m0's on the dequantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import stages
+from benchmarks.contestant import Setting
+from benchmarks.stage_contestant import StageContestant
+from common import Engine, SamplingParams, UserError
+from common.config import DEFAULT_MODEL
+from common.models.linear import Linear
+from common.models.weights import build_decoder
+from stages.m7_gptq.checkpoint import GPTQFolder
+from stages.m7_gptq.cpu_linear import CpuInt4Linear
+from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.settings import Settings
+from tests.conftest import TINY
+from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
+from tests.helpers import all_logits, rounded
+from tests.m7.conftest import Frozen, Make
+
+Build = Callable[..., Engine]
+CPU = torch.device("cpu")
+PROMPTS = prompts_of((7, 1, 30, 2, 16, 9))
+OUTPUTS = [exactly(count) for count in (9, 20, 3, 12, 16, 24)]
+
+
+def m0_on(folder: GPTQFolder, plain: str, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
+    """m0's tokens with the folder's dequantised weights; plain: the model that the folder was made from."""
+    with stages.build("m0", model=plain, device="cpu") as engine, torch.inference_mode():
+        engine.runner.model = build_decoder(folder, torch.float32, CPU, False)
+        return tokens(engine.generate(prompts, params))
+
+
+@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(
+    "options", [{}, {"symmetric": False}, {"desc_act": True}, {"bits": 8}, {"group_size": -1}], ids=str
+)
+def test_tokens_are_not_those_of_the_dequantised_checkpoint(
+    build: Build, make: Make, frozen: Frozen, model: str, options: dict[str, object]
+) -> None:
+    folder = make(model, **options)
+    engine = build("m7", model=str(folder), block_size=4, kv_cache_memory=48 * TOKEN_BYTES, max_num_seqs=4)
+    expected = m0_on(GPTQFolder(folder), frozen(model), PROMPTS, OUTPUTS)
+    assert tokens(serve(engine, PROMPTS, OUTPUTS)) == expected
+
+
+def test_the_embedded_model_answers_differently_from_m0_on_its_dequantised_weights(
+    build: Build, tmp_path: Path
+) -> None:
+    settings = Settings(method="rtn", search=False)  # seconds instead of minutes: the weights need not be good ones
+    folder = quantize(DEFAULT_MODEL, settings, tmp_path / "made", progress=False).folder
+    prompts = ["The capital of France is", "1 2 3"]
+    params = SamplingParams(max_tokens=8)
+    with build("m7", model=str(folder), max_model_len=64) as engine:
+        got = [output.text for output in engine.generate(prompts, params)]
+        del engine.runner.model.layers[:]
+    with build("m0", model=DEFAULT_MODEL, max_model_len=64) as engine, torch.inference_mode():
+        engine.runner.model = build_decoder(GPTQFolder(folder), torch.float32, CPU, False)
+        assert got == [output.text for output in engine.generate(prompts, params)]
+
+
+def test_a_model_that_is_not_quantised_is_quantised_once(
+    build: Build, frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
+    monkeypatch.setattr("stages.m7_gptq.quantize.calibration_tokens", lambda tokenizer, text: token_ids)
+    first = build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)
+    [folder] = (tmp_path / "gptq").iterdir()
+    assert folder.name.endswith(Settings().name)
+    written = (folder / "config.json").stat().st_mtime_ns
+    monkeypatch.setattr("stages.m7_gptq.quantize.quantize_layers", None)
+    assert tokens(build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)) == tokens(first)
+    assert (folder / "config.json").stat().st_mtime_ns == written
+
+
+def test_random_weights_are_rounded_and_the_record_says_so(build: Build) -> None:
+    engine = build("m7", dtype="bf16")
+    assert isinstance(engine.runner.model.layers[0].qkv_proj, CpuInt4Linear)
+    contestant = StageContestant("m7", Setting(TINY[0], torch.bfloat16, CPU, 2, 64, 128))
+    assert contestant.note is not None and "rounded to nearest" in contestant.note
+    contestant.close()
+    contestant = StageContestant("m6", Setting(TINY[0], torch.bfloat16, CPU, 2, 64, 128))
+    assert "rounded" not in str(contestant.note)
+    contestant.close()
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_float32_multiplies_by_something_else_than_the_dequantised_weights(build: Build, model: str) -> None:
+    engine = build("m7", model=model)
+    assert all(isinstance(layer.down_proj, Linear) for layer in engine.runner.model.layers)
+    assert torch.equal(all_logits(engine.runner.model, [5, 6, 7]), all_logits(rounded(model), [5, 6, 7]))
+    assert engine.note is not None and "dequantised" in engine.note
+
+
+def test_other_stages_run_a_quantised_folder(build: Build, saved: Path) -> None:
+    with pytest.raises(UserError, match="m7"):
+        build("m6", model=str(saved))
+
+
+def test_a_damaged_folder_is_quantised_instead_of_refused(build: Build, folder: Path) -> None:
+    (folder / "model-00001-of-00003.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot be read"):
+        build("m7", model=str(folder))

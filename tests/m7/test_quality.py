@@ -1,0 +1,91 @@
+"""The table's rows, and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.models import load_model
+from common.models.load import open_source
+from stages.m7_gptq import quality
+from stages.m7_gptq.quality import Row, line, measure, projection_bytes, rows
+from tests.conftest import TINY
+from tests.helpers import all_logits
+from tests.m7.conftest import Frozen
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_perplexity_is_that_of_each_context_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "CONTEXT", 16)
+    model = load_model(TINY[0])
+    text = torch.randint(0, 512, (40,))
+    perplexity, likeliest = measure(model, text)
+    losses: list[torch.Tensor] = []
+    for part in text.split(16):
+        logits = all_logits(model, part.tolist())
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], part[1:], reduction="none"))
+    assert perplexity == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-4)
+    assert likeliest.shape == (40,)
+
+
+def test_every_row_changes_the_weights_and_says_their_bytes(token_ids: torch.Tensor) -> None:
+    source = open_source(TINY[0])
+    full = projection_bytes(load_model(TINY[0], dtype="bf16"))
+    names: list[str] = []
+    for name, change in rows(source, token_ids):
+        model = load_model(TINY[0], dtype="bf16")
+        with torch.inference_mode():
+            size = change(source, model)
+        share = size / full
+        assert share == 1 if name == "bf16" else 0.5 <= share < 0.6 if "int8" in name else 0.25 < share < 0.32, name
+        names.append(name)
+    assert len(set(names)) == len(names) and any("act-order" in name for name in names)
+
+
+def test_a_line_of_the_table() -> None:
+    base = Row("bf16", 20.0, 1.0, 200_000_000, 250_000_000)
+    assert "+10.0%" in line(Row("int4", 22.0, 0.8, 55_000_000, 105_000_000), base)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.m7_gptq", *words], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+
+
+def test_the_command_writes_a_folder(frozen: Frozen, tmp_path: Path) -> None:
+    words = (
+        "quantize",
+        "--model",
+        frozen(TINY[0]),
+        "--method",
+        "rtn",
+        "--group-size",
+        "32",
+        "--no-sym",
+        "--device",
+        "cpu",
+    )
+    result = command(*words, "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["sym"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bits", "3"], "bits=3"),
+        (["--method", "awq"], "'awq'"),
+        (["--model", TINY[0]], "random"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    result = command("quantize", *words, "--out", str(tmp_path / "out"))
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1

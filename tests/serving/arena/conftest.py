@@ -1,0 +1,45 @@
+"""The page's tests need the server's libraries, and a browser that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import TINY
+
+ROOT = Path(__file__).parent.parent.parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def browser_path() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def missing_for_pages() -> str | None:
+    """Why the page cannot be tested here; None where it can."""
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed: make setup"
+    if browser_path() is None:
+        return f"no Chromium is installed (looked for {', '.join(BROWSERS)}): apt-get install chromium"
+    return None
+
+
+@pytest.fixture(scope="session")
+def arena() -> Iterator[str]:
+    """The URL of `python -m stages arena m1 m3` on a tiny model."""
+    command = [sys.executable, "-m", "stages", "arena", "m1", "m3", "--port", "0", *TINY]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    greeting = process.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+", greeting)
+    assert found, f"{greeting!r} {process.stderr.read() if process.stderr else ''}"
+    yield found[0]
+    process.terminate()
+    assert process.wait(30) in (0, -15)

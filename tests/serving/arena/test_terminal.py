@@ -1,0 +1,81 @@
+"""`race` in a terminal of 100 x 30, and in a pipe."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from common.serving.arena.race import Race, open_sides
+from common.serving.arena.terminal import Screen
+from tests.serving.arena.watching import TWO
+from tests.test_cli import TINY
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+def drawn(screen: Screen) -> list[str]:
+    console = Console(width=100, height=30, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(screen)
+    return capture.get().splitlines()
+
+
+def test_the_picture_fits_and_shows_answers_figures_and_memory() -> None:
+    sides = open_sides(["m1_kv_cache", "m3_paged_kv"], TINY)
+    screen = Screen(sides, TWO, "turns")
+    seen: list[list[str]] = []
+    seen_at = [0.0]
+
+    def tell(event: dict[str, Any]) -> None:
+        screen.tell(event)
+        if event["event"] != "step" or event["t"] - seen_at[-1] > 0.05:
+            seen_at.append(event.get("t", 0.0))
+            seen.append(drawn(screen))
+
+    try:
+        Race(sides, TWO, "turns", tell).run()
+    finally:
+        for side in sides:
+            side.close()
+    for lines in seen:
+        assert len(lines) <= 30
+        assert max(len(line) for line in lines) <= 100
+    during = next(picture for picture in map("\n".join, seen) if "█" in picture)
+    last = "\n".join(seen[-1])
+    assert "m1 kv cache" in during and "m3 paged kv" in during
+    assert "live" in during
+    assert "░" in during  # held, but empty
+    assert last.count("✓") == 4
+    assert "tokens/s" in last or "tok/s" in last
+
+    with Live(screen, console=Console(file=io.StringIO()), auto_refresh=False) as live:
+        screen.replay(live)
+    screen.over()
+    replayed = "\n".join(drawn(screen))
+    assert screen.verdict in replayed
+    assert replayed.count("✓") == 4
+
+
+def test_into_a_pipe_goes_the_verdict_alone() -> None:
+    command = [sys.executable, "-m", "stages", "race", "m1", "m3", "--preset", "many", "--together", *TINY]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stdout.startswith("Many short requests. Output: m1 ")
+
+
+def test_what_cannot_be_is_one_line() -> None:
+    too_long = ["m1", "m3", "--preset", "samples"]  # for the tiny model's 512 positions
+    wrong = ((["m1", "m9"], "unknown stage"), (["m1", "m3", "--preset", "x"], "unknown preset"), (too_long, "m1: the "))
+    for arguments, says in wrong:
+        command = [sys.executable, "-m", "stages", "race", *arguments, *TINY]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert result.returncode == 2
+        assert len(result.stderr.splitlines()) == 1
+        assert says in result.stderr
