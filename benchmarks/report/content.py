@@ -9,6 +9,7 @@ from benchmarks.peers import PEERS
 from benchmarks.report import reference
 from benchmarks.report.blocks import Block, Folded, Heading, Paragraph, Picture, Table, from_rich
 from benchmarks.report.claims import CLAIMS
+from benchmarks.report.execution import execution_blocks, peer_rows
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import Bench, Machine
@@ -18,6 +19,7 @@ from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, wor
 from benchmarks.workloads import find
 
 LADDERS = ("mixed", "ladder", "nano")
+KERNELS, QUALITY = ("attention", "other"), ("quality", "interop")
 LADDER_COLUMNS = {
     "stage": "stage",
     "output tokens/s": "output tokens/s",
@@ -36,13 +38,15 @@ def report(
     """All of it: what is short and asked for first at the top, every table at the end."""
     blocks: list[Block] = [Heading("FoloVLLM: what was measured", 1), Paragraph(_summary(machines, filler_for))]
     blocks += [Heading("Machines"), _machines(machines)]
-    blocks += [Heading("The ladder"), *_ladders(machines)]
+    blocks += [Heading("The ladder"), *_ladders(machines, pictures)]
     blocks += [Heading("Claims"), *_claims(machines, filler_for)]
     blocks += [Heading("Peers"), *_peers(machines)]
-    blocks += [Heading("Kernels and quality"), *_sheets(machines)]
+    blocks += [Heading("Execution on a GPU"), *_execution(machines)]
+    blocks += [Heading("Kernels"), *_sheets(machines, KERNELS)]
+    blocks += [Heading("Quality of 4-bit weights, and their checkpoints"), *_quality(machines)]
     blocks += [Heading("Pictures")]
     for machine in machines:
-        blocks += [Heading(_name(machine), 3), *pictures[machine.name]]
+        blocks += [Heading(_name(machine), 3), *(p for p in pictures[machine.name] if not _of_ladder(p))]
     blocks += [Heading("Every workload"), *_workloads(machines)]
     return [*blocks, Heading("Files, versions and commits"), *_files(machines)]
 
@@ -54,11 +58,13 @@ def _name(machine: Machine) -> str:
 def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> str:
     parts: list[str] = []
     for machine in machines:
-        verdicts = [judge(claim, machine, filler_for[machine.name]).verdict for claim in CLAIMS]
+        found = [(claim, judge(claim, machine, filler_for[machine.name])) for claim in CLAIMS]
+        verdicts = [verdict.verdict for _, verdict in found]
+        missed = [f"{c.stage}, {c.said} ({v.value})" for c, v in found if v.verdict == NOT_MET]
         measured = len(verdicts) - verdicts.count(NOT_MEASURED)
         parts.append(
-            f"{machine.title}: of {len(CLAIMS)} claims {measured} were measured, {verdicts.count(MET)} met, "
-            f"{verdicts.count(NOT_MET)} not."
+            f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met. "
+            + (f"Not met: {'; '.join(missed)}." if missed else "")
         )
     text = "Written by `make report` from the JSON files that the benchmarks left; no figure is typed by hand. "
     return text + " ".join(parts)
@@ -85,7 +91,11 @@ def _machines(machines: Sequence[Machine]) -> Table:
     return Table(("folder", "GPU", "CPU", "model", "files"), rows, words=4)
 
 
-def _ladders(machines: Sequence[Machine]) -> list[Block]:
+def _of_ladder(picture: Picture) -> bool:
+    return picture.path.name in [f"{workload}-throughput.png" for workload in LADDERS]
+
+
+def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]]) -> list[Block]:
     blocks: list[Block] = []
     for machine in machines:
         for workload in LADDERS:
@@ -101,6 +111,7 @@ def _ladders(machines: Sequence[Machine]) -> list[Block]:
                 Table(headers, rows, caption=_caption(bench, workload)),
             ]
             blocks += _notes(bench, workload)
+            blocks += [p for p in pictures[machine.name] if p.path.name == f"{workload}-throughput.png"]
     return blocks or [Paragraph("Not measured yet: run `make bench`.")]
 
 
@@ -126,7 +137,7 @@ def _claims(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> li
         rows: list[list[str]] = []
         for claim in CLAIMS:
             found = judge(claim, machine, filler_for[machine.name])
-            where = f"`{claim.workload}`: {claim.how}"
+            where = f"`{found.workload}`: {claim.how}"
             rows.append([claim.stage, claim.said, where, claim.expected, found.value, found.verdict, found.why])
         headers = ("stage", "said", "shown by", "expected", "measured", "verdict", "why, and notes")
         blocks += [Heading(_name(machine), 3), Table(headers, rows, words=len(headers))]
@@ -146,26 +157,45 @@ def _peers(machines: Sequence[Machine]) -> list[Block]:
                     rows.append([machine.title, record.workload, title(record.stage), speeds[0], *against])
     headers = ("machine", "workload", "peer", "output tokens/s", "our fastest", "output tokens/s", "× the peer")
     blocks: list[Block] = [Table(headers, rows, words=3)] if rows else []
-    names = list(dict.fromkeys(w for values in reference.PEERS.values() for w in values))
+    names = reference.WORKLOADS
     known = [
         [name, *(f"{values[w]:,.0f}" if w in values else "–" for w in names)]
         for name, values in reference.PEERS.items()
     ]
+    known += [row for machine in machines for row in peer_rows(machine)]
     caption = "output tokens/s on one H100, Qwen3-0.6B's shape with random weights, bf16, November 2026"
     return [
         *blocks,
-        Paragraph("On an H100 these were measured once beside the stages; no results file of theirs was kept."),
+        Paragraph(
+            "On an H100 these engines were measured once, with the same requests; no results file of theirs was kept. "
+            "The rows in bold are this repository's stages, from the files of this report."
+        ),
         Table(["", *names], known, caption=caption),
     ]
 
 
-def _sheets(machines: Sequence[Machine]) -> list[Block]:
+def _execution(machines: Sequence[Machine]) -> list[Block]:
+    blocks = [block for machine in machines for block in execution_blocks(machine)]
+    return blocks or [Paragraph("Not measured yet: run `make gpu-bench` on a machine with a GPU.")]
+
+
+def _sheets(machines: Sequence[Machine], kinds: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     for machine in machines:
         for sheet in machine.sheets:
-            blocks += [Heading(f"{sheet.path.stem} on {machine.title}", 3), *sheet_blocks(sheet)]
-    if not any(machine.sheets_of("quality") for machine in machines):
-        blocks.append(Paragraph("Quality of 4-bit weights: not measured yet: run `python -m stages.m7_gptq quality`."))
+            if sheet.kind in kinds:
+                blocks += [Heading(f"{sheet.path.stem} on {machine.title}", 3), *sheet_blocks(sheet)]
+    return blocks
+
+
+def _quality(machines: Sequence[Machine]) -> list[Block]:
+    blocks = _sheets(machines, QUALITY)
+    for kind, what, command in (
+        ("quality", "What 4 bits cost", "make stage7 quality"),
+        ("interop", "Checkpoints back and forth with GPTQModel", "make gptq-interop"),
+    ):
+        if not any(machine.sheets_of(kind) for machine in machines):
+            blocks.append(Paragraph(f"{what}: not measured yet: run `{command}`."))
     return blocks
 
 
@@ -192,13 +222,13 @@ def _files(machines: Sequence[Machine]) -> list[Block]:
     rows: list[list[str]] = []
     for machine in machines:
         for path, values in [(b.path, b.results.environment) for b in machine.benches] + [
-            (s.path, s.values.get("environment", {})) for s in machine.sheets
+            (s.path, s.values.get("environment") or {"versions": s.values.get("versions")}) for s in machine.sheets
         ]:
             versions = values.get("versions") or {}
             names = ("python", "torch", "triton", "transformers")
             changed = {True: "with uncommitted changes", False: "", None: "unknown tree"}
-            state = changed[values.get("uncommitted_changes")] if values else ""
-            note = "; ".join(part for part in (state, values.get("note", "")) if part)
+            state = changed[values.get("uncommitted_changes")] if "commit" in values else ""
+            note = "; ".join(part for part in (state, values.get("note"), values.get("commit_note")) if part)
             text = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
             rows.append([f"`{machine.name}/{path.name}`", str(values.get("commit") or "–")[:10], text or "–", note])
         rows += [[f"`{machine.name}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]

@@ -3,6 +3,7 @@
 mixed.m2.output_tokens_per_s                        a field of a record; `last`: the last of several stages there
 interference[chunk=64].m5.itl_s.p99                 of a point of a sweep
 mixed.m2.e2e_s.mean / mixed.m1.e2e_s.mean           a ratio, from one file where one file has both
+single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that was measured
 1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50
 attention.triton.decode 64 × 1024.share             a backend's measurement
 quality.int4 GPTQ.perplexity                        the best row whose name begins so
@@ -11,11 +12,14 @@ reference.vllm.nano                                 see `benchmarks.report.refer
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.compare import Results
+from benchmarks.gpu import bench_parts
 from benchmarks.record import Record
 from benchmarks.report import reference
 from benchmarks.report.sources import Bench, Machine
@@ -28,6 +32,7 @@ from common.models.random_weights import PRESETS
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
 OUTPUT_OF_LONG = 16
+GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
@@ -68,6 +73,23 @@ def _longest_prompt(record: Record, results: Results) -> float | None:
     return max(lengths, default=None)
 
 
+def _longer_context(record: Record, results: Results) -> float | None:
+    """The longest prompt of the sweep over m3's longest in as many bytes of activations, between m3's points."""
+    points: dict[str, dict[float, float]] = {}
+    for r in results.sweeps:
+        if r.ok and r.workload == record.workload and r.variant and r.peak_activation_bytes:
+            points.setdefault(r.stage, {})[float(r.variant.split("=")[-1])] = r.peak_activation_bytes
+    own, before = points.get(record.stage), sorted(points.get("m3", {}).items())
+    if not own or not before:
+        return None
+    longest = max(own)
+    for (short, less), (long, more) in itertools.pairwise(before):
+        if less <= own[longest] <= more:
+            share = math.log(own[longest] / less) / math.log(more / less)
+            return longest / (short * (long / short) ** share)
+    return None
+
+
 def _sweet_spot(record: Record, results: Results) -> float | None:
     """The smallest chunk that keeps the throughput of the best one."""
     points = {
@@ -84,6 +106,7 @@ DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
     "kv_formula": _formula,
     "padding_bound": _padding_bound,
     "longest_prompt": _longest_prompt,
+    "longer_context": _longer_context,
     "sweet_spot": _sweet_spot,
     "memory": lambda record, _: record.peak_device_memory_bytes or record.peak_memory_bytes,
 }
@@ -106,12 +129,23 @@ FORMS: Mapping[str, Callable[[float], str]] = {
 }
 
 
+def alternatives(expression: str) -> list[str]:
+    return expression.split(" or ")
+
+
 def names_in(expression: str) -> list[str]:
+    """The figures of a ratio (of the first alternative)."""
+    expression = alternatives(expression)[0]
     return [name.strip() for name in expression.removeprefix("1 - ").removesuffix(" - 1").split(" / ")]
 
 
 def evaluate(machine: Machine, expression: str) -> float | None:
     """The value on that machine; None where something was not measured. `UserError` for a name that cannot exist."""
+    values = [_evaluate(machine, alternative) for alternative in alternatives(expression)]
+    return next((value for value in values if value is not None), None)
+
+
+def _evaluate(machine: Machine, expression: str) -> float | None:
     names = names_in(expression)
     for bench in machine.benches:  # one run is compared with itself where that is possible
         values = [_look_up(machine, name, bench) for name in names]
@@ -133,15 +167,24 @@ def show(value: float, form: str) -> str:
     return FORMS[form](value)
 
 
-def command_for(expression: str, gpu: bool) -> str:
+def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
     """What measures it."""
     head = names_in(expression)[0].split(".")[0]
     workload, _, variant = head.partition("[")
     if workload == "attention":
         return "python -m benchmarks attention"
     if workload == "quality":
-        return "python -m stages.m7_gptq quality"
-    return f"make bench WORKLOAD={workload}" + (" SWEEP=1" if variant else "") + (" DEVICE=cuda" if gpu else "")
+        return "make stage7 quality"
+    if gpu and model == reference.MODEL:  # the jobs for a GPU run these
+        measured = {names_in(alternative)[0].split(".")[0] for alternative in alternatives(expression)}
+        if measured & GPU_BENCH:
+            return "make gpu-bench"
+        if workload == "mixed":
+            return "make gpu-ladder"
+    swept = variant or any(name.split(".")[-1] in ("sweet_spot", "longer_context") for name in names_in(expression))
+    options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
+    options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
+    return " ".join([f"make bench WORKLOAD={workload}", *options])
 
 
 def _anywhere(machine: Machine, name: str) -> float | None:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report import reference
 from benchmarks.report.figures import command_for, evaluate, show
 from benchmarks.report.sources import Machine
 from common.errors import UserError
@@ -90,7 +91,9 @@ class Filler:
             value = None if machine is None else evaluate(machine, expression)
             if value is not None:
                 return show(value, form) + (BORROWED if place != name else "")
-        return MISSING[self.language].format(command_for(expression, gpu=name == "h100"))
+        machine = self.machines.get(name)
+        gpu, model = (machine.is_gpu, machine.model) if machine else (name == "h100", reference.MODEL)
+        return MISSING[self.language].format(command_for(expression, gpu, model))
 
     def _code(self, what: str, label: str | None) -> str:
         path, _, symbol = what.partition(":")

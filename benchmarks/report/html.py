@@ -40,7 +40,8 @@ td:first-child, th:first-child { padding-left: .3rem; }
 tbody tr:hover { background: var(--band); }
 .met { color: var(--met); font-weight: 600; } .missed { color: var(--missed); font-weight: 600; }
 .absent { color: var(--soft); }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 8px; padding: .5rem; margin: .5rem 0 1.25rem; }
+img { max-width: min(100%, 56rem); display: block; height: auto;
+  background: #fff; border-radius: 8px; padding: .5rem; margin: .5rem 0 1.25rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 """
 WIDTH, COLORS = 1200, 96
@@ -64,7 +65,8 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 def _block(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f'<h{level} id="{_anchor(text)}">{_inline(text)}</h{level}>'
+            name = f' id="{_anchor(text)}"' if level == 2 else ""  # the others may come twice
+            return f"<h{level}{name}>{_inline(text)}</h{level}>"
         case Paragraph(text):
             return f"<p>{_inline(text)}</p>"
         case Table():

@@ -15,4 +15,5 @@ PEERS: dict[str, dict[str, float]] = {
     "transformers 5.17, continuous batching": {"nano": 11_200, "decode_one": 248, "decode": 10_000},
     "transformers 5.17, static batches": {"nano": 730},
 }
+WORKLOADS = ("nano", "decode_one", "decode")
 SHORT = {"vllm": "vLLM 0.26", "nano-vllm": "nano-vllm on FlashAttention-3", "limit": "the memory bandwidth allows"}

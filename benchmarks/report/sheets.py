@@ -17,6 +17,8 @@ def sheet_blocks(sheet: Sheet) -> list[Block]:
         return _attention(sheet)
     if sheet.kind == "quality":
         return _quality(sheet)
+    if sheet.kind == "interop":
+        return _interop(sheet)
     table = _anything(sheet.rows)
     return [Folded(f"{len(sheet.rows)} measurements", [table]) if len(sheet.rows) > MANY else table]
 
@@ -47,22 +49,40 @@ def _quality(sheet: Sheet) -> list[Block]:
         sizes = [size(row["layer_bytes"]), size(row["model_bytes"])]
         rows.append([row["name"], f"{row['perplexity']:.2f}", over, f"{row['agreement']:.1%}", *sizes])
     headers = ("weights", "perplexity", "over bf16", "same likeliest token", "quantised layers", "whole model")
+    rows.sort(key=lambda row: row[0] != "bf16")
     where = (
         f"{sheet.values.get('model')}, {sheet.values.get('tokens')} tokens in contexts of {sheet.values.get('context')}"
     )
     return [Table(headers, rows, caption=where)]
 
 
+def _interop(sheet: Sheet) -> list[Block]:
+    versions = ", ".join(f"{name} {version}" for name, version in sheet.values.get("versions", {}).items())
+    text = (
+        f"The same checkpoints, of {sheet.values.get('model')}, in m7 and in GPTQModel, both computing in float32 "
+        f"({versions}): how far their logits lie apart, and whether the likeliest tokens are the same."
+    )
+    absent = [who for who, side in (("m7", "ours"), ("GPTQModel", "theirs")) if not sheet.values[side]]
+    if absent:
+        text += f" Not measured yet: checkpoints written by {' and '.join(absent)} (`make gptq-interop`)."
+    return [Paragraph(text), _anything(sheet.rows)] if sheet.rows else [Paragraph(text)]
+
+
 def _anything(rows: list[dict[str, Any]]) -> Table:
-    """Every value that is a word or a number, under its name."""
+    """Every value that is a word or a number, under its name; columns in which nothing differs go to the caption."""
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, str | int | float)))
+    same = [name for name in names if len(rows) > 2 and len({str(row.get(name)) for row in rows}) == 1]
+    names = [name for name in names if name not in same]
+    caption = ", ".join(f"{name.replace('_', ' ')}: {_cell(rows[0][name])}" for name in same)
     words = [n for n in names if any(isinstance(row.get(n), str) for row in rows)]
     names = words + [n for n in names if n not in words]
     cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    return Table([name.replace("_", " ") for name in names], cells, words=len(words))
+    return Table([name.replace("_", " ") for name in names], cells, words=len(words), caption=caption)
 
 
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, dict | list):
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

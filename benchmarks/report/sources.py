@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
+from common.config import DEFAULT_MODEL
 from common.errors import UserError
 
 REPORTS = ROOT / "reports"
@@ -25,7 +26,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Any other file: `kind` is `attention`, `quality` or `other`, `rows` its measurements."""
+    """Any other file: `kind` is `attention`, `quality`, `interop` or `other`, `rows` its measurements."""
 
     path: Path
     kind: str
@@ -55,6 +56,12 @@ class Machine:
 
         best = max(self.benches, key=runners, default=None)  # of equals the first
         return best if best is not None and runners(best) > 1 else None
+
+    @property
+    def model(self) -> str:
+        """What most of its files ran."""
+        models = [bench.results.config["model"] for bench in self.benches]
+        return max(models, key=models.count, default=DEFAULT_MODEL)
 
     @property
     def is_gpu(self) -> bool:
@@ -100,10 +107,21 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
         if results.config.get("quick"):
             raise UserError("quick sizes: a test of the harness, not a measurement")
         return Bench(path, results)
+    if isinstance(values.get("ours"), dict) and isinstance(values.get("theirs"), dict):
+        return Sheet(path, "interop", values, _interop_rows(values))
     rows = values.get("rows") or values.get("records")
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         return Sheet(path, "quality" if "perplexity" in rows[0] else "other", values, rows)
     raise UserError("no list of records or rows")
+
+
+def _interop_rows(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """One for each checkpoint, by whoever wrote it."""
+    return [
+        {"written by": writer, "checkpoint": name, **found}
+        for writer, side in (("m7", "ours"), ("GPTQModel", "theirs"))
+        for name, found in values[side].items()
+    ]
 
 
 def _title(machine: Machine) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.report.claims import Claim
-from benchmarks.report.figures import command_for, evaluate, names_in, show
+from benchmarks.report.figures import alternatives, command_for, evaluate, names_in, show
 from benchmarks.report.fill import Filler
 from benchmarks.report.sources import Machine
 
@@ -14,20 +14,31 @@ MET, NOT_MET, NOT_MEASURED = "met", "not met", "not measured here"
 
 @dataclass(frozen=True)
 class Verdict:
-    """`verdict`: one of the three above. `why`: the reason, a note, or the command that would measure it."""
+    """`verdict`: one of the three above. `why`: the reason, a note, or the command that would measure it.
+
+    `workload`: which of the claim's it was measured on.
+    """
 
     verdict: str
+    workload: str
     value: str = "–"
     why: str = ""
 
 
 def judge(claim: Claim, machine: Machine, filler: Filler) -> Verdict:
-    value = evaluate(machine, claim.figure)
-    if value is None:
+    for figure in alternatives(claim.figure):
+        value, workload = evaluate(machine, figure), names_in(figure)[0].split(".")[0]
+        if value is not None:
+            break
+    else:
         reference_only = any(name.startswith("reference.") for name in names_in(claim.figure))
         if reference_only and not machine.is_gpu:
-            return Verdict(NOT_MEASURED, why="on a GPU only")
-        return Verdict(NOT_MEASURED, why=f"`{command_for(claim.figure, machine.is_gpu)}`")
+            return Verdict(NOT_MEASURED, claim.workload, why="on a GPU only")
+        if claim.workload == "quality" and machine.model.startswith("random:"):
+            return Verdict(NOT_MEASURED, claim.workload, why="random weights have no quality to lose")
+        command = command_for(claim.figure, machine.is_gpu, machine.model)
+        return Verdict(NOT_MEASURED, claim.workload, why=f"`{command}`")
     met = (claim.low is None or value >= claim.low) and (claim.high is None or value <= claim.high)
     reason = claim.note if met else claim.why or claim.note
-    return Verdict(MET if met else NOT_MET, show(value, claim.form), filler.fill(reason))
+    workload = claim.workload if claim.figure == figure else workload
+    return Verdict(MET if met else NOT_MET, workload, show(value, claim.form), filler.fill(reason))

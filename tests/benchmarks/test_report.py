@@ -120,7 +120,7 @@ def test_readers_are_told_figures_of_another_machine(put: Put, tmp_path: Path) -
     text = (
         "{figure:mixed.m1.output_tokens_per_s} {figure:mixed.m2.output_tokens_per_s} {figure:h100:nano.m6.ttft_s.p50|s}"
     )
-    assert filler.fill(text) == "77.0 30.0† *not measured yet: run `make bench WORKLOAD=nano DEVICE=cuda`*"
+    assert filler.fill(text) == "77.0 30.0† *not measured yet: run `make gpu-bench`*"
 
 
 def test_placeholders_that_point_nowhere_are_accepted(tmp_path: Path) -> None:
