@@ -63,13 +63,15 @@ def line_of(path: str, symbol: str) -> int:
 @dataclass(frozen=True)
 class Filler:
     """`machines`: all that was read. `own`: whose figures a placeholder without a machine means; where that lacks one
-    and `fallback` names another machine, its figure stands there with a mark. `folder`: where the text will lie."""
+    and `fallback` names another machine, its figure stands there with a mark. `folder`: where the text will lie.
+    `missing`: what stands for a figure that nobody measured, instead of the command that measures it."""
 
     machines: Mapping[str, Machine]
     own: str
     folder: Path
     language: str = "en"
     fallback: str | None = None
+    missing: str | None = None
 
     def fill(self, text: str) -> str:
         return PLACEHOLDER.sub(self._one, text)
@@ -91,6 +93,8 @@ class Filler:
             value = None if machine is None else evaluate(machine, expression)
             if value is not None:
                 return show(value, form) + (BORROWED if place != name else "")
+        if self.missing is not None:
+            return self.missing
         machine = self.machines.get(name)
         gpu, model = (machine.is_gpu, machine.model) if machine else (name == "h100", reference.MODEL)
         return MISSING[self.language].format(command_for(expression, gpu, model))

@@ -1,16 +1,18 @@
-"""`make report`: the page, its Markdown twin, and the interview guide in two languages."""
+"""`make report`: the page, its Markdown twin, the interview guide in two languages, and the READMEs' table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from benchmarks.environment import ROOT
 from benchmarks.files import check_writable, write_atomically
 from benchmarks.report.content import report
 from benchmarks.report.fill import Filler
 from benchmarks.report.html import to_html
 from benchmarks.report.markdown import to_markdown
 from benchmarks.report.pictures import draw
+from benchmarks.report.readme import OWN, readmes
 from benchmarks.report.reflow import reflow
 from benchmarks.report.sources import REPORTS, Machine, read_machines
 from common.errors import UserError
@@ -43,6 +45,9 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
         yield _write(folder / "report.md", to_markdown(blocks, folder))
         for name, text in guides(found, folder).items():
             yield _write(folder / name, text)
+    if reports == REPORTS and OWN in kept:
+        for name, text in readmes(kept).items():
+            yield _write(ROOT / name, text)
 
 
 def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
