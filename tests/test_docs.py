@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 import stages
 from benchmarks.__main__ import app as benchmarks_app
+from benchmarks.report.readme import readmes
 from benchmarks.report.sources import REPORTS, read_machines
 from benchmarks.report.write import guides
+from common.cli import stage_app
+from stages.__main__ import app as stages_app
+from stages.m7_gptq.cli import add_commands
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
@@ -20,10 +28,20 @@ SYMBOL = re.compile(r"`([\w.]+)`")
 
 
 def texts() -> list[Path]:
-    """All Markdown that a reader sees; not the templates, whose links are placeholders, nor what a reader made."""
+    """All Markdown that a reader sees, notebooks too; not the templates, whose links are placeholders, nor what a
+    reader made."""
     hidden = {"templates", "local", "node_modules", "build", "dist"}
-    found = [p for p in ROOT.rglob("*.md") if not any(part[0] == "." or part in hidden for part in p.parts[1:])]
-    return sorted(p.relative_to(ROOT) for p in found)
+    found = [p.relative_to(ROOT) for pattern in ("*.md", "*.ipynb") for p in ROOT.rglob(pattern)]
+    return sorted(p for p in found if not any(part[0] == "." or part in hidden for part in p.parts))
+
+
+def read(path: Path) -> str:
+    """A text; of a notebook, what its Markdown cells say."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join(source if isinstance(source, str) else "".join(source) for source in cells)
 
 
 TEXTS = texts()
@@ -75,6 +93,37 @@ def commands(text: str, program: str) -> list[list[str]]:
     return [match[1].split() for match in found if match]
 
 
+def unknown_options(command: list[str]) -> list[str]:
+    """Of `python -m ...`: commands and options that the command line of this repository does not have."""
+    app = command_line(command[0])
+    if app is None:
+        return []
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    words = [word.strip("()[],.") for word in command[1:]]
+    chosen = next((word for word in words if word in group.commands), None)
+    if words and not words[0].startswith("-") and words[0] not in group.commands:
+        return words[:1]
+    known = {"--help", "-h"}
+    if chosen is not None:
+        known |= {option for param in group.commands[chosen].params for option in [*param.opts, *param.secondary_opts]}
+    return [word for word in words if word.startswith("-") and word.split("=")[0] not in known]
+
+
+def command_line(module: str) -> typer.Typer | None:
+    if module == "benchmarks":
+        return benchmarks_app
+    if module == "stages":
+        return stages_app
+    if not module.startswith("stages.m"):
+        return None
+    folder = module.split(".")[1]
+    app = stage_app(ROOT / "stages" / folder, importlib.import_module(f"stages.{folder}.engine").build)
+    if folder == "m7_gptq":
+        add_commands(app)
+    return app
+
+
 def known_words() -> set[str]:
     source = (ROOT / "Makefile").read_text()
     verbs = [word for words in re.findall(r"^\w+_VERBS +:= (.+)$", source, flags=re.M) for word in words.split()]
@@ -88,30 +137,41 @@ def known_options() -> set[str]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)
 def test_a_link_leads_nowhere(path: Path) -> None:
-    assert wrong_links(ROOT / path, (ROOT / path).read_text(encoding="utf-8")) == []
+    assert wrong_links(ROOT / path, read(ROOT / path)) == []
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)
 def test_a_make_command_has_unknown_words(path: Path) -> None:
     words, options = known_words(), known_options()
-    for command in commands((ROOT / path).read_text(encoding="utf-8"), "make"):
+    if path.parent == Path():
+        words.add(f"stage{len(stages.names())}")  # the one that README tells how to add
+    for command in commands(read(ROOT / path), "make"):
         for word in command:
             name, equals, _ = word.partition("=")
             assert name in (options if equals else words), f"make {' '.join(command)}"
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)
-def test_a_module_that_is_run_does_not_exist(path: Path) -> None:
-    of_benchmarks = {c.name or c.callback.__name__ for c in benchmarks_app.registered_commands if c.callback}
-    for command in commands((ROOT / path).read_text(encoding="utf-8"), "python -m"):
+def test_a_module_that_is_run_does_not_exist_or_lacks_an_option(path: Path) -> None:
+    for command in commands(read(ROOT / path), "python -m"):
         module = command[0]
-        to_come = re.match(r"stages\.(m\d_\w+)", module)
-        if to_come and not (ROOT / "stages" / to_come[1]).is_dir() and path.parts[0] == "reports":
-            continue  # what will measure a figure that the guide does not have yet
-        if module.split(".")[0] in ("benchmarks", "stages", "common"):
+        if module.split(".")[0] in ("benchmarks", "stages", "common", "notebooks"):
             assert importlib.util.find_spec(module) is not None, command
-        if module == "benchmarks" and len(command) > 1 and not command[1].startswith("-"):
-            assert command[1] in of_benchmarks, command
+        assert unknown_options(command) == [], command
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_table_of_stages_is_not_what_make_report_writes(name: str) -> None:
+    kept = {folder: machine for folder, machine in read_machines().items() if folder != "local"}
+    assert (ROOT / name).read_text(encoding="utf-8") == readmes(kept)[name], "run `make report`"
+
+
+@pytest.mark.parametrize("name", ["README", "reports/interview_guide"])
+def test_the_languages_do_not_link_to_the_same(name: str) -> None:
+    """What one language points at, the other does, itself apart; each in its own language where there are both."""
+    found = [set(re.findall(r"\]\(([^()\s]+)\)", read(ROOT / f"{name}{end}"))) for end in (".md", ".zh-CN.md")]
+    plain = [{target.partition("#")[0].replace(".zh-CN.md", ".md") for target in targets} for targets in found]
+    assert plain[0] == plain[1]
 
 
 @pytest.mark.parametrize("name", ["interview_guide.md", "interview_guide.zh-CN.md"])
@@ -120,7 +180,7 @@ def test_the_guide_is_not_what_make_report_writes(name: str) -> None:
     assert (REPORTS / name).read_text(encoding="utf-8") == guides(kept, REPORTS)[name], "run `make report`"
 
 
-def test_the_checks_see_nothing() -> None:
+def test_the_checks_see_nothing(tmp_path: Path) -> None:
     here = ROOT / "README.md"
     assert len(wrong_links(here, "[a](none.md) [b](README.md#none) [`main`](Makefile#L99999)")) == 3
     assert wrong_links(here, "[`Engine.step`](common/engine.py#L1)") != []
@@ -129,4 +189,12 @@ def test_the_checks_see_nothing() -> None:
         ["stage1", "chat"],
     ]
     assert "nonsense" not in known_words()
+    assert unknown_options(["benchmarks", "compare", "--stages", "m0,m1", "--sweep"]) == []
+    assert unknown_options(["benchmarks", "compare", "--swept"]) == ["--swept"]
+    assert unknown_options(["benchmarks", "race"]) == ["race"]
+    assert unknown_options(["stages.m7_gptq", "quantize", "--bits", "4", "--bats"]) == ["--bats"]
+    notebook = tmp_path / "a.ipynb"
+    cells = [{"cell_type": "markdown", "source": ["[a](none.md)\n", "x"]}, {"cell_type": "code", "source": "[b](c)"}]
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert wrong_links(notebook, read(notebook)) == ["none.md: no such file"]
     assert len(TEXTS) > 10

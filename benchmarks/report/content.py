@@ -12,7 +12,7 @@ from benchmarks.report.claims import CLAIMS
 from benchmarks.report.execution import execution_blocks, peer_rows
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
-from benchmarks.report.sources import Bench, Machine
+from benchmarks.report.sources import Bench, Machine, folder_of
 from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
 from benchmarks.style import title
 from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
@@ -52,7 +52,7 @@ def report(
 
 
 def _name(machine: Machine) -> str:
-    return f"{machine.title} (`reports/{machine.name}`)"
+    return f"{machine.title} (`reports/{folder_of(machine)}`)"
 
 
 def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> str:
@@ -81,7 +81,7 @@ def _machines(machines: Sequence[Machine]) -> Table:
         models = dict.fromkeys(f"{b.results.config['model']}, {b.results.config['dtype']}" for b in machine.benches)
         rows.append(
             [
-                f"`reports/{machine.name}`",
+                f"`reports/{folder_of(machine)}`",
                 str(hardware["gpu"] or "–"),
                 f"{hardware['cpu']}, {hardware['cpu_cores']} cores, {size(hardware['memory_bytes'])}",
                 "; ".join(models) or "–",
@@ -92,7 +92,7 @@ def _machines(machines: Sequence[Machine]) -> Table:
 
 
 def _of_ladder(picture: Picture) -> bool:
-    return picture.path.name in [f"{workload}-throughput.png" for workload in LADDERS]
+    return picture.path.name.removeprefix("gpu-") in [f"{workload}-throughput.png" for workload in LADDERS]
 
 
 def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]]) -> list[Block]:
@@ -111,7 +111,7 @@ def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]])
                 Table(headers, rows, caption=_caption(bench, workload)),
             ]
             blocks += _notes(bench, workload)
-            blocks += [p for p in pictures[machine.name] if p.path.name == f"{workload}-throughput.png"]
+            blocks += [p for p in pictures[machine.name] if p.path.name == f"{machine.prefix}{workload}-throughput.png"]
     return blocks or [Paragraph("Not measured yet: run `make bench`.")]
 
 
@@ -230,6 +230,8 @@ def _files(machines: Sequence[Machine]) -> list[Block]:
             state = changed[values.get("uncommitted_changes")] if "commit" in values else ""
             note = "; ".join(part for part in (state, values.get("note"), values.get("commit_note")) if part)
             text = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
-            rows.append([f"`{machine.name}/{path.name}`", str(values.get("commit") or "–")[:10], text or "–", note])
-        rows += [[f"`{machine.name}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]
+            rows.append(
+                [f"`{folder_of(machine)}/{path.name}`", str(values.get("commit") or "–")[:10], text or "–", note]
+            )
+        rows += [[f"`{folder_of(machine)}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]
     return [Table(("file", "commit", "versions", "notes"), rows, words=4)]

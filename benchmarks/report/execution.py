@@ -9,7 +9,7 @@ from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report import reference
 from benchmarks.report.blocks import Block, Paragraph, Table
-from benchmarks.report.sources import Machine
+from benchmarks.report.sources import Machine, folder_of
 from benchmarks.style import title
 from benchmarks.table import rate
 
@@ -68,7 +68,7 @@ def peer_rows(machine: Machine) -> list[list[str]]:
                 values.setdefault(record.stage, {})[record.workload] = record.output_tokens_per_s or 0
     vllm = reference.PEERS[reference.SHORT["vllm"]]
     return [
-        [f"**{title(stage)}** (`reports/{machine.name}`)"]
+        [f"**{title(stage)}** (`reports/{folder_of(machine)}`)"]
         + [f"{speeds[w]:,.0f} ({speeds[w] / vllm[w]:.0%} of vLLM)" if w in speeds else "–" for w in reference.WORKLOADS]
         for stage, speeds in sorted(values.items())
     ]

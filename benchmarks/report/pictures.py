@@ -40,7 +40,7 @@ def draw(machine: Machine) -> list[Picture]:
                 figure = PICTURES[name](bench.results, workload)
                 if figure is None:
                     continue
-                path = bench.path.parent / f"{workload}{name and '-'}{name}.png"
+                path = bench.path.parent / f"{machine.prefix}{workload}{name and '-'}{name}.png"
                 write_atomically(path, figure.savefig)
                 plt.close(figure)
             drawn.append(Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}"))

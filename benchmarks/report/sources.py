@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ class Sheet:
 
 @dataclass
 class Machine:
-    """A folder of results. `benches` are in the order in which a figure is looked for: those that ran with an engine's
-    defaults first, then those with more records. left_out: files that nobody here understands, and why."""
+    """The results of a folder, of one device: a folder with runs on the CPU and on a GPU is two.
+
+    benches: in the order in which a figure is looked for: those that ran with an engine's defaults first, then those
+    with more records. left_out: files that nobody here understands, and why. prefix: of its pictures.
+    """
 
     name: str
     title: str
+    prefix: str = ""
     benches: list[Bench] = field(default_factory=list[Bench])
     sheets: list[Sheet] = field(default_factory=list[Sheet])
     left_out: list[str] = field(default_factory=list[str])
@@ -65,11 +70,48 @@ class Machine:
 
     @property
     def is_gpu(self) -> bool:
-        return any(b.results.config["device"].startswith("cuda") for b in self.benches)
+        return any(_on_gpu(b.results.config) for b in self.benches)
+
+
+def folder_of(machine: Machine) -> str:
+    """Its name, where a folder holds one machine."""
+    return machine.name.removesuffix("-gpu") if machine.prefix else machine.name
+
+
+def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
+    """Those whose results are part of the repository."""
+    return {name: machine for name, machine in machines.items() if folder_of(machine) != "local"}
 
 
 def read_machine(folder: Path) -> Machine | None:
-    """None where the folder holds no results."""
+    """Of the folder's results those on the CPU, or on the GPU where there are no others; None where there are none."""
+    return next(iter(_read(folder)), None)
+
+
+def _read(folder: Path) -> list[Machine]:
+    found = _read_all(folder)
+    if not found.benches and not found.sheets:
+        return []
+    on_gpu = [bench for bench in found.benches if _on_gpu(bench.results.config)]
+    machines = [found]
+    if on_gpu and len(on_gpu) < len(found.benches):
+        sheets = [sheet for sheet in found.sheets if _on_gpu(sheet.values.get("config", {}))]
+        machines.append(Machine(f"{found.name}-gpu", "", "gpu-", on_gpu, sheets))
+        found.benches = [bench for bench in found.benches if bench not in on_gpu]
+        found.sheets = [sheet for sheet in found.sheets if sheet not in sheets]
+    for machine in machines:
+        machine.benches.sort(
+            key=lambda b: (bool(b.results.config.get("options")), -len(b.results.records), b.path.name)
+        )
+        machine.title = _title(machine) + (" (yours)" if folder.name == "local" else "")
+    return machines
+
+
+def _on_gpu(config: Mapping[str, Any]) -> bool:
+    return str(config.get("device", "cpu")).startswith("cuda")
+
+
+def _read_all(folder: Path) -> Machine:
     machine = Machine(folder.name, folder.name)
     for path in sorted(folder.glob("*.json")):
         try:
@@ -82,10 +124,6 @@ def read_machine(folder: Path) -> Machine | None:
             machine.benches.append(found)
         else:
             machine.sheets.append(found)
-    if not machine.benches and not machine.sheets:
-        return None
-    machine.benches.sort(key=lambda b: (bool(b.results.config.get("options")), -len(b.results.records), b.path.name))
-    machine.title = _title(machine)
     return machine
 
 
@@ -93,7 +131,7 @@ def read_machines(reports: Path = REPORTS) -> dict[str, Machine]:
     """All folders of `reports` that hold results: the kept ones, and `local` first where there is one."""
     folders = [folder for folder in reports.iterdir() if folder.is_dir()]
     folders.sort(key=lambda folder: (folder.name != "local", folder.name))
-    found = [machine for folder in folders if (machine := read_machine(folder)) is not None]
+    found = [machine for folder in folders for machine in _read(folder)]
     return {machine.name: machine for machine in found}
 
 

@@ -14,7 +14,7 @@ from benchmarks.report.markdown import to_markdown
 from benchmarks.report.pictures import draw
 from benchmarks.report.readme import OWN, readmes
 from benchmarks.report.reflow import reflow
-from benchmarks.report.sources import REPORTS, Machine, read_machines
+from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import UserError
 from common.progress import progress_bar
 
@@ -29,14 +29,14 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
     machines = read_machines(reports)
     if not machines:
         raise UserError(f"no results under {reports}: run `make bench` first")
-    kept = {name: machine for name, machine in machines.items() if name != "local"}
+    repository = kept(machines)
     with progress_bar("drawing", len(machines)) as advance:
         pictures = {}
         for name, machine in machines.items():
             pictures[name] = draw(machine)
             advance(1)
-    for folder, found in ((reports, kept), (reports / "local", machines)):
-        if not found or (folder != reports and "local" not in machines):
+    for folder, found in ((reports, repository), (reports / "local", machines)):
+        if not found or (folder != reports and len(repository) == len(machines)):
             continue
         check_writable(folder / "report.html")
         fillers = {name: Filler(found, name, folder) for name in found}
@@ -45,8 +45,8 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
         yield _write(folder / "report.md", to_markdown(blocks, folder))
         for name, text in guides(found, folder).items():
             yield _write(folder / name, text)
-    if reports == REPORTS and OWN in kept:
-        for name, text in readmes(kept).items():
+    if reports == REPORTS and OWN in repository:
+        for name, text in readmes(repository).items():
             yield _write(ROOT / name, text)
 
 

@@ -1,0 +1,77 @@
+"""The interview guides against the collection of questions, one by one, in both languages."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from benchmarks.report.sources import REPORTS, read_machines
+from benchmarks.report.write import TEMPLATES, guides
+from tests.benchmarks.questions import FOLLOW_UPS, MENTIONED, NUMBERED, WITHIN
+
+GUIDES = ("interview_guide.zh-CN.md", "interview_guide.md")
+both = pytest.mark.parametrize("language", [0, 1], ids=["zh", "en"])
+
+
+@cache
+def guide(language: int) -> str:
+    kept = {name: machine for name, machine in read_machines().items() if name != "local"}
+    return guides(kept, REPORTS)[GUIDES[language]]
+
+
+def answers(language: int) -> dict[str, str]:
+    """By `Q7: the question`, with the numbered ones; and by `7`, the follow-ups, with their question at the start."""
+    head, _, tail = guide(language).partition("\n## 追问方向\n" if language == 0 else "\n## Follow-ups\n")
+    parts = re.split(r"^### (.+)$", head, flags=re.M)
+    found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    parts = re.split(r"^(\d+)\. (?=\*\*)", tail, flags=re.M)
+    return found | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@both
+def test_a_question_is_not_answered(language: int) -> None:
+    found = answers(language)
+    numbered = [f"{name}: {question[language]}" for name, question in NUMBERED.items()]
+    assert list(found) == [*numbered, *map(str, FOLLOW_UPS)]
+    for number, question in FOLLOW_UPS.items():
+        assert re.match(rf"\*\*[“\"]{re.escape(question[language])}[”\"]\*\*", found[str(number)])
+    for name, answer in found.items():
+        assert len(answer) > 80, name
+    text = " ".join(guide(language).split())
+    for name, words in WITHIN.items():
+        assert words[language] in text, name
+
+
+@both
+def test_what_the_stages_leave_out_is_passed_over(language: int) -> None:
+    found = {name.split(":")[0]: " ".join(answer.split()) for name, answer in answers(language).items()}
+    for name, words in MENTIONED.items():
+        assert [word for word in words if word.lower() not in found[name].lower()] == [], name
+
+
+@both
+def test_an_answer_points_at_no_code(language: int) -> None:
+    """Where there is code to point at: not why one chose the project, nor how one prepares."""
+    for name, answer in answers(language).items():
+        assert name.startswith("Q2:") or "](../" in answer or "report.md" in answer, name
+
+
+def test_the_languages_say_different_things() -> None:
+    """The same figures, the same lines of code, as many corrections; and Chinese of a length that says as much."""
+    zh, en = (answers(language) for language in (0, 1))
+    for (question, short), long in zip(zh.items(), en.values(), strict=True):
+        short, long = (re.sub(r"\]\([^)]*\)", "]", text) for text in (short, long))
+        assert len(short) > 0.3 * len(long), question
+    templates = [(TEMPLATES / name).read_text(encoding="utf-8") for name in GUIDES]
+    placeholders = [sorted(set(re.findall(r"\{(?:code|figure):[^|}]+", text))) for text in templates]
+    assert placeholders[0] == placeholders[1]
+    corrections = [len(re.findall(r"Correction[.:]\*\*|更正[。：]\*\*", text)) for text in templates]
+    assert corrections[0] == corrections[1] >= 14
+
+
+@both
+def test_a_placeholder_is_left_or_a_figure_is_not_of_this_machine(language: int) -> None:
+    assert "{" not in re.sub(r"`[^`]*`", "", guide(language))
+    assert "†" not in guide(language).partition("\n## ")[2]
