@@ -63,8 +63,8 @@ def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> s
         missed = [f"{c.stage}, {c.said} ({v.value})" for c, v in found if v.verdict == NOT_MET]
         measured = len(verdicts) - verdicts.count(NOT_MEASURED)
         parts.append(
-            f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met. "
-            + (f"Not met: {'; '.join(missed)}." if missed else "")
+            f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met."
+            + (f" Not met: {'; '.join(missed)}." if missed else "")
         )
     text = "Written by `make report` from the JSON files that the benchmarks left; no figure is typed by hand. "
     return text + " ".join(parts)

@@ -18,7 +18,7 @@ NAMES = {
     "eager": "eager: kernel by kernel, PyTorch's own",
     "fused": "+ fused kernels",
     "graphs": "+ CUDA graphs",
-    "overlap": "+ the next step planned while this one runs (default)",
+    "overlap": "all of these, and the next step planned while this one runs (default)",
 }
 
 

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import attention
 from benchmarks.files import write_atomically
-from benchmarks.plots import PICTURES
+from benchmarks.plots import PICTURES, quality
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
 from benchmarks.style import RC
@@ -47,4 +47,8 @@ def draw(machine: Machine) -> list[Picture]:
             break
     for sheet in machine.sheets_of("attention"):
         drawn.append(Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels"))
+    for sheet in machine.sheets_of("quality"):
+        path = sheet.path.with_name("quality.png")
+        quality.draw(sheet.rows, path)
+        drawn.append(Picture(path, "perplexity against the bytes of the weights"))
     return drawn

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.report.sources import REPORTS, read_machines
+from benchmarks.report.sources import REPORTS, kept, read_machines
 from benchmarks.report.write import TEMPLATES, guides
 from tests.benchmarks.questions import FOLLOW_UPS, MENTIONED, NUMBERED, WITHIN
 
@@ -17,8 +17,8 @@ both = pytest.mark.parametrize("language", [0, 1], ids=["zh", "en"])
 
 @cache
 def guide(language: int) -> str:
-    kept = {name: machine for name, machine in read_machines().items() if name != "local"}
-    return guides(kept, REPORTS)[GUIDES[language]]
+    repository = kept(read_machines())
+    return guides(repository, REPORTS)[GUIDES[language]]
 
 
 def answers(language: int) -> dict[str, str]:
