@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import attention
 from benchmarks.files import write_atomically
-from benchmarks.plots import PICTURES, quality
+from benchmarks.plots import PICTURES, int4, quality
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
 from benchmarks.style import RC
@@ -48,7 +48,14 @@ def draw(machine: Machine) -> list[Picture]:
     for sheet in machine.sheets_of("attention"):
         drawn.append(Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels"))
     for sheet in machine.sheets_of("quality"):
-        path = sheet.path.with_name("quality.png")
-        quality.draw(sheet.rows, path)
-        drawn.append(Picture(path, "perplexity against the bytes of the weights"))
+        if any(row["name"] == "bf16" for row in sheet.rows):
+            path = sheet.path.with_name("quality.png")
+            quality.draw(sheet.rows, path)
+            drawn.append(Picture(path, "perplexity over bf16 of each kind of weights"))
+    for sheet in machine.sheets:
+        if str(sheet.values.get("schema")).startswith("int4"):
+            path = sheet.path.with_name("int4.png")
+            figure = int4.draw(sheet.values, machine.title)
+            write_atomically(path, lambda scratch, figure=figure: int4.save(figure, scratch))
+            drawn.append(Picture(path, "speed of 4-bit linear layers over 16-bit ones"))
     return drawn
