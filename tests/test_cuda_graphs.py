@@ -124,10 +124,10 @@ def test_padding_rows_write_into_somebodys_block(
     engine = build(stage, **options)
     blocks = engine.runner.attention.kv.blocks
     assert blocks.shape[2] == engine.scheduler.cache.pool.num_blocks + 1
-    blocks[:, :, -1].zero_()
     assert tokens(serve(engine, prompts, params)) == expected
     assert engine.metrics()["preemptions"]
-    assert blocks[:, :, -1].abs().sum() > 0, "nothing was written into the spare block"
+    # What padding rows of a prompt compute is anything, NaN too: nobody reads it.
+    assert blocks[:, :, -1].ne(0).any(), "nothing was written into the spare block"
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
