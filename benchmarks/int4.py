@@ -25,12 +25,12 @@ from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_atomically, write_json
 from common.config import parse_device
 from common.models.linear import PackedLinear, Projection, make_linear
+from common.models.packed import QuantizedWeight
 from common.options import require
 from common.progress import progress_bar
 from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import quantized_linear
-from stages.m7_gptq.packed import QuantizedWeight
 from stages.m7_gptq.settings import Settings
 
 SHAPES = {

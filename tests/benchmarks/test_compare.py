@@ -134,6 +134,17 @@ def test_resume_keeps_what_is_there_and_runs_the_rest(failing: Done) -> None:
     assert load(folder)["records"][0] == before
 
 
+def test_stages_and_peers_on_a_quantised_folder(quantised_folder: Path, tmp_path: Path) -> None:
+    """m7 multiplies by the 4-bit weights; others, dequantised, say so in the table."""
+    model = ["--model", str(quantised_folder), "--quick", "--device", "cpu", "--repeats", "1"]
+    done = run_bench("compare", "--stages", "m6,m7", "--json", str(tmp_path / "bench.json"), *model)
+    assert done.returncode == 0, done.stderr
+    m6, m7 = load(tmp_path)["records"]
+    assert "dequantised at load from 4-bit GPTQ, groups of 32" in m6["note"]
+    assert "dequantised" not in str(m7["note"])
+    assert "m6: attention" in done.stdout
+
+
 def test_contestants_take_any_spelling_and_come_in_order() -> None:
     assert contestants(["llama.cpp", "stage1", "m0_baseline", "1"], peers=False) == ["m0", "m1", "llama.cpp"]
     assert contestants(["m1"], peers=True) == ["m1", *PEERS]

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common import UserError
+from common.models.gptq_folder import GPTQFolder, fused_names, is_gptq_folder
 from common.models.load import open_source
+from common.models.packed import concatenate, pack_zeros, unpack_zeros
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
-from stages.m7_gptq.checkpoint import GPTQFolder, fused_names, is_gptq_folder
 from stages.m7_gptq.linear import SideBySide
 from stages.m7_gptq.model import build_from
-from stages.m7_gptq.packed import concatenate, pack_zeros, unpack_zeros
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits

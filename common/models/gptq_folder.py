@@ -13,11 +13,10 @@ import torch
 from common.errors import UserError
 from common.models.config import ModelConfig
 from common.models.hf_folder import open_weights, read_json
+from common.models.packed import BITS, PER_CHANNEL, WORD, Format, QuantizedWeight, unpack_zeros
 from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.options import require
 from common.tokenizer import Tokenizer
-from stages.m7_gptq.packed import WORD, Format, QuantizedWeight, unpack_zeros
-from stages.m7_gptq.settings import BITS, PER_CHANNEL
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -40,9 +39,10 @@ class Stored:
     def from_dict(cls, name: str, options: Mapping[str, Any]) -> Stored:
         """From `quantization_config` or quantize_config.json; `UserError` for what is not supported."""
         method = options.get("quant_method") or options.get("method") or "gptq"
-        require(method == "gptq", f"{name}: quant_method {method!r} is not supported: only 'gptq'")
+        hint = "GPTQ is, and checkpoints that are not quantised"
+        require(method == "gptq", f"{name}: quant_method {method!r} is not supported: {hint}")
         bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
-        require(bits in BITS, f"{name}: bits={bits!r} is not supported: GPTQ with 4 or 8 bits is")
+        require(type(bits) is int and bits in BITS, f"{name}: bits={bits!r} is not supported: GPTQ with 4 or 8 bits is")
         whole = isinstance(group, int) and not isinstance(group, bool) and (group == PER_CHANNEL or group > 0)
         require(whole, f"{name}: group_size={group!r} is not supported: a positive number, or -1 for none")
         form = options.get("checkpoint_format") or options.get("format") or "gptq"
@@ -80,11 +80,21 @@ class GPTQFolder:
         label = name or str(folder)
         require((folder / "config.json").is_file(), f"{folder} has no config.json: give a GPTQ model's folder")
         options = read_json(folder / "config.json")
-        self.stored = Stored.from_dict(label, _quantization(folder, options))
+        quantization = _quantization(folder, options)
+        self.stored = Stored.from_dict(label, quantization)
+        self.meta: object = quantization.get("meta")
+        """What its maker says about how it was made."""
         generation = folder / "generation_config.json"
         plain = {key: value for key, value in options.items() if key != "quantization_config"}
         self.config = ModelConfig.from_hf(label, plain, read_json(generation) if generation.is_file() else None)
         self._files: dict[str, Any] = {}
+
+    @property
+    def note(self) -> str:
+        """What a reader of figures must know where the weights that `read` gives are used."""
+        stored = self.stored
+        group = "one group per output" if stored.group_size == PER_CHANNEL else f"groups of {stored.group_size}"
+        return f"dequantised at load from {stored.bits}-bit GPTQ, {group}: no bytes are saved"
 
     def tokenizer(self) -> Tokenizer | None:
         return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)

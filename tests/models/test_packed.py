@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.m7_gptq.packed import Format, QuantizedWeight, pack, pack_zeros, unpack, unpack_zeros
+from common.models.packed import Format, QuantizedWeight, pack, pack_zeros, unpack, unpack_zeros
 
 FORMS: tuple[Format, ...] = ("gptq", "gptq_v2")
 
