@@ -54,7 +54,9 @@ class Stored:
         require(packed == "int32", f"{name}: pack_dtype {packed!r} is not supported: 'int32' is")
         require(not options.get("lm_head"), f"{name}: a quantised lm_head is not supported")
         require(not options.get("dynamic"), f"{name}: settings of its own for some layers (dynamic) are not supported")
-        symmetric, desc_act = bool(options.get("sym", True)), bool(options.get("desc_act", False))
+        symmetric, desc_act = options.get("sym", True), options.get("desc_act", False)
+        for word, value in (("sym", symmetric), ("desc_act", desc_act)):
+            require(isinstance(value, bool), f"{name}: {word}={value!r} is not supported: true or false")
         return cls(cast(int, bits), cast(int, group), symmetric, desc_act, cast(Format, form))
 
     def group_of(self, in_features: int) -> int:
@@ -120,6 +122,7 @@ class GPTQFolder:
             tensor.is_floating_point() and tensor.itemsize >= 2,
             f"{self.config.name}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16",
         )
+        require(bool(torch.isfinite(tensor).all()), f"{self.config.name}: {name} is not finite: download it again")
         return tensor
 
     def quantized(self, name: str) -> QuantizedWeight:
@@ -135,6 +138,7 @@ class GPTQFolder:
         qweight, qzeros, scales = part("qweight"), part("qzeros"), part("scales")
         for kind, tensor in (("qweight", qweight), ("qzeros", qzeros)):
             require(tensor.dtype == torch.int32, f"{label}.{kind} holds {tensor.dtype}, not int32: it is mislabelled")
+        require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
         require(bool(torch.isfinite(scales).all()), f"{label}.scales are not finite: quantise the model again")
         weight = QuantizedWeight(
             qweight=qweight,
@@ -146,7 +150,9 @@ class GPTQFolder:
             bias=part("bias") if f"{name}.bias" in tensor_shapes(self.config) else None,
         )
         if f"{name}.g_idx" in self._files:
-            g_idx = part("g_idx").to(torch.int32)
+            g_idx = part("g_idx")
+            require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
+            g_idx = g_idx.to(torch.int32)
             within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
             require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
             weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
@@ -160,15 +166,16 @@ class GPTQFolder:
                 continue
             base = name.removesuffix(".weight")
             wanted = self.stored.shapes(*shape)
-            if f"{base}.g_idx" not in found:  # some writers leave it out where it says nothing
+            if f"{base}.g_idx" not in found and not self.stored.desc_act:  # some writers leave out what says nothing
                 del wanted["g_idx"]
             for kind, wanted_shape in wanted.items():
                 part = shapes.pop(f"{base}.{kind}", None)
-                require(part is not None, f"{self.config.name}: the checkpoint lacks {base}.{kind}: it is incomplete")
+                require(part is not None, f"{self.config.name}: the checkpoint lacks {base}.{kind}: download it again")
                 require(
                     part == wanted_shape,
                     f"{self.config.name}: {base}.{kind} has shape {list(part or ())}, but bits={self.stored.bits} and "
-                    f"group_size={self.stored.group_size} mean {list(wanted_shape)}: the checkpoint is mislabelled",
+                    f"group_size={self.stored.group_size} mean {list(wanted_shape)}: correct config.json, or "
+                    "download the model again",
                 )
             bias = f"{base}.bias"
             if bias in shapes and bias not in plain:  # AutoGPTQ writes zeros where the model has no bias
