@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common import UserError
-from common.models.gptq_folder import GPTQFolder, fused_names, is_gptq_folder
+from common.models.gptq_folder import GPTQFolder, Stored, fused_names, is_gptq_folder
 from common.models.load import open_source
-from common.models.packed import concatenate, pack_zeros, unpack_zeros
+from common.models.packed import PER_CHANNEL, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
 from stages.m7_gptq.linear import SideBySide
@@ -107,6 +107,22 @@ def test_an_older_folder_with_quantize_config_alone(folder: Path) -> None:
         del options[key]
     (folder / "quantize_config.json").write_text(json.dumps(options))
     GPTQFolder(folder).check()
+
+
+def test_what_a_description_leaves_out() -> None:
+    assert Stored.from_dict("x", {"bits": 4}) == Stored(4, PER_CHANNEL, True, False, "gptq")
+
+
+def test_a_zero_point_beside_the_middle_is_taken_for_another_version(folder: Path) -> None:
+    """Some writers call grids symmetric that are nearly so: each zero point is read as it is."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{FIRST}.qzeros"][0, 0] += 1
+
+    edit(folder, change)
+    source = GPTQFolder(folder)
+    source.check()
+    assert source.quantized(FIRST).zeros[0, :2].tolist() == [9, 8]
 
 
 def test_no_g_idx_and_a_zero_bias(folder: Path, saved: Path) -> None:
@@ -243,8 +259,9 @@ def test_one_file_and_config_json_alone(folder: Path, saved: Path) -> None:
     )
 
 
-def test_a_group_that_does_not_exist(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(9))
+@pytest.mark.parametrize("group", [-1, 2])
+def test_a_group_that_does_not_exist(folder: Path, group: int) -> None:
+    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(group))
     assert "g_idx names groups" in refusal(folder)
 
 
