@@ -177,6 +177,7 @@ def int4(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="One tiny shape; measures nothing.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Only try configurations of the Triton kernels.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")] = False,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Results; default: int4.json in the folder of the picture.")
     ] = None,
@@ -188,12 +189,13 @@ def int4(
     from benchmarks import int4 as bench
     from benchmarks.files import check_writable
 
-    if tune:
-        bench.tune(device)
-        return
     folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    if tune:
+        check_writable(json_path or folder / "int4-tune.json")
+        bench.tune(device, json_path, resume=resume, out_dir=folder)
+        return
     check_writable(json_path or folder / "int4.json", folder / PICTURE)
-    bench.run(device, json_path, quick, folder)
+    bench.run(device, json_path, quick, folder, resume=resume)
 
 
 @app.command()

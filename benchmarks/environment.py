@@ -22,8 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def environment() -> dict[str, Any]:
     """Hardware, versions and commit as plain JSON values; null where something cannot be found out.
 
-    A copy without its git history may say in FOLOVLLM_COMMIT where it comes from.
+    A copy whose git history is not the project's (carried to a GPU machine, say) tells in FOLOVLLM_COMMIT where it
+    comes from.
     """
+    told = os.environ.get("FOLOVLLM_COMMIT")
     return {
         "hardware": {
             "cpu": cpu_name(),
@@ -35,8 +37,9 @@ def environment() -> dict[str, Any]:
             "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None,
         },
         "versions": {"python": platform.python_version(), "system": platform.platform(), **_library_versions()},
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or os.environ.get("FOLOVLLM_COMMIT"),
-        "uncommitted_changes": bool(_output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!reports")),
+        "commit": told or _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or None,
+        "uncommitted_changes": not told
+        and bool(_output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!reports")),
     }
 
 

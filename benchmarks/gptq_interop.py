@@ -20,9 +20,9 @@ import torch.nn.functional as F
 
 from common.config import DEFAULT_MODEL
 from common.models.embedded import open_embedded
+from common.models.gptq_folder import GPTQFolder
 from common.models.load import load_tokenizer
 from common.models.weights import build_decoder
-from stages.m7_gptq.checkpoint import GPTQFolder
 from stages.m7_gptq.quality import CONTEXT, TOKENS, measure
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings

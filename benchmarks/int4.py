@@ -8,9 +8,10 @@ while it reads the weight from memory.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from rich.table import Table
 
 from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_atomically, write_json
+from benchmarks.files import read_json, write_atomically, write_json
 from common.config import parse_device
 from common.models.linear import PackedLinear, Projection, make_linear
+from common.models.packed import QuantizedWeight
 from common.options import require
 from common.progress import progress_bar
 from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import quantized_linear
-from stages.m7_gptq.packed import QuantizedWeight
 from stages.m7_gptq.settings import Settings
 
 SHAPES = {
@@ -42,6 +43,12 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 GROUP = {"cpu": 64, "cuda": 128}
 QUICK_SHAPES = {"small": (128, 64)}
 BF16 = torch.bfloat16
+SCHEMA = "int4-2"
+GOAL = 1.5
+"""Times as fast as a bf16 product at one row: what a GPU's kernel is held to on each shape."""
+TUNED_ROWS = (1, 2, 4, 16, 64, 512)
+TUNE_SECONDS = 150.0
+"""Tuning stops here with what it has: compiling takes most of it."""
 
 
 @dataclass
@@ -66,34 +73,60 @@ def run(
     quick: bool = False,
     out_dir: Path = Path("reports/local"),
     group: int | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Measure, print a table, write `int4.json` (or `json`) and `int4.png` in `out_dir`."""
+    """Measure, print a table and the verdicts, write `int4.json` (or `json`) and `int4.png` in `out_dir`.
+
+    The file is written after each shape. resume: shapes that it has, measured on the same machine, are not measured
+    again.
+    """
     from benchmarks.plots.int4 import draw, save
 
-    target = parse_device(device)
+    target, path = parse_device(device), json or out_dir / "int4.json"
     group = group or (32 if quick else GROUP[target.type])
     shapes = QUICK_SHAPES if quick else SHAPES[target.type]
     rows = ROWS[:2] if quick else ROWS
-    measured: list[Measurement] = []
+    found = environment()
+    config = {"device": str(target), "group_size": group, "rows": list(rows)}
+    results: dict[str, Any] = {"schema": SCHEMA, "environment": found, "config": config}
+    measured = earlier(path, results) if resume else []
     with torch.inference_mode(), progress_bar("int4", len(shapes)) as advance:
         copy, _ = ceilings(target, BF16, quick)
+        results["ceilings"] = {"copy_gb_per_s": copy / 1e9}
         for name, shape in shapes.items():
-            measured += measure(name, shape, rows, group, target, copy, quick)
-            advance(1)
-    found = environment()
-    results = {
-        "schema": "int4-1",
-        "environment": found,
-        "config": {"device": str(target), "group_size": group},
-        "ceilings": {"copy_gb_per_s": copy / 1e9},
-        "records": [asdict(m) for m in measured],
-    }
+            if all(m.shape != name for m in measured):
+                measured += measure(name, shape, rows, group, target, copy, quick)
+            results |= {"verdicts": verdicts(measured), "records": [asdict(m) for m in measured]}
+            write_json(path, results)
+            advance(1, name)
     print_table(results, measured)
-    write_json(json or out_dir / "int4.json", results)
     figure = draw(results, short_hardware(found, target.type))
     write_atomically(out_dir / "int4.png", lambda path: save(figure, path))
-    Console(stderr=True).print(f"wrote {json or out_dir / 'int4.json'} and {out_dir / 'int4.png'}", highlight=False)
+    Console(stderr=True).print(f"wrote {path} and {out_dir / 'int4.png'}", highlight=False)
     return results
+
+
+def earlier(path: Path, results: dict[str, Any]) -> list[Measurement]:
+    """What an interrupted run has left in the file; `UserError` if it measured something else, or elsewhere."""
+    if not path.exists():
+        return []
+    old = read_json(path)
+    same = (old.get("schema"), old.get("config")) == (results["schema"], results["config"])
+    same = same and old.get("environment", {}).get("hardware") == results["environment"]["hardware"]
+    require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
+    return [Measurement(**record) for record in old["records"]]
+
+
+def verdicts(measured: list[Measurement]) -> list[dict[str, Any]]:
+    """Of each shape: how many times as fast as bf16 at one row, whether that is the goal, and the fewest rows at which
+    the advantage has ended (None: it has not)."""
+    result: list[dict[str, Any]] = []
+    for name in dict.fromkeys(m.shape for m in measured):
+        line = sorted((m for m in measured if m.shape == name and m.layer == "int4"), key=lambda m: m.rows)
+        ends = next((m.rows for m in line if m.speedup < 1), None)
+        met = line[0].speedup >= GOAL
+        result.append({"shape": name, "speedup": line[0].speedup, "goal": GOAL, "met": met, "ends_at_rows": ends})
+    return result
 
 
 def measure(
@@ -162,26 +195,77 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for m in sorted(measured, key=lambda m: (m.inputs * m.outputs, m.shape, m.rows)):
         table.add_row(f"{m.shape} {m.inputs} → {m.outputs}", str(m.rows), m.layer, f"{m.seconds * 1e6:.1f} µs",
                       f"{m.gb_per_s:.0f}", f"{m.speedup:.2f}", f"{m.share:.0%}")  # fmt: skip
-    Console().print(table)
-
-
-def tune(device: str = "auto", group: int = 128) -> None:
-    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_config` by."""
-    target = parse_device(device)
-    require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
     console = Console()
-    for name, (inputs, outputs) in SHAPES["cuda"].items():
-        weight = torch.randn(outputs, inputs, device=target).mul_(inputs**-0.5)
-        rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-        for rows in (1, 2, 4, 16, 64, 512):
-            timed: list[tuple[float, str]] = []
-            for label, call, count in _tries(rounded, rows, target):
-                try:
-                    timed.append((seconds_per_call(call, target, count, True), label))
-                except RuntimeError as error:  # more shared memory than there is
-                    console.print(f"{label}: {str(error).splitlines()[0]}")
-            for seconds, label in sorted(timed)[:3]:
-                console.print(f"{name} {inputs} → {outputs}, {rows} rows: {seconds * 1e6:6.1f} µs  {label}")
+    console.print(table)
+    for v in results["verdicts"]:
+        said = f"{v['shape']}: {v['speedup']:.2f} × bf16 at one row"
+        if results["config"]["device"].startswith("cuda"):
+            said += f", goal {v['goal']}: {'met' if v['met'] else 'not met'}"
+        end = f"slower from {v['ends_at_rows']} rows on" if v["ends_at_rows"] else "faster at all rows measured"
+        console.print(f"{said}; {end}", highlight=False)
+
+
+def tune(
+    device: str = "auto",
+    json: Path | None = None,
+    group: int = 128,
+    resume: bool = False,
+    out_dir: Path = Path("reports/local"),
+) -> dict[str, Any]:
+    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_config` by.
+
+    Every try is written to `int4-tune.json` (or `json`) at once; resume: those that it has are not tried again.
+    """
+    target, path = parse_device(device), json or out_dir / "int4-tune.json"
+    require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
+    found = environment()
+    config = {"device": str(target), "group_size": group}
+    results: dict[str, Any] = {"schema": "int4-tune-1", "environment": found, "config": config, "records": []}
+    if resume and path.exists():
+        old = read_json(path)
+        same = old.get("config") == config and old.get("environment", {}).get("hardware") == found["hardware"]
+        require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
+        results["records"] = old["records"]
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for name, (inputs, outputs) in SHAPES["cuda"].items():
+            weight = torch.randn(outputs, inputs, device=target).mul_(inputs**-0.5)
+            rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
+            for rows in TUNED_ROWS:
+                _tune_one(name, rounded, rows, target, results, path, began)
+    print_best(results["records"])
+    return results
+
+
+def _tune_one(
+    name: str, weight: QuantizedWeight, rows: int, device: torch.device, results: dict[str, Any], path: Path,
+    began: float,
+) -> None:  # fmt: skip
+    """Every configuration of one shape at so many rows, as long as there is time."""
+    records: list[dict[str, Any]] = results["records"]
+    done = {r["config"] for r in records if (r["shape"], r["rows"]) == (name, rows)}
+    for label, call, count in _tries(weight, rows, device):
+        if time.perf_counter() - began > TUNE_SECONDS:
+            return
+        if label in done:
+            continue
+        record: dict[str, Any] = {"shape": name, "rows": rows, "config": label, "seconds": None, "error": None}
+        try:
+            record["seconds"] = seconds_per_call(call, device, count, True)
+        except RuntimeError as error:  # more shared memory than there is
+            record["error"] = str(error).splitlines()[0]
+        records.append(record)
+        write_json(path, results)
+
+
+def print_best(records: list[dict[str, Any]]) -> None:
+    """The three fastest configurations of each shape and number of rows."""
+    console = Console()
+    for name, rows in dict.fromkeys((r["shape"], r["rows"]) for r in records):
+        tried = [r for r in records if (r["shape"], r["rows"]) == (name, rows) and r["seconds"] is not None]
+        for r in sorted(tried, key=lambda r: r["seconds"])[:3]:
+            line = f"{name}, {rows} rows: {r['seconds'] * 1e6:6.1f} µs  {r['config']}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _tries(
@@ -193,8 +277,8 @@ def _tries(
     from stages.m7_gptq.kernels.triton_tiles import tiles
 
     first = lay_out(weight, BF16, device)
-    count = min(64, -(-COLD_BYTES["cuda"] // first.nbytes()))
-    copies = [replace(first, words=first.words.clone()) for _ in range(count)]
+    count = -(-COLD_BYTES["cuda"] // first.nbytes())
+    copies = [deepcopy(first) for _ in range(count)]  # scales too: what a cache holds would not be read from memory
     x = torch.randn(rows, weight.in_features, device=device).to(BF16)
     out = torch.empty(rows, weight.out_features, device=device, dtype=BF16)
     if rows <= 4:

@@ -6,9 +6,10 @@ kernel belongs to which part; the pass that is measured runs as the engine runs,
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ from torch.profiler import ProfilerActivity, record_function
 import stages
 from benchmarks.contestant import Setting
 from benchmarks.files import write_atomically
+from benchmarks.profile_parts import (
+    ATTENTION,
+    ELEMENTWISE,
+    HOST,
+    IDLE,
+    LINEAR,
+    SAMPLING,
+    STEP,
+    Event,
+    learn_kernels,
+    parts_on_cpu,
+    parts_on_gpu,
+)
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import RC, title
 from benchmarks.worker import warmup_requests
@@ -28,8 +42,6 @@ from benchmarks.workloads import BenchRequest, find_size
 from common import Engine, SamplingParams, runner
 from common.config import parse_device, stage_options
 
-LINEAR, ATTENTION, ELEMENTWISE, SAMPLING = "linear layers", "attention", "norms and rotary", "sampling"
-HOST, IDLE = "host", "idle"
 COLORS = {
     LINEAR: "#332288",
     ATTENTION: "#117733",
@@ -42,43 +54,52 @@ SKIPPED = 8
 """Steps before the profile begins: the first ones only prefill."""
 
 
-class Ranged:
-    """A callable whose calls are a named range of the profile; everything else is its own."""
+def ranged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function; its calls are a named range of the profile."""
 
-    def __init__(self, name: str, callee: Any) -> None:
-        self._name, self._callee = name, callee
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return function(*args, **kwargs)
 
-    def __call__(self, *args: Any) -> Any:
-        with record_function(self._name):
-            return self._callee(*args)
+    return call
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._callee, name)
+
+def named(thing: Any, ranges: Mapping[str, str]) -> Any:
+    """A copy of it whose methods of these names are ranges, also when they call one another."""
+    methods = {method: ranged(name, getattr(type(thing), method)) for method, name in ranges.items()}
+    twin = copy(thing)
+    twin.__class__ = type(type(thing).__name__, (type(thing),), methods)
+    return twin
+
+
+OPS = {
+    **dict.fromkeys(("norm_linear", "norm_swiglu", "add_linear"), LINEAR),
+    **dict.fromkeys(("norm", "swiglu", "norm_rotate"), ELEMENTWISE),
+    "pick": SAMPLING,
+}
+"""A norm in front of a matrix product is told from it where it is a kernel of its own; where the two are one kernel,
+that counts as linear."""
 
 
 @contextmanager
 def named_parts(engine: Engine) -> Iterator[None]:
     """While it runs, the parts of a step show up in profiles under their names."""
     model, attention, sample = engine.runner.model, engine.runner.attention, runner.sample
-    projections = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-    plain = [(layer, name, getattr(layer, name)) for layer in model.layers for name in projections]
-    plain.append((model, "head", model.head))
-    for owner, name, projection in plain:
-        setattr(owner, name, Ranged(LINEAR, projection))
-    vars(attention)["attend"] = Ranged(ATTENTION, attention.attend)
-    engine.runner.model = Ranged(ELEMENTWISE, model)  # type: ignore[assignment]
-    runner.sample = Ranged(SAMPLING, sample)  # type: ignore[assignment]
+    twin = named(model, {"__call__": ELEMENTWISE})
+    twin.ops = named(model.ops, OPS)
+    engine.runner.model = twin
+    vars(attention)["attend"] = ranged(ATTENTION, attention.attend)
+    runner.sample = ranged(SAMPLING, sample)
     try:
         yield
     finally:
-        for owner, name, projection in plain:
-            setattr(owner, name, projection)
-        del vars(attention)["attend"]
         engine.runner.model, runner.sample = model, sample
+        del vars(attention)["attend"]
 
 
-def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int) -> Any:
-    """The profile of `count` steps in the middle of these requests; what is left of them is aborted."""
+def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
+    """The events of `count` steps in the middle of these requests, written to `trace` too, as Chrome's trace format;
+    what is left of the requests is aborted."""
     ids = [engine.add_request(r.prompt, SamplingParams(max_tokens=r.max_tokens, ignore_eos=True)) for r in requests]
     for _ in range(SKIPPED):
         engine.step()
@@ -89,7 +110,7 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int) -> A
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(count):
             if engine.has_unfinished:
-                with record_function("step"):
+                with record_function(STEP):
                     engine.step()
         if engine.config.torch_device.type == "cuda":
             torch.cuda.synchronize()
@@ -97,59 +118,8 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int) -> A
         engine.abort(id)
     while engine.has_unfinished:
         engine.step()
-    return profiler
-
-
-def parts_on_cpu(profiler: Any) -> dict[str, float]:
-    """Seconds of each part: ranges nest, and an outer one counts for what its inner ones leave."""
-    total = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages()}
-    head = sum(e.time_range.elapsed_us() for e in profiler.events() if e.name == LINEAR and not _inside_model(e)) / 1e6
-    parts = {name: total.get(name, 0.0) for name in (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING)}
-    parts[ELEMENTWISE] -= parts[LINEAR] - head + parts[ATTENTION]
-    parts[HOST] = total.get("step", 0.0) - sum(parts.values())
-    return parts
-
-
-def _inside_model(event: Any) -> bool:
-    return _part_of(event.cpu_parent) == ELEMENTWISE
-
-
-def _part_of(event: Any) -> str | None:
-    """The innermost named part that an event lies in."""
-    while event is not None:
-        if event.name in (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING):
-            return event.name
-        event = event.cpu_parent
-    return None
-
-
-def learn_kernels(profiler: Any) -> dict[str, str]:
-    """Which part each kernel belongs to, by the time that it spent there."""
-    spent: dict[str, Counter[str]] = defaultdict(Counter)
-    for event in profiler.events():
-        part = _part_of(event) if event.kernels else None
-        for kernel in event.kernels if part else ():
-            spent[kernel.name][part or HOST] += kernel.duration
-    return {kernel: parts.most_common(1)[0][0] for kernel, parts in spent.items()}
-
-
-def parts_on_gpu(profiler: Any, known: dict[str, str]) -> dict[str, float]:
-    """Seconds of each part: kernels by name; copies and whatever was not learnt count as host's; the rest is idle."""
-    parts = dict.fromkeys((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), 0.0)
-    spans: list[tuple[float, float]] = []
-    ranges = {"step", LINEAR, ATTENTION, ELEMENTWISE, SAMPLING}  # shown on the GPU's rows too, and no kernels
-    for event in profiler.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA and event.name not in ranges:
-            parts[known.get(event.name, HOST)] += event.time_range.elapsed_us() / 1e6
-            spans.append((event.time_range.start, event.time_range.end))
-    if spans:
-        spans.sort()
-        covered, end = 0.0, spans[0][0]
-        for start, stop in spans:
-            covered += max(0.0, stop - max(start, end))
-            end = max(end, stop)
-        parts[IDLE] = (end - spans[0][0] - covered) / 1e6
-    return parts
+    write_atomically(trace, lambda path: profiler.export_chrome_trace(str(path)))
+    return json.loads(trace.read_text())["traceEvents"]
 
 
 def profile(
@@ -165,12 +135,13 @@ def profile(
 ) -> list[Path]:
     """Profile some steps of a workload; print the table; returns the files written."""
     place = parse_device(device)
+    name = stages.short_name(stage)
+    trace, picture = folder / f"{name}_profile.chrome.json", folder / f"{name}_profile.png"
     size = find_size(workload, None, "quick" if quick else "gpu" if place.type == "cuda" else "cpu")
     wanted = stage_options(stages.number(stage), {**size.options, **options})
     setting = Setting.of(model, dtype, str(place), size, {})
     setting.options.clear()
     setting.options.update(wanted)
-    name = stages.short_name(stage)
     contestant = StageContestant(name, setting)
     engine = contestant.engine
     try:
@@ -180,17 +151,15 @@ def profile(
         if place.type == "cuda":
             graphs, engine.runner.graphs = engine.runner.graphs, None
             with named_parts(engine):
-                known = learn_kernels(run_steps(engine, requests, steps))
+                known = learn_kernels(run_steps(engine, requests, steps, trace))
             engine.runner.graphs = graphs
         with named_parts(engine):
-            profiler = run_steps(engine, requests, steps)
-        parts = parts_on_gpu(profiler, known) if place.type == "cuda" else parts_on_cpu(profiler)
+            events = run_steps(engine, requests, steps, trace)
+        parts = parts_on_gpu(events, known) if place.type == "cuda" else parts_on_cpu(events)
     finally:
         contestant.close()
     heading = f"{title(name)}, {workload}, {steps} steps · {model} · {dtype} · {place}"
     Console().print(table(parts, heading, steps))
-    trace, picture = folder / f"{name}_profile.chrome.json", folder / f"{name}_profile.png"
-    write_atomically(trace, lambda path: profiler.export_chrome_trace(str(path)))
     write_atomically(picture, lambda path: draw(parts, heading, steps, path))
     return [trace, picture]
 

@@ -40,9 +40,11 @@ class Screen:
         self._bars.reset(self._one, description=name, total=1)
 
         def on_message(message: dict[str, Any]) -> None:
+            if "line" in message:
+                self._console.print(f"{name}: {message['line']}", style="dim", soft_wrap=True, markup=False)
             if "phase" in message:
                 self._bars.update(self._one, description=f"{name}: {message['phase']}")
-            else:
+            if "done" in message:
                 self._bars.update(self._one, completed=message["done"], total=message["total"])
 
         return on_message

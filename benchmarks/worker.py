@@ -26,6 +26,7 @@ from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
 from benchmarks.workloads import find, find_size
 from common.errors import UserError
+from common.progress import listening
 
 MARK = "@bench "
 WARMUP_TOKENS = {"cpu": 4, "gpu": 16, "quick": 2}
@@ -69,6 +70,21 @@ class Progress:
             tell(done=self._done, total=self._total)
 
 
+class BuildNews:
+    """Passes on what the loading of a model says: m7's quantising, the first time, takes minutes."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not total:
+            tell(line=what)
+        elif now - self._told > 0.1 or done >= total:
+            self._told = now
+            tell(phase=what, done=done, total=total)
+
+
 def warmup_requests(size_requests: list[BenchRequest], max_num_seqs: int, tokens: int) -> list[BenchRequest]:
     """One batch of the workload's own prompts, a few tokens each, all at once."""
     return [BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in size_requests[:max_num_seqs]]
@@ -81,7 +97,8 @@ def run_job(job: Job) -> Record:
         raise UserError(f"not applicable: {job.workload} follows the tokens of a run, which peers do not tell in time")
     tell(phase="loading")
     setting = Setting.of(job.model, job.dtype, job.device, size, job.options)
-    contestant = build_contestant(job, setting)
+    with listening(BuildNews()):
+        contestant = build_contestant(job, setting)
     try:
         tell(phase="warming up")
         warmup = timed(size.requests(contestant.vocab_size, run=0))

@@ -54,7 +54,7 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
-        self.note: str | None = None  # what a reader of its figures must know
+        self.note: str | None = runner.model.note  # what a reader of its figures must know
         self.trace: StepTrace | None = None  # set one to record the steps from now on
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from common.models import Decoder
 from common.models.load import open_source
-from common.models.weights import ModelSource, Shape, build_decoder
+from common.models.weights import ModelSource, Shape, build_decoder, tensor_shapes
 from common.tokenizer import Tokenizer
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.model import ROUNDED
@@ -35,6 +38,16 @@ def greedy(model: Decoder, prompt: Sequence[int], count: int) -> list[int]:
     for _ in range(count):
         token_ids.append(int(all_logits(model, token_ids)[-1].argmax()))
     return token_ids[len(prompt) :]
+
+
+def freeze(model: str, folder: Path) -> str:
+    """Write a random model as a Hugging Face folder: the same weights, in whatever order they are read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = open_source(model)
+    tensors = {name: source.read(name, shape) for name, shape in tensor_shapes(source.config).items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(source.config.to_hf()[0]))
+    return str(folder)
 
 
 class _Rounded:

@@ -126,7 +126,8 @@ def test_padding_rows_write_into_somebodys_block(
     assert blocks.shape[2] == engine.scheduler.cache.pool.num_blocks + 1
     assert tokens(serve(engine, prompts, params)) == expected
     assert engine.metrics()["preemptions"]
-    assert blocks[:, :, -1].abs().sum() > 0, "nothing was written into the spare block"
+    # What padding rows of a prompt compute is anything, NaN too: nobody reads it.
+    assert blocks[:, :, -1].ne(0).any(), "nothing was written into the spare block"
 
 
 @pytest.mark.parametrize("stage", CAPTURING)

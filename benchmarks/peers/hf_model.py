@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestant import Setting
+from common.models.gptq_folder import GPTQFolder
 from common.models.load import open_source
 from common.models.weights import ModelSource, Shape, build_decoder
 from common.tokenizer import Tokenizer
@@ -34,8 +35,9 @@ class Recorder:
         return self._source.tokenizer()
 
 
-def load_hf_model(setting: Setting) -> Any:
-    """A transformers model for causal language modelling, on the device, without end-of-sequence tokens."""
+def load_hf_model(setting: Setting) -> tuple[Any, str | None]:
+    """A transformers model for causal language modelling, on the device, without end-of-sequence tokens; and what a
+    reader of its figures must know."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     source = open_source(setting.model, setting.device, seed=int(setting.options.get("seed", 0)))
@@ -52,4 +54,4 @@ def load_hf_model(setting: Setting) -> Any:
         raise RuntimeError(f"transformers names its weights otherwise: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=None)
-    return model.to(setting.device).eval()
+    return model.to(setting.device).eval(), source.note if isinstance(source, GPTQFolder) else None

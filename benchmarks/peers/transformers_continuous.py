@@ -24,14 +24,12 @@ POLL = 0.05  # seconds
 
 
 class ContinuousTransformers:
-    note: str | None = None
-
     def __init__(self, setting: Setting) -> None:
         try:
             from transformers import ContinuousBatchingConfig
         except ImportError:
             raise UserError("continuous batching is missing: run `pip install 'transformers>=5.17'`") from None
-        model = load_hf_model(setting)
+        model, self.note = load_hf_model(setting)
         self.vocab_size: int = model.config.vocab_size
         self.outputs: list[list[int]] = []
         """Tokens of the last run, in the order of the requests."""

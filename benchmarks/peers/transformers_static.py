@@ -43,10 +43,8 @@ class StepClock(StoppingCriteria):
 
 
 class StaticTransformers:
-    note: str | None = None
-
     def __init__(self, setting: Setting) -> None:
-        self._model = load_hf_model(setting)
+        self._model, self.note = load_hf_model(setting)
         self._setting = setting
         self.vocab_size: int = self._model.config.vocab_size
         self.outputs: list[list[int]] = []

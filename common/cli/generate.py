@@ -31,8 +31,8 @@ Write = Callable[[str], object]
 def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, None]:
     """An engine that has taken its first steps, which are slow: libraries choose their kernels in them."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts, with a bar of its own
-    with Console(stderr=True).status(f"loading {config.model}"):
-        engine = build(config)
+    engine = build(config)  # with bars of its own: loading, and m7's quantising
+    with Console(stderr=True).status("warming up"):
         length = min(8, engine.max_model_len - 2)
         engine.generate([[1] * max(1, length)], SamplingParams(max_tokens=2 if length > 0 else 1, ignore_eos=True))
         engine.reset_metrics()

@@ -160,8 +160,7 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
-        hint = ": GPTQ arrives with stage m7" if method == "gptq" else ". Take the checkpoint that is not quantised"
-        raise refuse(f"quantization_config (quant_method {method!r})", hint)
+        raise refuse(f"quantization_config (quant_method {method!r})", ". Take the checkpoint that is not quantised")
     if config.get("hidden_act", "silu") != "silu":
         raise refuse(f"hidden_act {config['hidden_act']!r} (only 'silu')")
     if config.get("mlp_bias"):

@@ -57,7 +57,8 @@ class Decoder:
     and turns them into logits. The tokens of all sequences are laid end to end: only `attend` knows where one ends.
 
     `head` is the output projection. With tied embeddings it multiplies by the embedding. `ops` computes everything but
-    attention: plain PyTorch, unless fused kernels are put in its place.
+    attention: plain PyTorch, unless fused kernels are put in its place. `note` is what a reader of its figures must
+    know about its weights.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Decoder:
         self.head = head
         self.rotary = RotaryEmbedding(config, embedding.dtype, embedding.device)
         self.ops = Ops()
+        self.note: str | None = None
 
     def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""

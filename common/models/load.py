@@ -10,6 +10,7 @@ from common.config import DEFAULT_MODEL, parse_device, parse_dtype
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.embedded import open_embedded
+from common.models.gptq_folder import GPTQFolder, is_gptq_folder
 from common.models.hf_folder import HFFolder
 from common.models.hub import fetch, is_hub_id
 from common.models.random_weights import PREFIX, PRESETS, RandomSource
@@ -33,7 +34,10 @@ def load_model(
     place = parse_device(device)
     source = open_source(name, place, seed, progress)
     with torch.inference_mode():
-        return build_decoder(source, parse_dtype(dtype), place, progress)
+        decoder = build_decoder(source, parse_dtype(dtype), place, progress)
+    if isinstance(source, GPTQFolder):
+        decoder.note = source.note
+    return decoder
 
 
 def load_tokenizer(name: str) -> Tokenizer | None:
@@ -44,14 +48,18 @@ def load_tokenizer(name: str) -> Tokenizer | None:
 def open_source(
     name: str, device: torch.device | None = None, seed: int = 0, progress: bool | None = False
 ) -> ModelSource:
-    """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`."""
+    """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`.
+
+    A folder in GPTQ's format gives its dequantised weights.
+    """
     if name == DEFAULT_MODEL:
         return open_embedded(progress)
     if name.startswith(PREFIX):
         return RandomSource(name, device or torch.device("cpu"), seed)
     folder = find_folder(name)
     if folder is not None:
-        return HFFolder(folder, name if is_hub_id(name) else None)
+        label = name if is_hub_id(name) else None
+        return GPTQFolder(folder, label) if is_gptq_folder(folder) else HFFolder(folder, label)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

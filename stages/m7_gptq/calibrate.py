@@ -18,10 +18,10 @@ from common.models.decoder import DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
+from common.models.packed import QuantizedWeight
 from common.models.weights import ModelSource, build_layer, loader
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.grid import round_to_nearest
-from stages.m7_gptq.packed import QuantizedWeight
 from stages.m7_gptq.settings import Settings
 
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from common.models.packed import QuantizedWeight
 from stages.m4_flash_attention.backends.cpu import ONE_AT_A_TIME
-from stages.m7_gptq.packed import QuantizedWeight
 
 DEQUANTIZE_TOKENS = 56
 """PyTorch's kernel takes time in proportion to the tokens; from so many on, writing the weight out is faster."""

@@ -9,11 +9,11 @@ import torch
 
 from common.models.decoder import Decoder
 from common.models.linear import Projection, make_linear
+from common.models.packed import QuantizedWeight, concatenate
 from common.models.weights import ModelSource, build_decoder, tensor_shapes
 from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import SideBySide, in_group_order, quantized_linear, select_outputs
-from stages.m7_gptq.packed import QuantizedWeight, concatenate
 from stages.m7_gptq.settings import Settings
 
 ReadQuantized = Callable[[list[str], bool], list[QuantizedWeight | None]]

@@ -6,9 +6,9 @@ import torch
 
 from common.config import DEFAULT_MODEL, EngineConfig
 from common.models import Decoder, Loaded, prepare
+from common.models.gptq_folder import GPTQFolder, is_gptq_folder
 from common.models.load import find_folder, open_source
 from common.models.random_weights import PREFIX
-from stages.m7_gptq.checkpoint import GPTQFolder, is_gptq_folder
 from stages.m7_gptq.load import build_quantized_decoder, build_rounded_decoder
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings

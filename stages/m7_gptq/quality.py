@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from common.models.decoder import Decoder
 from common.models.linear import PackedLinear, make_linear
-from common.models.load import load_tokenizer, open_source
+from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.progress import progress_bar
 from stages.m7_gptq import nf4
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
+from stages.m7_gptq.quantize import open_plain
 from stages.m7_gptq.settings import PER_CHANNEL, Settings
 from stages.m7_gptq.texts import DATA, calibration_tokens, tokens
 
@@ -123,7 +124,7 @@ def measure_all(
 
     again: those too that an earlier run has measured.
     """
-    source = open_source(model, device, progress=progress)
+    source = open_plain(model, device, progress)
     tokenizer = load_tokenizer(model)
     calibration = calibration_tokens(tokenizer)
     text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.models.embedded import cache_root
+from common.models.gptq_folder import GPTQFolder
 from common.models.load import open_source
 from common.models.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.options import require
-from common.progress import progress_bar
+from common.progress import progress_bar, say
 from stages.m7_gptq.calibrate import quantize_layers
-from stages.m7_gptq.checkpoint import GPTQFolder
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.texts import calibration_tokens, fingerprint
-from stages.m7_gptq.write import Writer, check_target
+from stages.m7_gptq.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
+from stages.m7_gptq.write import RECIPE, Writer, check_target
+
+VERSION = 1
+"""Raised when the algorithm changes so that other weights come out: what an older one left is then made anew."""
 
 
 @dataclass(frozen=True)
@@ -30,28 +38,33 @@ class Report:
     losses: list[dict[str, float]]
 
 
-def cached_folder(model: str, settings: Settings) -> Path:
+def cached_folder(model: str, settings: Settings, text: Path | None = None) -> Path:
     """Where the quantised model lies if no other folder is asked for."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")
-    return cache_root() / "gptq" / f"{name}-{settings.name}"
+    words = f"{model}-{settings.name}" + (f"-{text.stem}" if text else "")
+    return cache_root() / "gptq" / re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")
 
 
-def is_made(folder: Path, settings: Settings) -> bool:
-    """Does a whole model lie there already? `UserError` if it is one that was made with other settings."""
+def recipe_of(source: ModelSource, settings: Settings, text: Path | None) -> dict[str, Any]:
+    """All that the quantised weights depend on. Of the model's own weights, those of one small matrix stand for all."""
+    name = f"model.layers.{source.config.num_layers - 1}.self_attn.k_proj.weight"
+    weights = source.read(name, tensor_shapes(source.config)[name]).float().cpu().contiguous()
+    recipe: dict[str, Any] = {"version": VERSION, "weights": fingerprint(weights.numpy().tobytes()), **vars(settings)}
+    if settings.method == "gptq":
+        recipe["text"] = fingerprint(read(text or CALIBRATION).encode())
+        recipe |= {"sequences": SEQUENCES, "length": LENGTH}
+    return recipe
+
+
+def differences(folder: Path, recipe: dict[str, Any]) -> list[str] | None:
+    """In what a whole model that lies there was made otherwise, by the recipe's words; None where none lies there."""
     try:
         found = GPTQFolder(folder)
         found.check()
     except UserError:
-        return False
-    stored = found.stored
-    same = (stored.bits, stored.group_size, stored.symmetric, stored.desc_act) == (
-        settings.bits,
-        settings.group_size,
-        settings.symmetric,
-        settings.desc_act,
-    )
-    require(same, f"{folder} holds a model with other settings: give another --out, or --again to replace it")
-    return True
+        return None
+    meta = cast(dict[str, Any], found.meta) if isinstance(found.meta, dict) else {}
+    stored = meta.get(RECIPE)
+    return [word for word in recipe if not isinstance(stored, dict) or stored.get(word) != recipe[word]]
 
 
 @torch.inference_mode()
@@ -68,35 +81,71 @@ def quantize(
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
     text: another calibration text. again: even if a whole model lies there. progress: None draws a bar where standard
-    error is a terminal. `UserError` before the run for whatever cannot be done.
+    error is a terminal. What the cache holds of an older version, or of other weights, is replaced. One process at a
+    time: others wait. `UserError` before the run for whatever cannot be done.
     """
     require(not model.startswith(PREFIX), f"{model} is made anew at every start: there is nothing worth a folder")
-    folder = out or cached_folder(model, settings)
+    folder = out or cached_folder(model, settings, text)
     check_target(folder)
-    if not again and is_made(folder, settings):
-        return Report(folder, [])
     place = device or torch.device("cpu")
-    source = open_source(model, place, progress=progress)
+    source = open_plain(model, place, progress)
+    recipe = recipe_of(source, settings, text)
+    if not again and differences(folder, recipe) == []:
+        return Report(folder, [])
+    _check_shapes(source, settings)
     token_ids = torch.empty(0, 0, dtype=torch.int64)
     if settings.method == "gptq":
         token_ids = calibration_tokens(source.tokenizer(), text)
-    _check_shapes(source, settings)
-    embedding = source.read("model.embed_tokens.weight", tensor_shapes(source.config)["model.embed_tokens.weight"])
-    writer = Writer(
-        source,
-        settings,
-        folder,
-        {"model": model, "text": fingerprint(token_ids), "weights": fingerprint(embedding[:256])},
-    )
+    with only_one(model, folder):
+        others = differences(folder, recipe)
+        if not again and others == []:  # another process has made it meanwhile
+            return Report(folder, [])
+        require(
+            not (out and others) or again,
+            f"{folder} holds a model that was made otherwise ({', '.join(others or ())}): give another --out, "
+            "or --again to replace it",
+        )
+        return _make(Writer(source, settings, folder, recipe), token_ids, place, progress)
+
+
+def _make(writer: Writer, token_ids: torch.Tensor, device: torch.device, progress: bool | None) -> Report:
+    source, settings, folder = writer.source, writer.settings, writer.folder
+    name, began = source.config.name, time.perf_counter()
+    say(f"quantising {name} to {settings.bits} bits, once: it will be kept in {folder}")
     losses: list[dict[str, float]] = []
-    with progress_bar(f"quantising {source.config.name}", source.config.num_layers, show=progress) as advance:
-        for index, layer in enumerate(quantize_layers(source, token_ids, settings, place, writer.finished)):
+    with progress_bar(f"quantising {name}", source.config.num_layers, show=progress) as advance:
+        for index, layer in enumerate(quantize_layers(source, token_ids, settings, device, writer.finished)):
             if writer.finished(index) is None:
                 writer.add(index, layer)
             losses.append(layer.losses)
             advance(1, f"layer {index}, loss {sum(layer.losses.values()):.3g}")
     writer.finish()
+    say(f"quantised {name} in {time.perf_counter() - began:.0f} s")
     return Report(folder, losses)
+
+
+@contextmanager
+def only_one(model: str, folder: Path) -> Generator[None, None, None]:
+    """Within, no other process makes this folder; the system lets go of the lock when a process dies."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process is quantising {model} into {folder}; waiting for it")
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}. Give another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_plain(model: str, device: torch.device, progress: bool | None) -> ModelSource:
+    """The model of that name; `UserError` if it is quantised already."""
+    source = open_source(model, device, progress=progress)
+    require(not isinstance(source, GPTQFolder), f"{model} is quantised already: give the model that it was made from")
+    return source
 
 
 def _check_shapes(source: ModelSource, settings: Settings) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from common.models.packed import BITS, PER_CHANNEL, WORD
 from common.options import require
-from stages.m7_gptq.packed import WORD
 
-PER_CHANNEL = -1
-"""The group size that means one group for all inputs of an output, as in checkpoints."""
-
-BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
 
 
@@ -45,10 +41,12 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """Short, for folders and tables: `4bit-g64-sym-gptq`."""
+        """Short, for folders: `4bit-g64-sym-gptq`, and whatever is not usual."""
         group = "channel" if self.group_size == PER_CHANNEL else f"g{self.group_size}"
         parts = [f"{self.bits}bit", group, "sym" if self.symmetric else "asym", self.method]
-        return "-".join(parts + ["desc_act"] * self.desc_act)
+        parts += ["desc_act"] * self.desc_act + ["nosearch"] * (not self.search)
+        usual = self.damping == Settings.damping or self.method == "rtn"
+        return "-".join(parts + ([] if usual else [f"damp{self.damping:g}"]))
 
     def group_of(self, in_features: int) -> int:
         """Inputs of one group of a matrix with so many inputs."""

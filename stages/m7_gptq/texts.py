@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent / "data"
+CALIBRATION = DATA / "calibration.txt"
 
 SEQUENCES = 64
 LENGTH = 512
@@ -23,7 +24,7 @@ FEWEST_TOKENS = 2048
 def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:
     """Token ids [sequences, LENGTH] from the start of a text; fewer sequences if the text is shorter. `UserError` if it
     is too short to say anything."""
-    ids = tokens(tokenizer, path or DATA / "calibration.txt")
+    ids = tokens(tokenizer, path or CALIBRATION)
     count = min(SEQUENCES, len(ids) // LENGTH)
     if count * LENGTH < FEWEST_TOKENS:
         raise UserError(
@@ -36,13 +37,16 @@ def tokens(tokenizer: Tokenizer | None, path: Path) -> torch.Tensor:
     """All tokens of a text file, int64 [n], without special tokens."""
     if tokenizer is None:
         raise UserError("the model has no tokenizer, so that no text can be put before it: only method rtn is possible")
+    return torch.tensor(tokenizer.backend.encode(read(path), add_special_tokens=False).ids)
+
+
+def read(path: Path) -> str:
+    """A text file; `UserError` if it is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: give another file") from error
-    return torch.tensor(tokenizer.backend.encode(text, add_special_tokens=False).ids)
 
 
-def fingerprint(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's numbers."""
-    return hashlib.sha256(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+def fingerprint(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

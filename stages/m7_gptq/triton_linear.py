@@ -7,7 +7,7 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
-from stages.m7_gptq.packed import QuantizedWeight
+from common.models.packed import QuantizedWeight
 
 
 class TritonInt4Linear:

@@ -18,12 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.errors import UserError
+from common.models.gptq_folder import fused_names, is_quantized
 from common.models.hf_folder import INDEX
+from common.models.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import ModelSource, tensor_shapes
 from stages.m7_gptq.calibrate import QuantizedLayer
-from stages.m7_gptq.checkpoint import fused_names, is_quantized
-from stages.m7_gptq.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from stages.m7_gptq.settings import Settings
+
+RECIPE = "folovllm"
+"""In a checkpoint's `meta`: all that its weights depend on."""
 
 WORK = "work.json"
 """What the unfinished folder was started with: a run with anything else starts over."""
@@ -32,17 +35,18 @@ WORK = "work.json"
 class Writer:
     """The unfinished folder of one quantisation.
 
-    inputs: whatever else the result depends on (the calibration text, the weights), as a hash or name.
+    recipe: all that the result depends on; it is kept in the description.
     """
 
-    def __init__(self, source: ModelSource, settings: Settings, folder: Path, inputs: Mapping[str, str]) -> None:
+    def __init__(self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any]) -> None:
         self.source = source
         self.settings = settings
+        self.recipe = recipe
         self.folder = folder
         self.work = folder.with_name(f".{folder.name}-unfinished")
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
-        started = json.dumps({"settings": vars(settings), **inputs}, indent=2)
+        started = json.dumps(recipe, indent=2)
         if not (self.work / WORK).is_file() or (self.work / WORK).read_text(encoding="utf-8") != started:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)
@@ -91,7 +95,7 @@ class Writer:
             size += self._shard(index).stat().st_size
         self._json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         options, generation = config.to_hf()
-        quantization = describe(self.settings, self.form)
+        quantization = describe(self.settings, self.form, self.recipe)
         self._json("config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
         self._json("quantize_config.json", quantization)
         self._json("generation_config.json", generation)
@@ -148,8 +152,8 @@ class Writer:
         (self.work / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def describe(settings: Settings, form: Format) -> dict[str, Any]:
-    """The contents of `quantization_config`, in the words of AutoGPTQ and GPTQModel."""
+def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of `quantization_config`, in the words of AutoGPTQ and GPTQModel; `meta` is the maker's own."""
     return {
         "quant_method": "gptq",
         "bits": settings.bits,
@@ -160,7 +164,7 @@ def describe(settings: Settings, form: Format) -> dict[str, Any]:
         "checkpoint_format": form,
         "pack_dtype": "int32",
         "true_sequential": True,
-        "meta": {"quantizer": ["folovllm:0.1.0"], "damp_percent": settings.damping, "method": settings.method},
+        "meta": {"quantizer": ["folovllm:0.1.0"], "damp_percent": settings.damping, RECIPE: dict(recipe)},
     }
 
 

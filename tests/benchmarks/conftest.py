@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.settings import Settings
+from tests.helpers import freeze
+
 ROOT = Path(__file__).resolve().parents[2]
 Bench = Callable[..., "subprocess.CompletedProcess[str]"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -41,3 +45,11 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
         "--json", str(folder / "bench.json"), *TINY,
     )  # fmt: skip
     return done, folder
+
+
+@pytest.fixture(scope="session")
+def quantised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPTQ checkpoint."""
+    folder = tmp_path_factory.mktemp("gptq")
+    settings = Settings(group_size=32, symmetric=True, method="rtn")
+    return quantize(freeze("random:tiny-qwen3", folder / "plain"), settings, folder / "made", progress=False).folder

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+import tokenizers
+
 from benchmarks.compare import Results, contestants, make_comparison
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from tests.benchmarks.conftest import TINY, run_bench
+from tests.benchmarks.conftest import ENV, TINY, run_bench
+from tests.helpers import freeze
 
 Done = tuple["subprocess.CompletedProcess[str]", Path]
 
@@ -132,6 +137,39 @@ def test_resume_keeps_what_is_there_and_runs_the_rest(failing: Done) -> None:
     again = run_bench(*arguments, "--engine", "kv_cache_memory=1000", *TINY)
     assert again.returncode == 1
     assert load(folder)["records"][0] == before
+
+
+def test_stages_and_peers_on_a_quantised_folder(quantised_folder: Path, tmp_path: Path) -> None:
+    """m7 multiplies by the 4-bit weights; others, dequantised, say so in the table."""
+    model = ["--model", str(quantised_folder), "--quick", "--device", "cpu", "--repeats", "1"]
+    done = run_bench("compare", "--stages", "m6,m7", "--json", str(tmp_path / "bench.json"), *model)
+    assert done.returncode == 0, done.stderr
+    m6, m7 = load(tmp_path)["records"]
+    assert "dequantised at load from 4-bit GPTQ, groups of 32" in m6["note"]
+    assert "dequantised" not in str(m7["note"])
+    assert "m6: attention" in done.stdout
+
+
+def test_a_bench_quantises_in_silence_or_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one says what it does and how long it took; the second takes what the first has made."""
+    monkeypatch.setitem(ENV, "FOLOVLLM_CACHE", str(tmp_path / "cache"))
+    model = freeze("random:tiny-llama", tmp_path / "model")
+    byte_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
+    options = ["--stages", "m7", "--model", model, "--quick", "--device", "cpu", "--repeats", "1"]
+    first, second = (run_bench("compare", *options, "--json", str(tmp_path / "bench.json")) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert "to 4 bits, once: it will be kept in" in first.stderr
+    assert re.search(r"quantised .* in \d+ s", first.stderr)
+    assert "quantis" not in second.stderr
+
+
+def byte_tokenizer() -> tokenizers.Tokenizer:
+    """A token for each byte: calibration needs a tokenizer, and tiny models have 512 tokens."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return backend
 
 
 def test_contestants_take_any_spelling_and_come_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,24 @@ def test_transformers_greedy_tokens_equal_ours(peer: str) -> None:
         params = [SamplingParams(max_tokens=r.max_tokens, ignore_eos=True) for r in requests]
         ours = engine.generate([r.prompt for r in requests], params)
     assert contestant.outputs == [output.token_ids for output in ours]
+
+
+def test_quantised_folders_in_peers(quantised_folder: Path) -> None:
+    """transformers gets the dequantised weights and says so; llama.cpp says why not."""
+    requests = find_size("mixed", None, "quick").requests(512, run=1)
+    contestant: Any = build_peer("transformers-static", setting(str(quantised_folder)))
+    contestant.run(requests, lambda tokens: None)
+    contestant.close()
+    assert "dequantised at load from 4-bit GPTQ" in contestant.note
+    with stages.build(
+        "m7", model=str(quantised_folder), dtype="fp32", device="cpu", max_num_seqs=4, max_model_len=64
+    ) as engine:
+        params = [SamplingParams(max_tokens=r.max_tokens, ignore_eos=True) for r in requests]
+        ours = engine.generate([r.prompt for r in requests], params)
+    assert contestant.outputs == [output.token_ids for output in ours]
+    if importlib.util.find_spec("llama_cpp") is not None:
+        with pytest.raises(UserError, match="runs GGUF files only"):
+            build_peer("llama.cpp", setting(str(quantised_folder)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python belongs to the extra peers")

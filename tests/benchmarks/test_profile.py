@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from benchmarks.profile import HOST, LINEAR, profile
+from benchmarks.profile import profile
+from benchmarks.profile_parts import (
+    ATTENTION,
+    ELEMENTWISE,
+    HOST,
+    IDLE,
+    LINEAR,
+    SAMPLING,
+    STEP,
+    learn_kernels,
+    parts_on_cpu,
+    parts_on_gpu,
+)
 from benchmarks.record import Record
 from benchmarks.worker import Job
 from tests.benchmarks.conftest import run_bench
@@ -49,3 +61,53 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
 def test_an_unknown_gpu_job_is_one_line() -> None:
     done = run_bench("gpu", "nonsense")
     assert done.returncode == 2 and "bench, ladder" in done.stderr
+
+
+def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
+    def around(name: str, start: int, length: int, thread: int = 1) -> dict[str, object]:
+        return {"cat": "user_annotation", "name": name, "ts": start, "dur": length, "tid": thread}
+
+    events = [
+        around(LINEAR, 20, 30),
+        around(STEP, 0, 100),
+        around(ELEMENTWISE, 10, 60),
+        around(ELEMENTWISE, 25, 5),
+        around("somebody else's", 10, 60),
+        around(ATTENTION, 70, 10),
+        around(STEP, 100, 50),
+        around(SAMPLING, 0, 40, thread=2),
+    ]
+    parts = {name: round(seconds * 1e6) for name, seconds in parts_on_cpu(events).items()}
+    assert parts == {LINEAR: 25, ELEMENTWISE: 35, ATTENTION: 10, SAMPLING: 40, HOST: 80}
+
+
+def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> None:
+    def event(cat: str, name: str, start: int, length: int, number: int = 0) -> dict[str, object]:
+        return {"cat": cat, "name": name, "ts": start, "dur": length, "tid": 1, "args": {"correlation": number}}
+
+    learnt = [
+        event("user_annotation", STEP, 0, 100),
+        event("user_annotation", LINEAR, 10, 20),
+        event("cuda_driver", "cuLaunchKernelEx", 12, 1, 7),
+        event("cuda_runtime", "cudaLaunchKernel", 15, 1, 8),
+        event("cuda_runtime", "cudaLaunchKernel", 40, 1, 9),  # in the step, in none of its parts
+        event("user_annotation", ATTENTION, 50, 20),
+        event("cuda_runtime", "cudaLaunchKernel", 55, 1, 10),
+        event("kernel", "gemm_64x8", 200, 30, 7),
+        event("kernel", "shared", 230, 5, 8),
+        event("kernel", "index", 240, 5, 9),
+        event("kernel", "shared", 250, 9, 10),
+        event("gpu_user_annotation", ATTENTION, 250, 9, 10),
+    ]
+    known = learn_kernels(learnt)
+    assert known == {"gemm_64x8": LINEAR, "gemm_": LINEAR, "shared": ATTENTION, "index": HOST}
+    measured = [
+        event("kernel", "gemm_64x8", 0, 10),
+        event("kernel", "gemm_128x8", 10, 10),  # another tile of the same kernel
+        event("kernel", "shared", 15, 10),  # beside it: nothing is idle
+        event("gpu_user_annotation", STEP, 0, 60),
+        event("kernel", "never seen", 30, 2),
+        event("gpu_memcpy", "Memcpy DtoH", 40, 3),
+    ]
+    parts = {name: round(seconds * 1e6) for name, seconds in parts_on_gpu(measured, known).items()}
+    assert parts == {LINEAR: 20, ATTENTION: 10, ELEMENTWISE: 0, SAMPLING: 0, HOST: 5, IDLE: 13}

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import tests.triton_interpreter  # noqa: F401
-from common.models.load import open_source
-from common.models.weights import tensor_shapes
 from stages.m7_gptq import quantize as module
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
+from tests.helpers import freeze
 
 Make = Callable[..., Path]
 Frozen = Callable[[str], str]
@@ -28,16 +25,7 @@ Frozen = Callable[[str], str]
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> Frozen:
     """The folder of a random model: the same weights, however often and in whatever order they are read."""
 
-    @functools.cache
-    def freeze(model: str) -> str:
-        folder = tmp_path_factory.mktemp(model.replace(":", "-"))
-        source = open_source(model)
-        tensors = {name: source.read(name, shape) for name, shape in tensor_shapes(source.config).items()}
-        save_file(tensors, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(source.config.to_hf()[0]))
-        return str(folder)
-
-    return freeze
+    return functools.cache(lambda model: freeze(model, tmp_path_factory.mktemp(model.replace(":", "-"))))
 
 
 @pytest.fixture

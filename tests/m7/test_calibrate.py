@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from common import UserError
 from common.models import load_model
+from common.models.gptq_folder import GPTQFolder
 from common.models.load import open_source
 from common.models.weights import build_decoder
 from common.tokenizer import Tokenizer
 from stages.m7_gptq import calibrate
 from stages.m7_gptq import quantize as quantize_module
 from stages.m7_gptq.calibrate import PROJECTIONS, QuantizedLayer, quantize_layers
-from stages.m7_gptq.checkpoint import GPTQFolder
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.quantize import cached_folder, quantize
 from stages.m7_gptq.settings import Settings
 from stages.m7_gptq.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
 from tests.conftest import TINY
-from tests.helpers import all_logits
+from tests.helpers import all_logits, freeze
 from tests.m7.conftest import Frozen, Make
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent.parent
 SETTINGS = Settings(group_size=32, symmetric=True)
 
 
@@ -106,7 +113,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     assert len(calls) == 6 + 4, "only the second layer was quantised again"
     resumed = build_decoder(GPTQFolder(out), torch.float32, CPU, False)
     assert torch.equal(all_logits(whole, [1, 2, 3]), all_logits(resumed, [1, 2, 3]))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".") and p.suffix != ".lock"] == []
 
 
 def test_other_settings_do_not_go_on_with_a_stopped_run(make: Make, tmp_path: Path) -> None:
@@ -128,11 +135,119 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tm
     out, settings = tmp_path / "out", Settings(group_size=32, symmetric=True, method="rtn")
     quantize(frozen(TINY[0]), settings, out, progress=False)
     other = Settings(group_size=32, symmetric=True, bits=8, method="rtn")
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"made otherwise \(bits\)"):
         quantize(frozen(TINY[0]), other, out, progress=False)
     quantize(frozen(TINY[0]), other, out, again=True, progress=False)
     assert GPTQFolder(out).stored.bits == 8
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"search": False}, "search"), ({"damping": 0.05}, "damping"), ({"desc_act": True}, "desc_act")],
+)
+def test_two_settings_share_a_folder(
+    frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, word: str
+) -> None:
+    monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
+    model = frozen(TINY[0])
+    one, other = Settings(group_size=32), Settings(group_size=32, **changes)
+    assert cached_folder(model, one) != cached_folder(model, other)
+    quantize(model, one, tmp_path / "out", progress=False)
+    with pytest.raises(UserError, match=rf"made otherwise \({word}\)"):
+        quantize(model, other, tmp_path / "out", progress=False)
+
+
+def test_a_cached_folder_of_other_weights_text_or_version_is_taken(
+    frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache has one name for them, and makes the model anew."""
+    monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
+    model, text = tmp_path / "model", tmp_path / "text.txt"
+    text.write_text("one")
+    freeze(TINY[0], model)
+
+    def made_anew() -> bool:
+        return bool(quantize(str(model), Settings(), text=text, progress=False).losses)
+
+    assert made_anew() and not made_anew()
+    text.write_text("another")
+    assert made_anew() and not made_anew()
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.self_attn.k_proj.weight"] *= 2
+    save_file(weights, model / "model.safetensors")
+    assert made_anew() and not made_anew()
+    monkeypatch.setattr(quantize_module, "VERSION", 2)
+    assert made_anew() and not made_anew()
+    assert len([path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]) == 1
+
+
+def test_a_checkpoint_is_quantised_again(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="quantised already"):
+        quantize(str(saved), Settings(method="rtn"), tmp_path / "out", progress=False)
+
+
+STOPPING = """
+import sys, time, pathlib, torch
+from stages.m7_gptq import calibrate, quantize
+from stages.m7_gptq.settings import Settings
+quantize.calibration_tokens = lambda tokenizer, path: torch.arange(512).view(8, 64)
+real, calls = calibrate.gptq, []
+def stopping(*arguments):
+    calls.append(1)
+    while len(calls) == int(sys.argv[3]) and not pathlib.Path(sys.argv[4]).exists():
+        time.sleep(0.02)
+    return real(*arguments)
+calibrate.gptq = stopping
+quantize.quantize(sys.argv[1], Settings(), pathlib.Path(sys.argv[2]), progress=False)
+print(len(calls))
+"""
+
+
+def start(model: str, out: Path, call: int = 0) -> subprocess.Popen[str]:
+    """A process that quantises a tiny model of 8 projections, and stops at one of them until a file `go` is there."""
+    command = [sys.executable, "-c", STOPPING, model, str(out), str(call), str(out.with_name("go"))]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < 100
+        time.sleep(0.02)
+
+
+def test_two_processes_write_into_one_folder(frozen: Frozen, tmp_path: Path) -> None:
+    """The second waits, says so, and takes what the first has made."""
+    out, work = tmp_path / "out", tmp_path / ".out-unfinished"
+    first = start(frozen(TINY[0]), out, call=1)
+    wait_for(work.is_dir)
+    second = start(frozen(TINY[0]), out)
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    (tmp_path / "go").touch()
+    (one, _), (two, _) = first.communicate(), second.communicate()
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert (one.strip(), two.strip()) == ("8", "0")
+    assert "another process is quantising" in said and "waiting for it" in said
+    GPTQFolder(out).check()
+
+
+def test_a_process_that_was_killed_keeps_the_lock_or_leaves_half_a_model(frozen: Frozen, tmp_path: Path) -> None:
+    """As Ctrl-C ends a worker of the bench. The next process goes on where the first was."""
+    out, work = tmp_path / "out", tmp_path / ".out-unfinished"
+    first = start(frozen(TINY[0]), out, call=5)
+    wait_for((work / "model-00001-of-00003.safetensors").is_file)
+    first.kill()
+    first.communicate()
+    assert not out.exists()
+    second = start(frozen(TINY[0]), out)
+    two, said = second.communicate()
+    assert two.strip() == "4", "only the second layer was quantised again"
+    assert "waiting" not in said
+    GPTQFolder(out).check()
 
 
 def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor) -> None:

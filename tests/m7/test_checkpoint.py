@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common import UserError
+from common.models.gptq_folder import GPTQFolder, Stored, fused_names, is_gptq_folder
 from common.models.load import open_source
+from common.models.packed import PER_CHANNEL, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
-from stages.m7_gptq.checkpoint import GPTQFolder, fused_names, is_gptq_folder
 from stages.m7_gptq.linear import SideBySide
 from stages.m7_gptq.model import build_from
-from stages.m7_gptq.packed import concatenate, pack_zeros, unpack_zeros
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits
@@ -109,6 +109,22 @@ def test_an_older_folder_with_quantize_config_alone(folder: Path) -> None:
     GPTQFolder(folder).check()
 
 
+def test_what_a_description_leaves_out() -> None:
+    assert Stored.from_dict("x", {"bits": 4}) == Stored(4, PER_CHANNEL, True, False, "gptq")
+
+
+def test_a_zero_point_beside_the_middle_is_taken_for_another_version(folder: Path) -> None:
+    """Some writers call grids symmetric that are nearly so: each zero point is read as it is."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{FIRST}.qzeros"][0, 0] += 1
+
+    edit(folder, change)
+    source = GPTQFolder(folder)
+    source.check()
+    assert source.quantized(FIRST).zeros[0, :2].tolist() == [9, 8]
+
+
 def test_no_g_idx_and_a_zero_bias(folder: Path, saved: Path) -> None:
     """AutoGPTQ's habits: a bias of zeros where the model has none; others leave out g_idx where it says nothing."""
 
@@ -147,9 +163,11 @@ def test_a_lie_about_the_version_is_found(make: Make, symmetric: bool, truth: An
     ("changes", "words"),
     [
         ({"bits": 3}, "bits=3 is not supported"),
-        ({"bits": 8}, "mislabelled"),
-        ({"group_size": 64}, "mislabelled"),
+        ({"bits": 8}, "bits=8 and group_size=32 mean"),
+        ({"group_size": 64}, "group_size=64 mean"),
+        ({"bits": "4"}, "bits='4' is not supported"),
         ({"group_size": 0}, "group_size=0"),
+        ({"sym": "false"}, "sym='false'"),
         ({"quant_method": "awq"}, "'awq' is not supported"),
         ({"checkpoint_format": "marlin"}, "'marlin' is not supported"),
         ({"pack_dtype": "int64"}, "pack_dtype"),
@@ -169,6 +187,11 @@ def test_a_truncated_file(folder: Path) -> None:
     assert "cannot be read" in refusal(folder)
 
 
+def test_a_missing_shard(folder: Path) -> None:
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "lacks 1 of 3 shards" in refusal(folder)
+
+
 def test_a_missing_part(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.pop(f"{FIRST}.scales"))
     assert f"lacks {FIRST}.scales" in refusal(folder)
@@ -179,8 +202,66 @@ def test_scales_that_are_not_finite(folder: Path) -> None:
     assert "not finite" in refusal(folder)
 
 
-def test_a_group_that_does_not_exist(folder: Path) -> None:
-    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(9))
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("qweight", "not int32"), ("qzeros", "not int32"), ("scales", "no floating"), ("g_idx", "no int")],
+)
+def test_numbers_of_another_kind(folder: Path, kind: str, words: str) -> None:
+    dtype = torch.int32 if kind == "scales" else torch.float32
+    edit(folder, lambda tensors: tensors.update({f"{FIRST}.{kind}": tensors[f"{FIRST}.{kind}"].to(dtype)}))
+    assert words in refusal(folder)
+
+
+def test_a_norm_that_is_not_finite(folder: Path) -> None:
+    name = "model.layers.1.input_layernorm.weight"
+    edit(folder, lambda tensors: tensors[name].fill_(float("nan")), shard=2)
+    with pytest.raises(UserError, match=f"{name} is not finite"):
+        GPTQFolder(folder).read(name, (64,))
+
+
+def test_act_order_without_g_idx(make: Make) -> None:
+    folder = make(desc_act=True)
+    edit(folder, lambda tensors: tensors.pop(f"{FIRST}.g_idx"))
+    assert f"lacks {FIRST}.g_idx" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 128}, "qweight has shape"),
+        ({"num_hidden_layers": 4}, "lacks model.layers.2.self_attn.q_proj.qweight"),
+        ({"num_hidden_layers": 1}, "unexpected tensors model.layers.1"),
+        (
+            {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+            "lacks tensors model.layers.0",
+        ),
+        ({"quantization_config": "gptq"}, "is not quantised"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_model(folder: Path, changes: dict[str, Any], words: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert words in refusal(folder)
+
+
+def test_one_file_and_config_json_alone(folder: Path, saved: Path) -> None:
+    """As many checkpoints are: no shards, no index, no quantize_config.json."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+        path.unlink()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "quantize_config.json").unlink()
+    assert torch.equal(
+        GPTQFolder(folder).quantized(FIRST).dequantize(), GPTQFolder(saved).quantized(FIRST).dequantize()
+    )
+
+
+@pytest.mark.parametrize("group", [-1, 2])
+def test_a_group_that_does_not_exist(folder: Path, group: int) -> None:
+    edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(group))
     assert "g_idx names groups" in refusal(folder)
 
 

@@ -98,15 +98,23 @@ def test_act_order_takes_the_largest_activations_first() -> None:
     assert quantised.g_idx.bincount().tolist() == [32] * 6
 
 
-def test_inputs_that_are_always_zero() -> None:
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_inputs_that_are_always_zero(desc_act: bool) -> None:
+    settings = Settings(group_size=32, symmetric=True, desc_act=desc_act)
     weight, x = problem()
     x[:, 10:20] = 0
     weight[:, 10:20] = 0
-    usual, _ = gptq(weight, hessian_of(x), Settings(group_size=32, symmetric=True))
+    usual, _ = gptq(weight, hessian_of(x), settings)
     weight[:, 10:20] = 1000  # must not widen the grid of its group
-    quantised, loss = gptq(weight, hessian_of(x), Settings(group_size=32, symmetric=True))
+    quantised, loss = gptq(weight, hessian_of(x), settings)
     assert torch.equal(quantised.dequantize(), usual.dequantize())
     assert loss == pytest.approx(output_error(weight, quantised.dequantize(), x), rel=0.15)
+
+
+def test_a_layer_whose_inputs_are_all_zero() -> None:
+    weight, x = problem()
+    quantised, loss = gptq(weight, hessian_of(x * 0), Settings())
+    assert loss == 0 and not bool(quantised.dequantize().any())
 
 
 def test_the_factor_is_one_of_the_inverse() -> None:

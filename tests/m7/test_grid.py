@@ -26,6 +26,40 @@ def test_rounding_is_within_half_a_step(bits: int, symmetric: bool) -> None:
     assert float((error / grid.scale).mean()) < 0.3
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("low", "high"), [(5.0, 6.0), (-6.0, -5.0), (-10.0, 1.0)])
+def test_groups_that_do_not_lie_around_zero(low: float, high: float, symmetric: bool) -> None:
+    """A grid has to reach 0, since the zero point is a code; a symmetric one reaches as far on both sides."""
+    weight = torch.linspace(low, high, 32)[:, None].repeat(1, 2)
+    grid = fit_grid(weight, plain(symmetric=symmetric))
+    assert bool((grid.zero >= 0).all()) and bool((grid.zero <= 15).all())
+    assert not symmetric or bool((grid.zero == 8).all())
+    assert bool(((grid.values(grid.codes(weight)) - weight).abs() <= grid.scale * 1.01).all())
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-10])
+def test_groups_of_nothing_or_next_to_nothing(size: float) -> None:
+    """A scale of 0, or one that float16 rounds to 0, would make NaN."""
+    grid = fit_grid(torch.full((32, 2), size), plain())
+    assert bool((grid.scale == (1.0 if size == 0 else 2.0**-24)).all())
+    assert bool((grid.values(grid.codes(torch.full((32, 2), size))).abs() <= grid.scale).all())
+
+
+def test_the_search_misses_a_better_grid() -> None:
+    """Against every share and both zero points beside the ideal one, tried one by one."""
+    weight = torch.randn(32, 1, generator=torch.Generator().manual_seed(3))
+    weight[0] = 4.0
+    best = float("inf")
+    for step in range(33):
+        share = 1.05 - step / 64
+        scale = ((weight.max() - weight.min()) * share / 15).half().float()
+        for zero in (torch.floor(-weight.min() * share / scale), torch.ceil(-weight.min() * share / scale)):
+            codes = (weight / scale).round().add(zero).clamp(0, 15)
+            best = min(best, float(((codes - zero) * scale - weight).square().sum()))
+    grid = fit_grid(weight, plain(search=True))
+    assert float((grid.values(grid.codes(weight)) - weight).square().sum()) == pytest.approx(best, rel=1e-5)
+
+
 def test_scales_are_ones_that_float16_holds() -> None:
     grid = fit_grid(torch.randn(32, 7), plain())
     assert torch.equal(grid.scale, grid.scale.half().float())

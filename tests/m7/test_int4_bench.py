@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import int4
+from common import UserError
 
 
 def test_a_layer_or_a_number_of_rows_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +21,49 @@ def test_a_layer_or_a_number_of_rows_is_missing(tmp_path: Path, capsys: pytest.C
     assert all(r["seconds"] > 0 and r["share"] > 0 for r in results["records"])
     assert all(r["speedup"] == 1 for r in results["records"] if r["layer"] == "bf16")
     assert "small 128 → 64" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_loses_or_repeats_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "int4.json"
+    monkeypatch.setattr(int4, "QUICK_SHAPES", {"one": (128, 64), "two": (64, 64)})
+    real, calls = int4.measure, []
+
+    def stops(name: str, *rest: Any) -> list[int4.Measurement]:
+        calls.append(name)
+        if calls == ["one", "two"]:
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(int4, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        int4.run("cpu", path, quick=True, out_dir=tmp_path)
+    before = json.loads(path.read_text())["records"]
+    assert {r["shape"] for r in before} == {"one"}
+    results = int4.run("cpu", path, quick=True, out_dir=tmp_path, resume=True)
+    assert calls == ["one", "two", "two"]
+    assert results["records"][: len(before)] == before
+    assert [v["shape"] for v in results["verdicts"]] == ["one", "two"]
+    with pytest.raises(UserError, match="leave out --resume"):
+        int4.run("cpu", path, quick=True, out_dir=tmp_path, resume=True, group=64)
+
+
+def test_verdicts() -> None:
+    def at(rows: int, speedup: float, layer: str = "int4") -> int4.Measurement:
+        return int4.Measurement("o", 64, 64, rows, layer, 1.0, 1.0, speedup, 0.5)
+
+    assert int4.verdicts([at(1, 1.0, "bf16"), at(1, 1.6), at(2, 1.0), at(4, 0.9), at(8, 0.8)]) == [
+        {"shape": "o", "speedup": 1.6, "goal": 1.5, "met": True, "ends_at_rows": 4}
+    ]
+    (found,) = int4.verdicts([at(1, 1.4), at(2, 1.2)])
+    assert (found["met"], found["ends_at_rows"]) == (False, None)
+
+
+def test_tuning_without_a_gpu() -> None:
+    with pytest.raises(UserError, match="need a GPU"):
+        int4.tune("cpu")
+
+
+def test_the_best_configurations_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    tried = [("slow", 4e-6), ("fast", 1e-6), ("broken", None), ("middle", 2e-6), ("slowest", 5e-6)]
+    int4.print_best([{"shape": "o", "rows": 1, "config": c, "seconds": s, "error": None} for c, s in tried])
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["fast", "middle", "slow"]

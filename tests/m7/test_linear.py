@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.models.linear import PackedLinear
+from common.models.packed import concatenate
 from stages.m7_gptq import cpu_linear
 from stages.m7_gptq.cpu_linear import DEQUANTIZE_TOKENS, CpuInt4Linear
 from stages.m7_gptq.linear import (
@@ -18,7 +19,6 @@ from stages.m7_gptq.linear import (
     quantized_linear,
     select_outputs,
 )
-from stages.m7_gptq.packed import concatenate
 from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, make_input, make_weight
 
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from common.models.packed import QuantizedWeight
 from stages.m7_gptq.kernels.triton_dequantize import dequantize
 from stages.m7_gptq.kernels.triton_gemv import gemv
 from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
 from stages.m7_gptq.kernels.triton_tiles import _even_parts, tiles
-from stages.m7_gptq.packed import QuantizedWeight
 from stages.m7_gptq.triton_linear import TritonInt4Linear
 from tests.m7.weights import GROUPS, check, make_input, make_weight
 

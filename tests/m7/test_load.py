@@ -9,12 +9,12 @@ import torch
 
 from common.models.decoder import Decoder
 from common.models.linear import Linear, Projection
+from common.models.packed import QuantizedWeight, pack
 from common.models.random_weights import RandomSource
 from common.models.weights import Shape, build_decoder, tensor_shapes
 from stages.m7_gptq.cpu_linear import CpuInt4Linear
 from stages.m7_gptq.linear import Permuted, SideBySide
 from stages.m7_gptq.load import ReadQuantized, build_quantized_decoder, build_rounded_decoder
-from stages.m7_gptq.packed import QuantizedWeight, pack
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits, greedy

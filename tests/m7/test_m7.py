@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import stages
 from benchmarks.contestant import Setting
 from benchmarks.stage_contestant import StageContestant
 from common import Engine, SamplingParams, UserError
 from common.config import DEFAULT_MODEL
+from common.models.gptq_folder import GPTQFolder, fused_names
 from common.models.linear import Linear
-from common.models.weights import build_decoder
-from stages.m7_gptq.checkpoint import GPTQFolder
 from stages.m7_gptq.cpu_linear import CpuInt4Linear
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings
@@ -30,23 +28,16 @@ PROMPTS = prompts_of((7, 1, 30, 2, 16, 9))
 OUTPUTS = [exactly(count) for count in (9, 20, 3, 12, 16, 24)]
 
 
-def m0_on(folder: GPTQFolder, plain: str, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
-    """m0's tokens with the folder's dequantised weights; plain: the model that the folder was made from."""
-    with stages.build("m0", model=plain, device="cpu") as engine, torch.inference_mode():
-        engine.runner.model = build_decoder(folder, torch.float32, CPU, False)
-        return tokens(engine.generate(prompts, params))
-
-
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize(
     "options", [{}, {"symmetric": False}, {"desc_act": True}, {"bits": 8}, {"group_size": -1}], ids=str
 )
 def test_tokens_are_not_those_of_the_dequantised_checkpoint(
-    build: Build, make: Make, frozen: Frozen, model: str, options: dict[str, object]
+    build: Build, make: Make, model: str, options: dict[str, object]
 ) -> None:
-    folder = make(model, **options)
-    engine = build("m7", model=str(folder), block_size=4, kv_cache_memory=48 * TOKEN_BYTES, max_num_seqs=4)
-    expected = m0_on(GPTQFolder(folder), frozen(model), PROMPTS, OUTPUTS)
+    folder = str(make(model, **options))
+    engine = build("m7", model=folder, block_size=4, kv_cache_memory=48 * TOKEN_BYTES, max_num_seqs=4)
+    expected = tokens(build("m0", model=folder).generate(PROMPTS, OUTPUTS))
     assert tokens(serve(engine, PROMPTS, OUTPUTS)) == expected
 
 
@@ -60,8 +51,7 @@ def test_the_embedded_model_answers_differently_from_m0_on_its_dequantised_weigh
     with build("m7", model=str(folder), max_model_len=64) as engine:
         got = [output.text for output in engine.generate(prompts, params)]
         del engine.runner.model.layers[:]
-    with build("m0", model=DEFAULT_MODEL, max_model_len=64) as engine, torch.inference_mode():
-        engine.runner.model = build_decoder(GPTQFolder(folder), torch.float32, CPU, False)
+    with build("m0", model=str(folder), max_model_len=64) as engine:
         assert got == [output.text for output in engine.generate(prompts, params)]
 
 
@@ -71,7 +61,7 @@ def test_a_model_that_is_not_quantised_is_quantised_once(
     monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
     monkeypatch.setattr("stages.m7_gptq.quantize.calibration_tokens", lambda tokenizer, text: token_ids)
     first = build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)
-    [folder] = (tmp_path / "gptq").iterdir()
+    [folder] = [path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]
     assert folder.name.endswith(Settings().name)
     written = (folder / "config.json").stat().st_mtime_ns
     monkeypatch.setattr("stages.m7_gptq.quantize.quantize_layers", None)
@@ -98,9 +88,15 @@ def test_float32_multiplies_by_something_else_than_the_dequantised_weights(build
     assert engine.note is not None and "dequantised" in engine.note
 
 
-def test_other_stages_run_a_quantised_folder(build: Build, saved: Path) -> None:
-    with pytest.raises(UserError, match="m7"):
-        build("m6", model=str(saved))
+def test_other_stages_run_other_weights_than_the_checkpoint_stands_for(build: Build, saved: Path) -> None:
+    """They take its dequantised weights, and say so."""
+    engine = build("m6", model=str(saved))
+    folder = GPTQFolder(saved)
+    for name, projection in fused_names(1).items():
+        expected = torch.cat([folder.quantized(n).dequantize() for n in projection])
+        assert torch.equal(getattr(engine.runner.model.layers[1], name).weight, expected)
+    assert engine.note == "dequantised at load from 4-bit GPTQ, groups of 32: no bytes are saved"
+    assert build("m7", model=str(saved), dtype="bf16").note is None
 
 
 def test_a_damaged_folder_is_quantised_instead_of_refused(build: Build, folder: Path) -> None:

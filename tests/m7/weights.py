@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from common.models.linear import Projection
-from stages.m7_gptq.packed import QuantizedWeight, pack
+from common.models.packed import QuantizedWeight, pack
 
 SMOLLM2 = {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)}
 QWEN3 = {"qkv": (1024, 4096), "o": (2048, 1024), "gate_up": (1024, 6144), "down": (3072, 1024)}

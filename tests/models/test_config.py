@@ -80,7 +80,6 @@ def test_hf_form_gives_the_same_configuration_back(preset: str) -> None:
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"sliding_window": 32}, "sliding_window 32"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "GPTQ arrives with stage m7"),
         ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
         ({"num_key_value_heads": 3}, "cannot share"),
         ({"head_dim": 5}, "odd"),

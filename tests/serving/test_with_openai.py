@@ -8,6 +8,7 @@ import openai
 import pytest
 
 import stages
+from common import Engine
 from common.config import DEFAULT_MODEL
 from common.sampling_params import SamplingParams
 from common.serving.engine_thread import Job
@@ -24,12 +25,11 @@ def running(serve: Serve) -> Running:
 
 
 @pytest.mark.parametrize("stage", [name.split("_")[0] for name in stages.names()])
-def test_every_stage_gives_the_tokens_of_its_engine(serve: Serve, stage: str) -> None:
+def test_every_stage_gives_the_tokens_of_its_engine(serve: Serve, build: Callable[..., Engine], stage: str) -> None:
     running = serve(stage, talks=False)
     prompt = [5, 6, 7, 8, 9]
     completion = running.client.completions.create(model=TINY, prompt=prompt, max_tokens=8, temperature=0)
-    running.wait_until_idle()
-    [expected] = running.engine.generate([prompt], SamplingParams(max_tokens=8))
+    [expected] = build(stage).generate([prompt], SamplingParams(max_tokens=8))
     assert completion.choices[0].text.split() == [str(token) for token in expected.token_ids]
     assert completion.choices[0].finish_reason == "length"
     assert completion.usage is not None

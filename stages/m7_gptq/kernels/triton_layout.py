@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stages.m7_gptq.packed import QuantizedWeight, pack
+from common.models.packed import QuantizedWeight, pack
 
 BLOCK = 128
 

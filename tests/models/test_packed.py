@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.m7_gptq.packed import Format, QuantizedWeight, pack, pack_zeros, unpack, unpack_zeros
+from common.models.packed import Format, QuantizedWeight, pack, pack_zeros, unpack, unpack_zeros
 
 FORMS: tuple[Format, ...] = ("gptq", "gptq_v2")
 
@@ -51,3 +53,13 @@ def test_dequantize_is_the_formula() -> None:
             g = i // 8 if index is None else int(index[i])
             expected = (codes[i].float() - zeros[g].float()) * scales[g].float()
             assert torch.equal(result[:, i], expected)
+
+
+def test_bytes_are_those_of_a_checkpoint() -> None:
+    """Zero points count packed, g_idx and bias where there are any."""
+    codes = torch.zeros(64, 16, dtype=torch.uint8)
+    weight = QuantizedWeight(pack(codes, 4), torch.ones(2, 16).half(), torch.full((2, 16), 8).byte(), None, 4, 32)
+    assert weight.weights_bytes() == 64 * 16 // 2 + 2 * 16 * 2 + 2 * 16 // 2
+    index = torch.arange(64, dtype=torch.int32) // 32
+    other = replace(weight, g_idx=index, bias=torch.zeros(16).half())
+    assert other.weights_bytes() == weight.weights_bytes() + 64 * 4 + 16 * 2

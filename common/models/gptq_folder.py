@@ -13,11 +13,10 @@ import torch
 from common.errors import UserError
 from common.models.config import ModelConfig
 from common.models.hf_folder import open_weights, read_json
+from common.models.packed import BITS, PER_CHANNEL, WORD, Format, QuantizedWeight, unpack_zeros
 from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.options import require
 from common.tokenizer import Tokenizer
-from stages.m7_gptq.packed import WORD, Format, QuantizedWeight, unpack_zeros
-from stages.m7_gptq.settings import BITS, PER_CHANNEL
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -40,9 +39,10 @@ class Stored:
     def from_dict(cls, name: str, options: Mapping[str, Any]) -> Stored:
         """From `quantization_config` or quantize_config.json; `UserError` for what is not supported."""
         method = options.get("quant_method") or options.get("method") or "gptq"
-        require(method == "gptq", f"{name}: quant_method {method!r} is not supported: only 'gptq'")
+        hint = "GPTQ is, and checkpoints that are not quantised"
+        require(method == "gptq", f"{name}: quant_method {method!r} is not supported: {hint}")
         bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
-        require(bits in BITS, f"{name}: bits={bits!r} is not supported: GPTQ with 4 or 8 bits is")
+        require(type(bits) is int and bits in BITS, f"{name}: bits={bits!r} is not supported: GPTQ with 4 or 8 bits is")
         whole = isinstance(group, int) and not isinstance(group, bool) and (group == PER_CHANNEL or group > 0)
         require(whole, f"{name}: group_size={group!r} is not supported: a positive number, or -1 for none")
         form = options.get("checkpoint_format") or options.get("format") or "gptq"
@@ -54,7 +54,9 @@ class Stored:
         require(packed == "int32", f"{name}: pack_dtype {packed!r} is not supported: 'int32' is")
         require(not options.get("lm_head"), f"{name}: a quantised lm_head is not supported")
         require(not options.get("dynamic"), f"{name}: settings of its own for some layers (dynamic) are not supported")
-        symmetric, desc_act = bool(options.get("sym", True)), bool(options.get("desc_act", False))
+        symmetric, desc_act = options.get("sym", True), options.get("desc_act", False)
+        for word, value in (("sym", symmetric), ("desc_act", desc_act)):
+            require(isinstance(value, bool), f"{name}: {word}={value!r} is not supported: true or false")
         return cls(cast(int, bits), cast(int, group), symmetric, desc_act, cast(Format, form))
 
     def group_of(self, in_features: int) -> int:
@@ -80,11 +82,21 @@ class GPTQFolder:
         label = name or str(folder)
         require((folder / "config.json").is_file(), f"{folder} has no config.json: give a GPTQ model's folder")
         options = read_json(folder / "config.json")
-        self.stored = Stored.from_dict(label, _quantization(folder, options))
+        quantization = _quantization(folder, options)
+        self.stored = Stored.from_dict(label, quantization)
+        self.meta: object = quantization.get("meta")
+        """What its maker says about how it was made."""
         generation = folder / "generation_config.json"
         plain = {key: value for key, value in options.items() if key != "quantization_config"}
         self.config = ModelConfig.from_hf(label, plain, read_json(generation) if generation.is_file() else None)
         self._files: dict[str, Any] = {}
+
+    @property
+    def note(self) -> str:
+        """What a reader of figures must know where the weights that `read` gives are used."""
+        stored = self.stored
+        group = "one group per output" if stored.group_size == PER_CHANNEL else f"groups of {stored.group_size}"
+        return f"dequantised at load from {stored.bits}-bit GPTQ, {group}: no bytes are saved"
 
     def tokenizer(self) -> Tokenizer | None:
         return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
@@ -110,6 +122,7 @@ class GPTQFolder:
             tensor.is_floating_point() and tensor.itemsize >= 2,
             f"{self.config.name}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16",
         )
+        require(bool(torch.isfinite(tensor).all()), f"{self.config.name}: {name} is not finite: download it again")
         return tensor
 
     def quantized(self, name: str) -> QuantizedWeight:
@@ -125,6 +138,7 @@ class GPTQFolder:
         qweight, qzeros, scales = part("qweight"), part("qzeros"), part("scales")
         for kind, tensor in (("qweight", qweight), ("qzeros", qzeros)):
             require(tensor.dtype == torch.int32, f"{label}.{kind} holds {tensor.dtype}, not int32: it is mislabelled")
+        require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
         require(bool(torch.isfinite(scales).all()), f"{label}.scales are not finite: quantise the model again")
         weight = QuantizedWeight(
             qweight=qweight,
@@ -136,7 +150,9 @@ class GPTQFolder:
             bias=part("bias") if f"{name}.bias" in tensor_shapes(self.config) else None,
         )
         if f"{name}.g_idx" in self._files:
-            g_idx = part("g_idx").to(torch.int32)
+            g_idx = part("g_idx")
+            require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
+            g_idx = g_idx.to(torch.int32)
             within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
             require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
             weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
@@ -150,15 +166,16 @@ class GPTQFolder:
                 continue
             base = name.removesuffix(".weight")
             wanted = self.stored.shapes(*shape)
-            if f"{base}.g_idx" not in found:  # some writers leave it out where it says nothing
+            if f"{base}.g_idx" not in found and not self.stored.desc_act:  # some writers leave out what says nothing
                 del wanted["g_idx"]
             for kind, wanted_shape in wanted.items():
                 part = shapes.pop(f"{base}.{kind}", None)
-                require(part is not None, f"{self.config.name}: the checkpoint lacks {base}.{kind}: it is incomplete")
+                require(part is not None, f"{self.config.name}: the checkpoint lacks {base}.{kind}: download it again")
                 require(
                     part == wanted_shape,
                     f"{self.config.name}: {base}.{kind} has shape {list(part or ())}, but bits={self.stored.bits} and "
-                    f"group_size={self.stored.group_size} mean {list(wanted_shape)}: the checkpoint is mislabelled",
+                    f"group_size={self.stored.group_size} mean {list(wanted_shape)}: correct config.json, or "
+                    "download the model again",
                 )
             bias = f"{base}.bias"
             if bias in shapes and bias not in plain:  # AutoGPTQ writes zeros where the model has no bias
