@@ -6,6 +6,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import attention
 from benchmarks.files import write_atomically
+from benchmarks.int4 import SCHEMA as INT4
 from benchmarks.plots import PICTURES, int4, quality
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
@@ -53,7 +54,7 @@ def draw(machine: Machine) -> list[Picture]:
             quality.draw(sheet.rows, path)
             drawn.append(Picture(path, "perplexity over bf16 of each kind of weights"))
     for sheet in machine.sheets:
-        if str(sheet.values.get("schema")).startswith("int4"):
+        if sheet.values.get("schema") == INT4:
             path = sheet.path.with_name("int4.png")
             figure = int4.draw(sheet.values, machine.title)
             write_atomically(path, lambda scratch, figure=figure: int4.save(figure, scratch))
