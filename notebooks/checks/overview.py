@@ -18,7 +18,7 @@ def latencies(answer: Callable[[float, Sequence[float]], tuple[float, float, flo
         case = f"Arrived at {arrival} s, tokens at {times}"
         expect(
             abs(got[0] - line.ttft) < 1e-9,
-            f"{case}: TTFT is {line.ttft:.3f} s after the arrival; you say {got[0]:.3f}.",
+            f"{case}: TTFT is {line.ttft:.3f} s; you say {got[0]:.3f}. When did it arrive?",
         )
         gap = sum(line.itl) / len(line.itl)
         expect(
@@ -39,8 +39,8 @@ def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
         expect(got is not None, "Your answer is None. Is there a `return`?")
         expect(
             abs(got / wanted - 1) < 1e-6,
-            f"{weights / 1e9:g} GB of weights, {speed / 1e9:,.0f} GB/s, {requests} requests together: you say {got:,.1f} "
-            f"tokens/s, the limit is {wanted:,.1f}. A step reads all weights once, and gives every request a token.",
+            f"{weights / 1e9:g} GB of weights, {speed / 1e9:,.0f} GB/s, {requests} requests together: you say "
+            f"{got:,.1f} tokens/s, the limit is {wanted:,.1f}. A step reads all weights once, and gives every request a token.",
         )
     return "Weights are read once a step, whoever shares it: this is why batching is the heart of serving."
 
