@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import torch
 
 import stages
-from benchmarks.plots.timeline import KINDS
 from benchmarks.recipes import first, uniform
 from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
@@ -147,6 +146,9 @@ say(f"""
 
 
 # %%
+KINDS = {"prefill": "#0F6FC6", "decode": "#8CC5F0", "idle": "#FFFFFF"}
+
+
 def record(stage):
     with stages.build(stage, max_num_seqs=4, max_model_len=64, **HERE) as engine:
         engine.trace = StepTrace()

@@ -40,7 +40,8 @@ def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
         expect(
             abs(got / wanted - 1) < 1e-6,
             f"{weights / 1e9:g} GB of weights, {speed / 1e9:,.0f} GB/s, {requests} requests together: you say "
-            f"{got:,.1f} tokens/s, the limit is {wanted:,.1f}. A step reads all weights once, and gives every request a token.",
+            f"{got:,.1f} tokens/s, the limit is {wanted:,.1f}. A step reads the "
+            "weights once, and gives every request a token.",
         )
     return "Weights are read once a step, whoever shares it: this is why batching is the heart of serving."
 
