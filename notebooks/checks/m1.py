@@ -1,0 +1,76 @@
+"""The exercises of m1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import stages
+from common import SamplingParams
+from common.models.config import ModelConfig
+from common.models.random_weights import PRESETS
+from notebooks.exercises import check, expect, expect_equal
+
+TINY = "random:tiny-llama"
+
+
+@check
+def kv_bytes(answer: Callable[[ModelConfig, int, int], int]) -> str:
+    """answer(config, num_tokens, bytes_of_a_number) -> bytes, held against what m1 really allocates."""
+    with stages.build("m1", model=TINY, device="cpu", max_model_len=64, max_num_seqs=3) as engine:
+        config, allocated = engine.runner.model.config, engine.runner.attention.kv_bytes()
+    got = answer(config, 3 * 64, 4)
+    expect(got is not None, "Your answer is None. Is there a `return`?")
+    expect(
+        got == allocated,
+        f"For 3 rows of 64 tokens in float32, {config.num_layers} layers, {config.num_heads} query heads and "
+        f"{config.num_kv_heads} KV heads of {config.head_dim} you say {got:,} bytes. m1 allocates {allocated:,}: you "
+        f"are off by a factor of {got / allocated:g}. Whose heads are stored?",
+    )
+    qwen = PRESETS["qwen3-0.6b"]
+    expect_equal(answer(qwen, 1, 2), 114_688, "One token of Qwen3-0.6B in bfloat16")
+    return f"m1 allocates exactly that: {allocated:,} bytes. A token of Qwen3-0.6B takes {answer(qwen, 1, 2):,}."
+
+
+@check
+def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]) -> str:
+    """answer(q [H, D], keys [H, slots, D], values [H, slots, D], length) -> [H, D]."""
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 5, 8):
+        q, keys, values = (torch.randn(*shape, generator=generator) for shape in ((2, 4), (2, 8, 4), (2, 8, 4)))
+        keys[:, length:], values[:, length:] = 7.0, 1e4  # what an earlier request has left there
+        weights = torch.softmax(torch.einsum("hd,hsd->hs", q, keys[:, :length]) / 4**0.5, dim=-1)
+        wanted = torch.einsum("hs,hsd->hd", weights, values[:, :length])
+        got = answer(q, keys.clone(), values.clone(), length)
+        expect(isinstance(got, torch.Tensor), f"Your answer is {type(got).__name__}, not a tensor [2, 4].")
+        expect(
+            got.shape == wanted.shape, f"Your answer has the shape {list(got.shape)}, and it is [2, 4]: one row a head."
+        )
+        far = (got - wanted).abs().max().item()
+        expect(
+            far < 100,
+            f"With {length} of 8 slots written your output is off by {far:,.0f}: it has read slots from {length} on, "
+            "where an earlier request left its values.",
+        )
+        expect(
+            far < 1e-4,
+            f"With {length} of 8 slots written your output is off by {far:.3f}. Only slots below `length` are seen: "
+            "they are gone; what of the scale, 1/√D, and the softmax over the slots?",
+        )
+    return "It reads the slots that are written, and none beside."
+
+
+@check
+def positions(answer: Callable[[int, int, bool], int]) -> str:
+    """answer(prompt, outputs, cached) -> positions that go through the model, held against the engines' counters."""
+    for prompt, outputs in ((5, 1), (5, 2), (7, 6)):
+        for stage, cached in (("m0", False), ("m1", True)):
+            with stages.build(stage, model=TINY, device="cpu", max_model_len=64) as engine:
+                engine.generate([list(range(1, prompt + 1))], SamplingParams(max_tokens=outputs, ignore_eos=True))
+                counted = engine.metrics()["computed_tokens"]
+            expect_equal(answer(prompt, outputs, cached), counted, f"{stage}, {prompt} tokens in, {outputs} out")
+    return (
+        f"For 128 in and 128 out that is {answer(128, 128, False):,} positions without a cache and "
+        f"{answer(128, 128, True):,} with one. The last token never goes through the model: nobody asks what is next."
+    )

@@ -1,0 +1,56 @@
+"""How an exercise is checked: the verdict is right, or says what is wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a notebook shows as the result of an exercise's cell."""
+
+    right: bool
+    message: str
+
+    def _repr_markdown_(self) -> str:
+        return f"**{'Right.' if self.right else 'Not yet.'}** {self.message}"
+
+    def __repr__(self) -> str:
+        return f"{'Right.' if self.right else 'Not yet.'} {self.message}"
+
+
+class NotYetError(Exception):
+    """An answer is wrong: the message says what about it."""
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise NotYetError(message)
+
+
+def expect_equal(got: object, wanted: object, case: str) -> None:
+    """case: what was asked, in words."""
+    if got is None:
+        raise NotYetError(f"{case}: your answer is None. Is there a `return`?")
+    expect(got == wanted, f"{case}: you say {got!r}, and it is {wanted!r}.")
+
+
+def check(judge: Callable[[Any], str]) -> Callable[[Any], Verdict]:
+    """A check from a judge, which takes the answer and returns what to say about a right one; for a wrong one it calls
+    `expect`. An answer that breaks is no traceback through our code either."""
+
+    @functools.wraps(judge)
+    def verdict(answer: Any) -> Verdict:
+        try:
+            return Verdict(True, judge(answer))
+        except NotYetError as error:
+            return Verdict(False, str(error))
+        except NotImplementedError:
+            return Verdict(False, "There is nothing to check: your code goes where `NotImplementedError` is raised.")
+        except Exception as error:  # whatever a learner's code does
+            return Verdict(False, f"Your code broke with {type(error).__name__}: {error}")
+
+    return verdict
