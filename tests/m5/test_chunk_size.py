@@ -76,6 +76,51 @@ def test_steps_planned_ahead_are_counted_twice(clock: Clock) -> None:
     assert size.tokens in (384, 400)
 
 
+@pytest.mark.parametrize("first", [16, 256, 4096])
+def test_nothing_is_learned_while_every_step_has_prompts(clock: Clock, first: int) -> None:
+    """Nobody ever decodes alone: the size still becomes that with which a step takes the target."""
+    size = AutoChunkSize(target=0.050)
+    size.tokens = first
+    for _ in range(60):
+        step(clock, size, 0.010 + 0.0001 * size.tokens, size.tokens)
+    assert size.tokens in (384, 400)
+
+
+def test_prompts_alone_teach_nothing(clock: Clock) -> None:
+    """Before anybody decodes: half a second for 1,000 tokens, so 100 in 50 ms."""
+    size = AutoChunkSize(target=0.050)
+    step(clock, size, 0.500, 1000, decodes=0)
+    assert size.tokens == 96
+    step(clock, size, 0.500, 1000, decodes=0)
+    step(clock, size, 0.006, 0)
+    assert size.tokens == 80, "(50 - 6) ms / 0.5 ms = 88"
+
+
+def test_decodes_that_were_slow_once_keep_prompts_small(clock: Clock) -> None:
+    """Many decoded, alone, in more than the target; few go on, beside prompts in every step."""
+    size = AutoChunkSize(target=0.050)
+    for _ in range(10):
+        step(clock, size, 0.080, 0, decodes=64)
+        step(clock, size, 0.080 + 0.0001 * 256, 256, decodes=64)
+    assert size.tokens == AutoChunkSize.UNIT
+    for _ in range(80):
+        step(clock, size, 0.010 + 0.0001 * size.tokens, size.tokens)
+        assert size.tokens <= 500, "a step of more than the target and its decodes"
+    assert size.tokens in (384, 400)
+
+
+def test_a_few_tokens_of_prompt_are_taken_for_slow(clock: Clock) -> None:
+    """With fewer tokens than a unit, noise is all that there is to measure."""
+    size = AutoChunkSize(target=0.050)
+    drive(clock, size, decode=0.010, token=0.0001)
+    before = size.tokens
+    for tokens in (1, 8, 15):
+        step(clock, size, 0.030, tokens)
+    assert size.tokens == before
+    step(clock, size, 0.030, 16)
+    assert size.tokens < before / 2
+
+
 def test_nothing_measured_changes_the_first_size(clock: Clock) -> None:
     size = AutoChunkSize(target=0.050)
     step(clock, size, 0.010, 0)
