@@ -60,8 +60,8 @@ class AutoChunkSize(ChunkSize):
         prompt_tokens = plan.num_tokens - decodes
         if not prompt_tokens:
             self._decode_seconds = self._average(self._decode_seconds, seconds)
-        elif decodes and seconds < (self._decode_seconds or 0.0):  # fewer decode than when they did so alone
-            self._decode_seconds = self._average(self._decode_seconds, seconds)
+        elif decodes and seconds < (self._decode_seconds or 0.0):  # they are fewer than when nobody else was there
+            self._decode_seconds = self._average(self._decode_seconds, 0.0)
         elif prompt_tokens >= self.UNIT:
             beside = self._decode_seconds or 0.0 if decodes else 0.0
             self._token_seconds = self._average(self._token_seconds, (seconds - beside) / prompt_tokens)

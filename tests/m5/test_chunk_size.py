@@ -114,7 +114,7 @@ def test_a_few_tokens_of_prompt_are_taken_for_slow(clock: Clock) -> None:
     size = AutoChunkSize(target=0.050)
     drive(clock, size, decode=0.010, token=0.0001)
     before = size.tokens
-    for tokens in (1, 8, 15):
+    for tokens in (2, 8, 15):
         step(clock, size, 0.030, tokens)
     assert size.tokens == before
     step(clock, size, 0.030, 16)
