@@ -8,33 +8,42 @@ import stages
 from benchmarks.plots.schedule import draw_schedule
 from benchmarks.recipes import Draw
 from common import Engine, SamplingParams
-from common.config import stage_options
+from common.config import parse_device, stage_options
+from common.models.load import open_source
 from common.trace import StepTrace
 
 SHORT, LONG, CHUNK = 16, 1000, 256
-"""Tokens of the prompts, and of the chunks that the long one comes in."""
+"""Tokens of the prompts, and of the chunks that the long one comes in: half of both, a quarter, ... for a model that is
+too short for them."""
 STEPS_BEFORE, STEPS_AFTER = 3, 3
 """So many decode steps are drawn before the long prompt arrives, and after its first token."""
+OUTPUTS = STEPS_BEFORE + STEPS_AFTER + LONG // CHUNK + 3
+"""More tokens than anybody makes before the run ends."""
 
 
 def record_schedule(stage: str, model: str, device: str, dtype: str) -> StepTrace:
     """Two requests decode; after some steps the long prompt comes."""
-    wanted = {"max_num_seqs": 3, "max_model_len": 2 * LONG, "prefill_chunk_size": CHUNK}
+    place = parse_device(device)
+    limit, halvings = open_source(model, place).config.max_position_embeddings, 0
+    while (LONG >> halvings) + OUTPUTS > limit:
+        halvings += 1
+    long, chunk = LONG >> halvings, CHUNK >> halvings
+    wanted = {"max_num_seqs": 3, "max_model_len": long + OUTPUTS, "prefill_chunk_size": chunk}
     options = stage_options(stages.number(stage), wanted)
-    with stages.build(stage, model=model, device=device, dtype=dtype, **options) as engine:
+    with stages.build(stage, model=model, device=place, dtype=dtype, **options) as engine:
         draw = Draw(engine.runner.model.config.vocab_size)
-        _run(engine, draw)  # once without looking: the first steps of a process are slow
+        _run(engine, draw, long)  # once without looking: the first steps of a process are slow
         engine.trace = StepTrace()
-        _run(engine, draw)
+        _run(engine, draw, long)
         return engine.trace
 
 
-def _run(engine: Engine, draw: Draw) -> None:
-    endless = SamplingParams(max_tokens=STEPS_BEFORE + STEPS_AFTER + LONG // CHUNK + 3, ignore_eos=True)
+def _run(engine: Engine, draw: Draw, length: int) -> None:
+    endless = SamplingParams(max_tokens=OUTPUTS, ignore_eos=True)
     short = [engine.add_request(draw.tokens(SHORT), endless) for _ in range(2)]
     for _ in range(1 + STEPS_BEFORE):
         engine.step()
-    long = engine.add_request(draw.tokens(LONG), SamplingParams(max_tokens=1 + STEPS_AFTER, ignore_eos=True))
+    long = engine.add_request(draw.tokens(length), SamplingParams(max_tokens=1 + STEPS_AFTER, ignore_eos=True))
     while not any(output.request_id == long and output.finished for output in engine.step()):
         pass
     for one in short:

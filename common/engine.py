@@ -216,10 +216,12 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        cache_salt: str | None = None,
         progress: bool | None = False,
     ) -> list[RequestOutput]:
-        """Run prompts to their ends; results in input order. `params`: one for all, or one for each."""
-        ids = self._add_all(prompts, params)
+        """Run prompts to their ends; results in input order. `params`: one for all, or one for each. `cache_salt`: of
+        all of them, as in `add_request`."""
+        ids = self._add_all(prompts, params, cache_salt)
         finished: dict[str, RequestOutput] = {}
         with progress_bar("generating", len(ids), show=progress) as advance:
             for output in self._run(ids):
@@ -229,14 +231,21 @@ class Engine:
         return [finished[request_id] for request_id in ids]
 
     def stream(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> Iterator[RequestOutput]:
         """Like `generate`, yielding an output each time a request gains a token; `request_id`s count in input order.
         Whoever stops reading early aborts what is left."""
-        return self._run(self._add_all(prompts, params))
+        return self._run(self._add_all(prompts, params, cache_salt))
 
     def _add_all(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str | None,
     ) -> list[str]:
         require(not isinstance(prompts, str), "give a list of prompts: write [prompt]")
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
@@ -246,7 +255,7 @@ class Engine:
         ids: list[str] = []
         try:
             for prompt, p in zip(prompts, each, strict=True):
-                ids.append(self.add_request(prompt, p))
+                ids.append(self.add_request(prompt, p, cache_salt=cache_salt))
         except BaseException:
             self._abandon(ids)
             raise

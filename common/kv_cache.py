@@ -38,7 +38,7 @@ class PrefixStats:
     asked: tokens of the requests that started, and saved: those of them that were cached. recovered: tokens that
     preempted requests found again when they returned, prompt and output; they count nowhere else. blocks: taken from
     the cache by those who started, instead of computed. evictions: cached blocks whose memory was needed. shared,
-    peak_shared: blocks that several requests hold, now and at most. cached: blocks that can be found now.
+    peak_shared: blocks that several requests hold, now and at most in one step. cached: blocks that can be found now.
     """
 
     asked: int = 0

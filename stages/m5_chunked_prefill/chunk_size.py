@@ -34,6 +34,9 @@ class AutoChunkSize(ChunkSize):
 
     Two running averages are measured: the seconds of a step that only decodes, and what each prompt token adds. The
     second one grows with the prompt (a later chunk attends to more tokens), and the size follows it.
+
+    The first one may be missing or old, where for a long time no step only decodes. Whatever it is wrong by, prompt
+    tokens are charged with: so steps come to take `target` all the same, it only takes them longer.
     """
 
     FIRST = 256  # before anything is measured
@@ -57,11 +60,13 @@ class AutoChunkSize(ChunkSize):
         prompt_tokens = plan.num_tokens - decodes
         if not prompt_tokens:
             self._decode_seconds = self._average(self._decode_seconds, seconds)
-        elif prompt_tokens >= self.UNIT and (self._decode_seconds is not None or not decodes):
-            beside = self._decode_seconds if decodes and self._decode_seconds else 0.0
-            self._token_seconds = self._average(self._token_seconds, max(seconds - beside, 0.0) / prompt_tokens)
-        if self._decode_seconds is not None and self._token_seconds:
-            fitting = (self.target - self._decode_seconds) / self._token_seconds
+        elif decodes and seconds < (self._decode_seconds or 0.0):  # they are fewer than when nobody else was there
+            self._decode_seconds = self._average(self._decode_seconds, 0.0)
+        elif prompt_tokens >= self.UNIT:
+            beside = self._decode_seconds or 0.0 if decodes else 0.0
+            self._token_seconds = self._average(self._token_seconds, (seconds - beside) / prompt_tokens)
+        if self._token_seconds:
+            fitting = (self.target - (self._decode_seconds or 0.0)) / self._token_seconds
             self.tokens = max(self.UNIT, min(self.MOST, int(fitting) // self.UNIT * self.UNIT))
 
     def _average(self, old: float | None, new: float) -> float:

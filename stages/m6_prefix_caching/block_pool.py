@@ -16,8 +16,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> None:
         self.num_blocks = num_blocks
         self.ref_counts = [0] * num_blocks
-        self.num_shared = 0  # blocks with several owners, now and at most
-        self.peak_shared = 0
+        self.num_shared = 0  # blocks with several owners
         self._on_evict = on_evict
         self._empty = list(range(num_blocks))[::-1]
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first; removal from the middle is O(1)
@@ -54,7 +53,6 @@ class BlockPool:
                 del self._cached[block]
             elif self.ref_counts[block] == 1:
                 self.num_shared += 1
-                self.peak_shared = max(self.peak_shared, self.num_shared)
             self.ref_counts[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:

@@ -236,6 +236,7 @@ class PagedCache:
         self.pool.release(self._pinned)
         self._pinned = []
         self._plans += 1
+        self._stats.peak_shared = max(self._stats.peak_shared, self.pool.num_shared)  # by requests: no pins are left
         return copies
 
     def usage(self) -> KVUsage:
@@ -260,12 +261,11 @@ class PagedCache:
 
     def prefix_stats(self) -> PrefixStats:
         stats = self._stats
-        stats.shared, stats.peak_shared, stats.cached = self.pool.num_shared, self.pool.peak_shared, len(self._entries)
+        stats.shared, stats.cached = self.pool.num_shared, len(self._entries)
         return stats
 
     def reset_prefix_stats(self) -> None:
-        self._stats = PrefixStats()
-        self.pool.peak_shared = self.pool.num_shared
+        self._stats = PrefixStats(peak_shared=self.pool.num_shared)
 
     def prefix_tree(self) -> list[PrefixNode]:
         return tree(self._entries, self.pool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common import SamplingParams
+from common import EngineConfig, SamplingParams
 from common.plan import Chunk, StepPlan
 from common.request import Request
 from stages.m5_chunked_prefill import chunk_size
@@ -74,6 +74,87 @@ def test_steps_planned_ahead_are_counted_twice(clock: Clock) -> None:
         size.observe(second)
     step(clock, size, 0.010 + 0.0001 * 256, 256)
     assert size.tokens in (384, 400)
+
+
+def test_one_slow_step_changes_everything(clock: Clock) -> None:
+    """A quarter of the newest step counts: one that takes three times as long costs a third of the size."""
+    size = AutoChunkSize(target=0.050)
+    drive(clock, size, decode=0.010, token=0.0001, steps=60)
+    step(clock, size, 0.010 + 0.0003 * 400, 400)
+    assert size.tokens == 256, "40 ms / (0.75 * 0.1 + 0.25 * 0.3) ms = 267"
+
+
+def test_prompts_without_decodes_beside_them_teach_something_else(clock: Clock) -> None:
+    """A decode takes 20 ms, a prompt alone 0.098 ms a token: no decode is taken off its time, and none grows cheaper."""
+    size = AutoChunkSize(target=0.060)
+    step(clock, size, 0.020, 0)
+    for _ in range(30):
+        step(clock, size, 0.000098 * 100, 100, decodes=0)
+    assert size.tokens == 400, "(60 - 20) ms / 0.098 ms = 408"
+
+
+def test_a_prompts_end_of_two_tokens_counts_as_a_decode(clock: Clock) -> None:
+    """Sixteen chunks of two tokens are 32 tokens of prompts, and nobody decodes beside them."""
+    size = AutoChunkSize(target=0.050)
+    step(clock, size, 0.010, 0)
+    request = Request("r", [1] * 10, SamplingParams(), frozenset(), 0, 0.0)
+    plan = StepPlan([Chunk(request, 0, 2, samples=False) for _ in range(16)], planned_at=clock.now)
+    clock.now += 0.039
+    size.observe(plan)
+    assert size.tokens == 32, "(50 - 10) ms / (39 / 32) ms = 32.8"
+
+
+def test_options_choose_another_size() -> None:
+    choose = chunk_size.choose_chunk_size
+    assert choose(EngineConfig(model="random:tiny-llama", device="cpu")).tokens == 256
+    assert choose(EngineConfig(model="random:tiny-llama", device="cpu", prefill_chunk_size=7)).tokens == 7
+    auto = choose(EngineConfig(model="random:tiny-llama", device="cpu", prefill_chunk_size="auto", target_itl=0.02))
+    assert isinstance(auto, AutoChunkSize) and auto.target == 0.02
+
+
+@pytest.mark.parametrize("first", [16, 256, 4096])
+def test_nothing_is_learned_while_every_step_has_prompts(clock: Clock, first: int) -> None:
+    """Nobody ever decodes alone: the size still becomes that with which a step takes the target."""
+    size = AutoChunkSize(target=0.050)
+    size.tokens = first
+    for _ in range(60):
+        step(clock, size, 0.010 + 0.0001 * size.tokens, size.tokens)
+    assert size.tokens in (384, 400)
+
+
+def test_prompts_alone_teach_nothing(clock: Clock) -> None:
+    """Before anybody decodes: half a second for 1,000 tokens, so 100 in 50 ms."""
+    size = AutoChunkSize(target=0.050)
+    step(clock, size, 0.500, 1000, decodes=0)
+    assert size.tokens == 96
+    step(clock, size, 0.500, 1000, decodes=0)
+    step(clock, size, 0.006, 0)
+    assert size.tokens == 80, "(50 - 6) ms / 0.5 ms = 88"
+
+
+def test_decodes_that_were_slow_once_keep_prompts_small(clock: Clock) -> None:
+    """Many decoded, alone, in more than the target; few go on, beside prompts in every step."""
+    size = AutoChunkSize(target=0.050)
+    for _ in range(10):
+        step(clock, size, 0.080, 0, decodes=64)
+        step(clock, size, 0.080 + 0.0001 * 256, 256, decodes=64)
+    assert size.tokens == AutoChunkSize.UNIT
+    for _ in range(80):
+        step(clock, size, 0.010 + 0.0001 * size.tokens, size.tokens)
+        assert size.tokens <= 500, "a step of more than the target and its decodes"
+    assert size.tokens in (384, 400)
+
+
+def test_a_few_tokens_of_prompt_are_taken_for_slow(clock: Clock) -> None:
+    """With fewer tokens than a unit, noise is all that there is to measure."""
+    size = AutoChunkSize(target=0.050)
+    drive(clock, size, decode=0.010, token=0.0001)
+    before = size.tokens
+    for tokens in (2, 8, 15):
+        step(clock, size, 0.030, tokens)
+    assert size.tokens == before
+    step(clock, size, 0.030, 16)
+    assert size.tokens < before / 2
 
 
 def test_nothing_measured_changes_the_first_size(clock: Clock) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from common import Engine, UserError
 from common.plan import StepPlan
-from common.request import Request
+from common.request import Request, RequestStatus
 from common.scheduler import Scheduler
 from tests.conftest import TINY
-from tests.engine_checks import TOKEN_BYTES, check, exactly, prompts_of, serve, tokens
+from tests.engine_checks import TOKEN_BYTES, Driver, check, exactly, prompts_of, serve, tokens
+from tests.fake_runner import without_model
 from tests.helpers import greedy
 
 Build = Callable[..., Engine]
@@ -114,6 +115,31 @@ def test_siblings_of_a_prompt_under_way_are_not_counted(build: Build) -> None:
     prompts = prompts_of([18, 2, 2])
     serve(engine, prompts, [exactly(6, n=3, temperature=1.0), exactly(3), exactly(3)])
     assert engine.metrics()["peak_running"] == 4
+
+
+def test_whoever_started_first_keeps_its_memory_from_the_more_urgent(build: Build) -> None:
+    options = {"block_size": BLOCK, "kv_cache_memory": 6 * BLOCK * TOKEN_BYTES}
+    driver = Driver(without_model(build("m5", scheduling_policy="priority", max_num_seqs=3, **options)))
+    [first] = driver.add([1] * 7, exactly(12), priority=5)
+    driver.step()
+    [urgent] = driver.add([2] * 7, exactly(12), priority=0)
+    driver.drain()
+    assert first.num_preemptions > 0 and urgent.num_preemptions == 0
+
+
+def test_a_newcomer_takes_the_room_that_a_swapped_request_waits_for(build: Build) -> None:
+    options = {"block_size": BLOCK, "kv_cache_memory": 6 * BLOCK * TOKEN_BYTES, "swap_space": 8 * BLOCK * TOKEN_BYTES}
+    driver = Driver(without_model(build("m5", max_num_seqs=3, **options)))
+    driver.add([1] * 7, exactly(14))
+    [second] = driver.add([2] * 7, exactly(12))
+    while second.status is not RequestStatus.SWAPPED:
+        driver.step()
+    [newcomer] = driver.add([3], exactly(2))
+    assert driver.scheduler.cache.can_admit(newcomer)
+    while second.status is RequestStatus.SWAPPED:
+        assert newcomer.status is RequestStatus.WAITING
+        driver.step()
+    driver.drain()
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

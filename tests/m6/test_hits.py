@@ -103,6 +103,25 @@ def test_a_preempted_request_does_not_find_its_own_blocks(build: Build, index: s
     assert metrics["computed_tokens"] < 2 * (5 + 13) + 14
 
 
+@pytest.mark.parametrize("index", INDICES)
+def test_the_index_counts_as_one_of_those_who_share(build: Build, index: str) -> None:
+    """One request holds four blocks; the next one copies the half of the last (radix), which the index holds for it
+    until the copy is made: shared by two requests are three blocks, and never more."""
+    engine = build("m6", block_size=SIZE, prefix_index=index, max_num_seqs=2)
+    engine.add_request(words(0, 16), exactly(9))
+    engine.step()
+    assert engine.metrics()["blocks_shared_peak"] == 0, "nobody but its owner, and the index"
+    engine.add_request(words(0, 14) + words(2, 3), exactly(2))
+    engine.step()
+    assert engine.metrics()["computed_tokens"] == 16 + 1 + (3 if index == "radix" else 5)
+    assert (engine.metrics()["blocks_shared"], engine.metrics()["blocks_shared_peak"]) == (3, 3)
+    while engine.has_unfinished:
+        engine.step()
+    assert engine.metrics()["blocks_shared_peak"] == 3
+    engine.reset_metrics()
+    assert engine.metrics()["blocks_shared_peak"] == 0
+
+
 def test_figures_are_wrong_or_survive_a_reset(build: Build) -> None:
     engine = build("m6", block_size=SIZE)
     ask(engine, words(0, 10))

@@ -258,6 +258,14 @@ def test_somebody_elses_prompts_can_be_probed(build: Build, index: str) -> None:
     assert engine.metrics()["computed_tokens"] == 26, "not in one step either"
 
 
+def test_generate_and_stream_lose_the_salt(build: Build) -> None:
+    engine, prompt = build("m6", block_size=SIZE), words(0, 13)
+    for salt, cached in (("mine", 0), (None, 0), ("mine", 12), (None, 12)):
+        [output] = engine.generate([prompt], exactly(1), cache_salt=salt)
+        assert output.num_cached_tokens == cached
+    assert [o.num_cached_tokens for o in engine.stream([prompt], exactly(1), cache_salt="yours")] == [0]
+
+
 @pytest.mark.parametrize("stage", ["m0", "m1", "m5", "m6"])
 def test_a_salt_that_is_no_text_is_accepted(build: Build, stage: str) -> None:
     engine = build(stage)
