@@ -32,7 +32,7 @@ users = Size(first(find("mixed").sizes["cpu"].recipe, 8, 24), max_num_seqs=4, ma
 ladder = {"m0": measure("m0", users)}
 m0 = ladder["m0"]
 say(f"""
-On {torch.get_num_threads()} threads, in {HERE["dtype"]}: **{rate(m0.output_tokens_per_s)} tokens a second for all of them
+With {torch.get_num_threads()} of the machine's threads, in {HERE["dtype"]}: **{rate(m0.output_tokens_per_s)} tokens a second for all of them
 together**. The first token comes after {seconds(m0.ttft_s["p50"])} (median) and {seconds(m0.ttft_s["max"])} at worst, each
 further one after {seconds(m0.itl_s["p50"])}; {m0.padding_share:.0%} of what was computed was for nobody.
 """)
@@ -83,7 +83,7 @@ show_source(Engine.step, Engine._submit_next, Engine._collect)
 with stages.build("m6", max_model_len=256, max_num_seqs=2, **HERE) as engine:
     [output] = engine.generate(["The capital of France is"], SamplingParams(max_tokens=12))
     parts = [engine.scheduler, engine.scheduler.cache, engine.runner.attention, engine.runner.model]
-say(f"m6 writes: *{output.prompt}***{output.text.rstrip()}**")
+say(f"m6 writes: *{output.prompt}* **{output.text.strip()}**")
 table(["part of m6", "from"], [[f"`{type(part).__name__}`", f"`{type(part).__module__}`"] for part in parts])
 
 # %% [markdown]
