@@ -52,6 +52,10 @@ def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> A
         client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise _failure(name, here[0] if here else None, error) from None
+    except AssertionError:
+        if client.km is None:  # nbclient has taken Ctrl-C for itself, and has shut the kernel down
+            raise KeyboardInterrupt from None
+        raise
     return notebook
 
 

@@ -67,6 +67,21 @@ def write_notebook(name: str, notebook: Any, folder: Path = FOLDER) -> Path:
     return path
 
 
+def write_pictures(name: str, folder: Path) -> None:
+    """The pictures of a notebook's outputs, to be looked at."""
+    import base64
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [
+        output.data["image/png"]
+        for cell in read_notebook(name).cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    for number, image in enumerate(images, 1):
+        (folder / f"{name}-{number}.png").write_bytes(base64.b64decode(image))
+
+
 def line_of(name: str, cell: Any) -> int:
     """The line of the .py file where a code cell begins."""
     text = source_path(name).read_text(encoding="utf-8")
