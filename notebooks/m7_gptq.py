@@ -41,6 +41,7 @@ from stages.m7_gptq.texts import DATA, tokens
 #
 # What does a decode step wait for? m6, with one request and with sixteen, each 32 tokens in and 24 out:
 
+
 # %%
 def decode(stage, rows):
     return measure(stage, Size(uniform(rows, (32, 32), (24, 24)), max_num_seqs=rows, max_model_len=128))
@@ -98,10 +99,20 @@ def grid(weights):
 
 # %%
 inputs, weights = torch.tensor([[1.0, 1.0], [2.0, 2.1]]), torch.tensor([0.4, 0.4])
-choices = {"as they are": weights, "each to its nearest": weights.round(), "the second one up": torch.tensor([0.0, 1.0])}
+choices = {
+    "as they are": weights,
+    "each to its nearest": weights.round(),
+    "the second one up": torch.tensor([0.0, 1.0]),
+}
+
+
+def numbers(tensor):
+    return ", ".join(f"{number:.2f}" for number in tensor)
+
+
 table(
-    ["weights", "", "error of a weight, mean square", "outputs"],
-    [[name, w.tolist(), f"{(w - weights).square().mean():.2f}", (inputs @ w).tolist()] for name, w in choices.items()],
+    ["", "weights", "mean square error of a weight", "outputs"],
+    [[name, numbers(w), f"{(w - weights).square().mean():.2f}", numbers(inputs @ w)] for name, w in choices.items()],
 )
 
 # %% [markdown]
@@ -159,6 +170,7 @@ would hold 1/{len(strength)} of all that arrives. Here **the 16 strongest of {le
 # still free, anew after each step; GPTQ's observation is that row i of **the Cholesky factor of the inverse** is just
 # that. Here is the whole algorithm. Without `pass_on` it is RTN.
 
+
 # %%
 def quantise(weight, hessian, pass_on):
     """The weight [out, in] on its grids, and the error of the outputs while more and more inputs are done."""
@@ -203,6 +215,7 @@ Weights further from where they were, and **{output_error(rtn) / output_error(ou
 # every 32 inputs already. That grid has a real number as its *minimum*; GPTQ's format has a whole number as its zero point,
 # so that 0 is always one of the 16 values. The same weights, rounded with a minimum instead:
 
+
 # %%
 def grid_with_minimum(weights):
     low = weights.amin(0)
@@ -212,7 +225,7 @@ def grid_with_minimum(weights):
 
 again = torch.cat([grid_with_minimum(part)(part) for part in weight.T.split(GROUP)]).T
 say(f"""
-With a minimum, rounding to nearest has an output error of **{output_error(again):.0e}**: it finds the grid that is there.
+With a minimum, rounding to nearest has an output error of **{output_error(again):.1%}**: it finds the grid that is there.
 That would prove nothing, except that this model was rounded before. On the format's grid every weight of a group is off by
 a shift that they all share, and GPTQ makes good a part of that. Expect other figures from a model in 16 bits, and smaller
 losses from a larger one.
@@ -294,6 +307,7 @@ its group). The head, which is also the embedding, stays as it was, so a step re
 # %% [markdown]
 # ## The picture
 
+
 # %%
 def name_at_end(axis, x, y, text, shade):
     axis.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", color=shade, fontweight="bold",
@@ -351,7 +365,12 @@ plain = next(iter(perplexity))
 table(
     ["weights", "perplexity", f"over {plain}", f"likeliest token is that of {plain}"],
     [
-        [name, f"{p:.1f}", f"{p / perplexity[plain] - 1:+.1%}", f"{(likeliest[name] == likeliest[plain]).float().mean():.0%}"]
+        [
+            name,
+            f"{p:.1f}",
+            f"{p / perplexity[plain] - 1:+.1%}",
+            f"{(likeliest[name] == likeliest[plain]).float().mean():.0%}",
+        ]
         for name, p in perplexity.items()
     ],
 )
@@ -373,6 +392,7 @@ m7](../stages/m7_gptq/README.md), and what it writes on your machine is in `repo
 # "4 bits instead of 16: −75 %." How many bytes does a matrix of `outputs` × `inputs` really take? For every group of
 # `group_size` inputs, each output has a scale (16 bits) and a zero point (4 bits). 576 inputs are four and a half groups
 # of 128: the last one is simply shorter.
+
 
 # %% tags=["exercise"]
 def bytes_in_4_bits(inputs, outputs, group_size):
@@ -400,6 +420,7 @@ check.bytes_in_4_bits(bytes_in_4_bits)
 # This is how quantising is usually written down. Two things keep it from being stored in 4 bits and from being right for
 # all weights. Return codes and zero point such that everything is a whole number from 0 to 15, and every weight comes
 # back as `(code - zero) * scale`, at most half a step away.
+
 
 # %% tags=["exercise"]
 def four_bits(weights):
@@ -437,6 +458,7 @@ check.four_bits(four_bits)
 # One step of GPTQ. `columns [in, out]` are the weights, those before input `i` are done, `rounded [out]` is what input i
 # was rounded to, `factor` the upper Cholesky factor of the inverse Hessian. Return the columns with input i rounded, and
 # those behind it moved. The check solves the least-squares problem that this is supposed to solve.
+
 
 # %% tags=["exercise"]
 def make_good(columns, i, rounded, factor):

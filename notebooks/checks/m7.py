@@ -21,17 +21,17 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
         expect(got is not None, "Your answer is None. Is there a `return`?")
         case = f"{outputs} × {inputs} in groups of {group}"
         codes, groups = inputs * outputs // 2, weight.groups
-        expect(got != codes, f"{case}: {codes:,} bytes are the codes alone. m7 stores {stored:,}: what does a group add?")
+        expect(got != codes, f"{case}: {codes:,} bytes are the codes alone. m7 stores {stored:,}. What do groups add?")
         floored = codes + inputs // group * outputs * 20 // 8
         expect(
             got != floored or floored == stored,
-            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}. {inputs} inputs are {groups} groups: the last one "
-            "is shorter, and has a scale and a zero point all the same.",
+            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}. {inputs} inputs are {groups} groups: the last "
+            "one is shorter, and has a scale and a zero point all the same.",
         )
         expect(
             got == stored,
-            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}: {codes:,} of codes, and {stored - codes:,} for the "
-            f"scales and zero points of {groups} groups for each output.",
+            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}: {codes:,} of codes, and {stored - codes:,} for "
+            f"the scales and zero points of {groups} groups for each output.",
         )
     small, large = (1 - answer(1024, 1024, group) / (2 * 1024 * 1024) for group in (32, 128))
     return f"Not −75 %, but −{small:.1%} with groups of 32 and −{large:.1%} with groups of 128."
@@ -54,7 +54,7 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
         expect(isinstance(result, tuple) and len(result) == 3, "Return three things: codes, scale, zero.")
         codes, scale, zero = (torch.as_tensor(part, dtype=torch.float32) for part in result)
         expect(codes.shape == weights.shape, f"{case}: {len(weights)} weights, and codes of shape {list(codes.shape)}.")
-        expect(bool(torch.isfinite(codes).all()) and float(scale) > 0, f"{case}: codes or scale are not finite numbers.")
+        expect(bool(torch.isfinite(codes).all()) and float(scale) > 0, f"{case}: codes or scale are not finite.")
         expect(
             float(zero) == round(float(zero)),
             f"{case}: your zero point is {float(zero):.3f}. Four bits hold whole numbers.",
@@ -65,12 +65,12 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
         )
         expect(bool((codes == codes.round()).all()), f"{case}: your codes are not whole numbers.")
         low, high = float(codes.min()), float(codes.max())
-        expect(0 <= low and high <= 15, f"{case}: your codes go from {low:.0f} to {high:.0f}, and four bits hold 0 to 15.")
+        expect(low >= 0 and high <= 15, f"{case}: your codes go from {low:.0f} to {high:.0f}; four bits hold 0 to 15.")
         far = ((codes - zero) * scale - weights).abs().max() / scale
         expect(
             float(far) < 0.501,
-            f"{case}: a weight comes back {float(far):.2f} steps from where it was; half a step is the most that rounding "
-            "may cost.",
+            f"{case}: a weight comes back {float(far):.2f} steps from where it was; half a step is the most that "
+            "rounding may cost.",
         )
         reach = max(0.0, float(weights.max())) - min(0.0, float(weights.min()))
         expect(
@@ -92,10 +92,11 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         rounded = columns[i].round()
         best = columns.clone()
         best[i] = rounded
-        best[i + 1 :] += torch.linalg.solve(hessian[i + 1 :, i + 1 :], hessian[i + 1 :, i, None]) * (columns[i] - rounded)
+        shares = torch.linalg.solve(hessian[i + 1 :, i + 1 :], hessian[i + 1 :, i, None])
+        best[i + 1 :] += shares * (columns[i] - rounded)
         got = answer(columns.clone(), i, rounded.clone(), factor.clone())
         expect(got is not None, "Your answer is None. Is there a `return`?")
-        expect(got.shape == columns.shape, f"Your answer has the shape {list(got.shape)}, and it is {list(columns.shape)}.")
+        expect(got.shape == columns.shape, f"Your answer has the shape {list(got.shape)} instead of [6, 4].")
         expect(torch.equal(got[:i], columns[:i]), f"i = {i}: inputs before it are done, and must stay as they are.")
         expect(torch.allclose(got[i], rounded), f"i = {i}: that input's weights are to be `rounded` afterwards.")
 
@@ -106,8 +107,8 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         nothing[i] = rounded
         expect(
             error(got) < 1.01 * error(best),
-            f"i = {i} of 6: the outputs' squared error is {error(got):.3f} after your step. If the later weights stayed "
-            f"where they are it would be {error(nothing):.3f}, and the best that they can do is {error(best):.3f}. By what is "
-            "the error divided before it is passed on?",
+            f"i = {i} of 6: the outputs' squared error is {error(got):.3f} after your step. If the later weights "
+            f"stayed where they are it would be {error(nothing):.3f}, and the best that they can do is {error(best):.3f}. "
+            "By what is the error divided before it is passed on?",
         )
     return "No other move of the later weights changes the outputs less: it is the least-squares solution."
