@@ -108,7 +108,7 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         expect(
             error(got) < 1.01 * error(best),
             f"i = {i} of 6: the outputs' squared error is {error(got):.3f} after your step. If the later weights "
-            f"stayed where they are it would be {error(nothing):.3f}, and the best that they can do is {error(best):.3f}. "
+            f"stayed where they are it would be {error(nothing):.3f}, and the least possible is {error(best):.3f}. "
             "By what is the error divided before it is passed on?",
         )
     return "No other move of the later weights changes the outputs less: it is the least-squares solution."
