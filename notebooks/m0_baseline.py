@@ -160,10 +160,10 @@ for step in steps:
         row, idle = names.index(chunk.request_id), chunk.kind == "idle"
         axis.barh(row, 0.9, left=step.index, color="white" if idle else color("m0"), edgecolor=SOFT, linewidth=0.6,
                   hatch="///" if idle else None)  # fmt: skip
-        axis.text(step.index + 0.45, row, f"{chunk.length}", ha="center", va="center", fontsize=11,
+        axis.text(step.index + 0.45, row, "" if idle else f"{chunk.length}", ha="center", va="center", fontsize=11,
                   color=SOFT if idle else "white")  # fmt: skip
-        if row == 0:
-            axis.text(step.index + 0.45, -0.75, f"{widest}", ha="center", fontsize=11, color=SOFT)
+        if chunk is step.chunks[0]:
+            axis.text(step.index + 0.45, row - 0.62, f"{widest}", ha="center", fontsize=11, color=SOFT)
 axis.set(ylim=(len(names) - 0.4, -1.1), yticks=range(len(names)), yticklabels=[f"request {n}" for n in range(len(names))],
          xlabel="step (above each: the width of its rectangle)")  # fmt: skip
 axis.set_title("positions computed of each request; hatched: it has ended, and keeps its row", loc="left")

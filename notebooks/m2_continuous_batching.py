@@ -8,13 +8,12 @@
 
 # %% tags=["setup"]
 from collections import deque
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import matplotlib.pyplot as plt
 import torch
 
 import stages
-from benchmarks.plots.timeline import KINDS
 from benchmarks.recipes import first, uniform
 from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
@@ -93,7 +92,7 @@ ragged = torch.randn(sum(lengths), 64)
 linear = torch.nn.Linear(64, 64)
 starts = [0, *accumulate(lengths)]
 together = linear(ragged)
-apart = torch.cat([linear(ragged[a:b]) for a, b in zip(starts, starts[1:], strict=False)])
+apart = torch.cat([linear(ragged[a:b]) for a, b in pairwise(starts)])
 say(f"""
 `query_start_loc` = {starts}: {sum(lengths)} positions instead of the {len(lengths) * max(lengths)} of a rectangle, and the
 same numbers (largest difference {(together - apart).abs().max().item():.1g}).
@@ -147,6 +146,9 @@ say(f"""
 
 
 # %%
+KINDS = {"prefill": "#0F6FC6", "decode": "#8CC5F0", "idle": "#FFFFFF"}
+
+
 def record(stage):
     with stages.build(stage, max_num_seqs=4, max_model_len=64, **HERE) as engine:
         engine.trace = StepTrace()
@@ -177,8 +179,8 @@ plt.show()
 # %% [markdown]
 # ## Where it loses
 #
-# With nothing to join and nothing to leave there is nothing to win, and scattering queries to their slots costs time: eight
-# requests of one length, which start and end together. And m2 reserves memory as m1 does: a slot of `max_model_len` tokens
+# Eight requests of one length start and end together: nobody joins, nobody leaves, nothing is padded. Whatever differs then
+# is not the scheduling, but what attention pays for slots that come and go. And m2 reserves memory as m1 does: a slot of `max_model_len` tokens
 # for each request. With the memory of two slots, two requests run, however short they are:
 
 # %%

@@ -10,6 +10,7 @@ from typing import Any
 from common.options import unknown
 
 FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
 _NOTEBOOK = re.compile(r"(\d\d|m\d)_\w+")
 
 
@@ -56,11 +57,11 @@ def read_notebook(name: str) -> Any:
     return nbformat.read(notebook_path(name), as_version=4)
 
 
-def write_notebook(name: str, notebook: Any, folder: Path = FOLDER) -> Path:
+def write_notebook(name: str, notebook: Any) -> Path:
     """All of it, or nothing."""
     import nbformat
 
-    path = folder / f"{name}.ipynb"
+    path = notebook_path(name)
     partial = path.with_name(path.name + ".partial")
     nbformat.write(notebook, partial)
     os.replace(partial, path)
