@@ -152,11 +152,15 @@ tokenizer = load_tokenizer(HERE["model"])
 calibration = inputs_of(tokens(tokenizer, DATA / "calibration.txt")[:4096])
 unseen = inputs_of(tokens(tokenizer, DATA / "evaluation.txt")[:1024])
 hessian = 2 * calibration.T @ calibration / len(calibration)
-strength = torch.linalg.eigvalsh(hessian).flip(0)
+energy = hessian.diagonal()
+outlier = int(energy.argmax())
+alike = hessian / (energy[:, None] * energy).sqrt()  # every input scaled to the same size
+strength = torch.linalg.eigvalsh(alike).flip(0)
 say(f"""
-{len(calibration):,} tokens, {calibration.shape[1]} inputs. If inputs had nothing to do with each other, each direction
-would hold 1/{len(strength)} of all that arrives. Here **the 16 strongest of {len(strength)} hold
-{strength[:16].sum() / strength.sum():.0%}**. There is much room to move weights without anyone noticing.
+{len(calibration):,} tokens, {len(hessian)} inputs. Input {outlier} alone brings {energy[outlier] / energy.sum():.0%} of all
+that arrives: an *outlier*, as most models have some. With every input scaled to the same size, the 16 strongest of
+{len(hessian)} directions hold **{strength[:16].sum() / strength.sum():.0%}**. Of inputs that had nothing to do with each
+other they would hold {16 / len(hessian):.0%}. So they do go together.
 """)
 
 # %% [markdown]
@@ -232,23 +236,25 @@ losses from a larger one.
 """)
 
 # %% [markdown]
-# Back to GPTQ, and what it chose: 32 weights of one output on their 16 values.
+# Back to GPTQ, and what it chose: the 32 weights of a group in the middle of the layer, of the output where it went
+# furthest from the nearest values.
 
 # %%
-OUTPUT = 5
-packed, _ = gptq(weight, hessian, Settings(search=False))
-scale, zero = packed.scales[0, OUTPUT].float(), packed.zeros[0, OUTPUT].float()
-codes, original = packed.codes()[:GROUP, OUTPUT].float(), weight[OUTPUT, :GROUP]
-closest = ((original / scale).round() + zero).clamp(0, 15)
+packed, _ = gptq(weight, hessian, Settings(search=False))  # the stage's own
+middle = packed.groups // 2
+part = slice(middle * GROUP, (middle + 1) * GROUP)
+scale, zero, original = packed.scales[middle].float(), packed.zeros[middle].float(), weight.T[part]
+codes, closest = packed.codes()[part].float(), ((original / scale).round() + zero).clamp(0, 15)
+output = int((codes != closest).sum(0).argmax())
+moved, values = (codes != closest)[:, output], ((codes - zero) * scale)[:, output]
 
 figure, axis = plt.subplots(figsize=(10, 5))
-axis.hlines((torch.arange(16) - zero) * scale, -0.5, GROUP - 0.5, color="#E4E4E4", zorder=0)
-moved = codes != closest
-axis.scatter(range(GROUP), original, s=90, facecolors="none", edgecolors=SOFT, linewidths=1.5)
+axis.hlines((torch.arange(16) - zero[output]) * scale[output], -0.5, GROUP - 0.5, color="#E4E4E4", zorder=0)
+axis.scatter(range(GROUP), original[:, output], s=90, facecolors="none", edgecolors=SOFT, linewidths=1.5)
 for chosen, shade in ((moved, color("m7")), (~moved, color("m6"))):
-    axis.scatter(torch.arange(GROUP)[chosen], ((codes - zero) * scale)[chosen], s=36, color=shade)
-axis.set_title("weights of one output: as they were (rings), and what GPTQ made of them (dots)", loc="left")
-axis.set(xlabel="input; dark dots: not the nearest of the 16 values", ylabel="", xlim=(-0.8, GROUP - 0.2))
+    axis.scatter(torch.arange(GROUP)[chosen], values[chosen], s=36, color=shade)
+axis.set_title("weights of one output: as they were (rings), after GPTQ (dots)", loc="left")
+axis.set(xlabel="input of the group (dark: not the nearest of the 16 values)", xlim=(-0.8, GROUP - 0.2), xticks=[])
 axis.tick_params(axis="y", labelcolor=SOFT)
 plt.show()
 
@@ -299,8 +305,8 @@ m7_step_bytes = m7_layers_bytes + quantised.head.weights_bytes()
 speedup = m7[1].output_tokens_per_s / m6[1].output_tokens_per_s
 say(f"""
 One request: **{speedup:.1f} times** m6's tokens a second. The linear layers went from {written(layers_bytes)} to
-{written(m7_layers_bytes)} (−{1 - m7_layers_bytes / layers_bytes:.0%}: 4 bits for the weight, and the scale and zero point of
-its group). The head, which is also the embedding, stays as it was, so a step reads {written(m7_step_bytes)} instead of
+{written(m7_layers_bytes)} (−{1 - m7_layers_bytes / layers_bytes:.0%}: 4 bits for the weight, and for each group a scale
+and a zero point, which this kernel wants in 16 bits each). The head, which is also the embedding, stays as it was, so a step reads {written(m7_step_bytes)} instead of
 {written(step_bytes)} (−{1 - m7_step_bytes / step_bytes:.0%}).
 """)
 
@@ -309,27 +315,29 @@ its group). The head, which is also the embedding, stays as it was, so a step re
 
 
 # %%
-def name_at_end(axis, x, y, text, shade):
-    axis.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", color=shade, fontweight="bold",
-                  va="center", annotation_clip=False)  # fmt: skip
+def draw_lines(axis, lines):
+    """lines: (name, x, y, colour). Each has its name at its end, the upper line's above it and the lower one's below."""
+    ends = [y[-1] for _, _, y, _ in lines]
+    for name, x, y, shade in lines:
+        axis.plot(x, y, linewidth=3, color=shade)
+        axis.annotate(name, (x[-1], y[-1]), xytext=(8, 0), textcoords="offset points", color=shade, fontweight="bold",
+                      va="bottom" if y[-1] == max(ends) else "top", annotation_clip=False)  # fmt: skip
+    axis.set_ylim(0, None)
+    axis.grid(axis="y", color="#E4E4E4")
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
-for name, errors, shade in (("round to nearest", rtn_errors, SOFT), ("GPTQ", our_errors, color("m7"))):
-    done, shares = zip(*errors, strict=True)
-    left.plot(done, [100 * share for share in shares], linewidth=3, color=shade)
-    name_at_end(left, done[-1], 100 * shares[-1], name, shade)
-left.set(ylim=(0, None), xlabel="inputs of the layer that are quantised", xticks=range(0, len(hessian) + 1, 96))
+found = (("round to nearest", rtn_errors, SOFT), ("GPTQ", our_errors, color("m7")))
+draw_lines(left, [(name, [i for i, _ in errors], [100 * e for _, e in errors], shade) for name, errors, shade in found])
+left.set(xlabel="inputs of the layer that are quantised", xticks=range(0, len(hessian) + 1, 96))
 left.set_title("error of the outputs in % (less is better)", loc="left")
-for records in (m6, m7):
-    steps = [1e3 * records[rows].itl_s["p50"] for rows in ROWS]
-    right.plot(ROWS, steps, linewidth=3, marker="o", color=color(records[1].stage))
-    name_at_end(right, ROWS[-1], steps[-1], title(records[1].stage), color(records[1].stage))
-right.set(ylim=(0, None), xlabel="requests in the step", xticks=ROWS)
+at = outlier // GROUP * GROUP
+left.annotate(f"the group of input {outlier} ", (at + GROUP / 2, 100 * rtn_errors[-1][1] / 2), ha="right", color=SOFT)
+steps = {stage: [1e3 * records[rows].itl_s["p50"] for rows in ROWS] for stage, records in (("m6", m6), ("m7", m7))}
+draw_lines(right, [(title(stage), ROWS, times, color(stage)) for stage, times in steps.items()])
+right.set(xlabel="requests in the step", xticks=ROWS)
 right.set_title("time of a decode step in ms (less is better)", loc="left")
-for axis in (left, right):
-    axis.grid(axis="y", color="#E4E4E4")
-figure.tight_layout(w_pad=10)
+figure.tight_layout(w_pad=6)
 plt.show()
 
 # %% [markdown]
