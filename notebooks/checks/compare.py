@@ -44,10 +44,10 @@ PEOPLE = {
 def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float], float]) -> str:
     """answer(rows, weights_bytes, kv_bytes_per_row, flops_per_token, bandwidth, flops_per_s) -> tokens a second."""
     cases = (
-        (1, 0, "one request, nothing in its cache yet", ""),
-        (64, 1000, "64 requests with 1,000 tokens each", "who reads the K and V of the other 63?"),
-        (1024, 0, "1,024 requests, nothing in their caches yet", "how long does the arithmetic of so many rows take?"),
-        (256, 600, "256 requests with 600 tokens each", "is the time the sum of reading and computing, or the longer?"),
+        (1, 0, "one request, nothing in its cache yet", "Reading and computing go on at the same time."),
+        (64, 1000, "64 requests with 1,000 tokens each", "Who reads the K and V of the other 63?"),
+        (1024, 0, "1,024 requests, nothing in their caches yet", "How long does the arithmetic of so many rows take?"),
+        (256, 600, "256 requests with 600 tokens each", "Is the time the sum of reading and computing, or the longer?"),
     )
     for rows, kept, case, hint in cases:
         weights, flops = QWEN
@@ -93,4 +93,4 @@ def speedup(answer: Callable[[float, float], float]) -> str:
             f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: you say {got:,.2f} times as "
             f"fast over all. It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}.",
         )
-    return f"With 70 % of a step four times as fast, the step is {answer(0.7, 4):.2f} times as fast; 3.34 is the limit."
+    return f"With 70 % of a step four times as fast, the step is {answer(0.7, 4):.2f} times as fast; 3.33 is the limit."

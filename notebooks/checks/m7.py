@@ -84,7 +84,8 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
 def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
     """answer(columns [in, out], i, rounded [out], factor [in, in]) -> columns after one step."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(64, 6, generator=generator) @ torch.randn(6, 6, generator=generator)  # inputs that go together
+    together = 2 * torch.randn(64, 1, generator=generator)
+    x = torch.randn(64, 6, generator=generator) + together
     hessian = 2 * x.T @ x / len(x)
     factor = inverse_factor(hessian, 1e-6)
     for i in (0, 3):
