@@ -31,11 +31,12 @@ NAMES = [stages.short_name(folder) for folder in stages.names()]
 # %% [markdown]
 # ## The problem
 #
-# Eight requests: the first of the benchmark's `mixed`, answers cut to 20 tokens, room for four at a time. m0 first. Is what it makes much or little? The machine itself gives the scale: a decode step must read
-# all weights once, and how fast this machine reads can be measured.
+# Eight requests: the first of the benchmark's `mixed`, answers cut to 16 tokens, room for four at a time. m0 first. Is
+# what it makes much or little? The machine itself gives the scale: a decode step must read all weights once, and how fast
+# this machine reads can be measured.
 
 # %%
-small = Size(first(find("mixed").sizes["cpu"].recipe, 8, 20), max_num_seqs=4, max_model_len=512)
+small = Size(first(find("mixed").sizes["cpu"].recipe, 8, 16), max_num_seqs=4, max_model_len=512)
 records = {"m0": measure("m0", small)}
 
 config = open_source(HERE["model"]).config
@@ -335,5 +336,5 @@ say(f"""
 
 **Before an audience.** `make race` lets m1 and m7 answer the same prompts side by side in the terminal;
 `make stage1 stage3 stage6 race PRESET=shared` picks runners and the question (`many`, `long`, `shared`, `memory`, `samples`,
-`all`). `make arena` is the same as a page in the browser, with the memory drawn block by block. Let people guess first.
+`weights` with stage7, or `all`). `make arena` is the same as a page in the browser, with the memory drawn block by block. Let people guess first.
 """)
