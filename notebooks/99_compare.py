@@ -22,7 +22,7 @@ from common.config import parse_dtype
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 from notebooks.checks import compare as check
-from notebooks.kit import HERE, compare, measure, say, show_source, table
+from notebooks.kit import HERE, compare, measure, say, show_source
 from stages.m0_baseline import engine as first_engine
 from stages.m7_gptq import engine as last_engine
 
@@ -215,13 +215,10 @@ SHOWN_BY = {
     "m6": "shared_prefix",
     "m7": "decode_one",
 }
-table(
-    ["shown by", "what it runs", "claim"],
-    [
-        [f"**{stage}:** `{name}`", WORKLOADS[name].description, WORKLOADS[name].claim]
-        for stage, name in SHOWN_BY.items()
-    ],
-)
+lines = [
+    f"| **{m}:** `{name}` | {WORKLOADS[name].description} | {WORKLOADS[name].claim} |" for m, name in SHOWN_BY.items()
+]
+say("\n".join(["| shown by | what it runs | claim |", "|:--|:--|:--|", *lines]))
 
 # %% [markdown]
 # ## Exercises
@@ -331,8 +328,8 @@ say(f"""
   same step. Latency: m4 and m5. Memory: m3 and m7. First tokens under a common prompt: m6.
 - **Q14: how far can it go?** Bytes of a step over bandwidth: {rate(limit)} tokens a second with {small.max_num_seqs} rows
   here, and {best} is at {speed[best] / limit:.0%} of it, prompts included.
-- **Follow-up 6: and vLLM?** The same mechanisms; what is left out is in the guide, and what it costs is measured beside
-  vLLM's peers in `reports/`.
+- **Follow-up 6: and vLLM?** The same mechanisms. What is left out (several GPUs, speculation, LoRA, pictures) is in the
+  guide.
 
 **Before an audience.** `make race` lets m1 and m7 answer the same prompts side by side in the terminal;
 `make stage1 stage3 stage6 race PRESET=shared` picks runners and the question (`many`, `long`, `shared`, `memory`, `samples`,
