@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from common.cli import run_app
+from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.progress import progress_bar
 from notebooks.execute import CellFailedError, execute, show_failure
-from notebooks.pairs import find, names, read_source, write_notebook, write_pictures
+from notebooks.pairs import find, names, read_source, source_path, write_notebook, write_pictures
+from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,6 +42,7 @@ def main(
         for name in todo:
             write_pictures(name, pictures)
         return
+    prepare(todo)
     failures: list[CellFailedError] = []
     times: list[str] = []
     with progress_bar("notebooks", cells) as advance:
@@ -56,6 +60,12 @@ def main(
     if failures:
         show_failure(failures[-1])
         raise failures[-1]
+
+
+def prepare(todo: list[str]) -> None:
+    """Make m7's 4-bit model, for notebooks that build m7: some minutes, the first time, that belong in no cell."""
+    if any('"m7"' in source_path(name).read_text(encoding="utf-8") for name in todo):
+        quantize(DEFAULT_MODEL, Settings())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""The exercises of 99."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from notebooks.exercises import check, expect, expect_equal
+
+H100 = (3.35e12, 989e12)
+"""Bytes and dense bfloat16 operations a second."""
+QWEN = (1_192e6, 1_192e6)
+"""Qwen3-0.6B: bytes of its weights in bfloat16, and operations for a token (two for each weight)."""
+QWEN_KV = 114_688
+"""Bytes of a token's K and V."""
+
+PEOPLE = {
+    "One user, long answers. The longer an answer gets, the slower it comes.": (
+        "m1", "a token that costs the same wherever it stands needs the past to be kept, and no more than that"
+    ),
+    "Many users, all sorts of lengths. Short answers wait for long ones.": (
+        "m2", "whoever is done must be able to leave, and the next to join, at every step"
+    ),
+    "Short chats, but room for 32,000 tokens must be kept for each. Memory is full with four of them.": (
+        "m3", "memory has to be handed out as it is needed, not in advance"
+    ),
+    "Contracts of 30,000 tokens. The score matrix of a prompt does not fit into memory.": (
+        "m4", "nothing but attention in tiles never writes that matrix"
+    ),
+    "A chat service. Whenever somebody pastes a long text, all other answers stop for a second.": (
+        "m5", "the long prompt must be cut up, and its parts share steps with those who decode"
+    ),
+    "A thousand questions a minute, all under the same four pages of instructions.": (
+        "m6", "those pages need to be computed once, and found again"
+    ),
+    "One user on a laptop. Each token waits for the weights to be read; small errors are fine.": (
+        "m7", "only fewer bytes shorten that wait"
+    ),
+}  # fmt: skip
+"""Each question with the first stage that answers it, and why."""
+
+
+@check
+def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float], float]) -> str:
+    """answer(rows, weights_bytes, kv_bytes_per_row, flops_per_token, bandwidth, flops_per_s) -> tokens a second."""
+    cases = (
+        (1, 0, "one request, nothing in its cache yet", "Reading and computing go on at the same time."),
+        (64, 1000, "64 requests with 1,000 tokens each", "Who reads the K and V of the other 63?"),
+        (1024, 0, "1,024 requests, nothing in their caches yet", "How long does the arithmetic of so many rows take?"),
+        (256, 600, "256 requests with 600 tokens each", "Is the time the sum of reading and computing, or the longer?"),
+    )
+    for rows, kept, case, hint in cases:
+        weights, flops = QWEN
+        bandwidth, flops_per_s = H100
+        reading = (weights + rows * kept * QWEN_KV) / bandwidth
+        wanted = rows / max(reading, rows * flops / flops_per_s)
+        got = answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s)
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        expect(
+            abs(got - wanted) < 1e-3 * wanted,
+            f"Qwen3-0.6B on an H100, {case}: you say {got:,.0f} tokens/s, and it is {wanted:,.0f}. {hint}".rstrip(),
+        )
+    first, many = (answer(rows, *QWEN[:1], kept * QWEN_KV, QWEN[1], *H100) for rows, kept in ((1, 0), (256, 600)))
+    return f"Qwen3-0.6B on an H100: {first:,.0f} tokens/s alone at most, {many:,.0f} with 256 requests of 600 tokens."
+
+
+@check
+def stage_for(answer: Mapping[str, str]) -> str:
+    """answer: the first stage for each of `PEOPLE`."""
+    expect(set(answer) == set(PEOPLE), "Leave the questions as they are, and change the stages behind them.")
+    right = sum(answer[question] == stage for question, (stage, _) in PEOPLE.items())
+    for question, (stage, why) in PEOPLE.items():
+        said = str(answer[question])
+        expect(said in {f"m{n}" for n in range(8)}, f"{said!r} is no stage: choose from m0 to m7.")
+        but = "has what it takes, but an earlier stage has it already" if said > stage else "has not what it takes"
+        expect(said == stage, f"{right} of {len(PEOPLE)} are right. '{question}' {said} {but}: {why}.")
+    return "Each stage was made for one of them."
+
+
+@check
+def speedup(answer: Callable[[float, float], float]) -> str:
+    """answer(share, factor) -> how many times as fast the whole is, held against adding up times."""
+    expect_equal(answer(0.0, 4.0), 1, "No share at all, four times as fast")
+    dice = random.Random(0)
+    for share, factor in ((0.5, 2.0), (0.9, 1e9), (dice.random(), 3.0)):
+        parts = [dice.random() for _ in range(100)]
+        total = sum(parts)
+        fast, slow = share * total, (1 - share) * total
+        wanted, got = total / (fast / factor + slow), answer(share, factor)
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        expect(
+            abs(got - wanted) < 1e-6 * wanted,
+            f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: you say {got:,.2f} times as "
+            f"fast over all. It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}.",
+        )
+    return f"With 70 % of a step four times as fast, the step is {answer(0.7, 4):.2f} times as fast; 3.33 is the limit."

@@ -1,0 +1,115 @@
+"""The exercises of m7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from notebooks.exercises import check, expect
+from stages.m7_gptq.gptq import inverse_factor
+from stages.m7_gptq.grid import round_to_nearest
+from stages.m7_gptq.settings import Settings
+
+
+@check
+def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
+    """answer(inputs, outputs, group_size) -> bytes, held against what the stage packs."""
+    for inputs, outputs, group in ((128, 64, 32), (576, 64, 64), (576, 64, 128)):
+        weight = round_to_nearest(torch.randn(outputs, inputs), Settings(group_size=group, search=False))
+        stored, got = weight.weights_bytes(), answer(inputs, outputs, group)
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        case = f"{outputs} × {inputs} in groups of {group}"
+        codes, groups = inputs * outputs // 2, weight.groups
+        expect(got != codes, f"{case}: {codes:,} bytes are the codes alone. m7 stores {stored:,}. What do groups add?")
+        floored = codes + inputs // group * outputs * 20 // 8
+        expect(
+            got != floored or floored == stored,
+            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}. {inputs} inputs are {groups} groups: the last "
+            "one is shorter, and has a scale and a zero point all the same.",
+        )
+        expect(
+            got == stored,
+            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}: {codes:,} of codes, and {stored - codes:,} for "
+            f"the scales and zero points of {groups} groups for each output.",
+        )
+    small, large = (1 - answer(1024, 1024, group) / (2 * 1024 * 1024) for group in (32, 128))
+    return f"Not −75 %, but −{small:.1%} with groups of 32 and −{large:.1%} with groups of 128."
+
+
+@check
+def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> str:
+    """answer(weights [n]) -> codes [n], scale, zero: whole numbers from 0 to 15 that give the weights back."""
+    generator = torch.Generator().manual_seed(0)
+    ordinary = torch.randn(32, generator=generator)
+    cases = {
+        "Ordinary weights": ordinary,
+        "Weights that are all positive, from 2 to 3": torch.linspace(2, 3, 32),
+        "Weights that are all negative": -1 - torch.rand(32, generator=generator),
+        "Weights from -7.4 to 7.6 in steps of 1": torch.arange(16) - 7.4,
+        "Weights from -7.5 to 7.5 in steps of 1": torch.arange(16) - 7.5,
+    }
+    for case, weights in cases.items():
+        result = answer(weights.clone())
+        expect(isinstance(result, tuple) and len(result) == 3, "Return three things: codes, scale, zero.")
+        codes, scale, zero = (torch.as_tensor(part, dtype=torch.float32) for part in result)
+        expect(codes.shape == weights.shape, f"{case}: {len(weights)} weights, and codes of shape {list(codes.shape)}.")
+        expect(bool(torch.isfinite(codes).all()) and float(scale) > 0, f"{case}: codes or scale are not finite.")
+        expect(
+            float(zero) == round(float(zero)),
+            f"{case}: your zero point is {float(zero):.3f}. Four bits hold whole numbers.",
+        )
+        expect(
+            0 <= float(zero) <= 15,
+            f"{case}: your zero point is {float(zero):.0f}, and four bits hold 0 to 15. Does your range include 0?",
+        )
+        expect(bool((codes == codes.round()).all()), f"{case}: your codes are not whole numbers.")
+        low, high = float(codes.min()), float(codes.max())
+        expect(low >= 0 and high <= 15, f"{case}: your codes go from {low:.0f} to {high:.0f}; four bits hold 0 to 15.")
+        far = ((codes - zero) * scale - weights).abs().max() / scale
+        expect(
+            float(far) < 0.501,
+            f"{case}: a weight comes back {float(far):.2f} steps from where it was; half a step is the most that "
+            "rounding may cost.",
+        )
+        reach = max(0.0, float(weights.max())) - min(0.0, float(weights.min()))
+        expect(
+            float(scale) < 1.01 * reach / 15,
+            f"{case}: your step is {float(scale):.3f}, and 15 steps of {reach / 15:.3f} reach over all weights and 0.",
+        )
+    return "Whole numbers, no weight further off than half a step, and 0 stays 0."
+
+
+@check
+def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor]) -> str:
+    """answer(columns [in, out], i, rounded [out], factor [in, in]) -> columns after one step."""
+    generator = torch.Generator().manual_seed(0)
+    together = 2 * torch.randn(64, 1, generator=generator)
+    x = torch.randn(64, 6, generator=generator) + together
+    hessian = 2 * x.T @ x / len(x)
+    factor = inverse_factor(hessian, 1e-6)
+    for i in (0, 3):
+        columns = torch.randn(6, 4, generator=generator)
+        rounded = columns[i].round()
+        best = columns.clone()
+        best[i] = rounded
+        shares = torch.linalg.solve(hessian[i + 1 :, i + 1 :], hessian[i + 1 :, i, None])
+        best[i + 1 :] += shares * (columns[i] - rounded)
+        got = answer(columns.clone(), i, rounded.clone(), factor.clone())
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        expect(got.shape == columns.shape, f"Your answer has the shape {list(got.shape)} instead of [6, 4].")
+        expect(torch.equal(got[:i], columns[:i]), f"i = {i}: inputs before it are done, and must stay as they are.")
+        expect(torch.allclose(got[i], rounded), f"i = {i}: that input's weights are to be `rounded` afterwards.")
+
+        def error(after: torch.Tensor, before: torch.Tensor = columns) -> float:
+            return float((x @ (after - before)).square().mean())
+
+        nothing = columns.clone()
+        nothing[i] = rounded
+        expect(
+            error(got) < 1.01 * error(best),
+            f"i = {i} of 6: the outputs' squared error is {error(got):.3f} after your step. If the later weights "
+            f"stayed where they are it would be {error(nothing):.3f}, and the least possible is {error(best):.3f}. "
+            "By what is the error divided before it is passed on?",
+        )
+    return "No other move of the later weights changes the outputs less: it is the least-squares solution."

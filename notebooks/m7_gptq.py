@@ -1,0 +1,523 @@
+# %% [markdown]
+# # m7: GPTQ
+#
+# m7 is m6 with other numbers in its linear layers: 4 bits for a weight instead of 16. Scheduler, cache and attention are
+# untouched. What it takes to make that a usable model is the subject here.
+#
+# You need: PyTorch, a little linear algebra, and to know what a decode step is (`m1_kv_cache`). About 30 minutes.
+
+# %% tags=["setup"]
+import copy
+import time
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+
+import stages
+from benchmarks.recipes import uniform
+from benchmarks.style import SOFT, color, title
+from benchmarks.table import rate, seconds
+from benchmarks.table import size as written
+from benchmarks.workloads import Size
+from common.models import load_model, load_tokenizer
+from common.models.load import open_source
+from common.models.weights import loader
+from notebooks.checks import m7 as check
+from notebooks.kit import HERE, compare, measure, say, show_source, table
+from stages.m7_gptq import quality
+from stages.m7_gptq.cpu_linear import CpuInt4Linear
+from stages.m7_gptq.gptq import gptq, inverse_factor
+from stages.m7_gptq.linear import TwinLinear
+from stages.m7_gptq.load import build_rounded_decoder
+from stages.m7_gptq.settings import Settings
+from stages.m7_gptq.texts import DATA, tokens
+
+# %% [markdown]
+# m7 needs the model in 4 bits. `make notebooks` makes it before it runs this notebook, where it is not there yet: some
+# minutes, once, with a progress bar. If you read this in Jupyter, run `make stage7 quantize` first.
+#
+# ## The problem
+#
+# What does a decode step wait for? m6, with one request and with sixteen, each 32 tokens in and 24 out:
+
+
+# %%
+def decode(stage, rows):
+    return measure(stage, Size(uniform(rows, (32, 32), (24, 24)), max_num_seqs=rows, max_model_len=128))
+
+
+ROWS = (1, 4, 16)
+m6 = {rows: decode("m6", rows) for rows in ROWS}
+
+# %% [markdown]
+# A step multiplies every token's vector with every weight of the linear layers and of the head. So it has to read them
+# all, whether for one token or for sixteen. How long does this machine take to read so many bytes, doing nothing else?
+
+# %%
+model = load_model(HERE["model"], dtype=HERE["dtype"])
+layers_bytes = quality.projection_bytes(model)
+step_bytes = layers_bytes + model.head.weights_bytes()
+
+memory = torch.ones(2**26)  # 268 MB: more than any cache holds
+times = []
+for _ in range(6):
+    started = time.perf_counter()
+    memory.sum()
+    times.append(time.perf_counter() - started)
+bandwidth = memory.nbytes / min(times)
+floor, one, many = step_bytes / bandwidth, m6[1].itl_s["p50"], m6[ROWS[-1]].itl_s["p50"]
+say(f"""
+m6's weights for one step are {written(step_bytes)}. Read at {bandwidth / 1e9:.0f} GB/s that takes {seconds(floor)}. A step
+with one request takes **{seconds(one)}: {floor / one:.0%} of it is the time to read the weights.** With {ROWS[-1]} requests
+it is {seconds(many)}: {ROWS[-1]} times the arithmetic in {many / one:.1f} times the time. The processor waits for memory.
+Fewer bytes for the same weights would make a step shorter.
+""")
+
+# %% [markdown]
+# ## The idea
+#
+# Four bits are 16 values. Each output gets, for every 32 inputs, 16 values of its own: evenly spaced, from the smallest
+# of the 32 weights to the largest, with 0 among them. What is stored is the number of the value, and for each group the
+# distance (*scale*) and which number means 0 (*zero point*).
+
+# %%
+GROUP = 32
+
+
+def grid(weights):
+    """weights [GROUP, out]: a function that rounds to the nearest of each output's 16 values."""
+    low, high = weights.amin(0).clamp(max=0), weights.amax(0).clamp(min=0)
+    scale = (high - low) / 15
+    zero = (-low / scale).round()
+    return lambda w: (((w / scale).round() + zero).clamp(0, 15) - zero) * scale
+
+
+# %% [markdown]
+# That is *round to nearest*, RTN. It makes each weight's error as small as it can be. Is that what we want? Two weights
+# of 0.4, on a grid of whole numbers, and inputs that always go together:
+
+# %%
+inputs, weights = torch.tensor([[1.0, 1.0], [2.0, 2.1]]), torch.tensor([0.4, 0.4])
+choices = {
+    "as they are": weights,
+    "each to its nearest": weights.round(),
+    "the second one up": torch.tensor([0.0, 1.0]),
+}
+
+
+def numbers(tensor):
+    return ", ".join(f"{number:.2f}" for number in tensor)
+
+
+table(
+    ["", "weights", "mean square error of a weight", "outputs"],
+    [[name, numbers(w), f"{(w - weights).square().mean():.2f}", numbers(inputs @ w)] for name, w in choices.items()],
+)
+
+# %% [markdown]
+# The third row has the larger errors in its weights, and by far the smaller ones in its outputs: the second weight makes
+# good what rounding has done to the first. **Nobody looks at weights. The outputs must not change.**
+#
+# Do inputs of a real layer go together like this? We take the projection to queries, keys and values of the model's
+# second layer, and listen to what arrives there while the model reads some text.
+
+# %%
+LAYER = 1
+beginning = copy.copy(model)
+beginning.layers = [copy.copy(layer) for layer in model.layers[: LAYER + 1]]
+
+
+def causal(layer, q, k, v):
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+@torch.inference_mode()
+def inputs_of(token_ids):
+    """What arrives at the projection, [tokens, in]."""
+    seen, projection = [], model.layers[LAYER].qkv_proj
+
+    def listen(x):
+        seen.append(x.float())
+        return projection(x)
+
+    beginning.layers[LAYER].qkv_proj = listen
+    for part in token_ids.split(512):
+        beginning(part, torch.arange(len(part)), causal)
+    return torch.cat(seen)
+
+
+tokenizer = load_tokenizer(HERE["model"])
+calibration = inputs_of(tokens(tokenizer, DATA / "calibration.txt")[:4096])
+unseen = inputs_of(tokens(tokenizer, DATA / "evaluation.txt")[:1024])
+hessian = 2 * calibration.T @ calibration / len(calibration)
+energy = hessian.diagonal()
+outlier = int(energy.argmax())
+alike = hessian / (energy[:, None] * energy).sqrt()  # every input scaled to the same size
+strength = torch.linalg.eigvalsh(alike).flip(0)
+say(f"""
+{len(calibration):,} tokens, {len(hessian)} inputs. Input {outlier} alone brings {energy[outlier] / energy.sum():.0%} of all
+that arrives: an *outlier*, as most models have some. With every input scaled to the same size, the 16 strongest of
+{len(hessian)} directions hold **{strength[:16].sum() / strength.sum():.0%}**. Of inputs that had nothing to do with each
+other they would hold {16 / len(hessian):.0%}. So they do go together.
+""")
+
+# %% [markdown]
+# `hessian` is 2 XᵀX: the second derivative of the layer's squared output error. It is all that GPTQ knows of the text.
+# The algorithm takes one input after the other (one *column* of `weight [out, in]`; a row here, because we transpose):
+#
+# 1. round its weights to the grid, for all outputs at once;
+# 2. move the weights of all later inputs such that the outputs change least.
+#
+# The best move has a closed form (Optimal Brain Surgeon, 1993). It needs the inverse of the Hessian of the inputs that are
+# still free, anew after each step; GPTQ's observation is that row i of **the Cholesky factor of the inverse** is just
+# that. Here is the whole algorithm. Without `pass_on` it is RTN.
+
+
+# %%
+def quantise(weight, hessian, pass_on):
+    """The weight [out, in] on its grids, and the error of the outputs while more and more inputs are done."""
+    columns, errors = weight.T.clone(), []
+    damping = 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    factor = torch.linalg.cholesky(torch.linalg.inv(hessian + damping), upper=True)
+    for i in range(len(columns)):
+        if i % GROUP == 0:
+            errors.append((i, output_error(columns.T)))
+            nearest = grid(columns[i : i + GROUP])  # of the weights as they are by now
+        rounded = nearest(columns[i])
+        if pass_on:
+            error = (columns[i] - rounded) / factor[i, i]
+            columns[i + 1 :] -= factor[i, i + 1 :, None] * error
+        columns[i] = rounded
+    return columns.T, [*errors, (len(columns), output_error(columns.T))]
+
+
+def output_error(changed):
+    """On text that was not calibrated on: squared error of the outputs, as a share of the outputs."""
+    return float((unseen @ (changed - weight).T).square().sum() / (unseen @ weight.T).square().sum())
+
+
+source = open_source(HERE["model"])
+read = loader(source, torch.float32, torch.device("cpu"))
+weight = read(f"model.layers.{LAYER}.self_attn.{name}_proj.weight" for name in "qkv")
+rtn, rtn_errors = quantise(weight, hessian, pass_on=False)
+ours, our_errors = quantise(weight, hessian, pass_on=True)
+table(
+    ["", "error of the weights", "error of the outputs, on other text"],
+    [
+        [name, f"{(w - weight).square().sum() / weight.square().sum():.2%}", f"{output_error(w):.3%}"]
+        for name, w in (("round to nearest", rtn), ("GPTQ", ours))
+    ],
+)
+say(f"""
+Weights further from where they were, and **{output_error(rtn) / output_error(ours):.1f} times less error where it counts**.
+""")
+
+# %% [markdown]
+# **What bends these figures.** The embedded model comes from a file in 4 bits: its weights lie on a grid of 16 values for
+# every 32 inputs already. That grid has a real number as its *minimum*; GPTQ's format has a whole number as its zero point,
+# so that 0 is always one of the 16 values. The same weights, rounded with a minimum instead:
+
+
+# %%
+def grid_with_minimum(weights):
+    low = weights.amin(0)
+    scale = (weights.amax(0) - low) / 15
+    return lambda w: ((w - low) / scale).round() * scale + low
+
+
+again = torch.cat([grid_with_minimum(part)(part) for part in weight.T.split(GROUP)]).T
+say(f"""
+With a minimum, rounding to nearest has an output error of **{output_error(again):.1%}**: it finds the grid that is there.
+That would prove nothing, except that this model was rounded before. On the format's grid every weight of a group is off by
+a shift that they all share, and GPTQ makes good a part of that. Expect other figures from a model in 16 bits, and smaller
+losses from a larger one.
+""")
+
+# %% [markdown]
+# Back to GPTQ, and what it chose: the 32 weights of a group in the middle of the layer, of the output where it went
+# furthest from the nearest values.
+
+# %%
+packed, _ = gptq(weight, hessian, Settings(search=False))  # the stage's own
+middle = packed.groups // 2
+part = slice(middle * GROUP, (middle + 1) * GROUP)
+scale, zero, original = packed.scales[middle].float(), packed.zeros[middle].float(), weight.T[part]
+codes, closest = packed.codes()[part].float(), ((original / scale).round() + zero).clamp(0, 15)
+output = int((codes != closest).sum(0).argmax())
+moved, values = (codes != closest)[:, output], ((codes - zero) * scale)[:, output]
+
+figure, axis = plt.subplots(figsize=(10, 5))
+axis.hlines((torch.arange(16) - zero[output]) * scale[output], -0.5, GROUP - 0.5, color="#E4E4E4", zorder=0)
+axis.scatter(range(GROUP), original[:, output], s=90, facecolors="none", edgecolors=SOFT, linewidths=1.5)
+for chosen, shade in ((moved, color("m7")), (~moved, color("m6"))):
+    axis.scatter(torch.arange(GROUP)[chosen], values[chosen], s=36, color=shade)
+axis.set_title("weights of one output: as they were (rings), after GPTQ (dots)", loc="left")
+axis.set(xlabel="input of the group (dark: not the nearest of the 16 values)", xlim=(-0.8, GROUP - 0.2), xticks=[])
+axis.tick_params(axis="y", labelcolor=SOFT)
+plt.show()
+
+# %%
+group = packed.group_index()
+nearest = ((weight.T / packed.scales[group].float()).round() + packed.zeros[group].float()).clamp(0, 15)
+say(f"""
+**{(packed.codes() != nearest).float().mean():.0%}** of this layer's weights did not go to the nearest value. Nearly every ring lies
+between two lines: that is the shift by which the old grid misses the new one.
+""")
+
+# %% [markdown]
+# ## The code
+#
+# The stage's algorithm is ours with three more thoughts: inputs that are always 0, act-order, and errors that are passed
+# on to later blocks of 128 in one matrix product.
+
+# %%
+show_source(gptq)
+
+# %% [markdown]
+# The factor is computed from a Cholesky factorisation of the Hessian, which also finds out whether it can be inverted:
+
+# %%
+show_source(inverse_factor)
+
+# %% [markdown]
+# What multiplies by such weights? This says what is computed; it is slow, because the whole weight is written out at
+# every call:
+
+# %%
+show_source(TwinLinear.__call__)
+
+# %% [markdown]
+# And this is what runs on a CPU: a kernel that unpacks in registers, for few tokens; for many, the weight is written out
+# once and an ordinary product follows.
+
+# %%
+show_source(CpuInt4Linear.__call__)
+
+# %% [markdown]
+# ## Measured against m6
+
+# %%
+m7 = {rows: decode("m7", rows) for rows in ROWS}
+compare(
+    [m6[1], m7[1]],
+    output_tokens_per_s=lambda r: rate(r.output_tokens_per_s),
+    first_token=lambda r: seconds(r.ttft_s["p50"]),
+    each_further_token=lambda r: seconds(r.itl_s["p50"]),
+)
+with stages.build("m7", max_model_len=128, max_num_seqs=1, **HERE) as engine:
+    quantised = engine.runner.model
+m7_layers_bytes = quality.projection_bytes(quantised)
+m7_step_bytes = m7_layers_bytes + quantised.head.weights_bytes()
+speedup = m7[1].output_tokens_per_s / m6[1].output_tokens_per_s
+say(f"""
+One request: **{speedup:.1f} times** m6's tokens a second. The linear layers went from {written(layers_bytes)} to
+{written(m7_layers_bytes)} (−{1 - m7_layers_bytes / layers_bytes:.0%}: 4 bits for the weight, and for each group a scale
+and a zero point, which this kernel wants in 16 bits each). The head, which is also the embedding, stays as it was, so a step reads {written(m7_step_bytes)} instead of
+{written(step_bytes)} (−{1 - m7_step_bytes / step_bytes:.0%}).
+""")
+
+# %% [markdown]
+# ## The picture
+
+
+# %%
+def draw_lines(axis, lines):
+    """lines: (name, x, y, colour). Each has its name at its end, the upper line's above it and the lower one's below."""
+    ends = [y[-1] for _, _, y, _ in lines]
+    for name, x, y, shade in lines:
+        axis.plot(x, y, linewidth=3, color=shade)
+        axis.annotate(name, (x[-1], y[-1]), xytext=(8, 0), textcoords="offset points", color=shade, fontweight="bold",
+                      va="bottom" if y[-1] == max(ends) else "top", annotation_clip=False)  # fmt: skip
+    axis.set_ylim(0, 1.05 * max(max(y) for _, _, y, _ in lines))
+    axis.grid(axis="y", color="#E4E4E4")
+
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
+found = (("round to nearest", rtn_errors, SOFT), ("GPTQ", our_errors, color("m7")))
+draw_lines(left, [(name, [i for i, _ in errors], [100 * e for _, e in errors], shade) for name, errors, shade in found])
+left.set(xlabel="inputs of the layer that are quantised", xticks=range(0, len(hessian) + 1, 96))
+left.set_title("error of the outputs in % (less is better)", loc="left", pad=20)
+at = outlier // GROUP * GROUP
+left.annotate(f"the group of input {outlier} ", (at + GROUP / 2, 100 * rtn_errors[-1][1] / 2), ha="right", color=SOFT)
+steps = {stage: [1e3 * records[rows].itl_s["p50"] for rows in ROWS] for stage, records in (("m6", m6), ("m7", m7))}
+draw_lines(right, [(title(stage), ROWS, times, color(stage)) for stage, times in steps.items()])
+right.set(xlabel="requests in the step", xticks=ROWS)
+right.set_title("time of a decode step in ms (less is better)", loc="left", pad=20)
+figure.tight_layout(w_pad=6)
+plt.show()
+
+# %% [markdown]
+# ## Where it loses
+#
+# **Many tokens in a step.** What was won is bytes. As soon as a step computes longer than it reads, a weight that has to
+# be unpacked first is only more work:
+
+# %%
+prompt = Size(uniform(1, (512, 512), (2, 2)), max_num_seqs=1, max_model_len=576)
+prompts = [measure(stage, prompt).ttft_s["p50"] for stage in ("m6", "m7")]
+by_rows = [m7[rows].output_tokens_per_s / m6[rows].output_tokens_per_s for rows in ROWS]
+table(
+    ["m7 against m6", *(f"decode, {rows} request{'s' * (rows > 1)}" for rows in ROWS), "a prompt of 512 tokens"],
+    [
+        ["m6", *(f"{rate(m6[rows].output_tokens_per_s)} tokens/s" for rows in ROWS), seconds(prompts[0])],
+        ["m7", *(f"{rate(m7[rows].output_tokens_per_s)} tokens/s" for rows in ROWS), seconds(prompts[1])],
+        ["times as fast", *(f"{times:.2f}" for times in by_rows), f"{prompts[0] / prompts[1]:.2f}"],
+    ],
+)
+
+# %% [markdown]
+# **Quality.** Perplexity on 1,024 tokens that nobody calibrated on: little, so that it takes seconds. `round to nearest` is
+# the plain one, from the smallest weight to the largest; GPTQ here is the model that m7 runs, whose grids were searched for.
+
+# %%
+page = tokens(tokenizer, DATA / "evaluation.txt")[: quality.CONTEXT]
+nearest = build_rounded_decoder(source, Settings(method="rtn", search=False), model.dtype, model.device, False)
+perplexity, likeliest = {}, {}
+for name, decoder in {HERE["dtype"]: model, "4 bits, round to nearest": nearest, "4 bits, GPTQ": quantised}.items():
+    perplexity[name], likeliest[name] = quality.measure(decoder, page)
+plain = next(iter(perplexity))
+table(
+    ["weights", "perplexity", f"over {plain}", f"likeliest token is that of {plain}"],
+    [
+        [
+            name,
+            f"{p:.1f}",
+            f"{p / perplexity[plain] - 1:+.1%}",
+            f"{(likeliest[name] == likeliest[plain]).float().mean():.0%}",
+        ]
+        for name, p in perplexity.items()
+    ],
+)
+lost = {name: p / perplexity[plain] - 1 for name, p in perplexity.items()}
+say(f"""
+GPTQ costs {lost["4 bits, GPTQ"]:.0%} where rounding costs {lost["4 bits, round to nearest"]:.0%}. That is still a lot: 135
+million weights hold no slack, and these were rounded once before. 1,024 tokens are a small text. `make stage7 quality`
+measures thirty times as much, with 8 bits, NF4, other groups and act-order beside it; its table is in the [README of
+m7](../stages/m7_gptq/README.md), and what it writes on your machine is in `reports/local/`.
+""")
+
+# %% [markdown]
+# ## Exercises
+#
+# Run a cell, read what the check says, change the cell, run it again.
+#
+# ### Exercise 1: how many bytes?
+#
+# "4 bits instead of 16: −75 %." How many bytes does a matrix of `outputs` × `inputs` really take? For every group of
+# `group_size` inputs, each output has a scale (16 bits) and a zero point (4 bits). 576 inputs are four and a half groups
+# of 128: the last one is simply shorter.
+
+
+# %% tags=["exercise"]
+def bytes_in_4_bits(inputs, outputs, group_size):
+    return inputs * outputs // 2
+
+
+check.bytes_in_4_bits(bytes_in_4_bits)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# 20 bits more for each group and output; a started group counts as one.
+#
+# ```python
+# def bytes_in_4_bits(inputs, outputs, group_size):
+#     groups = -(-inputs // group_size)
+#     return inputs * outputs // 2 + groups * outputs * (16 + 4) // 8
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2: the formula of the textbooks
+#
+# This is how quantising is usually written down. Two things keep it from being stored in 4 bits and from being right for
+# all weights. Return codes and zero point such that everything is a whole number from 0 to 15, and every weight comes
+# back as `(code - zero) * scale`, at most half a step away.
+
+
+# %% tags=["exercise"]
+def four_bits(weights):
+    low, high = weights.min(), weights.max()
+    scale = (high - low) / 15
+    zero = -low / scale
+    codes = (weights / scale + zero).round()
+    return codes, scale, zero
+
+
+check.four_bits(four_bits)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The zero point is a whole number too, and it is between 0 and 15 only if the range includes 0. Rounding it may push the
+# last code to 16, so codes are clamped.
+#
+# ```python
+# def four_bits(weights):
+#     low, high = weights.min().clamp(max=0), weights.max().clamp(min=0)
+#     scale = (high - low) / 15
+#     zero = (-low / scale).round()
+#     codes = ((weights / scale).round() + zero).clamp(0, 15)
+#     return codes, scale, zero
+# ```
+#
+# `fit_grid` in `grid.py` also has an answer for a group of zeros, whose scale would be 0.
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3: make good
+#
+# One step of GPTQ. `columns [in, out]` are the weights, those before input `i` are done, `rounded [out]` is what input i
+# was rounded to, `factor` the upper Cholesky factor of the inverse Hessian. Return the columns with input i rounded, and
+# those behind it moved. The check solves the least-squares problem that this is supposed to solve.
+
+
+# %% tags=["exercise"]
+def make_good(columns, i, rounded, factor):
+    error = columns[i] - rounded
+    columns[i + 1 :] -= factor[i, i + 1 :, None] * error
+    columns[i] = rounded
+    return columns
+
+
+check.make_good(make_good)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Lines 7 and 8 of the paper: the error is in units of the diagonal.
+#
+# ```python
+# def make_good(columns, i, rounded, factor):
+#     error = (columns[i] - rounded) / factor[i, i]
+#     columns[i + 1 :] -= factor[i, i + 1 :, None] * error
+#     columns[i] = rounded
+#     return columns
+# ```
+#
+# </details>
+
+# %% [markdown]
+# ## Interview questions
+#
+# Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
+
+# %%
+say(f"""
+- **Q10: how does GPTQ work?** It quantises input by input and moves the weights that are still free so that the layer's
+  *outputs* change least; the Hessian 2XᵀX of calibration text says which moves go unnoticed, and one Cholesky factorisation
+  of its inverse replaces an update at every step. On one layer here: {output_error(rtn):.2%} error of the outputs with
+  rounding, {output_error(ours):.2%} with GPTQ.
+- **Q10, "75 % less memory":** of the quantised layers nearly ({1 - m7_layers_bytes / layers_bytes:.0%} here, as scales and
+  zero points count too); a decode step reads {1 - m7_step_bytes / step_bytes:.0%} less, because the head stays.
+- **Q10, "20 to 50 % faster":** with one request {speedup - 1:+.0%}, with {ROWS[-1]} requests {by_rows[-1] - 1:+.0%}, and a
+  prompt of 512 tokens {prompts[0] / prompts[1] - 1:+.0%}. It is a means against waiting for memory, and for nothing else.
+- **Q10, "perplexity within 1 %":** said of models with billions of weights. This one: {lost["4 bits, GPTQ"]:+.0%} on a
+  short text, and {lost["4 bits, round to nearest"]:+.0%} without GPTQ.
+- **Q14: how do you find the bottleneck?** Divide the bytes of a step by the bandwidth ({seconds(floor)} here) and hold it
+  against the step ({seconds(one)}). If they are close, only fewer bytes or more rows help.
+""")
