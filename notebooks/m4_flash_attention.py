@@ -56,8 +56,10 @@ the model's limit of {config.max_position_embeddings:,} tokens the scores of *on
 """)
 
 # %% [markdown]
-# Is it the arithmetic? Each score costs as many multiplications as a head is wide, twice. But the matrix is also written,
-# read for the softmax, written again, and read once more for the product with V. Let us count what has to move:
+# Is it the arithmetic? Each score costs as many multiplications as a head is wide, twice. But the matrix is also
+# written, read for the softmax, written again, and read once more for the product with V. Let us count what has to
+# move:
+
 
 # %%
 def bytes_moved(n, layer_heads=config.num_heads, dim=config.head_dim, bytes_of_a_number=2):
@@ -76,10 +78,10 @@ table(
 #
 # ## The idea
 #
-# Softmax seems to need its whole row at once: the maximum, then the sum. It does not. Walk over the keys in tiles and keep
-# three things for each query: the largest score so far, the sum of exponentials relative to it, and the sum over V with
-# these weights. When a tile brings a larger score, what was summed before is multiplied by exp(old maximum − new one).
-# That is the **online softmax**.
+# Softmax seems to need its whole row at once: the maximum, then the sum. It does not. Walk over the keys in tiles and
+# keep three things for each query: the largest score so far, the sum of exponentials relative to it, and the sum over V
+# with these weights. When a tile brings a larger score, what was summed before is multiplied by exp(old maximum − new
+# one). That is the **online softmax**.
 #
 # And if a tile is a block of m3, the walk can follow the block table. Here is one query of one head:
 
@@ -120,20 +122,21 @@ table(["block", "its largest score", "largest so far", "older sums shrink by", "
 say(f"The two outputs differ by at most **{far:.0e}**: what rounding leaves.")
 
 # %% [markdown]
-# A prefill does this for a tile of queries at once, so that a tile of K and V is read once for all of them. A decode has
-# one query for each sequence. There the context is cut instead: one part for each processor, each with its own maximum and
-# sums, and a small second step that joins them (**Flash-Decoding**). Exercise 1 is that step.
+# A prefill does this for a tile of queries at once, so that a tile of K and V is read once for all of them. A decode
+# has one query for each sequence. There the context is cut instead: one part for each processor, each with its own
+# maximum and sums, and a small second step that joins them (**Flash-Decoding**). Exercise 1 is that step.
 #
 # ## The code
 #
-# The paper's algorithm in plain PyTorch is one of m4's backends, `naive`, for reading and as a reference. The loop over `j`
-# is the one above; it ends at the diagonal:
+# The paper's algorithm in plain PyTorch is one of m4's backends, `naive`, for reading and as a reference. The loop over
+# `j` is the one above; it ends at the diagonal:
 
 # %%
 show_source(tiled_attention)
 
 # %% [markdown]
-# What serves is compiled: on a GPU by Triton, on a CPU by Numba. `auto` chooses. The stage itself is a seam between both:
+# What serves is compiled: on a GPU by Triton, on a CPU by Numba. `auto` chooses. The stage itself is a seam between
+# both:
 
 # %%
 show_source(FlashAttention.attend)
@@ -210,16 +213,16 @@ decoding = decode[1].output_tokens_per_s / decode[0].output_tokens_per_s
 grown = m4[-1].attention_time_s / m4[0].attention_time_s, (LENGTHS[-1] / LENGTHS[0]) ** 2
 say(f"""
 At {LENGTHS[-1]:,} tokens attention takes **1/{faster:.0f} of the time**, and the first token comes **{sooner:.1f} times
-sooner**. 16 decodes together run at {decoding:.2f} times the speed, because nothing is gathered. The memory no longer has
-anything to do with the square; the *time* still has: every query is held against every key, as before.
+sooner**. 16 decodes together run at {decoding:.2f} times the speed, because nothing is gathered. The memory no longer
+has anything to do with the square; the *time* still has: every query is held against every key, as before.
 """)
 
 # %% [markdown]
 # ## Where it loses
 #
-# The algorithm is not what is fast. A kernel that keeps its tile in registers and caches is. Here is the same engine with its
-# other backends: `naive` is the algorithm in PyTorch, where each tile is still a tensor in memory, and `torch` gathers like
-# m3 and calls PyTorch's own fused kernel.
+# The algorithm is not what is fast. A kernel that keeps its tile in registers and caches is. Here is the same engine
+# with its other backends: `naive` is the algorithm in PyTorch, where each tile is still a tensor in memory, and `torch`
+# gathers like m3 and calls PyTorch's own fused kernel.
 
 # %%
 prompt = Size(uniform(1, (768, 768), (16, 16)), max_num_seqs=1, max_model_len=784)
@@ -233,6 +236,7 @@ table(
         for name, r in (("m3, the full formula", plain), *((f"m4, `{n}`", r) for n, r in backends.items()), ("m4, `cpu`", fused))
     ],
 )  # fmt: skip
+
 
 # %%
 def lines_of(*objects):
@@ -249,10 +253,10 @@ say(f"""
   {lines_of(cpu_decode, cpu_prefill, simd)}, and a GPU needs others.
 - **Compilation.** The first use of a kernel on a machine takes some seconds; it is cached afterwards.
 - **Libraries may be better.** On the H100 of our reports one prompt of 16,384 tokens takes our Triton kernel
-  {seconds(one_prompt["triton"])}, and gathering plus PyTorch's kernel {seconds(one_prompt["torch"])}. At every decode ours
-  is the faster one.
-- **The KV cache is as large as before:** {kv_bytes_per_token(config, torch.bfloat16):,} bytes a token. What m4 removes is
-  what attention needed *besides*.
+  {seconds(one_prompt["triton"])}, and gathering plus PyTorch's kernel {seconds(one_prompt["torch"])}. At every decode
+  ours is the faster one.
+- **The KV cache is as large as before:** {kv_bytes_per_token(config, torch.bfloat16):,} bytes a token. What m4 removes
+  is what attention needed *besides*.
 """)
 
 # %% [markdown]
@@ -262,9 +266,10 @@ say(f"""
 #
 # ### Exercise 1: join two parts
 #
-# Two processors have each gone through a part of a context, for the same query. A part is `(top, weight, out)`: its largest
-# score; the sum of exp(score − top); and the sum over V with these weights, not divided yet. Return the part that stands for
-# both.
+# Two processors have each gone through a part of a context, for the same query. A part is `(top, weight, out)`: its
+# largest score; the sum of exp(score − top); and the sum over V with these weights, not divided yet. Return the part
+# that stands for both.
+
 
 # %% tags=["exercise"]
 def merge(one, other):
@@ -277,8 +282,8 @@ check.merge(merge)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Each part's sums are relative to its own maximum. Bring both to the common one; it is the shrinking of the online softmax,
-# for both sides.
+# Each part's sums are relative to its own maximum. Bring both to the common one; it is the shrinking of the online
+# softmax, for both sides.
 #
 # ```python
 # def merge(one, other):
@@ -292,8 +297,9 @@ check.merge(merge)
 # %% [markdown]
 # ### Exercise 2: how large are the scores?
 #
-# In m1 only the KV heads counted, because only K and V are stored. And the scores of one layer, in bytes, when `queries`
-# tokens look at `context` tokens? The check looks at the tensor that m3 makes.
+# In m1 only the KV heads counted, because only K and V are stored. And the scores of one layer, in bytes, when
+# `queries` tokens look at `context` tokens? The check looks at the tensor that m3 makes.
+
 
 # %% tags=["exercise"]
 def score_bytes(config, queries, context, bytes_of_a_number):
@@ -305,8 +311,8 @@ check.score_bytes(score_bytes)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Every query head has scores of its own, though several share a KV head. Grouped-query attention makes the cache smaller,
-# not the score matrix.
+# Every query head has scores of its own, though several share a KV head. Grouped-query attention makes the cache
+# smaller, not the score matrix.
 #
 # ```python
 # def score_bytes(config, queries, context, bytes_of_a_number):
@@ -321,6 +327,7 @@ check.score_bytes(score_bytes)
 # `queries` tokens stand at the end of a context of `context` tokens. Scores are computed in tiles of `tile` queries by
 # `tile` keys, the first tile of each beginning at the first query and the first key. A tile behind the diagonal, where no query
 # may see any key, is skipped. How many are computed? The check counts them in `tiled_attention`.
+
 
 # %% tags=["exercise"]
 def tiles(queries, context, tile):
@@ -354,21 +361,21 @@ check.tiles(tiles)
 # %%
 moved = bytes_moved(LENGTHS[-1])
 say(f"""
-- **Q6: why is FlashAttention fast?** Not because it computes less. For {LENGTHS[-1]:,} tokens a layer's inputs and outputs
-  are {written(moved[0])}, and its scores, moved four times, {written(moved[1])}. Tiles keep them in fast memory. Here that
-  makes attention {faster:.0f} times faster, and the first token {sooner:.1f} times.
-- **Q6, follow-up: how can softmax go by tiles?** Online: a running maximum, and sums that shrink when it rises. The output
-  above differs by {far:.0e} from the full formula's. It is exact, not an approximation.
+- **Q6: why is FlashAttention fast?** Not because it computes less. For {LENGTHS[-1]:,} tokens a layer's inputs and
+  outputs are {written(moved[0])}, and its scores, moved four times, {written(moved[1])}. Tiles keep them in fast
+  memory. Here that makes attention {faster:.0f} times faster, and the first token {sooner:.1f} times.
+- **Q6, follow-up: how can softmax go by tiles?** Online: a running maximum, and sums that shrink when it rises. The
+  output above differs by {far:.0e} from the full formula's. It is exact, not an approximation.
 - **Q6, follow-up: what about recomputation?** That is for training, where the backward pass needs the scores again.
   Inference recomputes nothing; it corrects sums.
-- **Q6, the table in many guides: O(n²/M) accesses?** The paper's theorem says O(n² d² / M), against O(n d + n²): d is the
-  head's width, M the size of the fast memory. The space is O(n): from {LENGTHS[0]} to {LENGTHS[-1]:,} tokens the activations of
-  m4 went from {written(m4[0].peak_activation_bytes)} to {written(m4[-1].peak_activation_bytes)}, those of m3 from
-  {written(m3[0].peak_activation_bytes)} to {written(m3[-1].peak_activation_bytes)}.
-- **Q5 and Q6: how does it go together with paged KV?** A tile's blocks are looked up in the block table, inside the kernel.
-  m3 copied the context of everyone together in every layer of every step; without that, 16 decodes run
+- **Q6, the table in many guides: O(n²/M) accesses?** The paper's theorem says O(n² d² / M), against O(n d + n²): d is
+  the head's width, M the size of the fast memory. The space is O(n): from {LENGTHS[0]} to {LENGTHS[-1]:,} tokens the
+  activations of m4 went from {written(m4[0].peak_activation_bytes)} to {written(m4[-1].peak_activation_bytes)}, those
+  of m3 from {written(m3[0].peak_activation_bytes)} to {written(m3[-1].peak_activation_bytes)}.
+- **Q5 and Q6: how does it go together with paged KV?** A tile's blocks are looked up in the block table, inside the
+  kernel. m3 copied the context of everyone together in every layer of every step; without that, 16 decodes run
   {decoding:.2f} times as fast.
 - **Q12: does it make long contexts cheap?** It takes the square out of the memory, not out of the time: for
-  {grown[1]:.0f} times the scores, m4's attention took {grown[0]:.0f} times as long. And the KV cache still grows with every
-  token.
+  {grown[1]:.0f} times the scores, m4's attention took {grown[0]:.0f} times as long. And the KV cache still grows with
+  every token.
 """)

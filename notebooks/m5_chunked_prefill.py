@@ -1,8 +1,9 @@
 # %% [markdown]
 # # m5: chunked prefill
 #
-# Up to m4 a step either computes prompts or makes everyone's next token. m5 does both in one step, and no step is long: a
-# prompt is computed in chunks, and whoever decodes never waits for somebody else's prompt. Only the scheduler changes.
+# Up to m4 a step either computes prompts or makes everyone's next token. m5 does both in one step, and no step is long:
+# a prompt is computed in chunks, and whoever decodes never waits for somebody else's prompt. Only the scheduler
+# changes.
 #
 # You need: `m2_continuous_batching`; `m4_flash_attention` helps. About 20 minutes.
 
@@ -28,8 +29,8 @@ from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 # %% [markdown]
 # ## The problem
 #
-# Four requests decode on m4. Twice, each time they have made 20 tokens, a prompt of 1,024 tokens arrives, and right behind
-# it a short one. (`interference` is a recipe of the benchmark.)
+# Four requests decode on m4. Twice, each time they have made 20 tokens, a prompt of 1,024 tokens arrives, and right
+# behind it a short one. (`interference` is a recipe of the benchmark.)
 
 # %%
 PROMPT = 1024
@@ -48,7 +49,8 @@ stranger has sent a long document. The mean, {seconds(m4.itl_s["mean"])}, hides 
 # %% [markdown]
 # ## The idea
 #
-# How long does a step take? Let us ask the model itself, without any attention: so many tokens go through all its layers.
+# How long does a step take? Let us ask the model itself, without any attention: so many tokens go through all its
+# layers.
 
 # %%
 model = load_model(HERE["model"], dtype=HERE["dtype"])
@@ -72,15 +74,16 @@ table(
     [(f"{rows:,}", seconds(t), f"{t / rows * 1e3:.2f} ms") for rows, t in times.items()],
 )
 say(f"""
-Two things to see. A whole prompt takes {times[PROMPT] / times[4]:.0f} times as long as a step of four decodes: that is the
-stall. And a step has a fixed price, reading all weights once, which a decode alone hardly uses. Four decodes on their
-own take {seconds(times[4])}; a chunk of 256 tokens takes {seconds(times[256])}, and with the four beside it
+Two things to see. A whole prompt takes {times[PROMPT] / times[4]:.0f} times as long as a step of four decodes: that is
+the stall. And a step has a fixed price, reading all weights once, which a decode alone hardly uses. Four decodes on
+their own take {seconds(times[4])}; a chunk of 256 tokens takes {seconds(times[256])}, and with the four beside it
 **{seconds(times[260])}**. The decodes ride along.
 """)
 
 # %% [markdown]
-# So: give every step a budget. Who decodes gets one token first. The prompt gets what is left, and goes on in the next step.
-# Here is the schedule for the textbook's case, a prompt of 1,000 tokens beside two that decode:
+# So: give every step a budget. Who decodes gets one token first. The prompt gets what is left, and goes on in the next
+# step. Here is the schedule for the textbook's case, a prompt of 1,000 tokens beside two that decode:
+
 
 # %%
 def steps_of(prompt, chunk, decoding):
@@ -110,8 +113,8 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# Small chunks give short gaps, and each of them pays the fixed price again. That is the whole trade. (Attention is not in
-# this estimate: it makes later chunks dearer than earlier ones.)
+# Small chunks give short gaps, and each of them pays the fixed price again. That is the whole trade. (Attention is not
+# in this estimate: it makes later chunks dearer than earlier ones.)
 #
 # ## The code
 #
@@ -127,11 +130,11 @@ show_source(PagedScheduler.plan)
 show_source(ChunkedScheduler.plan, ChunkedScheduler._room_for_prompts, ChunkedScheduler._prefill)
 
 # %% [markdown]
-# There are two limits. `max_num_batched_tokens` bounds every step. The chunk size bounds prompts *while somebody decodes*; a
-# machine that serves nobody else takes the whole budget.
+# There are two limits. `max_num_batched_tokens` bounds every step. The chunk size bounds prompts *while somebody
+# decodes*; a machine that serves nobody else takes the whole budget.
 #
-# A request that begins gets blocks for its whole prompt, not for its first chunk. If first chunks were enough, the pool could
-# fill up with half-computed prompts, none of which could go on:
+# A request that begins gets blocks for its whole prompt, not for its first chunk. If first chunks were enough, the pool
+# could fill up with half-computed prompts, none of which could go on:
 
 # %%
 show_source(ChunkedScheduler._admit)
@@ -211,14 +214,15 @@ say(f"""
 - **Small chunks waste the machine.** Each one reads all weights, and the keys and values of everything before it.
   Chunks of {sizes[0]} make {rate(small.output_tokens_per_s)} tokens a second, chunks of {DEFAULT}
   {rate(default.output_tokens_per_s)}, m4 {rate(m4.output_tokens_per_s)}.
-- **A chunk is still felt.** The longest gap is {seconds(default.itl_s["max"])}, and the median {seconds(default.itl_s["p50"])}.
-  With m4 *few* tokens were very late. Now *more* of them are a little late: as many as the prompt has chunks.
+- **A chunk is still felt.** The longest gap is {seconds(default.itl_s["max"])}, and the median
+  {seconds(default.itl_s["p50"])}. With m4 *few* tokens were very late. Now *more* of them are a little late: as many as
+  the prompt has chunks.
 - **Without long prompts nothing changes.** There is nothing to cut.
 """)
 
 # %% [markdown]
-# One figure for all machines does not exist. `prefill_chunk_size="auto"` asks for a time instead (`target_itl`) and measures
-# what fits:
+# One figure for all machines does not exist. `prefill_chunk_size="auto"` asks for a time instead (`target_itl`) and
+# measures what fits:
 
 # %%
 show_source(AutoChunkSize.observe)
@@ -231,8 +235,9 @@ show_source(AutoChunkSize.observe)
 # ### Exercise 1: plan a step
 #
 # `decoding` requests decode. `left` has, for each prompt in order of arrival, how many of its tokens are not computed yet.
-# How many tokens of each does the next step compute? A step has at most `budget` tokens, decodes included; while somebody
-# decodes, all prompts together get at most `chunk`. The check runs m5 beside you.
+# How many tokens of each does the next step compute? A step has at most `budget` tokens, decodes included; while
+# somebody decodes, all prompts together get at most `chunk`. The check runs m5 beside you.
+
 
 # %% tags=["exercise"]
 def plan_step(decoding, left, budget, chunk):
@@ -261,9 +266,10 @@ check.plan_step(plan_step)
 # %% [markdown]
 # ### Exercise 2: the chunk for a promise
 #
-# Whoever decodes is promised a token every `target` seconds. A step that only decodes takes `decode_seconds`, each prompt token
-# adds `token_seconds`. How large may a chunk be? m5 takes multiples of 16, at least 16 (or prompts would never end) and at
-# most 8,192.
+# Whoever decodes is promised a token every `target` seconds. A step that only decodes takes `decode_seconds`, each
+# prompt token adds `token_seconds`. How large may a chunk be? m5 takes multiples of 16, at least 16 (or prompts would
+# never end) and at most 8,192.
+
 
 # %% tags=["exercise"]
 def chunk_for(target, decode_seconds, token_seconds):
@@ -289,8 +295,9 @@ check.chunk_for(chunk_for)
 # %% [markdown]
 # ### Exercise 3: what small chunks cost attention
 #
-# Every chunk attends to all that was computed before it, and reads that from the cache again. How many cached tokens are
-# read for a whole prompt, summed over its chunks? (The chunk's own tokens do not count.)
+# Every chunk attends to all that was computed before it, and reads that from the cache again. How many cached tokens
+# are read for a whole prompt, summed over its chunks? (The chunk's own tokens do not count.)
+
 
 # %% tags=["exercise"]
 def read_again(prompt, chunk):
@@ -319,19 +326,23 @@ check.read_again(read_again)
 
 # %%
 gaps = {stage: longest_gap(trace, next(iter(trace.arrivals))) for stage, trace in traces.items()}
+bends = ", ".join(
+    f"{chunk}: {seconds(r.itl_s['max'])} and {rate(r.output_tokens_per_s)} tokens/s" for chunk, r in m5.items()
+)
 say(f"""
 - **Q8: what problem does chunked prefill solve?** A long prompt stalls everyone who decodes: here for
   {seconds(m4.itl_s["max"])}, where a token takes {seconds(m4.itl_s["p50"])}. In chunks of {DEFAULT} the longest gap is
-  {seconds(default.itl_s["max"])}. The question's own example, 1,000 tokens beside two that decode, is the picture above:
-  {seconds(gaps["m4"])} against {seconds(gaps["m5"])}.
-- **Q8, a correction: it lowers "the TTFT of the decoding requests".** They have their first token long since; what falls is
-  their inter-token latency. The TTFT of the long prompt *rises*, here {later:.2f} times.
-- **Q8, follow-up: how large a chunk?** Look where the curves bend. {", ".join(f"{chunk}: {seconds(r.itl_s['max'])} and {rate(r.output_tokens_per_s)} tokens/s" for chunk, r in m5.items())}.
-  On a GPU the bend is at larger sizes: it computes hundreds of tokens in the time in which it reads its weights once.
-- **Q8, follow-up: why is the throughput about the same?** The same tokens are computed. A chunk costs one more reading of the
-  weights, and saves the decode step that rides along: {kept:.2f} times m4's.
-- **Follow-up 1: what does your scheduler do?** In each step: a token for everyone who decodes, then prompts under way, then
-  who waits, in order of arrival or priority, within one budget; whoever is admitted has blocks for its whole prompt.
-- **Q11: which part is for latency?** This one, for those who run. For those who wait it is m2 (nobody waits for a batch's
-  end) and m6 (a known beginning is not computed).
+  {seconds(default.itl_s["max"])}. The question's own example, 1,000 tokens beside two that decode, is the picture
+  above: {seconds(gaps["m4"])} against {seconds(gaps["m5"])}.
+- **Q8, a correction: it lowers "the TTFT of the decoding requests".** They have their first token long since; what
+  falls is their inter-token latency. The TTFT of the long prompt *rises*, here {later:.2f} times.
+- **Q8, follow-up: how large a chunk?** Look where the curves bend. {bends}. On a GPU the bend is at larger sizes: it
+  computes hundreds of tokens in the time in which it reads its weights once.
+- **Q8, follow-up: why is the throughput about the same?** The same tokens are computed. A chunk costs one more reading
+  of the weights, and saves the decode step that rides along: {kept:.2f} times m4's.
+- **Follow-up 1: what does your scheduler do?** In each step: a token for everyone who decodes, then prompts under way,
+  then who waits, in order of arrival or priority, within one budget; whoever is admitted has blocks for its whole
+  prompt.
+- **Q11: which part is for latency?** This one, for those who run. For those who wait it is m2 (nobody waits for a
+  batch's end) and m6 (a known beginning is not computed).
 """)

@@ -65,8 +65,8 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
     return "So contexts can be cut anywhere and joined in any order: that is all that Flash-Decoding needs."
 
 
-class _Largest(TorchDispatchMode):
-    """The most bytes of a floating-point tensor that any operation returns while it is on."""
+class _Scores(TorchDispatchMode):
+    """Bytes of the largest softmax that is computed while it is on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.dim() == 5:
-            self.bytes = max(self.bytes, out.numel() * out.element_size())  # [B, Hkv, group, L, C]: scores
+        if "softmax" in str(func):
+            self.bytes = max(self.bytes, out.numel() * out.element_size())
         return out
 
 
@@ -87,15 +87,15 @@ def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
             config = engine.runner.model.config
             engine.add_request(list(range(prompt)), SamplingParams(max_tokens=2, ignore_eos=True))
             for queries, context, what in ((prompt, prompt, "its prefill"), (1, prompt + 16, "the decode after it")):
-                with _Largest() as largest:
+                with _Scores() as scores:
                     engine.step()
                 got = answer(config, queries, context, 4)
                 expect(got is not None, "Your answer is None. Is there a `return`?")
                 expect(
-                    got == largest.bytes,
+                    got == scores.bytes,
                     f"A prompt of {prompt} tokens, {what}: {queries} queries see {context} slots, in float32, with "
                     f"{config.num_heads} query heads and {config.num_kv_heads} KV heads. You say {got:,} bytes, and m3 "
-                    f"makes a tensor of {largest.bytes:,}, {largest.bytes / max(got, 1):g} times as much.",
+                    f"makes a tensor of {scores.bytes:,}, {scores.bytes / max(got, 1):g} times as much.",
                 )
     long = answer(config, 32_768, 32_768, 2)
     return f"Even for this tiny model a prompt of 32,768 tokens would take {long / 1e9:.0f} GB, in every layer."

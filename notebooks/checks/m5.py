@@ -64,18 +64,20 @@ def plan_step(answer: Callable[[int, list[int], int, int], Sequence[int]]) -> st
             expect(got == wanted, f"{case}: you plan {got}, and m5 plans {wanted}.{hint}")
             left = [n - taken.get(f"prompt-{number}", 0) for number, n in enumerate(left)]
             compared += 1
-    return f"Your plan is that of m5 in all {compared} steps: decodes first, then as much of the prompts as there is room."
+    return (
+        f"Your plan is that of m5 in all {compared} steps: decodes first, then as much of the prompts as there is room."
+    )
 
 
 @check
 def chunk_for(answer: Callable[[float, float, float], int]) -> str:
     """answer(target, decode_seconds, token_seconds) -> chunk size, held against `AutoChunkSize`."""
     for target, decode, token, what in (
-        (0.050, 0.010, 0.0005, "a CPU"),
-        (0.050, 0.030, 0.0005, "more requests that decode"),
-        (0.050, 0.010, 0.0010, "a prompt that has become long, so that its tokens cost more"),
-        (0.020, 0.030, 0.0005, "decodes that take longer than the target already"),
-        (9.000, 0.010, 0.0001, "a target that nothing could miss"),
+        (0.050, 0.010, 0.00047, "a CPU"),
+        (0.050, 0.030, 0.00047, "more requests that decode"),
+        (0.050, 0.010, 0.00111, "a prompt that has become long, so that its tokens cost more"),
+        (0.020, 0.030, 0.00047, "decodes that take longer than the target already"),
+        (9.000, 0.010, 0.00011, "a target that nothing could miss"),
     ):
         wanted = _auto(target, decode, token)
         got = answer(target, decode, token)
@@ -83,7 +85,7 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
             got,
             wanted,
             f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes {decode * 1e3:.0f} ms, a "
-            f"prompt token {token * 1e3:.1f} ms more",
+            f"prompt token {token * 1e3:.2f} ms more",
         )
     return "That is what `prefill_chunk_size='auto'` does, with running averages of both times."
 
