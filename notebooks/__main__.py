@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,13 +13,18 @@ from common.cli import run_app
 from common.errors import UserError
 from common.progress import progress_bar
 from notebooks.execute import CellFailedError, execute, show_failure
-from notebooks.pairs import find, names, read_source, write_notebook
+from notebooks.pairs import find, names, read_source, write_notebook, write_pictures
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def main(chosen: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="m1 00; none: all.")] = None) -> None:
+def main(
+    chosen: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="m1 00; none: all.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Write the pictures of the kept outputs there, run nothing.")
+    ] = None,
+) -> None:
     """Execute notebooks from their .py files and write the .ipynb beside each, once all of its cells ran."""
     try:
         todo = list(dict.fromkeys(find(name) for name in chosen)) if chosen else names()
@@ -26,7 +32,13 @@ def main(chosen: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...",
         import ipykernel  # noqa: F401  (the kernel that nbclient starts)
         import nbclient  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"the notebooks need {error.name}, which is not installed: pip install '.[notebooks]'") from None
+        raise UserError(
+            f"the notebooks need {error.name}, which is not installed: pip install '.[notebooks]'"
+        ) from None
+    if pictures is not None:
+        for name in todo:
+            write_pictures(name, pictures)
+        return
     failures: list[CellFailedError] = []
     times: list[str] = []
     with progress_bar("notebooks", cells) as advance:

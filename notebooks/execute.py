@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.errors import UserError
-from notebooks.pairs import FOLDER, line_of, read_source
+from notebooks import pairs
 
 CELL_TIMEOUT = 300
 """Seconds."""
@@ -30,7 +30,7 @@ def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> A
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook = read_source(name)
+    notebook = pairs.read_source(name)
     here: list[Any] = []
 
     def started(cell: Any, cell_index: int) -> None:
@@ -40,25 +40,29 @@ def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> A
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
-        resources={"metadata": {"path": str(FOLDER)}},
+        resources={"metadata": {"path": str(pairs.FOLDER)}},
         record_timing=False,
         extra_arguments=["--log-level=40"],
         coalesce_streams=True,
         on_cell_execute=started,
         on_cell_executed=lambda cell, cell_index, execute_reply: advance(1),
     )
-    path = os.pathsep.join(filter(None, (str(FOLDER.parent), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
     try:
         client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"})
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise _failure(name, here[0] if here else None, error) from None
+    except AssertionError:
+        if client.km is None:  # nbclient has taken Ctrl-C for itself, and has shut the kernel down
+            raise KeyboardInterrupt from None
+        raise
     return notebook
 
 
 def _failure(name: str, cell: Any, error: Exception) -> CellFailedError:
     where, first = f"notebooks/{name}.py", ""
     if cell is not None:
-        where += f":{line_of(name, cell)}"
+        where += f":{pairs.line_of(name, cell)}"
         first = f" `{cell.source.strip().splitlines()[0]}`"
     kind, value = getattr(error, "ename", ""), getattr(error, "evalue", "")
     reason = f"{kind}: {_first_line(value)}" if kind else _first_line(str(error))

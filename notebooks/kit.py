@@ -71,9 +71,7 @@ def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16) -> li
 
 def say(text: str) -> None:
     """Show Markdown; a cell that says a figure puts it in with an f-string, so that no figure is typed by hand."""
-    from IPython.display import Markdown, display
-
-    display(Markdown(textwrap.dedent(text).strip()))
+    _show(textwrap.dedent(text).strip())
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -96,6 +94,17 @@ def show_source(*objects: Any) -> None:
         path = Path(inspect.getsourcefile(one) or "").resolve().relative_to(ROOT).as_posix()
         code = textwrap.dedent(inspect.getsource(one)).rstrip()
         parts.append(f"`{one.__qualname__}` in [{path}](../{path})\n\n```python\n{code}\n```")
-    from IPython.display import Markdown, display
+    _show("\n\n".join(parts))
 
-    display(Markdown("\n\n".join(parts)))
+
+def _show(markdown: str) -> None:
+    """In a notebook as Markdown; elsewhere as it is."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import Markdown, display
+    except ModuleNotFoundError:
+        get_ipython = None
+    if get_ipython is not None and get_ipython() is not None:
+        display(Markdown(markdown))
+    else:
+        print(markdown)

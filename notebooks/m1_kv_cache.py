@@ -80,7 +80,7 @@ difference = max((short[layer] - long[layer][:-1]).abs().max().item() for layer 
 largest = max(k.abs().max().item() for k in long.values())
 say(f"""
 The keys of the first {len(text) - 1} tokens, in all {len(short)} layers, with and without the token behind them: the
-largest difference is **{difference:.0e}**, of values up to {largest:.0f}. What rounding leaves, no more.
+largest difference is **{difference:.1g}**, of values up to {largest:.0f}: nothing, or what rounding leaves.
 """)
 
 # %% [markdown]
@@ -88,6 +88,7 @@ largest difference is **{difference:.0e}**, of values up to {largest:.0f}. What 
 # in any layer. They can be kept for ever. Queries need no keeping: a past query asked its question, and got its answer.
 #
 # So here is a KV cache. `past` holds keys and values of each layer, and only the new tokens go through the model:
+
 
 # %%
 @torch.inference_mode()
@@ -213,7 +214,7 @@ rows = (1, 2, 4, 8)
 batches = [measure("m1", Size(uniform(n, (32, 32), (24, 24)), max_num_seqs=n, max_model_len=128)) for n in rows]
 steps = [record.itl_s["p50"] for record in batches]
 say(f"""
-One step for {", ".join(f"{n} request{'s' * (n > 1)} takes {seconds(step)}" for n, step in zip(rows, steps, strict=True))}:
+A step takes {", ".join(f"{seconds(step)} for {n}" for n, step in zip(rows, steps, strict=True))} requests:
 **{rows[-1]} times the tokens in {steps[-1] / steps[0]:.1f} times the time.** One request alone wastes most of what it reads.
 That is why everything from here on is about putting requests together.
 """)
@@ -227,6 +228,7 @@ That is why everything from here on is about putting requests together.
 #
 # The formula that one meets most often in interviews is below. It was right for the models of 2020. What would it have to
 # be for models with grouped-query attention? `config` has `num_layers`, `num_heads`, `num_kv_heads`, `head_dim`.
+
 
 # %% tags=["exercise"]
 def kv_bytes(config, num_tokens, bytes_of_a_number):
@@ -254,6 +256,7 @@ check.kv_bytes(kv_bytes)
 # `keys` and `values` are a request's row, `[H, slots, D]`. Only the first `length` slots are written; behind them lies
 # what an earlier request left. Compute the output `[H, D]` of one query `[H, D]`.
 
+
 # %% tags=["exercise"]
 def decode_attention(q, keys, values, length):
     scores = torch.einsum("hd,hsd->hs", q, keys) * q.shape[-1] ** -0.5
@@ -280,6 +283,7 @@ check.decode_attention(decode_attention)
 #
 # How many positions go through the model for `prompt` tokens in and `outputs` tokens out, with and without a cache? The
 # check counts them on the two engines.
+
 
 # %% tags=["exercise"]
 def positions(prompt, outputs, cached):
@@ -315,7 +319,7 @@ with stages.build("m1", max_model_len=256, max_num_seqs=1, **HERE) as engine:
     metrics = engine.metrics()
 say(f"""
 - **Q4: what is a KV cache, and why do we need it?** Keys and values of past tokens never change (above: a difference of
-  {difference:.0e}), so a step computes only what is new: {with_cache} positions instead of {without_cache} for 24 tokens.
+  {difference:.1g}), so a step computes only what is new: {with_cache} positions instead of {without_cache} for 24 tokens.
   Here that is {speedup:.1f} times the speed, and a token whose cost no longer grows with its position.
 - **Q4, follow-up: how much memory does it take?** 2 × layers × *KV* heads × head dimension × tokens × bytes, here
   {token_bytes:,} bytes a token. The formula with `hidden_size` would say

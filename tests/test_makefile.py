@@ -102,6 +102,11 @@ def test_stages_meet_in_the_arena_all_at_once_and_without_names_it_chooses() -> 
     assert planned("race", "PORT=9000", "PRESET=long").endswith("-m stages race --preset long")
 
 
+def test_notebooks_are_executed_all_of_them_or_those_of_stages() -> None:
+    assert planned("notebooks").endswith("-m notebooks")
+    assert planned("stage1", "stage3", "notebooks").endswith("-m notebooks m1 m3")
+
+
 def test_the_tests_of_a_stage_are_those_that_name_it() -> None:
     assert '-k "m0 or m1"' in planned("stage0", "stage1", "test")
     assert "-k" not in planned("test").split()

@@ -1,1 +1,1 @@
-"""What judges the exercises, one module for each notebook: kept apart, so that a notebook does not give answers away."""
+"""What judges the exercises, a module for each notebook: kept apart, so that a notebook gives no answers away."""

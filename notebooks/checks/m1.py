@@ -44,7 +44,9 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
         wanted = torch.einsum("hs,hsd->hd", weights, values[:, :length])
         got = answer(q, keys.clone(), values.clone(), length)
         expect(isinstance(got, torch.Tensor), f"Your answer is {type(got).__name__}, not a tensor [2, 4].")
-        expect(got.shape == wanted.shape, f"Your answer has the shape {list(got.shape)}, and it is [2, 4]: one row a head.")
+        expect(
+            got.shape == wanted.shape, f"Your answer has the shape {list(got.shape)}, and it is [2, 4]: one row a head."
+        )
         far = (got - wanted).abs().max().item()
         expect(
             far < 100,
@@ -70,5 +72,5 @@ def positions(answer: Callable[[int, int, bool], int]) -> str:
             expect_equal(answer(prompt, outputs, cached), counted, f"{stage}, {prompt} tokens in, {outputs} out")
     return (
         f"For 128 in and 128 out that is {answer(128, 128, False):,} positions without a cache and "
-        f"{answer(128, 128, True):,} with one. The last token never goes through the model: nobody asks what follows it."
+        f"{answer(128, 128, True):,} with one. The last token never goes through the model: nobody asks what is next."
     )

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def exercises(name: str) -> list[tuple[str, str]]:
     """Each exercise's cell, and the solution folded away behind it."""
     cells = read_source(name).cells
     found: list[tuple[str, str]] = []
-    for cell, after in zip(cells, cells[1:], strict=False):
+    for cell, after in pairwise(cells):
         if "exercise" in tags(cell):
             solution = re.search(r"<details><summary>Solution</summary>\n\n.*?```python\n(.+?)```.*</details>",
                                  after.source, flags=re.DOTALL)  # fmt: skip
@@ -133,5 +134,3 @@ def test_checks_reject_what_is_not_solved_and_accept_the_solution(name: str) -> 
         call = code.strip().splitlines()[-1]
         verdict = run(f"{solution}\n{call}", namespace)
         assert verdict.right, f"{call}: {verdict.message}"
-
-

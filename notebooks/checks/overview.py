@@ -1,0 +1,67 @@
+"""The exercises of the overview."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.record import Timeline
+from notebooks.exercises import check, expect, expect_equal
+
+
+@check
+def latencies(answer: Callable[[float, Sequence[float]], tuple[float, float, float]]) -> str:
+    """answer(arrival, token_times) -> (TTFT, mean time between tokens, end to end), in seconds."""
+    for arrival, times in ((0.0, [1.0, 2.0, 3.0]), (10.0, [10.5, 10.6, 10.7, 11.5]), (2.0, [2.25, 4.25])):
+        got = answer(arrival, times)
+        expect(isinstance(got, tuple) and len(got) == 3, "Return three numbers: TTFT, time between tokens, end to end.")
+        line = Timeline(arrival, list(times))
+        case = f"Arrived at {arrival} s, tokens at {times}"
+        expect(
+            abs(got[0] - line.ttft) < 1e-9,
+            f"{case}: TTFT is {line.ttft:.3f} s; you say {got[0]:.3f}. When did it arrive?",
+        )
+        gap = sum(line.itl) / len(line.itl)
+        expect(
+            abs(got[1] - gap) < 1e-9,
+            f"{case}: you say {got[1]:.3f} s between tokens, and it is {gap:.3f}. {len(times)} tokens have "
+            f"{len(times) - 1} gaps; the first token's wait is not one of them.",
+        )
+        expect(abs(got[2] - line.e2e) < 1e-9, f"{case}: end to end is {line.e2e:.3f} s; you say {got[2]:.3f}.")
+    return "The three numbers that a user feels."
+
+
+@check
+def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
+    """answer(weights_bytes, bytes_per_second, requests) -> most output tokens per second while decoding."""
+    for weights, speed, requests in ((1e9, 10e9, 1), (1.2e9, 3e12, 1), (1e9, 10e9, 16)):
+        wanted = requests * speed / weights
+        got = answer(weights, speed, requests)
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        expect(
+            abs(got / wanted - 1) < 1e-6,
+            f"{weights / 1e9:g} GB of weights, {speed / 1e9:,.0f} GB/s, {requests} requests together: you say "
+            f"{got:,.1f} tokens/s, the limit is {wanted:,.1f}. A step reads the "
+            "weights once, and gives every request a token.",
+        )
+    return "Weights are read once a step, whoever shares it: this is why batching is the heart of serving."
+
+
+STAGES = {
+    "every token costs more than the one before": "m1",
+    "short requests wait for a long one of their batch": "m2",
+    "memory is full of reserved, empty slots": "m3",
+    "attention writes a score matrix of length²": "m4",
+    "a long prompt makes everybody else stall": "m5",
+    "the same system prompt is computed for every request": "m6",
+    "reading the weights takes all the time": "m7",
+}
+
+
+@check
+def cures(answer: Mapping[str, str]) -> str:
+    """answer: symptom -> stage."""
+    for symptom, stage in STAGES.items():
+        got = answer.get(symptom)
+        expect(got is not None, f"'{symptom}' has no stage yet.")
+        expect_equal(got, stage, f"'{symptom}'")
+    return "Seven symptoms, seven ideas; the order of the stages is the order in which they hurt."

@@ -1,0 +1,92 @@
+"""The runner: what it writes, what it says when a cell fails; and, slowly, every notebook from its first cell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from notebooks import pairs
+from notebooks.execute import CellFailedError, execute
+from notebooks.exercises import check, expect, expect_equal
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of `notebooks/`, for the runner."""
+    monkeypatch.setattr(pairs, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_outputs_are_those_of_the_cells_and_ids_do_not_change(folder: Path) -> None:
+    (folder / "m1_small.py").write_text("# %% [markdown]\n# # Title\n\n# %%\nx = 20\nprint(x + 1)\n\n# %%\nx + 2\n")
+    counted: list[int] = []
+    cells = execute("m1_small", counted.append).cells
+    assert [cell.cell_type for cell in cells] == ["markdown", "code", "code"]
+    assert cells[1].outputs[0].text == "21\n"
+    assert cells[2].outputs[0].data["text/plain"] == "22"
+    assert sum(counted) == 2
+    assert [cell.id for cell in cells] == ["cell-0", "cell-1", "cell-2"]
+
+
+def test_a_cell_that_fails_is_named_and_nothing_is_written(folder: Path) -> None:
+    (folder / "m1_small.py").write_text("# %%\nx = 1\n\n# %%\n# half of nothing\nx / 0\n")
+    (folder / "m1_small.ipynb").write_text("as it was")
+    with pytest.raises(CellFailedError) as caught:
+        pairs.write_notebook("m1_small", execute("m1_small"))
+    assert str(caught.value).startswith("notebooks/m1_small.py:5: the cell `# half of nothing` failed")
+    assert "ZeroDivisionError: division by zero" in str(caught.value)
+    assert "x / 0" in caught.value.traceback
+    assert (folder / "m1_small.ipynb").read_text() == "as it was"
+
+
+def test_names_are_found_by_their_beginnings_and_read_in_order(folder: Path) -> None:
+    for name in ("99_compare", "m1_kv_cache", "00_overview", "m0_baseline", "kit", "pairs"):
+        (folder / f"{name}.py").touch()
+    assert pairs.names() == ["00_overview", "m0_baseline", "m1_kv_cache", "99_compare"]
+    assert [pairs.find(name) for name in ("m1", "m1_kv_cache", "99")] == ["m1_kv_cache", "m1_kv_cache", "99_compare"]
+    with pytest.raises(UserError, match="m1_kv_cache"):
+        pairs.find("m9")
+
+
+def test_a_notebook_that_does_not_exist_is_one_line() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "notebooks", "m9"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "m9" in result.stderr
+
+
+def test_verdicts_say_what_is_wrong() -> None:
+    @check
+    def doubled(answer: Any) -> str:
+        expect_equal(answer(2), 4, "The double of 2")
+        expect(answer(0) == 0, "nothing doubled is nothing")
+        return "Doubled."
+
+    def unfinished(number: int) -> int:
+        raise NotImplementedError
+
+    assert "you say 3, and it is 4" in doubled(lambda n: n + 1).message
+    assert "nothing doubled" in doubled(lambda n: 4).message
+    assert "return" in doubled(lambda n: None).message
+    assert "NotImplementedError" in doubled(unfinished).message
+    assert "TypeError" in doubled(lambda: 4).message
+    assert doubled(lambda n: 2 * n).right
+    assert repr(doubled(lambda n: 2 * n)) == "Right. Doubled."
+    assert not doubled(lambda n: n + 1).right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", pairs.names())
+def test_every_notebook_runs_from_its_first_cell(name: str) -> None:
+    notebook = execute(name)
+    pictures = [o for c in notebook.cells for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
+    assert pictures
