@@ -37,10 +37,11 @@ from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, simd
 LENGTHS = (192, 384, 768, 1536)
 config = open_source(HERE["model"]).config
 m3 = measure_prompts("m3", LENGTHS)
+scores = {n: 2 * config.num_heads * n * n for n in LENGTHS}  # bytes
 table(
     ["prompt", "first token", "attention, all steps", "activations", "scores of one layer"],
     [
-        (n, seconds(r.ttft_s["p50"]), seconds(r.attention_time_s), written(r.peak_activation_bytes), written(2 * config.num_heads * n * n))
+        (n, seconds(r.ttft_s["p50"]), seconds(r.attention_time_s), written(r.peak_activation_bytes), written(scores[n]))
         for n, r in zip(LENGTHS, m3, strict=True)
     ],
 )  # fmt: skip
@@ -226,14 +227,14 @@ has anything to do with the square; the *time* still has: every query is held ag
 
 # %%
 prompt = Size(uniform(1, (768, 768), (16, 16)), max_num_seqs=1, max_model_len=784)
-backends = {name: measure("m4", prompt, attention_backend=name) for name in ("naive", "torch")}
-plain = dict(zip(LENGTHS, m3, strict=True))[768]
-fused = dict(zip(LENGTHS, m4, strict=True))[768]
+backends = {"m3, the full formula": m3[LENGTHS.index(768)]}
+backends |= {f"m4, `{name}`": measure("m4", prompt, attention_backend=name) for name in ("naive", "torch")}
+backends["m4, `cpu`"] = m4[LENGTHS.index(768)]
 table(
     ["768 tokens in", "first token", "each further token"],
     [
         (name, seconds(r.ttft_s["p50"]), seconds(r.itl_s["p50"]))
-        for name, r in (("m3, the full formula", plain), *((f"m4, `{n}`", r) for n, r in backends.items()), ("m4, `cpu`", fused))
+        for name, r in backends.items()
     ],
 )  # fmt: skip
 
@@ -325,8 +326,8 @@ check.score_bytes(score_bytes)
 # ### Exercise 3: which tiles?
 #
 # `queries` tokens stand at the end of a context of `context` tokens. Scores are computed in tiles of `tile` queries by
-# `tile` keys, the first tile of each beginning at the first query and the first key. A tile behind the diagonal, where no query
-# may see any key, is skipped. How many are computed? The check counts them in `tiled_attention`.
+# `tile` keys, the first tile of each beginning at the first query and the first key. A tile behind the diagonal, where
+# no query may see any key, is skipped. How many are computed? The check counts them in `tiled_attention`.
 
 
 # %% tags=["exercise"]

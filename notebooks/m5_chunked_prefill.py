@@ -105,9 +105,9 @@ def price(steps):
 schedules = {"whole, decodes wait": [(1000, 0)]}
 schedules |= {f"chunks of {chunk}": steps_of(1000, chunk, 2) for chunk in (512, 256, 64)}
 table(
-    ["", "prompt tokens a step", "longest gap", "first token of the prompt"],
+    ["", "steps", "of prompt tokens", "longest gap", "first token of the prompt"],
     [
-        (name, ", ".join(str(n) for n, _ in steps[:5]) + ", …" * (len(steps) > 5), seconds(max(price(steps))), seconds(sum(price(steps))))
+        (name, len(steps), f"{steps[0][0]} … {steps[-1][0]}", seconds(max(price(steps))), seconds(sum(price(steps))))
         for name, steps in schedules.items()
     ],
 )  # fmt: skip
@@ -148,14 +148,14 @@ show_source(ChunkedScheduler._admit)
 sizes = (32, 128, 256, 512)
 m5 = {chunk: measure("m5", guests, prefill_chunk_size=chunk) for chunk in sizes}
 DEFAULT = 256
-columns = dict(
-    ITL_p50=lambda r: seconds(r.itl_s["p50"]),
-    ITL_p99=lambda r: seconds(r.itl_s["p99"]),
-    ITL_longest=lambda r: seconds(r.itl_s["max"]),
-    TTFT_of_the_long=lambda r: seconds(r.ttft_by_group[LONG]["p50"]),
-    TTFT_of_the_short=lambda r: seconds(r.ttft_by_group[SHORT]["p50"]),
-    output_tokens_per_s=lambda r: rate(r.output_tokens_per_s),
-)
+columns = {
+    "ITL_p50": lambda r: seconds(r.itl_s["p50"]),
+    "ITL_p99": lambda r: seconds(r.itl_s["p99"]),
+    "ITL_longest": lambda r: seconds(r.itl_s["max"]),
+    "TTFT_of_the_long": lambda r: seconds(r.ttft_by_group[LONG]["p50"]),
+    "TTFT_of_the_short": lambda r: seconds(r.ttft_by_group[SHORT]["p50"]),
+    "output_tokens_per_s": lambda r: rate(r.output_tokens_per_s),
+}
 compare([m4, m5[DEFAULT]], **columns)
 
 # %%
@@ -191,8 +191,8 @@ for axis, value, name in panels:
     axis.axhline(value(m4), color=color("m4"), linestyle="--", linewidth=2)
     axis.annotate("m4", (1, value(m4)), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
                   color=color("m4"), fontweight="bold", va="center")  # fmt: skip
-    axis.annotate("m5", (sizes[-1], value(m5[sizes[-1]])), xytext=(0, -18), textcoords="offset points", color=color("m5"),
-                  fontweight="bold", ha="center", annotation_clip=False)  # fmt: skip
+    axis.annotate("m5", (sizes[-1], value(m5[sizes[-1]])), xytext=(0, -18), textcoords="offset points",
+                  color=color("m5"), fontweight="bold", ha="center", annotation_clip=False)  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(chunk) for chunk in sizes])
     axis.set(ylim=(0, None), xlabel="tokens of a chunk")
@@ -234,7 +234,7 @@ show_source(AutoChunkSize.observe)
 #
 # ### Exercise 1: plan a step
 #
-# `decoding` requests decode. `left` has, for each prompt in order of arrival, how many of its tokens are not computed yet.
+# `decoding` requests decode. `left` has, for each prompt in order of arrival, how many of its tokens are left to compute.
 # How many tokens of each does the next step compute? A step has at most `budget` tokens, decodes included; while
 # somebody decodes, all prompts together get at most `chunk`. The check runs m5 beside you.
 

@@ -7,6 +7,8 @@
 # You need: `m3_paged_kv`. About 30 minutes.
 
 # %% tags=["setup"]
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 
 import stages
@@ -43,7 +45,7 @@ def chat(share=None):
 
 m5 = measure("m5", chat())
 asked = [request.prompt_length for request in chat().requests(100) if not request.warm]
-new = asked[0] - PREFIX + sum(b - a - 16 for a, b in zip(asked, asked[1:], strict=False))
+new = asked[0] - PREFIX + sum(b - a - 16 for a, b in pairwise(asked))
 say(f"""
 The user waits **{seconds(m5.ttft_s["p50"])}** for each first token, in the last turn
 {seconds(m5.ttft_by_group[f"turn {TURNS}"]["p50"])}. The prompts had {sum(asked):,} tokens together. What the user wrote
@@ -169,13 +171,13 @@ show_source(BlockPool.release, BlockPool._evict)
 
 # %%
 m6 = measure("m6", chat())
-columns = dict(
-    first_token=lambda r: seconds(r.ttft_s["p50"]),
-    in_the_last_turn=lambda r: seconds(r.ttft_by_group[f"turn {TURNS}"]["p50"]),
-    each_further_token=lambda r: seconds(r.itl_s["p50"]),
-    prompt_tokens_cached=lambda r: count(r.tokens_saved),
-    hit_rate=lambda r: "–" if r.prefix_hit_rate is None else f"{r.prefix_hit_rate:.0%}",
-)
+columns = {
+    "first_token": lambda r: seconds(r.ttft_s["p50"]),
+    "in_the_last_turn": lambda r: seconds(r.ttft_by_group[f"turn {TURNS}"]["p50"]),
+    "each_further_token": lambda r: seconds(r.itl_s["p50"]),
+    "prompt_tokens_cached": lambda r: count(r.tokens_saved),
+    "hit_rate": lambda r: "–" if r.prefix_hit_rate is None else f"{r.prefix_hit_rate:.0%}",
+}
 compare([m5, m6], **columns)
 
 # %% [markdown]
@@ -244,7 +246,7 @@ plt.show()
 # %%
 nothing = partly[0]
 TEXT = (
-    "You are the assistant of a small library. Be polite, be brief, and never recommend a book that is not on the shelf. "
+    "You are the assistant of a small library. Be polite, be brief, and recommend nothing that is not on the shelf. "
     * 4
 )
 one_token = SamplingParams(max_tokens=1)
@@ -324,8 +326,8 @@ check.reusable(reusable)
 # %% [markdown]
 # ### Exercise 2: how many blocks?
 #
-# `requests` prompts arrive together. Each begins with the same `shared` tokens, and has `own` tokens of its own behind them. How
-# many blocks do they hold together?
+# `requests` prompts arrive together. Each begins with the same `shared` tokens, and has `own` tokens of its own behind
+# them. How many blocks do they hold together?
 
 
 # %% tags=["exercise"]

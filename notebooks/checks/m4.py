@@ -46,15 +46,15 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
         top, weight, out = got
         expect(
             bool(torch.isfinite(weight)) and bool(torch.isfinite(out).all()),
-            f"For {case} your sums are not finite: exp() of a score itself overflows from 89 on. Only differences to the "
-            "larger maximum go into exp().",
+            f"For {case} your sums are not finite: exp() of a score itself overflows from 89 on. Only differences to "
+            "the larger maximum go into exp().",
         )
         expect_equal(float(top), float(scores.max()), f"The largest score of {case}")
         far = (out / weight - wanted).abs().max().item()
         expect(
             far < 1e-4,
-            f"For {case} the output is off by {far:.3f}. The sums of each part are relative to that part's own maximum "
-            f"({float(scores[:cut].max()):.1f} and {float(scores[cut:].max()):.1f}): bring both to the larger one first.",
+            f"For {case} the output is off by {far:.3f}. The sums of each part are relative to that part's own "
+            f"maximum ({float(scores[:cut].max()):.1f} and {float(scores[cut:].max()):.1f}): bring both to the larger one first.",
         )
         both = answer(got, _part(scores[:1] - 1, values[:1]))  # the result is a part that can be joined again
         again = torch.cat((scores, scores[:1] - 1)).softmax(0) @ torch.cat((values, values[:1]))
