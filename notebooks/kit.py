@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.contestant import Setting
+from benchmarks.measure import ActivationPeak
+from benchmarks.recipes import uniform
 from benchmarks.record import Record, record_runs
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import RC
@@ -39,6 +41,30 @@ def measure(stage: str, size: Size, repeats: int = 1, **options: Any) -> Record:
         warm_up(contestant, size, WARMUP_TOKENS["cpu"])
         requests, runs = timed_runs(contestant, size, repeats, lambda run: None, lambda tokens: None)
         return record_runs(short_name(stage), "notebook", requests, runs)
+    finally:
+        contestant.close()
+
+
+def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16) -> list[Record]:
+    """One prompt after the other through one engine, which has seen the longest of these lengths before: with the time
+    in attention and the memory of activations. (The clock at every layer costs a CPU nothing that can be measured.)"""
+
+    def alone(length: int) -> Size:
+        return Size(uniform(1, (length, length), (outputs, outputs)), 1, max(lengths) + outputs)
+
+    longest = alone(max(lengths))
+    setting = Setting.of(HERE["model"], HERE["dtype"], HERE["device"], longest, {})
+    contestant = StageContestant(stage, setting)
+    records: list[Record] = []
+    try:
+        warm_up(contestant, longest, WARMUP_TOKENS["cpu"])
+        for length in lengths:
+            clock, memory = contestant.attention_clock(), ActivationPeak(setting.device)
+            with memory, clock:
+                requests, runs = timed_runs(contestant, alone(length), 1, lambda run: None, lambda tokens: None)
+            records.append(record_runs(short_name(stage), "notebook", requests, runs))
+            records[-1].attention_time_s, records[-1].peak_activation_bytes = clock.seconds(), memory.bytes
+        return records
     finally:
         contestant.close()
 

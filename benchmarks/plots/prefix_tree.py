@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.style import INK, RC, SOFT, color
@@ -53,26 +54,31 @@ def _place(runs: Sequence[Run], row: int = 0) -> int:
     return row
 
 
-def draw_prefix_tree(nodes: Sequence[PrefixNode], hit_rate: float, path: Path) -> Path:
+def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     roots = runs_of(nodes)
     rows = _place(roots)
     most = max((node.hits for node in nodes), default=0)
     size = len(nodes[0].tokens)
+    figure, axis = plt.subplots(figsize=(13, 2.6 + 0.5 * rows))
+    for root in roots:
+        _draw(axis, root, size, most)
+    depth = max((_deepest(root) for root in roots), default=1)
+    axis.set_xlim(-0.2 * size, (depth + 0.2) * size)
+    axis.set_ylim(rows - 0.4, -0.7)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel("tokens from the beginning of the prompt")
+    finding = f"{hit_rate:.0%} of all prompt tokens were found in the cache, computed once for all"
+    figure.suptitle(finding, x=0.01, ha="left", fontsize=17, fontweight="bold")
+    note = f"A box is a block of {size} tokens. The number: requests that started with it, without computing it."
+    figure.text(0.01, 0.01, note, fontsize=12, color=SOFT)
+    figure.tight_layout(rect=(0, 0.05, 1, 0.99))
+    return figure
+
+
+def draw_prefix_tree(nodes: Sequence[PrefixNode], hit_rate: float, path: Path) -> Path:
     with plt.rc_context(RC):
-        figure, axis = plt.subplots(figsize=(13, 2.6 + 0.5 * rows))
-        for root in roots:
-            _draw(axis, root, size, most)
-        depth = max((_deepest(root) for root in roots), default=1)
-        axis.set_xlim(-0.2 * size, (depth + 0.2) * size)
-        axis.set_ylim(rows - 0.4, -0.7)
-        axis.set_yticks([])
-        axis.spines["left"].set_visible(False)
-        axis.set_xlabel("tokens from the beginning of the prompt")
-        finding = f"{hit_rate:.0%} of all prompt tokens were found in the cache, computed once for all"
-        figure.suptitle(finding, x=0.01, ha="left", fontsize=17, fontweight="bold")
-        note = f"A box is a block of {size} tokens. The number: requests that started with it, without computing it."
-        figure.text(0.01, 0.01, note, fontsize=12, color=SOFT)
-        figure.tight_layout(rect=(0, 0.05, 1, 0.99))
+        figure = prefix_tree_figure(nodes, hit_rate)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         plt.close(figure)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.plots.timeline import KINDS
 from benchmarks.style import RC, SOFT, title
@@ -23,19 +24,24 @@ def longest_gap(trace: StepTrace, request_id: str) -> float:
     return max(b - a for a, b in pairwise(ends))
 
 
-def draw_schedule(traces: Mapping[str, StepTrace], path: Path) -> Path:
+def schedule_figure(traces: Mapping[str, StepTrace]) -> Figure:
     """A panel for each stage. The requests are named A, B, ... in order of arrival."""
+    figure, axes = plt.subplots(len(traces), 1, figsize=(13, 1.4 + 2.3 * len(traces)), squeeze=False, sharex=True)
+    for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
+        _panel(axis, stage, trace)
+    axes[-1, 0].set_xlabel("milliseconds")
+    figure.suptitle(_finding(traces), x=0.01, ha="left", fontsize=17, fontweight="bold")
+    figure.text(
+        0.01, 0.01, "Every box is a step of a real run; the number says how many tokens of the prompt it computes. "
+        "The narrow pale boxes are decodes.", color=SOFT,
+    )  # fmt: skip
+    figure.tight_layout(rect=(0, 0.04, 1, 0.99))
+    return figure
+
+
+def draw_schedule(traces: Mapping[str, StepTrace], path: Path) -> Path:
     with plt.rc_context(RC):
-        figure, axes = plt.subplots(len(traces), 1, figsize=(13, 1.4 + 2.3 * len(traces)), squeeze=False, sharex=True)
-        for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
-            _panel(axis, stage, trace)
-        axes[-1, 0].set_xlabel("milliseconds")
-        figure.suptitle(_finding(traces), x=0.01, ha="left", fontsize=17, fontweight="bold")
-        figure.text(
-            0.01, 0.01, "Every box is a step of a real run; the number says how many tokens of the prompt it computes. "
-            "The narrow pale boxes are decodes.", color=SOFT,
-        )  # fmt: skip
-        figure.tight_layout(rect=(0, 0.04, 1, 0.99))
+        figure = schedule_figure(traces)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         plt.close(figure)

@@ -1,0 +1,95 @@
+"""The exercises of m6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import stages
+from common import SamplingParams
+from common.engine import Engine
+from common.memory import kv_bytes_per_token
+from notebooks.exercises import check, expect, expect_equal
+
+TINY = "random:tiny-llama"
+ONE = SamplingParams(max_tokens=1, ignore_eos=True)
+
+
+def _engine(block_size: int, num_blocks: int | None = None, max_num_seqs: int = 8) -> Engine:
+    """An m6 whose pool has so many blocks."""
+    options = {"max_num_seqs": max_num_seqs, "max_model_len": 128, "block_size": block_size}
+    engine = stages.build("m6", model=TINY, device="cpu", dtype="float32", **options)
+    if num_blocks is None:
+        return engine
+    token_bytes = kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
+    engine.close()
+    room = num_blocks * block_size * token_bytes
+    return stages.build("m6", model=TINY, device="cpu", dtype="float32", kv_cache_memory=room, **options)
+
+
+@check
+def reusable(answer: Callable[[list[int], list[list[int]], int], int]) -> str:
+    """answer(prompt, earlier, block_size) -> tokens of the prompt that come from the cache, held against m6."""
+    a, b, c, d = ([10 * n + i for i in range(4)] for n in range(1, 5))  # four blocks of 4 tokens
+    for prompt, earlier, why in (
+        ([*a, *b, 1, 2], [[*a, *b, 9, 9]], "two full blocks are the same"),
+        ([*a, *b, 1, 2], [[*c, *d, 9]], "nothing is the same"),
+        ([*a, 1, 2, 3, 4], [[*a, 1, 2, 9, 9, 9]], "the second block is the same up to its middle"),
+        ([*a, *b, 1], [[*c, *b, 1]], "the second block has the same tokens, behind another first one"),
+        ([*a, *c, *b, 1], [[*a, *b, 1]], "what was a second block is a third one now"),
+        ([*a, *b], [[*a, *b, 1]], "the whole prompt is cached, its last token too"),
+        ([*a, *b, *c, 1], [[*a, *b, 1], [*a, *d, 1]], "two earlier prompts begin alike"),
+        ([*a, *b, *c, 1], [[*a, *b, 9], [*a, *b, *c, 9]], "the later of two prompts has more"),
+    ):
+        with _engine(4) as engine:
+            for one in earlier:
+                engine.generate([one], ONE)
+            [output] = engine.generate([prompt], ONE)
+        got = answer(list(prompt), [list(one) for one in earlier], 4)
+        case = f"The prompt {prompt} after {' and '.join(map(str, earlier))}, blocks of 4 ({why})"
+        expect_equal(got, output.num_cached_tokens, case)
+    return "Full blocks, from the first one on, as long as the chain holds, and never the last token."
+
+
+@check
+def blocks_held(answer: Callable[[int, int, int, int], int]) -> str:
+    """answer(requests, shared, own, block_size) -> blocks that they hold together, held against m6."""
+    for requests, shared, own in ((1, 16, 4), (4, 16, 4), (4, 16, 6), (4, 18, 4), (3, 0, 8), (8, 30, 1)):
+        with _engine(4) as engine:
+            prompts = [[*range(1, shared + 1), *[200 + number] * own] for number in range(requests)]
+            engine.generate(prompts, ONE)
+            used = int(engine.metrics()["kv_reserved_peak_bytes"] or 0)
+            block = 4 * kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
+        got = answer(requests, shared, own, 4)
+        alone = requests * -(-(shared + own) // 4)
+        hint = " That is what they need when nobody shares." if got == alone and alone != used // block else ""
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        expect(
+            got == used // block,
+            f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4: you say {got}, and "
+            f"m6 holds {used // block}.{hint}",
+        )
+    few = answer(64, 1024, 32, 16)
+    return f"64 requests behind 1,024 tokens, 32 of their own, hold {few:,} blocks instead of {64 * 66:,}."
+
+
+@check
+def hits(answer: Callable[[Sequence[str], int], Sequence[bool]]) -> str:
+    """answer(names, room) -> for each request whether its beginning was cached, held against m6 in a small pool."""
+    for names, room in (("AABB", 2), ("ABAB", 2), ("ABCABC", 2), ("ABCABC", 3), ("ABACADAEA", 2), ("ABCADBAC", 3)):
+        wanted: list[bool] = []
+        with _engine(4, room + 1, max_num_seqs=1) as engine:  # one block more, for the last token of each prompt
+            for name in names:
+                [output] = engine.generate([[ord(name)] * 4 + [1]], ONE)
+                wanted.append(output.num_cached_tokens > 0)
+        got = answer(names, room)
+        expect(got is not None, "Your answer is None. Is there a `return`?")
+        got = [bool(one) for one in got]
+        expect_equal(len(got), len(names), f"The number of answers for {', '.join(names)}")
+        wrong = next((i for i, (one, other) in enumerate(zip(got, wanted, strict=True)) if one != other), None)
+        expect(
+            wrong is None,
+            f"{', '.join(names)} with room for {room}: you say that request {(wrong or 0) + 1} ({names[wrong or 0]}) "
+            f"{'finds' if got[wrong or 0] else 'does not find'} its beginning. In m6 it "
+            f"{'finds it' if wanted[wrong or 0] else 'does not'}. Who was *used* longest ago when room was needed?",
+        )
+    return "A hit makes its block the newest again. In A, B, C, A, B, C with room for two nobody ever finds anything."
