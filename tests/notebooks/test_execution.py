@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import UserError
 from notebooks import pairs
+from notebooks.__main__ import prepare
 from notebooks.execute import CellFailedError, execute
 from notebooks.exercises import check, expect, expect_equal
 
@@ -85,8 +86,10 @@ def test_verdicts_say_what_is_wrong() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the first one that builds m7 has its 4-bit model made
 @pytest.mark.parametrize("name", pairs.names())
 def test_every_notebook_runs_from_its_first_cell(name: str) -> None:
+    prepare([name])
     notebook = execute(name)
     pictures = [o for c in notebook.cells for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
     assert pictures
