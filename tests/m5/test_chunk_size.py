@@ -85,7 +85,7 @@ def test_one_slow_step_changes_everything(clock: Clock) -> None:
 
 
 def test_prompts_without_decodes_beside_them_teach_something_else(clock: Clock) -> None:
-    """A decode takes 20 ms, a prompt alone 0.098 ms a token: no decode is taken off its time, none grows cheaper."""
+    """A decode takes 20 ms, a prompt alone 0.098 ms a token: no decode is taken off, none grows cheaper."""
     size = AutoChunkSize(target=0.060)
     step(clock, size, 0.020, 0)
     for _ in range(30):

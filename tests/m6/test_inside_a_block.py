@@ -9,7 +9,7 @@ import pytest
 from common import Engine
 from stages.m6_prefix_caching.prefix_index import Tokens
 from stages.m6_prefix_caching.radix_index import RadixIndex
-from tests.engine_checks import Driver, exactly
+from tests.engine_checks import TOKEN_BYTES, Driver, exactly
 from tests.fake_runner import without_model
 from tests.m6.checks import words
 
@@ -73,3 +73,13 @@ def test_hits_and_blocks_are_not_counted(build: Build) -> None:
     nodes = {node.tokens: node.hits for node in engine.scheduler.cache.prefix_tree()}
     assert nodes == {tuple(words(0, 4)): 2, tuple(words(0, 8)[4:]): 1, tuple(words(2, 4)): 0}
     assert engine.metrics()["blocks_shared"] == 3
+
+
+def test_a_copy_takes_the_block_that_the_prompt_needs(build: Build) -> None:
+    """The whole pool is what the prompt needs: the source of a copy, kept until it is made, would be one too many."""
+    driver = Driver(without_model(build("m6", block_size=4, prefix_index="radix", kv_cache_memory=4 * 4 * TOKEN_BYTES)))
+    driver.add(words(0, 12), exactly(1))
+    driver.drain()
+    [request] = driver.add(words(0, 10) + words(2, 3), exactly(1))
+    driver.drain()
+    assert request.num_cached_tokens == 8

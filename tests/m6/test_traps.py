@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from common import Engine, UserError
+from common.request import Request
 from common.trace import StepTrace
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, chain_hash
+from stages.m6_prefix_caching.kv_cache import PagedCache
 from stages.m6_prefix_caching.prefix_index import Entry
 from tests.engine_checks import TOKEN_BYTES, Driver, check, exactly, serve
 from tests.fake_runner import without_model
@@ -223,6 +225,24 @@ def test_the_whole_prompt_is_hashed_at_every_failed_admission(build: Build, inde
     while engine.has_unfinished:
         engine.step()
         check(engine)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "others", "siblings", "admitted"),
+    [(3, 0, 0, True), (2, 0, 0, False), (5, 1, 0, True), (4, 1, 0, False), (4, 0, 1, True), (3, 0, 1, False)],
+)
+def test_admission_leaves_no_room_to_grow(blocks: int, others: int, siblings: int, admitted: bool) -> None:
+    """Two full blocks, one for the first new token; one more for each who runs, holding a block, and each sibling."""
+    cache = PagedCache(blocks, SIZE, 0, HashIndex())
+
+    def request(id: str, tokens: int) -> Request:
+        return Request(id, words(0, tokens), exactly(1), frozenset(), 0, 0.0)
+
+    for other in range(others):
+        assert cache.grow(request(f"other {other}", SIZE), SIZE)
+    newcomer = request("newcomer", 2 * SIZE)
+    newcomer.siblings = [request(f"sibling {n}", 2 * SIZE) for n in range(siblings)]
+    assert cache.can_admit(newcomer) is admitted
 
 
 def test_free_blocks_count_twice_at_admission(build: Build) -> None:
