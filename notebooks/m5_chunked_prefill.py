@@ -29,14 +29,14 @@ from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 # %% [markdown]
 # ## The problem
 #
-# Four requests decode on m4. Twice, each time they have made 20 tokens, a prompt of 1,024 tokens arrives, and right
+# Four requests decode on m4. Twice, each time they have made 16 tokens, a prompt of 768 tokens arrives, and right
 # behind it a short one. (`interference` is a recipe of the benchmark.)
 
 # %%
-PROMPT = 1024
+PROMPT = 768
 guests = Size(
-    interference(steady=4, rounds=2, every=20, prompt=16, long_prompt=PROMPT, other_outputs=4),
-    max_num_seqs=8, max_model_len=1088, options={"max_num_batched_tokens": 2 * PROMPT},
+    interference(steady=4, rounds=2, every=16, prompt=16, long_prompt=PROMPT, other_outputs=4),
+    max_num_seqs=8, max_model_len=832, options={"max_num_batched_tokens": 2 * PROMPT},
 )  # fmt: skip
 m4 = measure("m4", guests)
 say(f"""
@@ -145,7 +145,7 @@ show_source(ChunkedScheduler._admit)
 # ## Measured against m4
 
 # %%
-sizes = (32, 128, 256, 512)
+sizes = (32, 256, 512)
 m5 = {chunk: measure("m5", guests, prefill_chunk_size=chunk) for chunk in sizes}
 DEFAULT = 256
 columns = {

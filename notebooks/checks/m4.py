@@ -54,7 +54,8 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
         expect(
             far < 1e-4,
             f"For {case} the output is off by {far:.3f}. The sums of each part are relative to that part's own "
-            f"maximum ({float(scores[:cut].max()):.1f} and {float(scores[cut:].max()):.1f}): bring both to the larger one first.",
+            f"maximum ({float(scores[:cut].max()):.1f} and {float(scores[cut:].max()):.1f}): bring both to the larger "
+            "one first.",
         )
         both = answer(got, _part(scores[:1] - 1, values[:1]))  # the result is a part that can be joined again
         again = torch.cat((scores, scores[:1] - 1)).softmax(0) @ torch.cat((values, values[:1]))

@@ -84,8 +84,8 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
         expect_equal(
             got,
             wanted,
-            f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes {decode * 1e3:.0f} ms, "
-            f"a prompt token {token * 1e3:.2f} ms more",
+            f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes "
+            f"{decode * 1e3:.0f} ms, a prompt token {token * 1e3:.2f} ms more",
         )
     return "That is what `prefill_chunk_size='auto'` does, with running averages of both times."
 
@@ -116,6 +116,6 @@ def read_again(answer: Callable[[int, int], int]) -> str:
         expect_equal(got, wanted, f"{prompt} tokens in chunks of {chunk}, which begin at {before}")
     few, many = answer(2048, 512), answer(2048, 32)
     return (
-        f"A prompt of 2,048 tokens reads {few:,} tokens of its own cache again in chunks of 512, and {many:,} in chunks "
-        "of 32. Half the chunk is about twice the reading."
+        f"A prompt of 2,048 tokens reads {few:,} tokens of its own cache again in chunks of 512, and "
+        f"{many:,} in chunks of 32. Half the chunk is about twice the reading."
     )

@@ -65,8 +65,8 @@ def blocks_held(answer: Callable[[int, int, int, int], int]) -> str:
         expect(got is not None, "Your answer is None. Is there a `return`?")
         expect(
             got == used // block,
-            f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4: you say {got}, and "
-            f"m6 holds {used // block}.{hint}",
+            f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4: you say "
+            f"{got}, and m6 holds {used // block}.{hint}",
         )
     few = answer(64, 1024, 32, 16)
     return f"64 requests behind 1,024 tokens, 32 of their own, hold {few:,} blocks instead of {64 * 66:,}."
