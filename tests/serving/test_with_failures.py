@@ -237,7 +237,7 @@ def test_a_drain_waits_for_prompts_that_are_being_encoded(serve: Serve, monkeypa
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-@pytest.mark.parametrize(("step", "grace"), [(0.05, 5), (1.5, 0)], ids=["short steps", "a step beyond all patience"])
+@pytest.mark.parametrize(("step", "grace"), [(0.05, 5), (1.0, 0)], ids=["short steps", "a step beyond all patience"])
 def test_a_second_signal_tells_everybody_and_ends(
     serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
@@ -252,14 +252,14 @@ def test_a_second_signal_tells_everybody_and_ends(
     thread = threading.Thread(target=lambda: answers.append(running.post("/v1/completions", LONG | {"stream": stream})))
     steps = slow_down(running.engine, step)
     thread.start()
-    wait_until(lambda: steps[0] == 3)
+    wait_until(lambda: steps[0] >= 2)
     running.server.handle_exit(signal.SIGINT, None)
     assert running.get("/health").json()["status"] == "draining"
-    started = time.monotonic()
     running.server.handle_exit(signal.SIGINT, None)
     thread.join()
-    assert time.monotonic() - started < 1.4
+    assert steps[0] < 100
     [answer] = answers
     assert answer.status_code == (200 if stream else 503)
     assert b'"shutting_down"' in answer.content and b"[DONE]" not in answer.content
+    assert ("Cancel 1 running task" in caplog.text) == (grace == 0)
     assert "Traceback" not in caplog.text

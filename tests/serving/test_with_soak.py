@@ -111,7 +111,7 @@ def rounds(serve: Serve, stage: str, counts: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("stage", ALL)
 def test_a_short_soak(serve: Serve, stage: str) -> None:
-    rounds(serve, stage, [40])
+    rounds(serve, stage, [30])
 
 
 @pytest.mark.slow

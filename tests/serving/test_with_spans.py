@@ -94,8 +94,8 @@ def test_the_log_has_a_line_for_each_response_and_each_request(serve: Serve, cap
 
 
 def test_a_failure_is_in_the_log_with_its_traceback_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    logger = logging.getLogger("folovllm.serving")
-    before = (list(logger.handlers), logger.propagate, logger.level)
+    logger, uvicorn = logging.getLogger("folovllm.serving"), logging.getLogger("uvicorn")
+    before = [(one, list(one.handlers), one.propagate, one.level) for one in (logger, uvicorn)]
     try:
         set_up()
         try:
@@ -103,8 +103,9 @@ def test_a_failure_is_in_the_log_with_its_traceback_on_one_line(capsys: pytest.C
         except RuntimeError:
             logger.exception("step failed", extra={"fields": {"request_id": "r1"}})
     finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
+        for one, handlers, propagate, level in before:
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(level)
     [line] = capsys.readouterr().err.splitlines()
     fields = json.loads(line)
     assert (fields["level"], fields["event"], fields["request_id"]) == ("error", "step failed", "r1")
