@@ -225,13 +225,16 @@ def test_who_is_not_done_when_the_drain_ends_gets_503(serve: Serve) -> None:
 
 def test_a_drain_waits_for_prompts_that_are_being_encoded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     running = serve()
-    encode = parameters.encode
-    monkeypatch.setattr(parameters, "encode", lambda *given: (time.sleep(0.4), encode(*given))[1])
+    encode, go = parameters.encode, threading.Event()
+    monkeypatch.setattr(parameters, "encode", lambda *given: (go.wait(30), encode(*given))[1])
     answers: list[int] = []
     thread = threading.Thread(target=lambda: answers.append(running.post("/v1/completions", SHORT).status_code))
     thread.start()
     wait_until(lambda: running.service.open_choices == 1)
     running.server.handle_exit(signal.SIGTERM, None)
+    time.sleep(0.3)
+    assert running.get("/health").json()["status"] == "draining", "the door is open"
+    go.set()
     thread.join()
     assert answers == [200]
 
@@ -247,9 +250,11 @@ def test_a_second_signal_tells_everybody_and_ends(
     grace: int,
 ) -> None:
     monkeypatch.setattr(server, "GRACE", grace)
-    running = serve()
+    running = serve(talks=False)
     answers: list[httpx2.Response] = []
-    thread = threading.Thread(target=lambda: answers.append(running.post("/v1/completions", LONG | {"stream": stream})))
+    thread = threading.Thread(
+        target=lambda: answers.append(running.post("/v1/completions", LONG | {"prompt": [1, 2, 3], "stream": stream}))
+    )
     steps = slow_down(running.engine, step)
     thread.start()
     wait_until(lambda: steps[0] >= 2)
