@@ -42,7 +42,11 @@ class CompletionOutput:
     @cached_property
     def token_times(self) -> list[float]:
         """When each token came, in seconds on `time.perf_counter()`'s clock."""
-        return self._request.token_times[: self._count]
+        return self.times_from(0)
+
+    def times_from(self, start: int) -> list[float]:
+        """Of `token_times` those from token `start` on, without copying the others: for who looks in each step."""
+        return self._request.token_times[start : self._count]
 
 
 class RequestOutput:

@@ -90,7 +90,7 @@ def sample(
         vocab = logits.shape[-1]
         columns = [
             [0.0 if p.greedy else p.temperature for p in params],
-            [p.top_k or vocab for p in params],
+            [min(p.top_k or vocab, vocab) for p in params],
             [p.top_p if p.top_p < 1.0 else 2.0 for p in params],
             [p.min_p for p in params],
             [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)],

@@ -61,7 +61,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens (such as a BOS) that the model expects around a prompt."""
-        return self.backend.encode(_valid(text)).ids
+        return self._encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
@@ -69,7 +69,11 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins."""
-        return self.backend.encode(_valid(self.render(messages)), add_special_tokens=False).ids
+        return self._encode(self.render(messages), add_special_tokens=False)
+
+    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """As a batch of one: the library's `encode` would stop all other threads meanwhile, an engine's among them."""
+        return self.backend.encode_batch_fast([_valid(text)], add_special_tokens=add_special_tokens)[0].ids
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The conversation as text in the model's own format."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,23 @@ def tokenizer() -> Tokenizer:
 def test_text_survives(text: str, tokenizer: Tokenizer) -> None:
     if "<|" not in text:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
+    ticks, ended = [0], threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(0.001):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    before = ticks[0]
+    tokenizer.encode("word " * 100_000)
+    during = ticks[0] - before
+    ended.set()
+    thread.join()
+    assert during > 5
 
 
 def test_known_tokens(tokenizer: Tokenizer) -> None:

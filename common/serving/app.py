@@ -13,12 +13,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from common.engine import Engine
 from common.serving import errors, openapi, parameters
 from common.serving.answer import Answer, ClientGone
 from common.serving.engine_thread import Delta
-from common.serving.errors import ApiError
+from common.serving.errors import ApiError, shutting_down
 from common.serving.formats import ChatFormat, Format, TextFormat
 from common.serving.schema import ChatRequest, CompletionRequest, Sampling
 from common.serving.service import Service
@@ -84,8 +85,8 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/metrics", **openapi.METRICS)
     async def metrics() -> Response:
         """For Prometheus."""
-        snapshot = await service.thread.call(Engine.metrics)
-        return Response(service.metrics.render(snapshot), media_type="text/plain; version=0.0.4; charset=utf-8")
+        page = service.metrics.render(await service.figures())
+        return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/trace", **openapi.PLAIN)
     async def trace() -> Response:
@@ -147,9 +148,18 @@ async def _respond(request: Request, body: Sampling, form: Format, answer: Answe
         answer.cancel()
         if isinstance(error, ClientGone):
             return Response(status_code=CLIENT_GONE)
+        if isinstance(error, asyncio.CancelledError):  # the server ends, and waits no longer
+            raise shutting_down() from None
         raise
     pieces = _pieces(answer, form, deltas, _usage_wanted(body), watch)
-    return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return EventStream(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+class EventStream(StreamingResponse):
+    """Without Starlette's own look-out for the client's good-bye, in a second task: `_watch` is there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
 
 
 async def _watch(request: Request, answer: Answer) -> None:
@@ -172,6 +182,8 @@ async def _pieces(
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield _event(error.body())
+    except asyncio.CancelledError:  # as above
+        yield _event(shutting_down().body())
     except ClientGone:
         return
     finally:

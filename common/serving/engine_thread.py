@@ -72,20 +72,25 @@ class Job:
     # the engine thread's own notes, an entry for each of the n answers
     sent_text: list[int] = field(init=False)
     sent_tokens: list[int] = field(init=False)
+    timed_tokens: list[int] = field(init=False)
     done: list[bool] = field(init=False)
     cancelled: bool = False
     error: ApiError | None = None
 
     def __post_init__(self) -> None:
         n = self.params.n
-        self.sent_text, self.sent_tokens, self.done = [0] * n, [0] * n, [False] * n
+        self.sent_text, self.sent_tokens, self.timed_tokens, self.done = [0] * n, [0] * n, [0] * n, [False] * n
 
 
 class EngineThread:
-    """`submit`, `abort` and `call` may be called from any thread; they take effect before the next step."""
+    """`submit`, `abort` and `call` may be called from any thread; they take effect before the next step.
 
-    def __init__(self, engine: Engine) -> None:
+    observe: called in the engine's thread, with each job that a step has touched and its output so far.
+    """
+
+    def __init__(self, engine: Engine, observe: Callable[[Job, RequestOutput], None]) -> None:
         self._engine = engine
+        self._observe = observe
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []
@@ -115,6 +120,8 @@ class EngineThread:
         answer: Future[T] = Future()
 
         def command() -> None:
+            if not answer.set_running_or_notify_cancel():  # nobody waits any more
+                return
             try:
                 answer.set_result(question(self._engine))
             except Exception as error:
@@ -123,9 +130,8 @@ class EngineThread:
         self._commands.put(command)
         return await asyncio.wrap_future(answer)
 
-    def drain(self, seconds: float) -> None:
-        """Whoever is not done by then gets 503."""
-        deadline = time.perf_counter() + seconds
+    def drain(self, deadline: float) -> None:
+        """Whoever is not done by then, on `time.perf_counter()`'s clock, gets 503."""
 
         def command() -> None:
             self._deadline = min(self._deadline, deadline)
@@ -196,6 +202,7 @@ class EngineThread:
     def _take(self, job: Job, output: RequestOutput) -> None:
         """Pass on what a request gained. `abort` without anybody asking: the step that computed it has failed."""
         try:
+            self._observe(job, output)
             if not job.cancelled and any(sample.finish_reason == "abort" for sample in output.outputs):
                 job.error = step_failed()
                 self._cancel(job)

@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 
 from common.errors import UserError
 
+UNREADABLE = "We could not parse the JSON body of your request."
+
 
 class ApiError(HTTPException):
     """An answer that is no answer. `param`: the field at fault; `code`: for programs, where OpenAI has one."""
@@ -63,6 +65,7 @@ def install(app: FastAPI) -> None:
             return error.response()
         assert isinstance(error, HTTPException)
         messages = {
+            400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take
             404: f"Invalid URL ({request.method} {request.url.path})",
             405: f"Not allowed to {request.method} {request.url.path}",
         }
@@ -90,8 +93,10 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first field that does not fit the schema; a field of several types has one complaint for each type."""
     first = errors[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, "We could not parse the JSON body of your request.")
+        return ApiError(400, UNREADABLE)
     location = [str(part) for part in first["loc"] if part != "body"]
+    if not location and first["type"] == "string_unicode":
+        return ApiError(400, "The name of a parameter is not valid Unicode.", code="unknown_parameter")
     if not location:
         return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.")
     if first["type"] == "extra_forbidden":

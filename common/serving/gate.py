@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 import uuid
@@ -30,6 +31,8 @@ class Gate:
     def __init__(self, app: ASGIApp, options: ServerOptions, metrics: ServerMetrics) -> None:
         self._app = app
         self._keys = [key.encode() for key in options.api_keys]
+        here = options.loopback and not options.api_keys
+        self._hosts = {"127.0.0.1", "localhost", "[::1]", options.host.lower()} if here else None
         self._max_body = options.max_body
         self._metrics = metrics
 
@@ -74,6 +77,11 @@ class Gate:
         lengths = [value for name, value in headers if name == b"content-length"]
         if lengths and int(lengths[0]) > self._max_body:
             raise self._too_large()
+        if self._hosts is not None:
+            host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
+            if re.sub(r":\d*$", "", host).lower() not in self._hosts:
+                message = "This server answers to localhost only. --api-key opens it to other names."
+                raise ApiError(400, message, code="host_not_allowed")
         if not self._keys or scope["path"] in OPEN:
             return None
         given = next((value for name, value in headers if name == b"authorization"), b"")

@@ -26,13 +26,13 @@ GAUGES = {
     "kv_pool_bytes": ("kv_pool_bytes", "Bytes of KV memory."),
     "kv_reserved_bytes": ("kv_reserved_bytes", "Bytes of it that requests hold."),
     "kv_used_bytes": ("kv_used_bytes", "Bytes of it that store a token's keys and values."),
-    "prefix_hit_rate": ("prefix_hit_rate", "Share of prompt tokens found in the prefix cache."),
 }
 COUNTERS = {
     "steps": ("steps", "Steps of the engine."),
     "step_seconds": ("busy_time_s", "Seconds spent in steps."),
     "computed_tokens": ("computed_tokens", "Token positions computed for somebody."),
     "generation_tokens": ("output_tokens", "Tokens generated."),
+    "prefix_saved_tokens": ("tokens_saved", "Tokens of prompts found in the prefix cache."),
     "preemptions": ("preemptions", "Times that an answer lost its KV memory to another one."),
     "swaps": ("swaps", "Preemptions that moved blocks to CPU memory."),
 }
@@ -53,7 +53,9 @@ class ServerMetrics:
         self._itl = self._histogram("inter_token_latency_seconds", "Time between neighbouring tokens.", TOKEN_SECONDS)
         self._queue = self._histogram("queue_time_seconds", "Arrival to first scheduling.", REQUEST_SECONDS)
         self._e2e = self._histogram("request_seconds", "Arrival to end.", REQUEST_SECONDS)
-        self._prompt_tokens = Counter("prompt_tokens", "Tokens of prompts.", namespace=PREFIX, registry=self._registry)
+        self._prompt_tokens = Counter(
+            "prompt_tokens", "Tokens of prompts whose answers have begun.", namespace=PREFIX, registry=self._registry
+        )
         self._requests = Counter(
             "requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], PREFIX, registry=self._registry
         )
@@ -68,23 +70,31 @@ class ServerMetrics:
         """`path`: the route's, not the client's: labels must be few."""
         self._responses.labels(path, str(status)).inc()
 
-    def ended(self, job: Job, output: RequestOutput | None, outcome: str) -> None:
-        """A job is over; latencies are those of its first answer, gaps between tokens those of all."""
+    def gained(self, job: Job, output: RequestOutput) -> None:
+        """A step has brought tokens to a job. In the engine's thread, for an answer may take minutes to its end."""
+        for sample in output.outputs:
+            seen = job.timed_tokens[sample.index]
+            times = sample.times_from(max(seen - 1, 0))
+            if seen == sample.index == 0 and times:
+                self._started(job, output, times[0])
+            for earlier, later in pairwise(times):
+                self._itl.observe(later - earlier)
+            job.timed_tokens[sample.index] = max(seen - 1, 0) + len(times)
+
+    def _started(self, job: Job, output: RequestOutput, first_token: float) -> None:
+        self._prompt_tokens.inc(len(job.prompt))
+        self._ttft.observe(first_token - output.arrival_time)
+        if output.queue_time is not None:
+            self._queue.observe(output.queue_time)
+
+    def ended(self, output: RequestOutput | None, outcome: str) -> None:
+        """A job is over; `output` is None if the engine never took it."""
         self._requests.labels(outcome).inc()
         if output is None:
             return
-        self._prompt_tokens.inc(len(job.prompt))
-        for histogram, value in (
-            (self._ttft, output.ttft),
-            (self._tpot, output.tpot),
-            (self._queue, output.queue_time),
-            (self._e2e, output.e2e),
-        ):
+        for histogram, value in ((self._tpot, output.tpot), (self._e2e, output.e2e)):
             if value is not None:
                 histogram.observe(value)
-        for sample in output.outputs:
-            for earlier, later in pairwise(sample.token_times):
-                self._itl.observe(later - earlier)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, with the engine's figures as they were between two steps."""
@@ -112,3 +122,9 @@ class EngineCollector(Collector):
         if isinstance(pool, int | float) and isinstance(reserved, int | float):
             usage = min(1.0, reserved / pool) if pool else 0.0
             yield GaugeMetricFamily(f"{PREFIX}_kv_usage_ratio", "Share of the KV memory that is held.", value=usage)
+        if self.snapshot.get("tokens_saved") is not None:
+            rate = self.snapshot.get("prefix_hit_rate")  # None before the first prompt
+            text = "Share of prompt tokens found in the prefix cache."
+            yield GaugeMetricFamily(
+                f"{PREFIX}_prefix_hit_rate", text, value=rate if isinstance(rate, int | float) else 0.0
+            )

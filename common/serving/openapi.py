@@ -62,12 +62,12 @@ COMPLETIONS: dict[str, Any] = {
     "responses": _success({"application/json": _COMPLETION, "text/event-stream": {"type": "string"}})
     | _errors(400, 401, 404, 413, 429, 500, 503)
 }
-PLAIN: dict[str, Any] = {"responses": _success({"application/json": _OBJECT}) | _errors(401, 413)}
-NAMED: dict[str, Any] = {"responses": _success({"application/json": _OBJECT}) | _errors(401, 404, 413)}
-METRICS: dict[str, Any] = {"responses": _success({"text/plain": {"type": "string"}}) | _errors(401, 413)}
+PLAIN: dict[str, Any] = {"responses": _success({"application/json": _OBJECT}) | _errors(400, 401, 413)}
+NAMED: dict[str, Any] = {"responses": _success({"application/json": _OBJECT}) | _errors(400, 401, 404, 413)}
+METRICS: dict[str, Any] = {"responses": _success({"text/plain": {"type": "string"}}) | _errors(400, 401, 413)}
 HEALTH: dict[str, Any] = {
     "responses": _success({"application/json": _OBJECT})
-    | _errors(413)
+    | _errors(400, 413)
     | {503: {"content": {"application/json": {"schema": _OBJECT}}}}
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from common.options import refuse_unknown_options, require
 
@@ -14,7 +16,8 @@ SPAN_EXPORTERS = ("console", "otlp")
 class ServerOptions:
     """Options of the server; impossible values raise `UserError`.
 
-    host, port: where it listens; port 0 takes a free one.
+    host, port: where it listens; port 0 takes a free one. On loopback and without keys, only requests to that host or
+        to localhost are answered: a web page whose name was made to lead here (DNS rebinding) is not.
     api_keys: whoever has one of them may use the server; without any, everybody who can reach it.
     served_name: the model's name for clients; None takes its own.
     max_queue: so many answers may wait beside the `max_num_seqs` that run; further requests get 429.
@@ -39,6 +42,7 @@ class ServerOptions:
     spans: str | None = None
 
     def __post_init__(self) -> None:
+        require(bool(self.host), "host must not be empty: 127.0.0.1 is this machine alone, 0.0.0.0 is everywhere")
         require(0 <= self.port < 65536, f"port must be in 0 ... 65535, not {self.port}")
         require(all(self.api_keys), "an API key must not be empty")
         require(all(key.isascii() and key.isprintable() for key in self.api_keys), "an API key is printable ASCII text")
@@ -46,8 +50,16 @@ class ServerOptions:
         for name in ("max_body", "max_prompt_tokens", "max_n", "max_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-        require(self.drain >= 0, f"drain must be 0 seconds or more, not {self.drain}")
+        require(0 <= self.drain < math.inf, f"drain must be 0 seconds or more, and not endless: {self.drain}")
         require(
             self.spans is None or self.spans in SPAN_EXPORTERS,
             f"unknown spans {self.spans!r}. Choose from: {', '.join(SPAN_EXPORTERS)}",
         )
+
+    @property
+    def loopback(self) -> bool:
+        """Does it listen to this machine alone?"""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -69,6 +69,21 @@ def completion_prompts(body: CompletionRequest) -> list[Prompt]:
     return [one for one in prompt if not isinstance(one, int)]
 
 
+def longest_text(engine: Engine, options: ServerOptions) -> int | None:
+    """Characters that no prompt has which fits: each token were the longest one of the vocabulary."""
+    if engine.tokenizer is None:
+        return None
+    tokens = min(options.max_prompt_tokens or engine.max_model_len, engine.max_model_len)
+    return tokens * max(map(len, engine.tokenizer.backend.get_vocab(with_added_tokens=True)))
+
+
+def text_length(prompt: Prompt) -> int:
+    """Characters of a text or of the messages of a chat; 0 for token ids."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(message["content"]) for message in prompt if isinstance(message, Mapping))
+
+
 def encode(engine: Engine, prompt: Prompt, options: ServerOptions) -> list[int]:
     """Token ids of a prompt; may run beside the engine's thread, for it only reads. Takes a while: not for the loop."""
     token_ids = encode_prompt(prompt, engine.tokenizer, engine.runner.model.config.vocab_size)

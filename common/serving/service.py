@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +15,17 @@ from common.serving import parameters
 from common.serving.answer import Answer
 from common.serving.engine_thread import Ended, EngineThread, Event, Job
 from common.serving.errors import ApiError, shutting_down
-from common.serving.metrics import ServerMetrics
+from common.serving.metrics import ServerMetrics, Snapshot
 from common.serving.options import ServerOptions
 from common.serving.schema import Sampling
 from common.serving.spans import Spans
 from common.trace import StepTrace
 
 TRACE_STEPS = 1000
+LONG_TEXT = 1 << 14
+"""Characters. Longer prompts are encoded one after the other, so that others need not wait for many of them."""
+FIGURES_WITHIN = 0.25
+"""Seconds that /metrics waits for the end of a step; after a longer one it says how things stood before."""
 log = logging.getLogger("folovllm.serving")
 
 
@@ -29,34 +35,56 @@ class Service:
     def __init__(self, engine: Engine, options: ServerOptions, spans: Spans | None = None) -> None:
         self.engine = engine
         self.options = options
-        self.thread = EngineThread(engine)
         self.metrics = ServerMetrics(engine.stage)
+        self.thread = EngineThread(engine, self.metrics.gained)
         self.model_name = options.served_name or _public_name(engine.config.model)
-        self.draining = False
+        self._deadline: float | None = None  # of the drain
         self._spans = spans
         self._answers: dict[Job, Answer] = {}
+        self._arriving = 0  # answers to prompts that are being encoded
+        self._longest_text = parameters.longest_text(engine, options)
+        self._long_texts = asyncio.Lock()
+        self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
 
     @property
     def open_choices(self) -> int:
         """Answers that are being computed or wait."""
-        return sum(job.params.n for job in self._answers)
+        return self._arriving + sum(job.params.n for job in self._answers)
 
-    def drain(self) -> None:
-        """Take nothing more; what is there has `options.drain` seconds."""
-        self.draining = True
-        log.info("draining", extra={"fields": {"open": self.open_choices}})
-        self.thread.drain(self.options.drain)
+    @property
+    def draining(self) -> bool:
+        return self._deadline is not None
+
+    @property
+    def drained(self) -> bool:
+        """Nobody is left, or those who are had their time."""
+        return self._deadline is not None and (self.open_choices == 0 or time.perf_counter() > self._deadline)
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing more; who is there gets 503 after so many seconds."""
+        self._deadline = time.perf_counter() + seconds
+        log.info("draining", extra={"fields": {"open": self.open_choices, "seconds": seconds}})
+        self.thread.drain(self._deadline)
+
+    async def figures(self) -> Snapshot:
+        """The engine's, as they stand between two steps."""
+        with contextlib.suppress(TimeoutError):
+            self._figures = await asyncio.wait_for(self.thread.call(Engine.metrics), FIGURES_WITHIN)
+        return self._figures
 
     async def submit(
         self, body: Sampling, prompts: Sequence[Prompt], request_id: str, salt: str | None, trace_parent: str | None
     ) -> Answer:
         """Hand prompts to the engine. Raises `ApiError` or `UserError` for what cannot be, and 429 when it is full."""
-        self._admit(len(prompts) * (body.n or 1))
-        encoded = await asyncio.to_thread(
-            lambda: [parameters.encode(self.engine, prompt, self.options) for prompt in prompts]
-        )
+        choices = len(prompts) * (body.n or 1)
+        self._admit(choices)
+        self._arriving += choices  # their places are taken from now on
+        try:
+            encoded = await self._encode(prompts)
+        finally:
+            self._arriving -= choices
         jobs = [
             Job(
                 id=request_id if len(encoded) == 1 else f"{request_id}-{number}",
@@ -69,11 +97,21 @@ class Service:
             )
             for number, token_ids in enumerate(encoded)
         ]
-        self._admit(len(prompts) * (body.n or 1))  # others came while this one was encoded
         answer = Answer(self.thread, jobs)
         self._answers.update(dict.fromkeys(jobs, answer))
         answer.start()
         return answer
+
+    async def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids. What is too long for sure is refused before anybody works on it."""
+        lengths = [parameters.text_length(prompt) for prompt in prompts]
+        if self._longest_text is not None and max(lengths) > self._longest_text:
+            message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
+            raise ApiError(400, message, code="context_length_exceeded")
+        async with self._long_texts if sum(lengths) > LONG_TEXT else contextlib.nullcontext():
+            return await asyncio.to_thread(
+                lambda: [parameters.encode(self.engine, prompt, self.options) for prompt in prompts]
+            )
 
     def _admit(self, choices: int) -> None:
         if self.draining:
@@ -97,7 +135,7 @@ class Service:
         """Metrics, spans and a line of the log."""
         output = ended.output
         outcome = "error" if ended.error else "abort" if job.cancelled else "ok"
-        self.metrics.ended(job, output, outcome)
+        self.metrics.ended(output, outcome)
         fields: dict[str, object] = {
             "request_id": job.id, "outcome": outcome, "prompt_tokens": len(job.prompt), "n": job.params.n,
         }  # fmt: skip

@@ -5,7 +5,9 @@ The library is behind the extra `spans`: nothing here is imported unless it is a
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Generator
 from typing import Any
 
 from common.errors import UserError
@@ -51,7 +53,20 @@ class Spans:
         return int((self._epoch + seconds) * 1e9)
 
 
-def provider_for(exporter: str) -> Any:
+@contextlib.contextmanager
+def spans_to(exporter: str | None) -> Generator[Spans | None]:
+    """Spans for a server, all of which have been exported at the end; None if nobody asked for any."""
+    if exporter is None:
+        yield None
+        return
+    provider = _provider(exporter)
+    try:
+        yield Spans(provider)
+    finally:
+        provider.shutdown()
+
+
+def _provider(exporter: str) -> Any:
     """A provider that writes JSON to standard error (`console`), or sends to `OTEL_EXPORTER_OTLP_ENDPOINT` (`otlp`)."""
     import sys
 

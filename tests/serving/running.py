@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import openai
 
+import stages
 from common import Engine, RequestOutput
 from common.serving.options import ServerOptions
 from common.serving.server import Server, address, listen
@@ -18,6 +19,7 @@ from common.serving.service import Service
 from common.serving.spans import Spans
 
 TINY = "random:tiny-llama"
+ALL = [name.split("_")[0] for name in stages.names()]
 
 
 class Running:
@@ -64,6 +66,18 @@ class Running:
         self.server.should_exit = True
         self._thread.join(60)
         assert not self._thread.is_alive(), "the server does not end"
+
+
+def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
+    """In OpenAI's form, and with the request's id."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["message", "type", "param", "code"]
+    assert body["error"]["message"] and "\n" not in body["error"]["message"]
+    return body["error"]
 
 
 def look(engine: Engine) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +13,10 @@ import openai
 import pytest
 
 from common import Engine
+from common.serving import parameters, server
 from common.serving.engine_thread import FAILING_AFTER
 from common.serving.service import Service
-from tests.serving.running import TINY, Running, slow_down, wait_until
+from tests.serving.running import ALL, TINY, Running, slow_down, wait_until
 
 Serve = Callable[..., Running]
 LONG: dict[str, Any] = {"model": TINY, "prompt": "hello", "max_tokens": 400, "temperature": 0}
@@ -42,7 +44,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-@pytest.mark.parametrize("stage", ["m0", "m1", "m2", "m3"])
+@pytest.mark.parametrize("stage", ALL)
 def test_a_client_that_goes_away_aborts_its_request_within_one_step(serve: Serve, stage: str, stream: bool) -> None:
     running = serve(stage)
     steps = slow_down(running.engine, 0.03)
@@ -84,7 +86,7 @@ def test_who_leaves_while_waiting_is_taken_out_of_the_queue(serve: Serve) -> Non
 # -- a step that fails -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["m0", "m1", "m2", "m3"])
+@pytest.mark.parametrize("stage", ALL)
 def test_a_failed_step_answers_500_to_those_in_it_and_the_server_goes_on(serve: Serve, stage: str) -> None:
     running = serve(stage)
     failing = Failing(running.engine)
@@ -189,19 +191,20 @@ def test_a_defect_outside_of_the_engine_is_500_in_openais_form(serve: Serve, mon
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_drain_lets_streams_finish_and_takes_nothing_new(serve: Serve) -> None:
-    running = serve(talks=False)
+@pytest.mark.parametrize("stage", ALL)
+def test_a_drain_lets_streams_finish_and_takes_nothing_new(serve: Serve, stage: str) -> None:
+    running = serve(stage, talks=False)
     slow_down(running.engine, 0.01)
-    body = LONG | {"prompt": [1, 2, 3], "stream": True, "max_tokens": 50}
+    body = LONG | {"prompt": [1, 2, 3], "stream": True, "max_tokens": 20}
     with httpx2.stream("POST", f"{running.url}/v1/completions", json=body) as response:
-        running.service.drain()
+        running.service.drain(30)
         refused = running.post("/v1/completions", SHORT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
         assert running.get("/health").json()["status"] == "draining"
         running.server.should_exit = True
         answer = response.read()
     assert answer.endswith(b"data: [DONE]\n\n")
-    assert answer.count(b"data: ") == 51
+    assert answer.count(b"data: ") == 21
 
 
 def test_who_is_not_done_when_the_drain_ends_gets_503(serve: Serve) -> None:
@@ -213,9 +216,55 @@ def test_who_is_not_done_when_the_drain_ends_gets_503(serve: Serve) -> None:
         thread.start()
     wait_until(lambda: running.service.open_choices == 2)
     started = time.monotonic()
-    running.service.drain()
-    running.server.should_exit = True
+    running.server.handle_exit(signal.SIGTERM, None)
     for thread in threads:
         thread.join()
     assert [answer.status_code for answer in answers] == [503, 503]
     assert time.monotonic() - started < 3
+
+
+def test_a_drain_waits_for_prompts_that_are_being_encoded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serve()
+    encode, go = parameters.encode, threading.Event()
+    monkeypatch.setattr(parameters, "encode", lambda *given: (go.wait(30), encode(*given))[1])
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(running.post("/v1/completions", SHORT).status_code))
+    thread.start()
+    wait_until(lambda: running.service.open_choices == 1)
+    running.server.handle_exit(signal.SIGTERM, None)
+    time.sleep(0.3)
+    assert running.get("/health").json()["status"] == "draining", "the door is open"
+    go.set()
+    thread.join()
+    assert answers == [200]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize(("step", "grace"), [(0.05, 5), (1.0, 0)], ids=["short steps", "a step beyond all patience"])
+def test_a_second_signal_tells_everybody_and_ends(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+    step: float,
+    grace: int,
+) -> None:
+    monkeypatch.setattr(server, "GRACE", grace)
+    running = serve(talks=False)
+    answers: list[httpx2.Response] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(running.post("/v1/completions", LONG | {"prompt": [1, 2, 3], "stream": stream}))
+    )
+    steps = slow_down(running.engine, step)
+    thread.start()
+    wait_until(lambda: steps[0] >= 2)
+    running.server.handle_exit(signal.SIGINT, None)
+    assert running.get("/health").json()["status"] == "draining"
+    running.server.handle_exit(signal.SIGINT, None)
+    thread.join()
+    assert steps[0] < 100
+    [answer] = answers
+    assert answer.status_code == (200 if stream else 503)
+    assert b'"shutting_down"' in answer.content and b"[DONE]" not in answer.content
+    assert ("Cancel 1 running task" in caplog.text) == (grace == 0)
+    assert "Traceback" not in caplog.text

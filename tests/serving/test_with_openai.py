@@ -7,12 +7,11 @@ from collections.abc import Callable
 import openai
 import pytest
 
-import stages
 from common import Engine
 from common.config import DEFAULT_MODEL
 from common.sampling_params import SamplingParams
 from common.serving.engine_thread import Job
-from tests.serving.running import TINY, Running
+from tests.serving.running import ALL, TINY, Running
 from tests.test_cli import byte_tokenizer
 
 Serve = Callable[..., Running]
@@ -24,7 +23,7 @@ def running(serve: Serve) -> Running:
     return serve()
 
 
-@pytest.mark.parametrize("stage", [name.split("_")[0] for name in stages.names()])
+@pytest.mark.parametrize("stage", ALL)
 def test_every_stage_gives_the_tokens_of_its_engine(serve: Serve, build: Callable[..., Engine], stage: str) -> None:
     running = serve(stage, talks=False)
     prompt = [5, 6, 7, 8, 9]

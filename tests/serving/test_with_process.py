@@ -17,10 +17,11 @@ import pytest
 
 from common.serving.options import ServerOptions
 from common.serving.server import listen
+from tests.serving.running import wait_until
 from tests.test_cli import TINY, cli
 
 ROOT = Path(__file__).parent.parent.parent
-BODY = {"model": "random:tiny-llama", "prompt": [1, 2, 3], "max_tokens": 300, "stream": True}
+BODY = {"model": "random:tiny-llama", "prompt": [1, 2, 3], "max_tokens": 500, "stream": True}
 
 
 class Process:
@@ -68,14 +69,16 @@ def test_a_signal_lets_the_stream_finish_and_ends_the_process(
         parts = response.iter_bytes()
         body = next(parts)
         os.kill(running.process.pid, sent)
+        wait_until(lambda: httpx2.get(f"{running.url}/health", timeout=60).status_code == 503)
+        assert httpx2.post(f"{running.url}/v1/completions", json=BODY, timeout=60).status_code == 503
         body += b"".join(parts)
-    assert body.count(b"data: ") == 301
+    assert body.count(b"data: ") == 501
     assert body.endswith(b"data: [DONE]\n\n")
     code, error = running.end()
     assert code == status, error
     assert "Traceback" not in error
     events = [json.loads(line)["event"] for line in error.splitlines() if line.startswith("{")]
-    assert events == ["draining", "request", "response"]
+    assert events == ["draining", "response", "request", "response"]
 
 
 def test_a_drain_that_takes_too_long_ends_anyway(start: Callable[..., Process]) -> None:
@@ -103,6 +106,9 @@ def test_a_drain_that_takes_too_long_ends_anyway(start: Callable[..., Process]) 
         (["--port", "70000"], "port must be"),
         (["--max-queue", "-1"], "max_queue must be"),
         (["--spans", "paper"], "Choose from: console, otlp"),
+        (["--drain", "inf"], "drain must be"),
+        (["--host", ""], "host must not be empty"),
+        (["--host", "nonsense.invalid"], "Choose another --host"),
         (["--host", "192.0.2.1"], "cannot listen"),
         (["--kv-cache-memory", "10"], "kv_cache_memory"),
     ],
@@ -119,6 +125,13 @@ def test_bad_options_are_one_line_before_anything_runs(
 
 def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with listen(ServerOptions(port=0)) as taken:
-        taken.listen()
         assert cli("serve", "--port", str(taken.getsockname()[1]), *TINY) == 2
     assert "Choose another --port" in capsys.readouterr().err
+
+
+def test_what_spans_need_is_missed_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    assert cli("serve", "--port", "0", "--spans", "otlp", *TINY, build=lambda _: pytest.fail("built")) == 2
+    assert "error: spans need" in capsys.readouterr().err

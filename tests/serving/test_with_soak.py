@@ -12,13 +12,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.engine_checks import TOKEN_BYTES, assert_empty
-from tests.serving.running import TINY, Running
+from tests.engine_checks import PAGED, TOKEN_BYTES, assert_empty
+from tests.serving.running import ALL, TINY, Running
 
 Serve = Callable[..., Running]
 CONCURRENCY = 32
-MEMORY: dict[str, Any] = {"max_num_seqs": 12, "max_model_len": 128}
-PAGED = MEMORY | {"block_size": 4, "kv_cache_memory": 500 * TOKEN_BYTES, "swap_space": 100 * TOKEN_BYTES}
+ENGINE: dict[str, Any] = {"max_num_seqs": 12, "max_model_len": 128}
+SCARCE = {"block_size": 4, "kv_cache_memory": 500 * TOKEN_BYTES, "swap_space": 100 * TOKEN_BYTES}
+"""Where memory is paged, so little of it that requests are preempted and swapped."""
 
 
 def resident_bytes() -> int:
@@ -92,9 +93,9 @@ def soak(running: Running, count: int, seed: int) -> Counter[str]:
     return outcomes
 
 
-def rounds(serve: Serve, stage: str, options: dict[str, Any], counts: list[int]) -> list[int]:
+def rounds(serve: Serve, stage: str, counts: list[int]) -> list[int]:
     """Soak in rounds; the memory after each."""
-    running = serve(stage, engine=options, max_queue=200)
+    running = serve(stage, engine=ENGINE | (SCARCE if stage in PAGED else {}), max_queue=200)
     memory: list[int] = []
     for seed, count in enumerate(counts):
         outcomes = soak(running, count, seed)
@@ -108,14 +109,14 @@ def rounds(serve: Serve, stage: str, options: dict[str, Any], counts: list[int])
     return memory
 
 
-@pytest.mark.parametrize(("stage", "options"), [("m2", MEMORY), ("m3", PAGED)])
-def test_a_short_soak(serve: Serve, stage: str, options: dict[str, Any]) -> None:
-    rounds(serve, stage, options, [60])
+@pytest.mark.parametrize("stage", ALL)
+def test_a_short_soak(serve: Serve, stage: str) -> None:
+    rounds(serve, stage, [30])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("stage", "options"), [("m1", MEMORY), ("m2", MEMORY), ("m3", PAGED), ("m4", PAGED)])
-def test_500_requests_after_500_leave_memory_as_it_was(serve: Serve, stage: str, options: dict[str, Any]) -> None:
-    first, second = rounds(serve, stage, options, [500, 500])
+@pytest.mark.parametrize("stage", ALL)
+def test_500_requests_after_500_leave_memory_as_it_was(serve: Serve, stage: str) -> None:
+    first, second = rounds(serve, stage, [500, 500])
     assert second - first < 8 * 2**20, f"{(second - first) / 2**20:.1f} MiB more after the second round"

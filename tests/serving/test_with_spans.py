@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from common.errors import UserError
 from common.serving.logs import JsonLines, set_up
-from common.serving.spans import Spans, provider_for
+from common.serving.spans import Spans, spans_to
 from tests.serving.running import TINY, Running, slow_down, wait_until
 
 Serve = Callable[..., Running]
@@ -65,9 +65,12 @@ def test_a_request_that_is_aborted_while_it_waits_has_only_been_in_the_queue(ser
 
 def test_an_exporter_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
-    with pytest.raises(UserError, match=r"spans need .*pip install '\.\[spans\]'"):
-        provider_for("otlp")
-    provider_for("console").shutdown()
+    with pytest.raises(UserError, match=r"spans need .*pip install '\.\[spans\]'"), spans_to("otlp"):
+        pass
+    with spans_to("console") as spans:
+        assert spans is not None
+    with spans_to(None) as spans:
+        assert spans is None
 
 
 def test_the_log_has_a_line_for_each_response_and_each_request(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,8 +94,8 @@ def test_the_log_has_a_line_for_each_response_and_each_request(serve: Serve, cap
 
 
 def test_a_failure_is_in_the_log_with_its_traceback_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    logger = logging.getLogger("folovllm.serving")
-    before = (list(logger.handlers), logger.propagate, logger.level)
+    logger, uvicorn = logging.getLogger("folovllm.serving"), logging.getLogger("uvicorn")
+    before = [(one, list(one.handlers), one.propagate, one.level) for one in (logger, uvicorn)]
     try:
         set_up()
         try:
@@ -100,8 +103,9 @@ def test_a_failure_is_in_the_log_with_its_traceback_on_one_line(capsys: pytest.C
         except RuntimeError:
             logger.exception("step failed", extra={"fields": {"request_id": "r1"}})
     finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
+        for one, handlers, propagate, level in before:
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(level)
     [line] = capsys.readouterr().err.splitlines()
     fields = json.loads(line)
     assert (fields["level"], fields["event"], fields["request_id"]) == ("error", "step failed", "r1")

@@ -1,0 +1,147 @@
+"""What the server says about itself: metrics, the trace, health."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serving.running import ALL, TINY, Running, error_of, slow_down, wait_until
+
+Serve = Callable[..., Running]
+PROMPT: dict[str, Any] = {"model": TINY, "prompt": "hello", "max_tokens": 4, "temperature": 0}
+
+
+@pytest.fixture
+def running(serve: Serve) -> Running:
+    return serve()
+
+
+def metrics_of(running: Running, headers: dict[str, str] | None = None) -> dict[str, float]:
+    """Sample name and labels to value, by a parser of Prometheus' own."""
+    response = running.get("/metrics", headers=headers)
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        sample.name + "".join(f",{value}" for label, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_say_what_happened(running: Running) -> None:
+    before = metrics_of(running)
+    assert before["folovllm_requests_running"] == before["folovllm_generation_tokens_total"] == 0
+    for _ in range(3):
+        running.post("/v1/completions", PROMPT | {"n": 2})
+    running.get("/v1/nothing")
+    after = metrics_of(running)
+    expected = {
+        "prompt_tokens_total": 3 * 5,
+        "generation_tokens_total": 3 * 2 * 4,
+        "time_to_first_token_seconds_count": 3,
+        "time_per_output_token_seconds_count": 3,
+        "inter_token_latency_seconds_count": 3 * 2 * 3,
+        "queue_time_seconds_count": 3,
+        "request_seconds_count": 3,
+        "requests_total,ok": 3,
+        "http_responses_total,/v1/completions,200": 3,
+        "http_responses_total,other,404": 1,
+        "requests_running": 0,
+        "requests_waiting": 0,
+        "requests_swapped": 0,
+        "kv_usage_ratio": 0,
+        "preemptions_total": 0,
+        "info,m3": 1,
+    }
+    assert {name: after[f"folovllm_{name}"] for name in expected} == expected
+    assert after["folovllm_steps_total"] == 12
+    assert after["folovllm_kv_pool_bytes"] > 0
+    assert 0 < after["folovllm_time_to_first_token_seconds_sum"] < after["folovllm_request_seconds_sum"]
+    assert "folovllm_prefix_hit_rate" not in after, "no engine of these stages has one"
+
+
+@pytest.mark.parametrize("stage", ["m3", "m6"])
+def test_metrics_show_the_engine_at_work(serve: Serve, stage: str) -> None:
+    running = serve(stage, engine={"max_num_seqs": 1})
+    slow_down(running.engine, 0.02)
+    with httpx2.stream("POST", f"{running.url}/v1/completions", json=PROMPT | {"stream": True, "max_tokens": 99}):
+        waiting = threading.Thread(target=lambda: running.post("/v1/completions", PROMPT))
+        waiting.start()
+        wait_until(lambda: metrics_of(running)["folovllm_requests_waiting"] == 1)
+        now = metrics_of(running)
+        assert now["folovllm_requests_running"] == 1
+        assert 0 < now["folovllm_kv_usage_ratio"] <= 1
+    waiting.join()
+    assert metrics_of(running)["folovllm_requests_total,abort"] == 1
+
+
+@pytest.mark.parametrize("stage", ALL)
+def test_latencies_are_counted_as_they_come_not_when_an_answer_ends(serve: Serve, stage: str) -> None:
+    running = serve(stage, talks=False)
+    slow_down(running.engine, 0.02)
+    body = PROMPT | {"prompt": [1, 2, 3], "stream": True, "max_tokens": 400, "n": 2}
+    with httpx2.stream("POST", f"{running.url}/v1/completions", json=body) as response:
+        parts = response.iter_bytes()
+        for _ in range(3):
+            next(parts)
+        now = metrics_of(running)
+        for name in ("time_to_first_token_seconds", "queue_time_seconds"):
+            assert now[f"folovllm_{name}_count"] == 1
+        assert now["folovllm_prompt_tokens_total"] == 3
+        gaps = now["folovllm_inter_token_latency_seconds_count"]
+        assert 2 <= gaps < now["folovllm_generation_tokens_total"] < 800
+        assert now["folovllm_inter_token_latency_seconds_sum"] >= 0.02 * gaps
+        assert now["folovllm_request_seconds_count"] == now["folovllm_time_per_output_token_seconds_count"] == 0
+
+
+def test_metrics_do_not_wait_for_a_long_step(serve: Serve) -> None:
+    running = serve()
+    running.post("/v1/completions", PROMPT)
+    before = metrics_of(running)
+    steps = slow_down(running.engine, 1.5)
+    answer = threading.Thread(target=lambda: running.post("/v1/completions", PROMPT | {"max_tokens": 1}))
+    answer.start()
+    wait_until(lambda: steps[0] == 1)
+    started = time.monotonic()
+    during = metrics_of(running)
+    assert time.monotonic() - started < 1
+    assert during["folovllm_steps_total"] == before["folovllm_steps_total"]
+    answer.join()
+    assert metrics_of(running)["folovllm_steps_total"] == before["folovllm_steps_total"] + 1
+
+
+def test_the_prefix_cache_is_shared_by_requests_of_one_key_alone(serve: Serve) -> None:
+    """m6, asked the same with the keys a, a and b: only the second one finds the first one's blocks."""
+    running = serve("m6", api_keys=("a", "b"), engine={"block_size": 8})
+    prompt = PROMPT | {"prompt": "x" * 33}
+
+    def figures(key: str) -> tuple[float, float]:
+        metrics = metrics_of(running, {"Authorization": f"Bearer {key}"})
+        return metrics["folovllm_prefix_saved_tokens_total"], metrics["folovllm_prefix_hit_rate"]
+
+    seen = [figures("a")]
+    for key in "aab":
+        assert running.post("/v1/completions", prompt, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        seen.append(figures(key))
+    assert seen == [(0, 0), (0, 0), (32, 32 / 66), (32, 32 / 99)]
+
+
+def test_the_trace_names_the_requests_and_their_steps(running: Running) -> None:
+    request_id = running.post("/v1/completions", PROMPT).headers["x-request-id"]
+    trace = running.get("/trace").json()
+    rows = {event["args"]["name"]: event["tid"] for event in trace["traceEvents"] if event["name"] == "thread_name"}
+    own = [event["name"] for event in trace["traceEvents"] if event["ph"] == "X" and event["tid"] == rows[request_id]]
+    assert own == ["prefill", "decode", "decode", "decode"]
+
+
+def test_health_and_names(serve: Serve) -> None:
+    running = serve(served_name="mine")
+    assert running.get("/health").json() == {"status": "ok", "stage": "m3", "model": "mine"}
+    assert running.post("/v1/completions", PROMPT | {"model": "mine"}).json()["model"] == "mine"
+    assert error_of(running.post("/v1/completions", PROMPT), 404)["code"] == "model_not_found"
+    assert running.get("/docs").status_code == 404, "its page would load scripts from the internet"
