@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -14,9 +15,28 @@ class Advance(Protocol):
         ...
 
 
+Listener = Callable[[str, int, int], None]
+"""Description, how much is done, and of how much."""
+_listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Generator[None, None, None]:
+    """Bars that a terminal would show are told to `listener` instead, by this thread."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 @contextmanager
 def progress_bar(description: str, total: int, *, show: bool | None = None) -> Generator[Advance, None, None]:
     """Yield `advance(amount)`. `show=None` draws the bar only where standard error is a terminal."""
+    listener = _listener.get()
+    if show is None and listener is not None:
+        yield _telling(listener, description, total)
+        return
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda amount, note="": None
         return
@@ -45,3 +65,15 @@ def progress_bar(description: str, total: int, *, show: bool | None = None) -> G
             bar.update(task, advance=amount, description=f"{description} {note}".rstrip())
 
         yield advance
+
+
+def _telling(listener: Listener, description: str, total: int) -> Advance:
+    done = 0
+    listener(description, done, total)
+
+    def advance(amount: int, note: str = "") -> None:
+        nonlocal done
+        done += amount
+        listener(f"{description} {note}".rstrip(), done, total)
+
+    return advance

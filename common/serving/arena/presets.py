@@ -187,7 +187,7 @@ def find(key: str, stages: Sequence[int], prompts: Sequence[str] = ()) -> Preset
 
 def own(prompts: Sequence[str]) -> Preset:
     texts = [text.strip() for text in prompts if text.strip()]
-    require(bool(texts), "no prompt: write one a line")
+    require(bool(texts), "no prompt: write one a line, or give --prompt in a terminal, once for each")
     require(len(texts) <= MOST_PROMPTS, f"{len(texts)} prompts: {MOST_PROMPTS} is the most that a race takes")
     require(
         all(len(text) <= MOST_CHARACTERS for text in texts),
