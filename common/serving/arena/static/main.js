@@ -40,13 +40,15 @@ function fairness(mode) {
 function explain() {
   const { preset, mode } = chosen();
   const next = race && (race.preset !== preset.key || race.mode !== mode);
-  $("own").hidden = preset.key !== "own";
   $("claim").textContent = (race ?? preset).claim;
   $("fairness").textContent = next ? `Next: ${preset.title}. ${preset.claim} ${fairness(mode)}` : fairness(mode);
   if (!race) for (const lane of lanes) lane.watch(preset.watch);
 }
 
-$("controls").addEventListener("change", explain);
+$("controls").addEventListener("change", () => {
+  explain();
+  buttons();
+});
 
 // -- commands ---------------------------------------------------------------------------------------------------------
 
@@ -85,6 +87,7 @@ function say(text) {
 
 function buttons() {
   const running = race !== null && !race.over;
+  $("own").hidden = chosen().preset.key !== "own" || running || playback; // a race needs its place
   able("run", !running);
   able("stop", running || playback);
   able("replay", !running && race && race.recordings.some((events) => events.length > 1));
@@ -101,7 +104,7 @@ const handlers = {
       lane.reset(null);
       lane.badge("");
     }
-    say("");
+    say("Press Race to begin.");
     explain();
   },
   now() {

@@ -72,15 +72,17 @@ export class MemoryMap {
     return cells;
   }
 
-  // Filled from the bottom, in the colours of all its owners; hatched where it is held and empty; an outline if free.
+  // Filled from the bottom, in the colours of all its owners; hatched where it is held and empty; a dot if free.
   cell(context, x, y, edge, what) {
     context.save();
     context.beginPath();
     context.rect(x, y, edge, edge);
     context.clip();
+    context.lineWidth = 1;
     if (!what) {
-      context.strokeStyle = style("--edge");
-      context.strokeRect(x + 0.5, y + 0.5, edge - 1, edge - 1);
+      const dot = Math.max(2, Math.round(edge / 8));
+      context.fillStyle = style("--edge");
+      context.fillRect(x + (edge - dot) / 2, y + (edge - dot) / 2, dot, dot);
     }
     const colours = !what ? [] : what.owners.length ? what.owners.map(colourOf) : [style("--kept")];
     const share = edge / Math.max(1, colours.length);
@@ -100,12 +102,12 @@ export class MemoryMap {
   }
 
   number(context, label, x, y, wide, edge) {
-    const size = Math.min(rem(TYPE), edge + 2);
+    const size = Math.min(rem(TYPE), edge + 1);
     context.font = type(size, "bold");
     if (context.measureText(label).width > wide + 2) return;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    context.lineWidth = 3;
+    context.lineWidth = size / 6;
     context.lineJoin = "round";
     context.strokeStyle = style("--paper");
     context.strokeText(label, x + wide / 2, y + edge / 2 + 1);
