@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -17,23 +18,24 @@ class Advance(Protocol):
 Listener = Callable[[str, int, int], None]
 """(what, done, total) of a bar; (line, 0, 0) for a line."""
 
-_listeners: list[Listener] = []
+_listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None, None, None]:
-    """Within, bars and lines go to the listener: for a process whose output nobody sees."""
-    _listeners.append(listener)
+    """Within, this thread's bars and lines go to the listener: nobody sees what the process prints."""
+    token = _listener.set(listener)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        _listener.reset(token)
 
 
 def say(line: str) -> None:
     """One line on standard error."""
-    if _listeners:
-        _listeners[-1](line, 0, 0)
+    listener = _listener.get()
+    if listener is not None:
+        listener(line, 0, 0)
     else:
         print(line, file=sys.stderr, flush=True)
 
@@ -41,15 +43,9 @@ def say(line: str) -> None:
 @contextmanager
 def progress_bar(description: str, total: int, *, show: bool | None = None) -> Generator[Advance, None, None]:
     """Yield `advance(amount)`. `show=None` draws the bar where standard error is a terminal, or tells a listener."""
-    if show is None and _listeners:
-        done = 0
-
-        def tell(amount: int, note: str = "") -> None:
-            nonlocal done
-            done += amount
-            _listeners[-1](f"{description} {note}".rstrip(), done, total)
-
-        yield tell
+    listener = _listener.get()
+    if show is None and listener is not None:
+        yield _telling(listener, description, total)
         return
     if not (sys.stderr.isatty() if show is None else show):
         yield lambda amount, note="": None
@@ -79,3 +75,15 @@ def progress_bar(description: str, total: int, *, show: bool | None = None) -> G
             bar.update(task, advance=amount, description=f"{description} {note}".rstrip())
 
         yield advance
+
+
+def _telling(listener: Listener, description: str, total: int) -> Advance:
+    done = 0
+    listener(description, done, total)
+
+    def advance(amount: int, note: str = "") -> None:
+        nonlocal done
+        done += amount
+        listener(f"{description} {note}".rstrip(), done, total)
+
+    return advance

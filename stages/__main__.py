@@ -59,6 +59,9 @@ def race(
     preset: Annotated[str, typer.Option(help="many, long, shared, memory, samples, ...; all: one after the other.")] = (
         "many"
     ),
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="One of your own, instead of a preset; several times for several.")
+    ] = None,
     together: Annotated[bool, typer.Option("--together", help="At the same time, the cores shared out.")] = False,
 ) -> None:
     """The same in a terminal."""
@@ -68,7 +71,8 @@ def race(
 
     chosen = folders(names)
     numbers = [stages.number(folder) for folder in chosen]
-    races = presets_for(numbers) if preset == "all" else [find(preset, numbers)]
+    key = "own" if prompt else preset
+    races = presets_for(numbers) if key == "all" else [find(key, numbers, prompt or ())]
     sides = open_sides(chosen, arguments(model, device, dtype))
     try:
         for one in races:

@@ -100,6 +100,7 @@ def test_stages_meet_in_the_arena_all_at_once_and_without_names_it_chooses() -> 
     command = planned("stage1", "stage3", "arena", "MODEL=random:tiny-llama", "PORT=9000", "PRESET=long")
     assert command.endswith('-m stages arena m1 m3 --model "random:tiny-llama" --port 9000')
     assert planned("race", "PORT=9000", "PRESET=long").endswith("-m stages race --preset long")
+    assert planned("race", "ASK=Why is it?").endswith('-m stages race --prompt "Why is it?"')
 
 
 def test_notebooks_are_executed_all_of_them_or_those_of_stages() -> None:

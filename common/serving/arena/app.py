@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from common.errors import UserError
 from common.serving.arena.figures import FIGURES
 from common.serving.arena.presets import OWN, find, presets_for
-from common.serving.arena.race import Race
+from common.serving.arena.race import Race, usable_cores
 from common.serving.arena.side import Event, Side
 
 STATIC = Path(__file__).parent / "static"
@@ -31,12 +30,13 @@ POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancesto
 class Hub:
     """The events of the last race, and who hears the next ones. Whoever comes late hears it from its beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[str]) -> None:
+        self._welcome = {"event": "welcome", "stages": stages}
         self._history: list[bytes] = []
         self._listeners: set[asyncio.Queue[bytes]] = set()
 
     def tell(self, event: Event) -> None:
-        message = b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        message = as_message(event)
         if event["event"] == "race":
             self._history.clear()
         self._history.append(message)
@@ -48,11 +48,15 @@ class Hub:
         messages: asyncio.Queue[bytes] = asyncio.Queue()
         self._listeners.add(messages)
         try:
-            yield b"".join([b'data: {"event":"welcome"}\n\n', *self._history, b'data: {"event":"now"}\n\n'])
+            yield b"".join([as_message(self._welcome), *self._history, as_message({"event": "now"})])
             while True:
                 yield await messages.get()
         finally:
             self._listeners.discard(messages)
+
+
+def as_message(event: Event) -> bytes:
+    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 @dataclass
@@ -101,7 +105,7 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
         if arena.race is not None:
             arena.race.stop()
 
-    arena = Arena(sides, Hub())
+    arena = Arena(sides, Hub([side.stage for side in sides]))
     app = FastAPI(title="FoloVLLM arena", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -122,7 +126,7 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
             "sides": [{"stage": side.stage, "title": side.title} for side in arena.sides],
             "presets": [{"key": p.key, "title": p.title, "claim": p.claim, "watch": p.watch} for p in presets],
             "figures": {key: {"title": figure.title, "unit": figure.unit} for key, figure in FIGURES.items()},
-            "cores": os.cpu_count() or 1,
+            "cores": usable_cores(),
         }
 
     @app.get("/api/events")

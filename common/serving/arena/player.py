@@ -3,6 +3,7 @@ input and tells what happens as lines of JSON on standard output. When its input
 
 A run's events, in order; every `t` is in seconds since the start of the run:
 
+    loading    before that, as it goes on: `text`, and `done` of `total` where that is known
     prepared   what the engine has: `capacity` and `row` of its KV memory in token slots, `threads`, and the `answers`
     started
     arrived    `answers` that wait from now on
@@ -19,6 +20,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
@@ -31,11 +33,14 @@ from common.engine import Engine
 from common.errors import UserError
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
+from common.progress import listening
 from common.sampling_params import SamplingParams
 from common.serving.arena.presets import Ask
 from common.serving.arena.run import Run, Tell, encode
 
 WARMUP_TOKENS = 4
+LOADING_PAUSE = 0.3
+"""Seconds between two words about how far the loading is."""
 
 
 class Player:
@@ -47,30 +52,47 @@ class Player:
         self._built: tuple[Any, ...] = ()
         self._run: Run | None = None
         self._races = 0
+        self._last_word = 0.0
         self.stop = threading.Event()
 
     def prepare(self, command: dict[str, Any]) -> None:
         asks = [Ask(**ask) for ask in command["asks"]]
         self.stop.clear()
-        engine = self._engine_for(command["limits"], command["threads"])
+        self._run = None
+        with listening(self._progress):
+            engine = self._engine_for(command["limits"], command["threads"])
+        self._races += 1
+        run = Run(engine, asks, f"race{self._races}", self._tell, self.stop)
+        run.check()
+        self._tell({"event": "loading", "text": "warming up"})
         self._warm_up(engine, asks)
         use_threads(command["threads"])  # numba's first parallel kernel has taken all cores, for PyTorch too
-        self._races += 1
-        self._run = Run(engine, asks, f"race{self._races}", self._tell, self.stop)
-        self._run.prepared(torch.get_num_threads())
+        run.prepared(torch.get_num_threads())
+        self._run = run
 
     def play(self) -> None:
         assert self._run is not None, "prepare first"
         self._run.play()
+
+    def drop(self) -> None:
+        """After a failure nobody knows what state the engine is in: the next race builds another one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _progress(self, text: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if not total or now - self._last_word >= LOADING_PAUSE:  # a line has no total, and is never left out
+            self._last_word = now
+            self._tell({"event": "loading", "text": text, "done": done, "total": total})
 
     def _engine_for(self, limits: dict[str, Any], threads: int) -> Engine:
         """Some kernels take the number of threads when they are built: another number is another engine."""
         wanted = (threads, *sorted(limits.items()))
         if self._engine is not None and wanted == self._built:
             return self._engine
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self.drop()
+        self._tell({"event": "loading", "text": "building its engine"})
         use_threads(threads)
         base = self._config
         model = open_source(base.model, base.torch_device, progress=None).config
@@ -126,6 +148,7 @@ def play(build: Build, number: int, config: EngineConfig) -> None:
             import traceback
 
             traceback.print_exc()
+            player.drop()
             tell({"event": "failed", "message": f"{type(error).__name__}: {error}"})
 
 

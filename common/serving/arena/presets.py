@@ -108,9 +108,9 @@ PRESETS = (
             *_asks((110, 110, 110), (QUESTIONS[0], QUESTIONS[4], QUESTIONS[8])),
             Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24),
         ),
-        kv_tokens=4 * 2048,
+        kv_tokens=4 * 1536,
         max_num_seqs=4,
-        max_model_len=2048,
+        max_model_len=1536,
         options={"prefill_chunk_size": 128},
     ),
     Preset(
@@ -138,8 +138,8 @@ PRESETS = (
     Preset(
         "memory",
         "Memory pressure",
-        "Ten answers in memory for 768 tokens: as whole rows of 256 that is three at a time; blocks of 16 (from m3 on) "
-        "go to whoever needs them, until there are none and somebody has to step back.",
+        "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to whoever "
+        "needs one, until somebody must step back.",
         "together",
         _asks((120,) * 10, [f"{q} Take your time." for q in QUESTIONS[:10]]),
         kv_tokens=768,
@@ -187,7 +187,7 @@ def find(key: str, stages: Sequence[int], prompts: Sequence[str] = ()) -> Preset
 
 def own(prompts: Sequence[str]) -> Preset:
     texts = [text.strip() for text in prompts if text.strip()]
-    require(bool(texts), "no prompt: write one a line")
+    require(bool(texts), "no prompt: write one a line, or give --prompt in a terminal, once for each")
     require(len(texts) <= MOST_PROMPTS, f"{len(texts)} prompts: {MOST_PROMPTS} is the most that a race takes")
     require(
         all(len(text) <= MOST_CHARACTERS for text in texts),

@@ -22,6 +22,11 @@ from common.serving.arena.side import Event, OnEvent, Side
 MODES = ("turns", "together")
 
 
+def usable_cores() -> int:
+    """Of the machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Race:
     """Its own events, beside those of the sides, which get the number of their `side`:
 
@@ -44,7 +49,7 @@ class Race:
         self._tell({"event": "race", "mode": self._mode, **race})
         try:
             everybody = range(len(self._sides))
-            cores = os.cpu_count() or 1
+            cores = usable_cores()
             threads = cores if self._mode == "turns" else max(1, cores // len(self._sides))
             limits = {
                 "kv_tokens": preset.kv_tokens,
@@ -64,7 +69,7 @@ class Race:
             self._tell({"event": "finished", "verdict": said})
 
     def stop(self) -> None:
-        """No further turn; whoever plays ends after the step that is on."""
+        """No further turn; whoever plays ends after the step that is on, whoever loads ends at once."""
         self._stopped = True
         for side in self._sides:
             side.stop()
@@ -86,6 +91,8 @@ class Race:
             return ""
         event: Event = {"event": ""}
         for event in self._sides[number].do(line):
+            if event["event"] == "failed" and self._stopped:
+                return ""  # it was ended while it loaded
             self._tell({"side": number, **event})
         if event["event"] == "ended" and not event["stopped"]:
             self._ends[number] = event["figures"]

@@ -82,25 +82,34 @@ class Run:
             }
         )
 
+    def check(self) -> None:
+        """Every prompt goes to the engine once and leaves again: what cannot run is refused here, with `UserError`, and
+        not in the middle of the race."""
+        try:
+            for number in range(len(self._asks)):
+                self._add(number, time.perf_counter())
+        finally:
+            self._clear()
+
     def play(self) -> None:
-        """From the first request to the last token, or to `stop`."""
+        """From the first request to the last token, or to `stop`. Whatever happens, nothing is left in the engine."""
         engine = self._engine
-        engine.trace = StepTrace(max_steps=8, regions=True)
+        trace = engine.trace = StepTrace(max_steps=8, regions=True)
         waiting = list(range(len(self._asks)))
         self._start = time.perf_counter()
         self._tell({"event": "started"})
-        while (waiting or engine.has_unfinished) and not self._stop.is_set():
-            waiting = [number for number in waiting if not self._arrives(number)]
-            if engine.has_unfinished:
-                self._report(engine.step())
-            else:
-                time.sleep(IDLE_SLEEP)
-        stopped = self._stop.is_set()
-        end = self._now()
-        for number in range(len(self._asks)):
-            engine.abort(self._id(number))
-        while engine.has_unfinished:
-            engine.step()
+        try:
+            while (waiting or engine.has_unfinished) and not self._stop.is_set():
+                waiting = [number for number in waiting if not self._arrives(number)]
+                if engine.has_unfinished:
+                    self._report(engine.step())
+                else:
+                    time.sleep(IDLE_SLEEP)
+            stopped = self._stop.is_set()
+            end = self._now()
+        finally:
+            self._clear()
+            engine.trace = None
         self._tell(
             {
                 "event": "ended",
@@ -108,10 +117,15 @@ class Run:
                 "stopped": stopped,
                 "kv": self._map.changes(engine.scheduler.cache.regions()),
                 "figures": self._figures.at_the_end(end),
-                "cost": round((self._cost + engine.trace.cost) / end, 4),
+                "cost": round((self._cost + trace.cost) / end, 4),
             }
         )
-        engine.trace = None
+
+    def _clear(self) -> None:
+        for number in range(len(self._asks)):
+            self._engine.abort(self._id(number))
+        while self._engine.has_unfinished:
+            self._engine.step()
 
     def _now(self) -> float:
         return time.perf_counter() - self._start
@@ -129,14 +143,18 @@ class Run:
             due = now
         if due > now:
             return False
-        seeded = SamplingParams(max_tokens=ask.max_tokens, n=ask.n, temperature=0.8 if ask.n > 1 else 0.0, seed=number)
-        self._engine.add_request(
-            self._prompts[number], seeded, request_id=self._id(number), arrival_time=self._start + due, **self._salt
-        )
+        self._add(number, self._start + due)
         answers = [self._first[number] + sample for sample in range(ask.n)]
         self._figures.arrivals.update(dict.fromkeys(answers, due))
         self._tell({"event": "arrived", "t": round(due, 4), "answers": answers})
         return True
+
+    def _add(self, number: int, arrival: float) -> None:
+        ask = self._asks[number]
+        seeded = SamplingParams(max_tokens=ask.max_tokens, n=ask.n, temperature=0.8 if ask.n > 1 else 0.0, seed=number)
+        self._engine.add_request(
+            self._prompts[number], seeded, request_id=self._id(number), arrival_time=arrival, **self._salt
+        )
 
     def _report(self, outputs: Sequence[RequestOutput]) -> None:
         trace = self._engine.trace

@@ -21,16 +21,26 @@ LAST = {"prepare": ("prepared", "failed"), "play": ("ended", "failed")}
 
 
 class Side:
-    """`folder`: of the stage, such as `m1_kv_cache`; `arguments`: of its command line, such as `--model`, `...`."""
+    """`folder`: of the stage, such as `m1_kv_cache`; `arguments`: of its command line, such as `--model`, `...`.
+
+    A process that has ended, or was ended while it loaded, is started anew for the next race.
+    """
 
     def __init__(self, folder: str, arguments: Sequence[str]) -> None:
         self.stage = folder.split("_")[0]
         self.title = f"{self.stage} {folder.partition('_')[2].replace('_', ' ')}"
         self.number = int(self.stage[1:])
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._command = [sys.executable, "-m", f"stages.{folder}", "play", *arguments]
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
+        self._loads = False
+        self._start()
+
+    def _start(self) -> None:
+        self._log.seek(0)
+        self._log.truncate()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"stages.{folder}", "play", *arguments],
+            self._command,
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -39,31 +49,37 @@ class Side:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the sides
         )
-        Thread(target=self._read, daemon=True).start()
+        Thread(target=self._read, args=(self._process, self._events), daemon=True).start()
 
     def do(self, line: str) -> Iterator[Event]:
         """Send a command; its events as they come, the last one included. A process that has ended is a failure."""
-        last = LAST[json.loads(line)["do"]]
+        command = json.loads(line)["do"]
+        last = LAST[command]
+        if command == "prepare" and self._process.poll() is not None:
+            self._close_input()
+            self._start()
+        self._loads = command == "prepare"
         self._send(line)
         while True:
             event = self._events.get()
+            over = event is None or event["event"] in last
+            self._loads = self._loads and not over
             if event is None:
                 self._events.put(None)  # the end stays the end
-                yield {"event": "failed", "message": self._last_words()}
-                return
+                event = {"event": "failed", "message": self._last_words()}
             yield event
-            if event["event"] in last:
+            if over:
                 return
 
     def stop(self) -> None:
-        """End the run that is on; its `ended` follows."""
+        """End the run that is on; its `ended` follows. Loading has nothing to come back from: its process is ended."""
+        if self._loads:
+            self._process.kill()
         self._send(json.dumps({"do": "stop"}) + "\n")
 
     def close(self) -> None:
         """End the process: it leaves when its input closes, and is killed where it does not."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+        self._close_input()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -71,17 +87,25 @@ class Side:
             self._process.wait()
         self._log.close()
 
+    def _close_input(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
     def _send(self, line: str) -> None:
         with contextlib.suppress(OSError):  # it has ended: `do` finds out
             if self._process.stdin is not None:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._events.put(json.loads(line))
-        self._events.put(None)
+    @staticmethod
+    def _read(process: subprocess.Popen[str], events: queue.SimpleQueue[Event | None]) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # not the half of one that a process leaves which is killed
+                    events.put(json.loads(line))
+        events.put(None)
 
     def _last_words(self) -> str:
         self._process.wait()

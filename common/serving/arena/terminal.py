@@ -24,6 +24,8 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "
            "bright_magenta", "bright_blue", "bright_red")  # fmt: skip
 STEPS = {"prefill": ("P", "yellow"), "fork": ("P", "yellow"), "decode": ("d", "blue"), "recompute": ("R", "magenta"),
          "idle": ("-", "bright_black")}  # fmt: skip
+MARKS = "123456789abcdefg"
+"""Of the answers, a character each, also in the memory: colours alone would not tell them apart."""
 MEMORY_LINES = 3
 PAUSE = 0.15  # seconds between two pictures: drawing takes processor time from the engine
 
@@ -113,16 +115,22 @@ class LaneView:
         unit = 1
         while prepared["capacity"] > unit * width * MEMORY_LINES:
             unit *= 2
-        map_ = [("·", "bright_black")] * -(-prepared["capacity"] // unit)
+        map_ = [("·", "bright_black", "")] * -(-prepared["capacity"] // unit)
         for start, (length, stored, owners) in self._regions.items():
             for slot in range(start, start + length, unit):
                 kept = not owners or owners[0] < 0
                 filled = slot - start < stored
                 glyph = "▒" if kept else ("▦" if len(owners) > 1 else "█") if filled else "░"
-                map_[slot // unit] = (glyph, "white" if kept else COLOURS[owners[0] % len(COLOURS)])
-        text = Text()
-        for index, (glyph, style) in enumerate(map_):
-            text.append(glyph + ("\n" if (index + 1) % width == 0 else ""), style)
+                style = "white" if kept else COLOURS[owners[0] % len(COLOURS)]
+                map_[slot // unit] = (glyph, style, MARKS[owners[0]] if len(owners) == 1 and not kept else "")
+        text, last = Text(), ""
+        for index, (glyph, style, mark) in enumerate(map_):
+            begins = mark and (
+                mark != last or index % width == 0
+            )  # the first of neighbouring slots says whose they are
+            last = mark
+            text.append(mark if begins else glyph, f"{style} reverse" if begins and glyph == "█" else style)
+            text.append("\n" if (index + 1) % width == 0 else "")
         missing = MEMORY_LINES - 1 - text.plain.count("\n")
         return text.append("\n" * max(0, missing))
 
@@ -136,9 +144,9 @@ class LaneView:
         """The end of each answer, one line each; the first ones where there are too many."""
         text = Text(no_wrap=True, overflow="crop")
         for index, (state, said) in enumerate(list(zip(self._states, self._texts, strict=True))[:lines]):
-            room = width - 6
+            room = width - 5
             line = " ".join(said.split())
-            text.append(f"{index + 1:>2} ", COLOURS[index % len(COLOURS)])
+            text.append(f"{MARKS[index]} ", COLOURS[index % len(COLOURS)])
             text.append(f"{state} ", "bold")
             text.append(("…" + line[-room + 1 :] if len(line) > room else line) + "\n")
         return text
@@ -159,7 +167,10 @@ class Screen:
     def tell(self, event: Event) -> None:
         """An event of the race, as it comes."""
         name = event["event"]
-        if "side" in event:
+        if name == "loading":
+            far = f", {event['done']} of {event['total']}" if "total" in event else ""
+            self.status = f"{self.lanes[event['side']].title.split()[0]}: {event['text']}{far}."
+        elif "side" in event:
             lane = self.lanes[event["side"]]
             self.recordings[event["side"]].append(event)
             lane.apply(event)

@@ -13,6 +13,7 @@ import pytest
 import stages
 from common import Engine, SamplingParams
 from common.config import EngineConfig
+from common.errors import UserError
 from common.serving.arena.player import Player, prepare_line
 from common.serving.arena.presets import Ask
 from common.serving.arena.run import Run
@@ -101,6 +102,39 @@ def test_an_engine_serves_two_races_of_the_same_limits_and_a_new_one_others() ->
     assert len(built) == 2
     assert [event["event"] for event in told].count("ended") == 3
     built[-1].close()
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_the_race_and_the_next_one_runs() -> None:
+    """124 + 4 tokens fit and could be warmed up with; 124 + 5 do not."""
+    told: list[dict[str, Any]] = []
+    player = Player(
+        lambda config: stages.build("m3", model=config.model, max_model_len=128, device="cpu"),
+        3, EngineConfig("random:tiny-llama", device="cpu"), told.append,
+    )  # fmt: skip
+    limits = {"kv_tokens": 512, "max_num_seqs": 4, "max_model_len": 128}
+    fits, too_long = Ask("short", "short", 5), Ask("long", "x" * 124, 5)
+    with pytest.raises(UserError, match="the prompt has 124 tokens"):
+        player.prepare(json.loads(prepare_line((fits, too_long), limits, 1)))
+    assert [event["event"] for event in told] == ["loading"]
+    player.prepare(json.loads(prepare_line((fits,), limits, 1)))
+    player.play()
+    assert told[-1]["figures"]["done"] == told[-1]["figures"]["total"] == 1
+    player.drop()
+
+
+def test_a_run_that_fails_leaves_nothing_in_the_engine(build: Callable[..., Engine]) -> None:
+    engine = build("m3", max_num_seqs=4, max_model_len=128)
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Run(engine, TWO.asks, "race1", tell, threading.Event()).play()
+    assert not engine.has_unfinished
+    assert engine.trace is None
+    engine.scheduler.cache.check_integrity()
+    assert played(engine, TWO.asks).end["figures"]["done"] == 2
 
 
 def test_no_two_races_have_a_salt_in_common(build: Callable[..., Engine]) -> None:

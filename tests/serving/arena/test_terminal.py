@@ -11,8 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from common.serving.arena.presets import find
 from common.serving.arena.race import Race, open_sides
 from common.serving.arena.terminal import Screen
+from tests.serving.arena.actors import Actor
 from tests.serving.arena.watching import TWO
 from tests.test_cli import TINY
 
@@ -60,6 +62,30 @@ def test_the_picture_fits_and_shows_answers_figures_and_memory() -> None:
     replayed = "\n".join(drawn(screen))
     assert screen.verdict in replayed
     assert replayed.count("✓") == 4
+
+
+def test_the_memory_says_whose_it_is_without_colours_and_the_foot_what_loads() -> None:
+    screen = Screen([Actor("m1"), Actor("m6")], find("many", [1, 6]), "turns")
+    pictures: list[str] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        screen.tell(event)
+        if event["event"] in ("loading", "step"):
+            pictures.append("\n".join(drawn(screen)))
+
+    Race([Actor("m1"), Actor("m6")], find("many", [1, 6]), "turns", tell).run()
+    assert "m1: making its 4-bit weights, 3 of 30." in pictures[0]
+    assert "1█2█3█4█5█6█7█8█9█a█b█c█···" in pictures[-1]
+
+
+def test_own_prompts_come_with_an_option_and_their_absence_is_one_line() -> None:
+    command = [sys.executable, "-m", "stages", "race", "m1", "m3", *TINY]
+    asked = ["--together", "--prompt", "a first prompt", "--prompt", "a second"]
+    result = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.stdout.startswith("Your own prompts. Output: m1 "), result.stderr
+    result = subprocess.run([*command, "--preset", "own"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "--prompt" in result.stderr
 
 
 def test_into_a_pipe_goes_the_verdict_alone() -> None:

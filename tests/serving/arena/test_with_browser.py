@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.serving.arena.conftest import browser_path, missing_for_pages
+from tests.serving.arena.conftest import missing_for_pages
+from tests.serving.arena.watching import contrast
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 WHY_NOT = missing_for_pages()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def visit(browser: Browser, arena: str) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if not_here(request.url) else None)
         page.goto(arena)
-        page.locator("#presets input").first.wait_for(state="attached")
+        page.locator("#preset option").first.wait_for(state="attached")
         return page
 
     def not_here(url: str) -> bool:
@@ -56,7 +47,7 @@ def race(page: Page, mode: str = "turns") -> None:
     """The audience's own two prompts, from the button to the verdict."""
     from playwright.sync_api import expect
 
-    page.get_by_label("Your own prompts", exact=True).check()
+    page.get_by_label("Show", exact=True).select_option("Your own prompts")
     page.get_by_label("in turns" if mode == "turns" else mode, exact=True).check()
     page.locator("#prompts").fill("a first prompt\nand a second one")
     page.get_by_role("button", name="Race").click()
@@ -100,7 +91,7 @@ def test_who_opens_the_page_late_sees_the_end(visit: Callable[..., Page]) -> Non
     late = visit(1920)
     expect(late.get_by_role("status")).to_contain_text("Output: m1 ")
     expect(late.locator(".badge")).to_have_text(["done", "done"])
-    assert late.get_by_label("Your own prompts", exact=True).is_checked()
+    expect(late.get_by_label("Show", exact=True)).to_have_value("own")
     assert late.get_by_label("together", exact=True).is_checked()
 
 
@@ -151,15 +142,3 @@ def test_text_has_the_contrast_of_wcag_aa(visit: Callable[..., Page], scheme: st
     assert len(pairs) > 20
     low = [(text, contrast(front, back)) for front, back, text in pairs if contrast(front, back) < 4.5]
     assert low == []
-
-
-def contrast(front: str, back: str) -> float:
-    """Ratio of the luminances of two CSS colours, by WCAG 2.2's formula."""
-
-    def luminance(colour: str) -> float:
-        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    bright, dim = sorted((luminance(front), luminance(back)), reverse=True)
-    return (bright + 0.05) / (dim + 0.05)

@@ -47,3 +47,15 @@ class Viewer:
             assert held == event["reserved"], "the map and the cache's own count differ"
         if event["event"] == "ended":
             self.end = event
+
+
+def contrast(front: str, back: str) -> float:
+    """Ratio of the luminances of two CSS colours, by WCAG 2.2's formula."""
+
+    def luminance(colour: str) -> float:
+        parts = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    bright, dim = sorted((luminance(front), luminance(back)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)

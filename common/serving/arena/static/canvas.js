@@ -1,4 +1,4 @@
-// What both pictures need: sharp pixels, and the colours of the page.
+// What both pictures need: sharp pixels, and the colours and the type of the page.
 
 let styles = getComputedStyle(document.documentElement);
 
@@ -6,9 +6,19 @@ export function style(name) {
   return styles.getPropertyValue(name).trim();
 }
 
-// A colour for each answer: neighbours are far apart on the wheel.
+// Pixels of so many rem: pictures grow with the page.
+export function rem(count) {
+  return count * parseFloat(styles.fontSize);
+}
+
+export function type(size, weight = "") {
+  return `${weight} ${size}px system-ui, "DejaVu Sans", sans-serif`;
+}
+
+// A colour for each answer: neighbours are far apart on the wheel, and all equally light (oklch), so that each stands
+// out from the page as much as any other.
 export function colourOf(answer) {
-  return `hsl(${(answer * 137 + 210) % 360} 62% ${style("--cell")})`;
+  return `oklch(${style("--cell")} 0.14 ${(answer * 137 + 250) % 360})`;
 }
 
 // The canvas in CSS pixels, cleared, on screens of any density.

@@ -5,7 +5,7 @@ import { MemoryMap } from "./memory.js";
 import { Timeline } from "./timeline.js";
 
 const STATES = { prefill: "reads", decode: "writes", recompute: "computes again", idle: "done", fork: "writes" };
-const REASONS = { stop: "done", length: "done (limit)", abort: "stopped" };
+const REASONS = { stop: "ended by itself", length: "at its limit", abort: "stopped" };
 
 export class Lane {
   constructor(side, figures, template) {
@@ -40,16 +40,19 @@ export class Lane {
   reset(prepared) {
     this.clock = 0;
     this.ended = false;
+    this.failed = false;
     this.cards = [];
     this.part("answers").replaceChildren();
-    this.part("cost").textContent = "";
-    this.memory.reset(prepared || { capacity: 0, row: 16 });
+    this.part("note").textContent = "";
+    this.memory.reset(prepared);
     this.timeline.reset(prepared ? prepared.answers.length : 0);
     this.show({});
     const count = prepared ? prepared.answers.length : 0;
     this.part("answers").classList.toggle("few", count <= 4);
     this.part("answers").classList.toggle("many", count > 6);
+    this.part("answers").classList.toggle("one", count === 1);
     for (const [index, answer] of (prepared ? prepared.answers : []).entries()) this.cards.push(this.card(index, answer));
+    this.describe();
   }
 
   card(index, answer) {
@@ -78,9 +81,15 @@ export class Lane {
     if (event.event === "step") this.step(event);
     if (event.event === "ended") {
       this.ended = true;
-      this.part("cost").textContent =
+      this.part("note").textContent =
         `Recording and telling these events took ${(event.cost * 100).toFixed(1)} % of the time.`;
     }
+  }
+
+  fail(message) {
+    this.failed = true;
+    this.badge("failed");
+    this.part("note").textContent = message;
   }
 
   step(event) {
@@ -94,7 +103,8 @@ export class Lane {
       card.text.textContent += text;
       card.tokens += tokens;
       card.done = reason !== null;
-      card.state.textContent = card.done ? `${REASONS[reason]}, ${card.tokens} tokens` : "writes";
+      card.state.textContent = card.done ? `done, ${card.tokens}` : "writes";
+      if (card.done) card.state.title = `${card.tokens} tokens, ${REASONS[reason]}`;
     }
   }
 
@@ -119,9 +129,10 @@ export class Lane {
     this.part("held").textContent = this.memory.summary();
   }
 
-  // For those who hear the page: once at the end of a turn is enough.
+  // For those who hear the page: before a turn and at its end is enough.
   describe() {
-    this.part("timeline").setAttribute("aria-label", `Steps of ${this.stage}: ${this.timeline.summary()}`);
-    this.part("memory").setAttribute("aria-label", `KV memory of ${this.stage}: ${this.memory.summary()}`);
+    const nothing = "nothing yet";
+    this.part("timeline").setAttribute("aria-label", `Steps of ${this.stage}: ${this.timeline.summary() || nothing}`);
+    this.part("memory").setAttribute("aria-label", `KV memory of ${this.stage}: ${this.memory.summary() || nothing}`);
   }
 }

@@ -4,10 +4,12 @@
 import { Lane } from "./lane.js";
 
 const $ = (id) => document.getElementById(id);
+const GONE = "The arena does not answer. Is it still running? This page tries again.";
 const LIVE_PAUSE = 250; // ms between two pictures of a live run: drawing takes processor time from the engine
 const setup = await (await fetch("/api/setup")).json();
 const lanes = setup.sides.map((side) => new Lane(side, setup.figures, $("lane")));
-let race = null; // { mode, watch, recordings: [[event]], verdict, over }
+const stages = setup.sides.map((side) => side.stage);
+let race = null; // that is on or shown: its event, and { recordings: [[event]], failures: [text], verdict, over }
 let playback = null; // { started, next: [index of each lane's next event] }
 let catchingUp = false;
 let lastDrawn = 0;
@@ -15,49 +17,69 @@ let lastDrawn = 0;
 // -- what there is to choose ------------------------------------------------------------------------------------------
 
 $("lanes").append(...lanes.map((lane) => lane.root));
-$("who").textContent = setup.sides.map((side) => side.stage).join(" against ");
-document.title = `${setup.sides.map((side) => side.stage).join(" against ")} – FoloVLLM arena`;
-for (const [index, preset] of setup.presets.entries()) {
-  const label = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
-  Object.assign(input, { type: "radio", name: "preset", value: preset.key, checked: index === 0 });
-  text.textContent = preset.title;
-  label.append(input, text);
-  $("presets").append(label);
-}
+$("lanes").style.setProperty("--lanes", Math.min(lanes.length, 4));
+$("who").textContent = stages.join(" against ");
+document.title = `${stages.join(" against ")} – FoloVLLM arena`;
+for (const preset of setup.presets) $("preset").add(new Option(preset.title, preset.key));
 
-const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+const chosen = () => ({
+  preset: setup.presets.find((preset) => preset.key === $("preset").value),
+  mode: document.querySelector('input[name="mode"]:checked').value,
+});
 
-function explain() {
-  const preset = setup.presets.find((one) => one.key === chosen("preset"));
+function fairness(mode) {
   const each = Math.max(1, Math.floor(setup.cores / lanes.length));
-  $("own").hidden = preset.key !== "own";
-  $("claim").textContent = preset.claim;
-  $("fairness").textContent = chosen("mode") === "turns"
-    ? `In turns: each stage has the whole machine (${setup.cores} cores), one after the other; then both recordings ` +
+  return mode === "turns"
+    ? `In turns: each stage has the whole machine (${setup.cores} cores), one after the other; then the recordings ` +
       "play side by side in real time."
     : `Together: all at once, ${each} of ${setup.cores} cores each. They share caches and memory bandwidth, so each ` +
       "is slower than alone.";
-  if (!race || race.over) for (const lane of lanes) lane.watch(preset.watch);
 }
 
-$("controls").addEventListener("change", explain);
-explain();
+// What is claimed of the race that is shown; what was chosen since then stands below it.
+function explain() {
+  const { preset, mode } = chosen();
+  const next = race && (race.preset !== preset.key || race.mode !== mode);
+  $("claim").textContent = (race ?? preset).claim;
+  $("fairness").textContent = next ? `Next: ${preset.title}. ${preset.claim} ${fairness(mode)}` : fairness(mode);
+  if (!race) for (const lane of lanes) lane.watch(preset.watch);
+}
+
+$("controls").addEventListener("change", () => {
+  explain();
+  buttons();
+});
 
 // -- commands ---------------------------------------------------------------------------------------------------------
 
 async function post(path, body) {
   const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await (await fetch(path, options)).json();
-  if (answer.error) say(answer.error);
+  try {
+    const answer = await (await fetch(path, options)).json();
+    if (answer.error) say(answer.error);
+  } catch {
+    say(GONE);
+  }
+}
+
+// Buttons that can do nothing now keep the focus of the keyboard: they say that they are disabled, and do nothing.
+function able(name, can) {
+  $(name).setAttribute("aria-disabled", !can);
+}
+
+function onClick(name, action) {
+  $(name).addEventListener("click", () => $(name).ariaDisabled === "true" || action());
 }
 
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();
-  const prompts = chosen("preset") === "own" ? $("prompts").value.split("\n") : [];
-  post("/api/race", { preset: chosen("preset"), mode: chosen("mode"), prompts });
+  if ($("run").ariaDisabled === "true") return;
+  const { preset, mode } = chosen();
+  const prompts = preset.key === "own" ? $("prompts").value.split("\n") : [];
+  post("/api/race", { preset: preset.key, mode, prompts });
 });
-$("stop").addEventListener("click", () => (playback ? endPlayback() : post("/api/stop", {})));
-$("replay").addEventListener("click", startPlayback);
+onClick("stop", () => (playback ? endPlayback() : post("/api/stop", {})));
+onClick("replay", startPlayback);
 
 function say(text) {
   $("status").textContent = text;
@@ -65,16 +87,25 @@ function say(text) {
 
 function buttons() {
   const running = race !== null && !race.over;
-  $("run").disabled = running;
-  $("stop").disabled = !running && !playback;
-  $("replay").disabled = running || !race || race.recordings.every((events) => events.length === 0);
+  $("own").hidden = chosen().preset.key !== "own" || running || playback; // a race needs its place
+  able("run", !running);
+  able("stop", running || playback);
+  able("replay", !running && race && race.recordings.some((events) => events.length > 1));
 }
 
 // -- events -----------------------------------------------------------------------------------------------------------
 
 const handlers = {
-  welcome() {
+  welcome(event) { // also of an arena that was started anew: nothing of before holds
+    if (event.stages.join() !== stages.join()) location.reload();
     catchingUp = true;
+    race = playback = null;
+    for (const lane of lanes) {
+      lane.reset(null);
+      lane.badge("");
+    }
+    say("Press Race to begin.");
+    explain();
   },
   now() {
     catchingUp = false;
@@ -82,39 +113,46 @@ const handlers = {
   },
   race(event) {
     playback = null;
-    race = { ...event, recordings: lanes.map(() => []), verdict: "", over: false, failed: false };
+    race = { ...event, recordings: lanes.map(() => []), failures: [], verdict: "", over: false };
     for (const lane of lanes) {
       lane.reset(null);
       lane.watch(event.watch);
       lane.badge("loads");
     }
-    for (const [name, value] of [["preset", event.preset], ["mode", event.mode]]) {
-      document.querySelector(`input[name="${name}"][value="${value}"]`).checked = true; // on every page that watches
-    }
+    $("preset").value = event.preset; // on every page that watches
+    document.querySelector(`input[name="mode"][value="${event.mode}"]`).checked = true;
     explain();
     say("Loading and warming up.");
   },
   turn(event) {
     for (const [number, lane] of lanes.entries()) {
       if (event.sides.includes(number)) lane.badge("live", true);
-      else if (!lane.ended) lane.badge("its turn comes");
+      else if (!lane.ended && !lane.failed) lane.badge("its turn comes");
     }
     say(`${event.sides.map((number) => lanes[number].stage).join(" and ")}: live.`);
   },
   finished(event) {
     race.over = true;
     race.verdict = event.verdict;
+    for (const lane of lanes) if (!lane.ended && !lane.failed) lane.badge("");
     if (race.mode === "turns" && !catchingUp && event.verdict) startPlayback();
-    else if (!race.failed) say(event.verdict || "Stopped.");
+    else say(ending());
   },
 };
 
+const ending = () => race.verdict || race.failures.filter(Boolean).join(" ") || "Stopped.";
+
 function ofSide(event) {
   const lane = lanes[event.side];
+  if (event.event === "loading") {
+    const far = event.total ? `, ${event.done} of ${event.total}` : "";
+    say(`${lane.stage}: ${event.text}${far}.`);
+    return;
+  }
   if (event.event === "failed") {
-    race.failed = true;
-    lane.badge("failed");
-    say(`${lane.stage}: ${event.message}`);
+    race.failures[event.side] = `${lane.stage}: ${event.message}`;
+    lane.fail(event.message);
+    say(race.failures[event.side]);
     return;
   }
   if (event.event === "prepared") {
@@ -140,7 +178,7 @@ stream.onmessage = (message) => {
   buttons();
   if (!catchingUp) draw(event.event !== "step");
 };
-stream.onerror = () => say("The arena does not answer. Is it still running? This page tries again.");
+stream.onerror = () => say(GONE);
 
 // -- replay -----------------------------------------------------------------------------------------------------------
 
@@ -149,6 +187,7 @@ function startPlayback() {
     lane.reset(race.recordings[number][0] || null);
     lane.watch(race.watch);
     lane.badge("replay", true);
+    if (race.failures[number]) lane.fail(race.failures[number]);
   }
   playback = { clock: 0, last: performance.now(), next: lanes.map(() => 1) };
   say("The recordings, side by side" + ($("speed").value === "1" ? ", in real time." : "."));
@@ -181,7 +220,7 @@ function endPlayback() {
   show(Infinity);
   playback = null;
   for (const lane of lanes) lane.describe();
-  say(race.verdict || "End of the recordings.");
+  say(ending());
   buttons();
   draw(true);
 }
