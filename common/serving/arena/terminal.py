@@ -125,9 +125,7 @@ class LaneView:
                 map_[slot // unit] = (glyph, style, MARKS[owners[0]] if len(owners) == 1 and not kept else "")
         text, last = Text(), ""
         for index, (glyph, style, mark) in enumerate(map_):
-            begins = mark and (
-                mark != last or index % width == 0
-            )  # the first of neighbouring slots says whose they are
+            begins = mark and (mark != last or index % width == 0)  # the first of neighbours says whose
             last = mark
             text.append(mark if begins else glyph, f"{style} reverse" if begins and glyph == "█" else style)
             text.append("\n" if (index + 1) % width == 0 else "")

@@ -55,11 +55,8 @@ class Actor(Side):
         self.stop()
 
     def _prepared(self, capacity: int) -> Event:
-        answers = [
-            {"title": ask["title"], "prompt_tokens": 40, "max_tokens": 96}
-            for ask in self._asks
-            for _ in range(ask["n"])
-        ]
+        samples = [ask["title"] for ask in self._asks for _ in range(ask["n"])]
+        answers = [{"title": title, "prompt_tokens": 40, "max_tokens": 96} for title in samples]
         self._count = len(answers)
         about = {"model": "smollm2-135m-instruct", "dtype": "bfloat16", "threads": 2}
         return {"event": "prepared", **about, "capacity": capacity, "row": 16, "paged": True, "answers": answers}

@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_race_and_the_next_one_r
     fits, too_long = Ask("short", "short", 5), Ask("long", "x" * 124, 5)
     with pytest.raises(UserError, match="the prompt has 124 tokens"):
         player.prepare(json.loads(prepare_line((fits, too_long), limits, 1)))
-    assert [event["event"] for event in told] == ["loading"]
+    assert {event["event"] for event in told} == {"loading"}
     player.prepare(json.loads(prepare_line((fits,), limits, 1)))
     player.play()
     assert told[-1]["figures"]["done"] == told[-1]["figures"]["total"] == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ SPY = """
 
 
 @contextmanager
-def seen(browser: Browser, url: str, size: tuple[int, int] = LAPTOP, scheme: Any = "light") -> Iterator[Page]:
+def seen(browser: Browser, url: str, size: tuple[int, int] = LAPTOP, scheme: Any = "light") -> Generator[Page]:
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     page.add_init_script(SPY)
     page.goto(url)

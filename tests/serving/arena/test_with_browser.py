@@ -52,7 +52,7 @@ def race(page: Page, mode: str = "turns") -> None:
     page.locator("#prompts").fill("a first prompt\nand a second one")
     page.get_by_role("button", name="Race").click()
     expect(page.get_by_role("status")).not_to_contain_text("Output: m1 ")  # of the race before
-    expect(page.get_by_role("status")).to_contain_text("Output: m1 ", timeout=60_000)
+    expect(page.get_by_role("status")).to_contain_text("Output: m1 ", timeout=120_000)
 
 
 @pytest.mark.parametrize("mode", ["turns", "together"])
