@@ -117,6 +117,6 @@ def test_a_short_soak(serve: Serve, stage: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", ALL)
-def test_500_requests_after_500_leave_memory_as_it_was(serve: Serve, stage: str) -> None:
-    first, second = rounds(serve, stage, [500, 500])
-    assert second - first < 8 * 2**20, f"{(second - first) / 2**20:.1f} MiB more after the second round"
+def test_500_requests_after_1000_leave_memory_as_it_was(serve: Serve, stage: str) -> None:
+    _, first, second = rounds(serve, stage, [500, 500, 500])  # in the first one the trace and the allocator fill up
+    assert second - first < 8 * 2**20, f"{(second - first) / 2**20:.1f} MiB more after the last round"
