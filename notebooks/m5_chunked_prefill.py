@@ -335,7 +335,7 @@ say(f"""
   {seconds(default.itl_s["max"])}. The question's own example, 1,000 tokens beside two that decode, is the picture
   above: {seconds(gaps["m4"])} against {seconds(gaps["m5"])}.
 - **Q8, a correction: it lowers "the TTFT of the decoding requests".** They have their first token long since; what
-  falls is their inter-token latency. The TTFT of the long prompt *rises*, here {later:.2f} times.
+  falls is their inter-token latency. What the long prompt's own TTFT becomes: {later:.2f} times m4's.
 - **Q8, follow-up: how large a chunk?** Look where the curves bend. {bends}. On a GPU the bend is at larger sizes: it
   computes hundreds of tokens in the time in which it reads its weights once.
 - **Q8, follow-up: why is the throughput about the same?** The same tokens are computed. A chunk costs one more reading

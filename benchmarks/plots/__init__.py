@@ -7,7 +7,8 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "inline" not in (matplotlib.get_backend(auto_select=False) or ""):
+    matplotlib.use("Agg")  # pictures go to files, and need no screen; a notebook shows them itself
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
