@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "system": platform.platform(), **_library_versions()},
         "commit": told or _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or None,
         "uncommitted_changes": not told
-        and bool(_output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!reports")),
+        and bool(_output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!reports", ":!*.ipynb")),
     }
 
 
