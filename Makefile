@@ -10,6 +10,7 @@ SWEEP    ?=
 HOST     ?=
 PORT     ?=
 PRESET   ?=
+ASK      ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
