@@ -172,7 +172,7 @@ for axis, stage in zip(axes, ("m2", "m3"), strict=True):
     axis.set(xlim=(0, COLUMNS), ylim=(CAPACITY // BLOCK // COLUMNS, 0))
     axis.set_axis_off()
     axis.set_title(
-        f"{title(stage)}: {step.running} requests, {step.kv_stored / step.kv_reserved:.0%} of what they hold is filled",
+        f"{title(stage)}: {step.running} requests, {step.kv_stored / step.kv_reserved:.0%} filled",
         loc="left", fontsize=13, color=color(stage), fontweight="bold",
     )  # fmt: skip
 figure.tight_layout(w_pad=3)
