@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks.style import RC, SOFT, color
 
@@ -28,7 +25,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.annotate(text, (max(over, 0), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=12)
         axis.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)])
         axis.axvline(0, color=SOFT, linewidth=1)
-        axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.set_xlim(right=axis.get_xlim()[1] * 1.35)
         axis.set_xlabel(f"perplexity over bf16's {reference['perplexity']:.2f}")
         axis.set_title(
