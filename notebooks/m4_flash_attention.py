@@ -202,7 +202,7 @@ for records in (m3, m4):
 left.set_title("time in attention, in seconds (less is better)", loc="left")
 right.set_title("memory of activations at the peak, in MB", loc="left")
 for axis in (left, right):
-    axis.set(xlabel="tokens of the prompt", xticks=LENGTHS, ylim=(0, None))
+    axis.set(xlabel="tokens of the prompt", xticks=LENGTHS, ylim=(0, 1.15 * axis.get_ylim()[1]))
     axis.grid(axis="y", color="#E4E4E4")
 figure.tight_layout(w_pad=4)
 plt.show()
