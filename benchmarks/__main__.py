@@ -138,9 +138,6 @@ def attention(
     out_dir: Annotated[
         Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
     ] = None,
-    splits: Annotated[
-        bool, typer.Option("--splits", help="Instead: ways to cut long contexts in the Triton kernels; splits.json.")
-    ] = False,
 ) -> None:
     """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
@@ -148,11 +145,6 @@ def attention(
 
     folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
     check_writable(json_path or folder / "attention.json", folder / PICTURE)
-    if splits:
-        from benchmarks.splits import run as run_splits
-
-        run_splits(device, dtype, json_path or folder / "splits.json", quick)
-        return
     run_kernels(device, dtype, json_path, quick, folder)
 
 

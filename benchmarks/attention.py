@@ -9,7 +9,7 @@ the last call would make any kernel look good. `contiguous` is PyTorch's SDPA on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from common.batch import RaggedBatch
 from common.config import parse_device, parse_dtype
 from common.progress import progress_bar
 from stages.m4_flash_attention import select
-from stages.m4_flash_attention.backends import AttentionShape, Backend
+from stages.m4_flash_attention.backends import AttentionShape
 
 SCHEMA = "attention-1"
 COLD_BYTES = {"cpu": 160 << 20, "cuda": 400 << 20}
@@ -171,43 +171,31 @@ def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: f
 
 def paged(name: str, shape: AttentionShape, step: Step, layers: int) -> Callable[[int], object]:
     """`attend` of one layer, over blocks dealt in random order."""
-    return attending(select.choose(name, shape).backend, shape, [(step.queries, step.context)] * step.sequences, layers)
-
-
-def attending(
-    backend: Backend,
-    shape: AttentionShape,
-    chunks: Sequence[tuple[int, int]],
-    layers: int,
-    max_seq_len: int = 0,
-) -> Callable[[int], object]:
-    """A call of `attend` for chunks of (query tokens, context), decodes first. Sequences of (0, 0), and a `max_seq_len`
-    of more than the longest context, are what a CUDA graph has room for."""
-    device, size = shape.device, shape.block_size
-    queries, contexts = (torch.tensor(part, device=device) for part in zip(*chunks, strict=True))
-    needed = -(-contexts // size)
-    total, longest = int(needed.sum()), int(contexts.max())
-    kv = torch.zeros(layers, 2, total, size, shape.num_kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
+    per_sequence = -(-step.context // shape.block_size)
+    blocks = step.sequences * per_sequence
+    kv = torch.zeros(layers, 2, blocks, shape.block_size, shape.num_kv_heads, shape.head_dim,
+                     dtype=shape.dtype, device=shape.device)  # fmt: skip
     kv.normal_()
-    tables = torch.zeros(len(chunks), int(needed.max()), dtype=torch.int32, device=device)
-    tables[torch.arange(tables.shape[1], device=device) < needed[:, None]] = torch.randperm(total, device=device).int()
-    begins = torch.nn.functional.pad(queries.cumsum(0), (1, 0))
-    owner = torch.arange(len(chunks), device=device).repeat_interleave(queries)
-    positions = torch.arange(len(owner), device=device) + (contexts - begins[1:])[owner]
-    slots = tables[owner, positions // size].long() * size + positions % size
+    tokens = step.sequences * step.queries
+    q = torch.randn(tokens, shape.num_heads, shape.head_dim, device=shape.device).to(shape.dtype)
+    tables = torch.randperm(blocks, device=shape.device).view(step.sequences, -1).int()
+    positions = torch.arange(step.context - step.queries, step.context, device=shape.device).repeat(step.sequences)
+    owner = torch.arange(step.sequences, device=shape.device).repeat_interleave(step.queries)
+    slots = tables[owner, positions // shape.block_size].long() * shape.block_size + positions % shape.block_size
+    starts = torch.arange(0, tokens + 1, step.queries, dtype=torch.int32, device=shape.device)
     batch = RaggedBatch(
         input_ids=positions,
         positions=positions,
-        query_start_loc=begins.int(),
-        seq_lens=contexts.int(),
-        logit_indices=begins[1:] - 1,
-        max_query_len=int(queries.max()),
-        max_seq_len=max(longest, max_seq_len),
-        num_decodes=sum(count == 1 for count, _ in chunks),
+        query_start_loc=starts,
+        seq_lens=torch.full((step.sequences,), step.context, dtype=torch.int32, device=shape.device),
+        logit_indices=starts[1:].long() - 1,
+        max_query_len=step.queries,
+        max_seq_len=step.context,
+        num_decodes=step.sequences if step.queries == 1 else 0,
         slot_mapping=slots,
         block_tables=tables,
     )
-    q = torch.randn(len(owner), shape.num_heads, shape.head_dim, device=device).to(shape.dtype)
+    backend = select.choose(name, shape).backend
     backend.begin(batch)
     return lambda layer: backend.attend(q, kv[layer])
 

@@ -23,16 +23,6 @@ def test_a_backend_is_missing_from_the_results(tmp_path: Path, capsys: pytest.Ca
     assert "decode 2 × 40" in capsys.readouterr().out
 
 
-def test_a_way_to_cut_contexts_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks import splits
-
-    results = splits.run("cpu", "fp32", tmp_path / "splits.json", quick=True)
-    assert json.loads((tmp_path / "splits.json").read_text())["records"] == results["records"]
-    ways = [(r["kind"], r["way"]) for r in results["records"] if r["seconds"] > 0]
-    assert ways == [(kind, way) for kind in ("decode", "prefill") for way in splits.WAYS[kind]]
-    assert "1 × 90 beside 1 × 3" in capsys.readouterr().out
-
-
 def test_work_of_a_chunk_counts_hidden_keys() -> None:
     assert Step(1, 1, 100).pairs == 100
     assert Step(2, 3, 3).pairs == 2 * (1 + 2 + 3)

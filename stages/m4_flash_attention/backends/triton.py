@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from common.batch import RaggedBatch
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
-
-if TYPE_CHECKING:
-    from stages.m4_flash_attention.kernels.triton_config import Splitting
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,26 +35,16 @@ def create(shape: AttentionShape) -> TritonBackend:
     return TritonBackend(shape)
 
 
-def _processors(device: torch.device) -> int:
-    """Of a GPU; the interpreter has none, and is told that it has two."""
-    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
-
-
 class TritonBackend:
     """A step is safe to capture in a CUDA graph: nothing is read on the host, no workspace is allocated."""
 
-    def __init__(self, shape: AttentionShape, splitting: Splitting | None = None) -> None:
-        from stages.m4_flash_attention.kernels import triton_decode, triton_merge, triton_prefill, triton_store
-        from stages.m4_flash_attention.kernels.triton_config import DEFAULT_SPLITTING
+    def __init__(self, shape: AttentionShape) -> None:
+        from stages.m4_flash_attention.kernels import triton_decode, triton_prefill, triton_store
 
-        splitting, processors = splitting or DEFAULT_SPLITTING, _processors(shape.device)
-        self._store = triton_store.store
+        self._store, self._prefill = triton_store.store, triton_prefill.prefill
         self._decode = triton_decode.DecodeKernel(
-            shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, processors, splitting
+            shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
         )
-        self._prefill = triton_prefill.PrefillKernel(shape.head_dim, shape.dtype, processors, splitting)
-        count = max(self._decode.parts_needed, self._prefill.parts_needed)
-        self._parts = triton_merge.Parts(count, shape.head_dim, shape.device)
 
     def begin(self, batch: RaggedBatch) -> None:
         self._batch = PagedBatch(batch)
@@ -70,8 +56,8 @@ class TritonBackend:
         step, decodes = self._batch, self._batch.num_decodes
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
-            self._decode(q[:decodes], kv, step.tables, step.seq_lens, step.max_seq_len, out[:decodes], self._parts)
+            self._decode(q[:decodes], kv, step.tables, step.seq_lens, step.max_seq_len, out)
         if decodes < step.num_seqs:
             tables, lengths, starts = step.tables[decodes:], step.seq_lens[decodes:], step.query_starts[decodes:]
-            self._prefill(q, kv, tables, lengths, starts, decodes, step.max_seq_len, out, self._parts)
+            self._prefill(q, kv, tables, lengths, starts, len(q) - decodes, out)
         return out

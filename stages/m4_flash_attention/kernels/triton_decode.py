@@ -3,8 +3,7 @@
 A program reads one part of one sequence's context for one KV head and serves all query heads that share it (they are
 the rows of its matrix product, padded to the 16 rows that a tensor core wants: the arithmetic is free, the reading
 is not). The lengths are read on the device and the grid does not depend on them, so one CUDA graph serves every step:
-captured for the longest context, it has programs to spare for a short one, and those leave at once. `Parts.merge`
-puts the parts together.
+captured for the longest context, it has programs to spare for a short one, and those leave at once.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m4_flash_attention.kernels.triton_config import DEFAULT_SPLITTING, Splitting, decode_config
-from stages.m4_flash_attention.kernels.triton_merge import Parts
+from stages.m4_flash_attention.kernels.triton_config import decode_config
 
 # pyright: basic
 
@@ -25,32 +23,25 @@ PROGRAMS_PER_SM = 4
 LOG2E = 1.4426950408889634
 
 
-VARYING = ["fair_splits", "num_splits", "table_stride"]
-
-
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=["tables", "seq_lens"])
+@triton.jit(do_not_specialize=["num_splits", "table_stride"], do_not_specialize_on_alignment=["tables", "seq_lens"])
 def decode_kernel(
-    q, keys, values, tables, seq_lens, out, part_out, part_top, part_weight, scale, fair_splits, num_splits,
+    q, keys, values, tables, seq_lens, out, part_out, part_top, part_weight, scale, num_splits,
     q_stride, table_stride, block_stride, slot_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    LONG: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, sequence, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens + sequence)
-    tiles = tl.cdiv(length, TILE)  # each part gets whole ones: a fair share, or less of a context that is long
-    share = tl.minimum(tl.cdiv(tiles, fair_splits), tl.maximum(tl.cdiv(tiles, num_splits), LONG)) * TILE
+    share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE  # whole tiles for each part
     first = split * share
     last = tl.minimum(first + share, length)
+    if SPLIT:  # noqa: SIM102 (the compiler knows one condition, the GPU the other)
+        if first >= length:  # a context shorter than the one that the grid was made for: the reduction knows
+            return
+
     row, column = tl.arange(0, ROWS), tl.arange(0, DIM)
     in_group = row < GROUP
     query_head = head * GROUP + row
-    out_row = sequence.to(tl.int64) * (tl.num_programs(0) * GROUP) + query_head
-    part = out_row * num_splits + split
-    if SPLIT:  # noqa: SIM102 (the compiler knows one condition, the GPU the other)
-        if first >= length:  # a context shorter than the one that the grid was made for
-            tl.store(part_weight + part, tl.zeros([ROWS], tl.float32), mask=in_group)
-            return
-
     q_at = sequence.to(tl.int64) * q_stride + query_head[:, None] * DIM + column[None, :]
     queries = tl.load(q + q_at, mask=in_group[:, None], other=0.0)
 
@@ -73,7 +64,10 @@ def decode_kernel(
         sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None], input_precision=PRECISION)
         top = new_top
 
+    heads = tl.num_programs(0) * GROUP
+    out_row = sequence.to(tl.int64) * heads + query_head
     if SPLIT:
+        part = out_row * num_splits + split
         tl.store(part_top + part, top, mask=in_group)
         tl.store(part_weight + part, weight, mask=in_group)
         tl.store(part_out + part[:, None] * DIM + column[None, :], sums, mask=in_group[:, None])
@@ -83,43 +77,66 @@ def decode_kernel(
         tl.store(out + out_row[:, None] * DIM + column[None, :], result, mask=in_group[:, None])
 
 
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["seq_lens"])
+def reduce_kernel(
+    part_out, part_top, part_weight, seq_lens, out, heads, num_splits, DIM: tl.constexpr, TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    length = tl.load(seq_lens + row // heads)
+    share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE
+    split, column = tl.arange(0, SPLITS), tl.arange(0, DIM)
+    exists = split * share < length  # the others have written nothing
+    part = row * num_splits + split
+    top = tl.load(part_top + part, mask=exists, other=-1e30)
+    factor = tl.exp2(top - tl.max(top, 0))  # all parts to one maximum
+    weight = tl.sum(tl.load(part_weight + part, mask=exists, other=0.0) * factor, 0)
+    sums = tl.load(part_out + part[:, None] * DIM + column[None, :], mask=exists[:, None], other=0.0)
+    result = tl.sum(sums * factor[:, None], 0) / tl.where(weight > 0, weight, 1.0)
+    tl.store(out + row * DIM + column, result.to(out.dtype.element_ty))
+
+
 class DecodeKernel:
-    """`programs`: how many programs fill the GPU. A batch that has fewer is split further, up to `MAX_SPLITS` parts a
-    sequence; the rule looks at the batch's size and at `max_seq_len`, never at a length on the device."""
+    """The two kernels and their workspace, allocated once: a CUDA graph keeps its address.
 
-    def __init__(
-        self, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, processors: int,
-        splitting: Splitting = DEFAULT_SPLITTING,
-    ) -> None:  # fmt: skip
+    `programs`: how many programs fill the GPU. A batch that has fewer is split further, up to `MAX_SPLITS` parts a
+    sequence; the rule looks at the batch's size and at `max_seq_len`, never at a length on the device.
+    """
+
+    def __init__(self, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = decode_config(head_dim, dtype)
+        interpreted = device.type == "cpu"
+        processors = 2 if interpreted else torch.cuda.get_device_properties(device).multi_processor_count
         self.programs = processors * PROGRAMS_PER_SM
-        self._grid, self._long_tiles = splitting.decode_grid, -(-splitting.long_part // self.config["TILE"])
-        self.parts_needed = self._grid * max(self.programs, num_kv_heads) * group
+        rows = max(self.programs, num_kv_heads) * group
+        self._sums = torch.empty(rows, head_dim, dtype=torch.float32, device=device)
+        self._tops = torch.empty(rows, dtype=torch.float32, device=device)
+        self._weights = torch.empty(rows, dtype=torch.float32, device=device)
 
-    def num_splits(self, batch_size: int, num_kv_heads: int, max_seq_len: int) -> tuple[int, int]:
-        """Into how many parts each context is cut, and how many parts there may be of a long one."""
+    def num_splits(self, batch_size: int, num_kv_heads: int, max_seq_len: int) -> int:
         wanted = self.programs // (batch_size * num_kv_heads)
-        tiles = -(-max_seq_len // self.config["TILE"])
-        fair = max(1, min(wanted, MAX_SPLITS, tiles))
-        most = min(self._grid * self.programs // (batch_size * num_kv_heads), MAX_SPLITS, -(-tiles // self._long_tiles))
-        return fair, max(fair, most)
+        return max(1, min(wanted, MAX_SPLITS, -(-max_seq_len // self.config["TILE"])))
 
     def __call__(
         self, q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor, max_seq_len: int,
-        out: torch.Tensor, parts: Parts,
+        out: torch.Tensor,
     ) -> None:  # fmt: skip
         """q [B, Hq, D] (rows may lie apart), kv one layer [2, N, block_size, Hkv, D], out [B, Hq, D] contiguous."""
         batch, heads, dim = q.shape
         block_size, kv_heads = kv.shape[2], kv.shape[3]
         group = heads // kv_heads
-        fair, splits = self.num_splits(batch, kv_heads, max_seq_len)
+        splits = self.num_splits(batch, kv_heads, max_seq_len)
         precision = "ieee" if q.dtype == torch.float32 else "tf32"  # means something in float32 only
-        kernel: Any = decode_kernel[(kv_heads, batch, splits)]
-        kernel(
-            q, kv[0], kv[1], tables, seq_lens, out, parts.sums, parts.tops, parts.weights, dim**-0.5 * LOG2E, fair,
-            splits, q.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
-            GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK=block_size,
-            LONG=self._long_tiles, SPLIT=splits > 1, PRECISION=precision, **self.config,
+        grid: Any = decode_kernel[(kv_heads, batch, splits)]
+        grid(
+            q, kv[0], kv[1], tables, seq_lens, out, self._sums, self._tops, self._weights, dim**-0.5 * LOG2E, splits,
+            q.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
+            GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK=block_size, SPLIT=splits > 1,
+            PRECISION=precision, **self.config,
         )  # fmt: skip
         if splits > 1:
-            parts.merge(out, splits)
+            reduce: Any = reduce_kernel[(batch * heads,)]
+            reduce(
+                self._sums, self._tops, self._weights, seq_lens, out, heads, splits, DIM=dim,
+                TILE=self.config["TILE"], SPLITS=triton.next_power_of_2(splits),
+            )  # fmt: skip

@@ -6,9 +6,6 @@ all of its rows, so those tiles (almost all of the work) need no mask at all; on
 Where a sequence begins stands on the device only, so that a CUDA graph can be captured for so many tokens, whosever
 they are. T tokens of B sequences have at most T // ROWS + B tiles, and so many programs there are: the tiles of
 sequence s are numbered from query_starts[s] // ROWS + s on, which leaves each at least as many numbers as it has tiles.
-
-Few queries over a long context are few tiles. The keys can then be cut into `num_splits` parts, as for a decode: each
-tile has so many programs, and `Parts.merge` puts together what they leave.
 """
 
 from __future__ import annotations
@@ -19,15 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m4_flash_attention.kernels.triton_config import (
-    DEFAULT_SPLITTING,
-    SPLIT_ROWS,
-    Config,
-    Splitting,
-    prefill_config,
-    prefill_splits,
-)
-from stages.m4_flash_attention.kernels.triton_merge import Parts
+from stages.m4_flash_attention.kernels.triton_config import prefill_config
 
 # pyright: basic
 
@@ -85,11 +74,11 @@ def find_tile(query_starts, number, num_seqs, ROWS: tl.constexpr):
     return low, number - (tl.load(query_starts + low) - origin) // ROWS - low
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_seqs", "num_splits"], do_not_specialize_on_alignment=VARYING)
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=VARYING)
 def prefill_kernel(
-    q, keys, values, tables, seq_lens, query_starts, out, part_out, part_top, part_weight, scale, num_seqs, num_splits,
-    q_stride, table_stride, block_stride, slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    LEAST: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    q, keys, values, tables, seq_lens, query_starts, out, scale, num_seqs, q_stride, out_stride, table_stride,
+    block_stride, slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     number = tl.num_programs(1) - 1 - tl.program_id(1)  # the last queries have the longest context: they go first
@@ -106,18 +95,6 @@ def prefill_kernel(
     queries = tl.load(q + token[:, None] * q_stride + head * DIM + column[None, :], mask=real[:, None], other=0.0)
     oldest = length - query_length + tile * ROWS  # the position of the tile's first query
     position = oldest + tl.arange(0, ROWS)
-    end = tl.minimum(oldest + ROWS, length)
-    out_row = token * tl.num_programs(0) + head
-
-    first, last = 0, end
-    if SPLIT:  # whole tiles of keys for each part, and LEAST of them at least
-        share = tl.maximum(tl.cdiv(tl.cdiv(end, TILE), num_splits), LEAST) * TILE
-        first = tl.program_id(2) * share
-        last = tl.minimum(first + share, end)
-        part = (out_row - tl.load(query_starts).to(tl.int64) * tl.num_programs(0)) * num_splits + tl.program_id(2)
-        if first >= end:
-            tl.store(part_weight + part, tl.zeros([ROWS], tl.float32), mask=real)
-            return
 
     keys += head // GROUP * DIM
     values += head // GROUP * DIM
@@ -126,54 +103,32 @@ def prefill_kernel(
     weight = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIM], tl.float32)
     seen_by_all = (oldest + 1) // TILE * TILE
+    end = tl.minimum(oldest + ROWS, length)
     sums, weight, top = attend_tiles(
-        sums, weight, top, queries, position, keys, values, table, first, tl.minimum(seen_by_all, last), length, scale,
-        block_stride, slot_stride, DIM, BLOCK, TILE, False, PRECISION,
+        sums, weight, top, queries, position, keys, values, table, 0, seen_by_all, length, scale, block_stride,
+        slot_stride, DIM, BLOCK, TILE, False, PRECISION,
     )  # fmt: skip
     sums, weight, top = attend_tiles(
-        sums, weight, top, queries, position, keys, values, table, tl.maximum(seen_by_all, first), last, length, scale,
-        block_stride, slot_stride, DIM, BLOCK, TILE, True, PRECISION,
+        sums, weight, top, queries, position, keys, values, table, seen_by_all, end, length, scale, block_stride,
+        slot_stride, DIM, BLOCK, TILE, True, PRECISION,
     )  # fmt: skip
-    if SPLIT:
-        tl.store(part_top + part, top, mask=real)
-        tl.store(part_weight + part, weight, mask=real)  # 0 for a query that stands before all of these keys
-        tl.store(part_out + part[:, None] * DIM + column[None, :], sums, mask=real[:, None])
-    else:
-        result = (sums / weight[:, None]).to(out.dtype.element_ty)
-        tl.store(out + out_row[:, None] * DIM + column[None, :], result, mask=real[:, None])
+    result = (sums / weight[:, None]).to(out.dtype.element_ty)
+    tl.store(out + token[:, None] * out_stride + head * DIM + column[None, :], result, mask=real[:, None])
 
 
-class PrefillKernel:
-    """`programs`: so many are wanted where queries are few; 0: contexts are not cut."""
-
-    def __init__(
-        self, head_dim: int, dtype: torch.dtype, processors: int, splitting: Splitting = DEFAULT_SPLITTING
-    ) -> None:  # fmt: skip
-        self._dim, self._dtype, self._least = head_dim, dtype, splitting.prefill_part
-        self.programs = processors * splitting.prefill_programs
-        self.parts_needed = self.programs * SPLIT_ROWS
-
-    def tiles(self, num_tokens: int, heads: int, max_seq_len: int) -> tuple[Config, int]:
-        """The configuration, and into how many parts contexts are cut: by shapes, never by a length on the device."""
-        if not self.programs:
-            return prefill_config(self._dim, self._dtype, num_tokens, heads), 1
-        return prefill_splits(self._dim, self._dtype, num_tokens, heads, max_seq_len, self.programs, self._least)
-
-    def __call__(
-        self, q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor,
-        query_starts: torch.Tensor, first_row: int, max_seq_len: int, out: torch.Tensor, parts: Parts,
-    ) -> None:  # fmt: skip
-        """q [T, Hq, D] (rows may lie apart), out [T, Hq, D] contiguous, both with the chunks' rows from `first_row` on;
-        query_starts [B + 1] counts in them and begins with `first_row`; kv is one layer's."""
-        (rows, heads, dim), num_seqs = q.shape, seq_lens.shape[0]
-        num_tokens = rows - first_row
-        config, splits = self.tiles(num_tokens, heads, max_seq_len)
-        kernel: Any = prefill_kernel[(heads, num_tokens // config["ROWS"] + num_seqs, splits)]
-        kernel(
-            q, kv[0], kv[1], tables, seq_lens, query_starts, out, parts.sums, parts.tops, parts.weights,
-            dim**-0.5 * LOG2E, num_seqs, splits, q.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
-            GROUP=heads // kv.shape[3], DIM=dim, BLOCK=kv.shape[2], LEAST=-(-self._least // config["TILE"]),
-            SPLIT=splits > 1, PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
-        )  # fmt: skip
-        if splits > 1:
-            parts.merge(out[first_row:], splits)
+def prefill(
+    q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor, query_starts: torch.Tensor,
+    num_tokens: int, out: torch.Tensor, config: dict[str, int] | None = None,
+) -> None:  # fmt: skip
+    """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's.
+    num_tokens: so many queries the sequences have together, or more."""
+    heads, dim = q.shape[1], q.shape[2]
+    config = config or prefill_config(dim, q.dtype, num_tokens, heads)
+    num_seqs = seq_lens.shape[0]
+    grid = (heads, num_tokens // config["ROWS"] + num_seqs)
+    kernel: Any = prefill_kernel[grid]
+    kernel(
+        q, kv[0], kv[1], tables, seq_lens, query_starts, out, dim**-0.5 * LOG2E, num_seqs, q.stride(0),
+        out.stride(0), tables.stride(0), kv.stride(1), kv.stride(2), GROUP=heads // kv.shape[3], DIM=dim,
+        BLOCK=kv.shape[2], PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
+    )  # fmt: skip
