@@ -23,6 +23,12 @@ DEFAULT_FOLDER = Path("reports/local")
 PICTURE = "picture.png"
 """Stands for every picture where it is only asked whether the folder takes files."""
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+TinyShapes = Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")]
+PictureFolder = Annotated[
+    Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
+]
+
 
 def _names(text: str) -> list[str]:
     return [name for name in text.replace(",", " ").split() if name]
@@ -49,7 +55,7 @@ def compare(
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
         DEFAULT_MODEL
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")] = "bf16",
     peers: Annotated[bool, typer.Option("--peers", help="Also run transformers and llama.cpp.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")] = False,
@@ -129,15 +135,13 @@ def report(
 
 @app.command()
 def attention(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")] = False,
+    quick: TinyShapes = False,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Results; default: attention.json in the folder of the picture.")
     ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
-    ] = None,
+    out_dir: PictureFolder = None,
 ) -> None:
     """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
@@ -154,7 +158,7 @@ def fused(
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     model: Annotated[str, typer.Option(help="Whose shapes: qwen3-0.6b, qwen3-4b, llama3-1b, ...")] = "qwen3-0.6b",
     tune: Annotated[bool, typer.Option("--tune", help="Also try other configurations of the products.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")] = False,
+    quick: TinyShapes = False,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Results; default: reports/local/fused.json.")
     ] = None,
@@ -174,16 +178,14 @@ def fused(
 
 @app.command()
 def int4(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="One tiny shape; measures nothing.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Only try configurations of the Triton kernels.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")] = False,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Results; default: int4.json in the folder of the picture.")
     ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
-    ] = None,
+    out_dir: PictureFolder = None,
 ) -> None:
     """Time m7's 4-bit layers alone, at 1 to 64 rows, beside 16-bit products and the speed of memory."""
     from benchmarks import int4 as bench
@@ -204,7 +206,7 @@ def trace(
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
         DEFAULT_MODEL
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     out_dir: Annotated[Path, typer.Option(help="Folder of traces and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
@@ -247,7 +249,7 @@ def profile(
     model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
         DEFAULT_MODEL
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     steps: Annotated[int, typer.Option(min=1, help="How many steps to look into.")] = 20,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test it; measures nothing.")] = False,

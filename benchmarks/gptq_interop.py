@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.environment import environment
 from common.config import DEFAULT_MODEL
 from common.models.embedded import open_embedded
 from common.models.gptq_folder import GPTQFolder
@@ -106,7 +107,8 @@ def main() -> None:
     source = open_embedded()
     text = tokens(load_tokenizer(DEFAULT_MODEL), DATA / "evaluation.txt")[: max(CONTEXT, arguments.tokens)]
     versions = {name: importlib.metadata.version(name) for name in ("gptqmodel", "transformers", "torch")}
-    record: dict[str, Any] = {"versions": versions, "model": DEFAULT_MODEL, "ours": {}, "theirs": {}}
+    record: dict[str, Any] = {"environment": environment(), "versions": versions, "model": DEFAULT_MODEL}
+    record |= {"ours": {}, "theirs": {}}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for settings in OURS:

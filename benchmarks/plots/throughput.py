@@ -29,7 +29,9 @@ def throughput(results: Results, workload: str) -> Figure | None:
             whisker(axis, row, min(record.output_tokens_per_s_repeats), max(record.output_tokens_per_s_repeats))
     name_rows(axis, records, workload)
     axis.set_title("output tokens per second (more is better)", loc="left")
-    how = f"Bar: median run; line: slowest to fastest run. In brackets: times {title(first.stage)}."
+    how = "Bar: median run; line: slowest to fastest run."
+    if len(records) > 1:
+        how += f" In brackets: times {title(first.stage)}."
     if any(r.workload != workload for r in records):
         how += f" Hatched: ran another workload, since {workload} would take it too long; ≈ compares across the two."
     return finish(figure, results, workload, records, _finding(records), how)

@@ -179,7 +179,10 @@ def read(path: Path, model: str) -> dict[str, Row]:
 def _write(path: Path, model: str, count: int, known: dict[str, Row]) -> None:
     for row in known.values():
         row.over_bf16 = row.perplexity / known["bf16"].perplexity - 1 if "bf16" in known else 0.0
-    record = {"model": model, "context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
+    from benchmarks.environment import environment
+
+    figures = {"context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
+    record = {"environment": environment(), "model": model, **figures}
     path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(path.with_suffix(".part"), path)
 

@@ -261,3 +261,14 @@ def test_reflow_breaks_what_belongs_together() -> None:
     assert again.endswith("\n\n| a | b |\n# heading\n")
     assert all(len(line) <= 120 for line in again.splitlines())
     assert again.splitlines()[1].startswith("   ")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*REPORTS.glob("cpu/*.json"), *REPORTS.glob("h100/*.json")]),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_kept_figures_do_not_say_where_they_come_from(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))["environment"]
+    assert found["hardware"]["cpu"] and found["versions"]["torch"]
+    assert found["commit"] or found["commit_note"]

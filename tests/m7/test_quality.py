@@ -48,6 +48,14 @@ def test_every_row_changes_the_weights_and_says_their_bytes(token_ids: torch.Ten
     assert len(set(names)) == len(names) and any("act-order" in name for name in names)
 
 
+def test_figures_say_where_they_come_from(tmp_path: Path) -> None:
+    row = Row("bf16", 20.0, 1.0, 10, 20)
+    quality._write(tmp_path / "quality.json", "tiny", 5, {"bf16": row})
+    assert quality.read(tmp_path / "quality.json", "tiny") == {"bf16": row}
+    found = json.loads((tmp_path / "quality.json").read_text())["environment"]
+    assert found["hardware"]["cpu"] and found["versions"]["torch"]
+
+
 def test_a_line_of_the_table() -> None:
     base = Row("bf16", 20.0, 1.0, 200_000_000, 250_000_000)
     assert "+10.0%" in line(Row("int4", 22.0, 0.8, 55_000_000, 105_000_000), base)
