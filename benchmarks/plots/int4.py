@@ -55,5 +55,5 @@ def _finding(records: list[dict[str, Any]]) -> str:
     one = [r["speedup"] for r in int4 if r["rows"] == min(r["rows"] for r in int4)]
     rows = sorted({r["rows"] for r in int4})
     slower = [n for n in rows if _mean([r["speedup"] for r in int4 if r["rows"] == n]) < 1]
-    end = f"slower from {slower[0]} rows on" if slower else f"faster up to {rows[-1]} rows"
+    end = f"on average slower from {slower[0]} rows on" if slower else f"faster up to {rows[-1]} rows"
     return f"4-bit layers: {min(one):.1f} to {max(one):.1f} times bf16 at {rows[0]} row, {end}"

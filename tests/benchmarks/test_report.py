@@ -265,7 +265,7 @@ def test_reflow_breaks_what_belongs_together() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*REPORTS.glob("cpu/*.json"), *REPORTS.glob("h100/*.json")]),
+    sorted([*REPORTS.glob("cpu/*.json"), *REPORTS.glob("h100/**/*.json")]),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_kept_figures_do_not_say_where_they_come_from(path: Path) -> None:
