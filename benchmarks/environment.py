@@ -33,8 +33,8 @@ def environment() -> dict[str, Any]:
             "cpu_flags": _cpu_flags(),
             "threads": torch.get_num_threads(),
             "memory_bytes": _memory_bytes(),
-            "gpu": _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None,
-            "gpu_driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or None,
+            "gpu": _gpu("name"),
+            "gpu_driver": _gpu("driver_version"),
         },
         "versions": {"python": platform.python_version(), "system": platform.platform(), **_library_versions()},
         "commit": told or _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or None,
@@ -59,6 +59,14 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _gpu(field: str) -> str | None:
+    """Of the card that a run uses: the first that CUDA_VISIBLE_DEVICES names, of several in the host."""
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return (
+        _output("nvidia-smi", f"--id={card}", f"--query-gpu={field}", "--format=csv,noheader") or None if card else None
+    )
 
 
 def _cpuinfo(key: str) -> str:

@@ -272,6 +272,7 @@ def _tries(
     weight: QuantizedWeight, rows: int, device: torch.device
 ) -> Iterator[tuple[str, Callable[[int], object], int]]:
     """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more."""
+    from common.kernels.fused import FusedOps
     from stages.m7_gptq.kernels.triton_gemv import gemv
     from stages.m7_gptq.kernels.triton_layout import lay_out
     from stages.m7_gptq.kernels.triton_tiles import tiles
@@ -280,14 +281,14 @@ def _tries(
     count = -(-COLD_BYTES["cuda"] // first.nbytes())
     copies = [deepcopy(first) for _ in range(count)]  # scales too: what a cache holds would not be read from memory
     x = torch.randn(rows, weight.in_features, device=device).to(BF16)
-    out = torch.empty(rows, weight.out_features, device=device, dtype=BF16)
+    launch = FusedOps(device).launch
     if rows <= 4:
         for each, warps in itertools.product((1, 2, 4, 8), (1, 2, 4)):
             c = {"ROWS": each, "WARPS": warps}
-            yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], out, c), count
+            yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], launch, config=c), count
     if rows > 1:
         tokens = next(n for n in (16, 64, 128) if rows <= n or n == 128)
         for each, stages, parts in itertools.product((64, 128), (3, 4), (1, 2, 4, 8)):
             c = {"TOKENS": tokens, "ROWS": each, "num_warps": 4, "num_stages": stages}
             if parts == 1 or (rows <= 64 and first.blocks % parts == 0):
-                yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], out, c, p), count
+                yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], c, p), count

@@ -6,13 +6,15 @@ the library's matrix products, which are at their best there, with fused kernels
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from common.kernels import triton_elementwise, triton_gemv, triton_sample
+from common.kernels.launch import launch_options
 from common.models.layers import RMSNorm
-from common.models.linear import Adds, Linear, Projection
+from common.models.linear import Adds, Fuses, Linear, Projection
 from common.models.ops import Ops
 
 
@@ -23,8 +25,7 @@ class FusedOps(Ops):
     """
 
     def __init__(self, device: torch.device, overlap: bool = True) -> None:
-        early = overlap and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.launch: dict[str, Any] = {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+        self.launch = launch_options(device, overlap)
 
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         return triton_elementwise.norm(x, norm.weight, norm.eps, self.launch)
@@ -33,18 +34,18 @@ class FusedOps(Ops):
         return triton_elementwise.swiglu(gate_up, self.launch)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if isinstance(proj, Linear) and len(x) <= triton_gemv.MAX_ROWS:
-            return triton_gemv.gemv(x, proj.weight, self.launch, bias=proj.bias, norm=norm.weight, eps=norm.eps)
+        if (few := _kernel_for_few(proj, len(x))) is not None:
+            return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
         return proj(self.norm(x, norm))
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if isinstance(gate_up, Linear) and gate_up.bias is None and len(x) <= triton_gemv.MAX_ROWS:
-            return triton_gemv.gemv(x, gate_up.weight, self.launch, norm=norm.weight, eps=norm.eps, gated=True)
+        if (few := _kernel_for_few(gate_up, len(x), gated=True)) is not None:
+            return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
         return self.swiglu(gate_up(self.norm(x, norm)))
 
     def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        if isinstance(proj, Linear) and len(x) <= triton_gemv.MAX_ROWS:
-            return triton_gemv.gemv(y, proj.weight, self.launch, bias=proj.bias, add_to=x)
+        if (few := _kernel_for_few(proj, len(x))) is not None:
+            return few(y, launch=self.launch, add_to=x)
         return proj.add_to(x, y) if isinstance(proj, Adds) else x + proj(y)
 
     def norm_rotate(
@@ -65,3 +66,12 @@ class FusedOps(Ops):
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         return triton_sample.pick(logits, temperature, noise, self.launch)
+
+
+def _kernel_for_few(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
+    """The matrix product for so few tokens that does its neighbours' work on the way; None: there is none."""
+    if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
+        return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
+    if isinstance(proj, Fuses) and proj.fuses(tokens, gated):
+        return proj.fused
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,29 @@ class Adds(Protocol):
 
     def add_to(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x [T, out] + self(y), y [T, in]; may be written over x."""
+        ...
+
+
+@runtime_checkable
+class Fuses(Protocol):
+    """A projection with a kernel of its own for few tokens, which also computes what stands before and behind the
+    product. No projection has to: fused kernels ask."""
+
+    def fuses(self, tokens: int, gated: bool) -> bool:
+        """Does that kernel suit so many?"""
+        ...
+
+    def fused(
+        self,
+        x: torch.Tensor,
+        launch: dict[str, Any],
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        gated: bool = False,
+        add_to: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [T, in] to [T, out]; the rest as in `common.kernels.triton_gemv.gemv`."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,24 @@ class TritonInt4Linear:
         tokens = x.shape[0]
         if tokens >= self._tiles_tokens:
             return F.linear(x, self._dequantize(self.weight, x.dtype), self.weight.bias)
-        out = torch.empty(tokens, self.weight.out_features, dtype=x.dtype, device=x.device)
-        (self._gemv if tokens <= self._gemv_tokens else self._tiles)(x, self.weight, out)
-        return out
+        if tokens <= self._gemv_tokens:
+            return self._gemv(x, self.weight, {"EARLY": False})
+        return self._tiles(x, self.weight)
+
+    def fuses(self, tokens: int, gated: bool) -> bool:
+        return tokens <= self._gemv_tokens and not (gated and self.weight.bias is not None)
+
+    def fused(
+        self,
+        x: torch.Tensor,
+        launch: dict[str, Any],
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        gated: bool = False,
+        add_to: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self._gemv(x, self.weight, launch, norm=norm, eps=eps, gated=gated, add_to=add_to)
 
     def weights_bytes(self) -> int:
         return self.weight.nbytes()

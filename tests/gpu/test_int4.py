@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.kernels.fused import FusedOps
 from stages.m7_gptq.linear import quantized_linear
-from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, make_input, make_weight
+from tests.kernels.cases import Inputs
+from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, check_fused, make_input, make_weight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -27,6 +29,40 @@ def test_right_at_one_number_of_rows_and_wrong_at_another(shape: tuple[int, int]
     assert layer.weights_bytes() < shape[0] * shape[1]
     for tokens in ROWS:
         check(layer, weight, cuda(tokens, shape[0]))
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlapping", "one after another"])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", QWEN3)
+def test_norm_silu_or_residual_is_left_out_or_done_twice(shape: str, group: int, overlap: bool) -> None:
+    weight = make_weight(*QWEN3[shape], group)
+    layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
+    for tokens in (1, 2, 3):
+        check_fused(FusedOps(torch.device("cuda"), overlap), layer, weight, Inputs(torch.bfloat16, "cuda"), tokens)
+
+
+def test_a_kernel_that_starts_early_reads_too_early() -> None:
+    """A chain in a graph, each kernel reading what the one in front wrote."""
+    device, make = torch.device("cuda"), Inputs(torch.bfloat16, "cuda")
+    up, down = (quantized_linear(make_weight(*QWEN3[s], 128), torch.bfloat16, device) for s in ("gate_up", "down"))
+    norm, x = make.norm(1024), make.tensor(1, 1024)
+
+    def chain(ops: FusedOps) -> torch.Tensor:
+        y = x.clone()
+        for _ in range(20):
+            y = ops.add_linear(y, down, ops.norm_swiglu(y, norm, up))
+        return y
+
+    ops, plain = FusedOps(device), FusedOps(device, overlap=False)
+    with torch.inference_mode():
+        chain(ops)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = chain(ops)
+        for seed in range(20):
+            x.copy_(Inputs(torch.bfloat16, "cuda", seed).tensor(1, 1024))
+            graph.replay()
+            assert torch.equal(result, chain(plain)), f"replay {seed} differs"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16], ids=str)

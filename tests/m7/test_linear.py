@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.models.linear import PackedLinear
+from common.models.linear import Linear, PackedLinear
 from common.models.packed import concatenate
 from stages.m7_gptq import cpu_linear
 from stages.m7_gptq.cpu_linear import DEQUANTIZE_TOKENS, CpuInt4Linear
@@ -98,7 +98,7 @@ def test_float32_is_not_exact() -> None:
 def test_shape_that_no_kernel_takes() -> None:
     for weight in (make_weight(48, 64, 16), make_weight(64, 72, 32)):
         layer = quantized_linear(weight, BF16, CPU)
-        assert isinstance(layer, PackedLinear)
+        assert isinstance(layer, Linear | PackedLinear)  # whichever this processor multiplies faster with
         check(layer, weight, make_input(2, weight.in_features, BF16))
 
 

@@ -3,18 +3,23 @@ on a GPU: tests/gpu/test_int4.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from common.kernels.fused import FusedOps
 from common.models.packed import QuantizedWeight
+from stages.m7_gptq.kernels import triton_gemv
 from stages.m7_gptq.kernels.triton_dequantize import dequantize
 from stages.m7_gptq.kernels.triton_gemv import gemv
 from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
 from stages.m7_gptq.kernels.triton_tiles import _even_parts, tiles
 from stages.m7_gptq.triton_linear import TritonInt4Linear
-from tests.m7.weights import GROUPS, check, make_input, make_weight
+from tests.kernels.cases import Inputs
+from tests.m7.weights import GROUPS, check, check_fused, make_input, make_weight
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the same kernels compiled")
 
@@ -23,17 +28,23 @@ HALF = torch.float16
 SHAPES = {"whole blocks": (384, 64), "half a block at the end": (576, 64), "one block": (64, 64)}
 
 
+@pytest.fixture
+def large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one after another."""
+    monkeypatch.setattr(triton_gemv, "gemv_config", lambda *_: {"ROWS": 32, "WARPS": 1})
+
+
 class Layer:
     """One kernel as a layer."""
 
     def __init__(self, kernel: str, weight: QuantizedWeight, **options: object) -> None:
-        self.kernel, self.options = {"gemv": gemv, "tiles": tiles}[kernel], options
+        launch = {"launch": {"EARLY": False}} if kernel == "gemv" else {}
+        self.kernel: Callable[..., torch.Tensor] = {"gemv": gemv, "tiles": tiles}[kernel]
+        self.options = options | launch
         self.weight = lay_out(weight, HALF, CPU)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.full((x.shape[0], self.weight.out_features), torch.nan, dtype=x.dtype)
-        self.kernel(x, self.weight, out, **self.options)  # pyright: ignore[reportArgumentType]
-        return out
+        return self.kernel(x, self.weight, **self.options)
 
     def weights_bytes(self) -> int:
         return self.weight.nbytes()
@@ -54,6 +65,30 @@ def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric:
 def test_gemv_whose_last_tile_is_not_full(config: dict[str, int]) -> None:
     weight = make_weight(1536, 64, 128)
     check(Layer("gemv", weight, config=config), weight, make_input(1, 1536, HALF))
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_silu_or_residual_is_left_out_or_done_twice(
+    shape: str, group: int, symmetric: bool, large_programs: None
+) -> None:
+    inputs, outputs = SHAPES[shape]
+    weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=not symmetric)
+    check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), 2)
+
+
+def test_few_tokens_cost_more_than_one_launch(monkeypatch: pytest.MonkeyPatch, large_programs: None) -> None:
+    """The kernels between the products have nothing to do then."""
+    from common.kernels import triton_elementwise
+
+    layer = TritonInt4Linear(make_weight(128, 64, 64), HALF, CPU)
+    monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))
+    monkeypatch.setattr(triton_elementwise, "swiglu", lambda *_: pytest.fail("SiLU had a launch of its own"))
+    make = Inputs(HALF)
+    x, norm = make.tensor(1, 128), make.norm(128)
+    assert FusedOps(CPU).norm_linear(x, norm, layer).shape == (1, 64)
+    assert FusedOps(CPU).norm_swiglu(x, norm, layer).shape == (1, 32)
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 17, 64])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from common.models.linear import Projection
+from common.models.linear import Linear, Projection
+from common.models.ops import Ops
 from common.models.packed import QuantizedWeight, pack
+from tests.kernels.cases import Inputs
 
 SMOLLM2 = {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)}
 QWEN3 = {"qkv": (1024, 4096), "o": (2048, 1024), "gate_up": (1024, 6144), "down": (3072, 1024)}
@@ -62,3 +64,25 @@ def check(layer: Projection, weight: QuantizedWeight, x: torch.Tensor) -> None:
     assert got.dtype == x.dtype
     error = ((got.cpu().double() - expected).abs().max() / expected.abs().max()).item()
     assert error < TOLERANCE[x.dtype], f"off by {error:.1e} of the largest result"
+
+
+def check_fused(ops: Ops, layer: Projection, weight: QuantizedWeight, make: Inputs, rows: int) -> None:
+    """All three products with what is fused to them, against plain operations on the exact weight in float32."""
+    exact = Linear(weight.dequantize().to(make.device), None if weight.bias is None else weight.bias.to(make.device))
+    x, norm = make.tensor(rows, weight.in_features, scale=3), make.norm(weight.in_features)
+    residual = make.tensor(rows, weight.out_features)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        full = x.float() @ exact.weight.T
+        return (full if exact.bias is None else full + exact.bias.float()).to(x.dtype)
+
+    normed = product(Ops().norm(x, norm))
+    pairs = {
+        "norm_linear": (ops.norm_linear(x, norm, layer), normed),
+        "norm_swiglu": (ops.norm_swiglu(x, norm, layer), Ops().swiglu(normed)),
+        "add_linear": (ops.add_linear(residual.clone(), layer, x), residual + product(x)),
+    }
+    for name, (got, expected) in pairs.items():
+        assert got.shape == expected.shape
+        error = ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+        assert error < 2 * TOLERANCE[x.dtype], f"{name}: off by {error:.1e} of the largest result"

@@ -8,6 +8,7 @@ import os
 import torch
 
 from common.batch import RaggedBatch
+from common.kernels.launch import launch_options
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -42,6 +43,7 @@ class TritonBackend:
         from stages.m4_flash_attention.kernels import triton_decode, triton_prefill, triton_store
 
         self._store, self._prefill = triton_store.store, triton_prefill.prefill
+        self._launch = launch_options(shape.device)
         self._decode = triton_decode.DecodeKernel(
             shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
         )
@@ -50,7 +52,7 @@ class TritonBackend:
         self._batch = PagedBatch(batch)
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        self._store(kv, k, v, self._batch.slots)
+        self._store(kv, k, v, self._batch.slots, self._launch)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step, decodes = self._batch, self._batch.num_decodes

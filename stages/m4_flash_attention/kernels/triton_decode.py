@@ -13,7 +13,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from common.kernels.launch import launch_options
 from stages.m4_flash_attention.kernels.triton_config import decode_config
 
 # pyright: basic
@@ -28,8 +30,11 @@ def decode_kernel(
     q, keys, values, tables, seq_lens, out, part_out, part_top, part_weight, scale, num_splits,
     q_stride, table_stride, block_stride, slot_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     head, sequence, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens + sequence)
     share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE  # whole tiles for each part
@@ -80,8 +85,11 @@ def decode_kernel(
 @triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["seq_lens"])
 def reduce_kernel(
     part_out, part_top, part_weight, seq_lens, out, heads, num_splits, DIM: tl.constexpr, TILE: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(seq_lens + row // heads)
     share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE
@@ -105,6 +113,7 @@ class DecodeKernel:
 
     def __init__(self, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = decode_config(head_dim, dtype)
+        self._launch = launch_options(device)
         interpreted = device.type == "cpu"
         processors = 2 if interpreted else torch.cuda.get_device_properties(device).multi_processor_count
         self.programs = processors * PROGRAMS_PER_SM
@@ -132,11 +141,11 @@ class DecodeKernel:
             q, kv[0], kv[1], tables, seq_lens, out, self._sums, self._tops, self._weights, dim**-0.5 * LOG2E, splits,
             q.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
             GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK=block_size, SPLIT=splits > 1,
-            PRECISION=precision, **self.config,
+            PRECISION=precision, **self.config, **self._launch,
         )  # fmt: skip
         if splits > 1:
             reduce: Any = reduce_kernel[(batch * heads,)]
             reduce(
                 self._sums, self._tops, self._weights, seq_lens, out, heads, splits, DIM=dim,
-                TILE=self.config["TILE"], SPLITS=triton.next_power_of_2(splits),
+                TILE=self.config["TILE"], SPLITS=triton.next_power_of_2(splits), **self._launch,
             )  # fmt: skip

@@ -92,13 +92,13 @@ def _even_parts(blocks: int, wanted: int) -> int:
 
 
 def tiles(
-    x: torch.Tensor, weight: TritonWeight, out: torch.Tensor, config: dict[str, int] | None = None,
-    parts: int | None = None,
-) -> None:  # fmt: skip
-    """x [T, in] (rows may lie apart) times the weight into out [T, out], contiguous; float16 or bfloat16.
+    x: torch.Tensor, weight: TritonWeight, config: dict[str, int] | None = None, parts: int | None = None
+) -> torch.Tensor:
+    """x [T, in] (rows may lie apart) times the weight: [T, out]; float16 or bfloat16.
 
     config: see `triton_config.TILES`; parts: of the inputs. None takes the table's and the GPU's."""
-    tokens, outputs = out.shape
+    tokens, outputs = x.shape[0], weight.out_features
+    out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     config = config or tiles_config(tokens)
     grid = (outputs // config["ROWS"], triton.cdiv(tokens, config["TOKENS"]))
     parts = parts or num_parts(weight, grid[0] * grid[1])
@@ -114,3 +114,4 @@ def tiles(
     if parts > 1:
         add: Any = add_kernel[(triton.cdiv(out.numel(), 512),)]
         add(sums, weight.bias, out, out.numel(), OUT=outputs, PARTS=parts, TILE=512, BIAS=weight.bias is not None)
+    return out
