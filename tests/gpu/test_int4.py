@@ -37,7 +37,7 @@ def test_right_at_one_number_of_rows_and_wrong_at_another(shape: tuple[int, int]
 def test_norm_silu_or_residual_is_left_out_or_done_twice(shape: str, group: int, overlap: bool) -> None:
     weight = make_weight(*QWEN3[shape], group)
     layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
-    for tokens in (1, 2, 3):
+    for tokens in (1, 2, 3, 4, 5):
         check_fused(FusedOps(torch.device("cuda"), overlap), layer, weight, Inputs(torch.bfloat16, "cuda"), tokens)
 
 

@@ -34,15 +34,16 @@ def decode_kernel(
 ):  # fmt: skip
     if EARLY:
         gdc_launch_dependents()
-        gdc_wait()
     head, sequence, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(seq_lens + sequence)
+    length = tl.load(seq_lens + sequence)  # stands there since the step began
     share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE  # whole tiles for each part
     first = split * share
     last = tl.minimum(first + share, length)
     if SPLIT:  # noqa: SIM102 (the compiler knows one condition, the GPU the other)
         if first >= length:  # a context shorter than the one that the grid was made for: the reduction knows
             return
+    if EARLY:
+        gdc_wait()
 
     row, column = tl.arange(0, ROWS), tl.arange(0, DIM)
     in_group = row < GROUP
@@ -89,13 +90,14 @@ def reduce_kernel(
 ):  # fmt: skip
     if EARLY:
         gdc_launch_dependents()
-        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     length = tl.load(seq_lens + row // heads)
     share = tl.cdiv(tl.cdiv(length, TILE), num_splits) * TILE
     split, column = tl.arange(0, SPLITS), tl.arange(0, DIM)
     exists = split * share < length  # the others have written nothing
     part = row * num_splits + split
+    if EARLY:
+        gdc_wait()
     top = tl.load(part_top + part, mask=exists, other=-1e30)
     factor = tl.exp2(top - tl.max(top, 0))  # all parts to one maximum
     weight = tl.sum(tl.load(part_weight + part, mask=exists, other=0.0) * factor, 0)

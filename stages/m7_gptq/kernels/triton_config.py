@@ -5,15 +5,14 @@ from __future__ import annotations
 
 Config = dict[str, int]
 
-GEMV_TOKENS = 2
-"""Up to so many tokens, each reads the weight by itself (from the second on, out of the L2 cache)."""
+GEMV_TOKENS = 4
+"""Up to so many tokens are multiplied one after the other, with the weights in registers."""
 DEQUANTIZE_TOKENS = 256
 """From so many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
 
-GEMV: dict[int, Config] = {  # outputs up to: rows of a program, warps that share each row
-    2048: {"ROWS": 2, "WARPS": 2},
-    4096: {"ROWS": 4, "WARPS": 1},
-    1 << 30: {"ROWS": 4, "WARPS": 1},
+GEMV: dict[int, Config] = {  # inputs up to: rows of a program, warps
+    2048: {"ROWS": 4, "WARPS": 4},
+    1 << 30: {"ROWS": 4, "WARPS": 8},
 }
 TILES: dict[int, Config] = {  # tokens up to
     16: {"TOKENS": 16, "ROWS": 64, "num_warps": 4, "num_stages": 4},
@@ -23,10 +22,8 @@ TILES: dict[int, Config] = {  # tokens up to
 }
 
 
-def gemv_config(in_features: int, out_features: int) -> Config:
-    """A row is read by as many warps as it has 128 words for, at most."""
-    config = next(c for limit, c in GEMV.items() if out_features <= limit)
-    return config | {"WARPS": min(config["WARPS"], max(1, in_features // 1024))}
+def gemv_config(in_features: int) -> Config:
+    return next(config for limit, config in GEMV.items() if in_features <= limit)
 
 
 def tiles_config(tokens: int) -> Config:
