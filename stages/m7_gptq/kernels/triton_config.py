@@ -5,7 +5,7 @@ from __future__ import annotations
 
 Config = dict[str, int]
 
-GEMV_TOKENS = 4
+GEMV_TOKENS = 2
 """Up to so many tokens are multiplied one after the other, with the weights in registers."""
 DEQUANTIZE_TOKENS = 256
 """From so many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
