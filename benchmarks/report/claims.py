@@ -80,7 +80,7 @@ CLAIMS = (
         "times",
         low=3,
         why="the factor is the share of m1's positions that are for nobody: {figure:mixed.m1.padding_share|share} "
-        "here, which allows {figure:mixed.m1.padding_bound|times} at most",
+        "here, which alone allows {figure:mixed.m1.padding_bound|times}",
     ),
     Claim(
         "m2",

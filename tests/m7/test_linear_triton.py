@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from common.kernels.fused import FusedOps
 from common.models.packed import QuantizedWeight
-from stages.m7_gptq.kernels import triton_gemv
+from stages.m7_gptq.kernels import triton_config, triton_gemv
 from stages.m7_gptq.kernels.triton_dequantize import dequantize
 from stages.m7_gptq.kernels.triton_gemv import gemv
 from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
@@ -75,7 +75,7 @@ def test_norm_silu_or_residual_is_left_out_or_done_twice(
 ) -> None:
     inputs, outputs = SHAPES[shape]
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=not symmetric)
-    for tokens in (1, 3):
+    for tokens in (1, triton_config.GEMV_TOKENS):
         check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), tokens)
 
 
@@ -116,7 +116,7 @@ def test_written_out_weight_is_the_weight(group: int) -> None:
 
 
 def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m7_gptq.kernels import triton_config, triton_tiles
+    from stages.m7_gptq.kernels import triton_tiles
 
     monkeypatch.setattr(triton_config, "DEQUANTIZE_TOKENS", 20)
     monkeypatch.setattr(triton_tiles, "num_parts", lambda *_: 2)
