@@ -67,13 +67,14 @@ def learn_kernels(events: Sequence[Event]) -> dict[str, str]:
 
 def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> dict[str, float]:
     """Seconds of each part: kernels by their names; copies and what was not learnt count as the host's; the rest,
-    while nothing runs, is idle. Kernels may overlap: the parts together may be more than the time that passed."""
+    while nothing runs, is idle. A kernel that starts while another runs counts from that one's end on: until then it
+    waits. So the parts together are the time that passed."""
     parts = dict.fromkeys((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), 0.0)
     end: float | None = None
-    for event in sorted((e for e in events if e.get("cat") in ON_GPU), key=lambda e: e["ts"]):
-        name = event["name"]
-        parts[known.get(name) or known.get(family(name), HOST)] += event["dur"] / 1e6
-        if end is not None:
-            parts[IDLE] += max(0.0, event["ts"] - end) / 1e6
-        end = max(end or 0.0, event["ts"] + event["dur"])
+    for event in sorted((e for e in events if e.get("cat") in ON_GPU), key=lambda e: e["ts"] + e["dur"]):
+        name, start, stop = event["name"], event["ts"], event["ts"] + event["dur"]
+        before = start if end is None else end
+        parts[known.get(name) or known.get(family(name), HOST)] += (stop - max(start, before)) / 1e6
+        parts[IDLE] += max(0.0, start - before) / 1e6
+        end = stop
     return parts
