@@ -64,9 +64,9 @@ def _output(*command: str) -> str:
 def _gpu(field: str) -> str | None:
     """Of the card that a run uses: the first that CUDA_VISIBLE_DEVICES names, of several in the host."""
     card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return (
-        _output("nvidia-smi", f"--id={card}", f"--query-gpu={field}", "--format=csv,noheader") or None if card else None
-    )
+    if not card:
+        return None
+    return _output("nvidia-smi", f"--id={card}", f"--query-gpu={field}", "--format=csv,noheader") or None
 
 
 def _cpuinfo(key: str) -> str:

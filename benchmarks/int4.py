@@ -272,7 +272,7 @@ def _tries(
     weight: QuantizedWeight, rows: int, device: torch.device
 ) -> Iterator[tuple[str, Callable[[int], object], int]]:
     """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more."""
-    from common.kernels.fused import FusedOps
+    from common.kernels.launch import launch_options
     from stages.m7_gptq.kernels.triton_gemv import gemv
     from stages.m7_gptq.kernels.triton_layout import lay_out
     from stages.m7_gptq.kernels.triton_tiles import tiles
@@ -281,7 +281,7 @@ def _tries(
     count = -(-COLD_BYTES["cuda"] // first.nbytes())
     copies = [deepcopy(first) for _ in range(count)]  # scales too: what a cache holds would not be read from memory
     x = torch.randn(rows, weight.in_features, device=device).to(BF16)
-    launch = FusedOps(device).launch
+    launch = launch_options(device)
     if rows <= 4:
         for each, warps in itertools.product((2, 4, 8), (2, 4, 8)):
             c = {"ROWS": each, "WARPS": warps}

@@ -32,7 +32,8 @@ class StageContestant:
         self.vocab_size = config.vocab_size
         self.engine = stages.build(stage, model=setting.model, dtype=setting.dtype, device=setting.device, **options)
         chosen = self.engine.metrics()["attention"]
-        self.note = "; ".join(str(note) for note in (chosen, self.engine.note) if note) or None
+        graphs = "steps replayed from CUDA graphs" if self.engine.runner.graphs is not None else None
+        self.note = "; ".join(str(note) for note in (chosen, graphs, self.engine.note) if note) or None
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         engine = self.engine

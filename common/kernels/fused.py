@@ -72,6 +72,4 @@ def _kernel_for_few(proj: Projection, tokens: int, gated: bool = False) -> Calla
     """The matrix product for so few tokens that does its neighbours' work on the way; None: there is none."""
     if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
         return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
-    if isinstance(proj, Fuses) and proj.fuses(tokens, gated):
-        return proj.fused
-    return None
+    return proj.kernel_for_few(tokens, gated) if isinstance(proj, Fuses) else None

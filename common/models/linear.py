@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,21 +33,9 @@ class Fuses(Protocol):
     """A projection with a kernel of its own for few tokens, which also computes what stands before and behind the
     product. No projection has to: fused kernels ask."""
 
-    def fuses(self, tokens: int, gated: bool) -> bool:
-        """Does that kernel suit so many?"""
-        ...
-
-    def fused(
-        self,
-        x: torch.Tensor,
-        launch: dict[str, Any],
-        *,
-        norm: torch.Tensor | None = None,
-        eps: float = 0.0,
-        gated: bool = False,
-        add_to: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """x [T, in] to [T, out]; the rest as in `common.kernels.triton_gemv.gemv`."""
+    def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
+        """That kernel, called as `common.kernels.triton_gemv.gemv` is but for weight and bias; None: for so many
+        tokens, or with a gate, there is none."""
         ...
 
 

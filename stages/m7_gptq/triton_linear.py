@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from common.kernels.launch import launch_options
 from common.models.packed import QuantizedWeight
 
 
@@ -27,6 +29,7 @@ class TritonInt4Linear:
             triton_dequantize.dequantize,
         )
         self._gemv_tokens, self._tiles_tokens = triton_config.GEMV_TOKENS, triton_config.DEQUANTIZE_TOKENS
+        self._launch = launch_options(device, overlap=False)
         self.weight = triton_layout.lay_out(weight, dtype, device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,23 +37,13 @@ class TritonInt4Linear:
         if tokens >= self._tiles_tokens:
             return F.linear(x, self._dequantize(self.weight, x.dtype), self.weight.bias)
         if tokens <= self._gemv_tokens:
-            return self._gemv(x, self.weight, {"EARLY": False})
+            return self._gemv(x, self.weight, self._launch)
         return self._tiles(x, self.weight)
 
-    def fuses(self, tokens: int, gated: bool) -> bool:
-        return tokens <= self._gemv_tokens and not (gated and self.weight.bias is not None)
-
-    def fused(
-        self,
-        x: torch.Tensor,
-        launch: dict[str, Any],
-        *,
-        norm: torch.Tensor | None = None,
-        eps: float = 0.0,
-        gated: bool = False,
-        add_to: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self._gemv(x, self.weight, launch, norm=norm, eps=eps, gated=gated, add_to=add_to)
+    def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
+        if tokens > self._gemv_tokens or (gated and self.weight.bias is not None):
+            return None
+        return partial(self._gemv, weight=self.weight)
 
     def weights_bytes(self) -> int:
         return self.weight.nbytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import stages
 from common import SamplingParams
 from common.kernels.fused import FusedOps
 from common.models.ops import Ops, choose_ops
-from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products
+from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products, replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -66,18 +65,9 @@ def test_a_kernel_that_starts_early_reads_too_early() -> None:
             y = ops.add_linear(y, down, ops.norm_swiglu(y + x, norm, up))
         return y
 
-    ops = FusedOps(DEVICE)
     with torch.inference_mode():
-        chain(ops)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = chain(ops)
-        for seed in range(50):
-            x.copy_(replace(make, seed=seed).tensor(rows, width))
-            graph.replay()
-            expected = chain(FusedOps(DEVICE, overlap=False))
-            assert torch.equal(result, expected), f"replay {seed} differs"
-            if seed % 10 == 0:  # 20 layers deep, roundings add up
+        for number, result in enumerate(replays(chain, x, make, 50)):
+            if number % 10 == 0:  # 20 layers deep, roundings add up
                 torch.testing.assert_close(result, chain(Ops()), atol=0.25, rtol=0.05)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -95,3 +96,20 @@ def check_pick(ops: Ops, make: Inputs, rows: int, vocab: int, temperature: float
             low, high = sorted((int(fused[row]), int(plain[row])))
             between = cumulative[row, low:high]
             assert (between - noise[row]).abs().max() < 1e-6, f"{low} and {high} for {noise[row]}"
+
+
+def replays(chain: Callable[[Ops], torch.Tensor], x: torch.Tensor, make: Inputs, count: int) -> Iterator[torch.Tensor]:
+    """A chain of kernels that start early, captured once and replayed with changing x: each result, after it was found
+    to be that of kernels which start one after another."""
+    from common.kernels.fused import FusedOps  # needs triton, which not every machine has
+
+    early, in_order = (FusedOps(x.device, overlap) for overlap in (True, False))
+    chain(early)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = chain(early)
+    for seed in range(count):
+        x.copy_(replace(make, seed=seed).tensor(*x.shape))
+        graph.replay()
+        assert torch.equal(result, chain(in_order)), f"replay {seed} differs"
+        yield result

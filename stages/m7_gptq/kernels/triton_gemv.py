@@ -2,8 +2,8 @@
 
 This is `common.kernels.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
-kernel waits for the one in front, by which time its own weights have long arrived. So all that the weights need is
-done before the wait, scales included. Then a token is loaded, multiplied and added up, as in 16 bits.
+kernel waits for the one in front. So all that the weights need is done before the wait, scales included. Then a token
+is loaded, multiplied and added up, as in 16 bits.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MAGIC = 0x4B000000
 """The bits of the float32 2^23, whose last bit counts one: `MAGIC | n` is the float 2^23 + n, no conversion needed."""
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
 def gemv_kernel(
-    x, words, scales, zeros, bias, gain, out, tokens, eps, x_stride, out_stride, magic,
+    x, words, scales, zeros, bias, gain, out, eps, x_stride, out_stride, magic,
     IN: tl.constexpr, OUT: tl.constexpr, WORDS: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr,
     SHARE: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NORM: tl.constexpr,
     GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
@@ -40,11 +40,10 @@ def gemv_kernel(
     BLOCKS: tl.constexpr = TILE // 16
     first, lane = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     row = first + lane
-    output, real = row, row < OUT
+    output = row
     if GATED:  # a row of gate, the same of up, the next of gate, ...
         row = first // 2 + lane // 2 + lane % 2 * (OUT // 2)
         output = first // 2 + tl.arange(0, ROWS // 2)
-        real = output < OUT // 2
     word, column = tl.arange(0, TILE), tl.arange(0, 8 * TILE)
     packed = tl.load(words + row[:, None] * WORDS + word[None, :], mask=(word < WORDS)[None, :], other=0)
     split, block = tl.arange(0, SPLIT)[None, :, None], tl.arange(0, BLOCKS)[None, None, :]
@@ -63,8 +62,7 @@ def gemv_kernel(
     if EARLY:
         gdc_wait()
     for token in tl.static_range(TOKENS):
-        given = (column < IN) & (column * 0 + token < tokens)
-        value = tl.load(x + token * x_stride + column, mask=given, other=0.0).to(tl.float32)
+        value = tl.load(x + token * x_stride + column, mask=column < IN, other=0.0).to(tl.float32)
         if NORM:
             value = rms(value, gains, IN, eps, dtype).to(dtype).to(tl.float32)
         value = tl.permute(value.reshape(BLOCKS, 8, 16), (1, 0, 2)).reshape(8, TILE)
@@ -74,10 +72,10 @@ def gemv_kernel(
         if GATED:
             gate, up = tl.split(sums.to(dtype).to(tl.float32).reshape(ROWS // 2, 2))
             sums = silu_times(gate, up, dtype)
-        at, wanted = out + token * out_stride + output, real & (output * 0 + token < tokens)
+        at = out + token * out_stride + output
         if ADD:
-            sums += tl.load(at, mask=wanted, other=0.0).to(tl.float32)
-        tl.store(at, sums.to(dtype), mask=wanted)
+            sums += tl.load(at).to(tl.float32)
+        tl.store(at, sums.to(dtype))
 
 
 def gemv(
@@ -100,9 +98,9 @@ def gemv(
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
     kernel: Any = gemv_kernel[(weight.out_features // rows,)]
     kernel(
-        x, weight.words, weight.scales, weight.zeros, weight.bias, norm, out, tokens, eps, x.stride(0), out.stride(0),
-        MAGIC, IN=weight.in_features, OUT=weight.out_features, WORDS=weight.words.shape[1],
-        GROUPS=weight.scales.shape[1], SPLIT=weight.split, SHARE=weight.share, TOKENS=triton.next_power_of_2(tokens),
+        x, weight.words, weight.scales, weight.zeros, weight.bias, norm, out, eps, x.stride(0), out.stride(0), MAGIC,
+        IN=weight.in_features, OUT=weight.out_features, WORDS=weight.words.shape[1],
+        GROUPS=weight.scales.shape[1], SPLIT=weight.split, SHARE=weight.share, TOKENS=tokens,
         ROWS=rows, TILE=triton.next_power_of_2(weight.words.shape[1]), NORM=norm is not None, GATED=gated,
         BIAS=weight.bias is not None, ADD=add_to is not None, num_warps=warps, **launch,
     )  # fmt: skip

@@ -34,7 +34,6 @@ class TritonWeight:
     in_features: int
     split: int
     share: int
-    symmetric: bool
 
     @property
     def out_features(self) -> int:
@@ -76,5 +75,4 @@ def lay_out(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -
     scales = torch.cat((weight.scales, weight.scales.new_zeros(missing, outputs))).T.contiguous().to(device)
     zeros = torch.cat((weight.zeros, weight.zeros.new_full((missing, outputs), 8))).T.contiguous().to(device)
     bias = None if weight.bias is None else weight.bias.to(device, dtype)
-    symmetric = bool((weight.zeros == 8).all())
-    return TritonWeight(words, scales, zeros, bias, inputs, split, share, symmetric)
+    return TritonWeight(words, scales, zeros, bias, inputs, split, share)
