@@ -126,47 +126,6 @@ def test_cpu_threads_cut_a_sequence_and_lose_a_part(threads: int) -> None:
     assert error < TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("splits", [1, 2, 3, 5, 64])
-def test_triton_split_without_a_token_spoils_the_sum(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m4_flash_attention.kernels.triton_decode import DecodeKernel
-
-    monkeypatch.setattr(DecodeKernel, "num_splits", lambda *_: splits)
-    case = make_case([(1, 333), (1, 2), (1, 1), (1, 90)], (6, 2), padded_rows=1)
-    backend = create("triton", case)
-    kernel = backend._decode  # pyright: ignore[reportAttributeAccessIssue]
-    kernel._sums = torch.full((5 * 6 * splits, 64), torch.nan)
-    kernel._tops, kernel._weights = torch.full((2, 5 * 6 * splits), torch.nan)
-    case.check(backend)
-
-
-def test_splits_outgrow_the_workspace() -> None:
-    from stages.m4_flash_attention.kernels.triton_decode import MAX_SPLITS, DecodeKernel
-
-    for kv_heads, group, programs in ((1, 8, 8), (8, 2, 8), (8, 2, 528), (3, 3, 528)):
-        kernel = DecodeKernel(kv_heads, group, 64, torch.float32, torch.device("cpu"))
-        rows = max(programs, kv_heads) * group
-        kernel.programs = programs
-        for batch in (1, 2, 3, 7, 16, 64, 100, 256):
-            for length in (1, 63, 64, 1000, 100_000):
-                splits = kernel.num_splits(batch, kv_heads, length)
-                assert 1 <= splits <= MAX_SPLITS
-                assert splits == 1 or batch * kv_heads * group * splits <= rows
-
-
-@pytest.mark.parametrize(
-    ("batch", "kv_heads", "length", "splits"),
-    [(1, 8, 16384, 64), (1, 8, 4096, 64), (1, 8, 500, 8), (4, 8, 16384, 16), (66, 8, 16384, 1), (256, 8, 16384, 1)],
-)
-def test_one_long_sequence_leaves_the_gpu_idle(batch: int, kv_heads: int, length: int, splits: int) -> None:
-    """528 programs, as on an H100: what the batch does not fill is filled by splits of at least one tile."""
-    from stages.m4_flash_attention.kernels.triton_decode import DecodeKernel
-
-    kernel = DecodeKernel(kv_heads, 2, 64, torch.float32, torch.device("cpu"))
-    assert kernel.config["TILE"] == 64
-    kernel.programs = 528
-    assert kernel.num_splits(batch, kv_heads, length) == splits
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_check_of_a_long_context_overlooks_lost_keys(dtype: torch.dtype) -> None:
     case = make_case([(1, 3000), (40, 1500)], dtype=dtype)

@@ -37,16 +37,17 @@ def create(shape: AttentionShape) -> TritonBackend:
 
 
 class TritonBackend:
-    """A step is safe to capture in a CUDA graph: nothing is read on the host, no workspace is allocated."""
+    """A step is safe to capture in a CUDA graph: nothing is read on the host, and what is written lies where it lay."""
 
     def __init__(self, shape: AttentionShape) -> None:
         from stages.m4_flash_attention.kernels import triton_decode, triton_prefill, triton_store
 
-        self._store, self._prefill = triton_store.store, triton_prefill.prefill
+        self._store = triton_store.store
         self._launch = launch_options(shape.device)
         self._decode = triton_decode.DecodeKernel(
             shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
         )
+        self._prefill = triton_prefill.PrefillKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
 
     def begin(self, batch: RaggedBatch) -> None:
         self._batch = PagedBatch(batch)
@@ -58,7 +59,7 @@ class TritonBackend:
         step, decodes = self._batch, self._batch.num_decodes
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
-            self._decode(q[:decodes], kv, step.tables, step.seq_lens, step.max_seq_len, out)
+            self._decode(q[:decodes], kv, step.tables, step.seq_lens[:decodes], out)
         if decodes < step.num_seqs:
             tables, lengths, starts = step.tables[decodes:], step.seq_lens[decodes:], step.query_starts[decodes:]
             self._prefill(q, kv, tables, lengths, starts, len(q) - decodes, out)

@@ -25,9 +25,13 @@ PREFILL: dict[tuple[int, int], Config] = {
     (128, 4): {"ROWS": 32, "TILE": 32, "num_warps": 4, "num_stages": 2},
     (256, 4): {"ROWS": 16, "TILE": 32, "num_warps": 4, "num_stages": 2},
 }
-MIN_ROWS = 32
-ENOUGH_PROGRAMS = 128
-"""About as many as a large GPU has processors."""
+FEW: dict[tuple[int, int], Config] = {
+    **PREFILL,
+    (128, 2): {"ROWS": 64, "TILE": 64, "num_warps": 4, "num_stages": 2},
+}
+"""For few queries: narrower tiles, of which two fit on a processor at a time."""
+ENOUGH_QUERIES = 32_768
+"""Of all heads together: 256 tiles of 128, two for each processor of a large GPU."""
 
 
 def _choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dtype) -> Config:
@@ -38,11 +42,6 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> Config:
     return _choose(DECODE, head_dim, dtype)
 
 
-def prefill_config(head_dim: int, dtype: torch.dtype, num_tokens: int, heads: int) -> Config:
-    """With few queries, narrower tiles: each program goes through the whole context, so what counts then is that every
-    processor has one."""
-    config = _choose(PREFILL, head_dim, dtype)
-    rows = config["ROWS"]
-    while rows > MIN_ROWS and num_tokens * heads < ENOUGH_PROGRAMS * rows:
-        rows //= 2
-    return {**config, "ROWS": rows}
+def prefill_config(head_dim: int, dtype: torch.dtype, queries: int) -> Config:
+    """queries: of all heads together."""
+    return _choose(PREFILL if queries >= ENOUGH_QUERIES else FEW, head_dim, dtype)

@@ -1,11 +1,11 @@
 """FlashAttention-2's forward pass over a paged cache, for chunks at any offset of sequences of any length.
 
 A program computes one tile of one sequence's queries for one head. Keys before the tile's first query are seen by
-all of its rows, so those tiles (almost all of the work) need no mask at all; only the diagonal does.
+all of its rows, so those tiles (almost all of the work) need no mask at all; only the diagonal does. Where the queries
+are too few to fill the GPU, a program goes through a part of the context only (`triton_parts`).
 
 Where a sequence begins stands on the device only, so that a CUDA graph can be captured for so many tokens, whosever
-they are. T tokens of B sequences have at most T // ROWS + B tiles, and so many programs there are: the tiles of
-sequence s are numbered from query_starts[s] // ROWS + s on, which leaves each at least as many numbers as it has tiles.
+they are. T tokens of B sequences have at most T // ROWS + B tiles of queries, in at most `TARGET` more parts.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ import triton
 import triton.language as tl
 
 from stages.m4_flash_attention.kernels.triton_config import prefill_config
+from stages.m4_flash_attention.kernels.triton_parts import (
+    Workspace,
+    find_part,
+    leave_part,
+    merge_parts,
+    processors,
+    room,
+)
 
 # pyright: basic
 
+PROGRAMS_PER_PROCESSOR = 2
 LOG2E = 1.4426950408889634
 
 
@@ -36,6 +45,7 @@ def attend_tiles(
     """The online softmax over the keys first ... last - 1, tile by tile."""
     column = tl.arange(0, DIM)
     for start in range(first, last, TILE):
+        tl.assume(start >= 0)  # saves the division below what negative numbers would need
         position = start + tl.arange(0, TILE)
         if DIAGONAL:
             stored = position < length  # what lies behind the end is not ours, perhaps not even a number
@@ -61,39 +71,45 @@ def attend_tiles(
     return sums, weight, top
 
 
-@triton.jit
-def find_tile(query_starts, number, num_seqs, ROWS: tl.constexpr):
-    """Whose tile has this number, and which of its tiles it is: the last sequence whose numbers begin at or before."""
-    origin = tl.load(query_starts)
-    low, high = 0, num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        first = (tl.load(query_starts + middle) - origin) // ROWS + middle
-        low = tl.where(first <= number, middle, low)
-        high = tl.where(first <= number, high, middle)
-    return low, number - (tl.load(query_starts + low) - origin) // ROWS - low
-
-
 @triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=VARYING)
 def prefill_kernel(
-    q, keys, values, tables, seq_lens, query_starts, out, scale, num_seqs, q_stride, out_stride, table_stride,
-    block_stride, slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr,
+    q, keys, values, tables, seq_lens, query_starts, out, part_sums, part_weights, part_tops, arrived, scale, num_seqs,
+    q_stride, out_stride, table_stride, block_stride, slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, TARGET: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(0)
+    head, heads = tl.program_id(0), tl.num_programs(0)
     number = tl.num_programs(1) - 1 - tl.program_id(1)  # the last queries have the longest context: they go first
-    sequence, tile = find_tile(query_starts, number, num_seqs, ROWS)
+    index = tl.arange(0, SEQS)
+    given = index < num_seqs
+    starts = tl.load(query_starts + index, mask=given, other=0)
+    ends = tl.load(query_starts + index + 1, mask=given, other=0)
+    context = tl.load(seq_lens + index, mask=given, other=0) if TARGET > 0 else index * 0
+    sequence, part, cuts, tiles, first_part = find_part(
+        tl.cdiv(ends - starts, ROWS), tl.cdiv(context, TILE), number, TARGET
+    )
+    if sequence >= num_seqs:
+        return
+    tile = part // cuts
     query_start = tl.load(query_starts + sequence)
     query_length = tl.load(query_starts + sequence + 1) - query_start
-    if tile * ROWS >= query_length:
-        return
     length = tl.load(seq_lens + sequence)
+    oldest = length - query_length + tile * ROWS  # the position of the tile's first query
+    end = tl.minimum(oldest + ROWS, length)
+    if TARGET > 0:
+        first_part, part = first_part + tile * cuts, part % cuts
+        first = part * tiles * TILE
+        last = tl.minimum(first + tiles * TILE, end)
+        if first >= last:  # the tile's queries see no more than the parts in front of this one
+            return
+        count = tl.cdiv(end, tiles * TILE)
+    else:
+        first, last, count = 0, end, 1
 
     row, column = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     token = (query_start + row).to(tl.int64)
     real = row < query_length
     queries = tl.load(q + token[:, None] * q_stride + head * DIM + column[None, :], mask=real[:, None], other=0.0)
-    oldest = length - query_length + tile * ROWS  # the position of the tile's first query
     position = oldest + tl.arange(0, ROWS)
 
     keys += head // GROUP * DIM
@@ -102,33 +118,52 @@ def prefill_kernel(
     top = tl.full([ROWS], -1e30, tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIM], tl.float32)
-    seen_by_all = (oldest + 1) // TILE * TILE
-    end = tl.minimum(oldest + ROWS, length)
+    seen_by_all = tl.minimum(tl.maximum((oldest + 1) // TILE * TILE, first), last)
     sums, weight, top = attend_tiles(
-        sums, weight, top, queries, position, keys, values, table, 0, seen_by_all, length, scale, block_stride,
+        sums, weight, top, queries, position, keys, values, table, first, seen_by_all, length, scale, block_stride,
         slot_stride, DIM, BLOCK, TILE, False, PRECISION,
     )  # fmt: skip
     sums, weight, top = attend_tiles(
-        sums, weight, top, queries, position, keys, values, table, seen_by_all, end, length, scale, block_stride,
+        sums, weight, top, queries, position, keys, values, table, seen_by_all, last, length, scale, block_stride,
         slot_stride, DIM, BLOCK, TILE, True, PRECISION,
     )  # fmt: skip
-    result = (sums / weight[:, None]).to(out.dtype.element_ty)
-    tl.store(out + token[:, None] * out_stride + head * DIM + column[None, :], result, mask=real[:, None])
+    at = token[:, None] * out_stride + head * DIM + column[None, :]
+    if count == 1:
+        tl.store(out + at, (sums / weight[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+    else:
+        before = leave_part(
+            sums, weight, top, part_sums, part_weights, part_tops, arrived, first_part, part, head, heads, ROWS, ROWS,
+            DIM,
+        )  # fmt: skip
+        if before == count - 1:
+            merged, total = merge_parts(
+                part_sums, part_weights, part_tops, arrived, first_part, count, head, heads, ROWS, ROWS, DIM, 1
+            )
+            tl.store(out + at, (merged / total[:, None]).to(out.dtype.element_ty), mask=real[:, None])
 
 
-def prefill(
-    q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor, query_starts: torch.Tensor,
-    num_tokens: int, out: torch.Tensor, config: dict[str, int] | None = None,
-) -> None:  # fmt: skip
-    """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's.
-    num_tokens: so many queries the sequences have together, or more."""
-    heads, dim = q.shape[1], q.shape[2]
-    config = config or prefill_config(dim, q.dtype, num_tokens, heads)
-    num_seqs = seq_lens.shape[0]
-    grid = (heads, num_tokens // config["ROWS"] + num_seqs)
-    kernel: Any = prefill_kernel[grid]
-    kernel(
-        q, kv[0], kv[1], tables, seq_lens, query_starts, out, dim**-0.5 * LOG2E, num_seqs, q.stride(0),
-        out.stride(0), tables.stride(0), kv.stride(1), kv.stride(2), GROUP=heads // kv.shape[3], DIM=dim,
-        BLOCK=kv.shape[2], PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
-    )  # fmt: skip
+class PrefillKernel:
+    """The kernel, and the place for its parts."""
+
+    def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.programs = processors(device) * PROGRAMS_PER_PROCESSOR
+        rows = max(prefill_config(head_dim, dtype, programs)["ROWS"] for programs in (0, 1 << 30))
+        self.workspace = Workspace(max(1, self.programs // num_heads), num_heads, rows, head_dim, device)
+
+    def __call__(
+        self, q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor,
+        query_starts: torch.Tensor, num_tokens: int, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's.
+        num_tokens: so many queries the sequences have together, or more."""
+        heads, dim = q.shape[1], q.shape[2]
+        config, num_seqs = prefill_config(dim, q.dtype, num_tokens * heads), seq_lens.shape[0]
+        enough = num_tokens * heads >= self.programs * config["ROWS"]
+        target = 0 if enough else self.workspace.target
+        kernel: Any = prefill_kernel[(heads, num_tokens // config["ROWS"] + num_seqs + target)]
+        kernel(
+            q, kv[0], kv[1], tables, seq_lens, query_starts, out, *self.workspace.tensors(), dim**-0.5 * LOG2E,
+            num_seqs, q.stride(0), out.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
+            GROUP=heads // kv.shape[3], DIM=dim, BLOCK=kv.shape[2], SEQS=room(num_seqs), TARGET=target,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
+        )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Contexts cut into parts of about one size, for the kernels of decodes and of prompts alike.
+
+What a part is follows from the whole batch: as many tiles of K and V as make `TARGET` parts of all the work together.
+So few queries over a long context keep every processor of the GPU busy, and one long context among short ones does not
+keep them waiting. The parts are numbered through all sequences, and each program finds its own from the lengths, on the
+device: one CUDA graph serves every step. Programs that find none leave at once.
+
+Where there are several parts, the program that finishes last puts them together. A counter tells it that it is the
+last.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+# pyright: basic
+
+
+@triton.jit
+def find_part(rows, context, number, TARGET: tl.constexpr):
+    """The number-th part of all.
+
+    rows, context: for each sequence, how many tiles of queries it has and how many tiles of keys those go through.
+    TARGET: so many parts are aimed at; 0: nothing is cut. Returns the sequence (the vectors' length: there is no such part), which of its parts it is (those of its first tile
+    of queries come first), the parts of one tile of queries, the tiles of keys in one part, and how many parts there
+    are in front of the sequence's first, counting those of cut sequences only.
+    """
+    index = tl.arange(0, rows.shape[0])
+    cuts = index * 0 + 1
+    if TARGET > 0:
+        share = tl.maximum(tl.cdiv(tl.sum(rows * context, 0), TARGET), 1)
+        cuts = tl.maximum((context + share // 2) // share, 1)  # rounded: nothing is cut for the sake of a small rest
+    parts = rows * cuts
+    sequence = tl.sum((tl.cumsum(parts, 0) <= number).to(tl.int32), 0)
+    before = index < sequence
+    here = index == sequence
+    count = tl.maximum(tl.sum(tl.where(here, cuts, 0), 0), 1)
+    part = number - tl.sum(tl.where(before, parts, 0), 0)
+    tiles = tl.cdiv(tl.sum(tl.where(here, context, 0), 0), count)
+    cut_before = tl.sum(tl.where(before & (cuts > 1), parts, 0), 0)
+    return sequence, part, count, tiles, cut_before
+
+
+@triton.jit
+def leave_part(
+    sums, weight, top, part_sums, part_weights, part_tops, arrived, first, part, head, heads, ROWS: tl.constexpr,
+    ROOM: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
+    """Write down sums [ROOM, DIM], of which ROWS count. Returns how many parts of the same `first` were there before.
+    first: the place of the first of them, part: how far behind it this one stands."""
+    row, column = tl.arange(0, ROOM), tl.arange(0, DIM)
+    at = ((first + part) * heads + head) * ROWS + row
+    tl.store(part_tops + at, top, mask=row < ROWS)
+    tl.store(part_weights + at, weight, mask=row < ROWS)
+    tl.store(part_sums + at[:, None] * DIM + column[None, :], sums, mask=(row < ROWS)[:, None])
+    tl.debug_barrier()  # all threads have written before one of them says so
+    return tl.atomic_add(arrived + first * heads + head, 1, sem="acq_rel")
+
+
+@triton.jit
+def merge_parts(
+    part_sums, part_weights, part_tops, arrived, first, count, head, heads, ROWS: tl.constexpr, ROOM: tl.constexpr,
+    DIM: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """The parts first ... first + count - 1 of one head as one: sums [ROOM, DIM], of which ROWS count, and weight."""
+    tl.store(arrived + first * heads + head, 0)  # for the next layer
+    row, column = tl.arange(0, ROOM), tl.arange(0, DIM)
+    top = tl.full([ROOM], -1e30, tl.float32)
+    weight = tl.zeros([ROOM], tl.float32)
+    sums = tl.zeros([ROOM, DIM], tl.float32)
+    for start in range(0, count, AT_ONCE):
+        part = start + tl.arange(0, AT_ONCE)
+        at = ((first + part) * heads + head)[:, None] * ROWS + row[None, :]
+        there = (part < count)[:, None] & (row < ROWS)[None, :]
+        tops = tl.load(part_tops + at, mask=there, other=-1e30, cache_modifier=".cg")
+        weights = tl.load(part_weights + at, mask=there, other=0.0, cache_modifier=".cg")
+        at_sums = at[:, :, None] * DIM + column[None, None, :]
+        several = tl.load(part_sums + at_sums, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, tl.max(tops, 0))
+        factor = tl.exp2(tops - new_top[None, :])  # all parts to one maximum
+        shrink = tl.exp2(top - new_top)
+        weight = weight * shrink + tl.sum(weights * factor, 0)
+        sums = sums * shrink[:, None] + tl.sum(several * factor[:, :, None], 0)
+        top = new_top
+    return sums, weight
+
+
+class Workspace:
+    """Where parts are left, allocated once: a CUDA graph keeps its address.
+
+    The cut sequences' parts are fewer than two `target` for each head (to be cut at all a context must be 1.5 shares
+    long, which rounds to at most 4/3 of what it is): so many places there are, of `rows` rows each.
+    """
+
+    def __init__(self, target: int, heads: int, rows: int, dim: int, device: torch.device) -> None:
+        self.target = target
+        places = 2 * target * heads
+        self.sums = torch.empty(places * rows, dim, dtype=torch.float32, device=device)
+        self.weights = torch.empty(places * rows, dtype=torch.float32, device=device)
+        self.tops = torch.empty(places * rows, dtype=torch.float32, device=device)
+        self.arrived = torch.zeros(places, dtype=torch.int32, device=device)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.sums, self.weights, self.tops, self.arrived
+
+
+def processors(device: torch.device) -> int:
+    """Of a GPU; two where the kernels are interpreted."""
+    return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def room(sequences: int) -> int:
+    """1, 16, 64, 256, ...: few sizes, as each is a kernel to compile."""
+    return 1 if sequences == 1 else next(16 << i for i in range(0, 32, 2) if 16 << i >= sequences)

@@ -1,0 +1,91 @@
+"""How the Triton kernels cut contexts into parts, and put them together again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from stages.m4_flash_attention.kernels.triton_parts import Workspace, find_part, room
+from tests.m4.cases import make_case
+from tests.m4.test_backends import create
+
+
+@triton.jit
+def parts_kernel(rows, context, found, TARGET: tl.constexpr):
+    number, index = tl.program_id(0), tl.arange(0, 16)
+    sequence, part, count, tiles, before = find_part(tl.load(rows + index), tl.load(context + index), number, TARGET)
+    tl.store(found + number * 5 + 0, sequence)
+    tl.store(found + number * 5 + 1, part)
+    tl.store(found + number * 5 + 2, count)
+    tl.store(found + number * 5 + 3, tiles)
+    tl.store(found + number * 5 + 4, before)
+
+
+def parts(work: list[tuple[int, int]], target: int) -> list[list[int]]:
+    """What each program finds, those that find nothing left out. work: rows and context of each sequence."""
+    rows, context = torch.tensor(work + [(0, 0)] * (16 - len(work)), dtype=torch.int32).T.contiguous()
+    found = torch.full((target + int(rows.sum()), 5), -1, dtype=torch.int32)
+    kernel: Any = parts_kernel[(len(found),)]
+    kernel(rows, context, found, target)
+    return [row for row in found.tolist() if row[0] < 16]
+
+
+WORK = {
+    "one": [(1, 1)],
+    "one long": [(1, 640)],
+    "without tokens": [(1, 0), (1, 5), (1, 0)],
+    "alike": [(1, 16)] * 16,
+    "a long one among short ones": [(1, 1), (1, 500), (1, 1), (1, 44)],
+    "the long one first": [(1, 500), (1, 1)],
+    "short chunks": [(1, 130), (3, 7), (2, 64)],
+    "missing prompts": [(0, 1), (4, 300), (0, 1), (1, 2), (0, 1)],
+    "a long prompt": [(64, 128)],
+}
+
+
+@pytest.mark.parametrize("target", [1, 7, 40])
+@pytest.mark.parametrize("name", WORK)
+def test_a_tile_belongs_to_no_part_or_to_two(name: str, target: int) -> None:
+    work = WORK[name]
+    found = parts(work, target)
+    share = max(1, -(-sum(rows * context for rows, context in work) // target))
+    cuts = [max(1, (context + share // 2) // share) for _, context in work]
+    wanted = [(s, p, cuts[s], -(-work[s][1] // cuts[s])) for s, (rows, _) in enumerate(work)
+              for p in range(rows * cuts[s])]  # fmt: skip
+    assert [tuple(row[:4]) for row in found] == wanted
+
+
+@pytest.mark.parametrize("target", [1, 3, 40])
+@pytest.mark.parametrize("name", WORK)
+def test_two_tiles_write_to_the_same_place_or_behind_the_workspace(name: str, target: int) -> None:
+    places = [before + part for _, part, count, _, before in parts(WORK[name], target) if count > 1]
+    assert len(set(places)) == len(places)
+    assert all(0 <= place < 2 * target for place in places)
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("target", [1, 5, 64])
+@pytest.mark.parametrize("heads", [(6, 2), (9, 3)])
+def test_parts_lose_a_token_or_read_what_nobody_wrote(kind: str, target: int, heads: tuple[int, int]) -> None:
+    if kind == "decode":
+        case = make_case([(1, 333), (1, 2), (1, 1), (1, 90)], heads, padded_rows=1)
+    else:
+        case = make_case([(40, 333), (2, 2), (3, 150), (70, 90)], heads)
+    backend = create("triton", case)
+    kernel: Any = getattr(backend, f"_{kind}")
+    rows = kernel.workspace.sums.shape[0] // len(kernel.workspace.arrived)
+    kernel.workspace = Workspace(target, heads[kind == "decode"], rows, 64, torch.device("cpu"))
+    for tensor in kernel.workspace.tensors()[:3]:
+        tensor.fill_(torch.nan)
+    case.check(backend)
+    assert not kernel.workspace.arrived.any(), "the next layer would start with these"
+    case.check(backend)
+
+
+@pytest.mark.parametrize(("sequences", "size"), [(1, 1), (2, 16), (16, 16), (17, 64), (256, 256), (257, 1024)])
+def test_room_is_too_small(sequences: int, size: int) -> None:
+    assert room(sequences) == size
