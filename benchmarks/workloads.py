@@ -124,10 +124,13 @@ _INTERFERENCE = {
     "quick": _interference(3, 2, 4, 8, 64, 2),
 }
 
-_GPU_CHUNKS = (256, 512, 1024, "auto")
-"""Fewer tokens leave a GPU idle: nobody would choose them there."""
+_CHUNKS = {
+    "cpu": (32, 64, 128, 256, 512, 1024, "auto"),
+    "gpu": (256, 512, 1024, 2048, "auto"),
+    "quick": (32, 64, 128, 256, 512, 1024, "auto"),
+}
 
-PREFILL_TOKENS_PER_SECOND = {"cpu": 2_000, "gpu": 60_000, "quick": 20_000}
+PREFILL_TOKENS_PER_SECOND = {"cpu": 2_000, "gpu": 160_000, "quick": 20_000}
 """What an engine without a prefix cache prefills: SmolLM2-135M in bf16 on two CPU threads, Qwen3-0.6B on an H100. Only
 the pace of the prompts comes from it."""
 LOAD = 0.5
@@ -269,9 +272,9 @@ WORKLOADS: dict[str, Workload] = {
                 f"chunk={chunk}": {
                     preset: replace(size, options={**size.options, "prefill_chunk_size": chunk})
                     for preset, size in _INTERFERENCE.items()
-                    if preset != "gpu" or chunk in _GPU_CHUNKS
+                    if chunk in _CHUNKS[preset]
                 }
-                for chunk in (32, 64, 128, 256, 512, 1024, "auto")
+                for chunk in (32, 64, 128, 256, 512, 1024, 2048, "auto")
             },
             variants_from=5,
             m0_runs="ladder",

@@ -7,7 +7,7 @@ import time
 from common.config import EngineConfig
 from common.plan import StepPlan
 
-DEFAULT_TOKENS = {"cpu": 256, "cuda": 2048}
+DEFAULT_TOKENS = {"cpu": 256, "cuda": 1024}
 """A GPU computes hundreds of tokens in the time in which it reads its weights once, so that small chunks waste it. On
 the CPU the sweep of `interference` bends at 256."""
 

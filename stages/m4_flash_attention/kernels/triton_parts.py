@@ -23,9 +23,10 @@ def find_part(rows, context, number, TARGET: tl.constexpr):
     """The number-th part of all.
 
     rows, context: for each sequence, how many tiles of queries it has and how many tiles of keys those go through.
-    TARGET: so many parts are aimed at; 0: nothing is cut. Returns the sequence (the vectors' length: there is no such part), which of its parts it is (those of its first tile
-    of queries come first), the parts of one tile of queries, the tiles of keys in one part, and how many parts there
-    are in front of the sequence's first, counting those of cut sequences only.
+    TARGET: so many parts are aimed at; 0: nothing is cut. Returns the sequence (the vectors' length: there is no such
+    part), which of its parts it is (those of its first tile of queries come first), the parts of one tile of queries,
+    the tiles of keys in one part, and how many parts there are in front of the sequence's first, counting those of cut
+    sequences only.
     """
     index = tl.arange(0, rows.shape[0])
     cuts = index * 0 + 1
