@@ -20,6 +20,8 @@ Value = Callable[[Record], float | None]
 PREFIX = "chunk="
 NO_SIZE = "auto"
 """Stands apart, without a line."""
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
+"""Behind numbers that a line may cross."""
 
 
 def _itl(name: str) -> Value:
@@ -46,8 +48,8 @@ def chunk_size(results: Results, workload: str) -> Figure | None:
     whole = [r for r in results.records if r.ok and r.workload == workload and r.stage not in swept]
     figure, axes = plt.subplots(1, 3, figsize=(17, 5.4))
     axes[0].set_yscale("log")
-    _line(axes[0], points, whole, "max", _itl("max"), _brief, (-7, 5), "right", "bottom")
-    _line(axes[0], points, whole, "p99", _itl("p99"), _brief, (7, -5), "left", "top")
+    _line(axes[0], points, whole, "max", _itl("max"), _brief, (0, 8), "center", "bottom")
+    _line(axes[0], points, whole, "p99", _itl("p99"), _brief, (0, -8), "center", "top")
     _line(axes[1], points, whole, "", _long, _brief, (5, 6), "left", "bottom")
     _line(axes[2], points, whole, "", lambda r: r.output_tokens_per_s, rate, (0, 9), "center", "bottom")
     names = ("time between tokens of those that run", "first token of the long prompt", "output tokens per second")
@@ -91,10 +93,12 @@ def _line(
         axis.plot(xs, [found[name] for name in sizes], marker="o", linewidth=thick, color=color(stage))
         if NO_SIZE in found:
             axis.plot(names.index(NO_SIZE), found[NO_SIZE], marker="D", markersize=7, color=color(stage))
+        if label and sizes:
+            axis.annotate(label, (xs[0], found[sizes[0]]), xytext=(-9, 0), textcoords="offset points", ha="right",
+                          va="center", fontsize=11)  # fmt: skip
         for name, y in found.items():
-            text = f"{label} {write(y)}" if label and name == names[0] else write(y)
-            axis.annotate(text, (names.index(name), y), xytext=offset, textcoords="offset points", ha=side, va=edge,
-                          fontsize=11)  # fmt: skip
+            axis.annotate(write(y), (names.index(name), y), xytext=offset, textcoords="offset points", ha=side, va=edge,
+                          fontsize=11, bbox=PAPER)  # fmt: skip
     for record in whole:
         y = value(record)
         if y is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 Tokens = tuple[int, ...]
@@ -22,7 +22,7 @@ class Entry:
     tokens: Tokens
     block: int
     key: int = 0  # hash index: of the parent's key and the tokens
-    children: list[Entry] = field(default_factory=list["Entry"])  # radix index: sorted by their tokens
+    children: list[Entry] | None = None  # radix index: sorted by their tokens; None: none so far, or the hash index
     step: int = 0  # the plan that registered it: its content is there when that step has run
     hits: int = 0  # requests that started with this block
 

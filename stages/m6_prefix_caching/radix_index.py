@@ -19,23 +19,26 @@ class RadixIndex(PrefixIndex):
     """O(log children) for each block; the keys are the tokens themselves, so that there is nothing to verify."""
 
     def find(self, parent: Entry, tokens: Tokens) -> Entry | None:
-        at = bisect_left(parent.children, tokens, key=_tokens)
-        found = parent.children[at : at + 1]
-        return found[0] if found and found[0].tokens == tokens else None
+        children = parent.children or []
+        at = bisect_left(children, tokens, key=_tokens)
+        return children[at] if at < len(children) and children[at].tokens == tokens else None
 
     def add(self, parent: Entry, tokens: Tokens, block: int) -> Entry | None:
+        if parent.children is None:
+            parent.children = []
         at = bisect_left(parent.children, tokens, key=_tokens)
         if at == len(parent.children) or parent.children[at].tokens != tokens:
             parent.children.insert(at, Entry(parent, tokens, block))
         return parent.children[at]
 
     def remove(self, entry: Entry) -> None:
-        assert entry.parent is not None
+        assert entry.parent is not None and entry.parent.children is not None
         del entry.parent.children[bisect_left(entry.parent.children, entry.tokens, key=_tokens)]
 
     def closest(self, parent: Entry, tokens: Tokens, before: int) -> tuple[Entry, int] | None:
-        at = bisect_left(parent.children, tokens, key=_tokens)
-        neighbours = [entry for entry in parent.children[max(0, at - 1) : at + 1] if entry.step < before]
+        children = parent.children or []
+        at = bisect_left(children, tokens, key=_tokens)
+        neighbours = [entry for entry in children[max(0, at - 1) : at + 1] if entry.step < before]
         if not neighbours:
             return None
         best = max(neighbours, key=lambda entry: _common(entry.tokens, tokens))
