@@ -25,10 +25,11 @@ class JsonLines(logging.Formatter):
 
 
 def set_up() -> None:
-    """Ours and uvicorn's go the same way; uvicorn's own line for each request is off, for ours says more."""
+    """Ours and the libraries' go the same way; uvicorn's own line for each request is off, for ours says more."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("folovllm.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+    levels = {"folovllm.serving": logging.INFO, "uvicorn": logging.WARNING, "opentelemetry": logging.WARNING}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

@@ -6,6 +6,8 @@ The library is behind the extra `spans`: nothing here is imported unless it is a
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Generator
 from typing import Any
@@ -13,6 +15,10 @@ from typing import Any
 from common.errors import UserError
 from common.outputs import RequestOutput
 from common.serving.engine_thread import Job
+
+LAST_EXPORT = 3
+"""Seconds that the end of the server waits for a collector that does not answer; the exporter would wait up to 30."""
+log = logging.getLogger("folovllm.serving")
 
 
 class Spans:
@@ -23,10 +29,16 @@ class Spans:
 
         self._tracer = provider.get_tracer("folovllm.serving")
         self._propagator = TraceContextTextMapPropagator()
-        self._epoch = time.time() - time.perf_counter()  # the engine's clock to the one on the wall
 
     def record(self, job: Job, output: RequestOutput, outcome: str) -> None:
         from opentelemetry import trace
+
+        # From the engine's clock to the one on the wall, each time anew: only the latter is set, or goes on while the
+        # machine sleeps.
+        epoch = time.time() - time.perf_counter()
+
+        def nanoseconds(seconds: float) -> int:
+            return int((epoch + seconds) * 1e9)
 
         arrival = output.arrival_time
         end = arrival + (output.e2e or 0.0)
@@ -40,22 +52,19 @@ class Spans:
             "output_tokens": sum(len(sample.token_ids) for sample in output.outputs),
         }
         root = self._tracer.start_span(
-            "request", self._propagator.extract(carrier), start_time=self._nanoseconds(arrival), attributes=attributes
+            "request", self._propagator.extract(carrier), start_time=nanoseconds(arrival), attributes=attributes
         )
         inside = trace.set_span_in_context(root)
         for name, begin, finish in (("queue", arrival, started), ("prefill", started, first), ("decode", first, end)):
             if finish > begin:
-                span = self._tracer.start_span(name, inside, start_time=self._nanoseconds(begin))
-                span.end(self._nanoseconds(finish))
-        root.end(self._nanoseconds(end))
-
-    def _nanoseconds(self, seconds: float) -> int:
-        return int((self._epoch + seconds) * 1e9)
+                span = self._tracer.start_span(name, inside, start_time=nanoseconds(begin))
+                span.end(nanoseconds(finish))
+        root.end(nanoseconds(end))
 
 
 @contextlib.contextmanager
 def spans_to(exporter: str | None) -> Generator[Spans | None]:
-    """Spans for a server, all of which have been exported at the end; None if nobody asked for any."""
+    """Spans for a server, all of which have been exported at the end if they can be; None if nobody asked for any."""
     if exporter is None:
         yield None
         return
@@ -63,15 +72,22 @@ def spans_to(exporter: str | None) -> Generator[Spans | None]:
     try:
         yield Spans(provider)
     finally:
-        provider.shutdown()
+        shutdown = threading.Thread(target=provider.shutdown, name="last spans", daemon=True)
+        shutdown.start()
+        shutdown.join(LAST_EXPORT)
+        if shutdown.is_alive():
+            log.warning("spans lost", extra={"fields": {"exporter": exporter, "seconds": LAST_EXPORT}})
 
 
 def _provider(exporter: str) -> Any:
-    """A provider that writes JSON to standard error (`console`), or sends to `OTEL_EXPORTER_OTLP_ENDPOINT` (`otlp`)."""
+    """A provider that writes JSON to standard error (`console`), or sends to `OTEL_EXPORTER_OTLP_ENDPOINT` (`otlp`).
+
+    The other `OTEL_` variables count too; what they say about the service goes before our own name for it.
+    """
     import sys
 
     try:
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
@@ -85,6 +101,7 @@ def _provider(exporter: str) -> Any:
             chosen = ConsoleSpanExporter(out=sys.stderr)
     except ImportError as error:
         raise UserError(f"spans need {error.name}, which is not installed: pip install '.[spans]'") from None
-    provider = TracerProvider(resource=Resource.create({"service.name": "folovllm"}))
+    resource = Resource.create({"service.name": "folovllm"}).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(chosen))
     return provider

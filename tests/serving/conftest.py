@@ -12,7 +12,7 @@ from common import Engine
 from tests.test_cli import byte_tokenizer
 
 if TYPE_CHECKING:
-    from tests.serving.running import Running
+    from tests.serving.running import Process, Running
 
 LIBRARIES = ("fastapi", "uvicorn", "prometheus_client", "openai", "httpx2", "schemathesis", "opentelemetry.sdk")
 
@@ -49,3 +49,20 @@ def serve(build: Callable[..., Engine]) -> Iterator[Callable[..., Running]]:
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """A server as a process of its own, with the options that are given."""
+    from tests.serving.running import Process
+
+    started: list[Process] = []
+
+    def one(*options: str) -> Process:
+        started.append(Process(*options))
+        return started[-1]
+
+    yield one
+    for process in started:
+        process.process.kill()
+        process.process.wait()

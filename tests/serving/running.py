@@ -1,11 +1,15 @@
-"""A server in this process, on a free port, with its engine at hand."""
+"""A server on a free port: in this process with its engine at hand, or as a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,6 +22,7 @@ from common.serving.server import Server, address, listen
 from common.serving.service import Service
 from common.serving.spans import Spans
 
+ROOT = Path(__file__).parent.parent.parent
 TINY = "random:tiny-llama"
 ALL = [name.split("_")[0] for name in stages.names()]
 
@@ -66,6 +71,28 @@ class Running:
         self.server.should_exit = True
         self._thread.join(60)
         assert not self._thread.is_alive(), "the server does not end"
+
+
+class Process:
+    """`python -m stages.m3_paged_kv serve` on a free port."""
+
+    def __init__(self, *options: str) -> None:
+        tiny = ["--model", TINY, "--device", "cpu", "--dtype", "fp32"]
+        command = [sys.executable, "-m", "stages.m3_paged_kv", "serve", "--port", "0", *tiny, *options]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        assert self.process.stdout is not None
+        self.greeting = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", self.greeting)
+        assert found, f"{self.greeting!r} {self.process.stderr.read() if self.process.stderr else ''}"
+        self.url = found[0]
+
+    def end(self) -> tuple[int, str]:
+        try:
+            _, error = self.process.communicate(timeout=60)
+            return self.process.returncode, error
+        finally:
+            self.process.kill()
 
 
 def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:

@@ -4,59 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx2
 import pytest
 
 from common.serving.options import ServerOptions
 from common.serving.server import listen
-from tests.serving.running import wait_until
+from tests.serving.running import Process, wait_until
 from tests.test_cli import TINY, cli
 
-ROOT = Path(__file__).parent.parent.parent
 BODY = {"model": "random:tiny-llama", "prompt": [1, 2, 3], "max_tokens": 500, "stream": True}
-
-
-class Process:
-    """`python -m stages.m3_paged_kv serve` on a free port."""
-
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "stages.m3_paged_kv", "serve", "--port", "0", *TINY, *options]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-        assert self.process.stdout is not None
-        self.greeting = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", self.greeting)
-        assert found, f"{self.greeting!r} {self.process.stderr.read() if self.process.stderr else ''}"
-        self.url = found[0]
-
-    def end(self) -> tuple[int, str]:
-        try:
-            _, error = self.process.communicate(timeout=60)
-            return self.process.returncode, error
-        finally:
-            self.process.kill()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    started: list[Process] = []
-
-    def one(*options: str) -> Process:
-        started.append(Process(*options))
-        return started[-1]
-
-    yield one
-    for process in started:
-        process.process.kill()
-        process.process.wait()
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -132,6 +93,8 @@ def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_spans_need_is_missed_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    monkeypatch.setitem(sys.modules, exporter, None)
     assert cli("serve", "--port", "0", "--spans", "otlp", *TINY, build=lambda _: pytest.fail("built")) == 2
-    assert "error: spans need" in capsys.readouterr().err
+    error = f"error: spans need {exporter}, which is not installed: pip install '.[spans]'"
+    assert capsys.readouterr().err.splitlines() == [error]

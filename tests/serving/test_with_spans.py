@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 
 import httpx2
@@ -63,8 +64,20 @@ def test_a_request_that_is_aborted_while_it_waits_has_only_been_in_the_queue(ser
         first.read()
 
 
+def test_spans_follow_the_clock_on_the_wall(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    running = serve(spans=Spans(provider))
+    clock = time.time
+    monkeypatch.setattr("common.serving.spans.time.time", lambda: clock() + 3600)  # set, or the machine has slept
+    running.post("/v1/completions", BODY)
+    wait_until(lambda: len(exporter.get_finished_spans()) == 4)
+    assert exporter.get_finished_spans()[-1].start_time == pytest.approx((clock() + 3600) * 1e9, abs=60e9)
+
+
 def test_an_exporter_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(UserError, match=r"spans need .*pip install '\.\[spans\]'"), spans_to("otlp"):
         pass
     with spans_to("console") as spans:
@@ -94,8 +107,8 @@ def test_the_log_has_a_line_for_each_response_and_each_request(serve: Serve, cap
 
 
 def test_a_failure_is_in_the_log_with_its_traceback_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    logger, uvicorn = logging.getLogger("folovllm.serving"), logging.getLogger("uvicorn")
-    before = [(one, list(one.handlers), one.propagate, one.level) for one in (logger, uvicorn)]
+    logger, *others = (logging.getLogger(name) for name in ("folovllm.serving", "uvicorn", "opentelemetry"))
+    before = [(one, list(one.handlers), one.propagate, one.level) for one in (logger, *others)]
     try:
         set_up()
         try:
