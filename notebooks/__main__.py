@@ -32,8 +32,8 @@ def main(
     try:
         todo = list(dict.fromkeys(find(name) for name in chosen)) if chosen else names()
         cells = sum(cell.cell_type == "code" for name in todo for cell in read_source(name).cells)
-        import ipykernel  # noqa: F401  (the kernel that nbclient starts)
-        import nbclient  # noqa: F401
+        import ipykernel  # noqa: F401  # pyright: ignore[reportUnusedImport]  (the kernel that nbclient starts)
+        import nbclient  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ModuleNotFoundError as error:
         raise UserError(
             f"the notebooks need {error.name}, which is not installed: pip install '.[notebooks]'"

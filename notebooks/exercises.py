@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,16 @@ def expect(condition: bool, message: str) -> None:
         raise NotYetError(message)
 
 
+def answered(got: T | None, case: str | None = None) -> T:
+    """What an answer returned; None tells of a `return` that is missing. case: what was asked, in words."""
+    if got is None:
+        raise NotYetError(f"{'Your' if case is None else f'{case}: your'} answer is None. Is there a `return`?")
+    return got
+
+
 def expect_equal(got: object, wanted: object, case: str) -> None:
     """case: what was asked, in words."""
-    if got is None:
-        raise NotYetError(f"{case}: your answer is None. Is there a `return`?")
+    answered(got, case)
     expect(got == wanted, f"{case}: you say {got!r}, and it is {wanted!r}.")
 
 

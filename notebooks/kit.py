@@ -103,8 +103,9 @@ def _show(markdown: str) -> None:
         from IPython import get_ipython
         from IPython.display import Markdown, display
     except ModuleNotFoundError:
-        get_ipython = None
-    if get_ipython is not None and get_ipython() is not None:
-        display(Markdown(markdown))
-    else:
         print(markdown)
+        return
+    if get_ipython() is None:
+        print(markdown)
+    else:
+        display(Markdown(markdown))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from notebooks.exercises import check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal
 
 H100 = (3.35e12, 989e12)
 """Bytes and dense bfloat16 operations a second."""
@@ -54,8 +54,7 @@ def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float],
         bandwidth, flops_per_s = H100
         reading = (weights + rows * kept * QWEN_KV) / bandwidth
         wanted = rows / max(reading, rows * flops / flops_per_s)
-        got = answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s)
-        expect(got is not None, "Your answer is None. Is there a `return`?")
+        got = answered(answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s))
         expect(
             abs(got - wanted) < 1e-3 * wanted,
             f"Qwen3-0.6B on an H100, {case}: you say {got:,.0f} tokens/s, and it is {wanted:,.0f}. {hint}".rstrip(),
@@ -86,8 +85,7 @@ def speedup(answer: Callable[[float, float], float]) -> str:
         parts = [dice.random() for _ in range(100)]
         total = sum(parts)
         fast, slow = share * total, (1 - share) * total
-        wanted, got = total / (fast / factor + slow), answer(share, factor)
-        expect(got is not None, "Your answer is None. Is there a `return`?")
+        wanted, got = total / (fast / factor + slow), answered(answer(share, factor))
         expect(
             abs(got - wanted) < 1e-6 * wanted,
             f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: you say {got:,.2f} times as "

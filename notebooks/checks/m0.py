@@ -8,7 +8,7 @@ import torch
 
 import stages
 from common import SamplingParams
-from notebooks.exercises import check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal
 
 TINY = "random:tiny-llama"
 
@@ -44,8 +44,7 @@ def padding_share(answer: Callable[[Sequence[int], Sequence[int]], float]) -> st
             engine.generate([[1] * length for length in prompts], params)
             measured = engine.metrics()["padding_share"]
         assert isinstance(measured, float)
-        got = answer(prompts, outputs)
-        expect(got is not None, "Your answer is None. Is there a `return`?")
+        got = answered(answer(prompts, outputs))
         expect(
             abs(got - measured) < 1e-9,
             f"Prompts of {list(prompts)} tokens, outputs of {list(outputs)}: you say {got:.1%}, m0 counts "

@@ -10,7 +10,7 @@ import stages
 from common import SamplingParams
 from common.models.config import ModelConfig
 from common.models.random_weights import PRESETS
-from notebooks.exercises import check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal
 
 TINY = "random:tiny-llama"
 
@@ -20,8 +20,7 @@ def kv_bytes(answer: Callable[[ModelConfig, int, int], int]) -> str:
     """answer(config, num_tokens, bytes_of_a_number) -> bytes, held against what m1 really allocates."""
     with stages.build("m1", model=TINY, device="cpu", max_model_len=64, max_num_seqs=3) as engine:
         config, allocated = engine.runner.model.config, engine.runner.attention.kv_bytes()
-    got = answer(config, 3 * 64, 4)
-    expect(got is not None, "Your answer is None. Is there a `return`?")
+    got = answered(answer(config, 3 * 64, 4))
     expect(
         got == allocated,
         f"For 3 rows of 64 tokens in float32, {config.num_layers} layers, {config.num_heads} query heads and "

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import stages
 from common import SamplingParams
 from common.models.config import ModelConfig
-from notebooks.exercises import check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal
 from stages.m4_flash_attention.backends.naive import B_C, B_R, tiled_attention
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -90,8 +90,7 @@ def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
             for queries, context, what in ((prompt, prompt, "its prefill"), (1, prompt + 16, "the decode after it")):
                 with _Scores() as scores:
                     engine.step()
-                got = answer(config, queries, context, 4)
-                expect(got is not None, "Your answer is None. Is there a `return`?")
+                got = answered(answer(config, queries, context, 4))
                 expect(
                     got == scores.bytes,
                     f"A prompt of {prompt} tokens, {what}: {queries} queries see {context} slots, in float32, with "

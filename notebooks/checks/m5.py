@@ -11,7 +11,7 @@ import stages
 from common import SamplingParams
 from common.plan import StepPlan
 from common.trace import StepRecord, StepTrace
-from notebooks.exercises import check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal
 from stages.m5_chunked_prefill import chunk_size as chunk_size_module
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize
 
@@ -55,9 +55,7 @@ def plan_step(answer: Callable[[int, list[int], int, int], Sequence[int]]) -> st
                 f"{decoding} requests decode, the prompts have {[n for n in left if n]} tokens left, the budget is "
                 f"{budget} and the chunk size {chunk}"
             )
-            got = answer(decoding, [n for n in left if n], budget, chunk)
-            expect(got is not None, f"{case}: your answer is None. Is there a `return`?")
-            got = list(got)
+            got = list(answered(answer(decoding, [n for n in left if n], budget, chunk), case))
             room = min(budget - decoding, chunk) if decoding else budget
             over = sum(got) > room
             hint = f" Yours are {sum(got)} prompt tokens, and there is room for {room}." if over else ""

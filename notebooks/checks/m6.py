@@ -8,7 +8,7 @@ import stages
 from common import SamplingParams
 from common.engine import Engine
 from common.memory import kv_bytes_per_token
-from notebooks.exercises import check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal
 
 TINY = "random:tiny-llama"
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)
@@ -59,10 +59,9 @@ def blocks_held(answer: Callable[[int, int, int, int], int]) -> str:
             engine.generate(prompts, ONE)
             used = int(engine.metrics()["kv_reserved_peak_bytes"] or 0)
             block = 4 * kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
-        got = answer(requests, shared, own, 4)
+        got = answered(answer(requests, shared, own, 4))
         alone = requests * -(-(shared + own) // 4)
         hint = " That is what they need when nobody shares." if got == alone and alone != used // block else ""
-        expect(got is not None, "Your answer is None. Is there a `return`?")
         expect(
             got == used // block,
             f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4: you say "
@@ -81,9 +80,7 @@ def hits(answer: Callable[[Sequence[str], int], Sequence[bool]]) -> str:
             for name in names:
                 [output] = engine.generate([[ord(name)] * 4 + [1]], ONE)
                 wanted.append(output.num_cached_tokens > 0)
-        got = answer(names, room)
-        expect(got is not None, "Your answer is None. Is there a `return`?")
-        got = [bool(one) for one in got]
+        got = [bool(one) for one in answered(answer(names, room))]
         expect_equal(len(got), len(names), f"The number of answers for {', '.join(names)}")
         wrong = next((i for i, (one, other) in enumerate(zip(got, wanted, strict=True)) if one != other), None)
         expect(

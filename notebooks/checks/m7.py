@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from notebooks.exercises import check, expect
+from notebooks.exercises import answered, check, expect
 from stages.m7_gptq.gptq import inverse_factor
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.settings import Settings
@@ -17,8 +17,7 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
     """answer(inputs, outputs, group_size) -> bytes, held against what the stage packs."""
     for inputs, outputs, group in ((128, 64, 32), (576, 64, 64), (576, 64, 128)):
         weight = round_to_nearest(torch.randn(outputs, inputs), Settings(group_size=group, search=False))
-        stored, got = weight.weights_bytes(), answer(inputs, outputs, group)
-        expect(got is not None, "Your answer is None. Is there a `return`?")
+        stored, got = weight.weights_bytes(), answered(answer(inputs, outputs, group))
         case = f"{outputs} × {inputs} in groups of {group}"
         codes, groups = inputs * outputs // 2, weight.groups
         expect(got != codes, f"{case}: {codes:,} bytes are the codes alone. m7 stores {stored:,}. What do groups add?")
@@ -95,8 +94,7 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         best[i] = rounded
         shares = torch.linalg.solve(hessian[i + 1 :, i + 1 :], hessian[i + 1 :, i, None])
         best[i + 1 :] += shares * (columns[i] - rounded)
-        got = answer(columns.clone(), i, rounded.clone(), factor.clone())
-        expect(got is not None, "Your answer is None. Is there a `return`?")
+        got = answered(answer(columns.clone(), i, rounded.clone(), factor.clone()))
         expect(got.shape == columns.shape, f"Your answer has the shape {list(got.shape)} instead of [6, 4].")
         expect(torch.equal(got[:i], columns[:i]), f"i = {i}: inputs before it are done, and must stay as they are.")
         expect(torch.allclose(got[i], rounded), f"i = {i}: that input's weights are to be `rounded` afterwards.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.record import Timeline
-from notebooks.exercises import check, expect
+from notebooks.exercises import answered, check, expect
 
 
 @check
@@ -35,8 +35,7 @@ def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
     """answer(weights_bytes, bytes_per_second, requests) -> most output tokens per second while decoding."""
     for weights, speed, requests in ((1e9, 10e9, 1), (1.2e9, 3e12, 1), (1e9, 10e9, 16)):
         wanted = requests * speed / weights
-        got = answer(weights, speed, requests)
-        expect(got is not None, "Your answer is None. Is there a `return`?")
+        got = answered(answer(weights, speed, requests))
         expect(
             abs(got / wanted - 1) < 1e-6,
             f"{weights / 1e9:g} GB of weights, {speed / 1e9:,.0f} GB/s, {requests} requests together: you say "
@@ -70,7 +69,7 @@ DOES = {
 def cures(answer: Mapping[str, str]) -> str:
     """answer: symptom -> stage."""
     for symptom, stage in STAGES.items():
-        got = answer.get(symptom)
+        got = answer.get(symptom, "")
         expect(got in DOES, f"'{symptom}' has no stage yet.")
         expect(got == stage, f"'{symptom}': {got} {DOES[got]}, and this goes on.")
     return "Seven symptoms, seven ideas; the order of the stages is the order in which they hurt."
