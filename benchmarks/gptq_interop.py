@@ -1,7 +1,8 @@
 """Checkpoints back and forth between m7 and GPTQModel: `make gptq-interop`, in an environment that has GPTQModel.
 
-Ours are rounded to nearest, because that takes seconds and the format is the same; theirs are made by GPTQModel's own
-quantiser from our calibration text.
+For the format ours are rounded to nearest, because that takes seconds and the format is the same; theirs are made by
+GPTQModel's own quantiser from our calibration text. For the algorithm, the same settings quantised by ours, from the
+same text: two perplexities side by side, all in float32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,10 @@ def load_theirs(folder: Path) -> Any:
 
 
 @torch.inference_mode()
-def compare(folder: Path, text: torch.Tensor) -> dict[str, Any]:
-    """Logits of one folder in both programs; text: token ids [n]."""
+def compare(folder: Path, text: torch.Tensor, count: int = CONTEXT) -> dict[str, Any]:
+    """Logits of one folder in both programs, and its perplexity over `count` tokens; text: token ids [n]."""
     ours = build_decoder(GPTQFolder(folder), torch.float32, torch.device("cpu"), False)
-    perplexity, _ = measure(ours, text[:TOKENS])
+    perplexity, _ = measure(ours, text[:count])
     head = text[:256]
     hidden = ours(head, torch.arange(len(head)), _causal)
     mine = ours.logits(hidden)
@@ -67,7 +69,7 @@ def compare(folder: Path, text: torch.Tensor) -> dict[str, Any]:
         "largest_logit": float(mine.abs().max()),
         "same_greedy_tokens": bool((mine.argmax(-1) == theirs.argmax(-1)).all()),
         "perplexity": perplexity,
-        "tokens": min(len(text), TOKENS),
+        "tokens": min(len(text), count),
         "within_tolerance": difference < TOLERANCE,
     }
 
@@ -93,6 +95,13 @@ def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
     return time.perf_counter() - started
 
 
+@torch.inference_mode()
+def perplexity_of_ours(settings: Settings, scratch: str, text: torch.Tensor, count: int) -> float:
+    """The same settings by our quantiser. Clipping search is our addition, GPTQModel has none: off."""
+    folder = quantize(DEFAULT_MODEL, replace(settings, search=False), Path(scratch) / f"ours-{settings.name}").folder
+    return measure(build_decoder(GPTQFolder(folder), torch.float32, torch.device("cpu"), False), text[:count])[0]
+
+
 def _causal(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
@@ -102,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("reports/local/gptq_interop.json"))
     parser.add_argument("--ours-only", action="store_true", help="leave out GPTQModel's own quantiser (minutes)")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluation tokens of each perplexity")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluation tokens, where algorithms are compared")
     arguments = parser.parse_args()
     source = open_embedded()
     text = tokens(load_tokenizer(DEFAULT_MODEL), DATA / "evaluation.txt")[: max(CONTEXT, arguments.tokens)]
@@ -118,7 +127,11 @@ def main() -> None:
         for settings in () if arguments.ours_only else THEIRS:
             folder = Path(scratch) / f"theirs-{settings.name}"
             seconds = quantize_theirs(source.folder, settings, folder)
-            record["theirs"][settings.name] = {**compare(folder, text), "seconds": seconds}
+            record["theirs"][settings.name] = {**compare(folder, text, arguments.tokens), "seconds": seconds}
+            _write(arguments.json, record)
+            record["theirs"][settings.name]["perplexity_of_ours"] = perplexity_of_ours(
+                settings, scratch, text, arguments.tokens
+            )
             _write(arguments.json, record)
     rows = [*record["ours"].values(), *record["theirs"].values()]
     wrong = [row for row in rows if not row["within_tolerance"] or not math.isfinite(row["perplexity"])]

@@ -72,9 +72,9 @@ class BlockPool:
     def is_free(self, block: int) -> bool:
         return self.ref_counts[block] == 0
 
-    def keep(self, block: int) -> None:
-        """The block is in the index now: it outlives its owners."""
-        self.kept.add(block)
+    def keep(self, blocks: Iterable[int]) -> None:
+        """The blocks are in the index now: they outlive their owners."""
+        self.kept.update(blocks)
 
     def forget_all(self) -> None:
         """No block is in the index any more."""

@@ -138,7 +138,7 @@ class PagedCache:
         replaced its blocks yet) stays out of the index until it has one owner.
         """
         path, table, size = self._paths[request.id], self.tables[request.id], self.block_size
-        parent, ids = self._end(request, path), request.token_ids
+        parent, ids, new = self._end(request, path), request.token_ids, list[int]()
         for i in range(len(path), min(upto, len(ids)) // size):
             own, tokens = table[i], tuple(ids[i * size : (i + 1) * size])
             alone = self.pool.ref_counts[own] == 1
@@ -148,7 +148,7 @@ class PagedCache:
             if entry.block == own:
                 entry.step = self._plans
                 self._entries[own] = entry
-                self.pool.keep(own)
+                new.append(own)
             elif (i + 1) * size <= computed:
                 self.pool.share([entry.block])
                 self.pool.release([own])
@@ -157,6 +157,7 @@ class PagedCache:
                 break
             path.append(entry)
             parent = entry
+        self.pool.keep(new)
 
     def _end(self, request: Request, path: list[Entry]) -> Entry:
         return path[-1] if path else self.index.root(request.cache_salt)

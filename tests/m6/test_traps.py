@@ -144,7 +144,7 @@ def test_removal_from_the_free_list_walks_it() -> None:
         pool = BlockPool(blocks)
         taken = pool.take(blocks)
         for block in taken:
-            pool.keep(block)
+            pool.keep([block])
         pool.release(taken)
         count = 0
 
@@ -172,7 +172,7 @@ def test_what_was_used_lately_is_evicted() -> None:
     pool = BlockPool(4, evicted.append)
     blocks = pool.take(4)
     for block in blocks:
-        pool.keep(block)
+        pool.keep([block])
     pool.release(blocks)
     pool.share([blocks[0]])
     assert pool.num_free == 3 and pool.take(1) == [blocks[1]] == evicted
