@@ -49,11 +49,11 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0  # sampled by a step in flight, not known on the host yet
-    num_in_flight: int = 0  # chunks planned and not yet updated: nothing may be freed while it is above 0
+    num_in_flight: int = 0  # chunks planned, not yet updated; who has ended keeps its memory until it is 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0  # prompt tokens that were in the prefix cache when it first started
     abort_requested: bool = False
-    siblings: list[Request] = field(default_factory=list["Request"])  # n > 1: they fork off when the prompt is done
+    siblings: list[Request] = field(default_factory=list["Request"])  # n > 1: they fork as its end is planned
     finish_reason: str | None = None
     scheduled_time: float | None = None
     finish_time: float | None = None

@@ -35,9 +35,10 @@ class _Step:
 class Runner:
     """`submit(plan)` starts a step, `collect()` waits for the oldest one submitted; `execute` is both.
 
-    On a GPU `submit` waits for nothing: the step is queued behind the one before it, whose tokens it takes on the
-    device where the host does not know them yet. At most two steps are in flight, so those are always the newest
-    step's. `graphs`: steps that fit into one of them are replayed instead of launched kernel by kernel.
+    On a GPU `submit` waits for nothing (but for m3's attention, and for blocks that are swapped): the step is queued
+    behind the one before it, whose tokens it takes on the device where the host does not know them yet. At most two
+    steps are in flight, so those are always the newest step's. `graphs`: steps that fit into one of them are replayed
+    instead of launched kernel by kernel.
     """
 
     def __init__(

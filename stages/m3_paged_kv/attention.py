@@ -43,11 +43,11 @@ class GatherAttention:
         self.kv.store(layer, k, v, self._slot_mapping)
         out: list[torch.Tensor] = []
         begin = 0
-        for blocks, hidden in self._groups:
+        for blocks, masked in self._groups:
             keys, values = (self._gather(x, blocks) for x in self.kv.blocks[layer])
-            rows, length = hidden.shape[:2]
+            rows, length = masked.shape[:2]
             queries = q[begin : begin + rows * length].unflatten(0, (rows, length))
-            out.append(full_attention(queries, keys, values, hidden).flatten(0, 1))
+            out.append(full_attention(queries, keys, values, masked).flatten(0, 1))
             begin += rows * length
         return torch.cat(out) if len(out) > 1 else out[0]
 

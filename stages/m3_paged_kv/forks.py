@@ -7,7 +7,7 @@ from common.request import Request, RequestStatus
 
 
 def fork_siblings(parent: Request, cache: PagedManager, running: list[Request]) -> list[Request]:
-    """The prompt is about to be computed: its siblings share its blocks and draw their own first tokens."""
+    """The end of the prompt is about to be computed: its siblings share its blocks and draw their own first tokens."""
     forks, parent.siblings = parent.siblings, []
     for child in forks:
         cache.fork(parent, child)

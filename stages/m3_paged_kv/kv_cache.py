@@ -32,7 +32,7 @@ class PagedCache:
         return -(-num_tokens // self.block_size)
 
     def fits(self, num_tokens: int, samples: int = 1) -> bool:
-        """Could a request of so many tokens run if it were alone?"""
+        """Could a request of so many tokens run if it were alone? Each further sample ends in a block of its own."""
         return self.blocks_for(num_tokens) + samples - 1 <= self.pool.num_blocks
 
     def can_admit(self, request: Request) -> bool:
@@ -42,10 +42,11 @@ class PagedCache:
         return self.blocks_for(request.num_tokens + 1) + headroom <= self.pool.num_free
 
     def cached_prefix(self, request: Request) -> int:
-        """None of its tokens are in the cache before it starts."""
+        """None of its tokens are in the cache before it starts (m6 changes that)."""
         return 0
 
     def grow(self, request: Request, upto: int) -> bool:
+        """Also replaces shared blocks that are about to be written."""
         table = self.tables.get(request.id, [])
         missing = max(0, self.blocks_for(upto) - len(table))
         first_written = request.num_computed_tokens // self.block_size
@@ -90,8 +91,8 @@ class PagedCache:
         return list(zip(table, cpu_table, strict=True))
 
     def swap_in(self, request: Request) -> BlockCopies | None:
-        """Bring a request back: (CPU block, device block) pairs, or None where there is no room for it, its next
-        token, and a block for everyone who runs."""
+        """Bring a request back: (CPU block, device block) pairs, or None where there is no room for all its
+        tokens, the sampled one that is not stored yet included, and a block for everyone who runs."""
         cpu_table = self.swapped_tables[request.id]
         if self.blocks_for(request.num_tokens) + len(self.tables) > self.pool.num_free:
             return None

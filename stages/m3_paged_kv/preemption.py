@@ -21,8 +21,8 @@ class Preemption:
         """Grow a running request to all its tokens. While there is no room, the last of `others` (most urgent first)
         gives up its blocks; with nobody left, the request gives up its own. False: it is not computed in this step."""
         while not self._cache.grow(request, request.num_tokens):
-            goes_on = sum(not r.ends_in_flight for r in self._scheduler.running)
-            if len(self._cache.tables) > goes_on:
+            going_on = sum(not r.ends_in_flight for r in self._scheduler.running)
+            if len(self._cache.tables) > going_on:
                 return False  # somebody's last step is in flight: wait for those blocks
             victim = others.pop() if others else request
             self.preempt(victim, plan)
@@ -32,7 +32,7 @@ class Preemption:
 
     def preempt(self, victim: Request, plan: StepPlan) -> None:
         """Its blocks go to the CPU pool where that has room; otherwise it is computed again later, prompt and output
-        together."""
+        together. Its last step may still be in flight: this plan's moves and writes are queued behind it."""
         s = self._scheduler
         s.running.remove(victim)
         victim.num_preemptions += 1

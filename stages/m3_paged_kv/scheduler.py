@@ -18,7 +18,7 @@ class PagedScheduler(Scheduler):
     """Prefill first, as in m2.
 
     A request holds blocks for the tokens that it has, not for those that it may come to have. When one cannot grow,
-    the running request that is lowest in priority, then newest, gives up its blocks.
+    whoever is last in the order of waiting gives up its blocks.
     """
 
     cache: PagedCache
@@ -29,7 +29,7 @@ class PagedScheduler(Scheduler):
         self.max_num_batched_tokens = config.max_num_batched_tokens
 
     def add(self, request: Request, siblings: Sequence[Request] = ()) -> None:
-        """Siblings (n > 1) do not wait in the queue: they fork off when the prompt that they share is computed."""
+        """Siblings (n > 1) do not wait in the queue: they fork in the plan that computes the end of the prompt."""
         request.siblings = list(siblings)
         self.waiting.append(request)
 

@@ -46,7 +46,7 @@ class PagedCache:
         return -(-num_tokens // self.block_size)
 
     def fits(self, num_tokens: int, samples: int = 1) -> bool:
-        """Could a request of so many tokens run if it were alone?"""
+        """Could a request of so many tokens run if it were alone? Each further sample ends in a block of its own."""
         return self.blocks_for(num_tokens) + samples - 1 <= self.pool.num_blocks
 
     # -- the beginning of a request ---------------------------------------------------------------------------------
@@ -172,6 +172,7 @@ class PagedCache:
     # -- as in m3 ---------------------------------------------------------------------------------------------------
 
     def grow(self, request: Request, upto: int) -> bool:
+        """Also replaces shared blocks that are about to be written."""
         table = self.tables.get(request.id, [])
         missing = max(0, self.blocks_for(upto) - len(table))
         first_written = request.num_computed_tokens // self.block_size
