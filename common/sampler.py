@@ -126,6 +126,7 @@ def _filter(
         ranked = ranked.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= top_k, -torch.inf)
         probs = ranked.softmax(dim=-1)
         before = probs.cumsum(dim=-1) - probs  # the token that crosses top_p has less than top_p before it: it stays
+        before[..., 0] = -1.0  # and so does the first one, also where float32 knows top_p as 0
         ranked = ranked.masked_fill(before >= top_p, -torch.inf)
         kept = torch.empty_like(kept).scatter_(-1, order, ranked)
     if by_share:

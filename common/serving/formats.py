@@ -138,12 +138,17 @@ class TextFormat(_Head):
         return {
             "tokens": texts,
             "token_logprobs": [values[token] for token, values in pairs],
-            "top_logprobs": [
-                {self._words.text(token): value for token, value in _likeliest(values, self._top)}
-                for _, values in pairs
-            ],
+            "top_logprobs": [self._alternatives(token, values) for token, values in pairs],
             "text_offset": offsets,
         }
+
+    def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
+        """By text: the likeliest tokens, and the one that was sampled. Of those that are part of a character, and so
+        have the same text, the likeliest one counts."""
+        found: Json = {}
+        for token, value in [*_likeliest(values, self._top), (sampled, values[sampled])]:
+            found.setdefault(self._words.text(token), value)
+        return found
 
 
 class TokenText:

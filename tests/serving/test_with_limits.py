@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from common import Engine
 from common.errors import UserError
@@ -17,6 +18,7 @@ from common.prompts import Prompt
 from common.serving import parameters
 from common.serving.gate import salt_of
 from common.serving.options import ServerOptions
+from common.serving.schema import ChatRequest, CompletionRequest
 from common.serving.server import listen
 from common.serving.service import LONG_TEXT
 from tests.serving.running import TINY, Running, error_of, slow_down, wait_until
@@ -53,6 +55,29 @@ def test_limits_on_prompts_answers_and_tokens(serve: Serve) -> None:
     chat = CHAT | {"messages": [{"role": "user", "content": "x"}]}
     del chat["max_tokens"]
     assert running.post("/v1/chat/completions", chat).json()["usage"]["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "values"),
+    [
+        (CompletionRequest, "prompt", [-1]),
+        (CompletionRequest, "prompt", [{}]),
+        (CompletionRequest, "prompt", [[-1]]),
+        (CompletionRequest, "stop_token_ids", [""]),
+        (CompletionRequest, "stop", [0]),
+        (ChatRequest, "messages", [0]),
+        (ChatRequest, "messages", [{}]),
+        (ChatRequest, "messages", [{"role": "user", "content": [0] * 5000}]),
+    ],
+)
+def test_a_megabyte_of_mistakes_is_a_megabyte_of_complaints(
+    kind: type[BaseModel], field: str, values: list[Any]
+) -> None:
+    """They are made while everybody else waits: 340,000 of them took 23 s."""
+    with pytest.raises(ValidationError) as wrong:
+        kind.model_validate({"model": TINY, "prompt": "x", field: values * 5000} if kind is CompletionRequest
+                            else {"model": TINY, field: values * 5000})  # fmt: skip
+    assert wrong.value.error_count() < 12
 
 
 def test_a_full_queue_answers_429_and_takes_more_later(serve: Serve) -> None:

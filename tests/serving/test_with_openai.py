@@ -148,6 +148,15 @@ def test_logprobs_of_a_completion(running: Running) -> None:
     assert offsets == logprobs.text_offset
 
 
+def test_a_sampled_token_is_among_the_likeliest_of_a_completion(running: Running) -> None:
+    options = {"model": TINY, "prompt": "x", "max_tokens": 8, "temperature": 2, "seed": 1, "logprobs": 1}
+    logprobs = running.client.completions.create(**options).choices[0].logprobs
+    assert logprobs is not None and logprobs.tokens and logprobs.token_logprobs and logprobs.top_logprobs
+    entries = list(zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True))
+    assert all(top[token] >= value for token, value, top in entries), "more, where a likelier one has the same text"
+    assert any(top[token] == value and len(top) == 2 for token, value, top in entries), "not all are the likeliest"
+
+
 def test_usage_comes_last_in_a_stream_that_asks_for_it(running: Running) -> None:
     *pieces, last = running.client.chat.completions.create(
         model=TINY, messages=HELLO, max_tokens=4, stream=True, stream_options={"include_usage": True}

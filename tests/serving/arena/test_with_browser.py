@@ -51,7 +51,7 @@ def race(page: Page, mode: str = "turns") -> None:
     page.get_by_label("in turns" if mode == "turns" else mode, exact=True).check()
     page.locator("#prompts").fill("a first prompt\nand a second one")
     page.get_by_role("button", name="Race").click()
-    expect(page.get_by_role("status")).not_to_contain_text("Output: m1 ")  # of the race before
+    expect(page.get_by_role("status")).not_to_contain_text("Output: m1 ", timeout=60_000)  # of before
     expect(page.get_by_role("status")).to_contain_text("Output: m1 ", timeout=120_000)
 
 
