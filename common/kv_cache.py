@@ -78,6 +78,10 @@ class PrefixCache(Protocol):
         """What can be found, parents before children, for pictures. O(pool)."""
         ...
 
+    def kept_regions(self) -> list[Region]:
+        """Memory that nobody holds and that still has a beginning in it: free, until somebody needs it. No owners."""
+        ...
+
     def reset_prefix_cache(self) -> None:
         """Forget all cached beginnings; those who run keep what they hold."""
         ...

@@ -259,6 +259,9 @@ class PagedCache:
                 held[block] = Region(block * size, size, stored, owners)
         return list(held.values())
 
+    def kept_regions(self) -> list[Region]:
+        return [Region(block * self.block_size, self.block_size, self.block_size, ()) for block in self.pool.cached]
+
     # -- reset, figures, tests --------------------------------------------------------------------------------------
 
     def prefix_stats(self) -> PrefixStats:

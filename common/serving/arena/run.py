@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.engine import Engine
+from common.kv_cache import PrefixCache, Region
 from common.outputs import RequestOutput
 from common.sampling_params import SamplingParams
 from common.serving.arena.figures import Figures
@@ -94,6 +95,7 @@ class Run:
     def play(self) -> None:
         """From the first request to the last token, or to `stop`. Whatever happens, nothing is left in the engine."""
         engine = self._engine
+        engine.reset_prefix_cache()  # of the warm-up, and of races before
         trace = engine.trace = StepTrace(max_steps=8, regions=True)
         waiting = list(range(len(self._asks)))
         self._start = time.perf_counter()
@@ -115,11 +117,17 @@ class Run:
                 "event": "ended",
                 "t": round(end, 4),
                 "stopped": stopped,
-                "kv": self._map.changes(engine.scheduler.cache.regions()),
+                "kv": self._changes(engine.scheduler.cache.regions()),
                 "figures": self._figures.at_the_end(end),
                 "cost": round((self._cost + trace.cost) / end, 4),
             }
         )
+
+    def _changes(self, held: Iterable[Region]) -> dict[str, Any]:
+        """Of the memory's picture: what requests hold, and what a prefix cache keeps of those that have ended."""
+        cache = self._engine.scheduler.cache
+        kept = cache.kept_regions() if isinstance(cache, PrefixCache) else []
+        return self._map.changes([*kept, *held])  # a region that somebody holds again counts as held
 
     def _clear(self) -> None:
         for number in range(len(self._asks)):
@@ -180,7 +188,7 @@ class Run:
                 "running": record.running,
                 "reserved": record.kv_reserved,
                 "stored": record.kv_stored,
-                "kv": self._map.changes(record.regions or ()),
+                "kv": self._changes(record.regions or ()),
                 "figures": self._figures.now(),
             }
         )

@@ -62,7 +62,7 @@ class Actor(Side):
         return {"event": "prepared", **about, "capacity": capacity, "row": 16, "paged": True, "answers": answers}
 
     def _play(self) -> Iterator[Event]:
-        """Every answer writes in every step, into a block of its own; the second half of the blocks is kept."""
+        """Every answer writes in every step, into a block of its own."""
         everybody = range(self._count)
         figures = Figures(self._count)
         yield {"event": "started"}

@@ -14,6 +14,7 @@ import stages
 from common import Engine, SamplingParams
 from common.config import EngineConfig
 from common.errors import UserError
+from common.kv_cache import PrefixCache
 from common.serving.arena.player import Player, prepare_line
 from common.serving.arena.presets import Ask
 from common.serving.arena.run import Run
@@ -64,6 +65,18 @@ def test_samples_are_answers_of_their_own_and_share_blocks_from_m3_on(stage: str
     assert len(set(viewer.texts)) > 1
     assert (viewer.shared > 0) == (stage == "m3")
     assert not viewer.regions
+
+
+def test_what_m6_keeps_for_later_is_not_seen(build: Callable[..., Engine]) -> None:
+    """Blocks of an answer that has ended, until others need them; of this race alone."""
+    engine = build("m6", max_num_seqs=4, max_model_len=128)
+    played(engine, (Ask("before", "a prompt of some other race, also of more than sixteen tokens", 6),))
+    cache = engine.scheduler.cache
+    assert isinstance(cache, PrefixCache)
+    viewer = played(engine, (Ask("one", "a prompt of more than sixteen tokens, as it happens", 6),))
+    assert viewer.regions, "nothing is kept"
+    assert all(not owners and length == stored for length, stored, owners in viewer.regions.values())
+    assert sorted(viewer.regions) == sorted(region.start for region in cache.kept_regions())
 
 
 def test_stop_ends_the_run_and_gives_everything_back(build: Callable[..., Engine]) -> None:

@@ -43,7 +43,7 @@ class Viewer:
         self.shared = max(self.shared, sum(len(owners) > 1 for _, _, owners in self.regions.values()))
         if event["event"] == "step":
             self.steps.append(event)
-            held = sum(length for length, _, _ in self.regions.values())
+            held = sum(length for length, _, owners in self.regions.values() if owners)
             assert held == event["reserved"], "the map and the cache's own count differ"
         if event["event"] == "ended":
             self.end = event
