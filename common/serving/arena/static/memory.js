@@ -28,13 +28,18 @@ export class MemoryMap {
   summary() {
     if (!this.known) return "";
     if (!this.capacity) return "none: everything is computed anew in each step";
-    let held = 0, filled = 0, shared = 0;
+    let held = 0, filled = 0, shared = 0, kept = 0;
     for (const [length, stored, owners] of this.regions.values()) {
+      if (!owners.length) {
+        kept += length;
+        continue;
+      }
       held += length;
       filled += stored;
       shared += owners.length > 1 ? length : 0;
     }
-    const also = shared ? `, ${shared.toLocaleString("en")} shared` : "";
+    const also = (shared ? `, ${shared.toLocaleString("en")} shared` : "") +
+      (kept ? `; ${kept.toLocaleString("en")} kept for later` : "");
     return `${held.toLocaleString("en")} of ${this.capacity.toLocaleString("en")} tokens held, ` +
       `${filled.toLocaleString("en")} filled${also}`;
   }
