@@ -181,24 +181,6 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine, tokenizer: Tokeni
     assert len(output.token_ids) < 12 and stop in tokenizer.decode(output.token_ids)
 
 
-def test_sampled_tokens_depend_on_the_seed_alone(build: Build) -> None:
-    """Alone, in company, in another engine: the same. Another seed, or none given twice: different."""
-    params = SamplingParams(max_tokens=10, temperature=1.5, seed=7)
-    alone = build("m1").generate([PROMPTS[0]], params)[0].token_ids
-    mates = [SamplingParams(max_tokens=4, temperature=1.0), params, SamplingParams(max_tokens=12)]
-    for stage in ("m0", "m1"):
-        crowd = build(stage).generate([PROMPTS[1], PROMPTS[0], PROMPTS[3]], mates)
-        assert crowd[1].token_ids == alone
-    assert build().generate([PROMPTS[0]], replace(params, seed=8))[0].token_ids != alone
-
-
-def test_requests_without_a_seed_get_one_from_the_engines_seed(build: Build) -> None:
-    params = SamplingParams(max_tokens=10, temperature=1.5)
-    first = tokens(build(seed=3).generate([PROMPTS[0]] * 2, params))
-    assert first[0] != first[1]
-    assert tokens(build(seed=3).generate([PROMPTS[0]] * 2, params)) == first
-
-
 def test_logprobs_of_a_request(engine: Engine) -> None:
     asked, silent = engine.generate([[5, 6], [5, 6]], [SamplingParams(max_tokens=4, logprobs=3), EIGHT])
     assert silent.logprobs is None and asked.logprobs is not None
@@ -353,20 +335,6 @@ def test_what_was_in_flight_when_a_step_failed_is_forgotten(engine: Engine) -> N
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
-
-
-def test_two_engines_live_in_one_process(build: Build) -> None:
-    one, two = build("m1", seed=1), build("m0", seed=2)
-    apart = tokens(one.generate(PROMPTS, EIGHT)), tokens(two.generate(PROMPTS, EIGHT))
-    for engine in (one, two):
-        for prompt in PROMPTS:
-            engine.add_request(prompt, EIGHT)
-    outputs: tuple[dict[str, RequestOutput], dict[str, RequestOutput]] = ({}, {})
-    while one.has_unfinished or two.has_unfinished:
-        for engine, seen in zip((one, two), outputs, strict=True):
-            seen |= {o.request_id: o for o in engine.step()}
-    together = tuple([o.token_ids for o in seen.values()] for seen in outputs)
-    assert together == apart and apart[0] != apart[1]
 
 
 def test_latencies_of_a_request_agree_with_one_another(engine: Engine) -> None:

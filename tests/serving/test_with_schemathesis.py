@@ -58,7 +58,8 @@ def test_the_schema_is_kept(serve: Serve, examples: int) -> None:
     assert len(operations) == 7
     for operation in operations:
         seen = answers(operation, headers, examples)
-        assert seen & {200, 400, 404}, f"{operation.label}: {seen}"
+        wanted = 404 if "{" in operation.label else 200  # no random name is that of the model
+        assert wanted in seen, f"{operation.label}: {seen}"
     running.wait_until_idle()
 
 
