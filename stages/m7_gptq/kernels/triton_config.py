@@ -1,7 +1,7 @@
 """Rows, tokens, warps and splits of the Triton kernels: tables, to be set from measurements.
 
 Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel are what was fastest
-in a chain of layers, where each kernel starts beside the one in front; alone, two rows do better for 1,024 inputs.
+in a chain of layers, where each kernel starts beside the one in front.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ DEQUANTIZE_TOKENS = 256
 """From so many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
 
 GEMV: dict[int, Config] = {  # inputs up to: rows of a program, warps
-    2048: {"ROWS": 4, "WARPS": 4},
-    1 << 30: {"ROWS": 4, "WARPS": 8},
+    1024: {"ROWS": 4, "WARPS": 2},
+    2048: {"ROWS": 4, "WARPS": 8},
+    1 << 30: {"ROWS": 8, "WARPS": 8},
 }
 TILES: dict[int, Config] = {  # tokens up to
     16: {"TOKENS": 16, "ROWS": 64, "num_warps": 4, "num_stages": 4},

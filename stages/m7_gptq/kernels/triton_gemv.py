@@ -2,8 +2,11 @@
 
 This is `common.kernels.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
-kernel waits for the one in front. So all that the weights need is done before the wait, scales included. Then a token
-is loaded, multiplied and added up, as in 16 bits.
+kernel waits for the one in front. So all that does not depend on x is asked for before the wait, and behind it a
+weight takes three instructions: a mask that makes it a float where it is, a subtraction, a multiplication with
+addition. Zero points and scales are applied to sums; the factor of RMSNorm to the result, so that nobody waits for it
+(x is not rounded in between, as `common` does). A thread holds the same words of all ROWS rows: what it does to a
+number of x (load, gain) serves ROWS weights.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.kernels.triton_elementwise import rms, silu_times
+from common.kernels.triton_elementwise import silu_times
 from stages.m7_gptq.kernels.triton_config import gemv_config
 from stages.m7_gptq.kernels.triton_layout import TritonWeight
 
@@ -25,48 +28,66 @@ MAGIC = 0x4B000000
 """The bits of the float32 2^23, whose last bit counts one: `MAGIC | n` is the float 2^23 + n, no conversion needed."""
 
 
-@triton.jit
+# Without a known alignment the compiler gives a thread single words of all rows, and not four words of one.
+@triton.jit(do_not_specialize_on_alignment=["x", "words", "scales", "zeros", "gain"])
 def gemv_kernel(
     x, words, scales, zeros, bias, gain, out, eps, x_stride, out_stride, magic,
     IN: tl.constexpr, OUT: tl.constexpr, WORDS: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr,
     SHARE: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NORM: tl.constexpr,
     GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A program holds ROWS rows of the weight, [ROWS, 8, TILE]: eight planes of the TILE words of each."""
+    """A program holds the words of ROWS rows, [ROWS, TILE], and takes plane after plane out of them."""
     if EARLY:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
     PLANES: tl.constexpr = 8 // SPLIT  # of one group
-    BLOCKS: tl.constexpr = TILE // 16
     first, lane = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     row = first + lane
     output = row
     if GATED:  # a row of gate, the same of up, the next of gate, ...
         row = first // 2 + lane // 2 + lane % 2 * (OUT // 2)
         output = first // 2 + tl.arange(0, ROWS // 2)
-    word, column = tl.arange(0, TILE), tl.arange(0, 8 * TILE)
-    packed = tl.load(words + row[:, None] * WORDS + word[None, :], mask=(word < WORDS)[None, :], other=0)
-    split, block = tl.arange(0, SPLIT)[None, :, None], tl.arange(0, BLOCKS)[None, None, :]
-    group = block * SPLIT + split if SHARE == 1 else block // SHARE + split
-    at_group = row[:, None, None] * GROUPS + group
-    scale = tl.load(scales + at_group, mask=group < GROUPS, other=0.0).to(tl.float32)
-    zero = tl.load(zeros + at_group, mask=group < GROUPS, other=0).to(tl.float32) + 8388608.0
-    code = (packed[:, None, :] >> (4 * tl.arange(0, 8))[None, :, None]) & 15
-    weight = (code | magic).to(tl.float32, bitcast=True).reshape(ROWS, SPLIT, PLANES, BLOCKS, 16)
-    weight = (weight - zero.reshape(ROWS, SPLIT, 1, BLOCKS, 1)) * scale.reshape(ROWS, SPLIT, 1, BLOCKS, 1)
-    weight = weight.reshape(ROWS, 8, TILE)
+    word = tl.arange(0, TILE)
+    k = word // 16 * 128 + word % 16  # in plane 0
+    real = (word < WORDS)[None, :]
+    low = tl.load(words + row[:, None] * WORDS + word[None, :], mask=real, other=0)
+    high = low >> 20  # planes 5 to 7, where the mantissa of a float has room for them
+    group = row[:, None] * GROUPS + (word // 16 * SPLIT // SHARE)[None, :]
+    first_scale = tl.load(scales + group, mask=real, other=0.0).to(tl.float32)
+    first_zero = tl.load(zeros + group, mask=real, other=0).to(tl.float32)
+    gains = ()
     if NORM:
-        gains = tl.load(gain + column, mask=column < IN, other=0.0).to(tl.float32)
+        for plane in tl.static_range(8):
+            gains = gains + (tl.load(gain + k + plane * 16, mask=k + plane * 16 < IN, other=0.0).to(tl.float32),)
     if BIAS:
         biases = tl.load(bias + row).to(tl.float32)
     if EARLY:
         gdc_wait()
     for token in tl.static_range(TOKENS):
-        value = tl.load(x + token * x_stride + column, mask=column < IN, other=0.0).to(tl.float32)
+        total, squares = tl.zeros([ROWS, TILE], tl.float32), tl.zeros([TILE], tl.float32)
+        for split in tl.static_range(SPLIT):
+            scale, zero = first_scale, first_zero
+            if split > 0:
+                scale = tl.load(scales + group + split, mask=real, other=0.0).to(tl.float32)
+                zero = tl.load(zeros + group + split, mask=real, other=0).to(tl.float32)
+            products, values = tl.zeros([ROWS, TILE], tl.float32), tl.zeros([TILE], tl.float32)
+            for plane in tl.static_range(split * PLANES, (split + 1) * PLANES):
+                at = x + token * x_stride + k + plane * 16
+                value = tl.load(at, mask=k + plane * 16 < IN, other=0.0).to(tl.float32)
+                if NORM:
+                    squares += value * value
+                    value *= gains[plane]
+                if plane < 5:
+                    bits = (low & (15 << (4 * plane))) | magic
+                else:
+                    bits = (high & (15 << (4 * plane - 20))) | magic
+                code = bits.to(tl.float32, bitcast=True) - 8388608.0  # times 16 to the power of its place
+                products += code * (value * (1.0 / (1 << (4 * (plane % 5)))))[None, :]
+                values += value
+            total += (products - zero * values[None, :]) * scale
+        sums = tl.sum(total, 1)
         if NORM:
-            value = rms(value, gains, IN, eps, dtype).to(dtype).to(tl.float32)
-        value = tl.permute(value.reshape(BLOCKS, 8, 16), (1, 0, 2)).reshape(8, TILE)
-        sums = tl.sum(tl.sum(weight * value[None, :, :], 1), 1)
+            sums *= tl.rsqrt(tl.sum(squares, 0) / IN + eps)
         if BIAS:
             sums += biases
         if GATED:
