@@ -68,7 +68,8 @@ def test_a_kernel_that_starts_early_reads_too_early() -> None:
     with torch.inference_mode():
         for number, result in enumerate(replays(chain, x, make, 50)):
             if number % 10 == 0:  # 20 layers deep, roundings add up
-                torch.testing.assert_close(result, chain(Ops()), atol=0.25, rtol=0.05)
+                plain = chain(Ops())
+                assert (result - plain).norm() < 0.03 * plain.norm()
 
 
 def test_greedy_tokens_equal_m0_in_float32() -> None:

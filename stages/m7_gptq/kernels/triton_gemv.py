@@ -58,7 +58,8 @@ def gemv_kernel(
     gains = ()
     if NORM:
         for plane in tl.static_range(8):
-            gains = gains + (tl.load(gain + k + plane * 16, mask=k + plane * 16 < IN, other=0.0).to(tl.float32),)
+            at = k + plane * 16
+            gains = gains + (tl.load(gain + at, mask=at < IN, other=0.0).to(tl.float32),)  # noqa: RUF005
     if BIAS:
         biases = tl.load(bias + row).to(tl.float32)
     if EARLY:
@@ -77,7 +78,7 @@ def gemv_kernel(
                 if NORM:
                     squares += value * value
                     value *= gains[plane]
-                if plane < 5:
+                if plane < 5:  # noqa: SIM108
                     bits = (low & (15 << (4 * plane))) | magic
                 else:
                     bits = (high & (15 << (4 * plane - 20))) | magic
