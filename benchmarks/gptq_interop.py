@@ -97,7 +97,7 @@ def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
 
 @torch.inference_mode()
 def perplexity_of_ours(settings: Settings, scratch: str, text: torch.Tensor, count: int) -> float:
-    """The same settings by our quantiser. Clipping search is our addition, GPTQModel has none: off."""
+    """The same settings by our quantiser. Without the clipping search: GPTQModel's own, `mse`, is off by default."""
     folder = quantize(DEFAULT_MODEL, replace(settings, search=False), Path(scratch) / f"ours-{settings.name}").folder
     return measure(build_decoder(GPTQFolder(folder), torch.float32, torch.device("cpu"), False), text[:count])[0]
 

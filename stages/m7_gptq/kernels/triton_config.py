@@ -1,4 +1,4 @@
-"""Rows, tokens, warps and splits of the Triton kernels: tables, to be set from measurements.
+"""Rows, tokens and warps of the Triton kernels: tables, to be set from measurements.
 
 Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel are what was fastest
 in a chain of layers, where each kernel starts beside the one in front.
