@@ -3,10 +3,10 @@
 This is `common.kernels.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
 kernel waits for the one in front. So the words, and the scales and zeros of each block's first group, are asked for
-before the wait; behind it a weight takes three instructions: a mask that makes it a float where it is, a subtraction, a multiplication with
-addition. Zero points and scales are applied to sums; the factor of RMSNorm to the result, so that nobody waits for it
-(x is not rounded in between, as `common` does). A thread holds the same words of all ROWS rows: what it does to a
-number of x (load, gain) serves ROWS weights.
+before the wait; behind it a weight takes three instructions: a mask that makes it a float where it is, a subtraction,
+a multiplication with addition. Zero points and scales are applied to sums; the factor of RMSNorm to the result, so that
+nobody waits for it (x is not rounded in between, as `common` does). A thread holds the same words of all ROWS rows:
+what it does to a number of x (load, gain) serves ROWS weights.
 """
 
 from __future__ import annotations
