@@ -32,7 +32,7 @@ CHUNK = 8192
 
 @dataclass
 class QuantizedLayer:
-    """The four projections by their names in `DecoderLayer`, with the loss of each (0 without calibration)."""
+    """The four projections by their names in `DecoderLayer`, with the loss of each (none without calibration)."""
 
     weights: dict[str, QuantizedWeight]
     losses: dict[str, float]
@@ -73,7 +73,7 @@ def quantize_layers(
     """Quantise layer after layer; token_ids [sequences, length] is the calibration text.
 
     A layer that is finished already only passes its outputs on. Rounding to nearest needs no text and computes no
-    outputs. Computes in float32. `UserError` where the calibration gives numbers that are not finite.
+    outputs. Computes in float32. `UserError` where weights or calibration give numbers that are not finite.
     """
     load = loader(source, torch.float32, device)
     calibrated = settings.method == "gptq"
@@ -93,9 +93,13 @@ def quantize_layers(
                     setattr(layer, name, _Quantizing(name, linear, settings, result))
                 else:
                     result.weights[name] = round_to_nearest(linear.weight, settings, linear.bias)
-                    result.losses[name] = 0.0
         if steps is not None:
             steps.run(layer, index)
+        for name, weight in result.weights.items():
+            if not bool(weight.scales.isfinite().all()):
+                raise UserError(
+                    f"layer {index}, {name}: weights that are not finite, or too large for a scale in float16"
+                )
         yield result
 
 

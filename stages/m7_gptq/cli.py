@@ -60,7 +60,7 @@ def _method(name: str) -> Literal["gptq", "rtn"]:
 
 
 def _print(report: Report) -> None:
-    if report.losses:
+    if any(report.losses):
         names = list(report.losses[0])
         print("loss of each layer's projections (mean squared error of an output)")
         print("layer  " + "  ".join(f"{name:>12}" for name in names))

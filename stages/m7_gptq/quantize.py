@@ -32,7 +32,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Report:
-    """Where the model is, and the loss of each layer's projections; no losses where it was there already."""
+    """Where the model is, and the losses of each layer's projections (none without calibration); no layers where it was
+    there already."""
 
     folder: Path
     losses: list[dict[str, float]]
@@ -118,7 +119,8 @@ def _make(writer: Writer, token_ids: torch.Tensor, device: torch.device, progres
             if writer.finished(index) is None:
                 writer.add(index, layer)
             losses.append(layer.losses)
-            advance(1, f"layer {index}, loss {sum(layer.losses.values()):.3g}")
+            loss = f", loss {sum(layer.losses.values()):.3g}" if layer.losses else ""
+            advance(1, f"layer {index}{loss}")
     writer.finish()
     say(f"quantised {name} in {time.perf_counter() - began:.0f} s")
     return Report(folder, losses)

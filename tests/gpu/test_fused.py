@@ -10,6 +10,8 @@ import torch
 import stages
 from common import SamplingParams
 from common.kernels.fused import FusedOps
+from common.models.layers import RMSNorm
+from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
 from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products, replays
 
@@ -54,22 +56,28 @@ def test_pick(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
 
 
 def test_a_kernel_that_starts_early_reads_too_early() -> None:
-    """A chain in a graph, each kernel reading what the one in front wrote, run many times with changing input."""
+    """A chain in a graph, each kernel reading what the one in front wrote, run many times with changing input. After 20
+    layers roundings have added up: no more of them than in plain operations, both held against float32."""
     make, rows, width = Inputs(torch.bfloat16, "cuda"), 2, 1024
     norm, up, down = make.norm(width), make.linear(6144, width), make.linear(width, 3072)
     x, residual = make.tensor(rows, width), make.tensor(rows, width)
+    exact = RMSNorm(norm.weight.float(), norm.eps), Linear(up.weight.float()), Linear(down.weight.float())
 
-    def chain(ops: Ops) -> torch.Tensor:
-        y = residual.clone()
+    def chain(ops: Ops, layers: tuple[RMSNorm, Linear, Linear] = (norm, up, down)) -> torch.Tensor:
+        its_norm, its_up, its_down = layers
+        dtype = its_norm.weight.dtype
+        y, given = residual.to(dtype, copy=True), x.to(dtype)
         for _ in range(20):
-            y = ops.add_linear(y, down, ops.norm_swiglu(y + x, norm, up))
+            y = ops.add_linear(y, its_down, ops.norm_swiglu(y + given, its_norm, its_up))
         return y
 
     with torch.inference_mode():
         for number, result in enumerate(replays(chain, x, make, 50)):
-            if number % 10 == 0:  # 20 layers deep, roundings add up
-                plain = chain(Ops())
-                assert (result - plain).norm() < 0.03 * plain.norm()
+            if number % 10 == 0:
+                true = chain(Ops(), exact)
+                fused, plain = result - true, chain(Ops()) - true
+                assert fused.norm() < 1.1 * plain.norm()
+                assert fused.abs().max() < 1.25 * plain.abs().max()
 
 
 def test_greedy_tokens_equal_m0_in_float32() -> None:

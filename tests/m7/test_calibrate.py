@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,20 @@ def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor
     source.read = poisoned  # type: ignore[method-assign]
     with pytest.raises(UserError, match="not finite"), torch.inference_mode():
         list(quantize_layers(source, token_ids, SETTINGS, CPU))
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e9], ids=["nan", "too large"])
+def test_weights_that_no_scale_can_hold(factor: float, frozen: Frozen, token_ids: torch.Tensor) -> None:
+    source = open_source(frozen(TINY[0]))
+    read = source.read
+
+    def poisoned(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = read(name, shape)
+        return tensor * factor if name == "model.layers.1.mlp.up_proj.weight" else tensor
+
+    source.read = poisoned  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="layer 1, gate_up_proj"), torch.inference_mode():
+        list(quantize_layers(source, token_ids, replace(SETTINGS, method="rtn"), CPU))
 
 
 def test_too_little_text(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Rows, tokens and warps of the Triton kernels: tables, to be set from measurements.
 
-Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel are what was fastest
-in a chain of layers, where each kernel starts beside the one in front.
+Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel were
+chosen by trial, alone and in a chain of layers, where each kernel starts beside the one in front.
 """
 
 from __future__ import annotations
