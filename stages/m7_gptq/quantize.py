@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 from collections.abc import Generator
@@ -45,15 +47,29 @@ def cached_folder(model: str, settings: Settings, text: Path | None = None) -> P
     return cache_root() / "gptq" / re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")
 
 
-def recipe_of(source: ModelSource, settings: Settings, text: Path | None) -> dict[str, Any]:
-    """All that the quantised weights depend on. Of the model's own weights, those of one small matrix stand for all."""
-    name = f"model.layers.{source.config.num_layers - 1}.self_attn.k_proj.weight"
-    weights = source.read(name, tensor_shapes(source.config)[name]).float().cpu().contiguous()
-    recipe: dict[str, Any] = {"version": VERSION, "weights": fingerprint(weights.numpy().tobytes()), **vars(settings)}
+def recipe_of(source: ModelSource, settings: Settings, text: Path | None, progress: bool | None) -> dict[str, Any]:
+    """All that the quantised folder depends on."""
+    recipe: dict[str, Any] = {"version": VERSION, "model": model_fingerprint(source, progress), **vars(settings)}
     if settings.method == "gptq":
         recipe["text"] = fingerprint(read(text or CALIBRATION).encode())
         recipe |= {"sequences": SEQUENCES, "length": LENGTH}
     return recipe
+
+
+def model_fingerprint(source: ModelSource, progress: bool | None) -> str:
+    """Of a model's configuration, its tokenizer, and every number of its weights: 135 million take half a second."""
+    tokenizer, shapes = source.tokenizer(), tensor_shapes(source.config)
+    words: list[Any] = [source.config.to_hf()]
+    if tokenizer is not None:
+        words += [tokenizer.backend.to_str(), tokenizer.chat_template, tokenizer.special_tokens]
+    found = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    with progress_bar(f"looking at {source.config.name}", len(shapes), show=progress) as advance:
+        for name, shape in shapes.items():
+            tensor = source.read(name, shape).cpu().contiguous()
+            found.update(f"{name} {tensor.dtype}".encode())
+            found.update(tensor.view(torch.uint8).numpy().data)
+            advance(1)
+    return found.hexdigest()[:16]
 
 
 def differences(folder: Path, recipe: dict[str, Any]) -> list[str] | None:
@@ -90,7 +106,7 @@ def quantize(
     check_target(folder)
     place = device or torch.device("cpu")
     source = open_plain(model, place, progress)
-    recipe = recipe_of(source, settings, text)
+    recipe = recipe_of(source, settings, text, progress)
     if not again and differences(folder, recipe) == []:
         return Report(folder, [])
     _check_shapes(source, settings)

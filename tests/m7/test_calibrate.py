@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
 
 from common import UserError
 from common.models import load_model
@@ -160,10 +163,10 @@ def test_two_settings_share_a_folder(
         quantize(model, other, tmp_path / "out", progress=False)
 
 
-def test_a_cached_folder_of_other_weights_text_or_version_is_taken(
+def test_a_cached_folder_of_another_model_text_or_version_is_taken(
     frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache has one name for them, and makes the model anew."""
+    """The cache has one name for them, and makes the model anew: for one weight of any tensor, too."""
     monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
     monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
     model, text = tmp_path / "model", tmp_path / "text.txt"
@@ -176,10 +179,18 @@ def test_a_cached_folder_of_other_weights_text_or_version_is_taken(
     assert made_anew() and not made_anew()
     text.write_text("another")
     assert made_anew() and not made_anew()
-    weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.self_attn.k_proj.weight"] *= 2
-    save_file(weights, model / "model.safetensors")
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.embed_tokens.weight"):
+        weights = load_file(model / "model.safetensors")
+        weights[name][3, 5] += 1
+        save_file(weights, model / "model.safetensors")
+        assert made_anew() and not made_anew()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     assert made_anew() and not made_anew()
+    for words in ("a b", "a b c"):
+        backend = FastTokenizer(WordLevel({word: i for i, word in enumerate(words.split())}, unk_token="a"))
+        Tokenizer(backend).save(model)
+        assert made_anew() and not made_anew()
     monkeypatch.setattr(quantize_module, "VERSION", 2)
     assert made_anew() and not made_anew()
     assert len([path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]) == 1
