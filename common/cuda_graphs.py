@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from common.attention import Attention
+from common.attention import Attention, raw_kernel
 from common.batch import HostBatch, RaggedBuilder
 from common.config import EngineConfig
 from common.graph_inputs import GraphInputs, StepShape
@@ -136,7 +136,8 @@ class StepGraphs:
     def _run_model(self, shape: StepShape) -> None:
         batch = self._inputs.batch(shape)
         self._attention.begin(batch)
-        hidden = self._model(batch.input_ids, batch.positions, self._attention.attend)
+        raw = raw_kernel(self._attention, self._model)
+        hidden = self._model(batch.input_ids, batch.positions, self._attention.attend, raw)
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int) -> None:

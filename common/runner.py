@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.attention import Attention
+from common.attention import Attention, raw_kernel
 from common.batch import RaggedBatch
 from common.cuda_graphs import StepGraphs
 from common.errors import UserError
@@ -118,7 +118,8 @@ class Runner:
         batch = self.build_batch(plan, self.model.device)
         self._fill_in(plan, batch)
         self.attention.begin(batch)
-        return self.model(batch.input_ids, batch.positions, self.attention.attend)[batch.logit_indices]
+        raw = raw_kernel(self.attention, self.model)
+        return self.model(batch.input_ids, batch.positions, self.attention.attend, raw)[batch.logit_indices]
 
     def _fill_in(self, plan: StepPlan, batch: RaggedBatch) -> None:
         """Tokens that the step before has sampled, or will have when this one starts, go on without the host."""

@@ -1,7 +1,8 @@
 """The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
-the library's matrix products, which are at their best there, with fused kernels between them.
+the library's matrix products, which are at their best there, with fused kernels between them. An attention that takes
+heads as the projection gives them (`common.attention.TakesRaw`) does the second of these itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class FusedOps(Ops):
 
     overlap: kernels may start while the one in front of them still runs, where the GPU can do that.
     """
+
+    fused = True
 
     def __init__(self, device: torch.device, overlap: bool = True) -> None:
         self.launch = launch_options(device, overlap)

@@ -16,6 +16,10 @@ from common.models.ops import Ops
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]: the seam between model and stage."""
 
+AttendRaw = Callable[["DecoderLayer", torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""attend(layer, qkv [T, Hq + 2 Hkv, D], cos, sin) -> [T, Hq, D]: the same for heads as the projection gives them, which
+it normalises and rotates on the way."""
+
 
 @dataclass
 class DecoderLayer:
@@ -35,13 +39,24 @@ class DecoderLayer:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
 
-    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend, ops: Ops) -> torch.Tensor:
+    def __call__(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        attend: Attend,
+        ops: Ops,
+        attend_raw: AttendRaw | None = None,
+    ) -> torch.Tensor:
         """x [T, hidden], which is used up; cos and signed sin [T, 1, D] of the tokens' positions."""
         num_q, num_kv = self.num_heads, self.num_kv_heads
         qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, num_q + 2 * num_kv, self.head_dim)
-        qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
-        qk = ops.norm_rotate(qk, num_q, self.q_norm, self.k_norm, cos, sin)
-        seen = attend(self.index, qk[:, :num_q], qk[:, num_q:], v)
+        if attend_raw is not None:
+            seen = attend_raw(self, qkv, cos, sin)
+        else:
+            qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
+            qk = ops.norm_rotate(qk, num_q, self.q_norm, self.k_norm, cos, sin)
+            seen = attend(self.index, qk[:, :num_q], qk[:, num_q:], v)
         x = ops.add_linear(x, self.o_proj, seen.reshape(-1, num_q * self.head_dim))
         wide = ops.norm_swiglu(x, self.post_attention_norm, self.gate_up_proj)
         return ops.add_linear(x, self.down_proj, wide)
@@ -80,12 +95,19 @@ class Decoder:
         self.ops = Ops()
         self.note: str | None = None
 
-    def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        attend_raw: AttendRaw | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence. attend_raw: an
+        attention that normalises and rotates as well; where there is one, `attend` is not called."""
         x = F.embedding(input_ids, self.embedding)
         cos, sin = self.rotary.at(positions)
         for layer in self.layers:
-            x = layer(x, cos, sin, attend, self.ops)
+            x = layer(x, cos, sin, attend, self.ops, attend_raw)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,9 @@ from common.models.linear import Projection
 class Ops:
     """Handed to the decoder, which hands it to its layers. T tokens; x [T, hidden] is the residual stream."""
 
+    fused = False
+    """May attention, too, do its neighbours' work on the way?"""
+
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """[T, N] to [T, N]."""
         return norm(x)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from common.batch import RaggedBatch
+from common.models.decoder import AttendRaw, DecoderLayer
 from stages.m3_paged_kv.kv_tensors import PagedKV
+from stages.m4_flash_attention.backends import AttendsRaw
 from stages.m4_flash_attention.select import Choice
 
 
@@ -26,6 +28,13 @@ class FlashAttention:
         kv = self._layers[layer]
         self._backend.store(kv, k, v)
         return self._backend.attend(q, kv)
+
+    def raw_kernel(self) -> AttendRaw | None:
+        return self._attend_raw if isinstance(self._backend, AttendsRaw) and self._backend.takes_raw() else None
+
+    def _attend_raw(self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self._backend, AttendsRaw)
+        return self._backend.attend_raw(layer, qkv, cos, sin, self._layers[layer.index])
 
     def kv_bytes(self) -> int:
         return self.kv.nbytes()

@@ -9,7 +9,7 @@ import torch
 
 from stages.m4_flash_attention import select
 from stages.m4_flash_attention.backends import AttentionShape, Backend
-from tests.m4.cases import HEADS, STEPS, TOLERANCE, Case, make_case, relative_error
+from tests.m4.cases import DECODES, HEADS, STEPS, TOLERANCE, Case, check_raw, make_case, relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -42,6 +42,21 @@ def test_right_at_one_length_and_wrong_at_another(name: str, step: str, head_dim
 def test_query_head_reads_another_groups_keys(name: str, heads: tuple[int, int], dtype: torch.dtype) -> None:
     case = make_case([(1, 35), (1, 16), (20, 50)], heads, dtype=dtype, device="cuda", poison=poison(name))
     case.check(backend_for(name, case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
+@pytest.mark.parametrize("step", DECODES)
+def test_raw_heads_give_other_numbers(step: str, head_dim: int, dtype: torch.dtype) -> None:
+    case = make_case(DECODES[step], head_dim=head_dim, dtype=dtype, device="cuda", padded_rows=head_dim == 64)
+    check_raw(case, backend_for("triton", case))
+
+
+@pytest.mark.parametrize("heads", [(16, 8), (9, 3), (14, 2)])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 129, 300, 1000, 5000])
+def test_raw_heads_of_one_long_context(length: int, heads: tuple[int, int]) -> None:
+    case = make_case([(1, length)], heads, 128, dtype=torch.bfloat16, device="cuda")
+    check_raw(case, backend_for("triton", case))
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 256])

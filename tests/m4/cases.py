@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, replace
 
 import torch
 
 from common.batch import RaggedBatch
-from stages.m4_flash_attention.backends import AttentionShape, Backend
+from common.models.decoder import DecoderLayer
+from common.models.layers import RMSNorm
+from common.models.linear import Linear
+from common.models.ops import Ops
+from stages.m4_flash_attention.backends import AttendsRaw, AttentionShape, Backend
+from tests.kernels.cases import Inputs
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Of the largest number in the same row of the answer: over a long context the answers are small, as are lost keys.
@@ -37,6 +43,39 @@ class Case:
         assert result.dtype == self.q.dtype
         error = relative_error(result, self.expected)
         assert error < TOLERANCE[self.q.dtype], f"off by {error}"
+
+
+def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
+    """Decodes from heads as the projection gives them: as exact as operation after operation, in the model's dtype, and
+    with the same numbers in the cache, but for the last bit."""
+    assert isinstance(backend, AttendsRaw)
+    make = Inputs(case.q.dtype, str(case.q.device))
+    (_, num_q, dim), num_kv = case.q.shape, case.k.shape[1]
+    qkv = torch.cat((case.q, case.k, case.v), dim=1)
+    norms = (make.norm(dim), make.norm(dim)) if normalised else (None, None)
+    cos, sin = make.angles(len(qkv), dim)
+    qk = Ops().norm_rotate(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
+    step = replace(case, q=qk[:, :num_q], k=qk[:, num_q:], kv=case.kv.clone())
+    expected = step.run(importlib.import_module("stages.m4_flash_attention.backends.naive").create(case.shape))
+    backend.begin(case.batch)
+    assert backend.takes_raw() or len(qkv) > 4
+    layer = make_layer(num_q, num_kv, dim, *norms)
+    result = backend.attend_raw(layer, qkv, cos, sin, case.kv)
+    lengths = case.batch.seq_lens > 0
+    error = relative_error(result[lengths], expected[lengths].double())
+    assert error < 2 * TOLERANCE[qkv.dtype], f"off by {error}"
+    assert not result[~lengths].any()
+    slots, tables = case.batch.slot_mapping, case.batch.block_tables
+    assert slots is not None and tables is not None
+    case.kv.flatten(1, 2)[:, slots[~lengths]] = step.kv.flatten(1, 2)[:, slots[~lengths]]  # nobody's: not written
+    eps = 4 * torch.finfo(qkv.dtype).eps
+    torch.testing.assert_close(case.kv, step.kv, equal_nan=True, atol=eps, rtol=eps)
+
+
+def make_layer(num_q: int, num_kv: int, dim: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> DecoderLayer:
+    """With nothing in it but its heads and their norms."""
+    norm, linear = RMSNorm(torch.ones(1), 1e-5), Linear(torch.ones(1, 1))
+    return DecoderLayer(0, num_q, num_kv, dim, norm, linear, linear, norm, linear, linear, q_norm, k_norm)
 
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -132,6 +171,9 @@ STEPS = {
     "decodes and chunks in one step": [(1, 100), (1, 1), (1, 17), (70, 70), (20, 93), (3, 200)],
 }
 """TRAPS.md: attention that is right at one length and wrong at another."""
+
+DECODES = {name: chunks for name, chunks in STEPS.items() if all(n == 1 for n, _ in chunks)}
+"""Those without a prompt."""
 
 HEADS = [(2, 2), (4, 2), (3, 1), (4, 1), (8, 1), (9, 3)]
 """Groups of 1, 2, 3, 4, 8, and 3 with several KV heads."""

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from stages.m4_flash_attention.kernels.triton_parts import Workspace, find_part, room
-from tests.m4.cases import make_case
+from tests.m4.cases import check_raw, make_case
 from tests.m4.test_backends import create
 
 
@@ -84,6 +84,20 @@ def test_parts_lose_a_token_or_read_what_nobody_wrote(kind: str, target: int, he
     case.check(backend)
     assert not kernel.workspace.arrived.any(), "the next layer would start with these"
     case.check(backend)
+
+
+@pytest.mark.parametrize("target", [1, 3, 12])
+def test_parts_of_raw_heads_lose_a_token_or_read_what_nobody_wrote(target: int) -> None:
+    case = make_case([(1, 333), (1, 2), (1, 1), (1, 129), (1, 128)], (4, 2), 128, padded_rows=1)
+    backend = create("triton", case)
+    kernel: Any = backend._raw  # pyright: ignore[reportAttributeAccessIssue]
+    kernel.config = kernel.config | {"TILE": 32}
+    kernel.workspace = Workspace(target, 4, 1, 128, torch.device("cpu"))
+    for tensor in kernel.workspace.tensors()[:3]:
+        tensor.fill_(torch.nan)
+    for _ in range(2):
+        check_raw(case, backend)
+        assert not kernel.workspace.arrived.any(), "the next layer would start with these"
 
 
 @pytest.mark.parametrize(("sequences", "size"), [(1, 1), (2, 16), (16, 16), (17, 64), (256, 256), (257, 1024)])

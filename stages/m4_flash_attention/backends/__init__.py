@@ -9,11 +9,12 @@ A layer's cache is kv [2, num_blocks, block_size, Hkv, D]; slot s is block s // 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from common.batch import RaggedBatch
+from common.models.decoder import DecoderLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,22 @@ class Backend(Protocol):
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """q [T, Hq, D] (rows may lie apart) over one layer, causally; returns [T, Hq, D]."""
+        ...
+
+
+@runtime_checkable
+class AttendsRaw(Protocol):
+    """A backend that, in some steps, does what stands between the projection and attention as well."""
+
+    def takes_raw(self) -> bool:
+        """Can it do so in the step that has begun?"""
+        ...
+
+    def attend_raw(
+        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
+    ) -> torch.Tensor:
+        """qkv [T, Hq + 2 Hkv, D] as the projection gives it, cos and signed sin [T, 1, D]: normalise, rotate, store,
+        attend; returns [T, Hq, D]."""
         ...
 
 

@@ -9,6 +9,7 @@ import torch
 
 from common.batch import RaggedBatch
 from common.kernels.launch import launch_options
+from common.models.decoder import DecoderLayer
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -40,13 +41,15 @@ class TritonBackend:
     """A step is safe to capture in a CUDA graph: nothing is read on the host, and what is written lies where it lay."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        from stages.m4_flash_attention.kernels import triton_decode, triton_prefill, triton_store
+        from stages.m4_flash_attention.kernels import triton_decode, triton_decode_raw, triton_prefill, triton_store
 
         self._store = triton_store.store
         self._launch = launch_options(shape.device)
         self._decode = triton_decode.DecodeKernel(
             shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
         )
+        self._raw = triton_decode_raw.RawDecodeKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
+        self._most_raw = triton_decode_raw.MOST_SEQUENCES
         self._prefill = triton_prefill.PrefillKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
 
     def begin(self, batch: RaggedBatch) -> None:
@@ -64,3 +67,13 @@ class TritonBackend:
             tables, lengths, starts = step.tables[decodes:], step.seq_lens[decodes:], step.query_starts[decodes:]
             self._prefill(q, kv, tables, lengths, starts, len(q) - decodes, out)
         return out
+
+    def takes_raw(self) -> bool:
+        return self._batch.num_decodes == self._batch.num_seqs <= self._most_raw
+
+    def attend_raw(
+        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
+    ) -> torch.Tensor:
+        norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+        step = self._batch
+        return self._raw(qkv, norms, cos, sin, kv, step.slots, step.tables, step.seq_lens)

@@ -30,6 +30,14 @@ FEW: dict[tuple[int, int], Config] = {
     (128, 2): {"ROWS": 64, "TILE": 64, "num_warps": 4, "num_stages": 2},
 }
 """For few queries: narrower tiles, of which two fit on a processor at a time."""
+RAW: dict[tuple[int, int], Config] = {
+    (64, 2): {"TILE": 256, "num_warps": 4},
+    (128, 2): {"TILE": 128, "num_warps": 4},
+    (256, 2): {"TILE": 64, "num_warps": 4},
+    (64, 4): {"TILE": 128, "num_warps": 4},
+    (128, 4): {"TILE": 64, "num_warps": 4},
+    (256, 4): {"TILE": 32, "num_warps": 4},
+}
 ENOUGH_QUERIES = 32_768
 """Of all heads together: 256 tiles of 128, two for each processor of a large GPU."""
 
@@ -40,6 +48,10 @@ def _choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dt
 
 def decode_config(head_dim: int, dtype: torch.dtype) -> Config:
     return _choose(DECODE, head_dim, dtype)
+
+
+def raw_config(head_dim: int, dtype: torch.dtype) -> Config:
+    return _choose(RAW, head_dim, dtype)
 
 
 def prefill_config(head_dim: int, dtype: torch.dtype, queries: int) -> Config:

@@ -26,7 +26,7 @@ TILES: dict[int, Config] = {  # tokens up to
 }
 
 
-def gemv_config(in_features: int) -> Config:
+def gemv_config(in_features: int, out_features: int) -> Config:
     return next(config for limit, config in GEMV.items() if in_features <= limit)
 
 

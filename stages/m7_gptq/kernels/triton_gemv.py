@@ -115,7 +115,7 @@ def gemv(
     norm, eps, gated, add_to: as in `common.kernels.triton_gemv.gemv`.
 
     config: ROWS of a program and WARPS; None takes the table's."""
-    rows, warps = (config or gemv_config(weight.in_features)).values()
+    rows, warps = (config or gemv_config(weight.in_features, weight.out_features)).values()
     tokens, outputs = x.shape[0], weight.out_features // 2 if gated else weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
     kernel: Any = gemv_kernel[(weight.out_features // rows,)]
