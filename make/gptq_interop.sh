@@ -1,6 +1,7 @@
 #!/bin/sh
-# An environment of its own for GPTQModel, in .venv-gptq, and the round trips with it. GPTQModel asks for a newer
-# PyTorch than ours and runs with ours: so it and torchao are installed without what they require, after the rest.
+# An environment of its own for GPTQModel and bitsandbytes, in .venv-gptq, and the round trips with them. GPTQModel
+# asks for a newer PyTorch than ours and runs with ours: so it and torchao are installed without what they require,
+# after the rest.
 set -eu
 venv=.venv-gptq
 if [ ! -e "$venv/.stamp" ]; then
@@ -12,5 +13,5 @@ if [ ! -e "$venv/.stamp" ]; then
     "$venv/bin/python" -m pip install --no-deps 'torchao>=0.18' gptqmodel==7.7.0
     touch "$venv/.stamp"
 fi
-GPTQMODEL_CPU_WORKERS=2 "$venv/bin/python" -m pytest tests/m7/test_interop.py
+GPTQMODEL_CPU_WORKERS=2 "$venv/bin/python" -m pytest tests/m7/test_interop.py tests/m7/test_interop_nf4.py
 GPTQMODEL_CPU_WORKERS=2 "$venv/bin/python" -m benchmarks.gptq_interop --json reports/local/gptq_interop.json

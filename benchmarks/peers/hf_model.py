@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestant import Setting
-from common.models.gptq_folder import GPTQFolder
-from common.models.load import open_source
+from common.models.load import QuantizedFolder, open_source
 from common.models.weights import ModelSource, Shape, build_decoder
 from common.tokenizer import Tokenizer
 
@@ -54,4 +53,4 @@ def load_hf_model(setting: Setting) -> tuple[Any, str | None]:
         raise RuntimeError(f"transformers names its weights otherwise: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=None)
-    return model.to(setting.device).eval(), source.note if isinstance(source, GPTQFolder) else None
+    return model.to(setting.device).eval(), source.note if isinstance(source, QuantizedFolder) else None

@@ -11,9 +11,8 @@ from typing import Any, cast
 import torch
 
 from common.errors import UserError
-from common.models.config import ModelConfig
 from common.models.gptq_checks import check_numbers, check_version
-from common.models.hf_folder import open_weights, read_json
+from common.models.hf_folder import open_weights, read_config, read_json, read_tensor
 from common.models.packed import BITS, PER_CHANNEL, WORD, Format, QuantizedWeight, unpack_zeros
 from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.options import require
@@ -36,7 +35,7 @@ class Stored:
     def from_dict(cls, name: str, options: Mapping[str, Any]) -> Stored:
         """From `quantization_config` or quantize_config.json; `UserError` for what is not supported."""
         method = options.get("quant_method") or options.get("method") or "gptq"
-        hint = "GPTQ is, and checkpoints that are not quantised"
+        hint = "GPTQ is, NF4 of bitsandbytes, and checkpoints that are not quantised"
         require(method == "gptq", f"{name}: quant_method {method!r} is not supported: {hint}")
         bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
         require(type(bits) is int and bits in BITS, f"{name}: bits={bits!r} is not supported: GPTQ with 4 or 8 bits is")
@@ -83,9 +82,8 @@ class GPTQFolder:
         self.stored = Stored.from_dict(label, quantization)
         self.meta: object = quantization.get("meta")
         """What its maker says about how it was made."""
-        generation = folder / "generation_config.json"
         plain = {key: value for key, value in options.items() if key != "quantization_config"}
-        self.config = ModelConfig.from_hf(label, plain, read_json(generation) if generation.is_file() else None)
+        self.config = read_config(folder, label, plain)
         self._files: dict[str, Any] = {}
 
     @property
@@ -121,11 +119,7 @@ class GPTQFolder:
         self.check()
         if is_quantized(name):
             return self.quantized(name.removesuffix(".weight")).dequantize()
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        require(
-            tensor.is_floating_point() and tensor.itemsize >= 2,
-            f"{self.config.name}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16",
-        )
+        tensor = read_tensor(self._files[name], self.config.name, name)
         require(bool(torch.isfinite(tensor).all()), f"{self.config.name}: {name} is not finite: download it again")
         return tensor
 

@@ -25,21 +25,12 @@ class HFFolder:
         self.folder = folder
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
-        config = read_json(folder / "config.json")
-        generation = folder / "generation_config.json"
-        self.config = ModelConfig.from_hf(
-            name or str(folder), config, read_json(generation) if generation.is_file() else None
-        )
+        self.config = read_config(folder, name or str(folder), read_json(folder / "config.json"))
         self._files: dict[str, Any] = {}  # tensor name to the open file that holds it
 
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         self.check()
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        if not tensor.is_floating_point() or tensor.itemsize < 2:
-            raise UserError(
-                f"{self.config.name}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16"
-            )
-        return tensor
+        return read_tensor(self._files[name], self.config.name, name)
 
     def tokenizer(self) -> Tokenizer | None:
         return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
@@ -51,6 +42,20 @@ class HFFolder:
         files, shapes = open_weights(self.folder)
         check_tensors(self.config, shapes)
         self._files = files
+
+
+def read_config(folder: Path, label: str, options: dict[str, Any]) -> ModelConfig:
+    """From the contents of config.json, and of generation_config.json if the folder has one."""
+    generation = folder / "generation_config.json"
+    return ModelConfig.from_hf(label, options, read_json(generation) if generation.is_file() else None)
+
+
+def read_tensor(file: Any, label: str, name: str) -> torch.Tensor:
+    """One tensor of an open file; `UserError` unless it holds floating-point numbers of 16 bits or more."""
+    tensor: torch.Tensor = file.get_tensor(name)
+    if not tensor.is_floating_point() or tensor.itemsize < 2:
+        raise UserError(f"{label}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16")
+    return tensor
 
 
 def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:

@@ -13,9 +13,13 @@ from common.models.embedded import open_embedded
 from common.models.gptq_folder import GPTQFolder, is_gptq_folder
 from common.models.hf_folder import HFFolder
 from common.models.hub import fetch, is_hub_id
+from common.models.nf4_folder import NF4Folder, is_bitsandbytes_folder
 from common.models.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.tokenizer import Tokenizer
+
+QuantizedFolder = GPTQFolder | NF4Folder
+"""A `ModelSource` that gives dequantised weights, and has a `note` that says so."""
 
 
 def load_model(
@@ -35,7 +39,7 @@ def load_model(
     source = open_source(name, place, seed, progress)
     with torch.inference_mode():
         decoder = build_decoder(source, parse_dtype(dtype), place, progress)
-    if isinstance(source, GPTQFolder):
+    if isinstance(source, QuantizedFolder):
         decoder.note = source.note
     return decoder
 
@@ -50,7 +54,7 @@ def open_source(
 ) -> ModelSource:
     """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`.
 
-    A folder in GPTQ's format gives its dequantised weights.
+    A folder in GPTQ's format, or in NF4, gives its dequantised weights.
     """
     if name == DEFAULT_MODEL:
         return open_embedded(progress)
@@ -59,7 +63,7 @@ def open_source(
     folder = find_folder(name)
     if folder is not None:
         label = name if is_hub_id(name) else None
-        return GPTQFolder(folder, label) if is_gptq_folder(folder) else HFFolder(folder, label)
+        return open_quantized_folder(folder, label) if is_gptq_folder(folder) else HFFolder(folder, label)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -74,6 +78,11 @@ def open_source(
         f"unknown model {name!r}. Choose from: {DEFAULT_MODEL}, {presets}, a Hugging Face folder, a *.gguf file, "
         "or a hub id such as Qwen/Qwen3-0.6B"
     )
+
+
+def open_quantized_folder(folder: Path, name: str | None = None) -> QuantizedFolder:
+    """A quantised model's folder, in whichever of the formats it says that it is."""
+    return NF4Folder(folder, name) if is_bitsandbytes_folder(folder) else GPTQFolder(folder, name)
 
 
 def find_folder(name: str) -> Path | None:

@@ -17,11 +17,13 @@ from common.errors import UserError
 from common.models.decoder import DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
+from common.models.nf4 import NF4Weight
 from common.models.ops import Ops
 from common.models.packed import QuantizedWeight
 from common.models.weights import ModelSource, build_layer, loader
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.grid import round_to_nearest
+from stages.m7_gptq.nf4 import to_nf4
 from stages.m7_gptq.settings import Settings
 
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -29,12 +31,15 @@ PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 CHUNK = 8192
 """Tokens whose inputs are cast and multiplied at once: enough for a fast product."""
 
+AnyWeight = QuantizedWeight | NF4Weight
+"""What a quantised layer may hold."""
+
 
 @dataclass
 class QuantizedLayer:
     """The four projections by their names in `DecoderLayer`, with the loss of each (none without calibration)."""
 
-    weights: dict[str, QuantizedWeight]
+    weights: dict[str, AnyWeight]
     losses: dict[str, float]
 
 
@@ -72,7 +77,7 @@ def quantize_layers(
 ) -> Iterator[QuantizedLayer]:
     """Quantise layer after layer; token_ids [sequences, length] is the calibration text.
 
-    A layer that is finished already only passes its outputs on. Rounding to nearest needs no text and computes no
+    A layer that is finished already only passes its outputs on. Rounding, to NF4 too, needs no text and computes no
     outputs. Computes in float32. `UserError` where weights or calibration give numbers that are not finite.
     """
     load = loader(source, torch.float32, device)
@@ -91,6 +96,8 @@ def quantize_layers(
                 settings.check(f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
                 if calibrated:
                     setattr(layer, name, _Quantizing(name, linear, settings, result))
+                elif settings.method == "nf4":
+                    result.weights[name] = to_nf4(linear.weight, linear.bias)
                 else:
                     result.weights[name] = round_to_nearest(linear.weight, settings, linear.bias)
         if steps is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, cast
 
 import typer
 
 from common.config import DEFAULT_MODEL, parse_device
-from common.errors import UserError
 from stages.m7_gptq.quantize import Report, quantize
-from stages.m7_gptq.settings import Settings
+from stages.m7_gptq.settings import Method, Settings
 
 Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, ...")]
@@ -23,19 +22,23 @@ def add_commands(app: typer.Typer) -> None:
     def quantize_command(  # pyright: ignore[reportUnusedFunction]
         model: Model = DEFAULT_MODEL,
         bits: Annotated[int, typer.Option(help="4 or 8.")] = Settings.bits,
-        group_size: Annotated[int, typer.Option(help="32, 64, 128, or -1: one per output.")] = Settings.group_size,
+        group_size: Annotated[
+            int, typer.Option(help="32, 64, 128, or -1: one per output.", show_default="32; nf4: 64")
+        ] = Settings.group_size,
         sym: Annotated[bool, typer.Option(help="The zero point is the middle of the codes.")] = Settings.symmetric,
         desc_act: Annotated[bool, typer.Option(help="Columns by falling activation.")] = Settings.desc_act,
         search: Annotated[bool, typer.Option(help="Look for the best range of each grid.")] = Settings.search,
         damping: Annotated[float, typer.Option(help="Share of the Hessian's mean diagonal.")] = Settings.damping,
-        method: Annotated[str, typer.Option(help="gptq, or rtn: round to nearest.")] = Settings.method,
+        method: Annotated[
+            str, typer.Option(help="gptq; rtn: round to nearest; nf4: QLoRA's 16 values.")
+        ] = Settings.method,
         text: Annotated[Path | None, typer.Option(help="Calibration text, instead of the stage's own.")] = None,
         out: Annotated[Path | None, typer.Option(help="The folder to write; without it: in the cache.")] = None,
         again: Annotated[bool, typer.Option("--again", help="Even if it was quantised before.")] = False,
         device: Device = "auto",
     ) -> None:
-        """Write a GPTQ checkpoint of a model: the embedded one takes some minutes on two cores."""
-        settings = Settings(bits, group_size, sym, desc_act, search, damping, _method(method))
+        """Write a quantised checkpoint of a model: GPTQ takes some minutes for the embedded one on two cores."""
+        settings = Settings(bits, group_size, sym, desc_act, search, damping, cast(Method, method))
         report = quantize(model, settings, out, text=text, device=parse_device(device), again=again)
         _print(report)
 
@@ -51,12 +54,6 @@ def add_commands(app: typer.Typer) -> None:
         from stages.m7_gptq.quality import measure_all
 
         measure_all(model, parse_device(device), out, only, again)
-
-
-def _method(name: str) -> Literal["gptq", "rtn"]:
-    if name not in ("gptq", "rtn"):
-        raise UserError(f"method {name!r} is not known: choose from gptq, rtn")
-    return "gptq" if name == "gptq" else "rtn"
 
 
 def _print(report: Report) -> None:

@@ -32,5 +32,5 @@ def build(config: EngineConfig) -> Engine:
     if graphs:
         capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
     engine = Engine("m7", config, ChunkedScheduler(cache, config), runner, loaded.tokenizer, loaded.max_model_len)
-    engine.note = note_of(config)
+    engine.note = model.note or note_of(config)
     return engine

@@ -6,9 +6,11 @@ import torch
 
 from common.config import DEFAULT_MODEL, EngineConfig
 from common.models import Decoder, Loaded, prepare
-from common.models.gptq_folder import GPTQFolder, is_gptq_folder
-from common.models.load import find_folder, open_source
+from common.models.gptq_folder import is_gptq_folder
+from common.models.load import QuantizedFolder, find_folder, open_quantized_folder, open_source
+from common.models.nf4_folder import NF4Folder
 from common.models.random_weights import PREFIX
+from common.models.weights import build_decoder
 from stages.m7_gptq.load import build_quantized_decoder, build_rounded_decoder
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings
@@ -29,16 +31,20 @@ def load_quantized(config: EngineConfig, fused: bool = False) -> Loaded:
     return prepare(build_from(folder, dtype, device), folder.tokenizer(), config, fused)
 
 
-def open_quantized(model: str, device: torch.device) -> GPTQFolder:
+def open_quantized(model: str, device: torch.device) -> QuantizedFolder:
     """The model's checkpoint: the folder that it is, or its quantised twin in the cache, made where it is missing."""
     folder = find_folder(model) if model != DEFAULT_MODEL else None
     if folder is None or not is_gptq_folder(folder):
         folder = quantize(model, Settings(), device=device).folder
-    return GPTQFolder(folder, model)
+    return open_quantized_folder(folder, model)
 
 
-def build_from(folder: GPTQFolder, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """A decoder whose projections are the folder's."""
+def build_from(folder: QuantizedFolder, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """A decoder whose projections are the folder's: NF4's dequantised, for which there is no kernel."""
+    if isinstance(folder, NF4Folder):
+        decoder = build_decoder(folder, dtype, device, None)
+        decoder.note = folder.note
+        return decoder
     return build_quantized_decoder(folder, lambda names, _: [folder.quantized(n) for n in names], dtype, device, None)
 
 

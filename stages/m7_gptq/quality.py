@@ -17,7 +17,6 @@ from common.models.linear import PackedLinear, make_linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.progress import progress_bar
-from stages.m7_gptq import nf4
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
 from stages.m7_gptq.quantize import open_plain
 from stages.m7_gptq.settings import PER_CHANNEL, Settings
@@ -51,6 +50,8 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
     hidden = source.config.hidden_size
 
     def name(settings: Settings) -> str:
+        if settings.method == "nf4":
+            return f"NF4, block {settings.group_size}"
         method = "GPTQ" if settings.method == "gptq" else "RTN"
         group = settings.group_size
         text = f"int{settings.bits} {method}, " + ("per channel" if group == PER_CHANNEL else f"group {group}")
@@ -78,23 +79,12 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
     for symmetric in (True, False):
         for group in (128, 64, 32):
             yield change(Settings(group_size=group, symmetric=symmetric, method="rtn"))
-    yield f"NF4, block {nf4.BLOCK}", _to_nf4
+    yield change(Settings(method="nf4"))
     for symmetric in (True, False):
         for group in (128, 64, 32):
             yield change(Settings(group_size=group, symmetric=symmetric))
     for group, symmetric in ((64, True), (32, False)):
         yield change(Settings(group_size=group, symmetric=symmetric, desc_act=True))
-
-
-def _to_nf4(source: ModelSource, model: Decoder) -> int:
-    size = 0.0
-    for layer in model.layers:
-        for projection in PROJECTIONS:
-            linear = getattr(layer, projection)
-            weight = nf4.to_nf4(linear.weight)
-            size += weight.numel() * nf4.BITS / 8
-            setattr(layer, projection, make_linear(weight.to(model.dtype), linear.bias))
-    return int(size)
 
 
 @torch.inference_mode()

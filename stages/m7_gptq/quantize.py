@@ -17,8 +17,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.models.embedded import cache_root
-from common.models.gptq_folder import GPTQFolder
-from common.models.load import open_source
+from common.models.load import QuantizedFolder, open_quantized_folder, open_source
 from common.models.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.options import require
@@ -75,7 +74,7 @@ def model_fingerprint(source: ModelSource, progress: bool | None) -> str:
 def differences(folder: Path, recipe: dict[str, Any]) -> list[str] | None:
     """In what a whole model that lies there was made otherwise, by the recipe's words; None where none lies there."""
     try:
-        found = GPTQFolder(folder)
+        found = open_quantized_folder(folder)
         found.check()
     except UserError:
         return None
@@ -162,7 +161,9 @@ def only_one(model: str, folder: Path) -> Generator[None, None, None]:
 def open_plain(model: str, device: torch.device, progress: bool | None) -> ModelSource:
     """The model of that name; `UserError` if it is quantised already."""
     source = open_source(model, device, progress=progress)
-    require(not isinstance(source, GPTQFolder), f"{model} is quantised already: give the model that it was made from")
+    require(
+        not isinstance(source, QuantizedFolder), f"{model} is quantised already: give the model that it was made from"
+    )
     return source
 
 

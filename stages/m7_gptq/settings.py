@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
+from common.models.nf4 import BLOCK
 from common.models.packed import BITS, PER_CHANNEL, WORD
 from common.options import require
 
+Method = Literal["gptq", "rtn", "nf4"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
+
+USUAL = 0
+"""The group size that stands for the method's own: 64 with NF4, otherwise 32."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """method: `gptq`, or `rtn` (round to nearest). group_size: inputs that share a scale and a zero point, or -1.
+    """method: `gptq`, `rtn` (round to nearest), or `nf4` (QLoRA's 16 values), which leaves no other choice. group_size:
+    inputs that share a scale and a zero point, or -1 for all; what is not given becomes 32, and 64 for `nf4`.
 
     symmetric: the zero point is the middle of the codes. desc_act: columns in the order of falling activation
     ("act-order"). search: look for the range of the grid with the least squared error, instead of min to max.
@@ -21,19 +30,27 @@ class Settings:
     """
 
     bits: int = 4
-    group_size: int = 32
+    group_size: int = USUAL
     symmetric: bool = False
     desc_act: bool = False
     search: bool = True
     damping: float = 0.01
-    method: Literal["gptq", "rtn"] = "gptq"
+    method: Method = "gptq"
 
     def __post_init__(self) -> None:
+        require(self.method in METHODS, f"method={self.method!r} is not known: choose from {', '.join(METHODS)}")
+        if self.group_size == USUAL:
+            object.__setattr__(self, "group_size", BLOCK if self.method == "nf4" else 32)
         require(self.bits in BITS, f"bits={self.bits} is not supported: choose from 4, 8")
         sizes = "32, 64, 128, or -1 for one group per output channel"
         require(self.group_size in GROUP_SIZES, f"group_size={self.group_size} is not supported: choose from {sizes}")
-        require(self.method in ("gptq", "rtn"), f"method={self.method!r} is not known: choose from gptq, rtn")
         require(0 < self.damping < 1, f"damping={self.damping} must lie between 0 and 1: 0.01 is usual")
+        if self.method == "nf4":
+            usual = {f.name: f.default for f in fields(self)} | {"group_size": BLOCK, "method": "nf4"}
+            other = [f"{word}={value}" for word, value in vars(self).items() if value != usual[word]]
+            require(
+                not other, f"nf4 is 4 bits in blocks of {BLOCK}, with nothing to choose: leave out {', '.join(other)}"
+            )
 
     @property
     def max_code(self) -> int:
@@ -42,6 +59,8 @@ class Settings:
     @property
     def name(self) -> str:
         """Short, for folders: `4bit-g64-sym-gptq`, and whatever is not usual."""
+        if self.method == "nf4":
+            return f"{self.bits}bit-g{self.group_size}-nf4"
         group = "channel" if self.group_size == PER_CHANNEL else f"g{self.group_size}"
         parts = [f"{self.bits}bit", group, "sym" if self.symmetric else "asym", self.method]
         parts += ["desc_act"] * self.desc_act + ["nosearch"] * (not self.search)
@@ -54,6 +73,10 @@ class Settings:
 
     def check(self, name: str, in_features: int, out_features: int) -> None:
         """`UserError` where the checkpoint format has no place for a matrix of this shape."""
+        if self.method == "nf4":
+            fits = in_features % BLOCK == 0
+            require(fits, f"{name} has {in_features} inputs: they must be a multiple of {BLOCK} to be stored in NF4")
+            return
         count = WORD // self.bits
         require(
             in_features % count == 0 and out_features % count == 0,

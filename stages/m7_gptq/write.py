@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from safetensors.torch import save_file
 from common.errors import UserError
 from common.models.gptq_folder import fused_names, is_quantized
 from common.models.hf_folder import INDEX
+from common.models.nf4 import NF4Weight, concatenate_nf4
 from common.models.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import ModelSource, tensor_shapes
-from stages.m7_gptq.calibrate import QuantizedLayer
+from stages.m7_gptq.calibrate import AnyWeight, QuantizedLayer
 from stages.m7_gptq.settings import Settings
 
 RECIPE = "folovllm"
@@ -63,9 +66,9 @@ class Writer:
                 losses = json.loads(file.metadata()["losses"])
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
-        weights: dict[str, QuantizedWeight] = {}
+        weights: dict[str, AnyWeight] = {}
         for projection, names in fused_names(index).items():
-            joined = concatenate([self._join(name, tensors) for name in names])
+            joined = self._join(names, tensors)
             if joined is None:
                 return None
             weights[projection] = joined
@@ -78,7 +81,10 @@ class Writer:
         for projection, names in fused_names(index).items():
             rows = [shapes[f"{name}.weight"][0] for name in names]
             for name, part in zip(names, _split(layer.weights[projection], rows), strict=True):
-                tensors |= self._parts(name, part)
+                parts = part.parts() if isinstance(part, NF4Weight) else self._gptq_parts(part)
+                if part.bias is not None:
+                    parts["bias"] = _stored(part.bias)
+                tensors |= {f"{name}.{kind}": tensor.cpu().contiguous() for kind, tensor in parts.items()}
         at = f"model.layers.{index}."
         tensors |= self._plain(name for name in shapes if name.startswith(at) and not is_quantized(name))
         self._save(index, tensors, {"losses": json.dumps(layer.losses)})
@@ -95,9 +101,11 @@ class Writer:
             size += self._shard(index).stat().st_size
         self._json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         options, generation = config.to_hf()
-        quantization = describe(self.settings, self.form, self.recipe)
+        nf4 = self.settings.method == "nf4"
+        quantization = describe_nf4(self.recipe) if nf4 else describe(self.settings, self.form, self.recipe)
         self._json("config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
-        self._json("quantize_config.json", quantization)
+        if not nf4:
+            self._json("quantize_config.json", quantization)
         self._json("generation_config.json", generation)
         tokenizer = self.source.tokenizer()
         if tokenizer is not None:
@@ -110,20 +118,27 @@ class Writer:
         os.replace(self.work, self.folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _parts(self, name: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-        """The tensors of one linear layer, as a checkpoint has them."""
-        parts = {
+    def _gptq_parts(self, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+        """The tensors of one linear layer without its bias, as a checkpoint has them."""
+        return {
             "qweight": weight.qweight,
             "qzeros": pack_zeros(weight.zeros, weight.bits, self.form),
             "scales": weight.scales,
             "g_idx": weight.group_index().to(torch.int32),
         }
-        if weight.bias is not None:
-            parts["bias"] = _stored(weight.bias)
-        return {f"{name}.{kind}": tensor.cpu().contiguous() for kind, tensor in parts.items()}
 
-    def _join(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
-        """The inverse of `_parts`."""
+    def _join(self, names: list[str], tensors: Mapping[str, torch.Tensor]) -> AnyWeight | None:
+        """The inverse of what `add` does, for one projection."""
+        if self.settings.method == "nf4":
+            return concatenate_nf4([self._from_nf4(name, tensors) for name in names])
+        return concatenate([self._from_gptq(name, tensors) for name in names])
+
+    def _from_nf4(self, name: str, tensors: Mapping[str, torch.Tensor]) -> NF4Weight:
+        rows = tensor_shapes(self.source.config)[f"{name}.weight"][0]
+        parts = {kind: tensors[f"{name}.{kind}"] for kind in ("weight", "weight.absmax")}
+        return NF4Weight.from_parts(parts, rows, tensors.get(f"{name}.bias"))
+
+    def _from_gptq(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
         g_idx, qweight = tensors[f"{name}.g_idx"], tensors[f"{name}.qweight"]
         zeros = unpack_zeros(tensors[f"{name}.qzeros"], self.settings.bits, self.form)
         return QuantizedWeight(
@@ -168,6 +183,26 @@ def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dic
     }
 
 
+def describe_nf4(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for NF4, in the words of transformers' BitsAndBytesConfig, which ignores `meta`."""
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "_load_in_4bit": True,
+        "_load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": False,
+        "bnb_4bit_compute_dtype": "bfloat16",
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+        "llm_int8_skip_modules": ["lm_head"],
+        "llm_int8_threshold": 6.0,
+        "meta": {"quantizer": ["folovllm:0.1.0"], RECIPE: dict(recipe)},
+    }
+
+
 def check_target(folder: Path) -> None:
     """`UserError` if the folder cannot be written, or holds something that is no quantised model."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / INDEX).is_file())):
@@ -178,25 +213,21 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {error.strerror}. Give another --out") from error
 
 
-def _split(weight: QuantizedWeight, rows: list[int]) -> list[QuantizedWeight]:
+def _split(weight: AnyWeight, rows: list[int]) -> list[AnyWeight]:
     """A fused layer as the layers that it was made of."""
-    result: list[QuantizedWeight] = []
-    start = 0
-    for count in rows:
-        part = slice(start, start + count)
-        result.append(
-            QuantizedWeight(
-                qweight=weight.qweight[:, part],
-                scales=weight.scales[:, part],
-                zeros=weight.zeros[:, part],
-                g_idx=weight.g_idx,
-                bits=weight.bits,
-                group_size=weight.group_size,
-                bias=None if weight.bias is None else weight.bias[part],
-            )
-        )
-        start += count
-    return result
+    parts = [slice(end - count, end) for count, end in zip(rows, accumulate(rows), strict=True)]
+    return [weight.rows(part) if isinstance(weight, NF4Weight) else _rows(weight, part) for part in parts]
+
+
+def _rows(weight: QuantizedWeight, part: slice) -> QuantizedWeight:
+    """Some of the outputs."""
+    return replace(
+        weight,
+        qweight=weight.qweight[:, part],
+        scales=weight.scales[:, part],
+        zeros=weight.zeros[:, part],
+        bias=None if weight.bias is None else weight.bias[part],
+    )
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

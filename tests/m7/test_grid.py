@@ -1,4 +1,4 @@
-"""Grids: what they reach, what the search wins, NF4's table."""
+"""Grids: what they reach, and what the search wins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from common import UserError
 from stages.m7_gptq.grid import fit_grid, round_to_nearest
-from stages.m7_gptq.nf4 import nf4_values, to_nf4
 from stages.m7_gptq.settings import Settings
 
 
@@ -119,20 +118,3 @@ def test_unsupported_settings_are_refused(options: dict[str, object], word: str)
 def test_a_shape_without_a_place_in_words_is_refused() -> None:
     with pytest.raises(UserError, match="multiples of 8"):
         Settings().check("o_proj", 100, 64)
-
-
-def test_nf4_values_are_qlora_s() -> None:
-    values = nf4_values()
-    assert values.shape == (16,) and values[0] == -1 and values[7] == 0 and values[15] == 1
-    assert values[1].item() == pytest.approx(-0.6961928, abs=1e-5)
-    assert values[8].item() == pytest.approx(0.0795803, abs=1e-5)
-
-
-def test_nf4_rounds_to_the_nearest() -> None:
-    weight = torch.randn(4, 96)
-    result = to_nf4(weight)
-    values = nf4_values()
-    for part, rounded in zip(weight.split(64, 1), result.split(64, 1), strict=True):
-        scale = part.abs().amax(1, keepdim=True).half().float()
-        best = (part[..., None] / scale[..., None] - values).abs().amin(-1) * scale
-        assert torch.allclose((part - rounded).abs(), best, atol=1e-6)

@@ -1,0 +1,318 @@
+"""NF4: its values, the folder that is written, what opens it, and every way in which such a folder can lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stages
+from common import Engine, UserError
+from common.models.gptq_folder import fused_names
+from common.models.load import open_source
+from common.models.nf4 import BLOCK, STATE, VALUES, NF4Weight, table
+from common.models.nf4_folder import NF4Folder
+from stages.m7_gptq import calibrate
+from stages.m7_gptq import quantize as quantize_module
+from stages.m7_gptq.calibrate import quantize_layers
+from stages.m7_gptq.nf4 import nf4_values, to_nf4
+from stages.m7_gptq.quantize import cached_folder, quantize
+from stages.m7_gptq.settings import Settings
+from tests.conftest import TINY
+from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
+from tests.m7.conftest import Frozen
+from tests.m7.test_checkpoint import edit, relabel
+from tests.m7.test_quality import command
+
+CPU = torch.device("cpu")
+NF4 = Settings(method="nf4")
+FIRST = "model.layers.0.self_attn.q_proj"
+NOTE = "dequantised at load from NF4, blocks of 64: no bytes are saved"
+Change = Callable[[dict[str, torch.Tensor]], object]
+
+
+@pytest.fixture
+def folder(frozen: Frozen, tmp_path: Path) -> Path:
+    return quantize(frozen(TINY[0]), NF4, tmp_path / "made", progress=False).folder
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(str(folder)).read(f"{FIRST}.weight", (64, 64))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def described(**changes: Any) -> Change:
+    """Change the description of the first layer."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        state = json.loads(bytes(tensors[f"{FIRST}.{STATE}"].tolist())) | changes
+        tensors[f"{FIRST}.{STATE}"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+    return change
+
+
+def set_part(kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    return lambda tensors: tensors.update({f"{FIRST}.{kind}": change(tensors[f"{FIRST}.{kind}"])})
+
+
+def test_the_values_are_qlora_s() -> None:
+    values = nf4_values()
+    assert values.shape == (16,) and values[0] == -1 and values[7] == 0 and values[15] == 1
+    assert torch.allclose(values, table(CPU), rtol=0, atol=2e-7)
+    assert sorted(VALUES) == list(VALUES)
+
+
+def test_rounds_to_the_nearest() -> None:
+    weight = torch.randn(4, 128)
+    result = to_nf4(weight)
+    for part, rounded in zip(weight.split(64, 1), result.dequantize().split(64, 1), strict=True):
+        scale = part.abs().amax(1, keepdim=True)
+        best = (part[..., None] / scale[..., None] - table(CPU)).abs().amin(-1) * scale
+        assert torch.allclose((part - rounded).abs(), best, atol=1e-6)
+    assert result.weights_bytes() == 4 * 128 * (4 + 32 / BLOCK) / 8
+
+
+def test_a_block_of_zeros_stays_zeros() -> None:
+    assert not to_nf4(torch.zeros(2, 64)).dequantize().any()
+
+
+def test_the_layout() -> None:
+    """The first of two codes lies in the high half of a byte, and blocks follow one another over the rows."""
+    packed = torch.full((2, 32), 0x77, dtype=torch.uint8)
+    packed[1, 0] = 0x0F
+    weight = NF4Weight(packed, torch.tensor([[2.0], [3.0]]))
+    assert weight.dequantize()[1, :3].tolist() == [-3.0, 3.0, 0.0] and not weight.dequantize()[0].any()
+    parts = weight.parts()
+    assert {kind: (tuple(part.shape), part.dtype) for kind, part in parts.items() if kind != STATE} == {
+        "weight": ((64, 1), torch.uint8),
+        "weight.absmax": ((2,), torch.float32),
+        "weight.quant_map": ((16,), torch.float32),
+    }
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [2, 64]}
+    assert json.loads(bytes(parts[STATE].tolist())) == state
+    assert torch.equal(NF4Weight.from_parts(parts, 2, None).dequantize(), weight.dequantize())
+
+
+def test_the_method_alone_is_enough() -> None:
+    assert (NF4.bits, NF4.group_size, NF4.name) == (4, 64, "4bit-g64-nf4")
+    assert Settings().group_size == 32
+    with pytest.raises(UserError, match="multiple of 64"):
+        NF4.check("o_proj", 96, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bits": 8}, "leave out bits=8"),
+        ({"group_size": 32}, "leave out group_size=32"),
+        ({"symmetric": True, "desc_act": True}, "leave out symmetric=True, desc_act=True"),
+        ({"damping": 0.1}, "leave out damping=0.1"),
+        ({"search": False}, "leave out search=False"),
+    ],
+    ids=str,
+)
+def test_it_leaves_nothing_to_choose(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Settings(method="nf4", **options)
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_what_is_written_is_what_was_computed(frozen: Frozen, model: str, tmp_path: Path) -> None:
+    source = open_source(str(quantize(frozen(model), NF4, tmp_path / "made", progress=False).folder))
+    assert isinstance(source, NF4Folder)
+    with torch.inference_mode():
+        layers = list(quantize_layers(open_source(frozen(model)), torch.empty(0, 0), NF4, CPU))
+    for index, layer in enumerate(layers):
+        for projection, names in fused_names(index).items():
+            stored, computed = [source.quantized(name) for name in names], layer.weights[projection]
+            assert torch.equal(torch.cat([weight.dequantize() for weight in stored]), computed.dequantize())
+            assert (stored[0].bias is None) == (computed.bias is None)
+
+
+@pytest.mark.parametrize("stage", ["m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"])
+def test_every_stage_runs_its_dequantised_weights(build: Callable[..., Engine], folder: Path, stage: str) -> None:
+    engine, source = build(stage, model=str(folder)), NF4Folder(folder)
+    for projection, names in fused_names(1).items():
+        expected = torch.cat([source.quantized(name).dequantize() for name in names])
+        assert torch.equal(getattr(engine.runner.model.layers[1], projection).weight, expected)
+    assert engine.note == NOTE
+    assert build(stage, model=str(folder), dtype="bf16").note == NOTE
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_tokens_are_those_of_m0(build: Callable[..., Engine], frozen: Frozen, model: str, tmp_path: Path) -> None:
+    folder = str(quantize(frozen(model), NF4, tmp_path / "made", progress=False).folder)
+    prompts, outputs = prompts_of((7, 1, 30, 2)), [exactly(count) for count in (9, 20, 3, 12)]
+    engine = build("m7", model=folder, block_size=4, kv_cache_memory=48 * TOKEN_BYTES, max_num_seqs=4)
+    expected = tokens(build("m0", model=folder).generate(prompts, outputs))
+    assert tokens(serve(engine, prompts, outputs)) == expected
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(
+    folder: Path, frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def stops(*arguments: Any) -> NF4Weight:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return to_nf4(*arguments)
+
+    monkeypatch.setattr(calibrate, "to_nf4", stops)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        quantize(frozen(TINY[0]), NF4, out, progress=False)
+    assert not out.exists()
+    quantize(frozen(TINY[0]), NF4, out, progress=False)
+    assert len(calls) == 6 + 4, "only the second layer was quantised again"
+    for path in folder.glob("*.safetensors"):
+        whole, resumed = load_file(path), load_file(out / path.name)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_made_once_and_kept_apart_from_other_methods(
+    folder: Path, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = frozen(TINY[0])
+    assert cached_folder(model, NF4) != cached_folder(model, Settings(method="rtn", group_size=64))
+    with pytest.raises(UserError, match=r"made otherwise \(group_size, method\)"):
+        quantize(model, Settings(method="rtn"), folder, progress=False)
+    monkeypatch.setattr(quantize_module, "quantize_layers", None)
+    assert quantize(model, NF4, folder, progress=False).losses == []
+    with pytest.raises(UserError, match="quantised already"):
+        quantize(str(folder), NF4, progress=False)
+
+
+def test_weights_that_are_not_finite(frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "to_nf4", lambda weight, bias: to_nf4(weight * float("inf"), bias))
+    with pytest.raises(UserError, match="not finite"):
+        quantize(frozen(TINY[0]), NF4, tmp_path / "out", progress=False)
+
+
+def test_the_command(frozen: Frozen, tmp_path: Path) -> None:
+    words = ("quantize", "--model", frozen(TINY[0]), "--device", "cpu", "--out", str(tmp_path / "out"))
+    result = command(*words, "--method", "nf4")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (found["quant_method"], found["load_in_4bit"], found["bnb_4bit_quant_type"]) == ("bitsandbytes", True, "nf4")
+    assert not (tmp_path / "out" / "quantize_config.json").exists()
+    result = command(*words, "--method", "nf4", "--group-size", "128")
+    assert result.returncode == 2 and "leave out group_size=128" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["m0", "m7"])
+def test_a_damaged_folder_is_refused_everywhere(folder: Path, stage: str) -> None:
+    (folder / "model-00001-of-00003.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot be read"):
+        stages.build(stage, model=str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"load_in_8bit": True, "load_in_4bit": False}, "load_in_8bit (LLM.int8) is not supported"),
+        ({"load_in_4bit": False}, "load_in_4bit is not true"),
+        ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type 'fp4' is not supported"),
+        ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage 'bfloat16'"),
+        ({"bnb_4bit_use_double_quant": "no"}, "bnb_4bit_use_double_quant='no'"),
+        ({"bnb_4bit_use_double_quant": True}, "lacks model.layers.0.self_attn.q_proj.weight.nested_absmax"),
+        ({"quant_method": "gptq"}, "bits=None is not supported"),
+        ({"quant_method": "hqq"}, "'hqq' is not supported"),
+    ],
+    ids=str,
+)
+def test_a_mislabelled_folder(folder: Path, changes: dict[str, Any], words: str) -> None:
+    relabel(folder, **changes)
+    assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("part", ["weight", "weight.absmax", "weight.quant_map", STATE])
+def test_a_missing_part(folder: Path, part: str) -> None:
+    edit(folder, lambda tensors: tensors.pop(f"{FIRST}.{part}"))
+    assert f"lacks {FIRST}.{part}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_part("weight", lambda part: part[:-1]), "weight has shape [2047, 1]"),
+        (set_part("weight.absmax", lambda part: part[1:]), "absmax has shape [63]"),
+        (set_part("weight.absmax", torch.Tensor.half), "absmax holds torch.float16"),
+        (set_part("weight.absmax", lambda part: part * float("nan")), "absmax is not finite"),
+        (set_part("weight.absmax", torch.neg), "absmax is negative"),
+        (set_part("weight.absmax", lambda part: part * 1e30), "stands for weights of up to"),
+        (set_part("weight", lambda part: part.to(torch.int8)), "weight holds torch.int8"),
+        (set_part("weight.quant_map", lambda part: part.flip(0)), "does not hold the values of NF4"),
+        (set_part(STATE, lambda part: part[:-1]), "is no JSON"),
+        (set_part(STATE, lambda part: part.float()), "is no JSON"),
+        (described(quant_type="fp4"), "quant_type 'fp4', not 'nf4'"),
+        (described(blocksize=128), "blocksize 128, not 64"),
+        (described(shape=[32, 128]), "shape [32, 128], not [64, 64]"),
+    ],
+)
+def test_damaged_parts(folder: Path, change: Change, words: str) -> None:
+    edit(folder, change)
+    assert words in refusal(folder)
+
+
+def test_a_layer_that_was_left_out_and_a_head_that_was_not(folder: Path) -> None:
+    """bitsandbytes leaves out what llm_int8_skip_modules names: such a layer is read as it is."""
+    plain = torch.randn(64, 64)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(f"{FIRST}.")]:
+            del tensors[name]
+        tensors[f"{FIRST}.weight"] = plain
+
+    edit(folder, change)
+    assert torch.equal(NF4Folder(folder).read(f"{FIRST}.weight", (64, 64)), plain)
+    edit(folder, lambda tensors: tensors.update({f"lm_head.{STATE}": torch.zeros(2, dtype=torch.uint8)}), shard=3)
+    assert "lm_head is not supported" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("lies", "words"),
+    [
+        ({}, None),
+        ({"nested_blocksize": 64}, "nested_blocksize 256"),
+        ({"nested_offset": None}, "nested_offset"),
+        ({"nested_offset": float("nan")}, "not finite"),
+    ],
+    ids=str,
+)
+def test_double_quantisation(folder: Path, lies: dict[str, Any], words: str | None) -> None:
+    """Scales in 8 bits: `map[absmax] * nested_absmax + offset`, 256 of them with a scale of their own."""
+    exact: list[torch.Tensor] = []
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name.removesuffix(".weight") for name in tensors if name.endswith("_proj.weight")]:
+            scales = tensors[f"{name}.weight.absmax"]
+            exact.append(scales)
+            largest = (scales - 0.5).abs().max()
+            steps = ((scales - 0.5) / largest * 127.5 + 127.5).round()
+            tensors[f"{name}.weight.absmax"] = steps.to(torch.uint8)
+            tensors[f"{name}.weight.nested_absmax"] = largest.repeat(-(-len(scales) // 256))
+            tensors[f"{name}.weight.nested_quant_map"] = torch.linspace(-1, 1, 256)
+            state = json.loads(bytes(tensors[f"{name}.{STATE}"].tolist()))
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5} | lies
+            tensors[f"{name}.{STATE}"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+    edit(folder, change, shard=1)
+    edit(folder, change, shard=2)
+    relabel(folder, bnb_4bit_use_double_quant=True)
+    if words is not None:
+        assert words in refusal(folder)
+        return
+    source = NF4Folder(folder)
+    found = [source.quantized(n).scales.flatten() for i in (0, 1) for part in fused_names(i).values() for n in part]
+    assert sorted(map(len, found)) == sorted(map(len, exact))
+    assert float(torch.cat(found).sort().values.sub(torch.cat(exact).sort().values).abs().max()) < 0.01
