@@ -86,13 +86,14 @@ def test_parts_lose_a_token_or_read_what_nobody_wrote(kind: str, target: int, he
     case.check(backend)
 
 
-@pytest.mark.parametrize("target", [1, 3, 12])
-def test_parts_of_raw_heads_lose_a_token_or_read_what_nobody_wrote(target: int) -> None:
-    case = make_case([(1, 333), (1, 2), (1, 1), (1, 129), (1, 128)], (4, 2), 128, padded_rows=1)
+@pytest.mark.parametrize("parts", [1, 3, 12])
+@pytest.mark.parametrize("length", [1, 32, 33, 97, 333])
+def test_parts_of_raw_heads_lose_a_token_or_read_what_nobody_wrote(length: int, parts: int) -> None:
+    case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
     kernel: Any = backend._raw  # pyright: ignore[reportAttributeAccessIssue]
-    kernel.config = kernel.config | {"TILE": 32}
-    kernel.workspace = Workspace(target, 4, 1, 128, torch.device("cpu"))
+    kernel.config, kernel.parts = kernel.config | {"TILE": 32}, parts
+    kernel.workspace = Workspace(parts, 4, 1, 128, torch.device("cpu"))
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
     for _ in range(2):

@@ -49,7 +49,6 @@ class TritonBackend:
             shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
         )
         self._raw = triton_decode_raw.RawDecodeKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
-        self._most_raw = triton_decode_raw.MOST_SEQUENCES
         self._prefill = triton_prefill.PrefillKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
 
     def begin(self, batch: RaggedBatch) -> None:
@@ -69,7 +68,7 @@ class TritonBackend:
         return out
 
     def takes_raw(self) -> bool:
-        return self._batch.num_decodes == self._batch.num_seqs <= self._most_raw
+        return self._batch.num_decodes == self._batch.num_seqs == 1
 
     def attend_raw(
         self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor

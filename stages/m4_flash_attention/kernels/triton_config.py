@@ -32,7 +32,7 @@ FEW: dict[tuple[int, int], Config] = {
 """For few queries: narrower tiles, of which two fit on a processor at a time."""
 RAW: dict[tuple[int, int], Config] = {
     (64, 2): {"TILE": 256, "num_warps": 4},
-    (128, 2): {"TILE": 128, "num_warps": 4},
+    (128, 2): {"TILE": 256, "num_warps": 8},
     (256, 2): {"TILE": 64, "num_warps": 4},
     (64, 4): {"TILE": 128, "num_warps": 4},
     (128, 4): {"TILE": 64, "num_warps": 4},

@@ -1,9 +1,9 @@
-"""Decodes of a few sequences in one launch, from heads as the model's projection gives them.
+"""The decode of one sequence in one launch, from heads as the model's projection gives them.
 
-With a few tokens a kernel waits longer for the one in front than it computes. So one kernel does the work of three:
-it normalises and rotates queries and keys, stores keys and values, and attends. And it takes no tensor cores, whose 16
-rows for one query make every tile a long chain of operations: a program serves one query head and multiplies and adds.
-That reads K and V once for every head of a group, from the cache of the GPU all but the first time.
+With one token a kernel waits longer for the one in front than it computes. So this one does the work of three: it
+normalises and rotates queries and keys, stores keys and values, and attends. And it takes no tensor cores, whose 16
+rows for one query make every tile a long chain of operations: a program serves one query head, multiplies and adds. K
+and V are read once for each head of a group, from the GPU's cache all but the first time.
 
 The newest token is not read back from the cache. All others were stored by earlier steps, so that the first tile is on
 its way before the kernel in front has ended.
@@ -23,26 +23,22 @@ from common.models.layers import RMSNorm
 from stages.m4_flash_attention.kernels.triton_config import raw_config
 from stages.m4_flash_attention.kernels.triton_parts import (
     Workspace,
-    find_part,
     leave_part,
     merge_parts,
     processors,
-    room,
 )
 
 # pyright: basic
 
-MOST_SEQUENCES = 4
-"""More of them keep the GPU busy, and are read sooner once for a whole group (`triton_decode`)."""
 PROGRAMS_PER_PROCESSOR = 4
-MERGED = 4096
+MERGED = 1024
 """Numbers of the parts' sums that are put together at a time."""
 LOG2E = 1.4426950408889634
 
 
 @triton.jit
 def rotated(head, gain, cos, sin, eps, width, DIM: tl.constexpr, NORM: tl.constexpr):
-    """One head [DIM], normalised where the model does that, turned by cos and signed sin. width: DIM, or 0 for zeros."""
+    """One head [DIM], normalised where the model does that, turned by cos and signed sin; width: DIM, or 0: zeros."""
     column = tl.arange(0, DIM)
     other = (column + DIM // 2) % DIM  # what a dimension turns together with
     dtype: tl.constexpr = head.dtype.element_ty
@@ -85,46 +81,42 @@ def attend_tile(query, key, value, valid, scale, top, weight, sums):
     return new_top, weight, sums
 
 
-@triton.jit(do_not_specialize=["num_seqs", "table_stride"], do_not_specialize_on_alignment=["tables", "seq_lens"])
+@triton.jit(do_not_specialize_on_alignment=["table", "seq_len"])
 def raw_decode_kernel(
-    qkv, keys, values, tables, seq_lens, slots, q_gain, k_gain, cos, sin, out, part_sums, part_weights, part_tops,
-    arrived, scale, eps, num_seqs, qkv_stride, table_stride, block_stride, slot_stride, angle_stride,
+    qkv, keys, values, table, seq_len, slot, q_gain, k_gain, cos, sin, out, part_sums, part_weights, part_tops,
+    arrived, scale, eps, block_stride, slot_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SEQS: tl.constexpr, TARGET: tl.constexpr, AT_ONCE: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
+    AT_ONCE: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """A program for each query head and part of the context; parts are as few tiles as there are programs for."""
     if EARLY:
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
-    index = tl.arange(0, SEQS)
-    lengths = tl.load(seq_lens + index, mask=index < num_seqs, other=0)  # stand there since the step began
-    rows = (index < num_seqs).to(tl.int32)
-    sequence, part, count, tiles, first_part = find_part(rows, tl.cdiv(lengths, TILE), tl.program_id(1), TARGET)
-    if sequence >= num_seqs:
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    length = tl.load(seq_len)  # stands there since the step began
+    tiles = tl.cdiv(tl.cdiv(length, TILE), parts)
+    count = tl.cdiv(length, tiles * TILE)
+    if part >= count:
         return
-    length = tl.load(seq_lens + sequence)
     first = part * tiles * TILE
     last = tl.minimum(first + tiles * TILE, length - 1)
     kv_head, column = head // GROUP, tl.arange(0, DIM)
-    table = tables + sequence * table_stride
     keys += kv_head * DIM
     values += kv_head * DIM
     key, value, valid = load_tile(keys, values, table, first, last, block_stride, slot_stride, DIM, BLOCK, TILE)
-    slot = tl.load(slots + sequence) * slot_stride + column
-    cos += sequence * angle_stride
-    sin += sequence * angle_stride
+    place = tl.load(slot) * slot_stride + column
     if EARLY:
         gdc_wait()
 
-    qkv += sequence.to(tl.int64) * qkv_stride
     query = rotated(qkv + head * DIM, q_gain, cos, sin, eps, DIM, DIM, NORM).to(tl.float32)
-    newest = (part == count - 1) & (length > 0)  # a padding row has no tokens
-    new_at = qkv + (heads + kv_head) * DIM
+    newest = part == count - 1
     width = tl.where(newest, DIM, 0)
+    new_at = qkv + (heads + kv_head) * DIM
     new_key = rotated(new_at, k_gain, cos, sin, eps, width, DIM, NORM)
     new_value = tl.load(new_at + KV_HEADS * DIM + column, mask=column < width, other=0.0)
     stores = column < tl.where(head % GROUP == 0, width, 0)
-    tl.store(keys + slot, new_key, mask=stores)
-    tl.store(values + slot, new_value, mask=stores)
+    tl.store(keys + place, new_key, mask=stores)
+    tl.store(values + place, new_value, mask=stores)
     top = tl.where(newest, tl.sum(query * new_key.to(tl.float32), 0) * scale, -1e30)
     weight = newest.to(tl.float32)
     top, weight, sums = attend_tile(query, key, value, valid, scale, top, weight, new_value.to(tl.float32))
@@ -132,17 +124,16 @@ def raw_decode_kernel(
         key, value, valid = load_tile(keys, values, table, start, last, block_stride, slot_stride, DIM, BLOCK, TILE)
         top, weight, sums = attend_tile(query, key, value, valid, scale, top, weight, sums)
 
-    out += (sequence.to(tl.int64) * heads + head) * DIM + column
+    out += head * DIM + column
     if count == 1:
-        tl.store(out, (sums / tl.where(weight > 0, weight, 1.0)).to(out.dtype.element_ty))
+        tl.store(out, (sums / weight).to(out.dtype.element_ty))
     else:
         before = leave_part(
-            sums[None, :], weight, top, part_sums, part_weights, part_tops, arrived, first_part, part, head, heads, 1,
-            1, DIM,
-        )  # fmt: skip
+            sums[None, :], weight, top, part_sums, part_weights, part_tops, arrived, 0, part, head, heads, 1, 1, DIM
+        )
         if before == count - 1:
             merged, total = merge_parts(
-                part_sums, part_weights, part_tops, arrived, first_part, count, head, heads, 1, 1, DIM, AT_ONCE
+                part_sums, part_weights, part_tops, arrived, 0, count, head, heads, 1, 1, DIM, AT_ONCE
             )
             tl.store(out[None, :], (merged / total[:, None]).to(out.dtype.element_ty))
 
@@ -153,8 +144,8 @@ class RawDecodeKernel:
     def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = raw_config(head_dim, dtype)
         self._launch = launch_options(device)
-        target = max(1, processors(device) * PROGRAMS_PER_PROCESSOR // num_heads)
-        self.workspace = Workspace(target, num_heads, 1, head_dim, device)
+        self.parts = max(1, processors(device) * PROGRAMS_PER_PROCESSOR // num_heads)
+        self.workspace = Workspace(self.parts, num_heads, 1, head_dim, device)
 
     def __call__(
         self,
@@ -163,22 +154,20 @@ class RawDecodeKernel:
         cos: torch.Tensor,
         sin: torch.Tensor,
         kv: torch.Tensor,
-        slots: torch.Tensor,
-        tables: torch.Tensor,
-        seq_lens: torch.Tensor,
+        slot: torch.Tensor,
+        table: torch.Tensor,
+        seq_len: torch.Tensor,
     ) -> torch.Tensor:
-        """qkv [B, Hq + 2 Hkv, D] (rows may lie apart), the norms of queries and keys, cos and signed sin [B, 1, D], kv
-        one layer [2, N, block_size, Hkv, D], slots [B], tables [B, M], seq_lens [B]; returns [B, Hq, D]."""
-        batch, total, dim = qkv.shape
-        block_size, kv_heads = kv.shape[2], kv.shape[3]
-        heads, target = total - 2 * kv_heads, self.workspace.target
-        out = torch.empty(batch, heads, dim, dtype=qkv.dtype, device=qkv.device)
+        """qkv [1, Hq + 2 Hkv, D], the norms of queries and keys, cos and signed sin [1, 1, D], kv one layer
+        [2, N, block_size, Hkv, D], slot [1], table [1, M], seq_len [1], at least 1; returns [1, Hq, D]."""
+        dim, block_size, kv_heads = qkv.shape[2], kv.shape[2], kv.shape[3]
+        heads = qkv.shape[1] - 2 * kv_heads
+        out = torch.empty(1, heads, dim, dtype=qkv.dtype, device=qkv.device)
         q_gain, k_gain, eps = (None, None, 0.0) if norms is None else (norms[0].weight, norms[1].weight, norms[0].eps)
-        kernel: Any = raw_decode_kernel[(heads, target + batch)]
+        kernel: Any = raw_decode_kernel[(heads, self.parts)]
         kernel(
-            qkv, kv[0], kv[1], tables, seq_lens, slots, q_gain, k_gain, cos, sin, out, *self.workspace.tensors(),
-            dim**-0.5 * LOG2E, eps, batch, qkv.stride(0), tables.stride(0), kv.stride(1), kv.stride(2), cos.stride(0),
-            KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dim, BLOCK=block_size, SEQS=room(batch), TARGET=target,
-            AT_ONCE=max(1, MERGED // dim), NORM=norms is not None, **self.config, **self._launch,
+            qkv, kv[0], kv[1], table, seq_len, slot, q_gain, k_gain, cos, sin, out, *self.workspace.tensors(),
+            dim**-0.5 * LOG2E, eps, kv.stride(1), kv.stride(2), KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dim,
+            BLOCK=block_size, AT_ONCE=max(1, MERGED // dim), NORM=norms is not None, **self.config, **self._launch,
         )  # fmt: skip
         return out
