@@ -283,7 +283,7 @@ def _tries(
     x = torch.randn(rows, weight.in_features, device=device).to(BF16)
     launch = launch_options(device)
     if rows <= 4:
-        for each, warps in itertools.product((2, 4, 8), (2, 4, 8)):
+        for each, warps in itertools.product((16, 32), (2, 4, 8, 16)):
             c = {"ROWS": each, "WARPS": warps}
             yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], launch, config=c), count
     if rows > 1:

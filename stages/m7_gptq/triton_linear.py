@@ -28,7 +28,9 @@ class TritonInt4Linear:
             triton_tiles.tiles,
             triton_dequantize.dequantize,
         )
-        self._gemv_tokens, self._tiles_tokens = triton_config.GEMV_TOKENS, triton_config.DEQUANTIZE_TOKENS
+        fits = weight.in_features <= triton_gemv.most_inputs(device)
+        self._gemv_tokens = triton_config.GEMV_TOKENS if fits else 0
+        self._tiles_tokens = triton_config.DEQUANTIZE_TOKENS
         self._launch = launch_options(device, overlap=False)
         self.weight = triton_layout.lay_out(weight, dtype, device)
 

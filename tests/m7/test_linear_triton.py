@@ -61,8 +61,8 @@ def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric:
     check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
 
 
-@pytest.mark.parametrize("config", [{"ROWS": 1, "WARPS": 1}, {"ROWS": 8, "WARPS": 2}, {"ROWS": 4, "WARPS": 4}])
-def test_gemv_whose_last_tile_is_not_full(config: dict[str, int]) -> None:
+@pytest.mark.parametrize("config", [{"ROWS": 16, "WARPS": 8}, {"ROWS": 32, "WARPS": 16}, {"ROWS": 64, "WARPS": 4}])
+def test_gemv_whose_last_part_is_not_full(config: dict[str, int]) -> None:
     weight = make_weight(1536, 64, 128)
     check(Layer("gemv", weight, config=config), weight, make_input(1, 1536, HALF))
 
@@ -124,7 +124,18 @@ def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch)
     layer = TritonInt4Linear(weight, HALF, CPU)
     for tokens in (1, triton_config.GEMV_TOKENS, triton_config.GEMV_TOKENS + 1, 19, 20):
         check(layer, weight, make_input(tokens, 256, HALF))
-    assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 1) + 64 * 2
+    assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 2) + 64 * 2
+
+
+def test_shared_memory_holds_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.m7_gptq.kernels import triton_tiles
+
+    monkeypatch.setattr(triton_gemv, "most_inputs", lambda _: 128)
+    monkeypatch.setattr(triton_tiles, "num_parts", lambda *_: 1)
+    weight = make_weight(256, 64, 64)
+    layer = TritonInt4Linear(weight, HALF, CPU)
+    assert layer.kernel_for_few(1, gated=False) is None
+    check(layer, weight, make_input(1, 256, HALF))
 
 
 def test_weight_that_the_kernels_do_not_take() -> None:

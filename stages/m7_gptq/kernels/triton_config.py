@@ -1,7 +1,7 @@
 """Rows, tokens and warps of the Triton kernels: tables, to be set from measurements.
 
-Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel were
-chosen by trial, alone and in a chain of layers, where each kernel starts beside the one in front.
+Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel are those with few
+instructions behind the wait for the kernel in front, counted in the compiled kernel.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 Config = dict[str, int]
 
 GEMV_TOKENS = 2
-"""Up to so many tokens are multiplied one after the other, with the weights in registers; more are faster as tiles."""
+"""Up to so many tokens are multiplied one after the other, the weight in shared memory; more are faster as tiles."""
 DEQUANTIZE_TOKENS = 256
 """From so many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
 
-GEMV: dict[int, Config] = {  # inputs up to: rows of a program, warps
-    1024: {"ROWS": 4, "WARPS": 2},
-    2048: {"ROWS": 4, "WARPS": 8},
-    1 << 30: {"ROWS": 8, "WARPS": 8},
+GEMV: dict[tuple[int, int], Config] = {  # inputs and outputs up to: rows of a program (16 or more), warps
+    (1024, 2048): {"ROWS": 16, "WARPS": 4},
+    (1024, 1 << 30): {"ROWS": 32, "WARPS": 4},
+    (1 << 30, 1 << 30): {"ROWS": 16, "WARPS": 8},
 }
 TILES: dict[int, Config] = {  # tokens up to
     16: {"TOKENS": 16, "ROWS": 64, "num_warps": 4, "num_stages": 4},
@@ -27,7 +27,7 @@ TILES: dict[int, Config] = {  # tokens up to
 
 
 def gemv_config(in_features: int, out_features: int) -> Config:
-    return next(config for limit, config in GEMV.items() if in_features <= limit)
+    return next(c for (inputs, outputs), c in GEMV.items() if in_features <= inputs and out_features <= outputs)
 
 
 def tiles_config(tokens: int) -> Config:

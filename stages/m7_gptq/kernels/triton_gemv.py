@@ -2,11 +2,12 @@
 
 This is `common.kernels.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
-kernel waits for the one in front. So the words, and the scales and zeros of each block's first group, are asked for
-before the wait; behind it a weight takes three instructions: a mask that makes it a float where it is, a subtraction,
-a multiplication with addition. Zero points and scales are applied to sums; the factor of RMSNorm to the result, so that
-nobody waits for it (x is not rounded in between, as `common` does). A thread holds the same words of all ROWS rows:
-what it does to a number of x (load, gain) serves ROWS weights.
+kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait: its
+codes minus zero points, whole numbers that 16 bits hold exactly, lie in shared memory as the tensor cores want them.
+Behind the wait 16 rows times 16 inputs take a warp one instruction, beside one that fetches the codes and two that
+load x, from where it is into the operand's registers. The operand has 8 columns: all of them are x.
+
+A group's scale is applied to its sums, the factor of RMSNorm to the result, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -21,83 +22,99 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from common.kernels.triton_elementwise import silu_times
 from stages.m7_gptq.kernels.triton_config import gemv_config
 from stages.m7_gptq.kernels.triton_layout import TritonWeight
+from stages.m7_gptq.kernels.triton_tiles import MAGIC
 
 # pyright: basic
 
-MAGIC = 0x4B000000
-"""The bits of the float32 2^23, whose last bit counts one: `MAGIC | n` is the float 2^23 + n, no conversion needed."""
 
-
-# Without a known alignment the compiler gives a thread single words of all rows, and not four words of one.
-@triton.jit(do_not_specialize_on_alignment=["x", "words", "scales", "zeros", "gain"])
+# What the compiler does not know: that one token is no loop (see below), and a number that it would not keep in a
+# register, from where one instruction takes mask and magic.
+@triton.jit(do_not_specialize=["tokens", "magic"])
 def gemv_kernel(
-    x, words, scales, zeros, bias, gain, out, eps, x_stride, out_stride, magic,
-    IN: tl.constexpr, OUT: tl.constexpr, WORDS: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr,
-    SHARE: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, NORM: tl.constexpr,
-    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+    x, words, scales, zeros, bias, gain, out, eps, x_stride, out_stride, tokens, magic,
+    IN: tl.constexpr, OUT: tl.constexpr, BLOCKS: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr,
+    SHARE: tl.constexpr, VALUE: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, WIDTH: tl.constexpr,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A program holds the words of ROWS rows, [ROWS, TILE], and takes plane after plane out of them."""
+    """A program has ROWS rows. Its warps share the inputs: of each part, which is WARPS blocks, a warp has one."""
     if EARLY:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
+    PARTS: tl.constexpr = (BLOCKS + WARPS - 1) // WARPS
     PLANES: tl.constexpr = 8 // SPLIT  # of one group
+    SMALLER: tl.constexpr = 0.0625 if dtype == tl.float16 else 1.0  # x times gain may pass the end of float16
     first, lane = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     row = first + lane
     output = row
-    if GATED:  # a row of gate, the same of up, the next of gate, ...
-        row = first // 2 + lane // 2 + lane % 2 * (OUT // 2)
+    if GATED:  # half of the rows are gate, the others the same rows of up
+        row = first // 2 + lane % (ROWS // 2) + lane // (ROWS // 2) * (OUT // 2)
         output = first // 2 + tl.arange(0, ROWS // 2)
-    word = tl.arange(0, TILE)
-    k = word // 16 * 128 + word % 16  # in plane 0
-    real = (word < WORDS)[None, :]
-    low = tl.load(words + row[:, None] * WORDS + word[None, :], mask=real, other=0)
-    high = low >> 20  # planes 5 to 7, where the mantissa of a float has room for them
-    group = row[:, None] * GROUPS + (word // 16 * SPLIT // SHARE)[None, :]
-    first_scale = tl.load(scales + group, mask=real, other=0.0).to(tl.float32)
-    first_zero = tl.load(zeros + group, mask=real, other=0).to(tl.float32)
-    gains = ()
-    if NORM:
-        for plane in tl.static_range(8):
-            at = k + plane * 16
-            gains = gains + (tl.load(gain + at, mask=at < IN, other=0.0).to(tl.float32),)  # noqa: RUF005
+    warp, word, column = tl.arange(0, WARPS), tl.arange(0, 16), tl.arange(0, WIDTH)
+    codes, factors, gains = (), (), ()
+    for part in tl.static_range(PARTS):
+        block = part * WARPS + warp
+        real = (block < BLOCKS)[:, None]
+        at = words + row[None, :, None] * (16 * BLOCKS) + block[:, None, None] * 16 + word[None, None, :]
+        packed = tl.load(at, mask=real[:, :, None], other=0)
+        shifts = ()
+        for split in tl.static_range(SPLIT):
+            group = row[None, :] * GROUPS + (block * SPLIT // SHARE + split)[:, None]
+            factors = factors + (tl.load(scales + group, mask=real, other=0.0).to(tl.float32),)  # noqa: RUF005
+            shifts = shifts + ((tl.load(zeros + group, mask=real, other=0.0) + VALUE)[:, :, None],)  # noqa: RUF005
+        lows, highs = (), ()
+        for plane in tl.static_range(4):  # and plane + 4, with the same instructions
+            bits = ((packed >> (4 * plane)) & 0x000F000F) | magic
+            low, high = bits.to(tl.int16), (bits >> 16).to(tl.int16)
+            lows = lows + (low.to(dtype, bitcast=True) - shifts[plane // PLANES],)  # noqa: RUF005
+            highs = highs + (high.to(dtype, bitcast=True) - shifts[(plane + 4) // PLANES],)  # noqa: RUF005
+        codes = codes + lows + highs
+        if NORM:
+            for plane in tl.static_range(8):
+                k = block[:, None] * 128 + plane * 16 + word[None, :]
+                gains = gains + (tl.load(gain + k, mask=k < IN, other=0.0) * SMALLER,)  # noqa: RUF005
     if BIAS:
         biases = tl.load(bias + row).to(tl.float32)
-    if EARLY:
-        gdc_wait()
-    for token in tl.static_range(TOKENS):
-        total, squares = tl.zeros([ROWS, TILE], tl.float32), tl.zeros([TILE], tl.float32)
-        for split in tl.static_range(SPLIT):
-            scale, zero = first_scale, first_zero
-            if split > 0:
-                scale = tl.load(scales + group + split, mask=real, other=0.0).to(tl.float32)
-                zero = tl.load(zeros + group + split, mask=real, other=0).to(tl.float32)
-            products, values = tl.zeros([ROWS, TILE], tl.float32), tl.zeros([TILE], tl.float32)
-            for plane in tl.static_range(split * PLANES, (split + 1) * PLANES):
-                at = x + token * x_stride + k + plane * 16
-                value = tl.load(at, mask=k + plane * 16 < IN, other=0.0).to(tl.float32)
-                if NORM:
-                    squares += value * value
-                    value *= gains[plane]
-                if plane < 5:  # noqa: SIM108
-                    bits = (low & (15 << (4 * plane))) | magic
-                else:
-                    bits = (high & (15 << (4 * plane - 20))) | magic
-                code = bits.to(tl.float32, bitcast=True) - 8388608.0  # times 16 to the power of its place
-                products += code * (value * (1.0 / (1 << (4 * (plane % 5)))))[None, :]
-                values += value
-            total += (products - zero * values[None, :]) * scale
-        sums = tl.sum(total, 1)
+    for token in range(tokens):
+        if EARLY:
+            gdc_wait()  # in the loop: in front of it the compiler would move it up, ahead of the work on the weight
+        source, target = x + token * x_stride, out + token * out_stride + output
         if NORM:
-            sums *= tl.rsqrt(tl.sum(squares, 0) / IN + eps)
-        if BIAS:
-            sums += biases
-        if GATED:
-            gate, up = tl.split(sums.to(dtype).to(tl.float32).reshape(ROWS // 2, 2))
-            sums = silu_times(gate, up, dtype)
-        at = out + token * out_stride + output
+            full = tl.load(source + column, mask=column < IN, other=0.0).to(tl.float32)
         if ADD:
-            sums += tl.load(at).to(tl.float32)
-        tl.store(at, sums.to(dtype))
+            result = tl.load(target).to(tl.float32)
+        total = tl.zeros([WARPS, ROWS, 8], tl.float32)
+        for split in tl.static_range(SPLIT):
+            sums = (tl.zeros([WARPS, ROWS, 8], tl.float32),) * PARTS
+            for plane in tl.static_range(split * PLANES, (split + 1) * PLANES):
+                longer = ()
+                for part in tl.static_range(PARTS):  # innermost: their sums do not wait for each other
+                    k = (part * WARPS + warp)[:, None] * 128 + plane * 16 + word[None, :]
+                    value = tl.load(source + k, mask=k < IN, other=0.0)
+                    if NORM:
+                        value *= gains[part * 8 + plane]
+                    columns = tl.broadcast_to(value[:, :, None], (WARPS, 16, 8))
+                    longer = longer + (tl.dot(codes[part * 8 + plane], columns, sums[part]),)  # noqa: RUF005
+                sums = longer
+            for part in tl.static_range(PARTS):
+                total += sums[part] * factors[part * SPLIT + split][:, :, None]
+        product = tl.sum(tl.max(total, 2), 0)  # the columns are equal
+        if NORM:
+            product *= tl.rsqrt(tl.sum(full * full, 0) / IN + eps) / SMALLER
+        if BIAS:
+            product += biases
+        if GATED:
+            gate, up = tl.split(product.to(dtype).to(tl.float32).reshape(2, ROWS // 2).trans(1, 0))
+            product = silu_times(gate, up, dtype)
+        if ADD:
+            product += result
+        tl.store(target, product.to(dtype))
+
+
+def most_inputs(device: torch.device) -> int:
+    """Of how many inputs shared memory holds 16 rows, 2 bytes a number, in parts of 1024: 7168 on an H100."""
+    if device.type == "cpu":
+        return 1 << 30
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor // 32 // 1024 * 1024
 
 
 def gemv(
@@ -111,19 +128,21 @@ def gemv(
     add_to: torch.Tensor | None = None,
     config: dict[str, int] | None = None,
 ) -> torch.Tensor:
-    """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight: [T, out], or [T, out / 2] if gated.
-    norm, eps, gated, add_to: as in `common.kernels.triton_gemv.gemv`.
+    """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight, of up to `most_inputs`: [T, out], or
+    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.kernels.triton_gemv.gemv`.
 
-    config: ROWS of a program and WARPS; None takes the table's."""
+    config: ROWS of a program, 16 or more, and WARPS; None takes the table's."""
     rows, warps = (config or gemv_config(weight.in_features, weight.out_features)).values()
     tokens, outputs = x.shape[0], weight.out_features // 2 if gated else weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
+    magic, value = MAGIC[x.dtype]
     kernel: Any = gemv_kernel[(weight.out_features // rows,)]
     kernel(
-        x, weight.words, weight.scales, weight.zeros, weight.bias, norm, out, eps, x.stride(0), out.stride(0), MAGIC,
-        IN=weight.in_features, OUT=weight.out_features, WORDS=weight.words.shape[1],
-        GROUPS=weight.scales.shape[1], SPLIT=weight.split, SHARE=weight.share, TOKENS=tokens,
-        ROWS=rows, TILE=triton.next_power_of_2(weight.words.shape[1]), NORM=norm is not None, GATED=gated,
-        BIAS=weight.bias is not None, ADD=add_to is not None, num_warps=warps, **launch,
+        x, weight.words, weight.scales, weight.zeros, weight.bias, norm, out, eps, x.stride(0), out.stride(0), tokens,
+        magic * 0x10001, IN=weight.in_features, OUT=weight.out_features, BLOCKS=weight.blocks,
+        GROUPS=weight.scales.shape[1], SPLIT=weight.split, SHARE=weight.share, VALUE=value, ROWS=rows, WARPS=warps,
+        WIDTH=triton.next_power_of_2(weight.in_features), NORM=norm is not None, GATED=gated,
+        BIAS=weight.bias is not None, ADD=add_to is not None, num_warps=warps,
+        num_stages=1, **launch,  # no load of x may be moved in front of the wait
     )  # fmt: skip
     return out

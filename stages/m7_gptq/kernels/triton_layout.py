@@ -23,6 +23,7 @@ BLOCK = 128
 @dataclass
 class TritonWeight:
     """words: int32 [out, 16 * blocks], inputs padded to whole blocks; scales, zeros: [out, groups].
+    zeros are 16-bit numbers, as x is: where 8-bit ones are mixed in, Triton's operands take more instructions.
 
     split: groups of one block, 1, 2 or 4; share: blocks of one group. One of the two is 1.
     """
@@ -73,6 +74,6 @@ def lay_out(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -
     groups = blocks * split if share == 1 else weight.groups
     missing = groups - weight.groups
     scales = torch.cat((weight.scales, weight.scales.new_zeros(missing, outputs))).T.contiguous().to(device)
-    zeros = torch.cat((weight.zeros, weight.zeros.new_full((missing, outputs), 8))).T.contiguous().to(device)
+    zeros = torch.cat((weight.zeros, weight.zeros.new_full((missing, outputs), 8))).T.contiguous().to(device, dtype)
     bias = None if weight.bias is None else weight.bias.to(device, dtype)
     return TritonWeight(words, scales, zeros, bias, inputs, split, share)
