@@ -3,6 +3,9 @@
 A row is a token of the step. Copies of a layer are visited in turn and together exceed the caches, as in a model. The
 ceiling is the time to read the 4-bit weight at the speed of a copy measured in the same run: no kernel can be faster
 while it reads the weight from memory.
+
+On a GPU our kernels for few tokens start while the one in front still runs, as in the engine (`int4`); what they would
+be without that stands beside it (`int4 in order`).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import quantized_linear
 from stages.m7_gptq.settings import Settings
+from stages.m7_gptq.triton_linear import TritonInt4Linear
 
 SHAPES = {
     "cpu": {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)},
@@ -43,18 +47,18 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 GROUP = {"cpu": 64, "cuda": 128}
 QUICK_SHAPES = {"small": (128, 64)}
 BF16 = torch.bfloat16
-SCHEMA = "int4-2"
+SCHEMA = "int4-3"
 GOAL = 1.5
 """Times as fast as a bf16 product at one row: what a GPU's kernel is held to on each shape."""
-TUNED_ROWS = (1, 2, 4, 16, 64, 512)
+TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
 TUNE_SECONDS = 150.0
 """Tuning stops here with what it has: compiling takes most of it."""
 
 
 @dataclass
 class Measurement:
-    """layer: `int4`, `bf16` (F.linear) or `bf16 packed` (oneDNN's layout). gb_per_s: of its weight's bytes.
-    speedup: over `bf16` at the same shape and rows; share: of the ceiling, the time to read the 4-bit weight."""
+    """layer: `int4`, `int4 in order`, `bf16` (F.linear) or `bf16 packed` (oneDNN's layout). gb_per_s: of its weight's
+    bytes. speedup: over `bf16` at the same shape and rows; share: of the ceiling, the time to read the 4-bit weight."""
 
     shape: str
     inputs: int
@@ -168,6 +172,8 @@ def kinds(
     scratch = Scratch()
     layer = quantized_linear(rounded, BF16, device, scratch)
     yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
+    if isinstance(layer, TritonInt4Linear):
+        yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, overlap=False)
 
 
 class Plain:
@@ -271,8 +277,10 @@ def print_best(records: list[dict[str, Any]]) -> None:
 def _tries(
     weight: QuantizedWeight, rows: int, device: torch.device
 ) -> Iterator[tuple[str, Callable[[int], object], int]]:
-    """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more."""
+    """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
+    many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_config`'s limits."""
     from common.kernels.launch import launch_options
+    from stages.m7_gptq.kernels.triton_dequantize import dequantize
     from stages.m7_gptq.kernels.triton_gemv import gemv
     from stages.m7_gptq.kernels.triton_layout import lay_out
     from stages.m7_gptq.kernels.triton_tiles import tiles
@@ -292,3 +300,5 @@ def _tries(
             c = {"TOKENS": tokens, "ROWS": each, "num_warps": 4, "num_stages": stages}
             if parts == 1 or (rows <= 64 and first.blocks % parts == 0):
                 yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], c, p), count
+    if rows >= 64:
+        yield "dequantised, cuBLAS", lambda i: F.linear(x, dequantize(copies[i], BF16)), count

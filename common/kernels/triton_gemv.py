@@ -80,11 +80,12 @@ class GemvConfig:
 
 
 def gemv_config(outputs: int, width: int, itemsize: int, gated: bool, rows: int) -> GemvConfig:
-    """As many rows of the weight as make `BYTES_PER_PROGRAM`, fewer where that would leave `MIN_PROGRAMS` unmet."""
+    """As many rows of the weight as make `BYTES_PER_PROGRAM`, fewer where that would leave `MIN_PROGRAMS` unmet; a warp
+    for each kilobyte of a row."""
     row_bytes = triton.next_power_of_2(width) * itemsize * (2 if gated else 1)
     most = BYTES_PER_PROGRAM[triton.next_power_of_2(rows)]
     out = _power_of_2_below(min(most // row_bytes, outputs // MIN_PROGRAMS))
-    return GemvConfig(out, max(1, min(4, out * row_bytes // 8192)))
+    return GemvConfig(out, max(1, min(8, row_bytes // 1024)))
 
 
 def _power_of_2_below(number: int) -> int:

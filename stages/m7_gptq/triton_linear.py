@@ -20,7 +20,7 @@ class TritonInt4Linear:
     graph may hold it.
     """
 
-    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, overlap: bool = True) -> None:
         from stages.m7_gptq.kernels import triton_config, triton_dequantize, triton_gemv, triton_layout, triton_tiles
 
         self._gemv, self._tiles, self._dequantize = (
@@ -31,7 +31,7 @@ class TritonInt4Linear:
         fits = weight.in_features <= triton_gemv.most_inputs(device)
         self._gemv_tokens = triton_config.GEMV_TOKENS if fits else 0
         self._tiles_tokens = triton_config.DEQUANTIZE_TOKENS
-        self._launch = launch_options(device, overlap=False)
+        self._launch = launch_options(device, overlap)
         self.weight = triton_layout.lay_out(weight, dtype, device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
