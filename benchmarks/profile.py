@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, record_function
 import stages
 from benchmarks.contestant import Setting
 from benchmarks.files import write_atomically
+from benchmarks.probe import ATTENDS
 from benchmarks.profile_parts import (
     ATTENTION,
     ELEMENTWISE,
@@ -88,13 +89,16 @@ def named_parts(engine: Engine) -> Iterator[None]:
     twin = named(model, {"__call__": ELEMENTWISE})
     twin.ops = named(model.ops, OPS)
     engine.runner.model = twin
-    vars(attention)["attend"] = ranged(ATTENTION, attention.attend)
+    for name in ATTENDS:
+        if (attend := getattr(attention, name, None)) is not None:
+            vars(attention)[name] = ranged(ATTENTION, attend)
     runner.sample = ranged(SAMPLING, sample)
     try:
         yield
     finally:
         engine.runner.model, runner.sample = model, sample
-        del vars(attention)["attend"]
+        for name in ATTENDS:
+            vars(attention).pop(name, None)
 
 
 def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:

@@ -30,9 +30,10 @@ class FlashAttention:
         return self._backend.attend(q, kv)
 
     def raw_kernel(self) -> AttendRaw | None:
-        return self._attend_raw if isinstance(self._backend, AttendsRaw) and self._backend.takes_raw() else None
+        return self.attend_raw if isinstance(self._backend, AttendsRaw) and self._backend.takes_raw() else None
 
-    def _attend_raw(self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def attend_raw(self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """The same from heads that are neither normalised nor rotated yet, where `raw_kernel` says so."""
         assert isinstance(self._backend, AttendsRaw)
         return self._backend.attend_raw(layer, qkv, cos, sin, self._layers[layer.index])
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from benchmarks.contestant import Setting
+from benchmarks.probe import AttentionClock
 from benchmarks.stage_contestant import StageContestant
 from common import Engine
+from common.attention import TakesRaw
 from common.cli import run_app, stage_app
 from stages.m4_flash_attention.engine import build as build_m4
 from tests.conftest import TINY
@@ -33,6 +35,28 @@ def test_another_backend_answers_than_the_one_asked_for(build: Build, model: str
     assert engine.metrics()["attention"] == f"attention: {name}, as asked for"
     kind = type(engine.runner.attention._backend).__name__  # pyright: ignore[reportAttributeAccessIssue]
     assert kind.lower().removesuffix("backend") == {"torch": "gather"}.get(name, name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton leaves the CPU alone")
+@pytest.mark.parametrize("stage", ["m4", "m5", "m6"])
+@pytest.mark.parametrize("model", TINY)
+def test_a_single_decode_in_one_kernel_gives_other_tokens(build: Build, model: str, stage: str) -> None:
+    """With fused operations attention takes heads as the projection gives them, and the clock sees it."""
+    from common.kernels.fused import FusedOps
+
+    prompt = prompts_of((20,))
+    expected = build("m0", model=model, max_num_seqs=1).generate(prompt, exactly(8))
+    engine = build(stage, model=model, max_num_seqs=1, attention_backend="triton")
+    engine.runner.model.ops = FusedOps(engine.runner.model.device)
+    attention, layers = engine.runner.attention, len(engine.runner.model.layers)
+    assert isinstance(attention, TakesRaw)
+    taken: list[bool] = []
+    choose = attention.raw_kernel
+    vars(attention)["raw_kernel"] = lambda: (taken.append(choose() is not None), choose())[1]
+    with AttentionClock(attention, engine.runner.model.device, lambda: 8 * layers) as clock:
+        assert tokens(engine.generate(prompt, exactly(8))) == tokens(expected)
+    assert taken == [False] + [True] * 7, "the prompt's step, and every other"
+    assert clock.seconds() is not None, "the clock missed calls"
 
 
 def cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
