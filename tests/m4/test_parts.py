@@ -89,11 +89,11 @@ def test_parts_lose_a_token_or_read_what_nobody_wrote(kind: str, target: int, he
 @pytest.mark.parametrize("parts", [1, 3, 12])
 @pytest.mark.parametrize("length", [1, 32, 33, 97, 333])
 def test_parts_of_raw_heads_lose_a_token_or_read_what_nobody_wrote(length: int, parts: int) -> None:
-    case = make_case([(1, length)], (4, 2), 64)
+    case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
     kernel: Any = backend._raw  # pyright: ignore[reportAttributeAccessIssue]
-    kernel.config, kernel.parts = kernel.config | {"AHEAD": 1, "num_warps": 2}, parts
-    kernel.workspace = Workspace(parts, kernel.heads, kernel.group, kernel.config["SLICE"], torch.device("cpu"))
+    kernel.config, kernel.parts = kernel.config | {"TILE": 32}, parts
+    kernel.workspace = Workspace(parts, 4, 1, 128, torch.device("cpu"))
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
     for _ in range(2):

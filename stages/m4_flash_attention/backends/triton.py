@@ -48,9 +48,7 @@ class TritonBackend:
         self._decode = triton_decode.DecodeKernel(
             shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
         )
-        self._raw = triton_decode_raw.RawDecodeKernel(
-            shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.dtype, shape.device
-        )
+        self._raw = triton_decode_raw.RawDecodeKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
         self._prefill = triton_prefill.PrefillKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
 
     def begin(self, batch: RaggedBatch) -> None:

@@ -31,14 +31,13 @@ FEW: dict[tuple[int, int], Config] = {
 }
 """For few queries: narrower tiles, of which two fit on a processor at a time."""
 RAW: dict[tuple[int, int], Config] = {
-    (16, 2): {"AHEAD": 3, "SLICE": 16, "num_warps": 8},
-    (128, 2): {"AHEAD": 3, "SLICE": 32, "num_warps": 8},
-    (256, 2): {"AHEAD": 1, "SLICE": 32, "num_warps": 8},
-    (16, 4): {"AHEAD": 1, "SLICE": 16, "num_warps": 4},
-    (256, 4): {"AHEAD": 1, "SLICE": 32, "num_warps": 4},
+    (64, 2): {"TILE": 256, "num_warps": 4},
+    (128, 2): {"TILE": 256, "num_warps": 8},
+    (256, 2): {"TILE": 64, "num_warps": 4},
+    (64, 4): {"TILE": 128, "num_warps": 4},
+    (128, 4): {"TILE": 64, "num_warps": 4},
+    (256, 4): {"TILE": 32, "num_warps": 4},
 }
-"""A tile is 16 tokens for each warp. AHEAD: so many are loaded before the wait; SLICE: of the values' columns, 16 or
-more, a program has so many."""
 ENOUGH_QUERIES = 32_768
 """Of all heads together: 256 tiles of 128, two for each processor of a large GPU."""
 
