@@ -208,7 +208,7 @@ def is_quantized(name: str) -> bool:
     return name.startswith("model.layers.") and name.endswith("_proj.weight")
 
 
-def is_gptq_folder(folder: Path) -> bool:
+def is_quantized_folder(folder: Path) -> bool:
     """Does the folder's description name a quantisation of whatever kind?"""
     config = folder / "config.json"
     return (folder / "quantize_config.json").is_file() or (

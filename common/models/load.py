@@ -10,7 +10,7 @@ from common.config import DEFAULT_MODEL, parse_device, parse_dtype
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.embedded import open_embedded
-from common.models.gptq_folder import GPTQFolder, is_gptq_folder
+from common.models.gptq_folder import GPTQFolder, is_quantized_folder
 from common.models.hf_folder import HFFolder
 from common.models.hub import fetch, is_hub_id
 from common.models.nf4_folder import NF4Folder, is_bitsandbytes_folder
@@ -63,7 +63,7 @@ def open_source(
     folder = find_folder(name)
     if folder is not None:
         label = name if is_hub_id(name) else None
-        return open_quantized_folder(folder, label) if is_gptq_folder(folder) else HFFolder(folder, label)
+        return open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

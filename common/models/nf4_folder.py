@@ -12,13 +12,16 @@ from typing import Any, cast
 import torch
 
 from common.errors import UserError
-from common.models.gptq_checks import AGAIN, LARGEST_WEIGHT
+from common.models.gptq_checks import AGAIN, LARGEST_WEIGHT, ZERO_SCALES
 from common.models.gptq_folder import is_quantized, linear_names
 from common.models.hf_folder import open_weights, read_config, read_json, read_tensor
 from common.models.nf4 import BLOCK, STATE, NF4Weight, table
 from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.options import require
 from common.tokenizer import Tokenizer
+
+SHIFT = 0.1
+"""Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
 
 NESTED_BLOCK = 256
 """Scales that share a scale of their own, with double quantisation."""
@@ -170,6 +173,20 @@ def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double
     require(largest <= LARGEST_WEIGHT, f"{label}.weight.absmax stands for weights of up to {largest:.0f}: {AGAIN}")
     # Double quantisation may round the scale of a block of zeros to something below 0.
     require(double or bool((scales >= 0).all()), f"{label}.weight.absmax is negative: {AGAIN}")
+    zero = float((scales == 0).float().mean())
+    require(zero <= ZERO_SCALES, f"{label}.weight.absmax is 0 in {zero:.0%} of the blocks: {AGAIN}")
+    check_codes(label, parts["weight"].view(-1, BLOCK // 2), scales)
+
+
+def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
+    """`UserError` if the codes [blocks, 32] cannot be a linear layer's: its weights lie around 0, and the largest of
+    each block, by which the others were divided, has the code of 1 or -1."""
+    high, low = packed >> 4, packed & 15
+    largest = ((high == 0) | (high == 15) | (low == 0) | (low == 15)).any(1)
+    values = table(packed.device)
+    mean = float(values[high.int()].mean() + values[low.int()].mean()) / 2
+    right = bool((largest | (scales == 0)).all()) and abs(mean) < SHIFT
+    require(right, f"{label}.weight holds codes that no rounding gives: {AGAIN}")
 
 
 def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:

@@ -6,11 +6,14 @@ import torch
 
 from common.config import DEFAULT_MODEL, EngineConfig
 from common.models import Decoder, Loaded, prepare
-from common.models.gptq_folder import is_gptq_folder
+from common.models.gptq_folder import is_quantized_folder
+from common.models.linear import Linear, PackedLinear, Projection
 from common.models.load import QuantizedFolder, find_folder, open_quantized_folder, open_source
 from common.models.nf4_folder import NF4Folder
 from common.models.random_weights import PREFIX
 from common.models.weights import build_decoder
+from stages.m7_gptq.calibrate import PROJECTIONS
+from stages.m7_gptq.linear import Permuted, SideBySide
 from stages.m7_gptq.load import build_quantized_decoder, build_rounded_decoder
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings
@@ -34,7 +37,7 @@ def load_quantized(config: EngineConfig, fused: bool = False) -> Loaded:
 def open_quantized(model: str, device: torch.device) -> QuantizedFolder:
     """The model's checkpoint: the folder that it is, or its quantised twin in the cache, made where it is missing."""
     folder = find_folder(model) if model != DEFAULT_MODEL else None
-    if folder is None or not is_gptq_folder(folder):
+    if folder is None or not is_quantized_folder(folder):
         folder = quantize(model, Settings(), device=device).folder
     return open_quantized_folder(folder, model)
 
@@ -45,7 +48,27 @@ def build_from(folder: QuantizedFolder, dtype: torch.dtype, device: torch.device
         decoder = build_decoder(folder, dtype, device, None)
         decoder.note = folder.note
         return decoder
-    return build_quantized_decoder(folder, lambda names, _: [folder.quantized(n) for n in names], dtype, device, None)
+    decoder = build_quantized_decoder(
+        folder, lambda names, _: [folder.quantized(n) for n in names], dtype, device, None
+    )
+    if dtype != torch.float32 and (dequantized := _count_dequantized(decoder)):
+        decoder.note = (
+            f"{dequantized} of {len(PROJECTIONS) * len(decoder.layers)} projections are multiplied dequantised: no "
+            "kernel here takes their bits, shapes or groups"
+        )
+    return decoder
+
+
+def _count_dequantized(decoder: Decoder) -> int:
+    """The projections with any part that is held in full."""
+
+    def parts(projection: Projection) -> list[Projection]:
+        if isinstance(projection, SideBySide):
+            return [part for inner in projection.projections for part in parts(inner)]
+        return parts(projection.projection) if isinstance(projection, Permuted) else [projection]
+
+    every = [getattr(layer, name) for layer in decoder.layers for name in PROJECTIONS]
+    return sum(any(isinstance(part, (Linear, PackedLinear)) for part in parts(projection)) for projection in every)
 
 
 def note_of(config: EngineConfig) -> str | None:

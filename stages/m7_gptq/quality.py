@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.environment import environment
+from benchmarks.files import check_writable
+from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.linear import PackedLinear, make_linear
 from common.models.load import load_tokenizer
@@ -30,8 +33,8 @@ TOKENS = 30 * CONTEXT
 class Row:
     """One way to hold the weights. agreement: share of positions at which the likeliest next token is bf16's.
 
-    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model.
-    """
+    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model; commit:
+    what measured it."""
 
     name: str
     perplexity: float
@@ -39,6 +42,7 @@ class Row:
     layer_bytes: int
     model_bytes: int
     over_bf16: float = 0.0
+    commit: str | None = None
 
 
 Change = Callable[[ModelSource, Decoder], int]
@@ -114,13 +118,14 @@ def measure_all(
 
     again: those too that an earlier run has measured.
     """
+    path = out / "quality.json"
+    check_writable(path, out / "quality.png")
     source = open_plain(model, device, progress)
     tokenizer = load_tokenizer(model)
     calibration = calibration_tokens(tokenizer)
     text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]
-    path = out / "quality.json"
-    out.mkdir(parents=True, exist_ok=True)
     known = {} if again else read(path, model)
+    commit = environment()["commit"]
     every = list(rows(source, calibration))
     chosen = [(name, change) for name, change in every if only in name and name not in known]
     reference = _plain_choice(source, text, device) if chosen else torch.empty(0)
@@ -133,7 +138,7 @@ def measure_all(
             size = change(source, decoder)
             perplexity, likeliest = measure(decoder, text)
             agreement = float((likeliest == reference).float().mean())
-            known[name] = Row(name, perplexity, agreement, size, rest + size)
+            known[name] = Row(name, perplexity, agreement, size, rest + size, commit=commit)
             advance(1, name)
             _write(path, model, len(text), known)
             print(line(known[name], known.get("bf16")), flush=True)
@@ -159,18 +164,21 @@ def line(row: Row, bf16: Row | None) -> str:
 
 
 def read(path: Path, model: str) -> dict[str, Row]:
-    """The rows that were measured before, of the same model."""
+    """The rows that were measured before, of the same model; `UserError` if the file is no record of them."""
     if not path.is_file():
         return {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return {row["name"]: Row(**row) for row in record["rows"]} if record["model"] == model else {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        before = {"commit": record["environment"]["commit"]}  # of rows from a time when they had none of their own
+        rows = {row["name"]: Row(**(before | row)) for row in record["rows"]}
+        return rows if record["model"] == model else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of quality: move it away") from error
 
 
 def _write(path: Path, model: str, count: int, known: dict[str, Row]) -> None:
     for row in known.values():
         row.over_bf16 = row.perplexity / known["bf16"].perplexity - 1 if "bf16" in known else 0.0
-    from benchmarks.environment import environment
-
     figures = {"context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
     record = {"environment": environment(), "model": model, **figures}
     path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

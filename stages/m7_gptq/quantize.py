@@ -31,6 +31,10 @@ VERSION = 1
 """Raised when the algorithm changes so that other weights come out: what an older one left is then made anew."""
 
 
+LONGEST_NAME = 150
+"""Of a folder in the cache, in letters, where a file system takes 255 with what is put around it."""
+
+
 @dataclass(frozen=True)
 class Report:
     """Where the model is, and the losses of each layer's projections (none without calibration); no layers where it was
@@ -43,7 +47,10 @@ class Report:
 def cached_folder(model: str, settings: Settings, text: Path | None = None) -> Path:
     """Where the quantised model lies if no other folder is asked for."""
     words = f"{model}-{settings.name}" + (f"-{text.stem}" if text else "")
-    return cache_root() / "gptq" / re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")
+    if len(name) > LONGEST_NAME:
+        name = f"{fingerprint(words.encode())}-{name[-LONGEST_NAME:].strip('-.')}"
+    return cache_root() / "gptq" / name
 
 
 def recipe_of(source: ModelSource, settings: Settings, text: Path | None, progress: bool | None) -> dict[str, Any]:
@@ -100,6 +107,9 @@ def quantize(
     error is a terminal. What the cache holds of an older version, or of other weights, is replaced. One process at a
     time: others wait. `UserError` before the run for whatever cannot be done.
     """
+    require(
+        text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"
+    )
     require(not model.startswith(PREFIX), f"{model} is made anew at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
@@ -121,7 +131,7 @@ def quantize(
             f"{folder} holds a model that was made otherwise ({', '.join(others or ())}): give another --out, "
             "or --again to replace it",
         )
-        return _make(Writer(source, settings, folder, recipe), token_ids, place, progress)
+        return _make(Writer(source, settings, folder, recipe, again), token_ids, place, progress)
 
 
 def _make(writer: Writer, token_ids: torch.Tensor, device: torch.device, progress: bool | None) -> Report:

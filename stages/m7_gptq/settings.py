@@ -15,8 +15,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
 
-USUAL = 0
-"""The group size that stands for the method's own: 64 with NF4, otherwise 32."""
+USUAL = -2
+"""Stands for the method's own group size: 64 with NF4, otherwise 32. No number that anybody would give."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) ->
 def tokens(tokenizer: Tokenizer | None, path: Path) -> torch.Tensor:
     """All tokens of a text file, int64 [n], without special tokens."""
     if tokenizer is None:
-        raise UserError("the model has no tokenizer, so that no text can be put before it: only method rtn is possible")
+        raise UserError("the model has no tokenizer, so that no text can be put before it: --method rtn needs none")
     return torch.tensor(tokenizer.backend.encode(read(path), add_special_tokens=False).ids)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
@@ -20,11 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.errors import UserError
+from common.models.gptq_checks import check_numbers
 from common.models.gptq_folder import fused_names, is_quantized
 from common.models.hf_folder import INDEX
 from common.models.nf4 import NF4Weight, concatenate_nf4
 from common.models.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import ModelSource, tensor_shapes
+from common.options import require
 from stages.m7_gptq.calibrate import AnyWeight, QuantizedLayer
 from stages.m7_gptq.settings import Settings
 
@@ -38,10 +41,12 @@ WORK = "work.json"
 class Writer:
     """The unfinished folder of one quantisation.
 
-    recipe: all that the result depends on; it is kept in the description.
+    recipe: all that the result depends on; it is kept in the description. again: what a stopped run left is not used.
     """
 
-    def __init__(self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(
+        self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any], again: bool = False
+    ) -> None:
         self.source = source
         self.settings = settings
         self.recipe = recipe
@@ -50,13 +55,14 @@ class Writer:
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
         started = json.dumps(recipe, indent=2)
-        if not (self.work / WORK).is_file() or (self.work / WORK).read_text(encoding="utf-8") != started:
+        if again or not (self.work / WORK).is_file() or (self.work / WORK).read_text(encoding="utf-8") != started:
             shutil.rmtree(self.work, ignore_errors=True)
+            require(not self.work.exists(), f"{self.work} is in the way: move it elsewhere, or give another --out")
             self.work.mkdir(parents=True)
             (self.work / WORK).write_text(started, encoding="utf-8")
 
     def finished(self, index: int) -> QuantizedLayer | None:
-        """A layer that an earlier run wrote; None where it did not, or not to the end."""
+        """A layer that an earlier run wrote; None where it did not, or not to the end, or it was damaged since."""
         path = self._shard(index)
         if not path.is_file():
             return None
@@ -69,7 +75,7 @@ class Writer:
         weights: dict[str, AnyWeight] = {}
         for projection, names in fused_names(index).items():
             joined = self._join(names, tensors)
-            if joined is None:
+            if joined is None or not _sound(joined, self.settings.symmetric):
                 return None
             weights[projection] = joined
         return QuantizedLayer(weights, losses)
@@ -203,14 +209,26 @@ def describe_nf4(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _sound(weight: AnyWeight, symmetric: bool) -> bool:
+    if isinstance(weight, NF4Weight):
+        return bool(weight.scales.isfinite().all())
+    try:
+        check_numbers("", weight, symmetric)
+    except UserError:
+        return False
+    return True
+
+
 def check_target(folder: Path) -> None:
     """`UserError` if the folder cannot be written, or holds something that is no quantised model."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / INDEX).is_file())):
-        raise UserError(f"{folder} exists and is no quantised model: give another --out")
     try:
+        taken = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / INDEX).is_file()))
+        require(not taken, f"{folder} exists and is no quantised model: give another --out")
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
+            pass
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}. Give another --out") from error
+        raise UserError(f"{str(folder)[:200]} cannot be written: {error.strerror}. Give another --out") from error
 
 
 def _split(weight: AnyWeight, rows: list[int]) -> list[AnyWeight]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,16 +20,17 @@ from tokenizers.models import WordLevel
 
 from common import UserError
 from common.models import load_model
-from common.models.gptq_folder import GPTQFolder
+from common.models.gptq_folder import GPTQFolder, linear_names
 from common.models.load import open_source
 from common.models.weights import build_decoder
 from common.tokenizer import Tokenizer
 from stages.m7_gptq import calibrate
 from stages.m7_gptq import quantize as quantize_module
 from stages.m7_gptq.calibrate import PROJECTIONS, QuantizedLayer, quantize_layers
-from stages.m7_gptq.quantize import cached_folder, quantize
+from stages.m7_gptq.quantize import cached_folder, quantize, recipe_of
 from stages.m7_gptq.settings import Settings
 from stages.m7_gptq.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
+from stages.m7_gptq.write import Writer
 from tests.conftest import TINY
 from tests.helpers import all_logits, freeze
 from tests.m7.conftest import Frozen, Make
@@ -260,6 +262,43 @@ def test_a_process_that_was_killed_keeps_the_lock_or_leaves_half_a_model(frozen:
     assert two.strip() == "4", "only the second layer was quantised again"
     assert "waiting" not in said
     GPTQFolder(out).check()
+
+
+def test_a_damaged_shard_of_a_stopped_run_comes_back_or_stays_for_ever(frozen: Frozen, tmp_path: Path) -> None:
+    """It is made anew; and with `again` whatever lies there is."""
+    model, out, settings = frozen(TINY[0]), tmp_path / "out", replace(SETTINGS, method="rtn")
+    quantize(model, settings, out, progress=False)
+    whole = {name: GPTQFolder(out).quantized(name).dequantize() for name in linear_names(0)}
+    for again in (False, True):
+        source = open_source(model)
+        writer = Writer(source, settings, out, recipe_of(source, settings, None, False))
+        layer = next(quantize_layers(source, torch.empty(0, 0), settings, CPU))
+        layer.weights["down_proj"].scales.fill_(float("nan"))
+        writer.add(0, layer)
+        shutil.rmtree(out)
+        quantize(model, settings, out, again=again, progress=False)
+        assert all(torch.equal(GPTQFolder(out).quantized(name).dequantize(), whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "out"])
+def test_a_folder_that_cannot_be_made(name: str, frozen: Frozen, tmp_path: Path) -> None:
+    (tmp_path / ".out-unfinished").write_text("in the way")
+    with pytest.raises(UserError, match="another --out") as caught:
+        quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), tmp_path / name, progress=False)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(UserError, match="cannot be written"):
+        quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), Path("/proc/nothing"), progress=False)
+
+
+def test_a_model_whose_path_is_too_long_for_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
+    names = [cached_folder("/".join([letter * 90] * 5), SETTINGS).name for letter in "ab"]
+    assert all(len(name) < 200 and name.endswith("4bit-g32-sym-gptq") for name in names) and names[0] != names[1]
+
+
+def test_a_text_that_nobody_looks_at(frozen: Frozen, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rtn looks at no text"):
+        quantize(frozen(TINY[0]), Settings(method="rtn"), tmp_path / "out", text=tmp_path / "text.txt", progress=False)
 
 
 def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor) -> None:

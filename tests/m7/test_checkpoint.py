@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from common import UserError
 from common.models.gptq_checks import check_version
-from common.models.gptq_folder import GPTQFolder, Stored, fused_names, is_gptq_folder
+from common.models.gptq_folder import GPTQFolder, Stored, fused_names, is_quantized_folder
 from common.models.load import open_source
 from common.models.packed import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import build_decoder
@@ -99,7 +99,7 @@ def test_a_decoder_from_the_folder_has_the_dequantised_weights(saved: Path) -> N
 
 
 def test_which_folders_are_gptq(saved: Path, tmp_path: Path) -> None:
-    assert is_gptq_folder(saved) and not is_gptq_folder(tmp_path)
+    assert is_quantized_folder(saved) and not is_quantized_folder(tmp_path)
 
 
 def test_an_older_folder_with_quantize_config_alone(folder: Path) -> None:

@@ -99,6 +99,11 @@ def test_other_stages_run_other_weights_than_the_checkpoint_stands_for(build: Bu
     assert build("m7", model=str(saved), dtype="bf16").note is None
 
 
+def test_layers_without_a_kernel_are_multiplied_in_full_and_nobody_says_so(build: Build, make: Make) -> None:
+    engine = build("m7", model=str(make(bits=8, method="rtn")), dtype="bf16")
+    assert engine.note is not None and engine.note.startswith("8 of 8 projections are multiplied dequantised")
+
+
 def test_a_damaged_folder_is_quantised_instead_of_refused(build: Build, folder: Path) -> None:
     (folder / "model-00001-of-00003.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be read"):

@@ -250,6 +250,9 @@ def test_a_missing_part(folder: Path, part: str) -> None:
         (set_part("weight.absmax", lambda part: part * float("nan")), "absmax is not finite"),
         (set_part("weight.absmax", torch.neg), "absmax is negative"),
         (set_part("weight.absmax", lambda part: part * 1e30), "stands for weights of up to"),
+        (set_part("weight.absmax", torch.zeros_like), "absmax is 0 in 100% of the blocks"),
+        (set_part("weight", torch.zeros_like), "codes that no rounding gives"),
+        (set_part("weight", lambda part: torch.full_like(part, 0x77)), "codes that no rounding gives"),
         (set_part("weight", lambda part: part.to(torch.int8)), "weight holds torch.int8"),
         (set_part("weight.quant_map", lambda part: part.flip(0)), "does not hold the values of NF4"),
         (set_part(STATE, lambda part: part[:-1]), "is no JSON"),
@@ -262,6 +265,13 @@ def test_a_missing_part(folder: Path, part: str) -> None:
 def test_damaged_parts(folder: Path, change: Change, words: str) -> None:
     edit(folder, change)
     assert words in refusal(folder)
+
+
+def test_a_damaged_layer_behind_the_first(folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit(folder, lambda tensors: tensors[name].zero_(), shard=2)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight holds codes"):
+        stages.build("m7", model=str(folder))
 
 
 def test_a_layer_that_was_left_out_and_a_head_that_was_not(folder: Path) -> None:

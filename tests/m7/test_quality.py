@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import UserError
 from common.models import load_model
 from common.models.load import open_source
 from stages.m7_gptq import quality
@@ -49,11 +50,26 @@ def test_every_row_changes_the_weights_and_says_their_bytes(token_ids: torch.Ten
 
 
 def test_figures_say_where_they_come_from(tmp_path: Path) -> None:
-    row = Row("bf16", 20.0, 1.0, 10, 20)
-    quality._write(tmp_path / "quality.json", "tiny", 5, {"bf16": row})
-    assert quality.read(tmp_path / "quality.json", "tiny") == {"bf16": row}
-    found = json.loads((tmp_path / "quality.json").read_text())["environment"]
-    assert found["hardware"]["cpu"] and found["versions"]["torch"]
+    path, row = tmp_path / "quality.json", Row("bf16", 20.0, 1.0, 10, 20, commit="one")
+    quality._write(path, "tiny", 5, {"bf16": row})
+    assert quality.read(path, "tiny") == {"bf16": row} and quality.read(path, "other") == {}
+    record = json.loads(path.read_text())
+    assert record["environment"]["hardware"]["cpu"] and record["environment"]["versions"]["torch"]
+    del record["rows"][0]["commit"]  # as files were written once: the file's commit is then the row's
+    record["environment"]["commit"] = "an older one"
+    path.write_text(json.dumps(record))
+    assert quality.read(path, "tiny")["bf16"].commit == "an older one"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": "tiny", "rows": [{"name": 1}]}'])
+def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "quality.json").write_text(content)
+    with pytest.raises(UserError, match="move it away"):
+        quality.read(tmp_path / "quality.json", "tiny")
+
+
+def test_perplexity_rests_on_thirty_contexts() -> None:
+    assert (quality.CONTEXT, quality.TOKENS) == (1024, 30 * 1024)
 
 
 def test_a_line_of_the_table() -> None:
@@ -92,6 +108,7 @@ def test_the_command_writes_a_folder(frozen: Frozen, tmp_path: Path) -> None:
         (["--bits", "3"], "bits=3"),
         (["--method", "awq"], "'awq'"),
         (["--model", TINY[0]], "random"),
+        (["--group-size", "0"], "group_size=0"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
