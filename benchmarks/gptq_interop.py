@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("reports/local/gptq_interop.json"))
     parser.add_argument("--ours-only", action="store_true", help="leave out GPTQModel's own quantiser (minutes)")
+    parser.add_argument("--only", default="", help="checkpoints whose name has this in it, such as desc_act")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluation tokens, where algorithms are compared")
     arguments = parser.parse_args()
     source = open_embedded()
@@ -124,12 +125,12 @@ def main() -> None:
     record |= {"ours": {}, "theirs": {}}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for settings in (*OURS, ACT_ORDER):
+        for settings in (s for s in (*OURS, ACT_ORDER) if arguments.only in s.name):
             folder = Path(scratch) / settings.name
             seconds = quantize_ours(settings, folder)
             record["ours"][settings.name] = {**compare(folder, text), "seconds": seconds}
             _write(arguments.json, record)
-        for settings in () if arguments.ours_only else THEIRS:
+        for settings in (s for s in THEIRS if arguments.only in s.name and not arguments.ours_only):
             folder = Path(scratch) / f"theirs-{settings.name}"
             seconds = quantize_theirs(source.folder, settings, folder)
             record["theirs"][settings.name] = {**compare(folder, text, arguments.tokens), "seconds": seconds}
