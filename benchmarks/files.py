@@ -28,7 +28,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 def check_writable(*paths: Path) -> None:
     """Makes the folders of these files. `UserError` if one cannot be written: better now than after an hour's work."""
     for path in paths:
-        if path.is_dir():
+        try:
+            folder = path.is_dir()
+        except OSError as error:  # a name that is too long
+            raise UserError(f"cannot write {str(path)[:200]}: {error.strerror}. Name a file") from error
+        if folder:
             raise UserError(f"cannot write {path}: it is a folder. Name a file")
         _scratch_beside(path).unlink()
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from common.errors import UserError
-from common.models.gptq_checks import AGAIN, LARGEST_WEIGHT, ZERO_SCALES
+from common.models.gptq_checks import AGAIN, LARGEST_WEIGHT
 from common.models.gptq_folder import is_quantized, linear_names
 from common.models.hf_folder import open_weights, read_config, read_json, read_tensor
 from common.models.nf4 import BLOCK, STATE, NF4Weight, table
@@ -20,8 +20,17 @@ from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.options import require
 from common.tokenizer import Tokenizer
 
-SHIFT = 0.1
+SHIFT = 0.2
 """Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
+
+ZERO = 7
+"""The code of 0."""
+
+ZERO_BLOCKS = 0.5
+"""Share of blocks that hold nothing but zeros, from which something must be wrong: a model may have dead outputs."""
+
+SMALLEST = 1e-38
+"""A scale below it was no divisor: the block's codes say nothing."""
 
 NESTED_BLOCK = 256
 """Scales that share a scale of their own, with double quantisation."""
@@ -161,6 +170,9 @@ def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double
     same = torch.allclose(parts["weight.quant_map"], table(torch.device("cpu")), rtol=0, atol=1e-5)
     require(same, f"{label}.weight.quant_map does not hold the values of NF4 (of FP4?): {AGAIN}")
     if double:
+        steps = parts["weight.nested_quant_map"]
+        ordered = bool((steps.diff() >= 0).all()) and float(steps[0]) < float(steps[-1]) <= 1
+        require(ordered, f"{label}.weight.nested_quant_map is no list of growing steps up to 1: {AGAIN}")
         offset = state.get("nested_offset")
         known = isinstance(offset, float) and state.get("nested_blocksize") == NESTED_BLOCK
         require(known, f"{label}: its description lacks nested_offset, or nested_blocksize {NESTED_BLOCK}: {AGAIN}")
@@ -173,19 +185,22 @@ def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double
     require(largest <= LARGEST_WEIGHT, f"{label}.weight.absmax stands for weights of up to {largest:.0f}: {AGAIN}")
     # Double quantisation may round the scale of a block of zeros to something below 0.
     require(double or bool((scales >= 0).all()), f"{label}.weight.absmax is negative: {AGAIN}")
-    zero = float((scales == 0).float().mean())
-    require(zero <= ZERO_SCALES, f"{label}.weight.absmax is 0 in {zero:.0%} of the blocks: {AGAIN}")
     check_codes(label, parts["weight"].view(-1, BLOCK // 2), scales)
 
 
 def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
-    """`UserError` if the codes [blocks, 32] cannot be a linear layer's: its weights lie around 0, and the largest of
-    each block, by which the others were divided, has the code of 1 or -1."""
+    """`UserError` if codes [blocks, 32] and scales cannot be a linear layer's: its weights lie around 0, few of its
+    blocks hold nothing but zeros, their scales differ, and the largest of a block, by which the others were divided,
+    has the code of 1 or -1."""
     high, low = packed >> 4, packed & 15
+    nothing = ((high == ZERO) & (low == ZERO)).all(1) | (scales.abs() < SMALLEST)
+    require(float(nothing.float().mean()) < ZERO_BLOCKS, f"{label} is all but empty: {AGAIN}")
+    alike = len(scales) > 1 and float(scales.min()) == float(scales.max())
+    require(not alike, f"{label}.weight.absmax is the same in all blocks: {AGAIN}")
     largest = ((high == 0) | (high == 15) | (low == 0) | (low == 15)).any(1)
     values = table(packed.device)
     mean = float(values[high.int()].mean() + values[low.int()].mean()) / 2
-    right = bool((largest | (scales == 0)).all()) and abs(mean) < SHIFT
+    right = bool((largest | nothing).all()) and abs(mean) < SHIFT
     require(right, f"{label}.weight holds codes that no rounding gives: {AGAIN}")
 
 

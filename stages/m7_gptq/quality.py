@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.environment import environment
-from benchmarks.files import check_writable
+from benchmarks.files import check_writable, write_atomically
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.linear import PackedLinear, make_linear
@@ -171,8 +170,12 @@ def read(path: Path, model: str) -> dict[str, Row]:
         record = json.loads(path.read_text(encoding="utf-8"))
         before = {"commit": record["environment"]["commit"]}  # of rows from a time when they had none of their own
         rows = {row["name"]: Row(**(before | row)) for row in record["rows"]}
+        for row in rows.values():
+            figures = (row.perplexity, row.agreement, row.layer_bytes, row.model_bytes)
+            if not all(math.isfinite(figure) for figure in figures) or row.perplexity <= 0:
+                raise ValueError(row)
         return rows if record["model"] == model else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no record of quality: move it away") from error
 
 
@@ -181,8 +184,8 @@ def _write(path: Path, model: str, count: int, known: dict[str, Row]) -> None:
         row.over_bf16 = row.perplexity / known["bf16"].perplexity - 1 if "bf16" in known else 0.0
     figures = {"context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
     record = {"environment": environment(), "model": model, **figures}
-    path.with_suffix(".part").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(path.with_suffix(".part"), path)
+    text = json.dumps(record, indent=1) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _plain_choice(source: ModelSource, text: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -15,7 +15,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
 
-USUAL = -2
+USUAL = -(1 << 31)
 """Stands for the method's own group size: 64 with NF4, otherwise 32. No number that anybody would give."""
 
 
@@ -45,6 +45,8 @@ class Settings:
         sizes = "32, 64, 128, or -1 for one group per output channel"
         require(self.group_size in GROUP_SIZES, f"group_size={self.group_size} is not supported: choose from {sizes}")
         require(0 < self.damping < 1, f"damping={self.damping} must lie between 0 and 1: 0.01 is usual")
+        no_order = self.method != "rtn" or (not self.desc_act and self.damping == Settings.damping)
+        require(no_order, "rtn rounds each weight for itself: leave out desc_act and damping")
         if self.method == "nf4":
             usual = {f.name: f.default for f in fields(self)} | {"group_size": BLOCK, "method": "nf4"}
             other = [f"{word}={value}" for word, value in vars(self).items() if value != usual[word]]

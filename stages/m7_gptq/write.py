@@ -25,6 +25,7 @@ from common.models.gptq_checks import check_numbers
 from common.models.gptq_folder import fused_names, is_quantized
 from common.models.hf_folder import INDEX
 from common.models.nf4 import NF4Weight, concatenate_nf4
+from common.models.nf4_folder import check_parts, stored_shapes
 from common.models.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import ModelSource, tensor_shapes
 from common.options import require
@@ -55,30 +56,29 @@ class Writer:
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
         started = json.dumps(recipe, indent=2)
-        if again or not (self.work / WORK).is_file() or (self.work / WORK).read_text(encoding="utf-8") != started:
+        if again or not (self.work / WORK).is_file() or (self.work / WORK).read_text("utf-8", "replace") != started:
             shutil.rmtree(self.work, ignore_errors=True)
-            require(not self.work.exists(), f"{self.work} is in the way: move it elsewhere, or give another --out")
             self.work.mkdir(parents=True)
             (self.work / WORK).write_text(started, encoding="utf-8")
 
     def finished(self, index: int) -> QuantizedLayer | None:
         """A layer that an earlier run wrote; None where it did not, or not to the end, or it was damaged since."""
-        path = self._shard(index)
-        if not path.is_file():
-            return None
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
+            with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                losses = json.loads(file.metadata()["losses"])
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return None
-        weights: dict[str, AnyWeight] = {}
-        for projection, names in fused_names(index).items():
-            joined = self._join(names, tensors)
-            if joined is None or not _sound(joined, self.settings.symmetric):
-                return None
-            weights[projection] = joined
-        return QuantizedLayer(weights, losses)
+                losses = {name: float(loss) for name, loss in json.loads(file.metadata()["losses"]).items()}
+            self._check_plain(index, tensors)
+            weights = {kind: self._join(names, tensors) for kind, names in fused_names(index).items()}
+            return QuantizedLayer(weights, losses)
+        except (SafetensorError, OSError, UserError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
+            return None  # whatever is wrong with it: the layer is made anew
+
+    def _check_plain(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """`UserError` unless the norms and biases of a layer are there, finite, and of their shapes."""
+        for name, shape in tensor_shapes(self.source.config).items():
+            if name.startswith(f"model.layers.{index}.") and not is_quantized(name):
+                right = tensors[name].shape == shape and bool(tensors[name].isfinite().all())
+                require(right, f"{name} is damaged")
 
     def add(self, index: int, layer: QuantizedLayer) -> None:
         """Write one layer: its quantised weights, split into the layers of the checkpoint, and its norms."""
@@ -133,16 +133,26 @@ class Writer:
             "g_idx": weight.group_index().to(torch.int32),
         }
 
-    def _join(self, names: list[str], tensors: Mapping[str, torch.Tensor]) -> AnyWeight | None:
-        """The inverse of what `add` does, for one projection."""
+    def _join(self, names: list[str], tensors: Mapping[str, torch.Tensor]) -> AnyWeight:
+        """The inverse of what `add` does, for one projection; `UserError` where the numbers cannot be right."""
         if self.settings.method == "nf4":
             return concatenate_nf4([self._from_nf4(name, tensors) for name in names])
-        return concatenate([self._from_gptq(name, tensors) for name in names])
+        parts = [self._from_gptq(name, tensors) for name in names]
+        for name, part in zip(names, parts, strict=True):
+            columns = tensor_shapes(self.source.config)[f"{name}.weight"][1]
+            groups = -(-columns // part.group_size)
+            right = part.in_features == columns and part.scales.shape == part.zeros.shape == (groups, part.out_features)
+            require(right, f"the parts of {name} are damaged")
+            check_numbers(name, part, self.settings.symmetric)
+        joined = concatenate(parts)
+        assert joined is not None, "their inputs are quantised together"
+        return joined
 
     def _from_nf4(self, name: str, tensors: Mapping[str, torch.Tensor]) -> NF4Weight:
-        rows = tensor_shapes(self.source.config)[f"{name}.weight"][0]
-        parts = {kind: tensors[f"{name}.{kind}"] for kind in ("weight", "weight.absmax")}
-        return NF4Weight.from_parts(parts, rows, tensors.get(f"{name}.bias"))
+        shape = tensor_shapes(self.source.config)[f"{name}.weight"]
+        parts = {kind: tensors[f"{name}.{kind}"] for kind in stored_shapes(*shape, double=False)}
+        check_parts(name, parts, shape, double=False)
+        return NF4Weight.from_parts(parts, shape[0], tensors.get(f"{name}.bias"))
 
     def _from_gptq(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
         g_idx, qweight = tensors[f"{name}.g_idx"], tensors[f"{name}.qweight"]
@@ -209,24 +219,17 @@ def describe_nf4(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sound(weight: AnyWeight, symmetric: bool) -> bool:
-    if isinstance(weight, NF4Weight):
-        return bool(weight.scales.isfinite().all())
-    try:
-        check_numbers("", weight, symmetric)
-    except UserError:
-        return False
-    return True
-
-
 def check_target(folder: Path) -> None:
     """`UserError` if the folder cannot be written, or holds something that is no quantised model."""
     try:
         taken = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / INDEX).is_file()))
         require(not taken, f"{folder} exists and is no quantised model: give another --out")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-unfinished"):
             pass
+        for path in (folder.with_name(f".{folder.name}-{kind}") for kind in ("unfinished", "old")):
+            free = not path.is_symlink() and (path.is_dir() or not path.exists())
+            require(free, f"{path} is in the way: move it elsewhere, or give another --out")
     except OSError as error:
         raise UserError(f"{str(folder)[:200]} cannot be written: {error.strerror}. Give another --out") from error
 

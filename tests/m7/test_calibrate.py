@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from tokenizers.models import WordLevel
 
 from common import UserError
 from common.models import load_model
-from common.models.gptq_folder import GPTQFolder, linear_names
+from common.models.gptq_folder import GPTQFolder
 from common.models.load import open_source
 from common.models.weights import build_decoder
 from common.tokenizer import Tokenizer
@@ -37,6 +36,7 @@ from tests.m7.conftest import Frozen, Make
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent.parent
+DOWN = "model.layers.0.mlp.down_proj"
 SETTINGS = Settings(group_size=32, symmetric=True)
 
 
@@ -264,25 +264,42 @@ def test_a_process_that_was_killed_keeps_the_lock_or_leaves_half_a_model(frozen:
     GPTQFolder(out).check()
 
 
-def test_a_damaged_shard_of_a_stopped_run_comes_back_or_stays_for_ever(frozen: Frozen, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("method", "part", "damage"),
+    [
+        ("rtn", f"{DOWN}.scales", lambda part: part * torch.nan),
+        ("rtn", f"{DOWN}.qweight", lambda part: part[1:].clone()),
+        ("rtn", "model.layers.0.input_layernorm.weight", lambda part: part * torch.nan),
+        ("nf4", f"{DOWN}.weight", torch.zeros_like),
+        ("nf4", f"{DOWN}.weight.absmax", lambda part: part[1:].clone()),
+        ("nf4", f"{DOWN}.weight", None),
+    ],
+)
+def test_a_damaged_shard_of_a_stopped_run_comes_back_or_stays_for_ever(
+    method: Any, part: str, damage: Any, again: bool, frozen: Frozen, tmp_path: Path
+) -> None:
     """It is made anew; and with `again` whatever lies there is."""
-    model, out, settings = frozen(TINY[0]), tmp_path / "out", replace(SETTINGS, method="rtn")
-    quantize(model, settings, out, progress=False)
-    whole = {name: GPTQFolder(out).quantized(name).dequantize() for name in linear_names(0)}
-    for again in (False, True):
-        source = open_source(model)
-        writer = Writer(source, settings, out, recipe_of(source, settings, None, False))
-        layer = next(quantize_layers(source, torch.empty(0, 0), settings, CPU))
-        layer.weights["down_proj"].scales.fill_(float("nan"))
-        writer.add(0, layer)
-        shutil.rmtree(out)
-        quantize(model, settings, out, again=again, progress=False)
-        assert all(torch.equal(GPTQFolder(out).quantized(name).dequantize(), whole[name]) for name in whole)
+    settings = Settings(method=method)
+    source, out = open_source(frozen(TINY[0])), tmp_path / "out"
+    writer = Writer(source, settings, out, recipe_of(source, settings, None, False))
+    writer.add(0, next(quantize_layers(source, torch.empty(0, 0), settings, CPU)))
+    assert writer.finished(0) is not None
+    path = next(writer.work.glob("*.safetensors"))
+    tensors = load_file(path)
+    whole = dict(tensors)
+    tensors |= {part: damage(tensors[part])} if damage else {}
+    if damage is None:
+        del tensors[part]
+    save_file(tensors, path, metadata={"losses": "{}"})
+    quantize(frozen(TINY[0]), settings, out, again=again, progress=False)
+    made = load_file(out / path.name)
+    assert made.keys() == whole.keys() and all(torch.equal(made[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "out"])
 def test_a_folder_that_cannot_be_made(name: str, frozen: Frozen, tmp_path: Path) -> None:
-    (tmp_path / ".out-unfinished").write_text("in the way")
+    (tmp_path / ".out-old").write_text("in the way")
     with pytest.raises(UserError, match="another --out") as caught:
         quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), tmp_path / name, progress=False)
     assert len(str(caught.value)) < 400

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import stages
 from common import Engine, UserError
@@ -25,6 +25,7 @@ from stages.m7_gptq.quantize import cached_folder, quantize
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
+from tests.helpers import freeze
 from tests.m7.conftest import Frozen
 from tests.m7.test_checkpoint import edit, relabel
 from tests.m7.test_quality import command
@@ -250,9 +251,10 @@ def test_a_missing_part(folder: Path, part: str) -> None:
         (set_part("weight.absmax", lambda part: part * float("nan")), "absmax is not finite"),
         (set_part("weight.absmax", torch.neg), "absmax is negative"),
         (set_part("weight.absmax", lambda part: part * 1e30), "stands for weights of up to"),
-        (set_part("weight.absmax", torch.zeros_like), "absmax is 0 in 100% of the blocks"),
+        (set_part("weight.absmax", torch.zeros_like), "is all but empty"),
         (set_part("weight", torch.zeros_like), "codes that no rounding gives"),
-        (set_part("weight", lambda part: torch.full_like(part, 0x77)), "codes that no rounding gives"),
+        (set_part("weight", lambda part: torch.full_like(part, 0x77)), "is all but empty"),
+        (set_part("weight.absmax", torch.ones_like), "is the same in all blocks"),
         (set_part("weight", lambda part: part.to(torch.int8)), "weight holds torch.int8"),
         (set_part("weight.quant_map", lambda part: part.flip(0)), "does not hold the values of NF4"),
         (set_part(STATE, lambda part: part[:-1]), "is no JSON"),
@@ -265,6 +267,18 @@ def test_a_missing_part(folder: Path, part: str) -> None:
 def test_damaged_parts(folder: Path, change: Change, words: str) -> None:
     edit(folder, change)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-39])
+def test_blocks_of_nothing_or_next_to_nothing_are_no_damage(size: float, frozen: Frozen, tmp_path: Path) -> None:
+    """Dead outputs, as some models have them."""
+    model = tmp_path / "model"
+    freeze(TINY[0], model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][:20] = size * torch.randn(20, 128)
+    save_file(weights, model / "model.safetensors")
+    made = quantize(str(model), NF4, tmp_path / "made", progress=False).folder
+    assert not NF4Folder(made).quantized("model.layers.1.mlp.down_proj").dequantize()[:20].abs().max() > 1e-38
 
 
 def test_a_damaged_layer_behind_the_first(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ from tests.conftest import TINY
 from tests.helpers import all_logits
 from tests.m7.conftest import Frozen
 
+WITHOUT_FIGURE = json.dumps(
+    {
+        "model": "tiny",
+        "environment": {"commit": "x"},
+        "rows": [{**asdict(Row("bf16", 0.0, 1.0, 1, 1)), "perplexity": None}],
+    }
+)
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -61,7 +69,9 @@ def test_figures_say_where_they_come_from(tmp_path: Path) -> None:
     assert quality.read(path, "tiny")["bf16"].commit == "an older one"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model": "tiny", "rows": [{"name": 1}]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 100_000, WITHOUT_FIGURE, '{"model": "tiny", "rows": [{"name": 1}]}']
+)
 def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "quality.json").write_text(content)
     with pytest.raises(UserError, match="move it away"):
