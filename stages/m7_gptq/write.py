@@ -145,7 +145,8 @@ class Writer:
             require(right, f"the parts of {name} are damaged")
             check_numbers(name, part, self.settings.symmetric)
         joined = concatenate(parts)
-        assert joined is not None, "their inputs are quantised together"
+        if joined is None:  # their inputs were quantised together
+            raise UserError(f"the parts of {names[0]} are damaged: they do not fit together")
         return joined
 
     def _from_nf4(self, name: str, tensors: Mapping[str, torch.Tensor]) -> NF4Weight:

@@ -271,19 +271,23 @@ def test_a_process_that_was_killed_keeps_the_lock_or_leaves_half_a_model(frozen:
         ("rtn", f"{DOWN}.scales", lambda part: part * torch.nan),
         ("rtn", f"{DOWN}.qweight", lambda part: part[1:].clone()),
         ("rtn", "model.layers.0.input_layernorm.weight", lambda part: part * torch.nan),
+        ("gptq", "model.layers.0.self_attn.q_proj.g_idx", lambda part: part.flip(0).contiguous()),
         ("nf4", f"{DOWN}.weight", torch.zeros_like),
         ("nf4", f"{DOWN}.weight.absmax", lambda part: part[1:].clone()),
         ("nf4", f"{DOWN}.weight", None),
     ],
 )
 def test_a_damaged_shard_of_a_stopped_run_comes_back_or_stays_for_ever(
-    method: Any, part: str, damage: Any, again: bool, frozen: Frozen, tmp_path: Path
-) -> None:
+    method: Any, part: str, damage: Any, again: bool, frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """It is made anew; and with `again` whatever lies there is."""
-    settings = Settings(method=method)
+    monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
+    settings = Settings(method=method, desc_act=method == "gptq")
     source, out = open_source(frozen(TINY[0])), tmp_path / "out"
     writer = Writer(source, settings, out, recipe_of(source, settings, None, False))
-    writer.add(0, next(quantize_layers(source, torch.empty(0, 0), settings, CPU)))
+    with torch.inference_mode():
+        writer.add(0, next(quantize_layers(source, token_ids, settings, CPU)))
     assert writer.finished(0) is not None
     path = next(writer.work.glob("*.safetensors"))
     tensors = load_file(path)

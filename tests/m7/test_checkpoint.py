@@ -234,7 +234,7 @@ def test_a_shard_of_zeros(folder: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, PER_CHANNEL])
 def test_the_version_of_asymmetric_zero_points(bits: int, group: int) -> None:
-    """Of 256 steps one is small too: per channel it took SmolLM2's perplexity from 37 to 63."""
+    """One step of 256 is found out as well as one of 16."""
     settings = Settings(bits=bits, group_size=group, search=False, method="rtn")
     layer = [round_to_nearest(torch.randn(576, 576), settings) for _ in range(7)]
     for true, said in itertools.product(get_args(Format), repeat=2):
