@@ -28,7 +28,7 @@ class TritonInt4Linear:
             triton_tiles.tiles,
             triton_dequantize.dequantize,
         )
-        fits = weight.in_features <= triton_gemv.most_inputs(device)
+        fits = weight.in_features <= triton_config.MOST_INPUTS
         self._gemv_tokens = triton_config.GEMV_TOKENS if fits else 0
         self._tiles_tokens = triton_config.DEQUANTIZE_TOKENS
         self._launch = launch_options(device, overlap)

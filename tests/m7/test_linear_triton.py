@@ -61,7 +61,7 @@ def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric:
     check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
 
 
-@pytest.mark.parametrize("config", [{"ROWS": 16, "WARPS": 8}, {"ROWS": 32, "WARPS": 16}, {"ROWS": 64, "WARPS": 4}])
+@pytest.mark.parametrize("config", [{"ROWS": 16, "WARPS": 8}, {"ROWS": 32, "WARPS": 16}, {"ROWS": 32, "WARPS": 4}])
 def test_gemv_whose_last_part_is_not_full(config: dict[str, int]) -> None:
     weight = make_weight(1536, 64, 128)
     check(Layer("gemv", weight, config=config), weight, make_input(1, 1536, HALF))
@@ -127,10 +127,10 @@ def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch)
     assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 2) + 64 * 2
 
 
-def test_shared_memory_holds_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registers_hold_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     from stages.m7_gptq.kernels import triton_tiles
 
-    monkeypatch.setattr(triton_gemv, "most_inputs", lambda _: 128)
+    monkeypatch.setattr(triton_config, "MOST_INPUTS", 128)
     monkeypatch.setattr(triton_tiles, "num_parts", lambda *_: 1)
     weight = make_weight(256, 64, 64)
     layer = TritonInt4Linear(weight, HALF, CPU)

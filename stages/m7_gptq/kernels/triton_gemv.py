@@ -2,12 +2,17 @@
 
 This is `common.kernels.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
-kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait: its
-codes minus zero points, whole numbers that 16 bits hold exactly, lie in shared memory as the tensor cores want them.
-Behind the wait 16 rows times 16 inputs take a warp one instruction, beside one that fetches the codes and two that
-load x, from where it is into the operand's registers. The operand has 8 columns: all of them are x.
+kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the
+registers that it was read into, as the operand of the tensor cores. Nothing lies in shared memory, so that kernels far
+behind find room beside those that run. Behind the wait 16 rows times 16 inputs take a warp one instruction.
 
-A group's scale is applied to its sums, the factor of RMSNorm to the result, so that nobody waits for it.
+No number moves from thread to thread on the way, because of the order in which a tile is read: two times eight rows,
+four words of each row for a thread. The operand wants just that (16 x 16, rows g and g + 8, inputs 4t to 4t + 3 for
+thread 4g + t of a warp); `tl.join` and `permute` only tell the compiler so.
+
+A code is multiplied as VALUE + code, which is masked out of a word by one instruction (see `MAGIC`). What that adds,
+(VALUE + zero point) times the sum of x, is taken off the sums; the sum of x is one more product, with ones. Scales are
+applied to sums, the factor of RMSNorm to the result, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -27,6 +32,25 @@ from stages.m7_gptq.kernels.triton_tiles import MAGIC
 # pyright: basic
 
 
+@triton.jit
+def rows_of(first, tile, OUT: tl.constexpr, GATED: tl.constexpr):
+    """The 16 rows of a tile as two times eight: eight of gate and the same of up, or simply one after the other."""
+    eight = tl.arange(0, 8)
+    if GATED:
+        upper = first // 2 + tile * 8 + eight
+        lower = upper + OUT // 2
+    else:
+        upper = first + tile * 16 + eight
+        lower = upper + 8
+    return upper, lower
+
+
+@triton.jit
+def operand(upper, lower, WARPS: tl.constexpr):
+    """[8, WARPS, 16] twice to [WARPS, 16, 16], the left operand of a product: every number stays in its thread."""
+    return tl.join(upper, lower).permute(1, 3, 0, 2).reshape(WARPS, 16, 16)
+
+
 # What the compiler does not know: that one token is no loop (see below), and a number that it would not keep in a
 # register, from where one instruction takes mask and magic.
 @triton.jit(do_not_specialize=["tokens", "magic"])
@@ -36,85 +60,100 @@ def gemv_kernel(
     SHARE: tl.constexpr, VALUE: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, WIDTH: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A program has ROWS rows. Its warps share the inputs: of each part, which is WARPS blocks, a warp has one."""
+    """A program has one or two tiles of 16 rows. Its warps share the inputs: of each part, which is WARPS blocks, a
+    warp has one."""
     if EARLY:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
+    TILES: tl.constexpr = ROWS // 16
     PARTS: tl.constexpr = (BLOCKS + WARPS - 1) // WARPS
     PLANES: tl.constexpr = 8 // SPLIT  # of one group
     SMALLER: tl.constexpr = 0.0625 if dtype == tl.float16 else 1.0  # x times gain may pass the end of float16
-    first, lane = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
-    row = first + lane
-    output = row
-    if GATED:  # half of the rows are gate, the others the same rows of up
-        row = first // 2 + lane % (ROWS // 2) + lane // (ROWS // 2) * (OUT // 2)
-        output = first // 2 + tl.arange(0, ROWS // 2)
-    warp, word, column = tl.arange(0, WARPS), tl.arange(0, 16), tl.arange(0, WIDTH)
-    codes, factors, gains = (), (), ()
-    for part in tl.static_range(PARTS):
-        block = part * WARPS + warp
-        real = (block < BLOCKS)[:, None]
-        at = words + row[None, :, None] * (16 * BLOCKS) + block[:, None, None] * 16 + word[None, None, :]
-        packed = tl.load(at, mask=real[:, :, None], other=0)
-        shifts = ()
-        for split in tl.static_range(SPLIT):
-            group = row[None, :] * GROUPS + (block * SPLIT // SHARE + split)[:, None]
-            factors = factors + (tl.load(scales + group, mask=real, other=0.0).to(tl.float32),)  # noqa: RUF005
-            shifts = shifts + ((tl.load(zeros + group, mask=real, other=0.0) + VALUE)[:, :, None],)  # noqa: RUF005
-        lows, highs = (), ()
-        for plane in tl.static_range(4):  # and plane + 4, with the same instructions
-            bits = ((packed >> (4 * plane)) & 0x000F000F) | magic
-            low, high = bits.to(tl.int16), (bits >> 16).to(tl.int16)
-            lows = lows + (low.to(dtype, bitcast=True) - shifts[plane // PLANES],)  # noqa: RUF005
-            highs = highs + (high.to(dtype, bitcast=True) - shifts[(plane + 4) // PLANES],)  # noqa: RUF005
-        codes = codes + lows + highs
-        if NORM:
-            for plane in tl.static_range(8):
-                k = block[:, None] * 128 + plane * 16 + word[None, :]
+    first = tl.program_id(0) * ROWS
+    warp, word, column, side = tl.arange(0, WARPS), tl.arange(0, 16), tl.arange(0, WIDTH), tl.arange(0, TILES)
+    packed, factors, shifts, gains, codes = (), (), (), (), ()
+    for tile in tl.static_range(TILES):
+        upper, lower = rows_of(first, tile, OUT, GATED)
+        row = tl.join(upper, lower).permute(1, 0).reshape(16)
+        for part in tl.static_range(PARTS):
+            block = part * WARPS + warp
+            exists, real = (block < BLOCKS)[None, :, None], (block < BLOCKS)[:, None]
+            at = words + block[None, :, None] * 16 + word[None, None, :]
+            above = tl.load(at + upper[:, None, None] * (16 * BLOCKS), mask=exists, other=0)
+            below = tl.load(at + lower[:, None, None] * (16 * BLOCKS), mask=exists, other=0)
+            packed = packed + (operand(above, below, WARPS),)  # noqa: RUF005
+            for split in tl.static_range(SPLIT):
+                group = row[None, :] * GROUPS + (block * SPLIT // SHARE + split)[:, None]
+                factor = tl.load(scales + group, mask=real, other=0.0).to(tl.float32)
+                zero = tl.load(zeros + group, mask=real, other=0.0).to(tl.float32)
+                factors = factors + (factor[:, :, None],)  # noqa: RUF005
+                shifts = shifts + (((zero + VALUE) * factor)[:, :, None],)  # noqa: RUF005
+    for plane in tl.static_range(8):
+        for number in tl.static_range(TILES * PARTS):
+            bits = ((packed[number] >> (4 * (plane % 4))) & 0x000F000F) | magic  # planes p and p + 4
+            half = bits if plane < 4 else bits >> 16
+            codes = codes + (half.to(tl.int16).to(dtype, bitcast=True),)  # noqa: RUF005
+        for part in tl.static_range(PARTS):
+            if NORM:
+                k = (part * WARPS + warp)[:, None] * 128 + plane * 16 + word[None, :]
                 gains = gains + (tl.load(gain + k, mask=k < IN, other=0.0) * SMALLER,)  # noqa: RUF005
+    output = first + tl.arange(0, 16)[:, None] + 16 * side[None, :]
+    if GATED:
+        output = first // 2 + tl.arange(0, 8)[:, None] + 8 * side[None, :]
     if BIAS:
-        biases = tl.load(bias + row).to(tl.float32)
+        biases = tl.load(bias + output).to(tl.float32)
+    one = tl.full([8, WARPS, 16], 1.0, dtype)
+    ones = operand(one, one, WARPS)
     for token in range(tokens):
         if EARLY:
             gdc_wait()  # in the loop: in front of it the compiler would move it up, ahead of the work on the weight
         source, target = x + token * x_stride, out + token * out_stride + output
+        values = ()
+        for plane in tl.static_range(8):
+            for part in tl.static_range(PARTS):
+                k = (part * WARPS + warp)[:, None] * 128 + plane * 16 + word[None, :]
+                values = values + (tl.load(source + k, mask=k < IN, other=0.0),)  # noqa: RUF005
         if NORM:
             full = tl.load(source + column, mask=column < IN, other=0.0).to(tl.float32)
         if ADD:
-            result = tl.load(target).to(tl.float32)
-        total = tl.zeros([WARPS, ROWS, 8], tl.float32)
+            residual = tl.load(target).to(tl.float32)
+        total = (tl.zeros([WARPS, 16, 8], tl.float32),) * TILES
         for split in tl.static_range(SPLIT):
-            sums = (tl.zeros([WARPS, ROWS, 8], tl.float32),) * PARTS
+            sums = (tl.zeros([WARPS, 16, 8], tl.float32),) * (TILES * PARTS)
+            plain = (tl.zeros([WARPS, 16, 8], tl.float32),) * PARTS  # of x, in every row
             for plane in tl.static_range(split * PLANES, (split + 1) * PLANES):
-                longer = ()
-                for part in tl.static_range(PARTS):  # innermost: their sums do not wait for each other
-                    k = (part * WARPS + warp)[:, None] * 128 + plane * 16 + word[None, :]
-                    value = tl.load(source + k, mask=k < IN, other=0.0)
+                longer, longer_plain, columns = (), (), ()
+                for part in tl.static_range(PARTS):
+                    value = values[plane * PARTS + part]
                     if NORM:
-                        value *= gains[part * 8 + plane]
-                    columns = tl.broadcast_to(value[:, :, None], (WARPS, 16, 8))
-                    longer = longer + (tl.dot(codes[part * 8 + plane], columns, sums[part]),)  # noqa: RUF005
-                sums = longer
-            for part in tl.static_range(PARTS):
-                total += sums[part] * factors[part * SPLIT + split][:, :, None]
-        product = tl.sum(tl.max(total, 2), 0)  # the columns are equal
+                        value *= gains[plane * PARTS + part]
+                    columns = columns + (tl.broadcast_to(value[:, :, None], (WARPS, 16, 8)),)  # noqa: RUF005
+                    longer_plain = longer_plain + (tl.dot(ones, columns[part], plain[part]),)  # noqa: RUF005
+                for number in tl.static_range(TILES * PARTS):
+                    code = codes[plane * TILES * PARTS + number]
+                    longer = longer + (tl.dot(code, columns[number % PARTS], sums[number]),)  # noqa: RUF005
+                sums, plain = longer, longer_plain
+            larger = ()
+            for tile in tl.static_range(TILES):
+                subtotal = total[tile]
+                for part in tl.static_range(PARTS):
+                    subtotal += sums[tile * PARTS + part] * factors[(tile * PARTS + part) * SPLIT + split]
+                    subtotal -= plain[part] * shifts[(tile * PARTS + part) * SPLIT + split]
+                larger = larger + (subtotal,)  # noqa: RUF005
+            total = larger
+        tiles = tl.join(total[0], total[1]) if TILES == 2 else total[0][:, :, :, None]
+        chosen = tl.where(tl.arange(0, 8)[None, None, :, None] == 0, tiles, 0.0)  # the columns are equal
+        product = tl.sum(tl.sum(chosen, 2), 0)
         if NORM:
             product *= tl.rsqrt(tl.sum(full * full, 0) / IN + eps) / SMALLER
         if BIAS:
             product += biases
         if GATED:
-            gate, up = tl.split(product.to(dtype).to(tl.float32).reshape(2, ROWS // 2).trans(1, 0))
+            gate, up = tl.split(product.to(dtype).to(tl.float32).reshape(2, 8, TILES).permute(1, 2, 0))
             product = silu_times(gate, up, dtype)
         if ADD:
-            product += result
+            product += residual
         tl.store(target, product.to(dtype))
-
-
-def most_inputs(device: torch.device) -> int:
-    """Of how many inputs shared memory holds 16 rows, 2 bytes a number, in parts of 1024: 7168 on an H100."""
-    if device.type == "cpu":
-        return 1 << 30
-    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor // 32 // 1024 * 1024
 
 
 def gemv(
@@ -128,10 +167,10 @@ def gemv(
     add_to: torch.Tensor | None = None,
     config: dict[str, int] | None = None,
 ) -> torch.Tensor:
-    """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight, of up to `most_inputs`: [T, out], or
+    """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight, of up to `MOST_INPUTS`: [T, out], or
     [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.kernels.triton_gemv.gemv`.
 
-    config: ROWS of a program, 16 or more, and WARPS; None takes the table's."""
+    config: ROWS of a program, 16 or 32, and WARPS; None takes the table's."""
     rows, warps = (config or gemv_config(weight.in_features, weight.out_features)).values()
     tokens, outputs = x.shape[0], weight.out_features // 2 if gated else weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
