@@ -43,7 +43,7 @@ class HeadWeight:
 
 def round_rows(weight: torch.Tensor) -> HeadWeight:
     """Each row [hidden] to the nearest of 255 numbers, the largest of which is the row's largest."""
-    codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
+    codes, scales = weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
     for part, code, scale in zip(weight.split(PART), codes.split(PART), scales.split(PART), strict=True):
         full = part.float()
         scale.copy_(full.abs().amax(1) / LARGEST)

@@ -6,11 +6,11 @@ A word of 32 bits holds four codes of one row, whose inputs lie a quarter of the
 
 so that *plane* p, the p-th bytes of a row's words, is n inputs that lie side by side in x too.
 
-At 3 TB/s an H100 has time for about nine instructions for each byte it reads, and its own conversion from int8 is a slow
-one. Here a code becomes a float in two: a shift brings its byte to the highest bits of a mantissa, one logical operation
-(mask, magic) clears the others and flips the sign bit, and the bits read 1.5 + code / 256. What is too much, 1.5 times
-the sum of x, is where a thread's sums begin (`gemv_kernel`), or is subtracted exactly (`tiles_kernel`); the 256 goes
-into the scale.
+At 3 TB/s an H100 has time for nine instructions for each byte that it reads, and its own conversion from int8 is a slow
+one. Here a code becomes a float in two: a shift brings its byte to the highest bits of a mantissa, one logical
+operation (mask and magic) clears the others and flips the sign bit, and the bits read 1.5 + code / 256. What is too
+much, 1.5 times the sum of x, a thread takes off before it begins to add (`gemv_kernel`), or 1.5 is subtracted from each
+(`tiles_kernel`, exactly); the 256 goes into the scale.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ MAGIC = 0x3FC00000
 GEMV_TOKENS = 2
 """Up to so many tokens (4 at most) are multiplied one after the other; for more, the tensor cores have time."""
 BYTES_PER_PROGRAM = 16 << 10
-WARPS = 4
+BYTES_PER_WARP = 512
+"""Of one row: 16 for each thread. x then lies in the same threads as the weight, and need not change places."""
 TILES = {  # tokens up to
-    16: {"TOKENS": 16, "ROWS": 64, "WORDS": 32, "num_warps": 4, "num_stages": 4},
-    32: {"TOKENS": 32, "ROWS": 64, "WORDS": 32, "num_warps": 4, "num_stages": 4},
+    16: {"TOKENS": 16, "ROWS": 64, "WORDS": 64, "num_warps": 4, "num_stages": 3},
+    32: {"TOKENS": 32, "ROWS": 64, "WORDS": 64, "num_warps": 4, "num_stages": 3},
     64: {"TOKENS": 64, "ROWS": 64, "WORDS": 32, "num_warps": 4, "num_stages": 3},
     1 << 30: {"TOKENS": 128, "ROWS": 64, "WORDS": 32, "num_warps": 4, "num_stages": 3},
 }
@@ -43,14 +44,11 @@ TILES = {  # tokens up to
 @triton.jit
 def numbers(words, plane: tl.constexpr, magic):
     """1.5 + code / 256 of the plane's codes, in float32."""
-    if plane < 2:
-        moved = words << (15 - 8 * plane)
-    else:
-        moved = words >> (8 * plane - 15)
+    moved = words << (15 - 8 * plane) if plane < 2 else words >> (8 * plane - 15)
     return ((moved & 0x7F8000) ^ magic).to(tl.float32, bitcast=True)
 
 
-# magic: a number that the compiler does not know it keeps in a register, from where one instruction takes mask and magic.
+# magic: a number that the compiler does not know stays in a register, and one instruction takes mask and magic.
 @triton.jit(do_not_specialize=["rows", "magic"])
 def gemv_kernel(
     x, words, scales, gain, out, rows, width, outputs, eps, x_stride, out_stride, magic,
@@ -125,12 +123,13 @@ def tiles_kernel(
 def lay_out(codes: torch.Tensor) -> torch.Tensor:
     """int8 [out, in], `in` a multiple of 4, to words, int32 [out, in / 4]."""
     outputs, inputs = codes.shape
-    return codes.view(outputs, 4, inputs // 4).transpose(1, 2).contiguous().view(torch.int32)[:, :, 0]
+    return codes.view(outputs, 4, inputs // 4).transpose(1, 2).reshape(outputs, inputs).view(torch.int32)
 
 
 def gemv_config(width: int) -> GemvConfig:
     """As many rows of `width` words as make `BYTES_PER_PROGRAM`."""
-    return GemvConfig(max(1, BYTES_PER_PROGRAM // (4 * triton.next_power_of_2(width))), WARPS)
+    row_bytes = 4 * triton.next_power_of_2(width)
+    return GemvConfig(max(1, BYTES_PER_PROGRAM // row_bytes), max(1, min(8, row_bytes // BYTES_PER_WARP)))
 
 
 def gemv(
