@@ -43,7 +43,7 @@ def _last(*wanted: str) -> list[str]:
 
 
 def bench_parts() -> list[Part]:
-    """The table of the last stages, then the ablation on the last unquantised one."""
+    """The table of the last stages, the ablation on the last unquantised one, and m7 without its 8-bit head."""
     last = _last("m6")
     table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"], repeats=2)
     ablation = [
@@ -51,7 +51,8 @@ def bench_parts() -> list[Part]:
         for name, options in EXECUTION.items()
         if name != "overlap"  # is the table itself
     ]
-    return [table, *ablation, Part("gpu-bench-eager-nano", last, ["nano"], EXECUTION["eager"], repeats=1)]
+    ablation.append(Part("gpu-bench-eager-nano", last, ["nano"], EXECUTION["eager"], repeats=1))
+    return [table, *ablation, Part("gpu-bench-head16", ["m7"], ["decode_one", "decode"], {"head_bits": 16}, repeats=1)]
 
 
 def ladder_parts() -> list[Part]:

@@ -14,6 +14,7 @@ from common.options import refuse_unknown_options, require, unknown
 ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
 POLICIES = ("fcfs", "priority")
 PREFIX_INDICES = ("hash", "radix")
+HEAD_BITS = (8, 16)
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DTYPES = {
@@ -76,6 +77,7 @@ class EngineConfig:
     cuda_graphs: replay steps from CUDA graphs; without effect on a CPU (from m4 on).
     overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
     prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).
+    head_bits: of the output head's weights: 8 on a GPU, and dequantised in float32; or 16, as loaded (from m7 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -97,6 +99,7 @@ class EngineConfig:
     cuda_graphs: bool = True
     overlap: bool | None = None
     prefix_index: str = "hash"
+    head_bits: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,6 +134,8 @@ class EngineConfig:
         require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
         if self.prefix_index not in PREFIX_INDICES:
             raise unknown("prefix_index", self.prefix_index, PREFIX_INDICES)
+        if self.head_bits not in HEAD_BITS:
+            raise unknown("head_bits", self.head_bits, HEAD_BITS)
 
     @property
     def captures(self) -> bool:
@@ -173,6 +178,7 @@ ARRIVED_WITH = {
     "fused_kernels": 4,
     "cuda_graphs": 4,
     "prefix_index": 6,
+    "head_bits": 7,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

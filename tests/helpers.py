@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from common.models import Decoder
+from common.models.linear import Linear
 from common.models.load import open_source
 from common.models.weights import ModelSource, Shape, build_decoder, tensor_shapes
 from common.tokenizer import Tokenizer
@@ -68,4 +70,13 @@ class _Rounded:
 @torch.inference_mode()
 def rounded(model: str) -> Decoder:
     """A random model with plain float32 weights that equal those of m7's engine."""
-    return build_decoder(_Rounded(open_source(model)), torch.float32, torch.device("cpu"), False)
+    decoder = build_decoder(_Rounded(open_source(model)), torch.float32, torch.device("cpu"), False)
+    decoder.head = exact_eight_bit_head(decoder)
+    return decoder
+
+
+def exact_eight_bit_head(model: Decoder) -> Linear:
+    """The head whose weights are those that m7's 8-bit head stands for, in float32; the model's is a `Linear`."""
+    weight = cast(Linear, model.head).weight.float()
+    scales = weight.abs().amax(1, keepdim=True) / 127
+    return Linear((weight / scales).round() * scales)

@@ -60,6 +60,8 @@ def test_half_precision_spellings(name: str, dtype: torch.dtype) -> None:
         {"seed": 2**63},
         {"seed": None},
         {"fused_kernels": 1},
+        {"head_bits": 3},
+        {"head_bits": None},
     ],
 )
 def test_impossible_engine_options_are_refused_in_one_line(options: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class Decoder:
 
     def weights_bytes(self) -> int:
         """Bytes of all weights that are held. An embedding that is also the head counts once, unless the head holds
-        its own copy, laid out for the CPU (`PackedLinear`)."""
+        its own copy: laid out for the CPU (`PackedLinear`), or in other bits."""
         head_is_embedding = isinstance(self.head, Linear) and self.head.weight is self.embedding
         head = 0 if head_is_embedding else self.head.weights_bytes()
         layers = sum(layer.weights_bytes() for layer in self.layers)

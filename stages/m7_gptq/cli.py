@@ -50,7 +50,7 @@ def add_commands(app: typer.Typer) -> None:
         again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,
         device: Device = "auto",
     ) -> None:
-        """Perplexity and greedy agreement of bf16, int8, int4, NF4 and GPTQ, as a table and a picture."""
+        """Perplexity and greedy agreement of bf16, int8, int4, NF4, GPTQ and int8 head, as a table and a picture."""
         from stages.m7_gptq.quality import measure_all
 
         measure_all(model, parse_device(device), out, only, again)

@@ -13,6 +13,7 @@ from common.models.nf4_folder import NF4Folder
 from common.models.random_weights import PREFIX
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS
+from stages.m7_gptq.head import eight_bit_head
 from stages.m7_gptq.linear import Permuted, SideBySide
 from stages.m7_gptq.load import build_quantized_decoder, build_rounded_decoder
 from stages.m7_gptq.quantize import quantize
@@ -24,14 +25,19 @@ ROUNDED = Settings(group_size=128, search=False, method="rtn")
 
 @torch.inference_mode()
 def load_quantized(config: EngineConfig, fused: bool = False) -> Loaded:
-    """m7's `load_for`: the same, with the decoder's linear layers in 4 bits. float32 multiplies by the dequantised
-    weights. A model that is not quantised yet is quantised first, with a progress bar, and kept in the cache."""
+    """m7's `load_for`: the same, with the decoder's linear layers in 4 bits and its head in 8. float32 multiplies by
+    the dequantised weights. A model that is not quantised yet is quantised first, with a progress bar, and kept in the
+    cache."""
     dtype, device = config.torch_dtype, config.torch_device
     if config.model.startswith(PREFIX):
         source = open_source(config.model, device, config.seed)
-        return prepare(build_rounded_decoder(source, ROUNDED, dtype, device, None), None, config, fused)
-    folder = open_quantized(config.model, device)
-    return prepare(build_from(folder, dtype, device), folder.tokenizer(), config, fused)
+        decoder, tokenizer = build_rounded_decoder(source, ROUNDED, dtype, device, None), None
+    else:
+        folder = open_quantized(config.model, device)
+        decoder, tokenizer = build_from(folder, dtype, device), folder.tokenizer()
+    if config.head_bits == 8:
+        decoder.head = eight_bit_head(decoder.head)
+    return prepare(decoder, tokenizer, config, fused)
 
 
 def open_quantized(model: str, device: torch.device) -> QuantizedFolder:

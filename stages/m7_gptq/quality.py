@@ -15,11 +15,12 @@ from benchmarks.environment import environment
 from benchmarks.files import check_writable, write_atomically
 from common.errors import UserError
 from common.models.decoder import Decoder
-from common.models.linear import PackedLinear, make_linear
+from common.models.linear import Linear, PackedLinear, make_linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.progress import progress_bar
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
+from stages.m7_gptq.head import TwinHead, round_rows
 from stages.m7_gptq.quantize import open_plain
 from stages.m7_gptq.settings import PER_CHANNEL, Settings
 from stages.m7_gptq.texts import DATA, calibration_tokens, tokens
@@ -88,6 +89,20 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
             yield change(Settings(group_size=group, symmetric=symmetric))
     for group, symmetric in ((64, True), (32, False)):
         yield change(Settings(group_size=group, symmetric=symmetric, desc_act=True))
+    name_of_ours, ours = change(Settings())
+    yield "int8 head alone", with_head(lambda source, model: projection_bytes(model))
+    yield f"int8 head, {name_of_ours}", with_head(ours)
+
+
+def with_head(change: Change) -> Change:
+    """The same with the output head in 8 bits as well."""
+
+    def apply(source: ModelSource, model: Decoder) -> int:
+        if isinstance(model.head, Linear | PackedLinear):
+            model.head = TwinHead(round_rows(model.head.weight))
+        return change(source, model)
+
+    return apply
 
 
 @torch.inference_mode()
@@ -131,10 +146,10 @@ def measure_all(
     with progress_bar("quality", len(chosen), show=progress) as advance:
         for name, change in chosen:
             decoder = build_decoder(source, torch.bfloat16, device, False)
+            size = change(source, decoder)
             rest = decoder.weights_bytes() - projection_bytes(decoder)
             if isinstance(decoder.head, PackedLinear) and source.config.tie_word_embeddings:
                 rest -= decoder.head.weights_bytes()  # a copy of the embedding, laid out for this processor
-            size = change(source, decoder)
             perplexity, likeliest = measure(decoder, text)
             agreement = float((likeliest == reference).float().mean())
             known[name] = Row(name, perplexity, agreement, size, rest + size, commit=commit)

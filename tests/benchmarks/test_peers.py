@@ -50,7 +50,7 @@ def test_quantised_folders_in_peers(quantised_folder: Path) -> None:
     contestant.close()
     assert "dequantised at load from 4-bit GPTQ" in contestant.note
     with stages.build(
-        "m7", model=str(quantised_folder), dtype="fp32", device="cpu", max_num_seqs=4, max_model_len=64
+        "m7", model=str(quantised_folder), dtype="fp32", device="cpu", max_num_seqs=4, max_model_len=64, head_bits=16
     ) as engine:
         params = [SamplingParams(max_tokens=r.max_tokens, ignore_eos=True) for r in requests]
         ours = engine.generate([r.prompt for r in requests], params)

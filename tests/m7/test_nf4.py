@@ -151,7 +151,8 @@ def test_every_stage_runs_its_dequantised_weights(build: Callable[..., Engine], 
 def test_tokens_are_those_of_m0(build: Callable[..., Engine], frozen: Frozen, model: str, tmp_path: Path) -> None:
     folder = str(quantize(frozen(model), NF4, tmp_path / "made", progress=False).folder)
     prompts, outputs = prompts_of((7, 1, 30, 2)), [exactly(count) for count in (9, 20, 3, 12)]
-    engine = build("m7", model=folder, block_size=4, kv_cache_memory=48 * TOKEN_BYTES, max_num_seqs=4)
+    options = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "max_num_seqs": 4, "head_bits": 16}
+    engine = build("m7", model=folder, **options)
     expected = tokens(build("m0", model=folder).generate(prompts, outputs))
     assert tokens(serve(engine, prompts, outputs)) == expected
 

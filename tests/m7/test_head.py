@@ -1,0 +1,137 @@
+"""The output head in 8 bits. Compiled and on a GPU: tests/gpu/test_head.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from common import Engine
+from common.models.linear import Linear, make_linear
+from stages.m7_gptq.head import HeadWeight, Int8Head, TwinHead, eight_bit_head, round_rows, why_not
+from tests.conftest import TINY
+from tests.helpers import all_logits, rounded
+from tests.m7.head_checks import check_head, check_norm, make_head
+
+HALF = torch.float16
+BF16 = torch.bfloat16
+
+
+def test_rounding_is_to_the_nearest_of_the_rows_own_numbers() -> None:
+    weight = torch.randn(70, 48, generator=torch.Generator().manual_seed(0))
+    head = round_rows(weight)
+    error = (head.dequantize(torch.float32) - weight).abs()
+    assert (error <= head.scales[:, None] / 2 * 1.0001).all()
+    assert (head.codes.abs().amax(1) == 127).all(), "a row's largest number is its largest code"
+    assert head.nbytes() == 70 * 48 + 4 * 70
+
+
+def test_rows_of_another_part_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(70, 48).bfloat16()
+    whole = round_rows(weight)
+    monkeypatch.setattr("stages.m7_gptq.head.PART", 32)
+    parts = round_rows(weight)
+    assert torch.equal(parts.codes, whole.codes) and torch.equal(parts.scales, whole.scales)
+    assert torch.equal(parts.dequantize(BF16), (whole.codes * whole.scales[:, None]).bfloat16())
+
+
+def test_a_row_of_zeros_is_no_number() -> None:
+    weight = torch.zeros(3, 8)
+    weight[1] = 1.0
+    assert torch.equal(round_rows(weight).dequantize(torch.float32), weight)
+
+
+def test_a_cpu_in_16_bits_keeps_its_head() -> None:
+    for head in (make_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
+        assert eight_bit_head(head) is head
+
+
+def test_float32_multiplies_by_something_else_than_the_rounded_head() -> None:
+    weight = torch.randn(64, 32)
+    head = eight_bit_head(Linear(weight))
+    assert isinstance(head, Linear)
+    assert torch.equal(head.weight, round_rows(weight).dequantize(torch.float32))
+    assert not torch.equal(head.weight, weight)
+
+
+@pytest.mark.parametrize("model", TINY)
+def test_16_bits_give_another_head_than_before(build: Callable[..., Engine], model: str) -> None:
+    left, eight = (build("m7", model=model, head_bits=bits).runner.model for bits in (16, 8))
+    assert isinstance(left.head, Linear) and isinstance(eight.head, Linear)
+    assert left.config.tie_word_embeddings == (left.head.weight is left.embedding)
+    assert torch.equal(eight.embedding, left.embedding), "the lookup is not in 8 bits"
+    assert torch.equal(eight.head.weight, round_rows(left.head.weight).dequantize(torch.float32))
+    assert torch.equal(all_logits(eight, [5, 6, 7]), all_logits(rounded(model), [5, 6, 7]))
+
+
+class TestKernels:
+    """Under the interpreter, where matrix products do not know bfloat16."""
+
+    pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the same kernels compiled")
+
+    @pytest.fixture(autouse=True)
+    def needs_triton(self) -> None:
+        pytest.importorskip("triton")
+
+    @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
+    @pytest.mark.parametrize("shape", [(101, 576), (64, 64), (37, 100)], ids=str)
+    def test_few_tokens(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        from stages.m7_gptq.kernels import triton_int8
+
+        head = make_head(*shape, dtype)
+        words = triton_int8.lay_out(head.codes)
+        for tokens in (1, 2, 3, 4):
+            check_head(lambda x: triton_int8.gemv(x, words, head.scales, {"EARLY": False}), head, tokens, dtype)
+
+    @pytest.mark.parametrize("shape", [(101, 576), (64, 64), (37, 100)], ids=str)
+    def test_each_number_of_tokens_takes_its_kernel(self, shape: tuple[int, int]) -> None:
+        head = make_head(*shape, HALF)
+        layer = Int8Head(head)
+        for tokens in (1, 2, 3, 5, 17, 130):
+            check_head(layer, head, tokens, HALF)
+        assert layer.weights_bytes() == TwinHead(head).weights_bytes() == shape[0] * (shape[1] + 4)
+
+    @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+    def test_norm_is_left_out_or_done_twice(
+        self, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from common.kernels import triton_elementwise
+        from common.kernels.fused import FusedOps
+        from stages.m7_gptq.kernels import triton_int8
+
+        monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 4)
+        monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))
+        head = make_head(101, 576, dtype)
+        check_norm(FusedOps(torch.device("cpu")), Int8Head(head), head, tokens, dtype)
+
+    def test_the_result_is_not_added_to_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from stages.m7_gptq.kernels import triton_int8
+
+        monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 2)
+        head, x = make_head(37, 64, HALF), torch.randn(2, 64).half()
+        layer, there = Int8Head(head), torch.randn(2, 37).half()
+        few = layer.kernel_for_few(2, gated=False)
+        assert few is not None
+        expected = there + layer(x)
+        torch.testing.assert_close(few(x, launch={"EARLY": False}, add_to=there), expected, atol=1e-2, rtol=1e-2)
+        assert layer.kernel_for_few(2, gated=True) is None
+        assert layer.kernel_for_few(3, gated=False) is None
+
+    def test_every_code_becomes_its_number(self) -> None:
+        """All 255 of them, each in all four bytes of a word, by one token that picks it out."""
+        from stages.m7_gptq.kernels import triton_int8
+
+        codes = torch.arange(-127, 128, dtype=torch.int8)[:, None].expand(255, 4).contiguous()
+        head = HeadWeight(codes, torch.ones(255))
+        words = triton_int8.lay_out(head.codes)
+        for byte in range(4):
+            x = torch.zeros(1, 4, dtype=HALF)
+            x[0, byte] = 1.0
+            assert torch.equal(triton_int8.gemv(x, words, head.scales, {"EARLY": False})[0], codes[:, 0].half())
+            assert torch.equal(triton_int8.tiles(x, words, head.scales)[0], codes[:, 0].half())
+
+
+def test_weights_that_the_kernels_do_not_take() -> None:
+    assert "GPU" in str(why_not(torch.zeros(8, 8, dtype=HALF)))
