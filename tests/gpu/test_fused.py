@@ -13,7 +13,7 @@ from common.kernels.fused import FusedOps
 from common.models.layers import RMSNorm
 from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
-from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products, replays
+from tests.kernels.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -33,6 +33,13 @@ def ops(request: pytest.FixtureRequest) -> FusedOps:
 @pytest.mark.parametrize(("width", "outputs"), [(1024, 4096), (2048, 1024), (3072, 1024), (576, 960), (2560, 9728)])
 def test_products(ops: FusedOps, width: int, outputs: int, rows: int, dtype: torch.dtype) -> None:
     check_products(ops, Inputs(dtype, "cuda"), rows, width, outputs, bias=rows % 2 == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("width", "dim"), [(576, 64), (1024, 128), (2560, 128)])
+def test_embed(ops: FusedOps, width: int, dim: int, dtype: torch.dtype) -> None:
+    for rows in (1, 7, 500):
+        check_embed(ops, Inputs(dtype, "cuda"), rows, width, dim)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
