@@ -10,9 +10,10 @@ import torch
 import stages
 from common import SamplingParams
 from common.kernels.fused import FusedOps
-from common.models.layers import RMSNorm
+from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
+from common.models.random_weights import PRESETS
 from tests.kernels.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -85,6 +86,23 @@ def test_a_kernel_that_starts_early_reads_too_early() -> None:
                 fused, plain = result - true, chain(Ops()) - true
                 assert fused.norm() < 1.1 * plain.norm()
                 assert fused.abs().max() < 1.25 * plain.abs().max()
+
+
+def test_embedding_is_looked_up_before_its_tokens_are_there() -> None:
+    """Behind kernels that do not start early, in front of one that does."""
+    make = Inputs(torch.bfloat16, "cuda")
+    config = PRESETS["qwen3-0.6b"]
+    embedding, norm = make.tensor(4096, config.hidden_size), make.norm(config.hidden_size)
+    rotary, x = RotaryEmbedding(config, torch.bfloat16, DEVICE), make.tensor(3)
+
+    def chain(ops: Ops) -> torch.Tensor:
+        ids = (x.float() * 1000).long().abs() % 4096
+        y, cos, sin = ops.embed(ids, ids, embedding, rotary)
+        return torch.cat((ops.norm(y, norm), cos[:, 0], sin[:, 0]), dim=1)
+
+    with torch.inference_mode():
+        for _ in replays(chain, x, make, 50):
+            pass
 
 
 def test_greedy_tokens_equal_m0_in_float32() -> None:
