@@ -96,14 +96,20 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
                 call = lambda ops, i, x=x, p=projections: ops.norm_swiglu(x, norm, p[i])  # noqa: E731
             yield Case(name, n, weights[0].nbytes, copies, call, (weights, x, before))
     rotary = RotaryEmbedding(replace(config, max_position_embeddings=max(rows)), dtype, device)
+    embedding = tensor(config.vocab_size, hidden)
     for n in rows:
         x, qkv, gate_up = tensor(n, hidden), tensor(n, num_q + 2 * num_kv, dim), tensor(n, 2 * config.intermediate_size)
         heads = qkv[:, : num_q + num_kv]
-        cos, sin = rotary.at(torch.arange(n, device=device))
+        positions = torch.arange(n, device=device)
+        cos, sin = rotary.at(positions)
         logits = tensor(n, config.vocab_size)
         degrees = torch.ones(n, device=device)
         noise = torch.rand(n, dtype=torch.float64, device=device)
         calls: dict[str, tuple[int, Call]] = {
+            "embedding, rotary's rows": (
+                2 * (x.nbytes + cos.nbytes + sin.nbytes),
+                lambda ops, _, p=positions: ops.embed(p, p, embedding, rotary),
+            ),
             "norm": (2 * x.nbytes, lambda ops, _, x=x: ops.norm(x, norm)),
             "QK-norm + rotary": (
                 2 * heads.numel() * size,
@@ -139,7 +145,7 @@ def run(
     tuned: list[dict[str, Any]] = []
     with torch.inference_mode():
         copy, _ = ceilings(target, kind, quick)
-        with progress_bar("fused kernels", 10 * len(rows)) as advance:
+        with progress_bar("fused kernels", 11 * len(rows)) as advance:
             for case in cases(config, kind, target, rows):
                 times = [
                     seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)

@@ -14,7 +14,7 @@ import torch
 
 from common.kernels import triton_elementwise, triton_gemv, triton_sample
 from common.kernels.launch import launch_options
-from common.models.layers import RMSNorm
+from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Adds, Fuses, Linear, Projection
 from common.models.ops import Ops
 
@@ -29,6 +29,11 @@ class FusedOps(Ops):
 
     def __init__(self, device: torch.device, overlap: bool = True) -> None:
         self.launch = launch_options(device, overlap)
+
+    def embed(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return triton_elementwise.embed(input_ids, positions, embedding, rotary.table, self.launch)
 
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         return triton_elementwise.norm(x, norm.weight, norm.eps, self.launch)

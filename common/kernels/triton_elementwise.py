@@ -1,4 +1,5 @@
-"""The kernels between the matrix products, for any number of tokens: each tensor is read once and written once.
+"""The kernels between the matrix products, and the one in front of them all, for any number of tokens: each tensor is
+read once and written once.
 
 Definitions: `RMSNorm`, `swiglu` and `rotate` of `common.models.layers`. Sums are in float32 and a value is rounded to
 the model's dtype wherever the definition rounds it, so that both give the same numbers, but for the order of a sum.
@@ -30,6 +31,24 @@ def rms(value, gain, width, eps, dtype: tl.constexpr):
 def silu_times(gate, up, dtype: tl.constexpr):
     """silu(gate) * up, float32."""
     return (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32) * up
+
+
+@triton.jit
+def embed_kernel(
+    input_ids, positions, embedding, table, x, angles, width, angle_width,
+    WIDTH: tl.constexpr, ANGLE_WIDTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program a token: its row of the embedding, and its position's of the rotary table."""
+    row, column, angle = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH), tl.arange(0, ANGLE_WIDTH)
+    inside, angle_inside = column < width, angle < angle_width
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    token, position = tl.load(input_ids + row), tl.load(positions + row)
+    value = tl.load(embedding + token * width + column, mask=inside)
+    turn = tl.load(table + position * angle_width + angle, mask=angle_inside)
+    tl.store(x + row * width + column, value, mask=inside)
+    tl.store(angles + row * angle_width + angle, turn, mask=angle_inside)
 
 
 @triton.jit
@@ -100,6 +119,24 @@ def norm_rotate_kernel(
     s = tl.load(sin + angle + DIM // 2, mask=column < DIM // 2, other=0.0).to(tl.float32)  # the half without a sign
     tl.store(at, (low * c - high * s).to(dtype), mask=inside)
     tl.store(at + DIM // 2, (high * c + low * s).to(dtype), mask=inside)
+
+
+def embed(
+    input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, table: torch.Tensor,
+    launch: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """input_ids, positions [T], 64-bit; embedding [V, N]; table [P, 2, 1, D]. Gives x [T, N], cos and sin [T, 1, D]."""
+    tokens, width, angle_width = len(input_ids), embedding.shape[1], table[0].numel()
+    x = torch.empty(tokens, width, dtype=embedding.dtype, device=embedding.device)
+    angles = torch.empty(tokens, *table.shape[1:], dtype=table.dtype, device=table.device)
+    padded = triton.next_power_of_2(width)
+    kernel: Any = embed_kernel[(tokens,)]
+    kernel(
+        input_ids, positions, embedding, table, x, angles, width, angle_width, WIDTH=padded,
+        ANGLE_WIDTH=triton.next_power_of_2(angle_width), num_warps=warps(padded), **launch,
+    )  # fmt: skip
+    cos, sin = angles.unbind(1)
+    return x, cos, sin
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, launch: dict[str, Any]) -> torch.Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from common.models.config import ModelConfig
 from common.models.layers import RMSNorm, RotaryEmbedding
@@ -104,8 +103,7 @@ class Decoder:
     ) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence. attend_raw: an
         attention that normalises and rotates as well; where there is one, `attend` is not called."""
-        x = F.embedding(input_ids, self.embedding)
-        cos, sin = self.rotary.at(positions)
+        x, cos, sin = self.ops.embed(input_ids, positions, self.embedding, self.rotary)
         for layer in self.layers:
             x = layer(x, cos, sin, attend, self.ops, attend_raw)
         return x

@@ -36,7 +36,8 @@ class RotaryEmbedding:
     together with dimension i + D/2.
 
     One table for all layers and all positions: cosines and sines, computed in float32 and kept in the model's dtype,
-    [positions, 2, 1, D]. The sine's first half is negated already, so that rotating needs no `cat((-second, first))`.
+    `table` [positions, 2, 1, D]. The sine's first half is negated already, so that rotating needs no `cat((-second,
+    first))`.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -44,11 +45,11 @@ class RotaryEmbedding:
         angles = torch.outer(positions, inverse_frequencies(config).to(device))
         cos, sin = angles.cos(), angles.sin()
         halves = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        self._table = torch.stack(halves, dim=1)[:, :, None].to(dtype)
+        self.table = torch.stack(halves, dim=1)[:, :, None].to(dtype)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines [T, 1, D] for the tokens of one step."""
-        cos, sin = self._table[positions].unbind(1)
+        cos, sin = self.table[positions].unbind(1)
         return cos, sin
 
 

@@ -1,6 +1,6 @@
-"""What a decoder computes besides attention, as seven operations, in plain PyTorch.
+"""What a decoder computes besides attention, as eight operations, in plain PyTorch.
 
-This is the definition. `common.kernels.fused` has the same seven as fused kernels, and tests hold the two together.
+This is the definition. `common.kernels.fused` has the same eight as fused kernels, and tests hold the two together.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+import torch.nn.functional as F
 
-from common.models.layers import RMSNorm, rotate, swiglu
+from common.models.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
 from common.models.linear import Projection
 
 
@@ -18,6 +19,12 @@ class Ops:
 
     fused = False
     """May attention, too, do its neighbours' work on the way?"""
+
+    def embed(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the layers start from, of tokens and positions [T]: x [T, hidden], and cos and signed sin [T, 1, D]."""
+        return F.embedding(input_ids, embedding), *rotary.at(positions)
 
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """[T, N] to [T, N]."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
+from benchmarks.process import Workers
 from benchmarks.profile import profile
 from benchmarks.profile_parts import (
     ATTENTION,
@@ -43,11 +44,11 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
 ) -> None:
     ran: list[str] = []
 
-    def fake_worker(job: Job, *_: object) -> Record:
+    def fake_worker(self: Workers, job: Job, *_: object, more: bool) -> Record:
         ran.append(job.workload)
         return Record(job.stage, job.workload)
 
-    monkeypatch.setattr("benchmarks.compare.run_worker", fake_worker)
+    monkeypatch.setattr("benchmarks.compare.Workers.run", fake_worker)
     for parts in (gpu.bench_parts(), gpu.ladder_parts()):
         assert len({part.name for part in parts}) == len(parts)
         arguments = (parts, "random:tiny-llama", "float32", "cpu", tmp_path, True)
@@ -109,6 +110,9 @@ def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> Non
         event("kernel", "never seen", 30, 2),
         event("gpu_memcpy", "Memcpy DtoH", 40, 3),
     ]
+    aside = event("gpu_memcpy", "Memcpy HtoD", 3, 2)
+    aside["args"] = {"correlation": 0, "stream": 20}
+    measured.append(aside)
     parts = {name: round(seconds * 1e6) for name, seconds in parts_on_gpu(measured, known).items()}
     assert parts == {LINEAR: 20, ATTENTION: 5, ELEMENTWISE: 0, SAMPLING: 0, HOST: 5, IDLE: 13}
     assert sum(parts.values()) == 43  # the time that passed

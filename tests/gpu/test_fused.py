@@ -10,10 +10,11 @@ import torch
 import stages
 from common import SamplingParams
 from common.kernels.fused import FusedOps
-from common.models.layers import RMSNorm
+from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
-from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products, replays
+from common.models.random_weights import PRESETS
+from tests.kernels.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -33,6 +34,13 @@ def ops(request: pytest.FixtureRequest) -> FusedOps:
 @pytest.mark.parametrize(("width", "outputs"), [(1024, 4096), (2048, 1024), (3072, 1024), (576, 960), (2560, 9728)])
 def test_products(ops: FusedOps, width: int, outputs: int, rows: int, dtype: torch.dtype) -> None:
     check_products(ops, Inputs(dtype, "cuda"), rows, width, outputs, bias=rows % 2 == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("width", "dim"), [(576, 64), (1024, 128), (2560, 128)])
+def test_embed(ops: FusedOps, width: int, dim: int, dtype: torch.dtype) -> None:
+    for rows in (1, 7, 500):
+        check_embed(ops, Inputs(dtype, "cuda"), rows, width, dim)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -78,6 +86,23 @@ def test_a_kernel_that_starts_early_reads_too_early() -> None:
                 fused, plain = result - true, chain(Ops()) - true
                 assert fused.norm() < 1.1 * plain.norm()
                 assert fused.abs().max() < 1.25 * plain.abs().max()
+
+
+def test_embedding_is_looked_up_before_its_tokens_are_there() -> None:
+    """Behind kernels that do not start early, in front of one that does."""
+    make = Inputs(torch.bfloat16, "cuda")
+    config = PRESETS["qwen3-0.6b"]
+    embedding, norm = make.tensor(4096, config.hidden_size), make.norm(config.hidden_size)
+    rotary, x = RotaryEmbedding(config, torch.bfloat16, DEVICE), make.tensor(3)
+
+    def chain(ops: Ops) -> torch.Tensor:
+        ids = (x.float() * 1000).long().abs() % 4096
+        y, cos, sin = ops.embed(ids, ids, embedding, rotary)
+        return torch.cat((ops.norm(y, norm), cos[:, 0], sin[:, 0]), dim=1)
+
+    with torch.inference_mode():
+        for _ in replays(chain, x, make, 50):
+            pass
 
 
 def test_greedy_tokens_equal_m0_in_float32() -> None:

@@ -1,4 +1,4 @@
-"""Inputs for the six operations, and how near the fused ones must come to their definitions."""
+"""Inputs for the eight operations, and how near the fused ones must come to their definitions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.models.layers import RMSNorm
+from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
+from common.models.random_weights import PRESETS
 
 TOLERANCE = {
     torch.float32: {"atol": 2e-5, "rtol": 2e-5},
@@ -51,6 +52,17 @@ class Inputs:
 def close(fused: torch.Tensor, plain: torch.Tensor) -> None:
     assert fused.dtype == plain.dtype
     torch.testing.assert_close(fused, plain, **TOLERANCE[plain.dtype])
+
+
+def check_embed(ops: Ops, make: Inputs, rows: int, width: int, dim: int) -> None:
+    """Copies: the same bits. A token and a position may come twice."""
+    embedding = make.tensor(40, width)
+    config = replace(PRESETS["tiny-llama"], head_dim=dim, max_position_embeddings=50)
+    rotary = RotaryEmbedding(config, make.dtype, torch.device(make.device))
+    ids, positions = (torch.randint(n, (rows,), generator=make.generator).to(make.device) for n in (40, 50))
+    expected = Ops().embed(ids, positions, embedding, rotary)
+    for fused, plain in zip(ops.embed(ids, positions, embedding, rotary), expected, strict=True):
+        assert torch.equal(fused, plain) and fused.stride() == plain.stride()
 
 
 def check_norm(ops: Ops, make: Inputs, rows: int, width: int) -> None:

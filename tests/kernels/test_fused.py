@@ -11,7 +11,7 @@ from common.models import load_model
 from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
 from tests.helpers import all_logits
-from tests.kernels.cases import Inputs, check_norm, check_norm_rotate, check_pick, check_products, close
+from tests.kernels.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter cuts, not rounds
@@ -22,6 +22,14 @@ def ops(monkeypatch: pytest.MonkeyPatch) -> FusedOps:
     if DEVICE == "cpu":  # the interpreter runs one program after another: few, so that each has several outputs
         monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 5)
     return FusedOps(torch.device(DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width", "dim"), [(1, 64, 16), (3, 100, 24), (20, 576, 64), (2, 1030, 128)])
+def test_a_row_is_another_tokens_or_positions(
+    ops: FusedOps, rows: int, width: int, dim: int, dtype: torch.dtype
+) -> None:
+    check_embed(ops, Inputs(dtype, DEVICE), rows, width, dim)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
