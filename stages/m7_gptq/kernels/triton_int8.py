@@ -39,7 +39,7 @@ TILES = {  # tokens up to
     16: {"TOKENS": 16, "ROWS": 64, "WORDS": 64, "num_warps": 4, "num_stages": 3},
     32: {"TOKENS": 32, "ROWS": 64, "WORDS": 64, "num_warps": 4, "num_stages": 3},
     64: {"TOKENS": 64, "ROWS": 64, "WORDS": 32, "num_warps": 4, "num_stages": 3},
-    1 << 30: {"TOKENS": 128, "ROWS": 64, "WORDS": 32, "num_warps": 4, "num_stages": 3},
+    1 << 30: {"TOKENS": 128, "ROWS": 128, "WORDS": 32, "num_warps": 8, "num_stages": 4},
 }
 
 
