@@ -68,14 +68,10 @@ def learn_kernels(events: Sequence[Event]) -> dict[str, str]:
 def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> dict[str, float]:
     """Seconds of each part: kernels by their names; copies and what was not learnt count as the host's; the rest,
     while nothing runs, is idle. A kernel that starts while another runs counts from that one's end on: until then it
-    waits. So the parts together are the time that passed. Copies on a stream that has no kernels run beside the steps:
-    they take none of their time."""
-    ran = [e for e in events if e.get("cat") in ON_GPU]
-    computing = {e["args"].get("stream") for e in ran if e["cat"] == "kernel"}
-    ran = [e for e in ran if e["args"].get("stream") in computing]
+    waits. So the parts together are the time that passed."""
     parts = dict.fromkeys((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), 0.0)
     end: float | None = None
-    for event in sorted(ran, key=lambda e: e["ts"] + e["dur"]):
+    for event in sorted((e for e in events if e.get("cat") in ON_GPU), key=lambda e: e["ts"] + e["dur"]):
         name, start, stop = event["name"], event["ts"], event["ts"] + event["dur"]
         before = start if end is None else end
         parts[known.get(name) or known.get(family(name), HOST)] += (stop - max(start, before)) / 1e6
