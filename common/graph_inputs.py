@@ -12,7 +12,6 @@ import torch
 
 from common.batch import HostBatch, RaggedBatch
 from common.plan import StepPlan
-from common.side_stream import SideStream
 from common.upload import aligned
 
 T = TypeVar("T")
@@ -57,12 +56,8 @@ class GraphInputs:
     """The tensors in one piece of device memory; in front of them `tokens` [N], what the step before sampled, which the
     device writes itself.
 
-    The rest is filled in on the host, in pinned memory, and comes in two moves. The slow one, over the bus, runs on a
-    side stream while the step before still computes, and ends in a staging place on the device: where the graphs read,
-    that step still needs what is there. The move from one place to the other then takes 2 us between the two steps, in
-    which the bus would take 12 (an H100). There are two stagings, on the host and on the device, used in turn: one is
-    filled while the other may still be on its way. It is that of the step before the one in flight, which has been
-    collected, so nobody has to wait for it.
+    The rest comes from pinned memory, copied in one go but for the prompts' block tables. There are two pieces of that,
+    used in turn: the copy of the step in flight may not have begun when the next step is prepared.
     """
 
     def __init__(
@@ -91,11 +86,9 @@ class GraphInputs:
         self._tables_at = total - aligned(sequences * self._row_bytes)
 
         pinned = device.type == "cuda"
-        self._pinned = [torch.zeros(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        self._staged = [torch.zeros_like(self._device) for _ in range(2)]
-        self._host = [Fields(*(part.numpy() for part in self._parts(memory))) for memory in self._pinned]
+        self._staging = [torch.zeros(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._host = [Fields(*(part.numpy() for part in self._parts(staging))) for staging in self._staging]
         self._turn = 0
-        self._uploads = SideStream(device)
 
     def _parts(self, memory: torch.Tensor) -> list[torch.Tensor]:
         parts: list[torch.Tensor] = []
@@ -136,23 +129,13 @@ class GraphInputs:
         host.query_starts[first + 1 + num_prompts :] = batch.begins[-1] + shift
         host.tables[:decodes, :width] = batch.tables[:decodes]
         host.tables[first : first + num_prompts, :width] = batch.tables[decodes:]
-        pieces = [slice(self._begin, self._tables_at + decodes * self._row_bytes)]
+        self._copy(self._begin, self._tables_at + decodes * self._row_bytes)
         if num_prompts:
             prompts_at = self._tables_at + first * self._row_bytes
-            pieces.append(slice(prompts_at, prompts_at + num_prompts * self._row_bytes))
-        self._move_in(pieces)
+            self._copy(prompts_at, prompts_at + num_prompts * self._row_bytes)
 
-    def _move_in(self, pieces: list[slice]) -> None:
-        pinned, staged = self._pinned[self._turn], self._staged[self._turn]
-
-        def over_the_bus() -> None:
-            for piece in pieces:
-                staged[piece].copy_(pinned[piece], non_blocking=True)
-
-        self._uploads.put(over_the_bus)
-        self._uploads.join()
-        for piece in pieces:
-            self._device[piece].copy_(staged[piece])
+    def _copy(self, begin: int, end: int) -> None:
+        self._device[begin:end].copy_(self._staging[self._turn][begin:end], non_blocking=True)
 
     def batch(self, shape: StepShape) -> RaggedBatch:
         """What a graph of this shape reads. Lengths are on the device, so the longest that may come counts."""

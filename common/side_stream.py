@@ -27,11 +27,7 @@ class SideStream:
 
     def mark(self) -> torch.cuda.Event | None:
         """An event behind everything that was put here so far; None where that is done."""
-        if self._stream is None:
-            return None
-        mark = torch.cuda.Event()
-        mark.record(self._stream)
-        return mark
+        return None if self._stream is None else self._stream.record_event()
 
     def join(self) -> None:
         """What the current stream gets from now on waits for everything that was put here so far; the host does not."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from common import cuda_graphs, graph_inputs, runner
+from common import cuda_graphs, runner
 from common.config import EngineConfig
 
 
@@ -69,7 +69,6 @@ class LateMark:
 def late_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that are built from now on copy late."""
     monkeypatch.setattr(runner, "SideStream", LateStream)
-    monkeypatch.setattr(graph_inputs, "SideStream", LateStream)
 
 
 @pytest.fixture
