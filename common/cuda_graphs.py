@@ -154,7 +154,6 @@ class StepGraphs:
         if shape is None:
             return None
         if tokens.data_ptr() != self._inputs.tokens.data_ptr():  # the step before chose otherwise than `next_tokens`
-            # What stood there is on the host already: its step came before that, and was collected.
             self._inputs.tokens[: len(tokens)].copy_(tokens)
         self._inputs.fill(plan, batch, shape, rows)
         self._model_graphs[shape].replay()

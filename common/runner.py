@@ -17,7 +17,6 @@ from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.request import Request, SampledToken
 from common.sampler import SamplerOutput, sample
-from common.side_stream import SideStream
 from common.stopwatch import DeviceTime, Lap, Stopwatch
 from common.upload import upload
 
@@ -26,14 +25,11 @@ BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 
 @dataclass(slots=True)
 class _Step:
-    """A step in flight: whose tokens it samples, on the device, and where they will stand on the host when `copied` has
-    passed. None: it samples nothing. The first is held until then, so that nobody else gets its memory."""
+    """A step in flight: whose tokens it samples, and where they will stand on the host. None: it samples nothing."""
 
     requests: list[Request]
+    output: SamplerOutput | None
     lap: Lap
-    output: SamplerOutput | None = None
-    on_host: SamplerOutput | None = None
-    copied: torch.cuda.Event | None = None
 
 
 class Runner:
@@ -41,8 +37,7 @@ class Runner:
 
     On a GPU `submit` waits for nothing (but for m3's attention, and for blocks that are swapped): the step is queued
     behind the one before it, whose tokens it takes on the device where the host does not know them yet. At most two
-    steps are in flight, so those are always the newest step's. They go to the host by a stream of their own: in that of
-    the steps, the next one would begin 9 us later (an H100). `graphs`: steps that fit into one of them are replayed
+    steps are in flight, so those are always the newest step's. `graphs`: steps that fit into one of them are replayed
     instead of launched kernel by kernel.
     """
 
@@ -60,14 +55,12 @@ class Runner:
         self.device_time: DeviceTime | None = None  # of the step collected last
         self._move_blocks = move_blocks
         self._stopwatch = Stopwatch()
-        self._downloads = SideStream(model.device)
         self._in_flight: deque[_Step] = deque()
         self._rows: dict[str, int] = {}  # the newest step's: where in `_tokens` each request's token is
         self._tokens = torch.zeros(0, dtype=torch.long)
 
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> None:
-        assert len(self._in_flight) < 2, "collect before a third step: two take turns with what is copied aside"
         lap = Lap(self.model.device)
         try:
             requests, output = self._start(plan)
@@ -77,23 +70,19 @@ class Runner:
                 "max_num_batched_tokens, max_num_seqs, kv_cache_memory or gpu_memory_utilization"
             ) from error
         self._rows = {request.id: row for row, request in enumerate(requests)}
-        step, end = _Step(requests, lap, output), lap.stop()
         if output is not None:
             self._tokens = output.token_ids
-            step.on_host = room = output.room_on_host()
-            self._downloads.put(lambda: output.copy_to(room), after=end)
-            step.copied = self._downloads.mark()
-        self._in_flight.append(step)
+            output = output.start_copy()
+        lap.stop()
+        self._in_flight.append(_Step(requests, output, lap))
 
     def collect(self) -> dict[str, SampledToken]:
         """The tokens of the oldest step in flight, by request id."""
         step = self._in_flight.popleft()
         self.device_time = self._stopwatch.wait(step.lap)
-        if step.copied is not None:
-            step.copied.synchronize()
-        if step.on_host is None:
+        if step.output is None:
             return {}
-        return {r.id: token for r, token in zip(step.requests, step.on_host.to_host(step.requests), strict=True)}
+        return {r.id: token for r, token in zip(step.requests, step.output.to_host(step.requests), strict=True)}
 
     def execute(self, plan: StepPlan) -> dict[str, SampledToken]:
         self.submit(plan)
@@ -101,9 +90,8 @@ class Runner:
 
     def forget(self) -> None:
         """Drop what is in flight, after a step that failed, when the device is done with it."""
-        if self.model.device.type == "cuda":  # of the step that failed, too, some work is queued
-            torch.cuda.synchronize(self.model.device)
-        self._in_flight.clear()
+        while self._in_flight:
+            self._stopwatch.wait(self._in_flight.popleft().lap)
         self._stopwatch.reset()
         self._rows = {}
 
@@ -117,7 +105,6 @@ class Runner:
         if self.graphs is not None:
             hidden = self.graphs.hidden_states(plan, self._rows, self._tokens)
             if hidden is not None and requests and all(request.takes_likeliest for request in requests):
-                self._downloads.join()  # the graph writes where the tokens of the step before are copied from
                 return requests, SamplerOutput(self.graphs.next_tokens(len(requests)))
         if hidden is None:
             hidden = self._launch(plan)

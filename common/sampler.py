@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,20 +42,11 @@ class SamplerOutput:
     top_logprobs: torch.Tensor | None = None
     sampled_logprobs: torch.Tensor | None = None
 
-    def room_on_host(self) -> SamplerOutput:
-        """Pinned memory for the same tensors."""
-        return SamplerOutput(
-            _room_for(self.token_ids), *(None if x is None else _room_for(x) for x in self._logprobs())
-        )
+    def start_copy(self) -> SamplerOutput:
+        """The same on the host, in pinned memory; on a GPU to be read only after an event recorded behind this call."""
+        return SamplerOutput(*(_on_host(x) for x in (self.token_ids, *self._of_logprobs())))
 
-    def copy_to(self, room: SamplerOutput) -> None:
-        """On a GPU to be read only after an event recorded behind this call."""
-        room.token_ids.copy_(self.token_ids, non_blocking=True)
-        for source, target in zip(self._logprobs(), room._logprobs(), strict=True):
-            if source is not None and target is not None:
-                target.copy_(source, non_blocking=True)
-
-    def _logprobs(self) -> tuple[torch.Tensor | None, ...]:
+    def _of_logprobs(self) -> tuple[torch.Tensor | None, ...]:
         return self.top_ids, self.top_logprobs, self.sampled_logprobs
 
     def to_host(self, requests: Sequence[Request]) -> list[SampledToken]:
@@ -76,8 +68,8 @@ class SamplerOutput:
         return result
 
 
-def _room_for(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+def _on_host(tensor: Any) -> Any:
+    return None if tensor is None else tensor.to("cpu", non_blocking=True, copy=True)
 
 
 def sample(

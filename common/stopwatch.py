@@ -25,12 +25,9 @@ class Lap:
             self.marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             self.marks[0].record()
 
-    def stop(self) -> torch.cuda.Event | None:
-        """The second mark."""
-        if self.marks is None:
-            return None
-        self.marks[1].record()
-        return self.marks[1]
+    def stop(self) -> None:
+        if self.marks is not None:
+            self.marks[1].record()
 
 
 class Stopwatch:

@@ -13,9 +13,9 @@ from common.cuda_graphs import padded_sizes, prompt_sizes, step_shapes
 from common.graph_inputs import MAX_PROMPTS, StepShape
 from tests.conftest import TINY
 from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
-from tests.fake_graphs import FakeRecorder, fake_graphs, late_copies
+from tests.fake_graphs import FakeRecorder, fake_graphs
 
-__all__ = ["fake_graphs", "late_copies"]
+__all__ = ["fake_graphs"]
 
 Build = Callable[..., Engine]
 CAPTURING = [stage for stage in PAGED if stages.number(stage) >= 4]

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from common import Engine, SamplingParams
-from common.side_stream import SideStream
 from common.trace import StepTrace
 from tests.engine_checks import CONTINUOUS, TOKEN_BYTES, assert_empty, exactly, prompts_of, serve, tokens
 
@@ -33,31 +32,6 @@ def test_overlap_changes_tokens(build: Build, stage: str) -> None:
     expected = sampled(build(stage, overlap=False, **GPU), params, aborts)
     got = sampled(build(stage, overlap=True, **GPU), params, aborts)
     assert [a for i, a in enumerate(got) if i not in (1, 7)] == [a for i, a in enumerate(expected) if i not in (1, 7)]
-
-
-@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
-@pytest.mark.parametrize("stage", CONTINUOUS[-2:])
-def test_a_late_copy_finds_something_else(
-    build: Build, stage: str, graphs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every copy on a side stream comes a millisecond late, longer than a step of this model takes."""
-    params = [exactly(40), exactly(25, temperature=0.8, seed=4), exactly(30, logprobs=2), *[exactly(35)] * 7]
-    expected = sampled(build(stage, overlap=False, cuda_graphs=False, **GPU), params, {})
-    greedy = sampled(build(stage, overlap=False, cuda_graphs=False, **GPU), [exactly(40)] * 10, {})
-    put = SideStream.put
-
-    def put_late(self: SideStream, copy: Callable[[], None], after: torch.cuda.Event | None = None) -> None:
-        def late() -> None:
-            torch.cuda._sleep(2_000_000)
-            copy()
-
-        put(self, late, after)
-
-    monkeypatch.setattr(SideStream, "put", put_late)
-    for overlap in (False, True):
-        engine = build(stage, overlap=overlap, cuda_graphs=graphs, **GPU)
-        assert sampled(engine, params, {}) == expected
-        assert sampled(engine, [exactly(40)] * 10, {}) == greedy
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "min_p": 0.01}, {"logprobs": 3}], ids=str)
