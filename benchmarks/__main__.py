@@ -234,10 +234,11 @@ def gpu(
     if job not in ("bench", "ladder"):
         raise UserError(f"unknown job {job!r}. Choose from: bench, ladder")
     parts = bench_parts() if job == "bench" else ladder_parts()
-    failed = False
+    began, failed = time.perf_counter(), False
     for part, results in zip(parts, run_parts(parts, model, dtype, device, out_dir, quick), strict=True):
         _show(results, out_dir / part.name)
         failed |= any(not record.ok for record in results.records)
+    print(f"all of it took {(time.perf_counter() - began) / 60:.1f} minutes")
     if failed:
         raise typer.Exit(1)
 

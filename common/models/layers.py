@@ -19,6 +19,8 @@ class RMSNorm:
         self._eps = torch.tensor(eps, dtype=torch.float32, device=weight.device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:  # the same in two kernels instead of seven: what eager steps wait for there is their number
+            return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         mean_square = torch.addcmul(self._eps, norm, norm, value=1.0 / x.shape[-1])  # eps included
