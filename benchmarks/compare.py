@@ -11,7 +11,7 @@ import stages
 from benchmarks.environment import environment
 from benchmarks.files import read_json, write_json
 from benchmarks.peers import PEERS
-from benchmarks.process import OnMessage, Workers
+from benchmarks.process import OnMessage, run_worker
 from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
 from benchmarks.workloads import Workload, find
@@ -189,12 +189,11 @@ def run(
     old = earlier_results(plan, path) if resume else None
     results = Results(environment(), plan.config())
     todo = list(jobs(plan))
-    kept = [record if (record := old.find(job) if old else None) and record.ok else None for job in todo]
-    with Workers() as workers:
-        for number, (job, record) in enumerate(zip(todo, kept, strict=True), 1):
-            if record is None:
-                record = workers.run(job, started(number, len(todo), job), timeout, more=None in kept[number:])
-            results.add(record)
-            finished(record)
-            write_json(path, results.to_json())
+    for number, job in enumerate(todo, 1):
+        known = old.find(job) if old else None
+        if known is None or not known.ok:
+            known = run_worker(job, started(number, len(todo), job), timeout)
+        results.add(known)
+        finished(known)
+        write_json(path, results.to_json())
     return results

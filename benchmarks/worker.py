@@ -1,8 +1,7 @@
 """Runs one contestant on one workload, in a process of its own: `python -m benchmarks.worker`.
 
 The job comes as one line of JSON on standard input; progress goes to standard output, a marked line of JSON each; the
-record goes to the file that the job names. When the model is loaded, the worker waits for another line: from then on it
-is measured, and the parent may still be busy. When standard input closes, the parent is gone, and the worker ends too.
+record goes to the file that the job names. When standard input closes, the parent is gone, and the worker ends too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from benchmarks.peers import PEERS
 from benchmarks.probe import probe
 from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
-from benchmarks.stage_contestant import StageContestant
 from benchmarks.workloads import Size, find, find_size
 from common.errors import UserError
 from common.progress import listening
@@ -93,9 +91,8 @@ def warmup_requests(size_requests: list[BenchRequest], max_num_seqs: int, tokens
     return [BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in size_requests[:max_num_seqs]]
 
 
-def run_job(job: Job, loaded: Callable[[], None] = lambda: None) -> Record:
-    """Build the contestant, warm it up, run the workload `repeats` times; the record is that of the median run.
-    `loaded` is called when the contestant is built, and may wait."""
+def run_job(job: Job) -> Record:
+    """Build the contestant, warm it up, run the workload `repeats` times; the record is that of the median run."""
     size = find_size(job.workload, job.variant, job.preset)
     if job.stage in PEERS and find(job.workload).stages_only:
         raise UserError(f"not applicable: {job.workload} follows the tokens of a run, which peers do not tell in time")
@@ -104,7 +101,6 @@ def run_job(job: Job, loaded: Callable[[], None] = lambda: None) -> Record:
     with listening(BuildNews()):
         contestant = build_contestant(job, setting)
     try:
-        loaded()
         tell(phase="warming up")
         warm_up(contestant, size, WARMUP_TOKENS[job.preset])
         reset_peak_memory()
@@ -155,6 +151,7 @@ def timed_runs(
 
 def build_contestant(job: Job, setting: Setting) -> Contestant:
     from benchmarks.peers import build_peer
+    from benchmarks.stage_contestant import StageContestant
 
     return build_peer(job.stage, setting) if job.stage in PEERS else StageContestant(job.stage, setting)
 
@@ -167,18 +164,14 @@ def check_lengths(requests: list[BenchRequest], run: Run) -> None:
             raise RuntimeError(f"request {index} got {made} tokens instead of {request.max_tokens}")
 
 
-def end_with_parent() -> threading.Event:
-    """Leave at once when standard input closes: the parent has died, or wants this process gone. The event is set when
-    there comes a line."""
-    told = threading.Event()
+def end_with_parent() -> None:
+    """Leave at once when standard input closes: the parent has died, or wants this process gone."""
 
     def watch() -> None:
-        for _ in sys.stdin:
-            told.set()
+        sys.stdin.read()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    return told
 
 
 def die_first() -> None:
@@ -188,20 +181,11 @@ def die_first() -> None:
 
 
 def main() -> None:
-    tell(phase="imported")
-    line = sys.stdin.readline()
-    if not line:
-        return  # there is no job after all
-    job = Job(**json.loads(line))
-    told = end_with_parent()
+    job = Job(**json.loads(sys.stdin.readline()))
+    end_with_parent()
     die_first()
-
-    def loaded() -> None:
-        tell(loaded=True)
-        told.wait()
-
     try:
-        record = run_job(job, loaded)
+        record = run_job(job)
     except Exception as error:  # whatever went wrong with one contestant, the others go on
         record = Record.failed(job.stage, job.workload, of_error(error), job.variant)
         record.note = job.note

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.__main__ import app
 from benchmarks.files import read_json, write_atomically, write_json
-from benchmarks.process import Workers
+from benchmarks.process import run_worker
 from benchmarks.worker import Job
 from common.cli import run_app
 from common.errors import UserError
@@ -122,24 +122,15 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 def test_a_worker_that_takes_too_long_is_stopped_and_reported() -> None:
     job = Job("m1", "ladder", "quick", "random:tiny-llama", "fp32", "cpu", repeats=100000)
-    record = Workers().run(job, lambda message: None, timeout=1.0)
+    record = run_worker(job, lambda message: None, timeout=1.0)
     assert record.status == "failed"
     assert record.error == "no result after 1 s (--timeout)"
-
-
-def test_a_worker_without_a_job_is_left_behind() -> None:
-    job = Job("m1", "ladder", "quick", "random:tiny-llama", "fp32", "cpu", repeats=1)
-    with Workers() as workers:
-        assert workers.run(job, lambda message: None, more=True).ok
-        waiting = workers._next
-        assert waiting is not None and _alive(waiting._process.pid)
-    assert not _alive(waiting._process.pid)
 
 
 def test_a_worker_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nos.write(2, b'no luck\\n')\nos._exit(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    record = Workers().run(Job("m1", "single", "quick", "x", "fp32", "cpu", 1), lambda message: None)
+    record = run_worker(Job("m1", "single", "quick", "x", "fp32", "cpu", 1), lambda message: None)
     assert record.status == "failed"
     assert record.error == "the worker ended with status 3 and no result; its last words: no luck"
 
@@ -147,7 +138,7 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.
 def test_a_worker_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    record = Workers().run(Job("m1", "single", "quick", "x", "fp32", "cpu", 1, "output=64"), lambda message: None)
+    record = run_worker(Job("m1", "single", "quick", "x", "fp32", "cpu", 1, "output=64"), lambda message: None)
     assert (record.status, record.variant) == ("failed", "output=64")
     assert record.error == "the system killed the worker: most likely out of memory"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from benchmarks.process import Workers
 from benchmarks.profile import profile
 from benchmarks.profile_parts import (
     ATTENTION,
@@ -44,11 +43,11 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
 ) -> None:
     ran: list[str] = []
 
-    def fake_worker(self: Workers, job: Job, *_: object, more: bool) -> Record:
+    def fake_worker(job: Job, *_: object) -> Record:
         ran.append(job.workload)
         return Record(job.stage, job.workload)
 
-    monkeypatch.setattr("benchmarks.compare.Workers.run", fake_worker)
+    monkeypatch.setattr("benchmarks.compare.run_worker", fake_worker)
     for parts in (gpu.bench_parts(), gpu.ladder_parts()):
         assert len({part.name for part in parts}) == len(parts)
         arguments = (parts, "random:tiny-llama", "float32", "cpu", tmp_path, True)
