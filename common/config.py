@@ -134,8 +134,8 @@ class EngineConfig:
         require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
         if self.prefix_index not in PREFIX_INDICES:
             raise unknown("prefix_index", self.prefix_index, PREFIX_INDICES)
-        if self.head_bits not in HEAD_BITS:
-            raise unknown("head_bits", self.head_bits, HEAD_BITS)
+        bits = self.head_bits in HEAD_BITS and isinstance(self.head_bits, int)
+        require(bits, f"head_bits must be 8 or 16, not {self.head_bits!r}")
 
     @property
     def captures(self) -> bool:

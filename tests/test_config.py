@@ -61,6 +61,8 @@ def test_half_precision_spellings(name: str, dtype: torch.dtype) -> None:
         {"seed": None},
         {"fused_kernels": 1},
         {"head_bits": 3},
+        {"head_bits": "8"},
+        {"head_bits": 8.0},
         {"head_bits": None},
     ],
 )

@@ -21,6 +21,9 @@ class RMSNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cuda:  # the same in two kernels instead of seven: what eager steps wait for there is their number
             return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)
+        return self.definition(x)
+
+    def definition(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         mean_square = torch.addcmul(self._eps, norm, norm, value=1.0 / x.shape[-1])  # eps included

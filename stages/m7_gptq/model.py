@@ -13,7 +13,7 @@ from common.models.nf4_folder import NF4Folder
 from common.models.random_weights import PREFIX
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS
-from stages.m7_gptq.head import eight_bit_head
+from stages.m7_gptq.head import Int8Head, eight_bit_head
 from stages.m7_gptq.linear import Permuted, SideBySide
 from stages.m7_gptq.load import build_quantized_decoder, build_rounded_decoder
 from stages.m7_gptq.quantize import quantize
@@ -84,3 +84,11 @@ def note_of(config: EngineConfig) -> str | None:
     if config.model.startswith(PREFIX):
         return f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
     return None
+
+
+def head_note(head: Projection, config: EngineConfig) -> str | None:
+    """The same, of the output head."""
+    if isinstance(head, Int8Head):
+        return "output head in 8 bits"
+    rounded = config.head_bits == 8 and config.torch_dtype == torch.float32
+    return "output head rounded to 8 bits" if rounded else None

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks import gpu
+from benchmarks.__main__ import app
 from benchmarks.profile import profile
 from benchmarks.profile_parts import (
     ATTENTION,
@@ -56,6 +58,27 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
         ran.clear()
         assert len(list(gpu.run_parts(*arguments))) == len(parts)
         assert ran == []
+
+
+def test_a_part_measures_something_else_than_its_name_says() -> None:
+    options = {part.name: part.options for part in gpu.bench_parts()}
+    assert options["gpu-bench"] == {}
+    assert options["gpu-bench-head16"] == {"head_bits": 16}
+    assert options["gpu-bench-eager"] == {"fused_kernels": False, "cuda_graphs": False, "overlap": False}
+    assert [part.name for part in gpu.ladder_parts()] == ["gpu-ladder", "gpu-ladder-eager"]
+
+
+def test_the_gpu_jobs_run_as_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake_worker(job: Job, *_: object) -> Record:
+        return Record(job.stage, job.workload)
+
+    monkeypatch.setattr("benchmarks.compare.run_worker", fake_worker)
+    monkeypatch.setattr("benchmarks.__main__._show", lambda *_: None)  # there is nothing to draw
+    for job in ("bench", "ladder"):
+        arguments = ["gpu", job, "--model", "random:tiny-llama", "--device", "cpu", "--dtype", "fp32", "--quick"]
+        done = CliRunner().invoke(app, [*arguments, "--out-dir", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert "all of it took" in done.output
 
 
 def test_an_unknown_gpu_job_is_one_line() -> None:

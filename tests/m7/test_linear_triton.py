@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from common.kernels.fused import FusedOps
+from common.models.layers import RMSNorm
 from common.models.packed import QuantizedWeight
 from stages.m7_gptq.kernels import triton_config, triton_gemv
 from stages.m7_gptq.kernels.triton_dequantize import dequantize
@@ -125,6 +126,22 @@ def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch)
     for tokens in (1, triton_config.GEMV_TOKENS, triton_config.GEMV_TOKENS + 1, 19, 20):
         check(layer, weight, make_input(tokens, 256, HALF))
     assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 2) + 64 * 2
+
+
+@pytest.mark.parametrize(("scale", "gain"), [(1e4, 60.0), (1e-3, 0.01), (1.0, 1.0)])
+def test_float16_ends_before_the_norm_has_made_x_smaller(scale: float, gain: float, large_programs: None) -> None:
+    weight, make = make_weight(576, 64, 64), Inputs(HALF)
+    x, norm = make.tensor(1, 576, scale=scale), RMSNorm(make.tensor(576, scale=0.1) + gain, 1e-12)
+    exact = norm.definition(x).double() @ weight.dequantize().double().T
+    got = FusedOps(CPU).norm_linear(x, norm, TritonInt4Linear(weight, HALF, CPU)).double()
+    assert ((got - exact).abs().max() / exact.abs().max()).item() < 2e-3
+
+
+@pytest.mark.parametrize("group", [256, 512])
+def test_groups_of_several_blocks_take_the_first_ones_scale(group: int) -> None:
+    weight = make_weight(1024, 64, group, symmetric=False)
+    check(Layer("gemv", weight, config={"ROWS": 32, "WARPS": 4}), weight, make_input(1, 1024, HALF))
+    check(Layer("tiles", weight, parts=1), weight, make_input(17, 1024, HALF))
 
 
 def test_registers_hold_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:

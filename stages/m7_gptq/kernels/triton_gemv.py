@@ -12,7 +12,8 @@ thread 4g + t of a warp); `tl.join` and `permute` only tell the compiler so.
 
 A code is multiplied as VALUE + code, which is masked out of a word by one instruction (see `MAGIC`). What that adds,
 (VALUE + zero point) times the sum of x, is taken off the sums; the sum of x is one more product, with ones. Scales are
-applied to sums, the factor of RMSNorm to the result, so that nobody waits for it.
+applied to sums, and the factor of RMSNorm to the result, so that nobody waits for it; but to x in float16, which could
+not hold x times the norm's weight.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def gemv_kernel(
     TILES: tl.constexpr = ROWS // 16
     PARTS: tl.constexpr = (BLOCKS + WARPS - 1) // WARPS
     PLANES: tl.constexpr = 8 // SPLIT  # of one group
-    SMALLER: tl.constexpr = 0.0625 if dtype == tl.float16 else 1.0  # x times gain may pass the end of float16
+    LATE: tl.constexpr = dtype != tl.float16  # is the factor of RMSNorm applied to the result?
     first = tl.program_id(0) * ROWS
     warp, word, column, side = tl.arange(0, WARPS), tl.arange(0, 16), tl.arange(0, WIDTH), tl.arange(0, TILES)
     packed, factors, shifts, gains, codes = (), (), (), (), ()
@@ -96,7 +97,7 @@ def gemv_kernel(
         for part in tl.static_range(PARTS):
             if NORM:
                 k = (part * WARPS + warp)[:, None] * 128 + plane * 16 + word[None, :]
-                gains = gains + (tl.load(gain + k, mask=k < IN, other=0.0) * SMALLER,)  # noqa: RUF005
+                gains = gains + (tl.load(gain + k, mask=k < IN, other=0.0),)  # noqa: RUF005
     output = first + tl.arange(0, 16)[:, None] + 16 * side[None, :]
     if GATED:
         output = first // 2 + tl.arange(0, 8)[:, None] + 8 * side[None, :]
@@ -115,6 +116,8 @@ def gemv_kernel(
                 values = values + (tl.load(source + k, mask=k < IN, other=0.0),)  # noqa: RUF005
         if NORM:
             full = tl.load(source + column, mask=column < IN, other=0.0).to(tl.float32)
+            if not LATE:
+                inverse = tl.rsqrt(tl.sum(full * full, 0) / IN + eps)
         if ADD:
             residual = tl.load(target).to(tl.float32)
         total = (tl.zeros([WARPS, 16, 8], tl.float32),) * TILES
@@ -126,6 +129,8 @@ def gemv_kernel(
                 for part in tl.static_range(PARTS):
                     value = values[plane * PARTS + part]
                     if NORM:
+                        if not LATE:
+                            value = (value.to(tl.float32) * inverse).to(dtype)
                         value *= gains[plane * PARTS + part]
                     columns = columns + (tl.broadcast_to(value[:, :, None], (WARPS, 16, 8)),)  # noqa: RUF005
                     longer_plain = longer_plain + (tl.dot(ones, columns[part], plain[part]),)  # noqa: RUF005
@@ -144,8 +149,8 @@ def gemv_kernel(
         tiles = tl.join(total[0], total[1]) if TILES == 2 else total[0][:, :, :, None]
         chosen = tl.where(tl.arange(0, 8)[None, None, :, None] == 0, tiles, 0.0)  # the columns are equal
         product = tl.sum(tl.sum(chosen, 2), 0)
-        if NORM:
-            product *= tl.rsqrt(tl.sum(full * full, 0) / IN + eps) / SMALLER
+        if NORM and LATE:
+            product *= tl.rsqrt(tl.sum(full * full, 0) / IN + eps)
         if BIAS:
             product += biases
         if GATED:
