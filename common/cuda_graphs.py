@@ -1,8 +1,8 @@
 """Steps as CUDA graphs: hundreds of kernels started by one call of the host.
 
-Launching a step kernel by kernel takes the host 8 to 20 ms on the machine of our measurements, whatever the step's size:
-over 300 launches with fused kernels and over 1,000 without, for work of which the GPU does a decode step in 1 to 2 ms
-and a part of a prompt in a few. So it pays for prompts as much as for decodes.
+Launching a step kernel by kernel takes the host 8 to 20 ms on the machine of our measurements, whatever the step's
+size: over 300 launches with fused kernels and over 1,000 without, for work of which the GPU does a decode step in 1 to
+2 ms and a part of a prompt in a few. So it pays for prompts as much as for decodes.
 
 A graph repeats what was captured, with the same shapes at the same addresses. So steps are captured once for each of a
 few shapes, over tensors that never move, and a step of 13 sequences is run as one of 16: the three padding rows compute
