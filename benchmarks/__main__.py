@@ -230,7 +230,7 @@ def gpu(
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
-    from benchmarks.gpu import bench_parts, ladder_parts, run_parts
+    from benchmarks.gpu import bench_parts, ladder_parts, limits, run_parts
 
     if job not in ("bench", "ladder"):
         raise UserError(f"unknown job {job!r}. Choose from: bench, ladder")
@@ -239,6 +239,9 @@ def gpu(
     for part, results in zip(parts, run_parts(parts, model, dtype, device, out_dir, quick), strict=True):
         _show(results, out_dir / part.name)
         failed |= any(not record.ok for record in results.records)
+    if job == "bench":
+        for line in limits(model, dtype, device, out_dir, quick):
+            print(line)
     print(f"all of it took {(time.perf_counter() - began) / 60:.1f} minutes")
     if failed:
         raise typer.Exit(1)

@@ -65,6 +65,18 @@ def ladder_parts() -> list[Part]:
     ]
 
 
+def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:
+    """What the unquantised engine of the table could make at most, by ceilings measured now, and how much it makes."""
+    from benchmarks.limits import measure
+
+    table = bench_parts()[0]
+    most = measure(folder / "gpu-limits.json", table.workloads, model, dtype, device, quick)
+    for record in Results.read(folder / f"{table.name}.json").records:
+        if record.stage == table.stages[0] and record.output_tokens_per_s:
+            limit, got = most[record.workload], record.output_tokens_per_s
+            yield f"{record.stage} · {record.workload}: {got:,.0f} of at most {limit:,.0f} tokens/s ({got / limit:.0%})"
+
+
 def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[Results]:
     """Each part's results, as soon as it is done. What its file holds already is kept."""
     for part in parts:

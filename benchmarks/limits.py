@@ -1,0 +1,72 @@
+"""What a workload's decoding could reach if the GPU did nothing but read: its ceilings, measured, over the bytes.
+
+Every step reads all weights once, and for each token that it makes the K and V of all tokens before it. Prompts are
+matrix products, at the rate of a large one. No engine with weights in 16 bits can be faster than this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.attention import ceilings
+from benchmarks.environment import environment
+from benchmarks.files import write_json
+from benchmarks.recipes import BenchRequest
+from benchmarks.workloads import find_size
+from common.config import parse_device, parse_dtype
+from common.memory import kv_bytes_per_token
+from common.models.config import ModelConfig
+from common.models.load import open_source
+from common.models.weights import tensor_shapes
+
+SCHEMA = "limits-1"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """copy: bytes a second, read and written; matmul: operations a second of a large product."""
+
+    copy: float
+    matmul: float
+
+
+def tokens_per_s(requests: Sequence[BenchRequest], config: ModelConfig, dtype: torch.dtype, found: Ceilings) -> float:
+    """Output tokens a second at most, all requests together from the beginning."""
+    sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
+    head = sizes[EMBEDDING if config.tie_word_embeddings else "lm_head.weight"]
+    layers = sum(sizes.values()) - head - (0 if config.tie_word_embeddings else sizes[EMBEDDING])
+    steps = max(request.max_tokens for request in requests)
+    read = steps * (layers + head) * dtype.itemsize
+    contexts = sum(r.max_tokens * r.prompt_length + r.max_tokens * (r.max_tokens - 1) // 2 for r in requests)
+    read += contexts * kv_bytes_per_token(config, dtype)
+    operations = 2 * layers * sum(request.prompt_length for request in requests)
+    return sum(request.max_tokens for request in requests) / (read / found.copy + operations / found.matmul)
+
+
+def measure(path: Path, workloads: Sequence[str], model: str, dtype: str, device: str, quick: bool) -> dict[str, float]:
+    """Measure the ceilings, write them and each workload's limit to `path`, return the limits."""
+    target, kind = parse_device(device), parse_dtype(dtype)
+    with torch.inference_mode():
+        found = Ceilings(*ceilings(target, kind, quick))
+    config = open_source(model, target).config
+    preset = "quick" if quick else "gpu" if target.type == "cuda" else "cpu"
+    limits = {
+        name: tokens_per_s(find_size(name, None, preset).requests(config.vocab_size), config, kind, found)
+        for name in workloads
+    }
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "environment": environment(),
+        "config": {"model": model, "dtype": dtype, "device": str(target), "preset": preset},
+        "ceilings": {"copy_gb_per_s": found.copy / 1e9, "matmul_tflop_per_s": found.matmul / 1e12},
+        "records": [{"workload": name, "output_tokens_per_s": limit} for name, limit in limits.items()],
+    }
+    write_json(path, results)
+    return limits
