@@ -52,7 +52,8 @@ def bench_parts() -> list[Part]:
         if name != "overlap"  # is the table itself
     ]
     ablation.append(Part("gpu-bench-eager-nano", last, ["nano"], EXECUTION["eager"], repeats=1))
-    return [table, *ablation, Part("gpu-bench-head16", ["m7"], ["decode_one", "decode"], {"head_bits": 16}, repeats=1)]
+    head = Part("gpu-bench-head16", _last("m7"), ["decode_one", "decode"], {"head_bits": 16}, repeats=1)
+    return [table, *ablation, head]
 
 
 def ladder_parts() -> list[Part]:

@@ -1,4 +1,4 @@
-"""m7: m6 with its linear layers in 4 bits."""
+"""m7: m6 with its linear layers in 4 bits and, on a GPU, its output head in 8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.hash_index import HashIndex
 from stages.m6_prefix_caching.kv_cache import PagedCache
 from stages.m6_prefix_caching.radix_index import RadixIndex
-from stages.m7_gptq.model import head_note, load_quantized, note_of
+from stages.m7_gptq.model import load_quantized, note_of
 
 INDICES = {"hash": HashIndex, "radix": RadixIndex}
 
@@ -32,6 +32,5 @@ def build(config: EngineConfig) -> Engine:
     if graphs:
         capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
     engine = Engine("m7", config, ChunkedScheduler(cache, config), runner, loaded.tokenizer, loaded.max_model_len)
-    notes = (model.note or note_of(config), head_note(model.head, config))
-    engine.note = "; ".join(note for note in notes if note) or None
+    engine.note = note_of(model, config)
     return engine

@@ -77,8 +77,13 @@ def _count_dequantized(decoder: Decoder) -> int:
     return sum(any(isinstance(part, (Linear, PackedLinear)) for part in parts(projection)) for projection in every)
 
 
-def note_of(config: EngineConfig) -> str | None:
-    """What a reader of the engine's figures must know."""
+def note_of(model: Decoder, config: EngineConfig) -> str | None:
+    """What a reader of the engine's figures must know of its weights."""
+    notes = (model.note or _layers_note(config), _head_note(model.head, config))
+    return "; ".join(note for note in notes if note) or None
+
+
+def _layers_note(config: EngineConfig) -> str | None:
     if config.torch_dtype == torch.float32:
         return "in float32 m7 multiplies by dequantised weights: no bytes are saved"
     if config.model.startswith(PREFIX):
@@ -86,8 +91,7 @@ def note_of(config: EngineConfig) -> str | None:
     return None
 
 
-def head_note(head: Projection, config: EngineConfig) -> str | None:
-    """The same, of the output head."""
+def _head_note(head: Projection, config: EngineConfig) -> str | None:
     if isinstance(head, Int8Head):
         return "output head in 8 bits"
     rounded = config.head_bits == 8 and config.torch_dtype == torch.float32

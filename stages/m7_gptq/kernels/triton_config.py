@@ -1,7 +1,8 @@
 """Rows, tokens and warps of the Triton kernels: tables, to be set from measurements.
 
-Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel are the fastest in a
-whole decode step of Qwen3-0.6B, which shares the GPU's registers among kernels that wait for each other.
+Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel were the fastest of
+some tried in a whole decode step of Qwen3-0.6B on an H100, where kernels that wait for each other share the
+registers; no record was kept.
 """
 
 from __future__ import annotations
