@@ -13,7 +13,9 @@ begins, attention reads on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -57,6 +59,20 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool):
             function()
         return graph
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """An engine that nobody holds any more is freed by Python's garbage collector, whenever that runs. Its tensors,
+    graphs and events are freed by calls that CUDA forbids during a capture: one of them ends it with an error."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def padded_sizes(max_num_seqs: int) -> list[int]:
@@ -125,7 +141,8 @@ class StepGraphs:
     @torch.inference_mode()
     def capture(self, record: Record, progress: bool | None = None) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
-        with progress_bar("capturing CUDA graphs", len(self.shapes) + len(self.sizes), show=progress) as advance:
+        count = len(self.shapes) + len(self.sizes)
+        with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=progress) as advance:
             for shape in reversed(self.shapes):
                 self._model_graphs[shape] = record(lambda shape=shape: self._run_model(shape))
                 advance(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +15,7 @@ from common.cuda_graphs import padded_sizes, prompt_sizes, step_shapes
 from common.graph_inputs import MAX_PROMPTS, StepShape
 from tests.conftest import TINY
 from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
-from tests.fake_graphs import FakeRecorder, fake_graphs
+from tests.fake_graphs import FakeGraph, FakeRecorder, fake_graphs
 
 __all__ = ["fake_graphs"]
 
@@ -186,3 +188,38 @@ def test_graphs_allocate_anew_at_every_step(fake_graphs: type[FakeRecorder], bui
     engine.generate(PROMPTS[:4], exactly(5))
     assert addresses() == before
     assert graphs._inputs.batch(StepShape(4)).block_tables.dtype == torch.int32  # type: ignore[union-attr]
+
+
+class Cycle:
+    """Garbage that only the collector finds, as an engine is that somebody has wrapped a method of."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_is_freed_during_a_capture(
+    fake_graphs: type[FakeRecorder], build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = weakref.ref(Cycle())
+    seen: list[tuple[bool, bool]] = []
+
+    def record(self: FakeRecorder, function: Callable[[], None]) -> FakeGraph:
+        seen.append((gc.isenabled(), garbage() is not None))
+        return FakeGraph(function)
+
+    monkeypatch.setattr(fake_graphs, "__call__", record)
+    build(CAPTURING[0], max_num_seqs=2, max_num_batched_tokens=64)
+    assert seen and set(seen) == {(False, False)}
+    assert gc.isenabled()
+
+
+def test_a_capture_that_fails_leaves_the_collector_off(
+    fake_graphs: type[FakeRecorder], build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakeRecorder, function: Callable[[], None]) -> FakeGraph:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(fake_graphs, "__call__", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        build(CAPTURING[0])
+    assert gc.isenabled()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 
 import stages
 from common import Engine, SamplingParams
-from common.cuda_graphs import step_shapes
+from common.cuda_graphs import CudaRecorder, Recording, step_shapes
 from common.graph_inputs import MAX_PROMPTS
+from tests.conftest import TINY
 from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -101,3 +104,30 @@ def test_two_engines_share_a_graphs_memory(build: Build, stage: str) -> None:
         for seen, output in zip(last, outputs, strict=True):
             seen[output.request_id] = output.token_ids
     assert [list(seen.values()) for seen in last] == apart
+
+
+def test_an_engine_that_is_garbage_ends_the_next_ones_capture(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graphs and pinned memory are freed by calls that CUDA forbids while it captures."""
+    options = {"model": TINY[0], "device": "cuda", "kv_cache_memory": 20 * 512 * TOKEN_BYTES, "max_num_seqs": 8}
+    record = CudaRecorder.__call__
+
+    def collecting(self: CudaRecorder, function: Callable[[], None]) -> Recording:
+        def and_collect() -> None:
+            function()
+            gc.collect()  # as if it were this allocation after which the collector runs
+
+        return record(self, and_collect)
+
+    gc.disable()  # until then
+    try:
+        engine = stages.build(CAPTURING[-1], **options)
+        engine.generate(prompts_of([7, 1, 30]), exactly(8))
+        engine.itself = engine  # type: ignore[attr-defined]
+        gone = weakref.ref(engine)
+        del engine
+        assert gone() is not None
+        monkeypatch.setattr(CudaRecorder, "__call__", collecting)
+        build(CAPTURING[-1], **options)
+        assert gone() is None
+    finally:
+        gc.enable()
