@@ -37,19 +37,27 @@ LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def rotated(head, gain, cos, sin, eps, width, DIM: tl.constexpr, NORM: tl.constexpr):
-    """One head [DIM], normalised where the model does that, turned by cos and signed sin; width: DIM, or 0: zeros."""
-    column = tl.arange(0, DIM)
-    other = (column + DIM // 2) % DIM  # what a dimension turns together with
-    dtype: tl.constexpr = head.dtype.element_ty
-    value = tl.load(head + column, mask=column < width, other=0.0).to(tl.float32)
-    partner = tl.load(head + other, mask=column < width, other=0.0).to(tl.float32)
-    if NORM:
-        factor = tl.rsqrt(tl.sum(value * value, 0) / DIM + eps)
-        value = (tl.load(gain + column).to(tl.float32) * (value * factor).to(dtype).to(tl.float32)).to(dtype)
-        partner = (tl.load(gain + other).to(tl.float32) * (partner * factor).to(dtype).to(tl.float32)).to(dtype)
-    turned = value.to(tl.float32) * tl.load(cos + column) + partner.to(tl.float32) * tl.load(sin + column)
-    return turned.to(dtype)
+def pair(head, column, width, DIM: tl.constexpr):
+    """One head [DIM], and what each dimension turns together with. width: DIM, or 0: zeros."""
+    mask = column < width
+    own = tl.load(head + column, mask=mask, other=0.0)
+    return own, tl.load(head + (column + DIM // 2) % DIM, mask=mask, other=0.0)
+
+
+@triton.jit
+def add_both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def normalised(value, factor, gain):
+    dtype: tl.constexpr = value.dtype
+    return (gain.to(tl.float32) * (value.to(tl.float32) * factor).to(dtype).to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def turned(own, partner, cos, sin):
+    return (own.to(tl.float32) * cos + partner.to(tl.float32) * sin).to(own.dtype)
 
 
 @triton.jit
@@ -105,15 +113,27 @@ def raw_decode_kernel(
     values += kv_head * DIM
     key, value, valid = load_tile(keys, values, table, first, last, block_stride, slot_stride, DIM, BLOCK, TILE)
     place = tl.load(slot) * slot_stride + column
-    if EARLY:
-        gdc_wait()
-
-    query = rotated(qkv + head * DIM, q_gain, cos, sin, eps, DIM, DIM, NORM).to(tl.float32)
     newest = part == count - 1
     width = tl.where(newest, DIM, 0)
     new_at = qkv + (heads + kv_head) * DIM
-    new_key = rotated(new_at, k_gain, cos, sin, eps, width, DIM, NORM)
+    if NORM:
+        q_gains, k_gains = pair(q_gain, column, DIM, DIM), pair(k_gain, column, DIM, DIM)
+    if EARLY:
+        gdc_wait()
+
+    # Everything is loaded in front of the first sum over threads: behind it each load would be waited for anew.
+    q, q_partner = pair(qkv + head * DIM, column, DIM, DIM)
+    k, k_partner = pair(new_at, column, width, DIM)
     new_value = tl.load(new_at + KV_HEADS * DIM + column, mask=column < width, other=0.0)
+    turn, signed_turn = tl.load(cos + column), tl.load(sin + column)
+    if NORM:
+        wide_q, wide_k = q.to(tl.float32), k.to(tl.float32)
+        squares = tl.reduce((wide_q * wide_q, wide_k * wide_k), 0, add_both)
+        q_factor, k_factor = tl.rsqrt(squares[0] / DIM + eps), tl.rsqrt(squares[1] / DIM + eps)
+        q, q_partner = normalised(q, q_factor, q_gains[0]), normalised(q_partner, q_factor, q_gains[1])
+        k, k_partner = normalised(k, k_factor, k_gains[0]), normalised(k_partner, k_factor, k_gains[1])
+    query = turned(q, q_partner, turn, signed_turn).to(tl.float32)
+    new_key = turned(k, k_partner, turn, signed_turn)
     stores = column < tl.where(head % GROUP == 0, width, 0)
     tl.store(keys + place, new_key, mask=stores)
     tl.store(values + place, new_value, mask=stores)
