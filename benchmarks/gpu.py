@@ -45,7 +45,7 @@ def _last(*wanted: str) -> list[str]:
 def bench_parts() -> list[Part]:
     """The table of the last stages, the ablation on the last unquantised one, and m7 without its 8-bit head."""
     last = _last("m6")
-    table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"], repeats=2)
+    table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"])
     ablation = [
         Part(f"gpu-bench-{name}", last, ["decode_one", "decode"], options, repeats=1)
         for name, options in EXECUTION.items()
