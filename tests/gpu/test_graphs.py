@@ -114,7 +114,8 @@ def test_an_engine_that_is_garbage_ends_the_next_ones_capture(build: Build, monk
     def collecting(self: CudaRecorder, function: Callable[[], None]) -> Recording:
         def and_collect() -> None:
             function()
-            gc.collect()  # as if it were this allocation after which the collector runs
+            if torch.cuda.is_current_stream_capturing():
+                gc.collect()  # as if it were this allocation after which the collector runs
 
         return record(self, and_collect)
 
