@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +130,7 @@ class Results:
     config: dict[str, Any]
     records: list[Record] = field(default_factory=list[Record])
     sweeps: list[Record] = field(default_factory=list[Record])
+    took_s: float | None = None  # all jobs, loading and warming up included; None in older files
 
     def add(self, record: Record) -> None:
         (self.sweeps if record.variant else self.records).append(record)
@@ -144,6 +146,7 @@ class Results:
             "schema": SCHEMA,
             "environment": self.environment,
             "config": self.config,
+            "took_s": self.took_s,
             "records": [record.to_json() for record in self.records],
             "sweeps": [record.to_json() for record in self.sweeps],
         }
@@ -153,7 +156,10 @@ class Results:
         value = read_json(path)
         try:
             found = [[Record(**record) for record in value[key]] for key in ("records", "sweeps")]
-            return cls(value["environment"], value["config"], *found)
+            where, config = value["environment"], value["config"]
+            if not isinstance(where, dict) or not isinstance(config, dict):
+                raise TypeError("environment and config are objects")
+            return cls(where, config, *found, value.get("took_s"))
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} was written by another version of the bench ({error}): run it again") from error
 
@@ -169,7 +175,16 @@ def earlier_results(plan: Comparison, path: Path) -> Results | None:
     changed = [key for key in RESUME_NEEDS if old.config.get(key) != plan.config()[key]]
     if changed:
         raise UserError(f"{path} was measured with other values of {', '.join(changed)}: leave out --resume")
+    if _origin(old.environment) != _origin(environment()):
+        raise UserError(f"{path} was measured at another commit or on another machine: leave out --resume")
     return old
+
+
+def _origin(where: dict[str, Any]) -> list[Any]:
+    """What all records of one file have in common."""
+    hardware = where.get("hardware") or {}
+    versions = where.get("versions") or {}
+    return [where.get("commit"), *(hardware.get(key) for key in ("cpu", "gpu", "threads")), versions.get("torch")]
 
 
 Started = Callable[[int, int, Job], OnMessage]
@@ -189,11 +204,13 @@ def run(
     old = earlier_results(plan, path) if resume else None
     results = Results(environment(), plan.config())
     todo = list(jobs(plan))
+    began, earlier = time.monotonic(), (old and old.took_s) or 0.0
     for number, job in enumerate(todo, 1):
         known = old.find(job) if old else None
         if known is None or not known.ok:
             known = run_worker(job, started(number, len(todo), job), timeout)
         results.add(known)
         finished(known)
+        results.took_s = earlier + time.monotonic() - began
         write_json(path, results.to_json())
     return results

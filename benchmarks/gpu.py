@@ -57,7 +57,8 @@ def bench_parts() -> list[Part]:
 
 
 def ladder_parts() -> list[Part]:
-    """All stages on `mixed` (m0 on `ladder`), eager; then those that can, with graphs."""
+    """All stages on `mixed` (m0 on `ladder`) as they run by default, m4 and later with graphs; then those kernel by
+    kernel, as the ones before always run."""
     here = [stages.short_name(folder) for folder in stages.names()]
     later = [stage for stage in here if stages.number(stage) >= 4]
     return [
@@ -67,7 +68,7 @@ def ladder_parts() -> list[Part]:
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:
-    """What the unquantised engine of the table could make at most, by ceilings measured now, and how much it makes."""
+    """What the unquantised engine of the table would make at the rate of a copy measured now, and what it makes."""
     from benchmarks.limits import measure
 
     table = bench_parts()[0]
@@ -75,7 +76,8 @@ def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> It
     for record in Results.read(folder / f"{table.name}.json").records:
         if record.stage == table.stages[0] and record.output_tokens_per_s:
             limit, got = most[record.workload], record.output_tokens_per_s
-            yield f"{record.stage} · {record.workload}: {got:,.0f} of at most {limit:,.0f} tokens/s ({got / limit:.0%})"
+            beside = f"reading at the rate of a copy: {limit:,.0f} ({got / limit:.0%})"
+            yield f"{record.stage} · {record.workload}: {got:,.0f} tokens/s; {beside}"
 
 
 def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[Results]:

@@ -1,7 +1,8 @@
-"""What a workload's decoding could reach if the GPU did nothing but read: its ceilings, measured, over the bytes.
+"""What a workload's decoding would reach if the GPU did nothing but read, at the rate of a copy measured now.
 
 Every step reads all weights once, and for each token that it makes the K and V of all tokens before it. Prompts are
-matrix products, at the rate of a large one. No engine with weights in 16 bits can be faster than this.
+matrix products, at the rate of a large one. A copy writes as much as it reads; reading alone can be a
+few per cent faster: a yardstick with that much play.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Ceilings:
 
 
 def tokens_per_s(requests: Sequence[BenchRequest], config: ModelConfig, dtype: torch.dtype, found: Ceilings) -> float:
-    """Output tokens a second at most, all requests together from the beginning."""
+    """Output tokens a second at these rates, all requests together from the beginning."""
     sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
     head = sizes[EMBEDDING if config.tie_word_embeddings else "lm_head.weight"]
     layers = sum(sizes.values()) - head - (0 if config.tie_word_embeddings else sizes[EMBEDDING])

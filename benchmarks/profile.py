@@ -21,7 +21,8 @@ from torch.profiler import ProfilerActivity, record_function
 
 import stages
 from benchmarks.contestant import Setting
-from benchmarks.files import write_atomically
+from benchmarks.environment import environment
+from benchmarks.files import write_atomically, write_json
 from benchmarks.probe import ATTENDS
 from benchmarks.profile_parts import (
     ATTENTION,
@@ -51,6 +52,7 @@ COLORS = {
     HOST: "#8C8C8C",
     IDLE: "#DDDDDD",
 }
+SCHEMA = "profile-1"
 SKIPPED = 8
 """Steps before the profile begins: the first ones only prefill."""
 
@@ -165,7 +167,15 @@ def profile(
     heading = f"{title(name)}, {workload}, {steps} steps · {model} · {dtype} · {place}"
     Console().print(table(parts, heading, steps))
     write_atomically(picture, lambda path: draw(parts, heading, steps, path))
-    return [trace, picture]
+    numbers = folder / f"{name}_profile.json"
+    write_json(numbers, record(parts, heading, steps))
+    return [trace, picture, numbers]
+
+
+def record(parts: dict[str, float], heading: str, steps: int) -> dict[str, Any]:
+    """The table with where it comes from, to be kept beside the picture."""
+    rows = [{"where": name, "ms_per_step": seconds / steps * 1e3} for name, seconds in parts.items()]
+    return {"schema": SCHEMA, "environment": environment(), "profiled": heading, "records": rows}
 
 
 def table(parts: dict[str, float], heading: str, steps: int) -> Table:

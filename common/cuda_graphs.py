@@ -14,7 +14,8 @@ begins, attention reads on the device.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,9 @@ MAX_PROMPT_TOKENS = 4096
 """Longer steps keep a GPU busy while the host launches their kernels."""
 FEW_DECODES = 8
 """A short prompt with few decodes beside it does not drag `max_num_seqs` rows along."""
+
+
+_CAPTURING = threading.Lock()
 
 
 class Recording(Protocol):
@@ -62,17 +66,19 @@ class CudaRecorder:
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Generator[None]:
     """An engine that nobody holds any more is freed by Python's garbage collector, whenever that runs. Its tensors,
-    graphs and events are freed by calls that CUDA forbids during a capture: one of them ends it with an error."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    graphs and events are freed by calls that CUDA forbids during a capture: one of them ends it with an error. The
+    collector is the whole process's, and so is what CUDA forbids: one engine captures at a time."""
+    with _CAPTURING:
+        gc.collect()
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
 def padded_sizes(max_num_seqs: int) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -202,14 +204,16 @@ def test_garbage_is_freed_during_a_capture(
 ) -> None:
     garbage = weakref.ref(Cycle())
     seen: list[tuple[bool, bool]] = []
+    asked: list[None] = []  # building may have run the collector anyway; the capture must not count on it
 
     def record(self: FakeRecorder, function: Callable[[], None]) -> FakeGraph:
         seen.append((gc.isenabled(), garbage() is not None))
         return FakeGraph(function)
 
     monkeypatch.setattr(fake_graphs, "__call__", record)
+    monkeypatch.setattr(gc, "collect", lambda collect=gc.collect: (asked.append(None), collect())[1])
     build(CAPTURING[0], max_num_seqs=2, max_num_batched_tokens=64)
-    assert seen and set(seen) == {(False, False)}
+    assert seen and set(seen) == {(False, False)} and asked
     assert gc.isenabled()
 
 
@@ -223,3 +227,33 @@ def test_a_capture_that_fails_leaves_the_collector_off(
     with pytest.raises(RuntimeError, match="no memory"):
         build(CAPTURING[0])
     assert gc.isenabled()
+
+
+def test_a_capture_turns_on_a_collector_that_was_off(fake_graphs: type[FakeRecorder], build: Build) -> None:
+    gc.disable()
+    try:
+        build(CAPTURING[0], max_num_seqs=2, max_num_batched_tokens=64)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("stage", CAPTURING[:1])
+def test_a_step_is_prepared_where_the_copy_of_the_one_before_reads(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that copy may not have begun yet."""
+    engine = build(stage, max_num_seqs=4, max_num_batched_tokens=64)
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    inputs, places = graphs._inputs, list[int]()
+    fill = inputs.fill
+
+    def noting(*step: Any) -> None:
+        fill(*step)
+        places.append(inputs._staging[inputs._turn].data_ptr())
+
+    monkeypatch.setattr(inputs, "fill", noting)
+    engine.generate(PROMPTS[:4], exactly(9))
+    assert len(places) > 5
+    assert all(one != next_one for one, next_one in pairwise(places))

@@ -69,7 +69,7 @@ class Ops:
         temperature [S], float32; 0: the likeliest token, of equals the first; None: 0 for all rows. Otherwise inverse
         transform sampling: the first token at which the cumulative probability exceeds the noise [S], float64.
         """
-        likeliest = logits.argmax(dim=-1)
+        likeliest = argmax(logits)
         if temperature is None or noise is None:
             return likeliest
         probs = (logits.float() / torch.where(temperature > 0, temperature, 1.0)[:, None]).softmax(dim=-1)
@@ -77,6 +77,14 @@ class Ops:
         target = noise[:, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
         return torch.where(temperature > 0, drawn, likeliest)
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """[S, vocab] to [S]: the first of each row's largest numbers. PyTorch's own compares one number at a time on a CPU,
+    which takes a tenth of a step; NumPy's takes a vector."""
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
 
 
 def choose_ops(device: torch.device, fused: bool) -> Ops:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import tokenizers
 
-from benchmarks.compare import Results, contestants, make_comparison
+from benchmarks.compare import Results, contestants, earlier_results, make_comparison
+from benchmarks.environment import environment
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
+from common.errors import UserError
 from tests.benchmarks.conftest import ENV, TINY, run_bench
 from tests.helpers import freeze
 
@@ -63,7 +65,8 @@ def test_one_record_for_each_stage_and_workload(comparison: Done) -> None:
 
 def test_the_file_has_the_promised_fields(comparison: Done) -> None:
     found = load(comparison[1])
-    assert set(found) == {"schema", "environment", "config", "records", "sweeps"}
+    assert set(found) == {"schema", "environment", "config", "took_s", "records", "sweeps"}
+    assert found["took_s"] > sum(record["e2e_s"]["max"] for record in found["records"])
     assert {"hardware", "versions", "commit"} <= set(found["environment"])
     for record in found["records"] + found["sweeps"]:
         assert list(record)[: len(FIELDS)] == FIELDS
@@ -137,6 +140,29 @@ def test_resume_keeps_what_is_there_and_runs_the_rest(failing: Done) -> None:
     again = run_bench(*arguments, "--engine", "kv_cache_memory=1000", *TINY)
     assert again.returncode == 1
     assert load(folder)["records"][0] == before
+
+
+@pytest.mark.parametrize("changed", [{"commit": "another"}, {"hardware": {"cpu": "another machine"}}], ids=str)
+def test_resume_takes_over_what_was_measured_elsewhere(tmp_path: Path, changed: dict[str, object]) -> None:
+    """A file names one commit and one machine: records of another one do not get their names."""
+    plan = make_comparison(["m1"], ["single"], peers=False, dtype="bf16", device="cpu", model="random:tiny-llama")
+    path = tmp_path / "bench.json"
+    here = Results(environment(), plan.config(), [Record("m1", "single")])
+    path.write_text(json.dumps(here.to_json()))
+    assert earlier_results(plan, path) == here
+    path.write_text(json.dumps({**here.to_json(), "environment": {**environment(), **changed}}))
+    with pytest.raises(UserError, match="another commit or on another machine"):
+        earlier_results(plan, path)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"config": None}, {"environment": []}, {"records": [3]}, {"config": "text"}], ids=str
+)
+def test_a_broken_results_file_is_a_traceback(tmp_path: Path, broken: dict[str, object]) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({**Results({}, {}).to_json(), **broken}))
+    with pytest.raises(UserError, match="another version of the bench"):
+        Results.read(path)
 
 
 def test_stages_and_peers_on_a_quantised_folder(quantised_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.__main__ import app
+from benchmarks.compare import Results, make_comparison
+from benchmarks.files import write_json
 from benchmarks.profile import profile
 from benchmarks.profile_parts import (
     ATTENTION,
@@ -30,7 +32,7 @@ from tests.benchmarks.conftest import run_bench
 
 @pytest.mark.parametrize("stage", ["m0", "m2", "m4"])
 def test_table_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trace, picture = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 5, True, {}, tmp_path)
+    trace, picture, numbers = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 5, True, {}, tmp_path)
     said = capsys.readouterr().out
     shares = [int(line.split()[-1].rstrip("%")) for line in said.splitlines() if line.rstrip().endswith("%")]
     assert len(shares) == 5 and 97 <= sum(shares) <= 103 and min(shares) >= 0
@@ -38,6 +40,9 @@ def test_table_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.Capt
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"step", "linear layers", "attention", "sampling"} <= names
     assert picture.stat().st_size > 5000
+    kept = json.loads(numbers.read_text())
+    assert {row["where"] for row in kept["records"]} >= {LINEAR, HOST} and kept["environment"]["hardware"]
+    assert all(row["ms_per_step"] >= 0 for row in kept["records"])
 
 
 def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
@@ -79,6 +84,19 @@ def test_the_gpu_jobs_run_as_commands(tmp_path: Path, monkeypatch: pytest.Monkey
         done = CliRunner().invoke(app, [*arguments, "--out-dir", str(tmp_path)])
         assert done.exit_code == 0, done.output
         assert "all of it took" in done.output
+    assert (tmp_path / "gpu-limits.json").exists()
+
+
+def test_the_table_is_put_beside_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each workload's line names the first stage's speed and its share of the limit."""
+    plan = make_comparison(["m6", "m7"], ["nano"], peers=False, model="random:tiny-llama", dtype="fp32", device="cpu")
+    results = Results({}, plan.config())
+    results.add(Record("m6", "nano", output_tokens_per_s=300.0))
+    results.add(Record("m7", "nano", output_tokens_per_s=900.0))
+    write_json(tmp_path / "gpu-bench.json", results.to_json())
+    monkeypatch.setattr("benchmarks.limits.measure", lambda *_: {"nano": 400.0})
+    lines = list(gpu.limits("random:tiny-llama", "fp32", "cpu", tmp_path, True))
+    assert lines == ["m6 · nano: 300 tokens/s; reading at the rate of a copy: 400 (75%)"]
 
 
 def test_an_unknown_gpu_job_is_one_line() -> None:
