@@ -80,8 +80,8 @@ class Ops:
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """[S, vocab] to [S]: the first of each row's largest numbers. PyTorch's own compares one number at a time on a CPU,
-    which takes a tenth of a step; NumPy's takes a vector."""
+    """[S, vocab] to [S]: the first of each row's largest numbers. On a CPU PyTorch's own compares one number after the
+    other; NumPy's compares vectors, and takes a fraction of the time."""
     if logits.device.type != "cpu":
         return logits.argmax(dim=-1)
     return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
