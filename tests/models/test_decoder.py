@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.models import Decoder, load_model
-from common.models.linear import Linear, PackedLinear, make_linear
+from common.models.linear import MANY_ROWS, Linear, PackedLinear, WideLinear, make_linear
 from tests.helpers import all_logits, full_attention
 from tests.models import reference
 
@@ -142,3 +142,35 @@ def test_only_bfloat16_on_the_cpu_is_packed() -> None:
     assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16, device="meta")), Linear)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16)), PackedLinear)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("tokens", [1, MANY_ROWS - 1, MANY_ROWS, 100])
+def test_a_cpu_without_bfloat16_multiplies_otherwise(
+    tokens: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 64, generator=generator).bfloat16() for n in (48, tokens))
+    bias = torch.randn(48, generator=generator).bfloat16() if biased else None
+    made = make_linear(weight, bias)
+    assert isinstance(made, WideLinear) and made.weight is weight
+    exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    got = made(x)
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - exact).norm() / exact.norm() < 2**-8
+
+
+def test_many_rows_are_multiplied_in_bfloat16_where_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    linear = torch.nn.functional.linear
+
+    def noting(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        seen.append(x.dtype)
+        return linear(x, *rest)
+
+    monkeypatch.setattr("torch.nn.functional.linear", noting)
+    made = WideLinear(torch.zeros(8, 8, dtype=torch.bfloat16))
+    for tokens in (MANY_ROWS - 1, MANY_ROWS):
+        made(torch.zeros(tokens, 8, dtype=torch.bfloat16))
+    assert seen == [torch.bfloat16, torch.float32]
