@@ -73,7 +73,7 @@ class EngineConfig:
         CPU `KV_MEMORY_SHARE` of the free memory.
     gpu_memory_utilization: share of the GPU's memory that everything together may take, found by a trial step.
     attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
-    fused_kernels: on a GPU, fused Triton kernels do what PyTorch's own would do one by one (from m4 on).
+    fused_kernels: one kernel for what PyTorch does in several, from m4 on: Triton's on a GPU, Numba's on a CPU.
     cuda_graphs: replay steps from CUDA graphs; without effect on a CPU (from m4 on).
     overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
     prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).

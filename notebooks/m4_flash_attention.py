@@ -18,6 +18,7 @@ from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
 from benchmarks.workloads import Size
+from common.kernels import simd
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 from notebooks.checks import m4 as check
@@ -26,7 +27,7 @@ from stages.m2_continuous_batching.attention import full_attention
 from stages.m3_paged_kv.attention import GatherAttention
 from stages.m4_flash_attention.attention import FlashAttention
 from stages.m4_flash_attention.backends.naive import tiled_attention
-from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, simd
+from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill
 
 # %% [markdown]
 # ## The problem

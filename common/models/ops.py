@@ -1,6 +1,7 @@
 """What a decoder computes besides attention, as eight operations, in plain PyTorch.
 
-This is the definition. `common.kernels.fused` has the same eight as fused kernels, and tests hold the two together.
+This is the definition. `common.kernels` has the same eight as fused kernels for a GPU (`fused`) and some of them for a
+CPU (`fused_cpu`); tests hold them together.
 """
 
 from __future__ import annotations
@@ -88,10 +89,15 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def choose_ops(device: torch.device, fused: bool) -> Ops:
-    """The fused kernels where they are wanted and can run: on a GPU of compute capability 8.0 (Ampere) or later, with
-    the package triton. Otherwise plain PyTorch."""
-    if not fused or device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    """The fused kernels where they are wanted and can run: on a GPU of compute capability 8.0 (Ampere) or later with
+    the package triton, on a CPU with the package numba. Otherwise plain PyTorch."""
+    needs = {"cuda": "triton", "cpu": "numba"}.get(device.type)
+    if not fused or needs is None or importlib.util.find_spec(needs) is None:
         return Ops()
+    if device.type == "cpu":
+        from common.kernels.fused_cpu import CompiledOps
+
+        return CompiledOps()
     if torch.cuda.get_device_capability(device) < (8, 0):
         return Ops()
     from common.kernels.fused import FusedOps

@@ -7,6 +7,7 @@ import torch
 
 from common.kernels import triton_gemv
 from common.kernels.fused import FusedOps
+from common.kernels.fused_cpu import CompiledOps
 from common.models import load_model
 from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
@@ -137,6 +138,12 @@ def test_projection_that_is_no_linear_keeps_its_own_product(ops: FusedOps) -> No
     close(ops.add_linear(x.clone(), Adding(), x), x + 3 * plain(x))
 
 
-def test_fused_kernels_are_for_gpus_only() -> None:
-    assert type(choose_ops(torch.device("cpu"), fused=True)) is Ops
+def test_fused_kernels_are_chosen_for_a_device_that_has_none() -> None:
+    assert type(choose_ops(torch.device("cpu"), fused=True)) is CompiledOps
     assert type(choose_ops(torch.device("cpu"), fused=False)) is Ops
+    assert type(choose_ops(torch.device("meta"), fused=True)) is Ops
+
+
+def test_a_cpu_without_numba_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert type(choose_ops(torch.device("cpu"), fused=True)) is Ops

@@ -142,6 +142,49 @@ def test_a_step_of_more_is_taken_for_one_decode(chunks: list[tuple[int, int]], t
     assert isinstance(backend, AttendsRaw) and backend.takes_raw() == taken
 
 
+CHUNKS = {
+    "one decode": [(1, 40)],
+    "decodes": [(1, 70), (1, 1), (1, 16)],
+    "a prompt": [(50, 50)],
+    "decodes and prompts": [(1, 33), (1, 90), (40, 100), (3, 3)],
+}
+"""(tokens of the step, context) of each sequence; what is more than `cpu.FEW_TOKENS` is shared among threads."""
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_raw_heads_on_a_cpu(chunks: list[tuple[int, int]], normalised: bool, dtype: torch.dtype) -> None:
+    case = make_case(chunks, dtype=dtype)
+    check_raw(case, create("cpu", case), normalised)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("head_dim", [32, 96, 128, 256])
+def test_raw_heads_on_a_cpu_of_another_group_or_dimension(heads: tuple[int, int], head_dim: int) -> None:
+    case = make_case([(1, 50), (4, 20)], heads, head_dim)
+    check_raw(case, create("cpu", case))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_cpu_threads_leave_a_token_unrotated(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.m4_flash_attention.backends import cpu
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for tokens in (33, 34, 40):
+        case = make_case([(1, 30), (tokens - 1, 60)])
+        check_raw(case, cpu.create(case.shape))
+
+
+@pytest.mark.parametrize("head_dim", [16, 48, 80])
+def test_half_a_head_that_is_no_vector_is_rotated_by_the_cpu_kernel(head_dim: int) -> None:
+    case = make_case([(1, 20)], head_dim=head_dim)
+    backend = create("cpu", case)
+    backend.begin(case.batch)
+    assert isinstance(backend, AttendsRaw) and not backend.takes_raw()
+    case.check(backend)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_cpu_threads_cut_a_sequence_and_lose_a_part(threads: int) -> None:
     from stages.m4_flash_attention.backends.cpu import CpuBackend

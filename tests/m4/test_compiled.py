@@ -14,12 +14,14 @@ import torch
 from numba import njit
 from numba.core import config
 
-from stages.m4_flash_attention.kernels import compiled, cpu_decode, cpu_prefill, simd
+from common.kernels import compiled, cpu_elementwise, simd
+from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
 from tests.test_cli import ROOT
 
 DIVIDE = """
 import numpy as np
-from stages.m4_flash_attention.kernels import cpu_decode, simd
+from common.kernels import simd
+from stages.m4_flash_attention.kernels import cpu_decode
 out = np.zeros(16, np.float32)
 cpu_decode._divide(np.ones(16, np.float32), np.full(1, 4, np.float32), 16, simd.width(16), out, 0)
 print(out[0], sum(cpu_decode._divide.stats.cache_hits.values()))
@@ -27,10 +29,13 @@ print(out[0], sum(cpu_decode._divide.stats.cache_hits.values()))
 
 
 def test_edit_of_simd_leaves_the_old_machine_code_in_use(tmp_path: Path) -> None:
-    package = tmp_path / "stages" / "m4_flash_attention"
-    shutil.copytree(Path(compiled.__file__).parent, package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in (package, package.parent):
-        (folder / "__init__.py").touch()
+    for module in (compiled, cpu_decode):
+        folder = Path(module.__file__).parent
+        copy = tmp_path / folder.relative_to(ROOT)
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        for above in (copy.parent, copy.parent.parent):
+            if above != tmp_path:
+                (above / "__init__.py").touch()
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"PYTHONPATH": str(tmp_path)}
 
     def divide() -> str:
@@ -38,7 +43,7 @@ def test_edit_of_simd_leaves_the_old_machine_code_in_use(tmp_path: Path) -> None
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.strip()
 
     assert [divide(), divide()] == ["0.25 0", "0.25 1"]
-    source = package / "kernels" / "simd.py"
+    source = tmp_path / "common" / "kernels" / "simd.py"
     product = "return builder.fmul(_splat(builder, args[0], vector.lanes), args[1], flags=FAST)"
     text = source.read_text()
     assert text.count(product) == 1
@@ -47,9 +52,9 @@ def test_edit_of_simd_leaves_the_old_machine_code_in_use(tmp_path: Path) -> None
 
 
 def test_our_cache_folder_becomes_everybodys() -> None:
-    name = f"numba-{compiled.digest(compiled.HERE)}"
-    for kernel in (cpu_decode.decode, cpu_prefill.prefill):
-        assert name in Path(kernel.stats.cache_path).parts
+    for kernel in (cpu_decode.decode, cpu_prefill.prefill, cpu_store.rotate_and_store, cpu_elementwise.norm):
+        folders = compiled.HERE, Path(kernel.py_func.__code__.co_filename).parent
+        assert f"numba-{compiled.digest(*folders)}" in Path(kernel.stats.cache_path).parts
     assert os.environ.get("NUMBA_CACHE_DIR", "") == config.CACHE_DIR
 
 

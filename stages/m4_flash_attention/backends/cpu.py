@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 
 import numpy as np
 import torch
 
 from common.batch import RaggedBatch
+from common.kernels.arrays import BITS, ONE_AT_A_TIME, bits, flat
+from common.models.decoder import DecoderLayer
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch, store_rows
 
-BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-"""What NumPy sees instead of a format that it does not know."""
-
-ONE_AT_A_TIME = threading.Lock()
-"""Numba's thread pool must not be entered twice where it is Numba's own (`workqueue`, without OpenMP or TBB)."""
+FEW_TOKENS = 32
+"""One thread has rotated and stored so many before another has woken up."""
 
 
 def why_not(shape: AttentionShape) -> str | None:
@@ -34,31 +32,30 @@ def create(shape: AttentionShape) -> CpuBackend:
     return CpuBackend(shape)
 
 
-def flat(x: torch.Tensor) -> np.ndarray:
-    """The memory that a tensor spans, as one row of its bits; a tensor whose rows lie apart spans the gaps too."""
-    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((span,), (1,)).view(BITS[x.dtype]).numpy()
-
-
 class CpuBackend:
     """Threads: as many as PyTorch uses; the two pools take turns, so they do not compete for cores."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, simd
+        from common.kernels import simd
+        from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
 
         self._decode, self._prefill = cpu_decode.decode, cpu_prefill.prefill
+        self._store, self._store_in_threads = cpu_store.rotate_and_store, cpu_store.rotate_and_store_in_threads
         self._heads, self._group, self._block_size = shape.num_kv_heads, shape.group, shape.block_size
-        self._row_width = simd.width(shape.head_dim)
+        self._row_width, self._half_width = simd.width(shape.head_dim), simd.width(shape.head_dim // 2)
+        self._rotates = shape.head_dim % 32 == 0  # half a head is whole vectors
         self._column_width = simd.width(next(n for n in (64, 32, 16) if shape.head_dim % n == 0))
         self._tile_queries = max(1, cpu_prefill.ROWS // shape.group)
         self._layers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._no_norm = bits(torch.empty(0, dtype=shape.dtype))
 
     def begin(self, batch: RaggedBatch) -> None:
         self._batch = step = PagedBatch(batch)
         self._threads = torch.get_num_threads()
         decodes = step.num_decodes
         self._tables, self._lengths = step.tables.numpy(), step.seq_lens.numpy()
-        self._starts = step.query_starts.numpy()
+        self._starts, self._slots = step.query_starts.numpy(), step.slots.numpy()
+        self._angles: tuple[np.ndarray, np.ndarray] | None = None
         # Tiles of queries, dearest first: threads take them in turn.
         tiles = [
             (length - (end - start) + first, sequence, first)
@@ -73,23 +70,51 @@ class CpuBackend:
         store_rows(kv, k, v, self._batch.slots)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(q.shape, dtype=q.dtype)
-        decodes, stride = self._batch.num_decodes, q.stride(0)
+        out = q.new_empty(q.shape)
+        self._attend(q.data_ptr(), q.stride(0), *self._layer(kv), out.data_ptr())
+        return out
+
+    def takes_raw(self) -> bool:
+        return self._rotates
+
+    def attend_raw(
+        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
+    ) -> torch.Tensor:
+        qkv = qkv.contiguous()
+        tokens, heads, dim = qkv.shape
+        num_q, num_kv = heads - 2 * self._heads, self._heads
         keys, values = self._layer(kv)
-        rows, result = flat(q), flat(out)
+        if self._angles is None:  # the same for all layers of a step
+            self._angles = flat(cos), flat(sin)
+        q_weight, k_weight, eps = self._no_norm, self._no_norm, 0.0
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q_weight, k_weight, eps = bits(layer.q_norm.weight), bits(layer.k_norm.weight), layer.q_norm.eps
+        shared = qkv.data_ptr(), *self._angles, cos.stride(0), q_weight, k_weight, eps, self._slots
+        sizes = num_q, num_kv, self._row_width, self._half_width
+        if tokens <= FEW_TOKENS:
+            self._store(*shared, 0, tokens, *sizes, keys, values)
+        else:
+            with ONE_AT_A_TIME:
+                self._store_in_threads(*shared, tokens, *sizes, self._threads, keys, values)
+        out = qkv.new_empty(tokens, num_q, dim)
+        self._attend(qkv.data_ptr(), heads * dim, keys, values, out.data_ptr())
+        return out
+
+    def _attend(self, q: int, stride: int, keys: np.ndarray, values: np.ndarray, out: int) -> None:
+        """q and out: addresses, of queries that lie `stride` numbers apart and of [T, Hq, D]."""
+        decodes = self._batch.num_decodes
         with ONE_AT_A_TIME:
             if decodes:
                 self._decode(
-                    rows, stride, keys, values, self._tables, self._lengths[:decodes], self._block_size, self._heads,
-                    self._group, self._row_width, self._threads, result,
+                    q, stride, keys, values, self._tables, self._lengths[:decodes], self._block_size, self._heads,
+                    self._group, self._row_width, self._threads, out,
                 )  # fmt: skip
             if decodes < self._batch.num_seqs:
                 self._prefill(
-                    rows, stride, keys, values, self._tables[decodes:], self._lengths[decodes:],
+                    q, stride, keys, values, self._tables[decodes:], self._lengths[decodes:],
                     self._starts[decodes:], self._tasks, self._block_size, self._heads, self._group, self._row_width,
-                    self._column_width, self._threads, result,
+                    self._column_width, self._threads, out,
                 )  # fmt: skip
-        return out
 
     def _layer(self, kv: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """A layer's keys and values for the kernels; the views are made once."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from stages.m4_flash_attention.kernels.compiled import compiled
-from stages.m4_flash_attention.kernels.simd import (
+from common.kernels.compiled import compiled
+from common.kernels.simd import (
     LANES,
+    LOG2E,
+    at_address,
     dot,
     exp2_minus,
     keep_first,
@@ -33,7 +35,6 @@ from stages.m4_flash_attention.kernels.simd import (
 
 TILE = 16
 TILE_WIDTH, LANE_WIDTH = width(TILE), width(LANES)
-LOG2E = 1.4426950408889634
 CACHE_LINE = 64
 
 
@@ -139,9 +140,11 @@ def _join(owner, sums, tops, weights, dim, row_width, out):
 def decode(q, q_stride, keys, values, tables, seq_lens, block_size, heads, group, row_width, threads, out):
     """Attention of B query tokens, one a sequence.
 
-    q: row b begins at b * q_stride; keys, values: one layer's [num_blocks, block_size, heads, D]; out: [B, Hq, D]
-    (these four flat); tables [B, M] and seq_lens [B]: int32; row_width = width(D). A sequence without tokens gets 0.
+    q and out are addresses: q's row b begins at b * q_stride, out is [B, Hq, D]; keys, values: one layer's
+    [num_blocks, block_size, heads, D], flat; tables [B, M] and seq_lens [B]: int32; row_width = width(D). A sequence
+    without tokens gets 0.
     """
+    q, out = at_address(q, keys), at_address(out, keys)
     batch, dim, all_heads = seq_lens.size, 16 * len(row_width), heads * group
     share = (np.int64(seq_lens.sum()) + threads - 1) // threads
     owner = np.full(2 * threads, -1, np.int64)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from stages.m4_flash_attention.kernels.compiled import compiled
-from stages.m4_flash_attention.kernels.cpu_decode import LOG2E
-from stages.m4_flash_attention.kernels.simd import (
+from common.kernels.compiled import compiled
+from common.kernels.simd import (
     LANES,
+    LOG2E,
+    at_address,
     exp2_minus,
     keep_first,
     largest,
@@ -106,10 +107,11 @@ def prefill(
 ):  # fmt: skip
     """Causal attention of each sequence's last tokens over its whole context.
 
-    q: token t begins at t * q_stride; keys, values and out: as in `decode`, out [T, Hq, D]; query_starts [B + 1];
-    tasks [N, 3]: sequence, KV head, first query of the tile (within the sequence), dearest first; column_width: of
-    at most 64, dividing D.
+    q and out are addresses: q's token t begins at t * q_stride; keys and values as in `decode`; out: [T, Hq, D];
+    query_starts [B + 1]; tasks [N, 3]: sequence, KV head, first query of the tile (within the sequence), dearest
+    first; column_width: of at most 64, dividing D.
     """
+    q, out = at_address(q, keys), at_address(out, keys)
     dim, all_heads = 16 * len(row_width), heads * group
     tile_queries = max(1, ROWS // group)
     most_rows = (tile_queries * group + 3) // 4 * 4

@@ -26,6 +26,7 @@ intrinsic: Any = extending.intrinsic
 
 LANES = 16
 F32, I32, I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
+LOG2E = 1.4426950408889634
 FAST = ("fast",)  # the order of a sum is free, and nothing is NaN
 EXP2_POLYNOMIAL = (2.1702252e-4, 1.2439689e-3, 9.6788409e-3, 5.5483342e-2, 2.4022984e-1, 6.9314698e-1, 1.0)
 """2^x on [0, 1), highest power first; a minimax fit, exact to float32."""
@@ -73,6 +74,31 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, target: Any) -> Any:
     data = arrayobj.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), ir.PointerType(target))
+
+
+@intrinsic
+def at_address(_typing: Any, address: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
+    """The memory at an address, in the format of the array `like`. Whoever calls keeps it alive, and knows its length.
+
+    A tensor's address is there in a tenth of the time that its NumPy array takes, and kernels are called hundreds of
+    times for a token.
+    """
+    array = types.Array(like.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        made = arrayobj.make_array(array)(context, builder)
+        size = context.get_constant(types.intp, like.dtype.bitwidth // 8)
+        arrayobj.populate_array(
+            made,
+            data=builder.inttoptr(args[0], made.data.type),
+            shape=[context.get_constant(types.intp, 2**62)],
+            strides=[size],
+            itemsize=size,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return array(types.intp, like), generate
 
 
 @intrinsic
@@ -193,19 +219,50 @@ def keep_first(_typing: Any, vector: Any, count: Any) -> tuple[Any, Callable[...
 
 
 @intrinsic
+def multiply(_typing: Any, a: Any, b: Any) -> tuple[Any, Callable[..., Any]]:
+    """a * b, lane by lane."""
+    return a(a, b), lambda context, builder, signature, args: builder.fmul(args[0], args[1])
+
+
+@intrinsic
+def multiply_add(_typing: Any, a: Any, b: Any, addend: Any) -> tuple[Any, Callable[..., Any]]:
+    """a * b + addend, lane by lane."""
+    return a(a, b, addend), lambda context, builder, signature, args: _fma(builder, *args)
+
+
+def _exp2(builder: Any, power: Any) -> Any:
+    """2^power, at most 1: the whole part goes to the exponent's bits, a polynomial does the rest."""
+    lanes, floats = power.type.count, power.type
+    power = _call(builder, f"llvm.maxnum.v{lanes}f32", floats, power, _constant(F32, lanes, -126.0), fast=False)
+    whole = _call(builder, f"llvm.floor.v{lanes}f32", floats, power, fast=False)
+    rest = builder.fsub(power, whole)
+    result = _constant(F32, lanes, EXP2_POLYNOMIAL[0])
+    for coefficient in EXP2_POLYNOMIAL[1:]:
+        result = _fma(builder, result, rest, _constant(F32, lanes, coefficient))
+    exponent = builder.add(builder.fptosi(whole, ir.VectorType(I32, lanes)), _constant(I32, lanes, 127))
+    return builder.fmul(result, builder.bitcast(builder.shl(exponent, _constant(I32, lanes, 23)), floats))
+
+
+@intrinsic
 def exp2_minus(_typing: Any, vector: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
-    """2^(vector - x) for results up to 1: the whole part goes to the exponent's bits, a polynomial does the rest."""
+    """2^(vector - x), for results up to 1."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes, floats, ints = vector.lanes, args[0].type, ir.VectorType(I32, vector.lanes)
-        power = builder.fsub(args[0], _splat(builder, args[1], lanes))
-        power = _call(builder, f"llvm.maxnum.v{lanes}f32", floats, power, _constant(F32, lanes, -126.0), fast=False)
-        whole = _call(builder, f"llvm.floor.v{lanes}f32", floats, power, fast=False)
-        rest = builder.fsub(power, whole)
-        result = _constant(F32, lanes, EXP2_POLYNOMIAL[0])
-        for coefficient in EXP2_POLYNOMIAL[1:]:
-            result = _fma(builder, result, rest, _constant(F32, lanes, coefficient))
-        exponent = builder.add(builder.fptosi(whole, ints), _constant(I32, lanes, 127))
-        return builder.fmul(result, builder.bitcast(builder.shl(exponent, _constant(I32, lanes, 23)), floats))
+        return _exp2(builder, builder.fsub(args[0], _splat(builder, args[1], vector.lanes)))
 
     return vector(vector, types.float32), generate
+
+
+@intrinsic
+def silu(_typing: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+    """vector / (1 + e^-vector), from e^-|vector|, which no number makes too large."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes, floats, one = vector.lanes, args[0].type, _constant(F32, vector.lanes, 1.0)
+        size = _call(builder, f"llvm.fabs.v{lanes}f32", floats, args[0], fast=False)
+        small = _exp2(builder, builder.fmul(size, _constant(F32, lanes, -LOG2E)))
+        negative = builder.fcmp_ordered("<", args[0], _constant(F32, lanes, 0.0))
+        share = builder.fdiv(builder.select(negative, small, one), builder.fadd(one, small))
+        return builder.fmul(args[0], share)
+
+    return vector(vector), generate

@@ -1,0 +1,25 @@
+"""A tensor's memory as Numba's kernels see it: bits in a NumPy array."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+
+BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+"""What NumPy sees instead of a format that it does not know."""
+
+ONE_AT_A_TIME = threading.Lock()
+"""Numba's thread pool must not be entered twice where it is Numba's own (`workqueue`, without OpenMP or TBB)."""
+
+
+def bits(x: torch.Tensor) -> np.ndarray:
+    """A tensor without gaps; shares its memory."""
+    return x.view(BITS[x.dtype]).numpy()
+
+
+def flat(x: torch.Tensor) -> np.ndarray:
+    """The memory that a tensor spans, as one row of its bits; a tensor whose rows lie apart spans the gaps too."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return bits(x.as_strided((span,), (1,)))

@@ -1,0 +1,73 @@
+"""The operations of `Ops` that PyTorch makes of many calls on a CPU, each as one compiled kernel (Numba). The matrix
+products stay the library's; queries and keys are normalised and rotated by the attention that stores them, where it
+can (`common.attention.TakesRaw`). The first use on a machine compiles for some seconds."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from common.kernels import cpu_elementwise as kernels
+from common.kernels.arrays import BITS, ONE_AT_A_TIME, bits
+from common.kernels.simd import LANES, width
+from common.models.layers import RMSNorm
+from common.models.linear import Projection
+from common.models.ops import Ops
+
+ALONE = 1 << 15
+"""Numbers that one thread is done with before others have woken up."""
+
+FORMATS = {dtype: bits(torch.empty(0, dtype=dtype)) for dtype in BITS}
+
+
+@cache
+def lanes_for(size: int) -> tuple[int, ...] | None:
+    """The widest vectors of which a row of `size` numbers is made; None: of none."""
+    return next((width(n) for n in (64, 32, LANES) if size % n == 0), None)
+
+
+class CompiledOps(Ops):
+    fused = True
+
+    def __init__(self) -> None:
+        self._weights: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
+
+    def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        size = x.shape[-1]
+        lanes = lanes_for(size)
+        if lanes is None or x.dtype not in BITS or not x.is_contiguous():
+            return norm(x)
+        out, weight = torch.empty_like(x), self._bits_of(norm.weight)
+        given, rows, to = (x.data_ptr(), weight, norm.eps), x.numel() // size, out.data_ptr()
+        if x.numel() <= ALONE:
+            kernels.norm(*given, 0, rows, size, lanes, to)
+        else:
+            with ONE_AT_A_TIME:
+                kernels.norm_in_threads(*given, rows, size, lanes, torch.get_num_threads(), to)
+        return out
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        rows, size = len(gate_up), gate_up.shape[-1] // 2
+        lanes = lanes_for(size)
+        if lanes is None or gate_up.dtype not in BITS or not gate_up.is_contiguous():
+            return super().swiglu(gate_up)
+        out = gate_up.new_empty(rows, size)
+        given, to = (gate_up.data_ptr(), FORMATS[gate_up.dtype]), out.data_ptr()
+        if out.numel() <= ALONE:
+            kernels.swiglu(*given, 0, rows, size, lanes, to)
+        else:
+            with ONE_AT_A_TIME:
+                kernels.swiglu_in_threads(*given, rows, size, lanes, torch.get_num_threads(), to)
+        return out
+
+    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+        return x.add_(proj(y))
+
+    def _bits_of(self, weight: torch.Tensor) -> np.ndarray:
+        """Made once; the tensor is kept, so that no other one gets its address."""
+        address = weight.data_ptr()
+        if address not in self._weights:
+            self._weights[address] = weight, bits(weight)
+        return self._weights[address][1]
