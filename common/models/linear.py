@@ -1,14 +1,15 @@
-"""A linear layer, and two of the same for bfloat16 on a CPU."""
+"""A linear layer, and three of the same for bfloat16 on a CPU."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 
-MANY_ROWS = 16
+from common.kernels.arrays import ONE_AT_A_TIME, bits
 
 
 class Projection(Protocol):
@@ -87,22 +88,60 @@ class PackedLinear:
 
 class WideLinear(Linear):
     """A `Linear` in bfloat16 on a CPU that has no instructions for it, where PyTorch takes about as long for each of
-    many rows as for one alone. From `MANY_ROWS` on it multiplies in float32; converting the weight at every call is
+    many rows as for one alone. From `many` rows on it multiplies in float32; converting the weight at every call is
     worth it.
     """
 
+    many = 16
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) < MANY_ROWS:
-            return super().__call__(x)
+        if len(x) < self.many:
+            return self.few(x)
         bias = None if self.bias is None else self.bias.float()
         return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
 
+    def few(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x)
+
+
+class CompiledLinear(WideLinear):
+    """The same with a kernel of our own (Numba) for 2 to `many` - 1 rows, which reads the weight once for all."""
+
+    many = 128
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        from common.kernels import cpu_linear, simd
+
+        super().__init__(weight, bias)
+        self._multiply, (self._outputs, self._size) = cpu_linear.linear, weight.shape
+        self._lanes = simd.width(simd.LANES)
+        self._flat, self._bias = bits(weight.flatten()), bits(weight[:0, 0] if bias is None else bias)
+
+    @staticmethod
+    def takes(weight: torch.Tensor) -> bool:
+        """Are its sides made of whole vectors?"""
+        return importlib.util.find_spec("numba") is not None and all(side % 16 == 0 for side in weight.shape)
+
+    def few(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            return super().few(x)
+        x, rows = x.contiguous(), len(x)
+        out = x.new_empty(rows, self._outputs)
+        sizes = rows, self._outputs, self._size
+        with ONE_AT_A_TIME:
+            self._multiply(
+                x.data_ptr(), self._flat, self._bias, *sizes, self._lanes, torch.get_num_threads(), out.data_ptr()
+            )
+        return out
+
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | PackedLinear:
-    """The fastest of the three for this weight's device and dtype."""
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
-        return PackedLinear(weight, bias) if _can_pack() else WideLinear(weight, bias)
-    return Linear(weight, bias)
+    """The fastest of the four for this weight's device and dtype."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return Linear(weight, bias)
+    if _can_pack():
+        return PackedLinear(weight, bias)
+    return CompiledLinear(weight, bias) if CompiledLinear.takes(weight) else WideLinear(weight, bias)
 
 
 def _can_pack() -> bool:

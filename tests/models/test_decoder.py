@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.models import Decoder, load_model
-from common.models.linear import MANY_ROWS, Linear, PackedLinear, WideLinear, make_linear
+from common.models.linear import CompiledLinear, Linear, PackedLinear, WideLinear, make_linear
 from tests.helpers import all_logits, full_attention
 from tests.models import reference
 
@@ -144,24 +144,45 @@ def test_only_bfloat16_on_the_cpu_is_packed() -> None:
         assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16)), PackedLinear)
 
 
+MANY = [1, 2, 5, WideLinear.many - 1, WideLinear.many, CompiledLinear.many - 1, CompiledLinear.many]
+
+
+@pytest.mark.parametrize("tokens", MANY)
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("tokens", [1, MANY_ROWS - 1, MANY_ROWS, 100])
-def test_a_cpu_without_bfloat16_multiplies_otherwise(
-    tokens: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sides", [(48, 64), (1040, 80), (44, 64), (48, 60)], ids=str)
+def test_bfloat16_on_a_cpu_without_instructions_for_it(
+    tokens: int, biased: bool, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whole vectors are multiplied by the compiled kernel, other sides by PyTorch."""
     monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
     generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(n, 64, generator=generator).bfloat16() for n in (48, tokens))
-    bias = torch.randn(48, generator=generator).bfloat16() if biased else None
+    weight = torch.randn(sides, generator=generator).bfloat16()
+    x = torch.randn(sides[1], tokens, generator=generator).bfloat16().t()  # rows of a tensor that is turned
+    bias = torch.randn(sides[0], generator=generator).bfloat16() if biased else None
     made = make_linear(weight, bias)
-    assert isinstance(made, WideLinear) and made.weight is weight
+    whole = sides[0] % 16 == sides[1] % 16 == 0
+    assert type(made) is (CompiledLinear if whole else WideLinear) and made.weight is weight
     exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
     got = made(x)
     assert got.dtype == torch.bfloat16
     assert (got.double() - exact).norm() / exact.norm() < 2**-8
+    assert torch.equal(got, made(x)), "threads meet in a number"
 
 
-def test_many_rows_are_multiplied_in_bfloat16_where_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 3, 7, 100])
+def test_threads_leave_outputs_out(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    made = CompiledLinear(torch.eye(80).bfloat16())
+    x = torch.randn(6, 80).bfloat16()
+    assert torch.equal(made(x), x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(WideLinear, [torch.bfloat16, torch.float32]), (CompiledLinear, [torch.float32])]
+)
+def test_many_rows_are_multiplied_in_bfloat16_where_that_is_slow(
+    kind: type[WideLinear], expected: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.dtype] = []
     linear = torch.nn.functional.linear
 
@@ -170,7 +191,13 @@ def test_many_rows_are_multiplied_in_bfloat16_where_that_is_slow(monkeypatch: py
         return linear(x, *rest)
 
     monkeypatch.setattr("torch.nn.functional.linear", noting)
-    made = WideLinear(torch.zeros(8, 8, dtype=torch.bfloat16))
-    for tokens in (MANY_ROWS - 1, MANY_ROWS):
-        made(torch.zeros(tokens, 8, dtype=torch.bfloat16))
-    assert seen == [torch.bfloat16, torch.float32]
+    made = kind(torch.zeros(16, 16, dtype=torch.bfloat16))
+    for tokens in (kind.many - 1, kind.many):
+        made(torch.zeros(tokens, 16, dtype=torch.bfloat16))
+    assert seen == expected
+
+
+def test_without_numba_the_compiled_product_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert type(make_linear(torch.zeros(16, 16, dtype=torch.bfloat16))) is WideLinear
