@@ -43,14 +43,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 for bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""What decides how fast a CPU multiplies, the best first: clouds name very different ones alike."""
+
+
 def short_hardware(found: dict[str, Any], device: str) -> str:
-    """One phrase for titles: the GPU's name, or the CPU's with its threads."""
+    """One phrase for titles: the GPU's name, or the CPU's with its instructions and threads."""
     hardware = found["hardware"]
     if device.startswith("cuda"):
         return str(hardware["gpu"] or "GPU").splitlines()[0]
     name = str(hardware["cpu"]).replace("(R)", "").replace("(TM)", "").split(" @")[0]
-    threads = hardware["threads"]
-    return f"{' '.join(name.split())}, {threads} thread{'s' if threads != 1 else ''}"
+    threads, flags = hardware["threads"], hardware.get("cpu_flags") or ()
+    best = next((f" ({known})" for flag, known in INSTRUCTIONS.items() if flag in flags), "")
+    return f"{' '.join(name.split())}{best}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def _output(*command: str) -> str:
