@@ -45,7 +45,7 @@ def measure(stage: str, size: Size, repeats: int = 1, **options: Any) -> Record:
         contestant.close()
 
 
-def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16) -> list[Record]:
+def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16, **options: Any) -> list[Record]:
     """One prompt after the other through one engine, which has seen the longest of these lengths before: with the time
     in attention and the memory of activations. (The clock at every layer costs a CPU nothing that can be measured.)"""
 
@@ -53,7 +53,8 @@ def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16) -> li
         return Size(uniform(1, (length, length), (outputs, outputs)), 1, max(lengths) + outputs)
 
     longest = alone(max(lengths))
-    setting = Setting.of(HERE["model"], HERE["dtype"], HERE["device"], longest, {})
+    wanted = stage_options(number(stage), options)
+    setting = Setting.of(HERE["model"], HERE["dtype"], HERE["device"], longest, wanted)
     contestant = StageContestant(stage, setting)
     records: list[Record] = []
     try:

@@ -32,7 +32,10 @@ ENGINE: Flags = {
         "Most prompt tokens in a step while somebody decodes: number or auto (from m5 on).",
     ),
     "target_itl": (float, "Seconds between two tokens of those who decode, which auto holds (from m5 on)."),
-    "fused_kernels": (bool, "On a GPU, fused Triton kernels between and around the matrix products (from m4 on)."),
+    "fused_kernels": (
+        bool,
+        "Fused kernels between and around the matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on).",
+    ),
     "prefix_index": (str, "How cached beginnings are found: hash, or radix: also inside blocks (from m6 on)."),
     "head_bits": (int, "On a GPU, bits of the output head's weights: 8, or 16 as loaded (from m7 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),

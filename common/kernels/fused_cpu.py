@@ -28,7 +28,15 @@ def lanes_for(size: int) -> tuple[int, ...] | None:
     return next((width(n) for n in (64, 32, LANES) if size % n == 0), None)
 
 
+def _takes(*tensors: torch.Tensor) -> bool:
+    """The kernels get addresses and look at nothing else, so whatever they do not expect is the definition's."""
+    dtype = tensors[0].dtype
+    return dtype in BITS and all(x.dtype == dtype and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
+
+
 class CompiledOps(Ops):
+    """The same numbers as the definition, but for the order of a sum."""
+
     fused = True
 
     def __init__(self) -> None:
@@ -37,7 +45,7 @@ class CompiledOps(Ops):
     def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         size = x.shape[-1]
         lanes = lanes_for(size)
-        if lanes is None or x.dtype not in BITS or not x.is_contiguous():
+        if lanes is None or not _takes(x, norm.weight) or norm.weight.numel() != size:
             return norm(x)
         out, weight = torch.empty_like(x), self._bits_of(norm.weight)
         given, rows, to = (x.data_ptr(), weight, norm.eps), x.numel() // size, out.data_ptr()
@@ -51,7 +59,7 @@ class CompiledOps(Ops):
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         rows, size = len(gate_up), gate_up.shape[-1] // 2
         lanes = lanes_for(size)
-        if lanes is None or gate_up.dtype not in BITS or not gate_up.is_contiguous():
+        if lanes is None or not _takes(gate_up) or gate_up.dim() != 2 or gate_up.shape[-1] % 2:
             return super().swiglu(gate_up)
         out = gate_up.new_empty(rows, size)
         given, to = (gate_up.data_ptr(), FORMATS[gate_up.dtype]), out.data_ptr()

@@ -123,8 +123,8 @@ class CompiledLinear(WideLinear):
         return importlib.util.find_spec("numba") is not None and all(side % 16 == 0 for side in weight.shape)
 
     def few(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) == 1:
-            return super().few(x)
+        if len(x) == 1 or x.dtype != self.weight.dtype or x.shape[1:] != (self._size,):
+            return super().few(x)  # which also says what is wrong with x
         x, rows = x.contiguous(), len(x)
         out = x.new_empty(rows, self._outputs)
         sizes = rows, self._outputs, self._size

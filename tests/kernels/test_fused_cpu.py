@@ -8,6 +8,7 @@ import torch
 from common.kernels import fused_cpu
 from common.kernels.fused_cpu import CompiledOps
 from common.models import load_model
+from common.models.layers import RMSNorm
 from common.models.ops import Ops
 from tests.helpers import all_logits
 from tests.kernels.cases import Inputs, check_norm, check_products, close
@@ -51,6 +52,13 @@ def test_rows_that_lie_apart(ops: CompiledOps) -> None:
     wide, norm = make.tensor(5, 128), make.norm(64)
     close(ops.norm(wide[:, 32:96], norm), norm(wide[:, 32:96]))
     close(ops.swiglu(wide[:, 32:96]), Ops().swiglu(wide[:, 32:96]))
+
+
+def test_a_weight_of_another_dtype_or_with_gaps_is_read_as_if_it_were_not(ops: CompiledOps) -> None:
+    make = Inputs(torch.float32)
+    x, wide, apart = make.tensor(2, 64).bfloat16(), make.norm(64), RMSNorm(make.tensor(128)[::2].bfloat16(), 1e-5)
+    assert torch.equal(ops.norm(x, wide), wide(x)) and ops.norm(x, wide).dtype == torch.float32
+    assert torch.equal(ops.norm(x, apart), apart(x))
 
 
 def test_another_norm_at_the_same_address(ops: CompiledOps) -> None:

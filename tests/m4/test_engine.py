@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from benchmarks.stage_contestant import StageContestant
 from common import Engine
 from common.attention import TakesRaw
 from common.cli import run_app, stage_app
+from common.kernels.fused_cpu import CompiledOps
+from common.models import PRESETS
+from common.models.ops import Ops
 from stages.m4_flash_attention.engine import build as build_m4
 from tests.conftest import TINY
 from tests.engine_checks import exactly, prompts_of, tokens
@@ -35,6 +40,27 @@ def test_another_backend_answers_than_the_one_asked_for(build: Build, model: str
     assert engine.metrics()["attention"] == f"attention: {name}, as asked for"
     kind = type(engine.runner.attention._backend).__name__  # pyright: ignore[reportAttributeAccessIssue]
     assert kind.lower().removesuffix("backend") == {"torch": "gather"}.get(name, name)
+
+
+HEADS_OF_32 = {name: replace(PRESETS[name], head_dim=32) for name in ("tiny-qwen2", "tiny-qwen3")}
+"""With biases and with norms of heads, and wide enough for the CPU's kernel that rotates and stores."""
+
+
+@pytest.mark.parametrize("stage", ["m3", "m4", "m5", "m6"])
+@pytest.mark.parametrize("preset", HEADS_OF_32)
+def test_fused_kernels_on_a_cpu_give_other_tokens_or_are_not_used(
+    build: Build, preset: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, preset, HEADS_OF_32[preset])
+    options: dict[str, Any] = {"model": f"random:{preset}", "max_num_seqs": 3}
+    expected = tokens(build("m0", **options).generate(PROMPTS, exactly(6)))
+    for fused in (True, False) if stage != "m3" else (None,):
+        engine = build(stage, **options, **({} if fused is None else {"fused_kernels": fused}))
+        assert type(engine.runner.model.ops) is (CompiledOps if fused else Ops)
+        attention, begun = engine.runner.attention, Mock(side_effect=engine.runner.attention.attend)
+        vars(attention)["attend"] = begun
+        assert tokens(engine.generate(PROMPTS, exactly(6))) == expected
+        assert begun.called != bool(fused), "with fused kernels it is `attend_raw` that is called"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton leaves the CPU alone")

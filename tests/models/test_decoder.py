@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from common.models import Decoder, load_model
 from common.models.linear import CompiledLinear, Linear, PackedLinear, WideLinear, make_linear
 from tests.helpers import all_logits, full_attention
 from tests.models import reference
+from tests.test_cli import ROOT
 
 TOKENS = [(7 * i * i + 3) % 97 for i in range(150)]
 
@@ -167,6 +171,38 @@ def test_bfloat16_on_a_cpu_without_instructions_for_it(
     assert got.dtype == torch.bfloat16
     assert (got.double() - exact).norm() / exact.norm() < 2**-8
     assert torch.equal(got, made(x)), "threads meet in a number"
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(4, 32).bfloat16(), torch.zeros(4, 64).half(), torch.zeros(4, 128).bfloat16()]
+)
+def test_input_that_does_not_fit_gives_a_number(x: torch.Tensor) -> None:
+    with pytest.raises(RuntimeError):
+        CompiledLinear(torch.zeros(48, 64).bfloat16())(x)
+
+
+TWO_THREADS = """
+import threading, torch
+from common.models.linear import CompiledLinear
+made, x = CompiledLinear(torch.eye(512).bfloat16()), torch.randn(9, 512).bfloat16()
+made(x)
+def work():
+    for _ in range(300):
+        assert torch.equal(made(x), x)
+    done.append(1)
+done = []
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(done))
+"""
+
+
+def test_two_threads_enter_numbas_own_pool_with_a_product_at_once() -> None:
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", TWO_THREADS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "4"), done.stderr[-500:]
 
 
 @pytest.mark.parametrize("threads", [1, 3, 7, 100])
