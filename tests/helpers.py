@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -18,6 +21,16 @@ from common.models.weights import ModelSource, Shape, build_decoder, tensor_shap
 from common.tokenizer import Tokenizer
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.model import ROUNDED
+
+
+def run_in_numbas_own_pool(script: str) -> str:
+    """What a script prints, with two threads of `workqueue`, which Numba has without OpenMP and TBB: it kills the
+    process where two enter it at once."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    here = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    return done.stdout.strip()
 
 
 def full_attention(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from numba.core import config
 
 from common.kernels import compiled, cpu_elementwise, simd
 from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
+from tests.helpers import run_in_numbas_own_pool
 from tests.test_cli import ROOT
 
 DIVIDE = """
@@ -88,11 +89,7 @@ print(sorted(done))
 
 
 def test_two_engines_in_two_threads_enter_numbas_own_pool_at_once() -> None:
-    """`workqueue`, which Numba has without OpenMP and TBB, kills the process then."""
-    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", TWO_ENGINES]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, "[0, 1, 2]"), done.stderr[-500:]
+    assert run_in_numbas_own_pool(TWO_ENGINES) == "[0, 1, 2]"
 
 
 @njit

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,8 @@ import torch
 
 from common.models import Decoder, load_model
 from common.models.linear import CompiledLinear, Linear, PackedLinear, WideLinear, make_linear
-from tests.helpers import all_logits, full_attention
+from tests.helpers import all_logits, full_attention, run_in_numbas_own_pool
 from tests.models import reference
-from tests.test_cli import ROOT
 
 TOKENS = [(7 * i * i + 3) % 97 for i in range(150)]
 
@@ -199,10 +195,7 @@ print(len(done))
 
 
 def test_two_threads_enter_numbas_own_pool_with_a_product_at_once() -> None:
-    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", TWO_THREADS]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, "4"), done.stderr[-500:]
+    assert run_in_numbas_own_pool(TWO_THREADS) == "4"
 
 
 @pytest.mark.parametrize("threads", [1, 3, 7, 100])

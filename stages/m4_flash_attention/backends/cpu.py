@@ -10,6 +10,7 @@ import torch
 from common.batch import RaggedBatch
 from common.kernels.arrays import BITS, ONE_AT_A_TIME, bits, flat
 from common.models.decoder import DecoderLayer
+from common.models.layers import RMSNorm
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch, store_rows
 
 FEW_TOKENS = 32
@@ -48,6 +49,7 @@ class CpuBackend:
         self._tile_queries = max(1, cpu_prefill.ROWS // shape.group)
         self._layers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._no_norm = bits(torch.empty(0, dtype=shape.dtype))
+        self._norms: dict[RMSNorm, tuple[np.ndarray, np.ndarray, float]] = {}
 
     def begin(self, batch: RaggedBatch) -> None:
         self._batch = step = PagedBatch(batch)
@@ -86,10 +88,7 @@ class CpuBackend:
         keys, values = self._layer(kv)
         if self._angles is None:  # the same for all layers of a step
             self._angles = flat(cos), flat(sin)
-        q_weight, k_weight, eps = self._no_norm, self._no_norm, 0.0
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_weight, k_weight, eps = bits(layer.q_norm.weight), bits(layer.k_norm.weight), layer.q_norm.eps
-        shared = qkv.data_ptr(), *self._angles, cos.stride(0), q_weight, k_weight, eps, self._slots
+        shared = qkv.data_ptr(), *self._angles, cos.stride(0), *self._norms_of(layer), self._slots
         sizes = num_q, num_kv, self._row_width, self._half_width
         if tokens <= FEW_TOKENS:
             self._store(*shared, 0, tokens, *sizes, keys, values)
@@ -99,6 +98,15 @@ class CpuBackend:
         out = qkv.new_empty(tokens, num_q, dim)
         self._attend(qkv.data_ptr(), heads * dim, keys, values, out.data_ptr())
         return out
+
+    def _norms_of(self, layer: DecoderLayer) -> tuple[np.ndarray, np.ndarray, float]:
+        """Weights of a layer's norms of queries and keys, without numbers where it has none, and eps; made once."""
+        q, k = layer.q_norm, layer.k_norm
+        if q is None or k is None:
+            return self._no_norm, self._no_norm, 0.0
+        if q not in self._norms:
+            self._norms[q] = bits(q.weight), bits(k.weight), q.eps
+        return self._norms[q]
 
     def _attend(self, q: int, stride: int, keys: np.ndarray, values: np.ndarray, out: int) -> None:
         """q and out: addresses, of queries that lie `stride` numbers apart and of [T, Hq, D]."""
