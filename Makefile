@@ -85,6 +85,8 @@ BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workl
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
 	$(if $(filter-out 0 no false,$(SWEEP)),--sweep)
 COVERAGE = --cov=common --cov=stages --cov-report=term:skip-covered --cov-fail-under=90
+# A process for each CPU, where pytest-xdist is installed.
+SIDE_BY_SIDE = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 8 --dist worksteal)
 
 .DEFAULT_GOAL := help
 .PHONY: $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(WORDS)
@@ -129,10 +131,10 @@ notebooks: $(READY)
 	@$(PY) -m notebooks $(SHORT)
 
 test: $(READY)
-	@$(PY) -m pytest $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))",$(COVERAGE))
+	@$(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))",$(COVERAGE))
 
 test-all: $(READY)
-	@$(PY) make/test_all.py -m "slow or not slow" $(COVERAGE)
+	@$(PY) make/test_all.py $(SIDE_BY_SIDE) -m "slow or not slow" $(COVERAGE)
 
 gpu-test: $(READY)
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'

@@ -1,0 +1,174 @@
+"""What an engine keeps of its speed beside other processes, by how long idle OpenMP threads spin.
+
+Each stage runs once with each setting, in processes that live side by side and take turns: a round visits every load
+(busy loops beside the run) and every process. So settings are compared within the same minutes of the same machine.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.environment import environment, short_hardware
+from benchmarks.files import write_atomically, write_json
+from common.config import DEFAULT_MODEL
+from common.errors import UserError
+from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
+from common.progress import progress_bar
+
+SCHEMA = "busy-1"
+STAGES = ("m3", "m6")
+LOADS = (0, 2, 8)
+SWEEP = (0, 1_000, 3_000, 10_000, 30_000, 100_000)
+DEFAULT = int(LIBRARY_DEFAULTS["GOMP_SPINCOUNT"])
+QUIET_SHARE = 0.95
+"""Of the runtime's default, on a quiet machine."""
+BUSY_SHARES = {2: 0.42, 8: 0.12}
+"""Of the own speed on a quiet machine, by busy loops beside it (measured on two CPUs)."""
+SECONDS = 8.0
+"""One run ends here: with the default, beside eight processes, it would take minutes."""
+
+
+@dataclass
+class Line:
+    """Output tokens per second of a stage at a spin count, run by run, beside `busy` loops."""
+
+    stage: str
+    spin_count: int
+    busy: int
+    runs: list[float] = field(default_factory=list[float])
+
+    @property
+    def rate(self) -> float:
+        return median(self.runs)
+
+
+class Contestant:
+    """A worker with a spin count of its own. It sleeps between its turns."""
+
+    def __init__(self, stage: str, spin_count: int, model: str) -> None:
+        self.stage, self.spin_count = stage, spin_count
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.busy_worker", stage, model],
+            env=os.environ | {"GOMP_SPINCOUNT": str(spin_count)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def rate(self, seconds: float) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise UserError(f"the process of {self.stage} has ended with status {self._process.wait()}")
+        return line
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def busy_loops(count: int) -> Generator[None]:
+    """So many other processes, each of which wants a CPU all the time."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def measure(
+    spin_counts: Sequence[int], rounds: int, model: str, loads: Sequence[int] = LOADS, seconds: float = SECONDS
+) -> list[Line]:
+    lines = {(s, c, n): Line(s, c, n) for s in STAGES for n in loads for c in spin_counts}
+    with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(spin_counts) + rounds * len(lines)) as advance:
+        contestants: list[Contestant] = []
+        for stage in STAGES:
+            for count in spin_counts:
+                contestants.append(Contestant(stage, count, model))
+                stack.callback(contestants[-1].close)
+                advance(1, f"{stage} is ready")
+        for _ in range(rounds):
+            for busy in loads:
+                with busy_loops(busy):
+                    for one in contestants:
+                        lines[one.stage, one.spin_count, busy].runs.append(one.rate(seconds))
+                        advance(1, f"{one.stage} beside {busy}")
+    return list(lines.values())
+
+
+def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """What is asked of `SPIN_COUNT`: each with the share reached, the share asked, and whether that is met."""
+    rates = {(line.stage, line.spin_count, line.busy): line.rate for line in lines}
+    found: list[dict[str, Any]] = []
+    for stage in STAGES:
+        quiet = rates[stage, SPIN_COUNT, 0]
+        asked = [("quiet, of the default's speed", quiet / rates[stage, DEFAULT, 0], QUIET_SHARE)]
+        asked += [
+            (f"beside {busy} busy loops, of its quiet speed", rates[stage, SPIN_COUNT, busy] / quiet, share)
+            for busy, share in BUSY_SHARES.items()
+            if (stage, SPIN_COUNT, busy) in rates
+        ]
+        found += [
+            {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
+            for what, reached, share in asked
+        ]
+    return found
+
+
+def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_MODEL) -> bool:
+    """Measure, write `path` and the picture beside it, print both tables. Is everything met?"""
+    from benchmarks.plots.busy import draw
+
+    counts = sorted({*(SWEEP if sweep else ()), SPIN_COUNT, DEFAULT})
+    lines = measure(counts, rounds, model)
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "environment": environment(),
+        "config": {"model": model, "spin_count": SPIN_COUNT, "default": DEFAULT, "rounds": rounds},
+        "verdicts": verdicts(lines),
+        "records": [asdict(line) | {"tokens_per_s": line.rate} for line in lines],
+    }
+    write_json(path, results)
+    write_atomically(path.with_suffix(".png"), draw(results, short_hardware(results["environment"], "cpu")).savefig)
+    print_tables(lines, results["verdicts"])
+    print(f"wrote {path} and {path.with_suffix('.png')}")
+    return all(verdict["met"] for verdict in results["verdicts"])
+
+
+def print_tables(lines: Sequence[Line], found: Sequence[dict[str, Any]]) -> None:
+    counts = sorted({line.spin_count for line in lines})
+    table = Table(title="output tokens/s by the spin count of idle threads (medians)")
+    for heading in ("stage", "busy loops", *(f"{count:,}" for count in counts)):
+        table.add_column(heading, justify="right")
+    for stage in STAGES:
+        for busy in sorted({line.busy for line in lines}):
+            row = [line for line in lines if line.stage == stage and line.busy == busy]
+            table.add_row(stage, str(busy), *(f"{line.rate:.0f}" for line in sorted(row, key=lambda x: x.spin_count)))
+    console = Console()
+    console.print(table)
+    for verdict in found:
+        met = "met" if verdict["met"] else "NOT MET"
+        console.print(
+            f"{verdict['stage']} {verdict['what']}: {verdict['reached']:.2f} (asked {verdict['asked']}) {met}"
+        )

@@ -1,0 +1,42 @@
+"""One engine that runs the same small batch whenever its parent asks: `python -m benchmarks.busy_worker STAGE MODEL`.
+
+A line on standard input is the seconds that a run may take; the answer is a line with its output tokens per second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import stages
+from common import Engine, SamplingParams
+
+REQUESTS, PROMPT, TOKENS = 8, 32, 64
+
+
+def rate(engine: Engine, seconds: float) -> float:
+    """Output tokens per second of the batch, cut short after `seconds`; prompts are part of the time."""
+    params = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
+    began = time.perf_counter()
+    ids = [engine.add_request([(7 * i + 31 * n + 1) % 400 for i in range(PROMPT)], params) for n in range(REQUESTS)]
+    made: dict[str, int] = {}
+    while engine.has_unfinished and time.perf_counter() - began < seconds:
+        made |= {output.request_id: len(output.token_ids) for output in engine.step()}
+    took = time.perf_counter() - began
+    for request_id in ids:
+        engine.abort(request_id)
+    engine.generate([[1]], SamplingParams(max_tokens=1))  # a step, in which the aborted ones leave
+    return sum(made.values()) / took
+
+
+def main(stage: str, model: str) -> None:
+    options = {"dtype": "bf16", "device": "cpu", "max_num_seqs": REQUESTS, "max_model_len": 2 * (PROMPT + TOKENS)}
+    with stages.build(stage, model=model, **options) as engine:
+        rate(engine, 60.0)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(rate(engine, float(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
