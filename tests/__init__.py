@@ -2,6 +2,9 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the programs that tests start
+from tests import coverage
 
-import common  # noqa: F401 - before torch is imported: it bounds how long idle threads spin
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the programs that tests start
+coverage.start()
+
+import common  # noqa: E402, F401 - after the start of coverage, and before torch: it bounds how long idle threads spin

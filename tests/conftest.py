@@ -15,6 +15,7 @@ from common import Engine
 from common.config import DEFAULT_MODEL
 from common.models import load_tokenizer
 from common.tokenizer import Tokenizer
+from tests.coverage import pytest_sessionfinish, pytest_testnodedown  # noqa: F401 - hooks
 from tests.summary import pytest_terminal_summary  # noqa: F401 - a hook
 
 if not torch.cuda.is_available():

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests import coverage
+
 SLOWEST = 10
 MOST_FAILURES = 8
 LINES_EACH = 2
@@ -19,6 +21,11 @@ _began = time.perf_counter()
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     yield
+    measured = coverage.lines()
+    if measured:
+        terminalreporter.section("coverage")
+    for line in measured:
+        terminalreporter.write_line(line)
     terminalreporter.section("slowest")
     for line in slowest(terminalreporter.stats):
         terminalreporter.write_line(line)

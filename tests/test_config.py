@@ -18,7 +18,8 @@ def test_public_names_import_from_common() -> None:
         assert name in common.__all__ and hasattr(common, name)
 
 
-def test_an_unknown_option_is_dropped_silently() -> None:
+def test_an_unknown_option_is_refused_with_a_suggestion() -> None:
+    """Must not be dropped silently."""
     with pytest.raises(UserError, match=r"max_num_seq'.*mean 'max_num_seqs'.*Choose from: .*model.*dtype.*seed"):
         EngineConfig(max_num_seq=4)  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"temprature'.*mean 'temperature'.*Choose from: .*max_tokens.*logprobs"):

@@ -57,7 +57,8 @@ def test_the_longest_step_is_a_size(limit: int, sizes: list[int]) -> None:
     assert prompt_sizes(limit) == sizes
 
 
-def test_a_short_prompt_alone_drags_room_for_hundreds_of_decodes() -> None:
+def test_a_short_prompt_alone_gets_a_shape_with_room_for_few_decodes() -> None:
+    """Must not bring room for hundreds of decodes with it."""
     shapes = step_shapes(256, 2048)
     assert [shape.rows for shape in shapes] == sorted(shape.rows for shape in shapes)
     assert {shape.prompt_tokens for shape in shapes if shape.decodes == 8} == {0, 64, 128, 256, 384, 512, 768}
@@ -69,7 +70,7 @@ def test_a_short_prompt_alone_drags_room_for_hundreds_of_decodes() -> None:
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 10])
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_a_replayed_step_differs_from_an_eager_one(
+def test_a_replayed_step_equals_an_eager_one(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, model: str, max_num_seqs: int, overlap: bool
 ) -> None:
     options = {"model": model, "max_num_seqs": max_num_seqs, "overlap": overlap, "max_num_batched_tokens": 100}
@@ -84,7 +85,7 @@ def test_a_replayed_step_differs_from_an_eager_one(
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("chunk", [3, 70])
 @pytest.mark.parametrize("stage", CHUNKED)
-def test_chunks_of_prompts_come_out_otherwise(
+def test_chunks_of_prompts_in_graphs_change_no_token(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, chunk: int, overlap: bool
 ) -> None:
     """Chunks that do not sample, several prompts in a step, and hits: each prompt comes twice, and once longer."""
@@ -102,7 +103,7 @@ def test_chunks_of_prompts_come_out_otherwise(
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_steps_that_fit_no_graph_come_out_otherwise(
+def test_steps_that_fit_no_graph_change_no_token(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, overlap: bool
 ) -> None:
     """More prompts in a step than a graph has room for, and a prompt that m4 computes whole, over the budget."""
@@ -117,10 +118,11 @@ def test_steps_that_fit_no_graph_come_out_otherwise(
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_padding_rows_write_into_somebodys_block(
+def test_padding_rows_write_into_the_spare_block_only(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, swap_space: int, overlap: bool
 ) -> None:
-    """Every block that the manager knows is in use, and requests come and go: rows 5 ... 7 of 8 are padding."""
+    """Every block that the manager knows is in use, and requests come and go: rows 5 ... 7 of 8 are padding. Padding
+    must not write into a request's block."""
     options = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space, "overlap": overlap}
     options["max_num_batched_tokens"] = 64
     prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
@@ -135,7 +137,7 @@ def test_padding_rows_write_into_somebodys_block(
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_sampling_beside_greedy_rows_goes_another_way(
+def test_sampling_beside_greedy_rows_gives_the_tokens_of_eager_steps(
     fake_graphs: type[FakeRecorder], build: Build, stage: str
 ) -> None:
     """Whoever wants more than the likeliest token has the sampler run on the graph's hidden states; the next greedy
@@ -157,7 +159,7 @@ def test_sampling_beside_greedy_rows_goes_another_way(
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_a_table_that_shrinks_or_grows_leaves_a_stale_block(
+def test_a_block_table_that_shrinks_or_grows_leaves_no_stale_block(
     fake_graphs: type[FakeRecorder], build: Build, stage: str
 ) -> None:
     """The same rows of the same tensors, for long contexts and then for short ones, and the other way round."""
@@ -174,8 +176,11 @@ def test_nothing_is_captured_where_there_is_no_gpu(build: Build, stage: str) -> 
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_graphs_allocate_anew_at_every_step(fake_graphs: type[FakeRecorder], build: Build, stage: str) -> None:
-    """The addresses that a real graph would read and write stay where they were."""
+def test_graphs_keep_their_tensors_at_the_same_addresses(
+    fake_graphs: type[FakeRecorder], build: Build, stage: str
+) -> None:
+    """The addresses that a real graph would read and write stay where they were. Must not allocate new ones at every
+    step."""
     engine = build(stage, max_num_seqs=4, max_num_batched_tokens=64)
     graphs = engine.runner.graphs
     assert graphs is not None
@@ -199,7 +204,7 @@ class Cycle:
         self.itself = self
 
 
-def test_garbage_is_freed_during_a_capture(
+def test_garbage_is_freed_before_a_capture_and_not_during_it(
     fake_graphs: type[FakeRecorder], build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     garbage = weakref.ref(Cycle())
@@ -217,9 +222,11 @@ def test_garbage_is_freed_during_a_capture(
     assert gc.isenabled()
 
 
-def test_a_capture_that_fails_leaves_the_collector_off(
+def test_a_capture_that_fails_turns_the_collector_on_again(
     fake_graphs: type[FakeRecorder], build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Must not leave it off."""
+
     def fail(self: FakeRecorder, function: Callable[[], None]) -> FakeGraph:
         raise RuntimeError("no memory")
 
@@ -229,7 +236,8 @@ def test_a_capture_that_fails_leaves_the_collector_off(
     assert gc.isenabled()
 
 
-def test_a_capture_turns_on_a_collector_that_was_off(fake_graphs: type[FakeRecorder], build: Build) -> None:
+def test_a_capture_leaves_a_collector_off_that_was_off(fake_graphs: type[FakeRecorder], build: Build) -> None:
+    """Must not turn it on."""
     gc.disable()
     try:
         build(CAPTURING[0], max_num_seqs=2, max_num_batched_tokens=64)
@@ -239,10 +247,10 @@ def test_a_capture_turns_on_a_collector_that_was_off(fake_graphs: type[FakeRecor
 
 
 @pytest.mark.parametrize("stage", CAPTURING[:1])
-def test_a_step_is_prepared_where_the_copy_of_the_one_before_reads(
+def test_consecutive_steps_are_prepared_in_different_buffers(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU that copy may not have begun yet."""
+    """Must not be prepared where the copy of the step before reads: on a GPU that copy may not have begun yet."""
     engine = build(stage, max_num_seqs=4, max_num_batched_tokens=64)
     graphs = engine.runner.graphs
     assert graphs is not None

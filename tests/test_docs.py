@@ -136,12 +136,13 @@ def known_options() -> set[str]:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)
-def test_a_link_leads_nowhere(path: Path) -> None:
+def test_every_link_leads_to_something_that_exists(path: Path) -> None:
+    """Must not lead nowhere."""
     assert wrong_links(ROOT / path, read(ROOT / path)) == []
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)
-def test_a_make_command_has_unknown_words(path: Path) -> None:
+def test_every_make_command_consists_of_known_words(path: Path) -> None:
     words, options = known_words(), known_options()
     if path.parent == Path():
         words.add(f"stage{len(stages.names())}")  # the one that README tells how to add
@@ -152,7 +153,7 @@ def test_a_make_command_has_unknown_words(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)
-def test_a_module_that_is_run_does_not_exist_or_lacks_an_option(path: Path) -> None:
+def test_every_module_that_is_run_exists_and_has_its_options(path: Path) -> None:
     for command in commands(read(ROOT / path), "python -m"):
         module = command[0]
         if module.split(".")[0] in ("benchmarks", "stages", "common", "notebooks"):
@@ -161,13 +162,13 @@ def test_a_module_that_is_run_does_not_exist_or_lacks_an_option(path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_table_of_stages_is_not_what_make_report_writes(name: str) -> None:
+def test_the_table_of_stages_is_what_make_report_writes(name: str) -> None:
     repository = kept(read_machines())
     assert (ROOT / name).read_text(encoding="utf-8") == readmes(repository)[name], "run `make report`"
 
 
 @pytest.mark.parametrize("name", ["README", "reports/interview_guide"])
-def test_the_languages_do_not_link_to_the_same(name: str) -> None:
+def test_both_languages_link_to_the_same_targets(name: str) -> None:
     """What one language points at, the other does, itself apart; each in its own language where there are both."""
     found = [set(re.findall(r"\]\(([^()\s]+)\)", read(ROOT / f"{name}{end}"))) for end in (".md", ".zh-CN.md")]
     plain = [{target.partition("#")[0].replace(".zh-CN.md", ".md") for target in targets} for targets in found]
@@ -175,12 +176,12 @@ def test_the_languages_do_not_link_to_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["interview_guide.md", "interview_guide.zh-CN.md"])
-def test_the_guide_is_not_what_make_report_writes(name: str) -> None:
+def test_the_guide_is_what_make_report_writes(name: str) -> None:
     repository = kept(read_machines())
     assert (REPORTS / name).read_text(encoding="utf-8") == guides(repository, REPORTS)[name], "run `make report`"
 
 
-def test_the_checks_see_nothing(tmp_path: Path) -> None:
+def test_the_checks_find_what_is_wrong(tmp_path: Path) -> None:
     here = ROOT / "README.md"
     assert len(wrong_links(here, "[a](none.md) [b](README.md#none) [`main`](Makefile#L99999)")) == 3
     assert wrong_links(here, "[`Engine.step`](common/engine.py#L1)") != []

@@ -203,7 +203,7 @@ def test_stream_yields_each_request_token_by_token(engine: Engine) -> None:
     assert tokens(list(last.values())) == tokens(engine.generate(PROMPTS, EIGHT))
 
 
-def test_an_abandoned_stream_goes_on_computing(engine: Engine) -> None:
+def test_an_abandoned_stream_computes_nothing_more(engine: Engine) -> None:
     stream = engine.stream(PROMPTS, EIGHT)
     for _ in range(3):
         next(stream)
@@ -212,8 +212,8 @@ def test_an_abandoned_stream_goes_on_computing(engine: Engine) -> None:
     assert_idle(engine)
 
 
-def test_an_abandoned_stream_swallows_the_outputs_of_others(build: Build) -> None:
-    """Both end in the same step; the stream's reader leaves between the two outputs."""
+def test_an_abandoned_stream_keeps_the_outputs_of_others(build: Build) -> None:
+    """Both end in the same step; the stream's reader leaves between the two outputs. Must not swallow them."""
     engine = build(max_num_seqs=2)
     stream = engine.stream([[1]], SamplingParams(max_tokens=1))
     other = engine.add_request([2], SamplingParams(max_tokens=1))
@@ -222,7 +222,8 @@ def test_an_abandoned_stream_swallows_the_outputs_of_others(build: Build) -> Non
     assert [(o.request_id, o.finish_reason) for o in run(engine)] == [(other, "length")]
 
 
-def test_two_streams_at_once_wait_for_each_other_for_ever(engine: Engine) -> None:
+def test_two_streams_at_once_both_finish_with_their_own_tokens(engine: Engine) -> None:
+    """Must not wait for each other for ever."""
     one, two = engine.stream(PROMPTS[:2], EIGHT), engine.stream(PROMPTS[2:], EIGHT)
     seen: dict[str, RequestOutput] = {}
     for pair in zip(one, two, strict=True):
@@ -232,7 +233,8 @@ def test_two_streams_at_once_wait_for_each_other_for_ever(engine: Engine) -> Non
     assert [by_prompt[tuple(p)] for p in PROMPTS] == tokens(engine.generate(PROMPTS, EIGHT))
 
 
-def test_a_stream_whose_engine_was_closed_spins_for_ever(engine: Engine) -> None:
+def test_a_stream_ends_when_its_engine_is_closed(engine: Engine) -> None:
+    """Must not spin for ever."""
     stream = engine.stream(PROMPTS, EIGHT)
     next(stream)
     engine.close()
@@ -359,7 +361,7 @@ def test_an_arrival_in_the_past_counts_as_queueing(engine: Engine) -> None:
     assert first.ttft > first.queue_time >= 5
 
 
-def test_an_output_changes_after_it_was_returned(engine: Engine, tokenizer: Tokenizer) -> None:
+def test_an_output_never_changes_after_it_was_returned(engine: Engine, tokenizer: Tokenizer) -> None:
     engine.tokenizer = tokenizer
     params = SamplingParams(max_tokens=6, logprobs=1)
     late = list(engine.stream([[5, 6]], params))  # looked into only now

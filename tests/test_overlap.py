@@ -19,7 +19,7 @@ TIGHT = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES}
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("stage", PAGED)
-def test_preemption_a_step_ahead_changes_tokens(build: Build, stage: str, swap_space: int) -> None:
+def test_preemption_a_step_ahead_changes_no_token(build: Build, stage: str, swap_space: int) -> None:
     prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
     expected = tokens(build(stage).generate(prompts, params))
     engine = build(stage, overlap=True, swap_space=swap_space, **TIGHT)
@@ -28,8 +28,9 @@ def test_preemption_a_step_ahead_changes_tokens(build: Build, stage: str, swap_s
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_stops_and_aborts_come_a_step_late(build: Build, stage: str) -> None:
-    """Random stop tokens, EOS, samples, penalties and aborts: what comes out does not show when it was planned."""
+def test_stops_and_aborts_a_step_ahead_change_no_token(build: Build, stage: str) -> None:
+    """Random stop tokens, EOS, samples, penalties and aborts: what comes out does not show when it was planned. Stops
+    must not come a step late."""
     for seed in range(6):
         random = Random(seed)
         prompts = prompts_of([random.randint(1, 20) for _ in range(9)], seed)
@@ -57,7 +58,7 @@ def test_stops_and_aborts_come_a_step_late(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_token_too_many_is_counted_or_returned(build: Build, stage: str) -> None:
+def test_a_token_computed_after_a_stop_is_neither_counted_nor_returned(build: Build, stage: str) -> None:
     free = build(stage).generate([[5, 6]], exactly(12))[0].token_ids
     stop = next(t for i, t in enumerate(free) if i >= 2 and t not in free[:i])
     engine = build(stage, overlap=True)
@@ -69,7 +70,7 @@ def test_a_token_too_many_is_counted_or_returned(build: Build, stage: str) -> No
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_step_is_planned_for_nobody(build: Build, stage: str) -> None:
+def test_no_step_is_planned_after_requests_end_by_max_tokens(build: Build, stage: str) -> None:
     """Whoever ends by max_tokens ends without a step too many."""
     steps = [build(stage, overlap=o, max_num_seqs=2) for o in (False, True)]
     for engine in steps:
@@ -79,7 +80,9 @@ def test_a_step_is_planned_for_nobody(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_stop_string_is_seen_late_and_cut_in_time(build: Build, stage: str, tokenizer: Tokenizer) -> None:
+def test_the_text_ends_before_a_stop_string_that_is_seen_a_step_late(
+    build: Build, stage: str, tokenizer: Tokenizer
+) -> None:
     engine = build(stage, overlap=True)
     engine.tokenizer = tokenizer
     (free,) = engine.generate([[5, 6]], exactly(12))
@@ -89,7 +92,7 @@ def test_a_stop_string_is_seen_late_and_cut_in_time(build: Build, stage: str, to
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_whoever_stops_reading_leaves_a_step_behind(build: Build, stage: str) -> None:
+def test_an_abandoned_stream_leaves_no_step_in_flight(build: Build, stage: str) -> None:
     engine = build(stage, overlap=True)
     other = engine.add_request([9, 9, 9], exactly(6))
     for output in engine.stream(prompts_of((3, 4)), exactly(20)):
@@ -121,7 +124,7 @@ def test_the_engine_is_a_step_ahead(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_trace_of_steps_ahead_overlaps_itself(build: Build, stage: str) -> None:
+def test_steps_ahead_never_overlap_in_the_trace(build: Build, stage: str) -> None:
     engine = build(stage, overlap=True, max_num_seqs=4)
     trace = engine.trace = StepTrace()
     engine.generate(prompts_of((5, 9, 3, 1, 4, 7)), exactly(9))

@@ -22,31 +22,32 @@ def filled(policy: str, *requests: Request) -> WaitingQueue:
     return queue
 
 
-def test_fcfs_looks_at_priority_or_at_the_claimed_arrival() -> None:
+def test_fcfs_ignores_priority_and_the_claimed_arrival() -> None:
     queue = filled("fcfs", request(0, 5, 9.0), request(1, -5, 3.0), request(2, 0, 0.0))
     assert [r.number for r in queue] == [0, 1, 2]
 
 
-def test_a_lower_number_is_less_urgent() -> None:
+def test_a_lower_number_is_more_urgent() -> None:
     queue = filled("priority", request(0, 1), request(1, -1), request(2, 0), request(3, -2))
     assert [r.number for r in queue] == [3, 1, 2, 0]
 
 
-def test_equals_change_places() -> None:
+def test_requests_of_equal_urgency_keep_their_order() -> None:
+    """Must not change places."""
     queue = filled("priority", *(request(n, 1, 7.0) for n in range(20)))
     assert [r.number for r in queue] == list(range(20))
 
 
 @pytest.mark.parametrize(("waited", "first"), [(-0.01, 1), (0.01, 0)])
 @pytest.mark.parametrize("levels", [1, 2, 50])
-def test_whoever_waits_long_enough_still_starves(levels: int, waited: float, first: int) -> None:
-    """Ten seconds of waiting are worth one level, neither more nor less."""
+def test_a_request_that_waits_long_enough_starts_first(levels: int, waited: float, first: int) -> None:
+    """Ten seconds of waiting are worth one level, neither more nor less. A patient request must not starve."""
     patient = request(0, levels, 100.0)
     urgent = request(1, 0, 100.0 + levels * AGEING_SECONDS + waited)
     assert filled("priority", patient, urgent)[0].number == first
 
 
-def test_an_endless_stream_of_urgent_requests_starves_one() -> None:
+def test_an_endless_stream_of_urgent_requests_starves_no_other_one() -> None:
     queue = filled("priority", request(0, 3, 0.0))
     for number in range(1, 100):  # one a second, each of the highest level, and one starts each second
         queue.append(request(number, 0, float(number)))
@@ -59,7 +60,7 @@ def test_an_endless_stream_of_urgent_requests_starves_one() -> None:
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-def test_a_preempted_request_loses_its_place(policy: str) -> None:
+def test_a_preempted_request_keeps_its_place(policy: str) -> None:
     shuffled = random.Random(0)
     requests = [request(n, shuffled.randrange(-3, 3), shuffled.uniform(0, 50)) for n in range(30)]
     queue = filled(policy, *requests)
@@ -74,7 +75,8 @@ def test_a_preempted_request_loses_its_place(policy: str) -> None:
         assert list(queue) == order
 
 
-def test_removing_who_is_not_there_removes_somebody_else() -> None:
+def test_removing_a_request_that_does_not_wait_is_refused() -> None:
+    """Must not remove another request."""
     queue = filled("fcfs", request(0), request(2))
     for absent in (request(1), request(2), request(3)):
         with pytest.raises(RuntimeError, match="does not wait here"):

@@ -160,7 +160,7 @@ def mixed_batch() -> tuple[torch.Tensor, list[Request]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_request_gets_depends_on_its_batch_mates(dtype: torch.dtype) -> None:
+def test_what_a_request_gets_does_not_depend_on_the_rest_of_the_batch(dtype: torch.dtype) -> None:
     """The whole batch, its reverse, and each row alone: the same tokens and log-probabilities."""
     logits, requests = mixed_batch()
     logits = logits.to(dtype)

@@ -109,7 +109,8 @@ def test_a_request_that_ended_a_step_ago_keeps_its_memory_until_that_step_is_bac
         assert cache.freed == [request.id] and other.output_token_ids == [1, 1, 1]
 
 
-def test_an_abort_frees_a_request_that_is_in_flight() -> None:
+def test_an_aborted_request_keeps_its_memory_until_its_last_step_is_back() -> None:
+    """Must not be freed while it is in flight."""
     scheduler, cache, (request, other) = scheduler_with([1, 2], [3])
     first, second = plan(scheduler), plan(scheduler)
     scheduler.abort(request)

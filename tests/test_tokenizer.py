@@ -116,7 +116,7 @@ def test_chat_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
         ([{"role": "user", "content": ["Hi"]}], "list"),
     ],
 )
-def test_bad_messages(messages: list[dict[str, Any]], named: str, tokenizer: Tokenizer) -> None:
+def test_bad_messages_are_refused(messages: list[dict[str, Any]], named: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=named):
         tokenizer.chat(messages)
 
@@ -167,7 +167,7 @@ def test_no_truncation_and_no_padding(folder: Path) -> None:
     assert len(tokenizer.encode("a")) == 1
 
 
-def test_no_chat_template(folder: Path) -> None:
+def test_chat_without_a_chat_template_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         configure(folder).chat([{"role": "user", "content": "Hi"}])
 
@@ -196,7 +196,7 @@ def test_named_templates_and_the_file(folder: Path) -> None:
         "{{ 1 / 0 }}",
     ],
 )
-def test_a_template_that_refuses_or_misbehaves(template: str, folder: Path) -> None:
+def test_a_template_that_refuses_or_misbehaves_is_an_error_of_one_line(template: str, folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         configure(folder, chat_template=template).chat([{"role": "user", "content": "Hi"}])
     assert "\n" not in str(caught.value)
@@ -208,7 +208,7 @@ def test_template_helpers(folder: Path) -> None:
     assert text == '[{"role": "user", "content": "é<"}] 4'
 
 
-def test_older_folders_without_tokenizer_json(tmp_path: Path) -> None:
+def test_older_folders_without_tokenizer_json_are_read(tmp_path: Path) -> None:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate([*letters, "he", "<|endoftext|>"])}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\n")
@@ -222,19 +222,19 @@ def test_older_folders_without_tokenizer_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["{", "[1, 2]", ""])
-def test_broken_files(name: str, text: str, folder: Path) -> None:
+def test_broken_files_are_refused_by_name(name: str, text: str, folder: Path) -> None:
     (folder / name).write_text(text)
     with pytest.raises(UserError, match=name):
         Tokenizer.from_folder(folder)
 
 
-def test_broken_older_files(tmp_path: Path) -> None:
+def test_broken_older_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{")
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
 
 
-def test_broken_templates(folder: Path) -> None:
+def test_broken_templates_are_refused_with_the_name_of_their_file(folder: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer_config\.json"):
         configure(folder, chat_template=[1])
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
@@ -243,7 +243,7 @@ def test_broken_templates(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user-here/model"])
-def test_a_name_that_can_be_no_path(name: str) -> None:
+def test_a_name_that_cannot_be_a_path_is_refused_in_a_short_message(name: str) -> None:
     with pytest.raises(UserError, match="model") as caught:
         load_tokenizer(name)
     assert len(str(caught.value)) < 300

@@ -27,7 +27,7 @@ def traced(build: Build, stage: str, trace: StepTrace, **options: int) -> Engine
 
 
 @pytest.mark.parametrize("stage", ["m0", "m1", *CONTINUOUS])
-def test_the_trace_and_the_metrics_disagree(build: Build, stage: str) -> None:
+def test_the_trace_agrees_with_the_metrics(build: Build, stage: str) -> None:
     trace = StepTrace()
     metrics = traced(build, stage, trace).metrics()
     chunks = [chunk for step in trace.steps for chunk in step.chunks]
@@ -44,7 +44,7 @@ def test_the_trace_and_the_metrics_disagree(build: Build, stage: str) -> None:
 
 @pytest.mark.parametrize("stage", PAGED)
 @pytest.mark.parametrize("swap_space", [0, 6 * 4 * TOKEN_BYTES, 10**6], ids=["recompute", "both", "swap"])
-def test_a_preemption_is_not_recorded(build: Build, stage: str, swap_space: int) -> None:
+def test_every_preemption_is_recorded(build: Build, stage: str, swap_space: int) -> None:
     """Each preemption is in the trace, and what the request does next says of which kind it was."""
     trace = StepTrace()
     metrics = traced(build, stage, trace, swap_space=swap_space).metrics()
@@ -76,7 +76,7 @@ def test_a_preemption_is_not_recorded(build: Build, stage: str, swap_space: int)
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_regions_disagree_with_the_usage(build: Build, stage: str) -> None:
+def test_the_regions_agree_with_the_usage(build: Build, stage: str) -> None:
     trace = StepTrace(regions=True)
     engine = traced(build, stage, trace)
     capacity = engine.scheduler.cache.usage().capacity
@@ -91,7 +91,7 @@ def test_the_regions_disagree_with_the_usage(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_shared_block_has_one_owner_in_the_trace(build: Build, stage: str) -> None:
+def test_a_shared_block_has_all_its_owners_in_the_trace(build: Build, stage: str) -> None:
     engine = build(stage, block_size=4)
     engine.trace = StepTrace(regions=True)
     engine.generate(prompts_of([8]), exactly(2, n=3, temperature=1.0))
@@ -104,7 +104,8 @@ def test_a_shared_block_has_one_owner_in_the_trace(build: Build, stage: str) -> 
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_long_run_fills_the_memory(build: Build, stage: str) -> None:
+def test_a_long_run_keeps_only_the_last_steps_in_the_trace(build: Build, stage: str) -> None:
+    """Must not fill the memory."""
     engine = build(stage, max_num_seqs=4)
     trace = engine.trace = StepTrace(max_steps=10)
     for _ in range(60):
@@ -117,7 +118,7 @@ def test_a_long_run_fills_the_memory(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_json_file_is_not_what_was_recorded(build: Build, stage: str, tmp_path: Path) -> None:
+def test_the_json_file_is_what_was_recorded(build: Build, stage: str, tmp_path: Path) -> None:
     trace = StepTrace(regions=True)
     traced(build, stage, trace)
     path = tmp_path / "new" / "trace.json"
@@ -132,7 +133,7 @@ def test_the_json_file_is_not_what_was_recorded(build: Build, stage: str, tmp_pa
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_perfetto_cannot_open_the_chrome_trace(build: Build, stage: str, tmp_path: Path) -> None:
+def test_the_chrome_trace_has_the_format_that_perfetto_opens(build: Build, stage: str, tmp_path: Path) -> None:
     """The Trace Event Format: complete events with times in microseconds, counters, and a name for every row."""
     trace = StepTrace()
     traced(build, stage, trace)

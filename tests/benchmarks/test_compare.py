@@ -143,7 +143,7 @@ def test_resume_keeps_what_is_there_and_runs_the_rest(failing: Done) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"commit": "another"}, {"hardware": {"cpu": "another machine"}}], ids=str)
-def test_resume_takes_over_what_was_measured_elsewhere(tmp_path: Path, changed: dict[str, object]) -> None:
+def test_resume_refuses_what_another_commit_or_machine_measured(tmp_path: Path, changed: dict[str, object]) -> None:
     """A file names one commit and one machine: records of another one do not get their names."""
     plan = make_comparison(["m1"], ["single"], peers=False, dtype="bf16", device="cpu", model="random:tiny-llama")
     path = tmp_path / "bench.json"
@@ -158,7 +158,8 @@ def test_resume_takes_over_what_was_measured_elsewhere(tmp_path: Path, changed: 
 @pytest.mark.parametrize(
     "broken", [{"config": None}, {"environment": []}, {"records": [3]}, {"config": "text"}], ids=str
 )
-def test_a_broken_results_file_is_a_traceback(tmp_path: Path, broken: dict[str, object]) -> None:
+def test_a_broken_results_file_is_one_line(tmp_path: Path, broken: dict[str, object]) -> None:
+    """Must not be a traceback."""
     path = tmp_path / "bench.json"
     path.write_text(json.dumps({**Results({}, {}).to_json(), **broken}))
     with pytest.raises(UserError, match="another version of the bench"):
@@ -176,7 +177,7 @@ def test_stages_and_peers_on_a_quantised_folder(quantised_folder: Path, tmp_path
     assert "m6: attention" in done.stdout
 
 
-def test_a_bench_quantises_in_silence_or_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bench_quantises_once_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one says what it does and how long it took; the second takes what the first has made."""
     monkeypatch.setitem(ENV, "FOLOVLLM_CACHE", str(tmp_path / "cache"))
     model = freeze("random:tiny-llama", tmp_path / "model")

@@ -16,13 +16,13 @@ CUDA = (
 )
 
 
-def test_torch_refusing_memory_on_a_cpu() -> None:
+def test_memory_that_torch_refuses_on_a_cpu_is_reported_with_its_size() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert of_error(caught.value) == "out of memory: there was no room for 1,152,921,504.6 GB more"
 
 
-def test_numpy_refusing_memory() -> None:
+def test_memory_that_numpy_refuses_is_reported_with_its_size() -> None:
     with pytest.raises(MemoryError) as caught:
         np.empty(1 << 60, dtype=np.uint8)
     assert of_error(caught.value).startswith("out of memory: Unable to allocate 1.00 EiB")
@@ -52,5 +52,5 @@ def test_an_error_in_one_line(error: Exception, says: str) -> None:
         (1, "", "the worker ended with status 1 and no result"),
     ],
 )
-def test_an_end_without_a_result(status: int, log: str, says: str) -> None:
+def test_an_end_without_a_result_says_how_the_worker_ended(status: int, log: str, says: str) -> None:
     assert of_exit(status, log) == says

@@ -31,7 +31,7 @@ def answers(language: int) -> dict[str, str]:
 
 
 @both
-def test_a_question_is_not_answered(language: int) -> None:
+def test_every_question_is_answered(language: int) -> None:
     found = answers(language)
     numbered = [f"{name}: {question[language]}" for name, question in NUMBERED.items()]
     assert list(found) == [*numbered, *map(str, FOLLOW_UPS)]
@@ -45,20 +45,21 @@ def test_a_question_is_not_answered(language: int) -> None:
 
 
 @both
-def test_what_the_stages_leave_out_is_passed_over(language: int) -> None:
+def test_what_the_stages_leave_out_is_mentioned(language: int) -> None:
+    """Must not be passed over."""
     found = {name.split(":")[0]: " ".join(answer.split()) for name, answer in answers(language).items()}
     for name, words in MENTIONED.items():
         assert [word for word in words if word.lower() not in found[name].lower()] == [], name
 
 
 @both
-def test_an_answer_points_at_no_code(language: int) -> None:
+def test_every_answer_points_at_code(language: int) -> None:
     """Where there is code to point at: not why one chose the project, nor how one prepares."""
     for name, answer in answers(language).items():
         assert name.startswith("Q2:") or "](../" in answer or "report.md" in answer, name
 
 
-def test_the_languages_say_different_things() -> None:
+def test_both_languages_say_the_same() -> None:
     """The same figures, the same lines of code, as many corrections; and Chinese of a length that says as much."""
     zh, en = (answers(language) for language in (0, 1))
     for (question, short), long in zip(zh.items(), en.values(), strict=True):
@@ -72,6 +73,6 @@ def test_the_languages_say_different_things() -> None:
 
 
 @both
-def test_a_placeholder_is_left_or_a_figure_is_not_of_this_machine(language: int) -> None:
+def test_no_placeholder_is_left_and_every_figure_is_of_this_machine(language: int) -> None:
     assert "{" not in re.sub(r"`[^`]*`", "", guide(language))
     assert "†" not in guide(language).partition("\n## ")[2]

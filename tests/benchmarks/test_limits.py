@@ -18,7 +18,7 @@ QWEN3 = PRESETS["qwen3-0.6b"]
 
 
 @pytest.mark.parametrize(("workload", "by_hand"), [("decode_one", 2450), ("nano", 24_300)])
-def test_another_limit_than_by_hand(workload: str, by_hand: float) -> None:
+def test_the_limit_is_the_one_worked_out_by_hand(workload: str, by_hand: float) -> None:
     requests = find_size(workload, None, "gpu").requests(QWEN3.vocab_size)
     assert tokens_per_s(requests, QWEN3, torch.bfloat16, H100) == pytest.approx(by_hand, rel=0.06)
 

@@ -122,7 +122,8 @@ def positions(prompt: int, tokens: int) -> Results:
     return results
 
 
-def test_a_name_flies_off_after_a_long_prompt() -> None:
+def test_a_name_stays_beside_its_line_after_a_long_prompt() -> None:
+    """Must not fly off."""
     figure = time_by_position(positions(8000, 60), "long_context")
     assert figure is not None
     axis = figure.axes[0]
@@ -133,7 +134,7 @@ def test_a_name_flies_off_after_a_long_prompt() -> None:
     assert axis.get_xlim()[1] < 8100
 
 
-def test_a_few_tokens_after_a_long_prompt_draw_a_trend() -> None:
+def test_a_few_tokens_after_a_long_prompt_draw_no_trend() -> None:
     assert time_by_position(positions(8000, 15), "long_context") is None
 
 

@@ -12,7 +12,7 @@ from benchmarks.prefixes import BLOCK, EXAMPLES, FOLLOW_UPS, QUESTIONS, SYSTEM, 
 from common.kv_cache import PrefixNode
 
 
-def test_blocks_without_a_branch_are_drawn_as_many_nodes() -> None:
+def test_blocks_without_a_branch_are_drawn_as_one_node() -> None:
     """Two blocks in a row, then two that part, one of which goes on."""
     nodes = [PrefixNode(parent, (1, 2), hits, 0) for parent, hits in [(None, 5), (0, 5), (1, 3), (1, 1), (3, 0)]]
     [root] = runs_of(nodes)
@@ -20,7 +20,7 @@ def test_blocks_without_a_branch_are_drawn_as_many_nodes() -> None:
     assert [(child.start, child.end, child.hits) for child in root.children] == [(2, 3, [3]), (2, 4, [1, 0])]
 
 
-def test_the_tree_of_the_scenario_is_not_its_prompts_or_blank(tmp_path: Path) -> None:
+def test_the_tree_of_the_scenario_is_that_of_its_prompts_and_is_not_blank(tmp_path: Path) -> None:
     nodes, hit_rate = record_prefixes("m6", "random:tiny-llama", "cpu", "float32")
     [root] = runs_of(nodes)
     requests = sum(QUESTIONS) + 2 * FOLLOW_UPS

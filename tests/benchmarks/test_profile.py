@@ -65,7 +65,8 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
         assert ran == []
 
 
-def test_a_part_measures_something_else_than_its_name_says() -> None:
+def test_each_part_runs_with_the_options_of_its_name() -> None:
+    """Must not measure something else than its name says."""
     options = {part.name: part.options for part in gpu.bench_parts()}
     assert options["gpu-bench"] == {}
     assert options["gpu-bench-head16"] == {"head_bits": 16}
@@ -87,8 +88,8 @@ def test_the_gpu_jobs_run_as_commands(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "gpu-limits.json").exists()
 
 
-def test_the_table_is_put_beside_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each workload's line names the first stage's speed and its share of the limit."""
+def test_each_workload_is_compared_with_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each workload's line names the first stage's speed and its share of its limit. Must not take another limit."""
     plan = make_comparison(["m6", "m7"], ["nano"], peers=False, model="random:tiny-llama", dtype="fp32", device="cpu")
     results = Results({}, plan.config())
     results.add(Record("m6", "nano", output_tokens_per_s=300.0))

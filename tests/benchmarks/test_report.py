@@ -68,20 +68,23 @@ def test_a_ratio_is_taken_from_one_run(put: Put, tmp_path: Path) -> None:
     assert evaluate(machine, speed.format("m7")) is None
 
 
-def test_an_ablation_stands_in_for_the_defaults(put: Put, tmp_path: Path) -> None:
+def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path) -> None:
+    """Must not stand in for them, even where it has more stages."""
     put("a-eager.json", {"m1": 1, "m2": 1, "m3": 1}, options={"fused_kernels": False})
     put("b.json", {"m1": 10, "m2": 30})
     assert evaluate(read(tmp_path / "cpu"), "mixed.m1.output_tokens_per_s") == 10
 
 
 @pytest.mark.parametrize("name", ["mixed", "mixed.m1", "mixed.m1.speed", "attention.triton", "quality.bf16"])
-def test_a_name_that_cannot_exist_is_silently_missing(put: Put, tmp_path: Path, name: str) -> None:
+def test_a_name_that_cannot_exist_is_refused(put: Put, tmp_path: Path, name: str) -> None:
+    """Must not be silently missing."""
     put("a.json", {"m1": 1})
     with pytest.raises(UserError, match=re.escape(name.split(".")[-1])):
         evaluate(read(tmp_path / "cpu"), name)
 
 
-def test_quick_sizes_and_foreign_files_are_taken_for_measurements(put: Put, tmp_path: Path) -> None:
+def test_quick_sizes_and_foreign_files_are_left_out(put: Put, tmp_path: Path) -> None:
+    """Must not be taken for measurements."""
     put("a.json", {"m1": 1})
     put("quick.json", {"m1": 9}, quick=True)
     (tmp_path / "cpu" / "broken.json").write_text("{")
@@ -93,7 +96,7 @@ def test_quick_sizes_and_foreign_files_are_taken_for_measurements(put: Put, tmp_
 
 
 @pytest.mark.parametrize(("speed", "verdict"), [(30.0, MET), (99.0, MET), (29.0, NOT_MET)])
-def test_a_verdict_is_not_that_of_the_figures(put: Put, tmp_path: Path, speed: float, verdict: str) -> None:
+def test_a_verdict_is_that_of_the_figures(put: Put, tmp_path: Path, speed: float, verdict: str) -> None:
     put("a.json", {"m1": 10, "m2": speed})
     machine = read(tmp_path / "cpu")
     filler = Filler({"cpu": machine}, "cpu", tmp_path)
@@ -105,7 +108,7 @@ def test_a_verdict_is_not_that_of_the_figures(put: Put, tmp_path: Path, speed: f
     assert (absent.verdict, absent.why) == (NOT_MEASURED, "`make bench WORKLOAD=interference`")
 
 
-def test_a_claim_cannot_be_looked_up() -> None:
+def test_every_claim_can_be_looked_up() -> None:
     machines = read_machines()
     for claim in CLAIMS:
         assert claim.low is not None or claim.high is not None
@@ -115,7 +118,7 @@ def test_a_claim_cannot_be_looked_up() -> None:
             assert found.verdict != NOT_MET or found.why, f"{claim.said}: not met, and nothing says why"
 
 
-def test_a_cpu_is_compared_with_a_gpu(put: Put, tmp_path: Path) -> None:
+def test_a_cpu_is_never_compared_with_a_gpu(put: Put, tmp_path: Path) -> None:
     """Both wrote into reports/local: a ratio must not take one half from each."""
     put("a.json", {"m1": 10}, machine="local")
     put("gpu-bench.json", {"m1": 200, "m2": 900}, machine="local", device="cuda")
@@ -133,7 +136,7 @@ def test_a_cpu_is_compared_with_a_gpu(put: Put, tmp_path: Path) -> None:
     assert "(yours)" in text and "(yours)" not in (tmp_path / "report.md").read_text()
 
 
-def test_of_two_workloads_none_or_the_wrong_one_is_taken(put: Put, tmp_path: Path) -> None:
+def test_of_two_workloads_the_one_that_was_measured_is_taken(put: Put, tmp_path: Path) -> None:
     """`single.m7 or decode_one.m7`: a GPU's runs have the second only, and the verdict must say so."""
     put("a.json", {"m6": 10, "m7": 15})
     values = json.loads((tmp_path / "cpu" / "a.json").read_text())
@@ -146,7 +149,7 @@ def test_of_two_workloads_none_or_the_wrong_one_is_taken(put: Put, tmp_path: Pat
     assert (found.verdict, found.workload, found.value) == (MET, "decode_one", "+50.0 %")
 
 
-def test_context_in_equal_memory_is_not_interpolated(put: Put, tmp_path: Path) -> None:
+def test_context_in_equal_memory_is_interpolated(put: Put, tmp_path: Path) -> None:
     """m3's activations grow with the square: 100 MB at 1,000 tokens, 400 at 2,000. m4 needs 200 MB for 8,000."""
     put("a.json", {"m4": 1})
     path = tmp_path / "cpu" / "a.json"
@@ -165,7 +168,7 @@ def test_context_in_equal_memory_is_not_interpolated(put: Put, tmp_path: Path) -
     assert evaluate(read(tmp_path / "cpu"), "long_context.m4.longer_context") is None
 
 
-def test_execution_is_not_told_apart(put: Put, tmp_path: Path) -> None:
+def test_ways_of_execution_are_told_apart(put: Put, tmp_path: Path) -> None:
     def words(machine: Machine) -> str:
         return to_markdown(execution_blocks(machine), tmp_path)
 
@@ -182,7 +185,8 @@ def test_execution_is_not_told_apart(put: Put, tmp_path: Path) -> None:
     assert execution_blocks(read(tmp_path / "cpu")) == []
 
 
-def test_quality_and_interop_are_lists_of_anything(tmp_path: Path) -> None:
+def test_quality_and_interop_become_tables_and_figures(tmp_path: Path) -> None:
+    """Must not be lists of anything."""
     folder = tmp_path / "cpu"
     folder.mkdir()
     sizes = {"agreement": 0.9, "layer_bytes": 10**8, "model_bytes": 2 * 10**8}
@@ -206,7 +210,8 @@ def test_quality_and_interop_are_lists_of_anything(tmp_path: Path) -> None:
     assert "+9.1%" in text
 
 
-def test_readers_are_told_figures_of_another_machine(put: Put, tmp_path: Path) -> None:
+def test_figures_of_another_machine_are_marked(put: Put, tmp_path: Path) -> None:
+    """Readers must not take them for figures of their own machine."""
     put("a.json", {"m1": 10, "m2": 30})
     put("a.json", {"m1": 77}, machine="local")
     machines = read_machines(tmp_path)
@@ -218,7 +223,7 @@ def test_readers_are_told_figures_of_another_machine(put: Put, tmp_path: Path) -
     assert filler.fill(text) == "77.0 30.0† *not measured yet: run `make gpu-bench`*"
 
 
-def test_placeholders_that_point_nowhere_are_accepted(tmp_path: Path) -> None:
+def test_placeholders_that_point_nowhere_are_refused(tmp_path: Path) -> None:
     filler = Filler({}, "cpu", REPORTS)
     assert filler.fill("{code:common/engine.py:Engine.step}").startswith("[`Engine.step`](../common/engine.py#L")
     for wrong in ("{code:common/engine.py:Engine.stop}", "{code:common/none.py:x}", "{link:none.md|text}"):
@@ -229,7 +234,7 @@ def test_placeholders_that_point_nowhere_are_accepted(tmp_path: Path) -> None:
     assert line.strip().startswith("def step(")
 
 
-def test_the_page_needs_something_beside_itself(put: Put, tmp_path: Path) -> None:
+def test_the_page_needs_nothing_beside_itself(put: Put, tmp_path: Path) -> None:
     (tmp_path / "cpu").mkdir()
     shutil.copy(KEPT, tmp_path / "cpu" / "ladder.json")
     names = [path.name for path in write_all(tmp_path)]
@@ -249,12 +254,13 @@ def test_the_page_needs_something_beside_itself(put: Put, tmp_path: Path) -> Non
     assert re.search(r"!\[[^\]]*\]\(cpu/ladder-throughput\.png\)", text)
 
 
-def test_no_results_are_a_traceback(tmp_path: Path) -> None:
+def test_no_results_are_one_line(tmp_path: Path) -> None:
+    """Must not be a traceback."""
     with pytest.raises(UserError, match="make bench"):
         list(write_all(tmp_path))
 
 
-def test_reflow_breaks_what_belongs_together() -> None:
+def test_reflow_keeps_together_what_belongs_together() -> None:
     text = "1. " + "word " * 22 + "[`a b`](c d) ends.\n   more\n\n| a | b |\n# heading\n"
     again = reflow(text)
     assert "[`a b`](c d)" in again
@@ -268,7 +274,7 @@ def test_reflow_breaks_what_belongs_together() -> None:
     sorted([*REPORTS.glob("cpu/*.json"), *REPORTS.glob("h100/**/*.json")]),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
-def test_kept_figures_do_not_say_where_they_come_from(path: Path) -> None:
+def test_kept_figures_say_where_they_come_from(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))["environment"]
     assert found["hardware"]["cpu"] and found["versions"]["torch"]
     assert found["commit"] or found["commit_note"]

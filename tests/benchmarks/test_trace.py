@@ -40,12 +40,12 @@ def test_the_first_stage_has_no_one_before_it_and_no_memory_to_draw(tmp_path: Pa
 
 
 @pytest.mark.parametrize("stage", ["m5", "m6"])
-def test_a_model_is_shorter_than_the_prompts_of_the_picture(stage: str, tmp_path: Path) -> None:
+def test_a_model_shorter_than_the_prompts_of_the_picture_gets_its_picture(stage: str, tmp_path: Path) -> None:
     names = [path.name for path in trace(stage, *TINY, tmp_path)]
     assert names[-1] == {"m5": "m5_schedule.png", "m6": "m6_tree.png"}[stage]
 
 
-def test_the_schedule_of_a_short_model_has_another_shape() -> None:
+def test_the_schedule_of_a_short_model_has_the_same_shape() -> None:
     """Half of the long prompt in half the chunks: as many steps."""
     steps = record_schedule("m5", *TINY).steps
     assert [c.length for step in steps for c in step.chunks if c.kind == "prefill"][2:] == [128, 128, 128, 116]

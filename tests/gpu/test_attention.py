@@ -31,7 +31,8 @@ def poison(name: str) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("step", STEPS)
-def test_right_at_one_length_and_wrong_at_another(name: str, step: str, head_dim: int, dtype: torch.dtype) -> None:
+def test_attention_is_right_at_every_length(name: str, step: str, head_dim: int, dtype: torch.dtype) -> None:
+    """Must not be right at one length and wrong at another."""
     case = make_case(STEPS[step], head_dim=head_dim, dtype=dtype, device="cuda", poison=poison(name))
     case.check(backend_for(name, case))
 
@@ -39,7 +40,9 @@ def test_right_at_one_length_and_wrong_at_another(name: str, step: str, head_dim
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_query_head_reads_another_groups_keys(name: str, heads: tuple[int, int], dtype: torch.dtype) -> None:
+def test_every_query_head_reads_the_keys_of_its_own_group(
+    name: str, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
     case = make_case([(1, 35), (1, 16), (20, 50)], heads, dtype=dtype, device="cuda", poison=poison(name))
     case.check(backend_for(name, case))
 
@@ -47,40 +50,40 @@ def test_query_head_reads_another_groups_keys(name: str, heads: tuple[int, int],
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
 @pytest.mark.parametrize("length", [*LENGTHS, 255, 256, 257, 5000])
-def test_raw_heads_give_other_numbers(length: int, head_dim: int, dtype: torch.dtype) -> None:
+def test_raw_heads_give_the_same_numbers(length: int, head_dim: int, dtype: torch.dtype) -> None:
     case = make_case([(1, length)], head_dim=head_dim, dtype=dtype, device="cuda")
     check_raw(case, backend_for("triton", case), normalised=head_dim != 64)
 
 
 @pytest.mark.parametrize("heads", [(16, 8), (9, 3), (14, 2)])
 @pytest.mark.parametrize("length", [1, 129, 1000])
-def test_raw_heads_of_another_group(length: int, heads: tuple[int, int]) -> None:
+def test_raw_heads_of_any_group_give_the_same_numbers(length: int, heads: tuple[int, int]) -> None:
     case = make_case([(1, length)], heads, 128, dtype=torch.bfloat16, device="cuda")
     check_raw(case, backend_for("triton", case))
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_head_dimension_other_than_64_and_128(head_dim: int, dtype: torch.dtype) -> None:
+def test_attention_is_right_at_head_dimensions_other_than_64_and_128(head_dim: int, dtype: torch.dtype) -> None:
     case = make_case([(1, 35), (1, 16), (150, 300)], head_dim=head_dim, dtype=dtype, device="cuda")
     case.check(backend_for("triton", case))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("block_size", [1, 8, 64, 256])
-def test_block_size_other_than_16(name: str, block_size: int) -> None:
+def test_attention_is_right_at_block_sizes_other_than_16(name: str, block_size: int) -> None:
     chunks = [(1, 70), (1, 1), (1, 640), (40, 100), (5, 5)]
     case = make_case(chunks, block_size=block_size, dtype=torch.bfloat16, device="cuda", poison=poison(name))
     case.check(backend_for(name, case))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_prompt_longer_than_the_table_of_tiles(dtype: torch.dtype) -> None:
+def test_attention_is_right_for_prompts_longer_than_the_table_of_tiles(dtype: torch.dtype) -> None:
     case = make_case([(1, 5000), (2100, 4100), (3000, 3000)], (8, 4), 128, dtype=dtype, device="cuda")
     case.check(backend_for("triton", case))
 
 
-def test_graph_captured_at_one_length_is_wrong_at_another() -> None:
+def test_graph_captured_at_one_length_is_right_at_others() -> None:
     """Captured once with padded rows, replayed with other lengths, tables and tokens in the same tensors."""
     lengths = [[(1, 500), (1, 3), (1, 77)], [(1, 16), (1, 900), (1, 1)], [(1, 1000), (1, 1000), (1, 1000)]]
     cases = [make_case(chunks, (16, 8), 128, dtype=torch.bfloat16, device="cuda", padded_rows=2, seed=i)

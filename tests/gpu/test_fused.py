@@ -50,7 +50,7 @@ def test_norm(ops: FusedOps, width: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(300, 1024), (7, 16, 128)])
-def test_norm_on_a_gpu_is_not_its_definition(shape: tuple[int, ...]) -> None:
+def test_norm_on_a_gpu_is_its_definition(shape: tuple[int, ...]) -> None:
     for dtype in DTYPES:
         make = Inputs(dtype, "cuda")
         x, norm = make.tensor(*shape, scale=3), make.norm(shape[-1])
@@ -74,9 +74,10 @@ def test_pick(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
     check_pick(ops, Inputs(dtype, "cuda"), rows, 151_936)
 
 
-def test_a_kernel_that_starts_early_reads_too_early() -> None:
+def test_a_kernel_that_starts_early_waits_for_its_input() -> None:
     """A chain in a graph, each kernel reading what the one in front wrote, run many times with changing input. After 20
-    layers roundings have added up: no more of them than in plain operations, both held against float32."""
+    layers roundings have added up: no more of them than in plain operations, both held against float32. Must not read
+    too early."""
     make, rows, width = Inputs(torch.bfloat16, "cuda"), 2, 1024
     norm, up, down = make.norm(width), make.linear(6144, width), make.linear(width, 3072)
     x, residual = make.tensor(rows, width), make.tensor(rows, width)
@@ -99,7 +100,7 @@ def test_a_kernel_that_starts_early_reads_too_early() -> None:
                 assert fused.abs().max() < 1.25 * plain.abs().max()
 
 
-def test_embedding_is_looked_up_before_its_tokens_are_there() -> None:
+def test_embedding_is_looked_up_only_when_its_tokens_are_there() -> None:
     """Behind kernels that do not start early, in front of one that does."""
     make = Inputs(torch.bfloat16, "cuda")
     config = PRESETS["qwen3-0.6b"]

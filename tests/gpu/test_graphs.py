@@ -26,7 +26,7 @@ GPU = {"device": "cuda", "overlap": False}
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 20])
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_a_replayed_step_differs_from_an_eager_one(build: Build, stage: str, max_num_seqs: int, overlap: bool) -> None:
+def test_a_replayed_step_equals_an_eager_one(build: Build, stage: str, max_num_seqs: int, overlap: bool) -> None:
     prompts = prompts_of([7, 1, 130, 2, 65, 16, 300, 40, 3, 11] * 3)
     params = [exactly(5 + 7 * i % 60) for i in range(len(prompts))]
     options = {**GPU, "max_num_seqs": max_num_seqs, "kv_cache_memory": 20 * 512 * TOKEN_BYTES}
@@ -39,7 +39,7 @@ def test_a_replayed_step_differs_from_an_eager_one(build: Build, stage: str, max
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("chunk", [1, 64, 300, 2048])
 @pytest.mark.parametrize("stage", CHUNKED)
-def test_chunks_of_prompts_come_out_otherwise(build: Build, stage: str, chunk: int, overlap: bool) -> None:
+def test_chunks_of_prompts_in_graphs_change_no_token(build: Build, stage: str, chunk: int, overlap: bool) -> None:
     """Chunks that do not sample, several prompts in a step, and hits: each prompt comes twice, and once longer."""
     prompts = prompts_of((150, 3, 65, 64, 1, 380, 17, 200, 256))
     prompts = [*prompts, *prompts, *[prompt + prompt[:5] for prompt in prompts]]
@@ -53,7 +53,7 @@ def test_chunks_of_prompts_come_out_otherwise(build: Build, stage: str, chunk: i
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_steps_that_fit_no_graph_come_out_otherwise(build: Build, stage: str) -> None:
+def test_steps_that_fit_no_graph_change_no_token(build: Build, stage: str) -> None:
     """More prompts in a step than a graph has room for, and a prompt that m4 computes whole, over the budget."""
     prompts = prompts_of([2] * (MAX_PROMPTS + 3) + [150, 4, 30])
     options = {**GPU, "max_num_seqs": 40, "max_num_batched_tokens": 80, "kv_cache_memory": 20 * 512 * TOKEN_BYTES}
@@ -64,7 +64,8 @@ def test_steps_that_fit_no_graph_come_out_otherwise(build: Build, stage: str) ->
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_padding_rows_write_into_somebodys_block(build: Build, stage: str, swap_space: int) -> None:
+def test_padding_rows_change_no_token(build: Build, stage: str, swap_space: int) -> None:
+    """Must not write into a request's block."""
     options = {**GPU, "block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space}
     prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
     expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
@@ -75,7 +76,7 @@ def test_padding_rows_write_into_somebodys_block(build: Build, stage: str, swap_
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_sampling_beside_greedy_rows_goes_another_way(build: Build, stage: str) -> None:
+def test_sampling_beside_greedy_rows_gives_the_tokens_of_eager_steps(build: Build, stage: str) -> None:
     params = [
         exactly(12),
         exactly(6, temperature=1.2, seed=3, top_p=0.9),
@@ -93,7 +94,8 @@ def test_sampling_beside_greedy_rows_goes_another_way(build: Build, stage: str) 
 
 
 @pytest.mark.parametrize("stage", CAPTURING)
-def test_two_engines_share_a_graphs_memory(build: Build, stage: str) -> None:
+def test_two_engines_side_by_side_change_no_token(build: Build, stage: str) -> None:
+    """They must not share the memory of a graph."""
     options = {**GPU, "kv_cache_memory": 16 * 512 * TOKEN_BYTES}
     one, two = (build(stage, seed=seed, **options) for seed in (1, 2))
     prompts = prompts_of((7, 1, 30))
@@ -106,8 +108,11 @@ def test_two_engines_share_a_graphs_memory(build: Build, stage: str) -> None:
     assert [list(seen.values()) for seen in last] == apart
 
 
-def test_an_engine_that_is_garbage_ends_the_next_ones_capture(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its graphs and pinned memory are freed by calls that CUDA forbids while it captures."""
+def test_an_engine_that_is_garbage_is_freed_before_the_next_capture(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its graphs and pinned memory are freed by calls that CUDA forbids while it captures. Must not end that
+    capture."""
     options = {"model": TINY[0], "device": "cuda", "kv_cache_memory": 20 * 512 * TOKEN_BYTES, "max_num_seqs": 8}
     record = CudaRecorder.__call__
 

@@ -26,7 +26,8 @@ SHAPES = [(49152, 576), (151936, 1024), (4001, 2560), (999, 100)]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_right_at_one_number_of_tokens_and_wrong_at_another(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_head_is_right_at_every_number_of_tokens(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Must not be right at one number of tokens and wrong at another."""
     head = make_head(*shape, dtype, "cuda")
     for tokens in (1, 2, 3, 4, 5, 16, 17, 33, 64, 65, 256):
         check_head(Int8Head(head), head, tokens, dtype)
@@ -34,7 +35,8 @@ def test_right_at_one_number_of_tokens_and_wrong_at_another(shape: tuple[int, in
 
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlapping", "one after another"])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-def test_norm_is_left_out_or_done_twice(tokens: int, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norm_is_done_exactly_once(tokens: int, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not be left out or done twice."""
     from stages.m7_gptq.kernels import triton_int8
 
     head = make_head(151936, 1024, torch.bfloat16, "cuda")
@@ -45,8 +47,9 @@ def test_norm_is_left_out_or_done_twice(tokens: int, overlap: bool, monkeypatch:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16])
-def test_a_kernel_that_starts_early_reads_too_early(tokens: int) -> None:
-    """Norm, head and the choice of a token, which is the row of the embedding that the next norm reads, in a graph."""
+def test_a_kernel_that_starts_early_waits_for_its_input(tokens: int) -> None:
+    """Norm, head and the choice of a token, which is the row of the embedding that the next norm reads, in a graph.
+    Must not read too early."""
     make = Inputs(torch.bfloat16, "cuda")
     embedding = make.tensor(5000, 1024)
     head, norm, x = Int8Head(round_rows(embedding)), make.norm(1024), make.tensor(tokens, 1024)
@@ -61,7 +64,7 @@ def test_a_kernel_that_starts_early_reads_too_early(tokens: int) -> None:
         assert len(list(replays(chain, x, make, 20))) == 20
 
 
-def test_two_runs_differ_in_the_last_bit() -> None:
+def test_two_runs_are_equal_to_the_last_bit() -> None:
     head = Int8Head(make_head(49152, 576, torch.bfloat16, "cuda"))
     for tokens in (1, 8, 64):
         x = Inputs(torch.bfloat16, "cuda").tensor(tokens, 576)
@@ -69,7 +72,8 @@ def test_two_runs_differ_in_the_last_bit() -> None:
         assert all(torch.equal(first, head(x)) for _ in range(10))
 
 
-def test_a_head_of_its_own_is_kept_beside_the_8_bits() -> None:
+def test_a_head_of_its_own_is_replaced_by_the_8_bits() -> None:
+    """Must not be kept beside them."""
     weight = Inputs(torch.bfloat16, "cuda").tensor(4000, 512)
     head = eight_bit_head(Linear(weight))
     assert isinstance(head, Int8Head) and head.weights_bytes() == 4000 * (512 + 4)
@@ -77,7 +81,7 @@ def test_a_head_of_its_own_is_kept_beside_the_8_bits() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"fused_kernels": False, "cuda_graphs": False}], ids=str)
-def test_the_engine_multiplies_by_another_head(options: dict[str, Any]) -> None:
+def test_the_engine_multiplies_by_the_8_bit_head(options: dict[str, Any]) -> None:
     """Its logits are those of the readable twin; what it holds is counted; it answers in graphs and without."""
     shared = {"model": "random:qwen3-0.6b", "dtype": "bf16", "max_model_len": 256, "kv_cache_memory": 1 << 28}
     ids = [(7 * i * i + 3) % 997 for i in range(20)]

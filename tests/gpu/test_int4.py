@@ -24,7 +24,8 @@ def cuda(tokens: int, inputs: int, dtype: torch.dtype = torch.bfloat16) -> torch
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_right_at_one_number_of_rows_and_wrong_at_another(shape: tuple[int, int], group: int, symmetric: bool) -> None:
+def test_layer_is_right_at_every_number_of_rows(shape: tuple[int, int], group: int, symmetric: bool) -> None:
+    """Must not be right at one number of rows and wrong at another."""
     weight = make_weight(*shape, group, symmetric=symmetric, bias=True)
     layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
     assert layer.weights_bytes() < shape[0] * shape[1]
@@ -35,15 +36,16 @@ def test_right_at_one_number_of_rows_and_wrong_at_another(shape: tuple[int, int]
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlapping", "one after another"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", QWEN3)
-def test_norm_silu_or_residual_is_left_out_or_done_twice(shape: str, group: int, overlap: bool) -> None:
+def test_norm_silu_and_residual_are_done_exactly_once(shape: str, group: int, overlap: bool) -> None:
+    """Must not be left out or done twice."""
     weight = make_weight(*QWEN3[shape], group)
     layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
     for tokens in (1, 2, 3, 4, 5):
         check_fused(FusedOps(torch.device("cuda"), overlap), layer, weight, Inputs(torch.bfloat16, "cuda"), tokens)
 
 
-def test_a_kernel_that_starts_early_reads_too_early() -> None:
-    """A chain in a graph, each kernel reading what the one in front wrote."""
+def test_a_kernel_that_starts_early_waits_for_its_input() -> None:
+    """A chain in a graph, each kernel reading what the one in front wrote. None must read too early."""
     device, make = torch.device("cuda"), Inputs(torch.bfloat16, "cuda")
     up, down = (quantized_linear(make_weight(*QWEN3[s], 128), torch.bfloat16, device) for s in ("gate_up", "down"))
     norm, x = make.norm(1024), make.tensor(1, 1024)
@@ -68,7 +70,7 @@ def test_act_order(group: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 16])
-def test_two_runs_differ_in_the_last_bit(tokens: int) -> None:
+def test_two_runs_are_equal_to_the_last_bit(tokens: int) -> None:
     layer = quantized_linear(make_weight(3072, 1024, 128), torch.bfloat16, torch.device("cuda"))
     x = cuda(tokens, 3072)
     first = layer(x)
@@ -76,7 +78,8 @@ def test_two_runs_differ_in_the_last_bit(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 64])
-def test_graph_replays_the_input_that_it_was_captured_with(tokens: int) -> None:
+def test_graph_reads_new_input_at_every_replay(tokens: int) -> None:
+    """Must not replay the input that it was captured with."""
     weight = make_weight(2048, 1024, 128)
     layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
     x = cuda(tokens, 2048)

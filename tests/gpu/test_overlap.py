@@ -23,7 +23,7 @@ def sampled(engine: Engine, params: list[SamplingParams], aborts: dict[int, list
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_overlap_changes_tokens(build: Build, stage: str) -> None:
+def test_overlap_changes_no_token(build: Build, stage: str) -> None:
     free = build(stage, overlap=False, **GPU).generate(PROMPTS, exactly(40))
     params = [exactly(5 + 3 * i, stop_token_ids=[free[i].token_ids[20]]) for i in range(len(PROMPTS))]
     params[3] = exactly(20, temperature=1.0, seed=4, top_k=50)
@@ -36,7 +36,7 @@ def test_overlap_changes_tokens(build: Build, stage: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "min_p": 0.01}, {"logprobs": 3}], ids=str)
 @pytest.mark.parametrize("stage", CONTINUOUS[-2:])
-def test_the_host_waits_somewhere_else(build: Build, stage: str, options: dict[str, float]) -> None:
+def test_the_host_never_waits_while_it_submits_a_step(build: Build, stage: str, options: dict[str, float]) -> None:
     """While decodes are submitted, PyTorch raises at every call that would wait for the device."""
     engine = build(stage, overlap=True, **GPU)
     for prompt in PROMPTS[:8]:

@@ -27,7 +27,7 @@ def ops(monkeypatch: pytest.MonkeyPatch) -> FusedOps:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "width", "dim"), [(1, 64, 16), (3, 100, 24), (20, 576, 64), (2, 1030, 128)])
-def test_a_row_is_another_tokens_or_positions(
+def test_every_row_is_that_of_its_own_token_and_position(
     ops: FusedOps, rows: int, width: int, dim: int, dtype: torch.dtype
 ) -> None:
     check_embed(ops, Inputs(dtype, DEVICE), rows, width, dim)
@@ -35,19 +35,21 @@ def test_a_row_is_another_tokens_or_positions(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100), (9, 576), (2, 1030)])
-def test_norm_of_a_width_that_is_no_power_of_two(ops: FusedOps, rows: int, width: int, dtype: torch.dtype) -> None:
+def test_norm_is_right_at_widths_that_are_no_power_of_two(
+    ops: FusedOps, rows: int, width: int, dtype: torch.dtype
+) -> None:
     check_norm(ops, Inputs(dtype, DEVICE), rows, width)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 20])
-def test_products_on_both_sides_of_the_row_limit(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
+def test_products_are_right_on_both_sides_of_the_row_limit(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
     check_products(ops, Inputs(dtype, DEVICE), rows, 48, 80)
 
 
 @pytest.mark.parametrize(("width", "outputs"), [(64, 1), (100, 7), (576, 60), (16, 110), (1030, 13)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_of_sizes_that_no_tile_divides(ops: FusedOps, width: int, outputs: int, bias: bool) -> None:
+def test_products_are_right_at_sizes_that_no_tile_divides(ops: FusedOps, width: int, outputs: int, bias: bool) -> None:
     check_products(ops, Inputs(torch.float32, DEVICE), 2, width, outputs, bias)
 
 
@@ -56,20 +58,23 @@ def test_products_of_sizes_that_no_tile_divides(ops: FusedOps, width: int, outpu
 @pytest.mark.parametrize(
     ("rows", "heads", "dim"), [(1, (4, 2), 16), (3, (9, 3), 64), (11, (8, 1), 24), (2, (2, 2), 128)]
 )
-def test_heads_are_mixed_up(
+def test_every_head_is_normalised_and_rotated_on_its_own(
     ops: FusedOps, rows: int, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype
 ) -> None:
+    """Heads must not be mixed up."""
     check_norm_rotate(ops, Inputs(dtype, DEVICE), rows, heads, dim, normalised)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 5), (4, 2048), (3, 2049), (5, 9000)])
-def test_drawn_tokens_around_a_chunks_end(ops: FusedOps, rows: int, vocab: int, dtype: torch.dtype) -> None:
+def test_drawn_tokens_are_right_around_the_end_of_a_chunk(
+    ops: FusedOps, rows: int, vocab: int, dtype: torch.dtype
+) -> None:
     check_pick(ops, Inputs(dtype, DEVICE), rows, vocab)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
-def test_drawn_tokens_at_extreme_temperatures(ops: FusedOps, temperature: float) -> None:
+def test_drawn_tokens_are_right_at_extreme_temperatures(ops: FusedOps, temperature: float) -> None:
     check_pick(ops, Inputs(torch.float32, DEVICE), 4, 5000, temperature)
 
 
@@ -96,7 +101,7 @@ def test_of_equal_logits_the_first_is_taken(ops: FusedOps) -> None:
     assert ops.pick(logits).item() == 3000
 
 
-def test_token_depends_on_who_shares_the_batch(ops: FusedOps) -> None:
+def test_token_does_not_depend_on_the_rest_of_the_batch(ops: FusedOps) -> None:
     make = Inputs(torch.float32, DEVICE)
     logits, degrees = make.tensor(6, 3000), torch.full((6,), 0.8, device=DEVICE)
     noise = torch.rand(6, dtype=torch.float64, generator=make.generator).to(DEVICE)
@@ -138,12 +143,13 @@ def test_projection_that_is_no_linear_keeps_its_own_product(ops: FusedOps) -> No
     close(ops.add_linear(x.clone(), Adding(), x), x + 3 * plain(x))
 
 
-def test_fused_kernels_are_chosen_for_a_device_that_has_none() -> None:
+def test_fused_kernels_are_chosen_only_for_a_device_that_has_them() -> None:
     assert type(choose_ops(torch.device("cpu"), fused=True)) is CompiledOps
     assert type(choose_ops(torch.device("cpu"), fused=False)) is Ops
     assert type(choose_ops(torch.device("meta"), fused=True)) is Ops
 
 
-def test_a_cpu_without_numba_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_numba_gets_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not ask for Numba."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert type(choose_ops(torch.device("cpu"), fused=True)) is Ops

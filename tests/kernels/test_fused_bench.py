@@ -15,7 +15,7 @@ from common.kernels import triton_gemv
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def test_an_operation_is_missing_from_the_results(
+def test_every_operation_is_in_the_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 5)

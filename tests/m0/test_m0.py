@@ -15,7 +15,7 @@ RAGGED = [[5, 6, 7, 8, 9, 10, 11], [400], [17, 3], [100, 200, 300, 400, 500]]
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_padding_changes_what_a_row_computes(build: Build, model: str) -> None:
+def test_padding_changes_no_token(build: Build, model: str) -> None:
     engine = build("m0", model=model)
     outputs = engine.generate(RAGGED, [SamplingParams(max_tokens=n) for n in (4, 9, 1, 12)])
     for prompt, output in zip(RAGGED, outputs, strict=True):
@@ -45,7 +45,7 @@ def test_everything_is_computed_again_in_every_step(build: Build) -> None:
 
 
 @pytest.mark.parametrize("stage", ["m0", "m1"])
-def test_the_next_batch_starts_before_the_whole_batch_has_ended(build: Build, stage: str) -> None:
+def test_the_next_batch_starts_only_when_the_whole_batch_has_ended(build: Build, stage: str) -> None:
     """Room for two. The first ends at once; the third must wait for the second all the same."""
     engine = build(stage, max_num_seqs=2)
     ids = [engine.add_request([n + 1], SamplingParams(max_tokens=m)) for n, m in enumerate((1, 4, 2, 2))]
@@ -77,8 +77,8 @@ def test_finished_rows_are_carried_along_idle(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["m0", "m1"])
-def test_a_late_arrival_joins_a_batch_that_has_started(build: Build, stage: str) -> None:
-    """There is room, but a static batch is closed once it runs."""
+def test_a_late_arrival_waits_for_the_next_batch(build: Build, stage: str) -> None:
+    """There is room, but a static batch is closed once it runs. Must not join the one that has started."""
     engine = build(stage, max_num_seqs=4)
     ids = [engine.add_request([1, 2], SamplingParams(max_tokens=3))]
     steps = [[ids.index(o.request_id) for o in engine.step()]]

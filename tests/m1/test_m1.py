@@ -27,12 +27,12 @@ def greedy_tokens(engine: Engine) -> list[list[int]]:
 
 @pytest.mark.parametrize("max_num_seqs", [1, 4, 16])
 @pytest.mark.parametrize("model", TINY)
-def test_greedy_tokens_differ_from_m0(build: Build, model: str, max_num_seqs: int) -> None:
+def test_greedy_tokens_equal_those_of_m0(build: Build, model: str, max_num_seqs: int) -> None:
     m0 = greedy_tokens(build("m0", model=model, max_num_seqs=max_num_seqs))
     assert greedy_tokens(build("m1", model=model, max_num_seqs=max_num_seqs)) == m0
 
 
-def test_greedy_tokens_of_the_embedded_model_differ_from_m0(build: Build) -> None:
+def test_greedy_text_of_the_embedded_model_equals_that_of_m0(build: Build) -> None:
     prompts = ["The capital of France is", "Once upon a time, in a land far away, there was", "1 2 3"]
     texts: list[list[str]] = []
     for stage in ("m0", "m1"):
@@ -44,7 +44,7 @@ def test_greedy_tokens_of_the_embedded_model_differ_from_m0(build: Build) -> Non
 
 
 @pytest.mark.parametrize("case", ["llama, stretched rope", "qwen2", "qwen3, tied, 8 queries a KV head"])
-def test_logits_over_a_generation_differ_from_transformers(build: Build, tmp_path: Path, case: str) -> None:
+def test_logits_over_a_generation_equal_those_of_transformers(build: Build, tmp_path: Path, case: str) -> None:
     """Ragged rows, prefill and decode: at every step the logits that transformers has for the whole sequence."""
     theirs = reference.save(case, tmp_path)
     engine = build("m1", model=str(tmp_path), max_num_seqs=3)

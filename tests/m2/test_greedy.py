@@ -37,7 +37,7 @@ def same_as_m0(engine: Engine, prompts: Sequence[int] = PROMPTS, outputs: Sequen
     return tokens(served) == by_m0(engine.config.model, tuple(prompts), tuple(outputs), engine.stage == "m7")
 
 
-def test_an_engine_answers_differently_from_m0_on_the_embedded_model(build: Build) -> None:
+def test_every_engine_answers_as_m0_does_on_the_embedded_model(build: Build) -> None:
     prompts = ["The capital of France is", "1 2 3", "Once upon a time, in a land far away, there was"]
     texts: dict[str, list[str]] = {}
     unquantised = [stage for stage in CONTINUOUS if stage != "m7"]  # tests/m7/test_m7.py has the same for m7
@@ -54,14 +54,16 @@ def test_an_engine_answers_differently_from_m0_on_the_embedded_model(build: Buil
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 16])
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_tokens_depend_on_who_shares_the_step(build: Build, stage: str, model: str, max_num_seqs: int) -> None:
+def test_tokens_do_not_depend_on_the_requests_that_share_the_step(
+    build: Build, stage: str, model: str, max_num_seqs: int
+) -> None:
     assert same_as_m0(build(stage, model=model, max_num_seqs=max_num_seqs, max_num_batched_tokens=32))
 
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("stage", PAGED)
-def test_preemption_changes_tokens(build: Build, stage: str, model: str, swap_space: int) -> None:
+def test_preemption_changes_no_token(build: Build, stage: str, model: str, swap_space: int) -> None:
     engine = build(stage, model=model, swap_space=swap_space, **SMALL)
     assert same_as_m0(engine, *GROWING)
     metrics = engine.metrics()
@@ -70,7 +72,7 @@ def test_preemption_changes_tokens(build: Build, stage: str, model: str, swap_sp
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_full_swap_space_changes_tokens(build: Build, stage: str) -> None:
+def test_a_full_swap_space_changes_no_token(build: Build, stage: str) -> None:
     """Room for some of the preempted: the others are computed again."""
     engine = build(stage, swap_space=20 * TOKEN_BYTES, **SMALL)
     assert same_as_m0(engine, *GROWING)
@@ -80,7 +82,9 @@ def test_a_full_swap_space_changes_tokens(build: Build, stage: str) -> None:
 
 @pytest.mark.parametrize("block_size", [1, 2, 16, 256])
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_request_that_ends_on_a_block_boundary_is_wrong(build: Build, stage: str, block_size: int) -> None:
+def test_a_request_that_ends_on_a_block_boundary_gets_the_right_tokens(
+    build: Build, stage: str, block_size: int
+) -> None:
     """Prompts, and prompts with outputs, of B - 1, B and B + 1 tokens, all in one batch."""
     around = [length for length in (block_size - 1, block_size, block_size + 1) if length > 0]
     cases = [(length, 1) for length in around]
@@ -95,7 +99,7 @@ ABORTED += [(stage, {"swap_space": swap_space, **SMALL}) for stage in PAGED for 
 
 
 @pytest.mark.parametrize(("stage", "options"), ABORTED)
-def test_an_abort_disturbs_the_others(build: Build, stage: str, options: dict[str, int]) -> None:
+def test_an_abort_changes_no_token_of_the_others(build: Build, stage: str, options: dict[str, int]) -> None:
     engine = build(stage, **options)
     prompts, lengths = GROWING
     aborts = {0: [7], 1: [0], 4: [5], 12: [2, 6]}

@@ -66,8 +66,9 @@ def test_reserved_is_a_whole_slot_and_used_is_what_was_stored(build: Build) -> N
     assert metrics["kv_used_peak_bytes"] == (30 + 2 * 7) * TOKEN_BYTES
 
 
-def test_a_slot_is_free_only_when_the_batch_has_ended(build: Build) -> None:
-    """m1's waste: the third of three starts right after the first has ended, while the second runs on."""
+def test_a_slot_is_free_as_soon_as_its_request_has_ended(build: Build) -> None:
+    """Must not wait for the end of the batch, which is m1's waste: the third of three starts right after the first has
+    ended, while the second runs on."""
     engine = build("m2", max_num_seqs=2)
     plans = record_plans(engine)
     serve(engine, prompts_of([3, 3, 3]), [exactly(1), exactly(4), exactly(2)])
@@ -82,7 +83,7 @@ def test_a_slot_is_free_only_when_the_batch_has_ended(build: Build) -> None:
     assert slots == {0: 0, 1: 1, 2: 0}
 
 
-def test_what_a_slot_held_before_leaks_into_the_next_request(build: Build) -> None:
+def test_what_a_slot_held_before_never_reaches_the_next_request(build: Build) -> None:
     """Large numbers, not NaN: what is masked still takes part, with weight 0."""
     engine = build("m2", max_num_seqs=4)
     engine.runner.attention._kv.fill_(1e4)
@@ -96,7 +97,7 @@ def test_what_a_slot_held_before_leaks_into_the_next_request(build: Build) -> No
 
 
 @pytest.mark.parametrize("stage", UNMIXED)
-def test_prefill_and_decode_share_a_step(build: Build, stage: str) -> None:
+def test_prefill_and_decode_never_share_a_step(build: Build, stage: str) -> None:
     """m5 mixes them. Up to m4, newcomers make those who run wait: that is what m5 has to show."""
     engine = build(stage, max_num_seqs=3)
     plans = record_plans(engine)
@@ -109,7 +110,8 @@ def test_prefill_and_decode_share_a_step(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", UNMIXED)
-def test_a_prompt_over_the_token_budget_never_starts_or_drags_others_along(build: Build, stage: str) -> None:
+def test_a_prompt_over_the_token_budget_starts_in_a_step_of_its_own(build: Build, stage: str) -> None:
+    """Must not wait for ever, nor bring other requests into its step."""
     engine = build(stage, max_num_batched_tokens=10)
     plans = record_plans(engine)
     serve(engine, prompts_of([4, 6, 1, 25, 3, 7]), exactly(1))
@@ -117,7 +119,8 @@ def test_a_prompt_over_the_token_budget_never_starts_or_drags_others_along(build
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_late_arrival_waits_for_the_end_of_a_batch(build: Build, stage: str) -> None:
+def test_a_late_arrival_joins_the_next_step(build: Build, stage: str) -> None:
+    """Must not wait for the end of a batch."""
     engine = build(stage)
     engine.add_request([1, 2, 3], exactly(9))
     engine.step()
@@ -126,7 +129,8 @@ def test_a_late_arrival_waits_for_the_end_of_a_batch(build: Build, stage: str) -
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_priority_is_ignored(build: Build, stage: str) -> None:
+def test_priority_decides_who_starts(build: Build, stage: str) -> None:
+    """Must not be ignored."""
     order: dict[str, list[str]] = {}
     for policy in ("fcfs", "priority"):
         engine = build(stage, max_num_seqs=1, scheduling_policy=policy)
@@ -139,7 +143,7 @@ def test_priority_is_ignored(build: Build, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_padding_is_computed(build: Build, stage: str) -> None:
+def test_no_padding_is_computed(build: Build, stage: str) -> None:
     engine = build(stage)
     serve(engine, prompts_of([3, 30, 7]), [exactly(n) for n in (4, 1, 9)])
     metrics = engine.metrics()
@@ -149,7 +153,7 @@ def test_padding_is_computed(build: Build, stage: str) -> None:
 # -- n > 1 ------------------------------------------------------------------------------------------------------------
 
 
-def test_samples_of_one_prompt_depend_on_the_stage(build: Build) -> None:
+def test_samples_of_one_prompt_are_the_same_in_every_stage(build: Build) -> None:
     params = exactly(12, n=4, temperature=1.0, seed=7)
     prompts = prompts_of([20, 16, 1])
     stages = [stage for stage in CONTINUOUS if stage != "m7"]  # m7 has other weights: random ones are rounded there
@@ -176,16 +180,14 @@ def test_samples_of_one_prompt_depend_on_the_stage(build: Build) -> None:
         ("m2", {"max_num_seqs": 0}, "max_num_seqs.*at least 1"),
     ],
 )
-def test_bad_options_are_not_refused_in_one_line(
-    build: Build, stage: str, options: dict[str, Any], message: str
-) -> None:
+def test_bad_options_are_refused_in_one_line(build: Build, stage: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as refusal:
         build(stage, **options)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_more_samples_than_can_run_are_not_refused(build: Build, stage: str) -> None:
+def test_more_samples_than_can_run_are_refused(build: Build, stage: str) -> None:
     engine = build(stage, max_num_seqs=3)
     with pytest.raises(UserError, match=r"n=4 .*max_num_seqs=3"):
         engine.add_request([1, 2], SamplingParams(n=4, temperature=1.0))
@@ -193,7 +195,7 @@ def test_more_samples_than_can_run_are_not_refused(build: Build, stage: str) -> 
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_who_stops_reading_a_stream_leaves_requests_behind(build: Build, stage: str) -> None:
+def test_an_abandoned_stream_leaves_no_request_behind(build: Build, stage: str) -> None:
     engine = build(stage)
     stream = engine.stream(prompts_of([5, 6, 7]), exactly(20))
     for _ in range(5):

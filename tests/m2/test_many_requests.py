@@ -18,7 +18,7 @@ SWAP = [(stage, 24 * TOKEN_BYTES) for stage in PAGED]
 
 
 @pytest.mark.parametrize(("stage", "swap_space"), [("m0", 0), ("m1", 0), *((s, 0) for s in CONTINUOUS), *SWAP])
-def test_a_request_is_lost_among_many(build: Build, stage: str, swap_space: int) -> None:
+def test_no_request_is_lost_among_many(build: Build, stage: str, swap_space: int) -> None:
     paged = {"block_size": 4, "kv_cache_memory": 96 * TOKEN_BYTES, "swap_space": swap_space}
     engine = build(stage, max_num_seqs=24, max_model_len=40, **(paged if stage in PAGED else {}))
     random = Random(1)

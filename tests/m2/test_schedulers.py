@@ -120,14 +120,14 @@ def anything_happens(stage: str, ahead: bool, examples: int) -> None:
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_block_is_lost_or_somebody_never_finishes(stage: str, ahead: bool) -> None:
+def test_no_block_is_lost_and_every_request_finishes(stage: str, ahead: bool) -> None:
     anything_happens(stage, ahead, 60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_block_is_lost_in_a_long_search(stage: str, ahead: bool) -> None:
+def test_no_block_is_lost_in_a_long_search(stage: str, ahead: bool) -> None:
     anything_happens(stage, ahead, 600)
 
 
@@ -135,7 +135,7 @@ def test_a_block_is_lost_in_a_long_search(stage: str, ahead: bool) -> None:
 @pytest.mark.parametrize("swap_blocks", [0, 5, 99])
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("stage", PAGED)
-def test_constant_preemption_loses_a_block_or_evicts_the_wrong_one(
+def test_constant_preemption_loses_no_block_and_picks_the_right_victim(
     build: Callable[..., Engine], stage: str, policy: str, swap_blocks: int, ahead: bool
 ) -> None:
     """Many growing requests in pools from the least that the longest one needs upwards."""

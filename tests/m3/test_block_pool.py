@@ -182,7 +182,7 @@ TestCache = CacheMachine.TestCase
 TestCache.settings = SETTINGS
 
 
-def test_a_block_is_released_twice_or_shared_while_free() -> None:
+def test_a_block_is_never_released_twice_nor_shared_while_free() -> None:
     pool = BlockPool(2)
     [block] = pool.take(1)
     pool.release([block])
@@ -194,7 +194,7 @@ def test_a_block_is_released_twice_or_shared_while_free() -> None:
 
 
 @pytest.mark.parametrize("damage", ["leak", "theft", "short table", "unknown"])
-def test_check_integrity_sees_nothing(damage: str) -> None:
+def test_check_integrity_finds_every_damage(damage: str) -> None:
     cache = PagedCache(8, 4)
     for name in "ab":
         request = Request(name, [1] * 6, SamplingParams(), frozenset(), 0, 0.0)

@@ -16,7 +16,7 @@ Build = Callable[..., Engine]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])
-def test_the_memory_formula_is_not_the_memory_allocated(build: Build, dtype: str) -> None:
+def test_the_memory_formula_is_the_memory_allocated(build: Build, dtype: str) -> None:
     size = 4 if dtype == "float32" else 2
     engine = build("m3", dtype=dtype, block_size=16, kv_cache_memory=100_000, swap_space=20_000)
     block = 16 * 2 * 2 * 2 * 16 * size  # tokens, K and V, layers, KV heads, head dimension, bytes of a number
@@ -26,7 +26,7 @@ def test_the_memory_formula_is_not_the_memory_allocated(build: Build, dtype: str
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_more_memory_is_taken_than_all_who_may_run_could_fill(build: Build, stage: str) -> None:
+def test_no_more_memory_is_taken_than_max_num_seqs_requests_could_fill(build: Build, stage: str) -> None:
     engine = build(stage, max_num_seqs=2, max_model_len=33, block_size=16)
     assert engine.metrics()["kv_pool_bytes"] == 2 * 3 * 16 * TOKEN_BYTES
 
@@ -44,9 +44,7 @@ def test_more_memory_is_taken_than_all_who_may_run_could_fill(build: Build, stag
         ({"scheduling_policy": "random"}, "scheduling_policy 'random'"),
     ],
 )
-def test_bad_options_are_not_refused_in_one_line(
-    build: Build, stage: str, options: dict[str, Any], message: str
-) -> None:
+def test_bad_options_are_refused_in_one_line(build: Build, stage: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as refusal:
         build(stage, **options)
     assert "\n" not in str(refusal.value)
@@ -54,7 +52,7 @@ def test_bad_options_are_not_refused_in_one_line(
 
 @pytest.mark.parametrize("swap_space", [0, 10**6])
 @pytest.mark.parametrize("stage", PAGED)
-def test_the_pool_is_exhausted_with_one_live_request(build: Build, stage: str, swap_space: int) -> None:
+def test_one_live_request_may_fill_the_pool_but_never_exhausts_it(build: Build, stage: str, swap_space: int) -> None:
     """20 tokens in 5 blocks of 4: prompt and output may fill them to the last slot; one token more can never run."""
     engine = build(stage, block_size=4, kv_cache_memory=5 * 4 * TOKEN_BYTES, swap_space=swap_space)
     for prompt in (1, 19, 20):
@@ -66,7 +64,7 @@ def test_the_pool_is_exhausted_with_one_live_request(build: Build, stage: str, s
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_swap_and_copies_go_to_the_wrong_place(build: Build, stage: str) -> None:
+def test_swaps_and_copies_go_to_the_right_place(build: Build, stage: str) -> None:
     """The tensors themselves: out, in and copy, all layers, K and V."""
     engine = build(stage, block_size=4, kv_cache_memory=6 * 4 * TOKEN_BYTES, swap_space=4 * 4 * TOKEN_BYTES)
     kv = engine.runner.attention.kv
@@ -84,9 +82,10 @@ def test_swap_and_copies_go_to_the_wrong_place(build: Build, stage: str) -> None
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_failed_step_leaves_swapped_requests_with_blocks_that_never_moved(
+def test_a_failed_step_ends_the_requests_that_it_should_have_swapped_out(
     build: Build, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Must not leave swapped requests with blocks that never moved."""
     engine = build(stage, block_size=4, kv_cache_memory=8 * 4 * TOKEN_BYTES, swap_space=10**6)
     for prompt in prompts_of([8, 8, 8]):
         engine.add_request(prompt, SamplingParams(max_tokens=20, ignore_eos=True))

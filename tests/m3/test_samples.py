@@ -27,7 +27,9 @@ def blocks_used(engine: Engine) -> int:
         pytest.param(1, [1, 4, 4, 4, 8], id="one token"),
     ],
 )
-def test_blocks_of_the_prompt_are_held_more_than_once(build: Build, stage: str, prompt: int, counts: list[int]) -> None:
+def test_blocks_of_the_prompt_are_held_once_for_all_samples(
+    build: Build, stage: str, prompt: int, counts: list[int]
+) -> None:
     """Blocks of 4, four samples: held after each step."""
     engine = build(stage, block_size=4)
     engine.add_request(prompts_of([prompt])[0], exactly(10, n=4, **DIVERSE))
@@ -41,9 +43,10 @@ def test_blocks_of_the_prompt_are_held_more_than_once(build: Build, stage: str, 
 
 @pytest.mark.parametrize("stage", PAGED)
 @pytest.mark.parametrize(("prompt", "copies"), [(8, 0), (10, 3)])
-def test_the_first_divergent_write_copies_too_much_or_too_little(
+def test_the_first_divergent_write_copies_the_partial_block_and_no_more(
     build: Build, stage: str, prompt: int, copies: int
 ) -> None:
+    """Must not copy too much or too little."""
     engine = build(stage, block_size=4)
     engine.add_request(prompts_of([prompt])[0], exactly(10, n=4, **DIVERSE))
     counted: list[int] = []
@@ -59,7 +62,7 @@ def test_the_first_divergent_write_copies_too_much_or_too_little(
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_the_prompt_is_computed_for_every_sample(build: Build, stage: str) -> None:
+def test_the_prompt_is_computed_once_for_all_samples(build: Build, stage: str) -> None:
     engine = build(stage)
     [output] = engine.generate(prompts_of([20]), exactly(5, n=4, **DIVERSE))
     assert engine.metrics()["computed_tokens"] == 20 + 4 * 4
@@ -69,7 +72,7 @@ def test_the_prompt_is_computed_for_every_sample(build: Build, stage: str) -> No
 @pytest.mark.parametrize("swap_blocks", [0, 3, 40])
 @pytest.mark.parametrize("prompt", [7, 8, 9])
 @pytest.mark.parametrize("stage", PAGED)
-def test_preempted_samples_get_other_tokens(build: Build, stage: str, prompt: int, swap_blocks: int) -> None:
+def test_preempted_samples_get_the_same_tokens(build: Build, stage: str, prompt: int, swap_blocks: int) -> None:
     prompts, params = prompts_of([prompt, 3, 12]), exactly(14, n=4, **DIVERSE)
     roomy = serve(build(stage, block_size=4), prompts, params)
     memory = {"kv_cache_memory": 11 * 4 * TOKEN_BYTES, "swap_space": swap_blocks * 4 * TOKEN_BYTES}
@@ -82,7 +85,7 @@ def test_preempted_samples_get_other_tokens(build: Build, stage: str, prompt: in
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 4], ids=["before the fork", "after the fork", "after the copy", "later"])
 @pytest.mark.parametrize("stage", PAGED)
-def test_an_aborted_group_leaves_a_sample_behind(build: Build, stage: str, steps: int) -> None:
+def test_an_aborted_group_leaves_no_sample_behind(build: Build, stage: str, steps: int) -> None:
     engine = build(stage, block_size=4)
     group = engine.add_request(prompts_of([6])[0], exactly(9, n=3, **DIVERSE))
     other = engine.add_request([1, 2], exactly(7))
@@ -102,7 +105,7 @@ def test_an_aborted_group_leaves_a_sample_behind(build: Build, stage: str, steps
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_group_that_can_never_run_together_is_not_refused(build: Build, stage: str) -> None:
+def test_a_group_that_can_never_run_together_is_refused(build: Build, stage: str) -> None:
     """The last block of each sample is its own: 4 blocks hold one sample of 16 tokens, not two."""
     engine = build(stage, block_size=4, kv_cache_memory=4 * 4 * TOKEN_BYTES)
     with pytest.raises(UserError, match=r"kv_cache_memory.*\bn$"):
@@ -112,7 +115,7 @@ def test_a_group_that_can_never_run_together_is_not_refused(build: Build, stage:
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_group_starts_where_only_some_of_its_samples_may_run(build: Build, stage: str) -> None:
+def test_a_group_starts_only_when_all_of_its_samples_may_run(build: Build, stage: str) -> None:
     engine = build(stage, max_num_seqs=4)
     for n in (3, 3, 1):
         engine.add_request([1, 2, 3], SamplingParams(n=n, max_tokens=3, temperature=1.0, ignore_eos=True))

@@ -37,7 +37,8 @@ def holders(engine: Engine) -> set[str]:
 
 @pytest.mark.parametrize("swap_space", [0, 10**6])
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_max_num_seqs_limits_a_step_but_not_residency(build: Build, stage: str, swap_space: int) -> None:
+def test_max_num_seqs_limits_the_requests_that_hold_memory(build: Build, stage: str, swap_space: int) -> None:
+    """Must not limit a step only."""
     options = {"block_size": 4, "kv_cache_memory": 14 * 4 * TOKEN_BYTES, "swap_space": swap_space}
     engine = build(stage, max_num_seqs=3, max_model_len=40, **(options if stage in PAGED else {}))
     for prompt in prompts_of([9, 3, 14, 6, 6, 20, 2, 8]):
@@ -53,8 +54,9 @@ def test_max_num_seqs_limits_a_step_but_not_residency(build: Build, stage: str, 
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_admission_looks_at_a_part_of_the_prompt_only(build: Build, stage: str) -> None:
-    """8 blocks, 3 of them held. A prompt of 5 fits to the last slot, and its first token would evict somebody."""
+def test_admission_looks_at_the_whole_prompt(build: Build, stage: str) -> None:
+    """8 blocks, 3 of them held. A prompt of 5 fits to the last slot, and its first token would evict somebody. Must not
+    look at a part of the prompt only."""
     engine = build(stage, block_size=4, kv_cache_memory=8 * 4 * TOKEN_BYTES, max_num_seqs=4, max_num_batched_tokens=4)
     engine.add_request(prompts_of([12])[0], exactly(4))
     engine.step()
@@ -72,8 +74,9 @@ def test_admission_looks_at_a_part_of_the_prompt_only(build: Build, stage: str) 
 
 @pytest.mark.parametrize("blocks", range(4, 14))
 @pytest.mark.parametrize("stage", PAGED)
-def test_whoever_was_just_admitted_is_preempted_at_once(build: Build, stage: str, blocks: int) -> None:
-    """Prompts that fill their blocks, so that all want a new one with their first token: each was kept a block."""
+def test_no_request_is_preempted_in_the_step_after_an_admission(build: Build, stage: str, blocks: int) -> None:
+    """Prompts that fill their blocks, so that all want a new one with their first token: each was kept a block. A
+    request that was just admitted must not be preempted at once."""
     engine = build(stage, block_size=4, kv_cache_memory=blocks * 4 * TOKEN_BYTES)
     for prompt in prompts_of([4] * 6):
         engine.add_request(prompt, exactly(5))
@@ -91,7 +94,7 @@ def test_whoever_was_just_admitted_is_preempted_at_once(build: Build, stage: str
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_samples_are_admitted_without_room_to_part(build: Build, stage: str) -> None:
+def test_samples_are_admitted_only_with_room_to_part(build: Build, stage: str) -> None:
     """3 of 7 blocks are held, one more is promised. A prompt of one block wants 3 more when its three samples part."""
     engine = build(stage, block_size=4, kv_cache_memory=7 * 4 * TOKEN_BYTES)
     engine.add_request(prompts_of([12])[0], exactly(4))
@@ -105,7 +108,7 @@ def test_samples_are_admitted_without_room_to_part(build: Build, stage: str) -> 
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("stage", PAGED)
-def test_a_preempted_request_at_the_head_blocks_everyone_for_ever(build: Build, stage: str, swap_space: int) -> None:
+def test_a_preempted_request_at_the_head_never_blocks_the_others(build: Build, stage: str, swap_space: int) -> None:
     """Four small ones grow until the newest, a long prompt, gives way; it and all behind it finish all the same."""
     engine = build(stage, block_size=2, kv_cache_memory=24 * 2 * TOKEN_BYTES, swap_space=swap_space)
     preempted: list[str] = []
@@ -123,7 +126,7 @@ def test_a_preempted_request_at_the_head_blocks_everyone_for_ever(build: Build, 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("prompt", [7, 8, 9])
 @pytest.mark.parametrize("stage", PAGED)
-def test_prefilling_again_drops_the_token_already_sampled(
+def test_prefilling_again_keeps_the_token_already_sampled(
     build: Build, stage: str, prompt: int, swap_space: int
 ) -> None:
     """Preempt by hand after each number of tokens: what comes is as if nothing had happened."""
@@ -149,8 +152,9 @@ def test_prefilling_again_drops_the_token_already_sampled(
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_an_abort_frees_a_request_that_is_in_flight(build: Build, stage: str) -> None:
-    """Planned, not yet updated: its memory stays its own until the step is back."""
+def test_an_aborted_request_keeps_its_memory_until_its_step_is_back(build: Build, stage: str) -> None:
+    """Planned, not yet updated: its memory stays its own until the step is back. Must not be freed while it is in
+    flight."""
     engine = without_model(build(stage, max_num_seqs=2))
     driver = Driver(engine, ahead=True)
     [request] = driver.add([1, 2, 3], exactly(9))
@@ -164,7 +168,7 @@ def test_an_abort_frees_a_request_that_is_in_flight(build: Build, stage: str) ->
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_an_abort_in_any_queue_leaves_something_behind(build: Build, stage: str) -> None:
+def test_an_abort_in_any_queue_leaves_nothing_behind(build: Build, stage: str) -> None:
     options = {"block_size": 4, "kv_cache_memory": 10 * 4 * TOKEN_BYTES, "swap_space": 3 * 4 * TOKEN_BYTES}
     for steps in range(20):
         engine = build(stage, max_num_seqs=4, **(options if stage in PAGED else {}))
@@ -179,7 +183,7 @@ def test_an_abort_in_any_queue_leaves_something_behind(build: Build, stage: str)
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_two_failed_steps_in_flight_leave_memory_behind(build: Build, stage: str) -> None:
+def test_two_failed_steps_in_flight_leave_no_memory_behind(build: Build, stage: str) -> None:
     """The driver that plans ahead loses its device: one request had ended in the first step, and held on."""
     engine = without_model(build(stage))
     driver = Driver(engine, ahead=True)
@@ -196,7 +200,7 @@ def test_two_failed_steps_in_flight_leave_memory_behind(build: Build, stage: str
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_finished_request_is_counted_or_delivered_twice(build: Build, stage: str) -> None:
+def test_a_finished_request_is_counted_and_delivered_once(build: Build, stage: str) -> None:
     engine = build(stage)
     serve(engine, prompts_of([4, 4]), [SamplingParams(max_tokens=1), exactly(3)])
     assert (engine.metrics()["finished"], engine.metrics()["aborted"], engine.metrics()["output_tokens"]) == (2, 0, 4)
@@ -208,8 +212,11 @@ def test_a_finished_request_is_counted_or_delivered_twice(build: Build, stage: s
     ids=["the newest first", "the lowest in priority first"],
 )
 @pytest.mark.parametrize("stage", PAGED)
-def test_the_wrong_one_is_preempted(build: Build, stage: str, policy: str, victims: list[int]) -> None:
-    """Five prompts of a block each, in 9 blocks: they all start, and cannot all have a second block."""
+def test_the_policy_decides_which_request_is_preempted(
+    build: Build, stage: str, policy: str, victims: list[int]
+) -> None:
+    """Five prompts of a block each, in 9 blocks: they all start, and cannot all have a second block. Must not preempt
+    the wrong one."""
     engine = build(stage, block_size=4, kv_cache_memory=9 * 4 * TOKEN_BYTES, scheduling_policy=policy)
     for prompt, priority in zip(prompts_of([3] * 5), (0, 2, 0, 1, 0), strict=True):
         engine.add_request(prompt, exactly(10), priority=priority, arrival_time=0.0)
@@ -223,7 +230,7 @@ def test_the_wrong_one_is_preempted(build: Build, stage: str, policy: str, victi
 
 
 @pytest.mark.parametrize("stage", PAGED)
-def test_samples_that_will_fork_have_no_seats_when_others_swap_in(build: Build, stage: str) -> None:
+def test_samples_that_will_fork_keep_their_seats_when_others_swap_in(build: Build, stage: str) -> None:
     """Three decode; an urgent prompt with n=3 preempts some, and is still being computed when there is room again."""
     chunked = {"prefill_chunk_size": 1, "max_num_batched_tokens": 4} if stage in CHUNKED else {}
     memory = {"block_size": 4, "kv_cache_memory": 24 * 4 * TOKEN_BYTES, "swap_space": 60 * 4 * TOKEN_BYTES}
@@ -241,7 +248,7 @@ def test_samples_that_will_fork_have_no_seats_when_others_swap_in(build: Build, 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_a_failure_while_planning_leaves_something_behind(build: Build, stage: str, overlap: bool) -> None:
+def test_a_failure_while_planning_leaves_nothing_behind(build: Build, stage: str, overlap: bool) -> None:
     """The plan is lost after chunks have been planned: nothing that it decided about memory may be trusted."""
     engine = build(stage, overlap=overlap, max_num_seqs=2)
     prompt = prompts_of([33])[0]

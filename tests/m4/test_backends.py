@@ -27,21 +27,22 @@ def create(name: str, case: Case) -> Backend:
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("step", STEPS)
-def test_right_at_one_length_and_wrong_at_another(name: str, step: str) -> None:
+def test_attention_is_right_at_every_length(name: str, step: str) -> None:
+    """Must not be right at one length and wrong at another."""
     case = make_case(STEPS[step], poison=poison(name))
     case.check(create(name, case))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("heads", HEADS)
-def test_query_head_reads_another_groups_keys(name: str, heads: tuple[int, int]) -> None:
+def test_every_query_head_reads_the_keys_of_its_own_group(name: str, heads: tuple[int, int]) -> None:
     case = make_case([(1, 35), (1, 16), (20, 50)], heads, poison=poison(name))
     case.check(create(name, case))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("head_dim", [16, 32, 128])
-def test_head_dimension_other_than_64(name: str, head_dim: int) -> None:
+def test_attention_is_right_at_head_dimensions_other_than_64(name: str, head_dim: int) -> None:
     case = make_case([(1, 35), (1, 16), (20, 50)], head_dim=head_dim, poison=poison(name))
     case.check(create(name, case))
 
@@ -52,20 +53,21 @@ def test_head_dimension_other_than_64(name: str, head_dim: int) -> None:
     # Triton's interpreter does not compute in bfloat16: tests/gpu does.
     + [(name, torch.bfloat16) for name in BACKENDS if name != "triton"],
 )
-def test_sums_in_half_precision(name: str, dtype: torch.dtype) -> None:
+def test_attention_is_right_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    """Must not sum in half precision."""
     case = make_case([(1, 200), (1, 16), (40, 90)], dtype=dtype, poison=poison(name))
     case.check(create(name, case))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("block_size", [1, 3, 8, 64, 256])
-def test_block_size_other_than_16(name: str, block_size: int) -> None:
+def test_attention_is_right_at_block_sizes_other_than_16(name: str, block_size: int) -> None:
     case = make_case([(1, 70), (1, 1), (1, 64), (40, 100), (5, 5)], block_size=block_size, poison=poison(name))
     case.check(create(name, case))
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_padded_rows_of_a_graph_disturb_the_others(name: str) -> None:
+def test_padded_rows_of_a_graph_leave_the_others_right(name: str) -> None:
     case = make_case([(1, 50), (1, 3)], padded_rows=3, poison=poison(name))
     result = case.run(create(name, case))
     torch.testing.assert_close(result[:2].double(), case.expected[:2], atol=2e-5, rtol=0)
@@ -73,7 +75,7 @@ def test_padded_rows_of_a_graph_disturb_the_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name in select.CAPTURABLE])
-def test_room_for_more_prompts_and_tokens_disturbs_those_that_are_there(name: str) -> None:
+def test_room_for_more_prompts_and_tokens_leaves_the_others_right(name: str) -> None:
     """A graph captured for more: five sequences without a token, and 60 rows behind the last prompt for nobody."""
     case = make_case([(1, 50), (64, 64), (65, 100), (3, 3)], padded_rows=2, poison=poison(name))
     rows, batch = len(case.q), case.batch
@@ -88,7 +90,7 @@ def test_room_for_more_prompts_and_tokens_disturbs_those_that_are_there(name: st
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_large_scores_overflow_the_softmax(name: str) -> None:
+def test_large_scores_never_overflow_the_softmax(name: str) -> None:
     case, reference = (make_case([(1, 80), (30, 60)], poison=1e4) for _ in range(2))
     case.q.mul_(60)
     reference.q.mul_(60)
@@ -99,7 +101,7 @@ def test_large_scores_overflow_the_softmax(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_store_touches_a_slot_that_is_not_its_own(name: str) -> None:
+def test_store_writes_into_its_own_slots_only(name: str) -> None:
     case = make_case([(1, 35), (1, 16), (20, 50)])
     before = case.kv.clone()
     backend = create(name, case)
@@ -115,7 +117,7 @@ def test_store_touches_a_slot_that_is_not_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_raw_heads_give_other_numbers(length: int, normalised: bool) -> None:
+def test_raw_heads_give_the_same_numbers(length: int, normalised: bool) -> None:
     """Normalised, rotated, stored and attended to in one kernel."""
     case = make_case([(1, length)])
     check_raw(case, create("triton", case), normalised)
@@ -123,19 +125,20 @@ def test_raw_heads_give_other_numbers(length: int, normalised: bool) -> None:
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("head_dim", [16, 32, 128])
-def test_raw_heads_of_another_group_or_dimension(heads: tuple[int, int], head_dim: int) -> None:
+def test_raw_heads_of_any_group_and_dimension_give_the_same_numbers(heads: tuple[int, int], head_dim: int) -> None:
     case = make_case([(1, 50)], heads, head_dim, dtype=torch.float16)
     check_raw(case, create("triton", case))
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 64])
-def test_raw_heads_in_blocks_of_another_size(block_size: int) -> None:
+def test_raw_heads_in_blocks_of_any_size_give_the_same_numbers(block_size: int) -> None:
     case = make_case([(1, 70)], block_size=block_size)
     check_raw(case, create("triton", case))
 
 
 @pytest.mark.parametrize(("chunks", "taken"), [([(1, 5)], True), ([(1, 5), (1, 9)], False), ([(2, 9)], False)], ids=str)
-def test_a_step_of_more_is_taken_for_one_decode(chunks: list[tuple[int, int]], taken: bool) -> None:
+def test_only_a_step_of_one_decode_takes_raw_heads(chunks: list[tuple[int, int]], taken: bool) -> None:
+    """A step of more must not be taken for one decode."""
     case = make_case(chunks)
     backend = create("triton", case)
     backend.begin(case.batch)
@@ -154,20 +157,24 @@ CHUNKS = {
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_raw_heads_on_a_cpu(chunks: list[tuple[int, int]], normalised: bool, dtype: torch.dtype) -> None:
+def test_raw_heads_on_a_cpu_give_the_same_numbers(
+    chunks: list[tuple[int, int]], normalised: bool, dtype: torch.dtype
+) -> None:
     case = make_case(chunks, dtype=dtype)
     check_raw(case, create("cpu", case), normalised)
 
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("head_dim", [32, 96, 128, 256])
-def test_raw_heads_on_a_cpu_of_another_group_or_dimension(heads: tuple[int, int], head_dim: int) -> None:
+def test_raw_heads_on_a_cpu_of_any_group_and_dimension_give_the_same_numbers(
+    heads: tuple[int, int], head_dim: int
+) -> None:
     case = make_case([(1, 50), (4, 20)], heads, head_dim)
     check_raw(case, create("cpu", case))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_cpu_threads_leave_a_token_unrotated(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_threads_rotate_every_token(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from stages.m4_flash_attention.backends import cpu
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -177,7 +184,8 @@ def test_cpu_threads_leave_a_token_unrotated(threads: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("head_dim", [16, 48, 80])
-def test_half_a_head_that_is_no_vector_is_rotated_by_the_cpu_kernel(head_dim: int) -> None:
+def test_the_cpu_kernel_takes_no_raw_heads_whose_half_is_no_vector(head_dim: int) -> None:
+    """It must not rotate them."""
     case = make_case([(1, 20)], head_dim=head_dim)
     backend = create("cpu", case)
     backend.begin(case.batch)
@@ -186,7 +194,7 @@ def test_half_a_head_that_is_no_vector_is_rotated_by_the_cpu_kernel(head_dim: in
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_cpu_threads_cut_a_sequence_and_lose_a_part(threads: int) -> None:
+def test_cpu_threads_that_cut_a_sequence_lose_no_part(threads: int) -> None:
     from stages.m4_flash_attention.backends.cpu import CpuBackend
 
     case = make_case([(1, 333), (1, 2), (1, 1), (1, 90), (50, 200)], (6, 2))
@@ -199,7 +207,7 @@ def test_cpu_threads_cut_a_sequence_and_lose_a_part(threads: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_check_of_a_long_context_overlooks_lost_keys(dtype: torch.dtype) -> None:
+def test_check_of_a_long_context_finds_lost_keys(dtype: torch.dtype) -> None:
     case = make_case([(1, 3000), (40, 1500)], dtype=dtype)
     case.check(create("naive", case))
     table = case.batch.block_tables
@@ -213,12 +221,12 @@ def test_check_of_a_long_context_overlooks_lost_keys(dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("name", ["torch", "cpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_long_context_loses_keys(name: str, dtype: torch.dtype) -> None:
+def test_a_long_context_loses_no_key(name: str, dtype: torch.dtype) -> None:
     case = make_case([(1, 3000), (1, 2049), (40, 1500)], (9, 3), dtype=dtype, poison=poison(name))
     case.check(create(name, case))
 
 
-def test_a_backend_is_imported_before_it_is_chosen() -> None:
+def test_no_backend_is_imported_before_it_is_chosen() -> None:
     program = (
         "import sys, torch\n"
         "from stages.m4_flash_attention import attention, select\n"

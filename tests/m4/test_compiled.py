@@ -29,7 +29,8 @@ print(out[0], sum(cpu_decode._divide.stats.cache_hits.values()))
 """
 
 
-def test_edit_of_simd_leaves_the_old_machine_code_in_use(tmp_path: Path) -> None:
+def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
+    """The old machine code must not stay in use."""
     for module in (compiled, cpu_decode):
         folder = Path(module.__file__).parent
         copy = tmp_path / folder.relative_to(ROOT)
@@ -52,14 +53,15 @@ def test_edit_of_simd_leaves_the_old_machine_code_in_use(tmp_path: Path) -> None
     assert divide() == "1.25 0"
 
 
-def test_our_cache_folder_becomes_everybodys() -> None:
+def test_our_cache_folder_is_that_of_our_kernels_only() -> None:
+    """Must not become the folder of all of Numba."""
     for kernel in (cpu_decode.decode, cpu_prefill.prefill, cpu_store.rotate_and_store, cpu_elementwise.norm):
         folders = compiled.HERE, Path(kernel.py_func.__code__.co_filename).parent
         assert f"numba-{compiled.digest(*folders)}" in Path(kernel.stats.cache_path).parts
     assert os.environ.get("NUMBA_CACHE_DIR", "") == config.CACHE_DIR
 
 
-def test_digest_overlooks_a_file_or_its_name(tmp_path: Path) -> None:
+def test_digest_changes_with_every_file_and_its_name(tmp_path: Path) -> None:
     seen = {compiled.digest(tmp_path)}
     for name, text in (("a.py", "x"), ("a.py", "y"), ("b.py", ""), ("b.py", "x")):
         (tmp_path / name).write_text(text)
@@ -88,7 +90,8 @@ print(sorted(done))
 """
 
 
-def test_two_engines_in_two_threads_enter_numbas_own_pool_at_once() -> None:
+def test_two_engines_in_two_threads_are_right_in_numbas_own_pool() -> None:
+    """They must not enter the pool at once."""
     assert run_in_numbas_own_pool(TWO_ENGINES) == "[0, 1, 2]"
 
 
@@ -99,7 +102,7 @@ def _store_all(source, target, shape):
 
 
 @pytest.mark.parametrize(("dtype", "seen_as"), [(torch.bfloat16, np.uint16), (torch.float16, np.int16)])
-def test_store_rounds_otherwise_than_to_nearest_even(dtype: torch.dtype, seen_as: type) -> None:
+def test_store_rounds_to_nearest_even(dtype: torch.dtype, seen_as: type) -> None:
     """Bit for bit as PyTorch rounds: every upper half of a float32, exactly between two neighbours and beside that."""
     upper = np.arange(0, 0x7F80, 7, dtype=np.uint32) << 16
     lower = np.array([0, 1, 0x1000, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)

@@ -33,7 +33,7 @@ BACKENDS = ("naive", "torch", "cpu") + (() if torch.cuda.is_available() else ("t
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("model", TINY)
-def test_another_backend_answers_than_the_one_asked_for(build: Build, model: str, name: str) -> None:
+def test_the_backend_asked_for_is_the_one_that_answers(build: Build, model: str, name: str) -> None:
     expected = build("m0", model=model, max_num_seqs=3).generate(PROMPTS, exactly(6))
     engine = build("m4", model=model, max_num_seqs=3, attention_backend=name)
     assert tokens(engine.generate(PROMPTS, exactly(6))) == tokens(expected)
@@ -48,7 +48,7 @@ HEADS_OF_32 = {name: replace(PRESETS[name], head_dim=32) for name in ("tiny-qwen
 
 @pytest.mark.parametrize("stage", ["m3", "m4", "m5", "m6"])
 @pytest.mark.parametrize("preset", HEADS_OF_32)
-def test_fused_kernels_on_a_cpu_give_other_tokens_or_are_not_used(
+def test_fused_kernels_on_a_cpu_are_used_and_change_no_token(
     build: Build, preset: str, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PRESETS, preset, HEADS_OF_32[preset])
@@ -64,7 +64,7 @@ def test_fused_kernels_on_a_cpu_give_other_tokens_or_are_not_used(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton leaves the CPU alone")
-def test_a_single_decode_in_one_kernel_gives_other_tokens(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_decode_in_one_kernel_changes_no_token(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fused operations attention takes heads as the projection gives them, and the clock sees it."""
     from common.kernels import triton_gemv
     from common.kernels.fused import FusedOps
@@ -97,22 +97,23 @@ CHOSEN = "attention: cpu (reads the blocks in place; of those measured on a CPU 
 
 
 @pytest.mark.parametrize("command", [("generate", "--token-ids", "1 2 3"), ("demo",)])
-def test_auto_keeps_its_choice_to_itself(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_reports_its_choice_once(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """Must not keep it to itself."""
     _, err = cli(capsys, *command, "--max-tokens", "2", *OPTIONS)
     assert err.splitlines().count(CHOSEN) == 1
 
 
-def test_json_output_is_followed_by_something_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_followed_by_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = cli(capsys, "generate", "--token-ids", "1 2 3", "--max-tokens", "2", "--json", *OPTIONS)
     assert len(out.splitlines()) == 1
     assert "attention" not in err
 
 
-def test_stage_without_a_choice_speaks_of_one(build: Build) -> None:
+def test_stage_without_a_choice_reports_none(build: Build) -> None:
     assert build("m3").metrics()["attention"] is None
 
 
-def test_record_of_a_bench_does_not_say_which_backend_ran() -> None:
+def test_record_of_a_bench_says_which_backend_ran() -> None:
     place: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
     setting = Setting(TINY[0], **place, max_num_seqs=2, max_model_len=64, kv_tokens=128)
     notes: list[str | None] = []

@@ -49,7 +49,7 @@ WORK = {
 
 @pytest.mark.parametrize("target", [1, 7, 40])
 @pytest.mark.parametrize("name", WORK)
-def test_a_tile_belongs_to_no_part_or_to_two(name: str, target: int) -> None:
+def test_every_tile_belongs_to_exactly_one_part(name: str, target: int) -> None:
     work = WORK[name]
     found = parts(work, target)
     share = max(1, -(-sum(rows * context for rows, context in work) // target))
@@ -61,7 +61,8 @@ def test_a_tile_belongs_to_no_part_or_to_two(name: str, target: int) -> None:
 
 @pytest.mark.parametrize("target", [1, 3, 40])
 @pytest.mark.parametrize("name", WORK)
-def test_two_tiles_write_to_the_same_place_or_behind_the_workspace(name: str, target: int) -> None:
+def test_every_part_writes_to_a_place_of_its_own_in_the_workspace(name: str, target: int) -> None:
+    """Two must not write to the same place, and none behind the workspace."""
     places = [before + part for _, part, count, _, before in parts(WORK[name], target) if count > 1]
     assert len(set(places)) == len(places)
     assert all(0 <= place < 2 * target for place in places)
@@ -70,7 +71,7 @@ def test_two_tiles_write_to_the_same_place_or_behind_the_workspace(name: str, ta
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
 @pytest.mark.parametrize("target", [1, 5, 64])
 @pytest.mark.parametrize("heads", [(6, 2), (9, 3)])
-def test_parts_lose_a_token_or_read_what_nobody_wrote(kind: str, target: int, heads: tuple[int, int]) -> None:
+def test_parts_lose_no_token_and_read_only_what_was_written(kind: str, target: int, heads: tuple[int, int]) -> None:
     if kind == "decode":
         case = make_case([(1, 333), (1, 2), (1, 1), (1, 90)], heads, padded_rows=1)
     else:
@@ -88,7 +89,7 @@ def test_parts_lose_a_token_or_read_what_nobody_wrote(kind: str, target: int, he
 
 @pytest.mark.parametrize("parts", [1, 3, 12])
 @pytest.mark.parametrize("length", [1, 32, 33, 97, 333])
-def test_parts_of_raw_heads_lose_a_token_or_read_what_nobody_wrote(length: int, parts: int) -> None:
+def test_parts_of_raw_heads_lose_no_token_and_read_only_what_was_written(length: int, parts: int) -> None:
     case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
     kernel: Any = backend._raw  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,5 +103,5 @@ def test_parts_of_raw_heads_lose_a_token_or_read_what_nobody_wrote(length: int, 
 
 
 @pytest.mark.parametrize(("sequences", "size"), [(1, 1), (2, 16), (16, 16), (17, 64), (256, 256), (257, 1024)])
-def test_room_is_too_small(sequences: int, size: int) -> None:
+def test_room_is_enough_for_all_sequences(sequences: int, size: int) -> None:
     assert room(sequences) == size

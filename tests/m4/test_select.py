@@ -34,7 +34,8 @@ def test_auto_on_a_cpu_takes_the_compiled_kernels_and_says_so() -> None:
     assert type(choice.backend).__name__ == "CpuBackend"
 
 
-def test_auto_without_numba_dies_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_numba_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not end in an error."""
     hide(monkeypatch, "numba")
     choice = select.choose("auto", SHAPE)
     assert choice.name == "torch"
@@ -86,7 +87,8 @@ def test_reasons(name: str, change: dict[str, Any], reason: str, monkeypatch: py
     assert reason in answer
 
 
-def test_device_that_auto_has_no_list_for_ends_in_a_key_error() -> None:
+def test_auto_on_a_device_that_it_does_not_know_asks_for_a_backend() -> None:
+    """Must not end in a KeyError."""
     with pytest.raises(UserError, match=r"auto.*knows cuda and cpu, not mps: name a backend"):
         select.choose("auto", dataclasses.replace(SHAPE, device=torch.device("mps")))
 
@@ -118,7 +120,7 @@ def test_auto_on_a_gpu_takes_our_kernels_then_the_library_then_torch(
 
 
 @pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((10, 0), True)])
-def test_gpu_before_ampere_is_given_kernels_that_it_cannot_run(
+def test_gpu_before_ampere_is_given_only_kernels_that_it_can_run(
     hopper: list[tuple[int, int]], capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hopper[0] = capability
@@ -127,12 +129,12 @@ def test_gpu_before_ampere_is_given_kernels_that_it_cannot_run(
     assert ("capability 8.0" in (triton.why_not(GPU) or "")) is not runs
 
 
-def test_triton_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_that_is_not_installed_is_refused_for_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "triton")
     assert "not installed" in (triton.why_not(SHAPE) or "")
 
 
-def test_flash_attn_2_is_given_blocks_that_it_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attn_2_is_given_only_blocks_that_it_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "flash_attn_interface")
     install(monkeypatch, "flash_attn")
     monkeypatch.setattr(flash_attn, "installed_version", lambda: 2)
@@ -152,7 +154,7 @@ def test_version_3_is_preferred_where_both_are_installed(monkeypatch: pytest.Mon
     assert flash_attn.installed_version() == 3
 
 
-def test_varlen_of_an_older_pytorch_is_used_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varlen_of_an_older_pytorch_is_never_used_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention import varlen
 
     pages = dataclasses.replace(GPU, block_size=256)

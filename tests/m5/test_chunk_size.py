@@ -42,7 +42,7 @@ def drive(clock: Clock, size: AutoChunkSize, decode: float, token: float, steps:
         step(clock, size, decode + token * tokens, tokens)
 
 
-def test_the_target_is_missed_on_a_steady_machine(clock: Clock) -> None:
+def test_the_target_is_met_on_a_steady_machine(clock: Clock) -> None:
     size = AutoChunkSize(target=0.050)
     drive(clock, size, decode=0.010, token=0.0001)
     assert size.tokens in (384, 400)  # (50 - 10) ms / 0.1 ms = 400, rounded down to a unit
@@ -50,19 +50,20 @@ def test_the_target_is_missed_on_a_steady_machine(clock: Clock) -> None:
     assert size.tokens in (96, 112)  # 40 ms / 0.4 ms = 100, within one unit
 
 
-def test_prompts_stop_where_decodes_alone_miss_the_target(clock: Clock) -> None:
+def test_prompts_go_on_where_decodes_alone_miss_the_target(clock: Clock) -> None:
     size = AutoChunkSize(target=0.005)
     drive(clock, size, decode=0.010, token=0.0001)
     assert size.tokens == AutoChunkSize.UNIT
 
 
-def test_a_fast_machine_gets_an_endless_chunk(clock: Clock) -> None:
+def test_a_fast_machine_gets_the_largest_chunk_and_no_more(clock: Clock) -> None:
+    """Must not be endless."""
     size = AutoChunkSize(target=10.0)
     drive(clock, size, decode=0.001, token=1e-9)
     assert size.tokens == AutoChunkSize.MOST
 
 
-def test_steps_planned_ahead_are_counted_twice(clock: Clock) -> None:
+def test_steps_planned_ahead_are_counted_once(clock: Clock) -> None:
     """Planned while the one before ran: the step itself began when that one ended."""
     size = AutoChunkSize(target=0.050)
     request = Request("r", [1] * 4, SamplingParams(), frozenset(), 0, 0.0)
@@ -76,15 +77,16 @@ def test_steps_planned_ahead_are_counted_twice(clock: Clock) -> None:
     assert size.tokens in (384, 400)
 
 
-def test_one_slow_step_changes_everything(clock: Clock) -> None:
-    """A quarter of the newest step counts: one that takes three times as long costs a third of the size."""
+def test_one_slow_step_counts_for_a_quarter(clock: Clock) -> None:
+    """A quarter of the newest step counts: one that takes three times as long costs a third of the size. It must not
+    change everything."""
     size = AutoChunkSize(target=0.050)
     drive(clock, size, decode=0.010, token=0.0001, steps=60)
     step(clock, size, 0.010 + 0.0003 * 400, 400)
     assert size.tokens == 256, "40 ms / (0.75 * 0.1 + 0.25 * 0.3) ms = 267"
 
 
-def test_prompts_without_decodes_beside_them_teach_something_else(clock: Clock) -> None:
+def test_prompts_without_decodes_beside_them_teach_the_same_cost(clock: Clock) -> None:
     """A decode takes 20 ms, a prompt alone 0.098 ms a token: no decode is taken off, none grows cheaper."""
     size = AutoChunkSize(target=0.060)
     step(clock, size, 0.020, 0)
@@ -93,7 +95,7 @@ def test_prompts_without_decodes_beside_them_teach_something_else(clock: Clock) 
     assert size.tokens == 400, "(60 - 20) ms / 0.098 ms = 408"
 
 
-def test_a_prompts_end_of_two_tokens_counts_as_a_decode(clock: Clock) -> None:
+def test_a_prompt_chunk_of_two_tokens_never_counts_as_a_decode(clock: Clock) -> None:
     """Sixteen chunks of two tokens are 32 tokens of prompts, and nobody decodes beside them."""
     size = AutoChunkSize(target=0.050)
     step(clock, size, 0.010, 0)
@@ -104,7 +106,7 @@ def test_a_prompts_end_of_two_tokens_counts_as_a_decode(clock: Clock) -> None:
     assert size.tokens == 32, "(50 - 10) ms / (39 / 32) ms = 32.8"
 
 
-def test_options_choose_another_size() -> None:
+def test_options_choose_the_size() -> None:
     choose = chunk_size.choose_chunk_size
     assert choose(EngineConfig(model="random:tiny-llama", device="cpu")).tokens == 256
     assert choose(EngineConfig(model="random:tiny-llama", device="cpu", prefill_chunk_size=7)).tokens == 7
@@ -113,7 +115,7 @@ def test_options_choose_another_size() -> None:
 
 
 @pytest.mark.parametrize("first", [16, 256, 4096])
-def test_nothing_is_learned_while_every_step_has_prompts(clock: Clock, first: int) -> None:
+def test_the_size_is_learned_while_every_step_has_prompts(clock: Clock, first: int) -> None:
     """Nobody ever decodes alone: the size still becomes that with which a step takes the target."""
     size = AutoChunkSize(target=0.050)
     size.tokens = first
@@ -122,7 +124,7 @@ def test_nothing_is_learned_while_every_step_has_prompts(clock: Clock, first: in
     assert size.tokens in (384, 400)
 
 
-def test_prompts_alone_teach_nothing(clock: Clock) -> None:
+def test_prompts_alone_teach_the_cost_of_a_token(clock: Clock) -> None:
     """Before anybody decodes: half a second for 1,000 tokens, so 100 in 50 ms."""
     size = AutoChunkSize(target=0.050)
     step(clock, size, 0.500, 1000, decodes=0)
@@ -132,7 +134,7 @@ def test_prompts_alone_teach_nothing(clock: Clock) -> None:
     assert size.tokens == 80, "(50 - 6) ms / 0.5 ms = 88"
 
 
-def test_decodes_that_were_slow_once_keep_prompts_small(clock: Clock) -> None:
+def test_prompts_grow_again_after_decodes_that_were_slow_once(clock: Clock) -> None:
     """Many decoded, alone, in more than the target; few go on, beside prompts in every step."""
     size = AutoChunkSize(target=0.050)
     for _ in range(10):
@@ -145,8 +147,8 @@ def test_decodes_that_were_slow_once_keep_prompts_small(clock: Clock) -> None:
     assert size.tokens in (384, 400)
 
 
-def test_a_few_tokens_of_prompt_are_taken_for_slow(clock: Clock) -> None:
-    """With fewer tokens than a unit, noise is all that there is to measure."""
+def test_a_few_tokens_of_prompt_change_nothing(clock: Clock) -> None:
+    """With fewer tokens than a unit, noise is all that there is to measure. A few must not be taken for slow."""
     size = AutoChunkSize(target=0.050)
     drive(clock, size, decode=0.010, token=0.0001)
     before = size.tokens
@@ -157,7 +159,7 @@ def test_a_few_tokens_of_prompt_are_taken_for_slow(clock: Clock) -> None:
     assert size.tokens < before / 2
 
 
-def test_nothing_measured_changes_the_first_size(clock: Clock) -> None:
+def test_the_size_stays_until_a_prompt_is_measured_and_a_fixed_one_always(clock: Clock) -> None:
     size = AutoChunkSize(target=0.050)
     step(clock, size, 0.010, 0)
     assert size.tokens == AutoChunkSize.FIRST

@@ -46,7 +46,7 @@ def shape(plan: StepPlan) -> list[tuple[str, int]]:
 # -- the schedule -----------------------------------------------------------------------------------------------------
 
 
-def test_a_long_prompt_stalls_those_who_decode(build: Build) -> None:
+def test_a_long_prompt_never_stalls_decodes(build: Build) -> None:
     """The schedule of the interview question, a quarter in size: 250 tokens in chunks of 64, beside two decodes."""
     engine = build("m5", max_num_seqs=3, prefill_chunk_size=64)
     for prompt in prompts_of([5, 6]):
@@ -66,16 +66,16 @@ def test_a_long_prompt_stalls_those_who_decode(build: Build) -> None:
     ]
 
 
-def test_prompts_crawl_though_nobody_decodes(build: Build) -> None:
-    """The chunk size protects decodes; without any the whole budget goes to prompts."""
+def test_prompts_take_the_whole_budget_while_no_request_decodes(build: Build) -> None:
+    """The chunk size protects decodes; without any the whole budget goes to prompts. They must not go slowly then."""
     engine = build("m5", max_num_batched_tokens=250, prefill_chunk_size=32)
     plans = record_plans(engine)
     serve(engine, prompts_of([450]), exactly(1))
     assert [plan.num_tokens for plan in plans] == [250, 200]
 
 
-def test_only_the_first_request_is_chunked(build: Build) -> None:
-    """Two prompts share a step: the end of one and the beginning of the next."""
+def test_every_prompt_is_chunked(build: Build) -> None:
+    """Two prompts share a step: the end of one and the beginning of the next. Must not chunk the first one only."""
     engine = build("m5", max_num_seqs=8, prefill_chunk_size=10)
     first = engine.add_request(prompts_of([3])[0], exactly(20))
     engine.step()
@@ -88,7 +88,7 @@ def test_only_the_first_request_is_chunked(build: Build) -> None:
     assert lengths == [[10], [6, 4], [5, 5], [10], [10]]
 
 
-def test_a_step_exceeds_its_budget(build: Build) -> None:
+def test_a_step_never_exceeds_its_budget(build: Build) -> None:
     engine = build("m5", max_num_seqs=6, max_num_batched_tokens=12, prefill_chunk_size=9)
     plans = record_plans(engine)
     serve(engine, prompts_of([30, 2, 17, 1, 8, 8, 40, 3]), [exactly(n) for n in (5, 12, 1, 9, 30, 2, 4, 8)])
@@ -98,8 +98,9 @@ def test_a_step_exceeds_its_budget(build: Build) -> None:
     assert any({"prefill", "decode"} <= {c.kind for c in plan.chunks} for plan in plans)
 
 
-def test_admission_looks_at_the_first_chunk_only(build: Build) -> None:
-    """Both prompts would begin in 10 blocks, and neither could end: the second one waits for the first."""
+def test_admission_looks_at_the_whole_prompt(build: Build) -> None:
+    """Both prompts would begin in 10 blocks, and neither could end: the second one waits for the first. Must not look
+    at the first chunk only."""
     options = {"block_size": BLOCK, "kv_cache_memory": 10 * BLOCK * TOKEN_BYTES}
     engine = build("m5", max_num_seqs=4, max_num_batched_tokens=4, **options)
     plans = record_plans(engine)
@@ -109,7 +110,7 @@ def test_admission_looks_at_the_first_chunk_only(build: Build) -> None:
     assert owners == [{0}] * 9 + [{1}] * 9
 
 
-def test_siblings_of_a_prompt_under_way_are_not_counted(build: Build) -> None:
+def test_siblings_of_a_prompt_under_way_are_counted(build: Build) -> None:
     """n = 3, and the prompt takes several steps: the two who will fork off have their places from the start."""
     engine = build("m5", max_num_seqs=4, max_num_batched_tokens=4)
     prompts = prompts_of([18, 2, 2])
@@ -117,7 +118,8 @@ def test_siblings_of_a_prompt_under_way_are_not_counted(build: Build) -> None:
     assert engine.metrics()["peak_running"] == 4
 
 
-def test_whoever_started_first_keeps_its_memory_from_the_more_urgent(build: Build) -> None:
+def test_an_urgent_request_preempts_one_that_started_first(build: Build) -> None:
+    """The first one must not keep its memory from the more urgent one."""
     options = {"block_size": BLOCK, "kv_cache_memory": 6 * BLOCK * TOKEN_BYTES}
     driver = Driver(without_model(build("m5", scheduling_policy="priority", max_num_seqs=3, **options)))
     [first] = driver.add([1] * 7, exactly(12), priority=5)
@@ -127,7 +129,8 @@ def test_whoever_started_first_keeps_its_memory_from_the_more_urgent(build: Buil
     assert first.num_preemptions > 0 and urgent.num_preemptions == 0
 
 
-def test_a_newcomer_takes_the_room_that_a_swapped_request_waits_for(build: Build) -> None:
+def test_a_newcomer_waits_until_a_swapped_request_is_back(build: Build) -> None:
+    """Must not take the room that the swapped one waits for."""
     options = {"block_size": BLOCK, "kv_cache_memory": 6 * BLOCK * TOKEN_BYTES, "swap_space": 8 * BLOCK * TOKEN_BYTES}
     driver = Driver(without_model(build("m5", max_num_seqs=3, **options)))
     driver.add([1] * 7, exactly(14))
@@ -147,7 +150,7 @@ def test_a_newcomer_takes_the_room_that_a_swapped_request_waits_for(build: Build
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 5, 7, 8, 9, 16])
 @pytest.mark.parametrize("model", TINY)
-def test_chunks_change_tokens(build: Build, model: str, chunk: int) -> None:
+def test_chunks_change_no_token(build: Build, model: str, chunk: int) -> None:
     """Prompts that end at every offset around a block boundary, in chunks that begin at every one."""
     engine = build("m5", model=model, block_size=BLOCK, max_num_seqs=9, max_num_batched_tokens=9 + chunk,
                    prefill_chunk_size=chunk)  # fmt: skip
@@ -157,7 +160,7 @@ def test_chunks_change_tokens(build: Build, model: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
-def test_a_prompt_preempted_half_way_loses_tokens(build: Build, swap_space: int) -> None:
+def test_a_prompt_preempted_half_way_loses_no_token(build: Build, swap_space: int) -> None:
     """Memory for one long request: the late prompt, half computed, makes room for the decodes before it."""
     engine = build("m5", block_size=BLOCK, kv_cache_memory=16 * BLOCK * TOKEN_BYTES, max_num_seqs=3,
                    max_num_batched_tokens=3, prefill_chunk_size=1, swap_space=swap_space)  # fmt: skip
@@ -179,7 +182,7 @@ def test_a_prompt_preempted_half_way_loses_tokens(build: Build, swap_space: int)
 
 
 @pytest.mark.parametrize("when", range(8))
-def test_an_abort_half_way_through_a_prompt_leaks(build: Build, when: int) -> None:
+def test_an_abort_half_way_through_a_prompt_leaks_nothing(build: Build, when: int) -> None:
     engine = build("m5", block_size=BLOCK, max_num_seqs=3, max_num_batched_tokens=5, prefill_chunk_size=3)
     prompts = prompts_of([3, 20, 11])
     outputs = serve(engine, prompts, exactly(6), aborts={when: [1]})
@@ -187,7 +190,7 @@ def test_an_abort_half_way_through_a_prompt_leaks(build: Build, when: int) -> No
         assert outputs[index].token_ids == greedy(engine.runner.model, prompts[index], 6)
 
 
-def test_auto_stops_or_changes_tokens(build: Build) -> None:
+def test_auto_goes_on_and_changes_no_token(build: Build) -> None:
     engine = build("m5", prefill_chunk_size="auto", target_itl=1e-4, max_num_seqs=4)
     prompts = prompts_of([40, 3, 60, 25, 8])
     outputs = serve(engine, prompts, exactly(9))
@@ -210,13 +213,12 @@ def test_auto_stops_or_changes_tokens(build: Build) -> None:
         ("m4", {"prefill_chunk_size": 64}, "'prefill_chunk_size'.* m5"),
     ],
 )
-def test_bad_options_are_not_refused_in_one_line(
-    build: Build, stage: str, options: dict[str, Any], message: str
-) -> None:
+def test_bad_options_are_refused_in_one_line(build: Build, stage: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as refusal:
         build(stage, **options)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_chunk_size_from_the_command_line_is_text(build: Build) -> None:
+def test_a_chunk_size_from_the_command_line_is_read_as_a_number(build: Build) -> None:
+    """Must not stay text."""
     assert build("m5", prefill_chunk_size="64").scheduler.chunk_size.tokens == 64

@@ -145,11 +145,11 @@ def anything_happens(ahead: bool, examples: int) -> None:
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
-def test_a_request_reads_a_block_that_is_not_its_own(ahead: bool) -> None:
+def test_no_request_reads_a_block_that_is_not_its_own(ahead: bool) -> None:
     anything_happens(ahead, 60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
-def test_a_request_reads_a_wrong_block_in_a_long_search(ahead: bool) -> None:
+def test_no_request_reads_a_wrong_block_in_a_long_search(ahead: bool) -> None:
     anything_happens(ahead, 600)

@@ -17,7 +17,7 @@ SIZE = 4
 
 @pytest.mark.parametrize("length", [1, 4, 11, 12, 13])
 @pytest.mark.parametrize("index", INDICES)
-def test_a_hit_of_some_length_changes_tokens(build: Build, index: str, length: int) -> None:
+def test_a_hit_of_any_length_changes_no_token(build: Build, index: str, length: int) -> None:
     """A prompt, and prompts of each length up to its own and beyond that share 0, 1, 2, ... of its first tokens."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
     first = words(0, length)
@@ -35,8 +35,9 @@ def test_a_hit_of_some_length_changes_tokens(build: Build, index: str, length: i
 
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("index", INDICES)
-def test_a_chat_that_grows_is_computed_again(build: Build, index: str, model: str) -> None:
-    """Each turn begins with the last one, answer included: generated blocks are found too."""
+def test_a_chat_that_grows_finds_its_earlier_turns(build: Build, index: str, model: str) -> None:
+    """Each turn begins with the last one, answer included: generated blocks are found too. Must not compute them
+    again."""
     engine = build("m6", model=model, block_size=SIZE, prefix_index=index)
     chat = words(0, 6)
     for turn in range(5):
@@ -49,7 +50,7 @@ def test_a_chat_that_grows_is_computed_again(build: Build, index: str, model: st
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("index", INDICES)
-def test_chunk_sizes_change_tokens(build: Build, index: str, chunk: int) -> None:
+def test_chunk_sizes_change_no_token(build: Build, index: str, chunk: int) -> None:
     engine = build("m6", block_size=SIZE, prefix_index=index, prefill_chunk_size=chunk, max_num_seqs=4)
     prompts = [words(0, shared) + words(n, more) for n, (shared, more) in enumerate([(9, 3), (9, 0), (13, 2), (8, 1)])]
     prompts += [prompts[0], prompts[2][:-1], words(0, 30)]
@@ -61,7 +62,7 @@ def test_chunk_sizes_change_tokens(build: Build, index: str, chunk: int) -> None
 
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("index", INDICES)
-def test_eviction_and_preemption_with_hits_change_tokens(build: Build, index: str, swap_space: int) -> None:
+def test_eviction_and_preemption_with_hits_change_no_token(build: Build, index: str, swap_space: int) -> None:
     memory = {"kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space}
     engine = build("m6", block_size=SIZE, prefix_index=index, **memory)
     prompts = [words(0, 9) + tail for tail in prompts_of([1, 3, 7, 2, 4, 12], seed=5)] + prompts_of([3, 17])
@@ -78,7 +79,7 @@ def test_eviction_and_preemption_with_hits_change_tokens(build: Build, index: st
 
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("prompt", [7, 8, 9])
-def test_samples_of_a_cached_prompt_differ(build: Build, index: str, prompt: int) -> None:
+def test_samples_of_a_cached_prompt_are_those_without_a_cache(build: Build, index: str, prompt: int) -> None:
     """n > 1 with its prompt cached, in part or up to the last token."""
     params = exactly(9, n=3, temperature=1.0, seed=4)
     engine, without = build("m6", block_size=SIZE, prefix_index=index), build("m5", block_size=SIZE)
@@ -92,7 +93,7 @@ def test_samples_of_a_cached_prompt_differ(build: Build, index: str, prompt: int
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_a_preempted_request_does_not_find_its_own_blocks(build: Build, index: str) -> None:
+def test_a_preempted_request_finds_its_own_blocks(build: Build, index: str) -> None:
     """Two grow until one gives way. Nobody takes its memory, so that it loses no token but the last; and the hit rate
     of prompts knows nothing of it."""
     engine = build("m6", block_size=SIZE, prefix_index=index, kv_cache_memory=8 * SIZE * TOKEN_BYTES)
@@ -104,7 +105,7 @@ def test_a_preempted_request_does_not_find_its_own_blocks(build: Build, index: s
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_the_index_counts_as_one_of_those_who_share(build: Build, index: str) -> None:
+def test_the_index_never_counts_as_an_owner_of_a_shared_block(build: Build, index: str) -> None:
     """One request holds four blocks; the next one copies the half of the last (radix), which the index holds for it
     until the copy is made: shared by two requests are three blocks, and never more."""
     engine = build("m6", block_size=SIZE, prefix_index=index, max_num_seqs=2)
@@ -122,7 +123,7 @@ def test_the_index_counts_as_one_of_those_who_share(build: Build, index: str) ->
     assert engine.metrics()["blocks_shared_peak"] == 0
 
 
-def test_figures_are_wrong_or_survive_a_reset(build: Build) -> None:
+def test_figures_are_right_and_a_reset_clears_them(build: Build) -> None:
     engine = build("m6", block_size=SIZE)
     ask(engine, words(0, 10))
     ask(engine, words(0, 8) + words(2, 2))

@@ -26,14 +26,14 @@ Build = Callable[..., Engine]
         ((0, 2, 5, 0), 0, 0),  # before all
     ],
 )
-def test_the_closest_block_is_another(tokens: Tokens, block: int, common: int) -> None:
+def test_the_closest_block_shares_the_most_tokens(tokens: Tokens, block: int, common: int) -> None:
     index = RadixIndex()
     root = index.root(None)
     entries = [index.add(root, own, at) for at, own in enumerate([(1, 2, 5, 0), (1, 2, 8, 9), (9, 0, 0, 0)])]
     assert index.closest(root, tokens, before=1) == (entries[block], common)
 
 
-def test_a_block_that_this_very_plan_registers_is_copied() -> None:
+def test_a_block_that_the_same_plan_registers_is_never_copied() -> None:
     """Copies run before the step computes anything."""
     index = RadixIndex()
     root = index.root(None)
@@ -45,7 +45,7 @@ def test_a_block_that_this_very_plan_registers_is_copied() -> None:
 
 
 @pytest.mark.parametrize(("shared", "cached"), [(9, 8), (10, 10), (15, 15), (16, 16), (17, 16)])
-def test_less_than_a_quarter_of_a_block_is_copied(build: Build, shared: int, cached: int) -> None:
+def test_less_than_a_quarter_of_a_block_is_never_copied(build: Build, shared: int, cached: int) -> None:
     """Blocks of 8 tokens: a copy for one token costs more than it saves, one for two does not."""
     driver = Driver(without_model(build("m6", block_size=8, prefix_index="radix")))
     driver.add(words(0, 24), exactly(1))
@@ -55,7 +55,7 @@ def test_less_than_a_quarter_of_a_block_is_copied(build: Build, shared: int, cac
     assert request.num_cached_tokens == cached
 
 
-def test_an_index_that_was_emptied_remembers_a_root(build: Build) -> None:
+def test_an_index_that_was_emptied_remembers_no_root(build: Build) -> None:
     index = RadixIndex()
     root = index.root("mine")
     index.add(root, (1, 2), 0)
@@ -63,7 +63,7 @@ def test_an_index_that_was_emptied_remembers_a_root(build: Build) -> None:
     assert index.root("mine") is not root and index.find(index.root("mine"), (1, 2)) is None
 
 
-def test_hits_and_blocks_are_not_counted(build: Build) -> None:
+def test_hits_and_blocks_are_counted(build: Build) -> None:
     """Each request that starts with a block is one hit, of that block and of those before it."""
     engine = without_model(build("m6", block_size=4))
     driver = Driver(engine)
@@ -75,7 +75,7 @@ def test_hits_and_blocks_are_not_counted(build: Build) -> None:
     assert engine.metrics()["blocks_shared"] == 3
 
 
-def test_a_copy_takes_the_block_that_the_prompt_needs(build: Build) -> None:
+def test_a_copy_never_takes_a_block_that_the_prompt_needs(build: Build) -> None:
     """The whole pool is what the prompt needs: the source of a copy, kept until it is made, would be one too many."""
     driver = Driver(without_model(build("m6", block_size=4, prefix_index="radix", kv_cache_memory=4 * 4 * TOKEN_BYTES)))
     driver.add(words(0, 12), exactly(1))

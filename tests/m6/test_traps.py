@@ -27,7 +27,7 @@ SIZE = 4
 
 
 @pytest.mark.parametrize("bits", [0, 1, 3], ids=["one key for all", "two keys", "eight keys"])
-def test_a_hash_is_trusted(build: Build, bits: int) -> None:
+def test_a_hash_is_never_trusted(build: Build, bits: int) -> None:
     """With a hash that collides all the time, tokens are right, and what has its place in the index is still found."""
     engine = build("m6", block_size=SIZE)
     engine.scheduler.cache.index = HashIndex(lambda key, tokens: chain_hash(key, tokens) % 2**bits)
@@ -38,7 +38,7 @@ def test_a_hash_is_trusted(build: Build, bits: int) -> None:
     assert engine.metrics()["tokens_saved"] >= SIZE  # type: ignore[operator]
 
 
-def test_the_parent_is_not_compared() -> None:
+def test_the_parent_is_compared_too() -> None:
     """Equal tokens after different beginnings, one key for all."""
     index = HashIndex(lambda key, tokens: 0)
     here, there = index.root("here"), index.root("there")
@@ -55,7 +55,7 @@ def test_the_parent_is_not_compared() -> None:
 
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("length", [1, 4, 8, 9])
-def test_the_last_token_is_taken_from_the_cache(build: Build, index: str, length: int) -> None:
+def test_the_last_token_is_never_taken_from_the_cache(build: Build, index: str, length: int) -> None:
     engine = build("m6", block_size=SIZE, prefix_index=index)
     assert ask(engine, words(0, length)) == 0
     assert ask(engine, words(0, length)) <= length - 1
@@ -64,7 +64,7 @@ def test_the_last_token_is_taken_from_the_cache(build: Build, index: str, length
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
 @pytest.mark.parametrize("index", INDICES)
 @pytest.mark.parametrize("length", range(1, 14))
-def test_a_block_that_is_not_full_is_shared(build: Build, index: str, length: int, overlap: bool) -> None:
+def test_a_block_that_is_not_full_is_never_shared(build: Build, index: str, length: int, overlap: bool) -> None:
     """K and V of the last generated token are never computed: length + 2 tokens are stored."""
     engine = build("m6", block_size=SIZE, prefix_index=index, overlap=overlap)
     ask(engine, words(0, length), count=3)
@@ -72,7 +72,7 @@ def test_a_block_that_is_not_full_is_shared(build: Build, index: str, length: in
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_a_block_is_shared_before_its_chunk_is_planned(build: Build, index: str) -> None:
+def test_a_block_is_shared_only_once_its_chunk_is_planned(build: Build, index: str) -> None:
     """A prompt of five blocks, computed three tokens at a time beside a decode: a second one finds what is planned."""
     engine = build("m6", block_size=SIZE, prefix_index=index, prefill_chunk_size=3, max_num_seqs=4)
     engine.add_request(words(2, 3), exactly(30))
@@ -89,7 +89,7 @@ def test_a_block_is_shared_before_its_chunk_is_planned(build: Build, index: str)
 
 @pytest.mark.parametrize("length", [8, 9, 12, 13])
 @pytest.mark.parametrize("index", INDICES)
-def test_identical_prompts_of_one_step_are_computed_twice(build: Build, index: str, length: int) -> None:
+def test_identical_prompts_of_one_step_compute_their_common_blocks_once(build: Build, index: str, length: int) -> None:
     """The second one computes what is not a full block in front of the last token, and nothing of what the first one
     computes in the very same step."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
@@ -105,8 +105,9 @@ def test_identical_prompts_of_one_step_are_computed_twice(build: Build, index: s
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_a_duplicate_is_freed_under_a_live_table(build: Build, index: str) -> None:
-    """Two prompts of exactly two blocks: the second block is computed by both, and one copy stays once both know."""
+def test_a_duplicate_is_replaced_in_its_table_before_it_is_freed(build: Build, index: str) -> None:
+    """Two prompts of exactly two blocks: the second block is computed by both, and one copy stays once both know. The
+    other must not be freed under a live table."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
     for _ in range(2):
         engine.add_request(words(0, 8), exactly(6))
@@ -123,7 +124,7 @@ def test_a_duplicate_is_freed_under_a_live_table(build: Build, index: str) -> No
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_a_fork_loses_the_block_that_its_parent_replaced(build: Build, index: str) -> None:
+def test_a_fork_keeps_the_block_that_its_parent_replaced(build: Build, index: str) -> None:
     """Samples of a prompt whose last block is a duplicate: each replaces it for itself."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
     params = exactly(9, n=3, temperature=1.0, seed=1)
@@ -137,8 +138,9 @@ def test_a_fork_loses_the_block_that_its_parent_replaced(build: Build, index: st
 # -- the free list ----------------------------------------------------------------------------------------------------
 
 
-def test_removal_from_the_free_list_walks_it() -> None:
-    """Blocks leave the middle of a long list of cached ones, and the number of Python lines run stays the same."""
+def test_removal_from_the_free_list_costs_the_same_at_any_length() -> None:
+    """Blocks leave the middle of a long list of cached ones, and the number of Python lines run stays the same. Must
+    not walk the list."""
 
     def lines(blocks: int) -> int:
         pool = BlockPool(blocks)
@@ -166,8 +168,9 @@ def test_removal_from_the_free_list_walks_it() -> None:
     assert lines(10) == lines(1000)
 
 
-def test_what_was_used_lately_is_evicted() -> None:
-    """No stamps that could be stale: a block's place is where its last owner put it."""
+def test_the_block_used_least_recently_is_evicted_first() -> None:
+    """No stamps that could be stale: a block's place is where its last owner put it. Must not evict what was used
+    lately."""
     evicted: list[int] = []
     pool = BlockPool(4, evicted.append)
     blocks = pool.take(4)
@@ -183,7 +186,7 @@ def test_what_was_used_lately_is_evicted() -> None:
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_a_parent_is_evicted_before_its_child(build: Build, index: str) -> None:
+def test_a_child_is_evicted_before_its_parent(build: Build, index: str) -> None:
     """Two prompts with a common block fill a pool of 6; new ones take the oldest leaf, then its parent."""
     engine = build("m6", block_size=SIZE, prefix_index=index, kv_cache_memory=6 * SIZE * TOKEN_BYTES)
     ask(engine, words(0, 12), count=1)
@@ -199,7 +202,8 @@ def test_a_parent_is_evicted_before_its_child(build: Build, index: str) -> None:
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_the_whole_prompt_is_hashed_at_every_failed_admission(build: Build, index: str) -> None:
+def test_a_prompt_that_waits_is_hashed_once(build: Build, index: str) -> None:
+    """Must not be hashed as a whole at every failed admission."""
     engine = build("m6", block_size=SIZE, prefix_index=index, kv_cache_memory=24 * SIZE * TOKEN_BYTES)
     ask(engine, words(0, 40), count=1)
     engine.add_request(words(2, 30), exactly(40))
@@ -231,7 +235,7 @@ def test_the_whole_prompt_is_hashed_at_every_failed_admission(build: Build, inde
     ("blocks", "others", "siblings", "admitted"),
     [(3, 0, 0, True), (2, 0, 0, False), (5, 1, 0, True), (4, 1, 0, False), (4, 0, 1, True), (3, 0, 1, False)],
 )
-def test_admission_leaves_no_room_to_grow(blocks: int, others: int, siblings: int, admitted: bool) -> None:
+def test_admission_leaves_room_to_grow(blocks: int, others: int, siblings: int, admitted: bool) -> None:
     """Two full blocks, one for the first new token; one more for each who runs, holding a block, and each sibling."""
     cache = PagedCache(blocks, SIZE, 0, HashIndex())
 
@@ -245,7 +249,7 @@ def test_admission_leaves_no_room_to_grow(blocks: int, others: int, siblings: in
     assert cache.can_admit(newcomer) is admitted
 
 
-def test_free_blocks_count_twice_at_admission(build: Build) -> None:
+def test_free_blocks_count_once_at_admission(build: Build) -> None:
     """Cached blocks that a prompt shares are free no more once it starts: 8 blocks, 5 cached, a prompt of 9 blocks'
     worth of tokens must not start on the strength of both."""
     engine = build("m6", block_size=SIZE, kv_cache_memory=8 * SIZE * TOKEN_BYTES)
@@ -265,7 +269,7 @@ def test_free_blocks_count_twice_at_admission(build: Build) -> None:
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_somebody_elses_prompts_can_be_probed(build: Build, index: str) -> None:
+def test_prompts_of_another_salt_can_never_be_probed(build: Build, index: str) -> None:
     engine = build("m6", block_size=SIZE, prefix_index=index)
     prompt = words(0, 13)
     assert ask(engine, prompt, cache_salt="mine") == 0
@@ -278,7 +282,7 @@ def test_somebody_elses_prompts_can_be_probed(build: Build, index: str) -> None:
     assert engine.metrics()["computed_tokens"] == 26, "not in one step either"
 
 
-def test_generate_and_stream_lose_the_salt(build: Build) -> None:
+def test_generate_and_stream_keep_the_salt(build: Build) -> None:
     engine, prompt = build("m6", block_size=SIZE), words(0, 13)
     for salt, cached in (("mine", 0), (None, 0), ("mine", 12), (None, 12)):
         [output] = engine.generate([prompt], exactly(1), cache_salt=salt)
@@ -287,7 +291,7 @@ def test_generate_and_stream_lose_the_salt(build: Build) -> None:
 
 
 @pytest.mark.parametrize("stage", ["m0", "m1", "m5", "m6"])
-def test_a_salt_that_is_no_text_is_accepted(build: Build, stage: str) -> None:
+def test_a_salt_that_is_no_text_is_refused(build: Build, stage: str) -> None:
     engine = build(stage)
     for salt in ("", 7, b"x"):
         with pytest.raises(UserError, match="cache_salt"):
@@ -295,7 +299,7 @@ def test_a_salt_that_is_no_text_is_accepted(build: Build, stage: str) -> None:
     engine.add_request([1], exactly(1), cache_salt="all stages take one")
 
 
-def test_roots_of_old_salts_stay_for_ever(build: Build) -> None:
+def test_roots_of_old_salts_are_removed(build: Build) -> None:
     engine = build("m6", block_size=SIZE, kv_cache_memory=6 * SIZE * TOKEN_BYTES)
     for tenant in range(20):
         ask(engine, words(tenant % 5, 9), count=1, cache_salt=f"tenant {tenant}")
@@ -303,7 +307,7 @@ def test_roots_of_old_salts_stay_for_ever(build: Build) -> None:
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_a_reset_leaves_something_to_find(build: Build, index: str) -> None:
+def test_a_reset_leaves_nothing_to_find(build: Build, index: str) -> None:
     """Between runs, and under running requests, which register their blocks anew."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
     ask(engine, words(0, 13))
@@ -322,7 +326,9 @@ def test_a_reset_leaves_something_to_find(build: Build, index: str) -> None:
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_blocks_of_a_step_that_failed_are_found(build: Build, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_a_step_that_failed_are_never_found(
+    build: Build, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Registered when the step was planned, never computed."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
     engine.add_request(words(0, 13), exactly(4))
@@ -340,7 +346,7 @@ def test_blocks_of_a_step_that_failed_are_found(build: Build, index: str, monkey
     assert ask(engine, words(0, 13)) == 0
 
 
-def test_a_block_is_registered_before_its_tokens_are_known(build: Build) -> None:
+def test_a_block_is_registered_only_when_its_tokens_are_known(build: Build) -> None:
     """A driver that plans one step ahead: the token that fills the block is still in flight."""
     engine = without_model(build("m6", block_size=SIZE))
     driver = Driver(engine, ahead=True)
@@ -357,7 +363,7 @@ def test_a_block_is_registered_before_its_tokens_are_known(build: Build) -> None
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_the_trace_does_not_say_what_was_cached(build: Build, index: str) -> None:
+def test_the_trace_says_what_was_cached(build: Build, index: str) -> None:
     engine = build("m6", block_size=SIZE, prefix_index=index, kv_cache_memory=6 * SIZE * TOKEN_BYTES)
     trace = engine.trace = StepTrace()
     for prompt in (words(0, 12), words(0, 12), words(2, 15)):

@@ -152,7 +152,7 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tm
     ("changes", "word"),
     [({"search": False}, "search"), ({"damping": 0.05}, "damping"), ({"desc_act": True}, "desc_act")],
 )
-def test_two_settings_share_a_folder(
+def test_two_settings_never_share_a_folder(
     frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, word: str
 ) -> None:
     monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
@@ -165,7 +165,7 @@ def test_two_settings_share_a_folder(
         quantize(model, other, tmp_path / "out", progress=False)
 
 
-def test_a_cached_folder_of_another_model_text_or_version_is_taken(
+def test_a_cached_folder_of_another_model_text_or_version_is_never_taken(
     frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache has one name for them, and makes the model anew: for one weight of any tensor, too."""
@@ -198,7 +198,7 @@ def test_a_cached_folder_of_another_model_text_or_version_is_taken(
     assert len([path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]) == 1
 
 
-def test_a_checkpoint_is_quantised_again(saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_never_quantised_again(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="quantised already"):
         quantize(str(saved), Settings(method="rtn"), tmp_path / "out", progress=False)
 
@@ -233,7 +233,7 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_two_processes_write_into_one_folder(frozen: Frozen, tmp_path: Path) -> None:
+def test_two_processes_never_write_into_one_folder(frozen: Frozen, tmp_path: Path) -> None:
     """The second waits, says so, and takes what the first has made."""
     out, work = tmp_path / "out", tmp_path / ".out-unfinished"
     first = start(frozen(TINY[0]), out, call=1)
@@ -249,7 +249,7 @@ def test_two_processes_write_into_one_folder(frozen: Frozen, tmp_path: Path) -> 
     GPTQFolder(out).check()
 
 
-def test_a_process_that_was_killed_keeps_the_lock_or_leaves_half_a_model(frozen: Frozen, tmp_path: Path) -> None:
+def test_a_process_that_was_killed_keeps_no_lock_and_leaves_no_half_model(frozen: Frozen, tmp_path: Path) -> None:
     """As Ctrl-C ends a worker of the bench. The next process goes on where the first was."""
     out, work = tmp_path / "out", tmp_path / ".out-unfinished"
     first = start(frozen(TINY[0]), out, call=5)
@@ -277,11 +277,11 @@ def test_a_process_that_was_killed_keeps_the_lock_or_leaves_half_a_model(frozen:
         ("nf4", f"{DOWN}.weight", None),
     ],
 )
-def test_a_damaged_shard_of_a_stopped_run_comes_back_or_stays_for_ever(
+def test_a_damaged_shard_of_a_stopped_run_is_made_again(
     method: Any, part: str, damage: Any, again: bool, frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """It is made anew; and with `again` whatever lies there is."""
+    """It is made anew; and with `again` whatever lies there is. It must not come back or stay for ever."""
     monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
     settings = Settings(method=method, desc_act=method == "gptq")
     source, out = open_source(frozen(TINY[0])), tmp_path / "out"
@@ -302,7 +302,7 @@ def test_a_damaged_shard_of_a_stopped_run_comes_back_or_stays_for_ever(
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "out"])
-def test_a_folder_that_cannot_be_made(name: str, frozen: Frozen, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(name: str, frozen: Frozen, tmp_path: Path) -> None:
     (tmp_path / ".out-old").write_text("in the way")
     with pytest.raises(UserError, match="another --out") as caught:
         quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), tmp_path / name, progress=False)
@@ -311,18 +311,18 @@ def test_a_folder_that_cannot_be_made(name: str, frozen: Frozen, tmp_path: Path)
         quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), Path("/proc/nothing"), progress=False)
 
 
-def test_a_model_whose_path_is_too_long_for_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_with_a_long_path_gets_a_short_name_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
     names = [cached_folder("/".join([letter * 90] * 5), SETTINGS).name for letter in "ab"]
     assert all(len(name) < 200 and name.endswith("4bit-g32-sym-gptq") for name in names) and names[0] != names[1]
 
 
-def test_a_text_that_nobody_looks_at(frozen: Frozen, tmp_path: Path) -> None:
+def test_a_text_that_rtn_does_not_use_is_refused(frozen: Frozen, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rtn looks at no text"):
         quantize(frozen(TINY[0]), Settings(method="rtn"), tmp_path / "out", text=tmp_path / "text.txt", progress=False)
 
 
-def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor) -> None:
+def test_activations_that_are_not_finite_are_refused(frozen: Frozen, token_ids: torch.Tensor) -> None:
     source = open_source(frozen(TINY[0]))
     read = source.read
 
@@ -336,7 +336,7 @@ def test_activations_that_are_not_finite(frozen: Frozen, token_ids: torch.Tensor
 
 
 @pytest.mark.parametrize("factor", [float("nan"), 1e9], ids=["nan", "too large"])
-def test_weights_that_no_scale_can_hold(factor: float, frozen: Frozen, token_ids: torch.Tensor) -> None:
+def test_weights_that_no_scale_can_hold_are_refused(factor: float, frozen: Frozen, token_ids: torch.Tensor) -> None:
     source = open_source(frozen(TINY[0]))
     read = source.read
 
@@ -349,7 +349,7 @@ def test_weights_that_no_scale_can_hold(factor: float, frozen: Frozen, token_ids
         list(quantize_layers(source, token_ids, replace(SETTINGS, method="rtn"), CPU))
 
 
-def test_too_little_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_too_little_text_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Only a few words.")
     with pytest.raises(UserError, match="too few"):

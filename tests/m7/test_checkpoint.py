@@ -113,12 +113,12 @@ def test_an_older_folder_with_quantize_config_alone(folder: Path) -> None:
     GPTQFolder(folder).check()
 
 
-def test_what_a_description_leaves_out() -> None:
+def test_what_a_description_leaves_out_takes_its_default() -> None:
     assert Stored.from_dict("x", {"bits": 4}) == Stored(4, PER_CHANNEL, True, False, "gptq")
 
 
-def test_a_zero_point_beside_the_middle_is_taken_for_another_version(folder: Path) -> None:
-    """Some writers call grids symmetric that are nearly so: each zero point is read as it is."""
+def test_a_zero_point_beside_the_middle_is_read_as_it_is(folder: Path) -> None:
+    """Some writers call grids symmetric that are nearly so: it must not be taken for another version."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"{FIRST}.qzeros"][0, 0] += 1
@@ -129,7 +129,7 @@ def test_a_zero_point_beside_the_middle_is_taken_for_another_version(folder: Pat
     assert source.quantized(FIRST).zeros[0, :2].tolist() == [9, 8]
 
 
-def test_no_g_idx_and_a_zero_bias(folder: Path, saved: Path) -> None:
+def test_a_missing_g_idx_and_a_bias_of_zeros_are_accepted(folder: Path, saved: Path) -> None:
     """AutoGPTQ's habits: a bias of zeros where the model has none; others leave out g_idx where it says nothing."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -180,23 +180,23 @@ def test_a_lie_about_the_version_is_found(make: Make, symmetric: bool, truth: An
     ],
     ids=str,
 )
-def test_a_mislabelled_folder(folder: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_mislabelled_folder_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
     relabel(folder, **changes)
     assert words in refusal(folder)
 
 
-def test_a_truncated_file(folder: Path) -> None:
+def test_a_truncated_file_is_refused(folder: Path) -> None:
     path = folder / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     assert "cannot be read" in refusal(folder)
 
 
-def test_a_missing_shard(folder: Path) -> None:
+def test_a_missing_shard_is_refused(folder: Path) -> None:
     (folder / "model-00002-of-00003.safetensors").unlink()
     assert "lacks 1 of 3 shards" in refusal(folder)
 
 
-def test_a_missing_part(folder: Path) -> None:
+def test_a_missing_part_is_refused(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.pop(f"{FIRST}.scales"))
     assert f"lacks {FIRST}.scales" in refusal(folder)
 
@@ -216,7 +216,7 @@ DAMAGE: list[tuple[str, Callable[[torch.Tensor], object], str]] = [
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(("kind", "damage", "words"), DAMAGE, ids=lambda value: str(value) * isinstance(value, str))
-def test_numbers_that_no_layer_has(folder: Path, index: int, kind: str, damage: Any, words: str) -> None:
+def test_numbers_that_no_layer_has_are_refused(folder: Path, index: int, kind: str, damage: Any, words: str) -> None:
     """The first layer at the door, every other one when it is read: before anything runs."""
     name = f"model.layers.{index}.mlp.up_proj"
     edit(folder, lambda tensors: damage(tensors[f"{name}.{kind}"]), shard=index + 1)
@@ -224,7 +224,7 @@ def test_numbers_that_no_layer_has(folder: Path, index: int, kind: str, damage: 
         build_from(GPTQFolder(folder), torch.bfloat16, CPU)
 
 
-def test_a_shard_of_zeros(folder: Path) -> None:
+def test_a_shard_of_zeros_is_refused(folder: Path) -> None:
     """As a download leaves it that stopped in a file whose place was taken already."""
     edit(folder, lambda tensors: [tensor.zero_() for tensor in tensors.values()], shard=2)
     with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.scales are 0, 100% of them"):
@@ -258,20 +258,20 @@ def test_few_weights_prove_no_version() -> None:
     ("kind", "words"),
     [("qweight", "not int32"), ("qzeros", "not int32"), ("scales", "no floating"), ("g_idx", "no int")],
 )
-def test_numbers_of_another_kind(folder: Path, kind: str, words: str) -> None:
+def test_numbers_of_another_kind_are_refused(folder: Path, kind: str, words: str) -> None:
     dtype = torch.int32 if kind == "scales" else torch.float32
     edit(folder, lambda tensors: tensors.update({f"{FIRST}.{kind}": tensors[f"{FIRST}.{kind}"].to(dtype)}))
     assert words in refusal(folder)
 
 
-def test_a_norm_that_is_not_finite(folder: Path) -> None:
+def test_a_norm_that_is_not_finite_is_refused(folder: Path) -> None:
     name = "model.layers.1.input_layernorm.weight"
     edit(folder, lambda tensors: tensors[name].fill_(float("nan")), shard=2)
     with pytest.raises(UserError, match=f"{name} is not finite"):
         GPTQFolder(folder).read(name, (64,))
 
 
-def test_act_order_without_g_idx(make: Make) -> None:
+def test_act_order_without_g_idx_is_refused(make: Make) -> None:
     folder = make(desc_act=True)
     edit(folder, lambda tensors: tensors.pop(f"{FIRST}.g_idx"))
     assert f"lacks {FIRST}.g_idx" in refusal(folder)
@@ -291,7 +291,7 @@ def test_act_order_without_g_idx(make: Make) -> None:
     ],
     ids=str,
 )
-def test_a_checkpoint_of_another_model(folder: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_checkpoint_of_another_model_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     assert words in refusal(folder)
@@ -312,12 +312,12 @@ def test_one_file_and_config_json_alone(folder: Path, saved: Path) -> None:
 
 
 @pytest.mark.parametrize("group", [-1, 2])
-def test_a_group_that_does_not_exist(folder: Path, group: int) -> None:
+def test_a_group_that_does_not_exist_is_refused(folder: Path, group: int) -> None:
     edit(folder, lambda tensors: tensors[f"{FIRST}.g_idx"].fill_(group))
     assert "g_idx names groups" in refusal(folder)
 
 
-def test_q_and_k_in_different_orders(folder: Path) -> None:
+def test_q_and_k_in_different_orders_are_computed_side_by_side(folder: Path) -> None:
     """They cannot be one matrix: they are computed side by side."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -332,7 +332,7 @@ def test_q_and_k_in_different_orders(folder: Path) -> None:
     torch.testing.assert_close(all_logits(model, [1, 2, 3]), all_logits(full, [1, 2, 3]))
 
 
-def test_a_folder_that_is_not_quantised(folder: Path) -> None:
+def test_a_folder_that_is_not_quantised_is_refused(folder: Path) -> None:
     (folder / "quantize_config.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]

@@ -99,7 +99,7 @@ def test_act_order_takes_the_largest_activations_first() -> None:
 
 
 @pytest.mark.parametrize("desc_act", [False, True])
-def test_inputs_that_are_always_zero(desc_act: bool) -> None:
+def test_inputs_that_are_always_zero_do_not_widen_the_grid(desc_act: bool) -> None:
     settings = Settings(group_size=32, symmetric=True, desc_act=desc_act)
     weight, x = problem()
     x[:, 10:20] = 0
@@ -111,7 +111,7 @@ def test_inputs_that_are_always_zero(desc_act: bool) -> None:
     assert loss == pytest.approx(output_error(weight, quantised.dequantize(), x), rel=0.15)
 
 
-def test_a_layer_whose_inputs_are_all_zero() -> None:
+def test_a_layer_whose_inputs_are_all_zero_becomes_zero() -> None:
     weight, x = problem()
     quantised, loss = gptq(weight, hessian_of(x * 0), Settings())
     assert loss == 0 and not bool(quantised.dequantize().any())

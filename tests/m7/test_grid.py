@@ -27,7 +27,7 @@ def test_rounding_is_within_half_a_step(bits: int, symmetric: bool) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("low", "high"), [(5.0, 6.0), (-6.0, -5.0), (-10.0, 1.0)])
-def test_groups_that_do_not_lie_around_zero(low: float, high: float, symmetric: bool) -> None:
+def test_grids_reach_zero_where_groups_do_not_lie_around_it(low: float, high: float, symmetric: bool) -> None:
     """A grid has to reach 0, since the zero point is a code; a symmetric one reaches as far on both sides."""
     weight = torch.linspace(low, high, 32)[:, None].repeat(1, 2)
     grid = fit_grid(weight, plain(symmetric=symmetric))
@@ -37,14 +37,14 @@ def test_groups_that_do_not_lie_around_zero(low: float, high: float, symmetric: 
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-10])
-def test_groups_of_nothing_or_next_to_nothing(size: float) -> None:
+def test_groups_of_nothing_or_next_to_nothing_have_a_scale_above_zero(size: float) -> None:
     """A scale of 0, or one that float16 rounds to 0, would make NaN."""
     grid = fit_grid(torch.full((32, 2), size), plain())
     assert bool((grid.scale == (1.0 if size == 0 else 2.0**-24)).all())
     assert bool((grid.values(grid.codes(torch.full((32, 2), size))).abs() <= grid.scale).all())
 
 
-def test_the_search_misses_a_better_grid() -> None:
+def test_the_search_finds_the_best_grid() -> None:
     """Against every share and both zero points beside the ideal one, tried one by one."""
     weight = torch.randn(32, 1, generator=torch.Generator().manual_seed(3))
     weight[0] = 4.0

@@ -27,7 +27,8 @@ def test_rounding_is_to_the_nearest_of_the_rows_own_numbers() -> None:
     assert head.nbytes() == 70 * 48 + 4 * 70
 
 
-def test_rows_of_another_part_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_several_parts_are_rounded_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of another part must not be lost."""
     weight = torch.randn(70, 48).bfloat16()
     whole = round_rows(weight)
     monkeypatch.setattr("stages.m7_gptq.head.PART", 32)
@@ -36,7 +37,8 @@ def test_rows_of_another_part_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(parts.dequantize(BF16), (whole.codes * whole.scales[:, None]).bfloat16())
 
 
-def test_a_row_of_zeros_is_no_number() -> None:
+def test_a_row_of_zeros_stays_zeros() -> None:
+    """Must not become NaN."""
     weight = torch.zeros(3, 8)
     weight[1] = 1.0
     assert torch.equal(round_rows(weight).dequantize(torch.float32), weight)
@@ -47,7 +49,7 @@ def test_a_cpu_in_16_bits_keeps_its_head() -> None:
         assert eight_bit_head(head) is head
 
 
-def test_float32_multiplies_by_something_else_than_the_rounded_head() -> None:
+def test_float32_multiplies_by_the_rounded_head() -> None:
     weight = torch.randn(64, 32)
     head = eight_bit_head(Linear(weight))
     assert isinstance(head, Linear)
@@ -56,7 +58,7 @@ def test_float32_multiplies_by_something_else_than_the_rounded_head() -> None:
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_16_bits_give_another_head_than_before(build: Callable[..., Engine], model: str) -> None:
+def test_16_bits_keep_the_head_and_8_bits_round_it(build: Callable[..., Engine], model: str) -> None:
     plain = {"model": model, "fused_kernels": False}  # for the same bits
     left, eight = (build("m7", head_bits=bits, **plain).runner.model for bits in (16, 8))
     assert isinstance(left.head, Linear) and isinstance(eight.head, Linear)
@@ -95,9 +97,7 @@ class TestKernels:
 
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
     @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-    def test_norm_is_left_out_or_done_twice(
-        self, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_norm_is_done_once(self, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         from common.kernels import triton_elementwise
         from common.kernels.fused import FusedOps
         from stages.m7_gptq.kernels import triton_int8
@@ -107,7 +107,7 @@ class TestKernels:
         head = make_head(101, 576, dtype)
         check_norm(FusedOps(torch.device("cpu")), Int8Head(head), head, tokens, dtype)
 
-    def test_the_result_is_not_added_to_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_result_is_added_to_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from stages.m7_gptq.kernels import triton_int8
 
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 2)
@@ -134,5 +134,5 @@ class TestKernels:
             assert torch.equal(triton_int8.tiles(x, words, head.scales)[0], codes[:, 0].half())
 
 
-def test_weights_that_the_kernels_do_not_take() -> None:
+def test_weights_on_a_cpu_are_not_taken_by_the_kernels() -> None:
     assert "GPU" in str(why_not(torch.zeros(8, 8, dtype=HALF)))

@@ -12,7 +12,7 @@ from benchmarks import int4
 from common import UserError
 
 
-def test_a_layer_or_a_number_of_rows_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_layer_is_measured_at_every_number_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = int4.run("cpu", tmp_path / "int4.json", quick=True, out_dir=tmp_path)
     assert json.loads((tmp_path / "int4.json").read_text()) == results
     assert (tmp_path / "int4.png").stat().st_size > 10_000
@@ -23,7 +23,8 @@ def test_a_layer_or_a_number_of_rows_is_missing(tmp_path: Path, capsys: pytest.C
     assert "small 128 → 64" in capsys.readouterr().out
 
 
-def test_an_interrupted_run_loses_or_repeats_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not lose or repeat what it measured."""
     path = tmp_path / "int4.json"
     monkeypatch.setattr(int4, "QUICK_SHAPES", {"one": (128, 64), "two": (64, 64)})
     real, calls = int4.measure, []
@@ -58,7 +59,7 @@ def test_verdicts() -> None:
     assert (found["met"], found["ends_at_rows"]) == (False, None)
 
 
-def test_tuning_without_a_gpu() -> None:
+def test_tuning_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="need a GPU"):
         int4.tune("cpu")
 

@@ -38,7 +38,9 @@ def test_the_twin_is_the_definition(group: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", SMOLLM2)
-def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, act_order: bool, symmetric: bool) -> None:
+def test_each_group_takes_its_own_scale_and_zero_point(
+    shape: str, group: int, act_order: bool, symmetric: bool
+) -> None:
     """576 inputs are 4.5 groups of 128: the last one is shorter."""
     inputs, outputs = SMOLLM2[shape]
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, act_order=act_order)
@@ -50,7 +52,8 @@ def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, act_order:
 
 @pytest.mark.parametrize("tokens", ROWS)
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-def test_right_for_one_token_and_wrong_for_many(tokens: int, bias: bool) -> None:
+def test_every_number_of_tokens_gives_the_right_product(tokens: int, bias: bool) -> None:
+    """Must not be right for one token and wrong for many."""
     weight = make_weight(576, 960, 64, bias=bias)
     check(quantized_linear(weight, BF16, CPU), weight, make_input(tokens, 576, BF16))
 
@@ -63,14 +66,14 @@ def test_the_larger_models_shapes(shape: str) -> None:
         check(quantized_linear(weight, BF16, CPU), weight, make_input(tokens, inputs, BF16))
 
 
-def test_processor_whose_layout_is_unknown_reads_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the compiled function PyTorch's kernel serves every number of tokens."""
+def test_a_processor_of_unknown_layout_gives_the_right_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiled function PyTorch's kernel serves every number of tokens. Must not read garbage."""
     monkeypatch.setattr(cpu_linear, "_dequantizer", lambda: None)
     weight = make_weight(576, 576, 64)
     check(CpuInt4Linear(weight), weight, make_input(64, 576, BF16))
 
 
-def test_written_out_weight_differs_from_the_one_that_decodes() -> None:
+def test_written_out_weight_agrees_with_the_one_that_decodes() -> None:
     """A long prompt and the tokens after it must see the same model."""
     weight = make_weight(256, 128, 32)
     layer = CpuInt4Linear(weight)
@@ -87,13 +90,13 @@ def test_weight_without_a_kernel_is_dequantised(dtype: torch.dtype, bits: int) -
     assert layer.weights_bytes() == (192 + 1) * 64 * dtype.itemsize
 
 
-def test_float32_is_not_exact() -> None:
+def test_float32_is_exact() -> None:
     weight = make_weight(576, 64, 32, act_order=True)
     x = make_input(3, 576, torch.float32)
     assert torch.equal(quantized_linear(weight, torch.float32, CPU)(x), TwinLinear(weight)(x))
 
 
-def test_shape_that_no_kernel_takes() -> None:
+def test_a_shape_that_no_kernel_takes_is_multiplied_in_full() -> None:
     for weight in (make_weight(48, 64, 16), make_weight(64, 72, 32)):
         layer = quantized_linear(weight, BF16, CPU)
         assert isinstance(layer, Linear | PackedLinear)  # whichever this processor multiplies faster with
@@ -107,7 +110,7 @@ def test_groups_of_different_sizes() -> None:
     check(quantized_linear(uneven, BF16, CPU), uneven, make_input(2, 128, BF16))
 
 
-def test_g_idx_that_says_nothing_costs_a_permutation() -> None:
+def test_g_idx_that_says_nothing_costs_no_permutation() -> None:
     weight = make_weight(192, 64, 64)
     ordered, order = in_group_order(replace(weight, g_idx=(torch.arange(192) // 64).int()))
     assert order is None
@@ -122,7 +125,7 @@ def test_bytes_of_a_quantised_layer() -> None:
     assert permuted.weights_bytes() == layer.weights_bytes() + inputs * 8
 
 
-def test_layers_joined_in_the_wrong_order() -> None:
+def test_joined_layers_keep_their_order() -> None:
     parts = [make_weight(192, outputs, 64, bias=True, seed=outputs) for outputs in (64, 128, 192)]
     joined = concatenate(parts)
     assert joined is not None
@@ -135,13 +138,13 @@ def test_layers_joined_in_the_wrong_order() -> None:
 @pytest.mark.parametrize(
     "other", [{"group": 32}, {"bits": 8}, {"act_order": True}, {"bias": True}], ids=lambda kind: next(iter(kind))
 )
-def test_layers_joined_that_do_not_fit(other: dict[str, int]) -> None:
+def test_layers_that_do_not_fit_are_not_joined(other: dict[str, int]) -> None:
     weight = make_weight(192, 64, 64)
     options: dict[str, int] = {"group": 64} | other
     assert concatenate([weight, make_weight(192, 64, **options)]) is None  # pyright: ignore[reportArgumentType]
 
 
-def test_outputs_in_another_order() -> None:
+def test_selected_outputs_come_in_the_order_asked_for() -> None:
     weight = make_weight(64, 64, 32, bias=True)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     x = make_input(2, 64, torch.float32)

@@ -55,7 +55,7 @@ class Layer:
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric: bool, kernel: str) -> None:
+def test_each_group_takes_its_own_scale_and_zero_point(shape: str, group: int, symmetric: bool, kernel: str) -> None:
     inputs, outputs = SHAPES[shape]
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=True)
     options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}  # few, slow programs
@@ -63,7 +63,7 @@ def test_a_group_takes_anothers_scale_or_zero(shape: str, group: int, symmetric:
 
 
 @pytest.mark.parametrize("config", [{"ROWS": 16, "WARPS": 8}, {"ROWS": 32, "WARPS": 16}, {"ROWS": 32, "WARPS": 4}])
-def test_gemv_whose_last_part_is_not_full(config: dict[str, int]) -> None:
+def test_gemv_is_right_where_its_last_part_is_not_full(config: dict[str, int]) -> None:
     weight = make_weight(1536, 64, 128)
     check(Layer("gemv", weight, config=config), weight, make_input(1, 1536, HALF))
 
@@ -71,7 +71,7 @@ def test_gemv_whose_last_part_is_not_full(config: dict[str, int]) -> None:
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_norm_silu_or_residual_is_left_out_or_done_twice(
+def test_norm_silu_and_residual_are_each_done_once(
     shape: str, group: int, symmetric: bool, large_programs: None
 ) -> None:
     inputs, outputs = SHAPES[shape]
@@ -80,7 +80,7 @@ def test_norm_silu_or_residual_is_left_out_or_done_twice(
         check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), tokens)
 
 
-def test_few_tokens_cost_more_than_one_launch(monkeypatch: pytest.MonkeyPatch, large_programs: None) -> None:
+def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch, large_programs: None) -> None:
     """The kernels between the products have nothing to do then."""
     from common.kernels import triton_elementwise
 
@@ -95,13 +95,13 @@ def test_few_tokens_cost_more_than_one_launch(monkeypatch: pytest.MonkeyPatch, l
 
 @pytest.mark.parametrize("tokens", [1, 15, 17, 64])
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_a_part_of_the_inputs_is_lost_or_counted_twice(parts: int, tokens: int) -> None:
+def test_each_part_of_the_inputs_is_counted_once(parts: int, tokens: int) -> None:
     weight = make_weight(640, 64, 64, bias=True)
     assert _even_parts(5, parts) == parts
     check(Layer("tiles", weight, parts=parts), weight, make_input(tokens, 640, HALF))
 
 
-def test_a_part_without_blocks() -> None:
+def test_no_part_is_without_blocks() -> None:
     for blocks in range(1, 40):
         for wanted in range(12):
             parts = _even_parts(blocks, wanted)
@@ -129,7 +129,8 @@ def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(1e4, 60.0), (1e-3, 0.01), (1.0, 1.0)])
-def test_float16_ends_before_the_norm_has_made_x_smaller(scale: float, gain: float, large_programs: None) -> None:
+def test_float16_holds_x_before_the_norm_has_scaled_it(scale: float, gain: float, large_programs: None) -> None:
+    """Its range must not end before the norm has made x smaller."""
     weight, make = make_weight(576, 64, 64), Inputs(HALF)
     x, norm = make.tensor(1, 576, scale=scale), RMSNorm(make.tensor(576, scale=0.1) + gain, 1e-12)
     exact = norm.definition(x).double() @ weight.dequantize().double().T
@@ -138,13 +139,14 @@ def test_float16_ends_before_the_norm_has_made_x_smaller(scale: float, gain: flo
 
 
 @pytest.mark.parametrize("group", [256, 512])
-def test_groups_of_several_blocks_take_the_first_ones_scale(group: int) -> None:
+def test_groups_of_several_blocks_take_their_own_scale(group: int) -> None:
+    """Must not take the first one's."""
     weight = make_weight(1024, 64, group, symmetric=False)
     check(Layer("gemv", weight, config={"ROWS": 32, "WARPS": 4}), weight, make_input(1, 1024, HALF))
     check(Layer("tiles", weight, parts=1), weight, make_input(17, 1024, HALF))
 
 
-def test_registers_hold_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_inputs_than_registers_hold_take_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     from stages.m7_gptq.kernels import triton_tiles
 
     monkeypatch.setattr(triton_config, "MOST_INPUTS", 128)
@@ -155,7 +157,7 @@ def test_registers_hold_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     check(layer, weight, make_input(1, 256, HALF))
 
 
-def test_weight_that_the_kernels_do_not_take() -> None:
+def test_a_weight_that_the_kernels_do_not_take_is_refused_with_the_reason() -> None:
     assert why_not(make_weight(128, 64, 32)) is None
     assert "8" in str(why_not(make_weight(128, 64, 32, bits=8)))
     assert "16" in str(why_not(make_weight(128, 64, 16)))

@@ -71,7 +71,7 @@ def layers_of(model: Decoder) -> list[Projection]:
 
 @pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
 @pytest.mark.parametrize("name", TINY)
-def test_float32_differs_from_the_dequantised_model(name: str, act_order: bool) -> None:
+def test_float32_equals_the_dequantised_model(name: str, act_order: bool) -> None:
     model, full = Checkpoint(name, act_order=act_order).build(torch.float32)
     assert torch.equal(all_logits(model, PROMPT), all_logits(full, PROMPT))
     assert greedy(model, PROMPT, 8) == greedy(full, PROMPT, 8)
@@ -79,8 +79,8 @@ def test_float32_differs_from_the_dequantised_model(name: str, act_order: bool) 
 
 @pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
 @pytest.mark.parametrize("name", TINY)
-def test_bfloat16_is_another_model(name: str, act_order: bool) -> None:
-    """Among them: gate and up whose outputs were not sorted as down's inputs were, and q, k, v joined wrongly."""
+def test_bfloat16_stays_near_the_dequantised_model(name: str, act_order: bool) -> None:
+    """Must not be another model: gate and up not sorted as down's inputs are, or q, k, v joined wrongly."""
     checkpoint = Checkpoint(name, act_order=act_order)
     model, _ = checkpoint.build(torch.bfloat16)
     with torch.inference_mode():
@@ -103,7 +103,7 @@ def test_layers_left_in_full_precision() -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_rounding_at_load_starts_from_other_weights(name: str) -> None:
+def test_rounding_at_load_starts_from_the_same_weights(name: str) -> None:
     """8 bits are so close to the weights that another order of reading them would show."""
     with torch.inference_mode():
         full = build_decoder(RandomSource(name, CPU, 3), torch.float32, CPU, False)

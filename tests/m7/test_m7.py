@@ -32,7 +32,7 @@ OUTPUTS = [exactly(count) for count in (9, 20, 3, 12, 16, 24)]
 @pytest.mark.parametrize(
     "options", [{}, {"symmetric": False}, {"desc_act": True}, {"bits": 8}, {"group_size": -1}], ids=str
 )
-def test_tokens_are_not_those_of_the_dequantised_checkpoint(
+def test_tokens_are_those_of_the_dequantised_checkpoint(
     build: Build, make: Make, model: str, options: dict[str, object]
 ) -> None:
     folder = str(make(model, **options))
@@ -42,9 +42,7 @@ def test_tokens_are_not_those_of_the_dequantised_checkpoint(
     assert tokens(serve(engine, PROMPTS, OUTPUTS)) == tokens(m0.generate(PROMPTS, OUTPUTS))
 
 
-def test_the_embedded_model_answers_differently_from_m0_on_its_dequantised_weights(
-    build: Build, tmp_path: Path
-) -> None:
+def test_the_embedded_model_answers_as_m0_on_its_dequantised_weights(build: Build, tmp_path: Path) -> None:
     settings = Settings(method="rtn", search=False)  # seconds instead of minutes: the weights need not be good ones
     folder = quantize(DEFAULT_MODEL, settings, tmp_path / "made", progress=False).folder
     prompts = ["The capital of France is", "1 2 3"]
@@ -83,14 +81,14 @@ def test_random_weights_are_rounded_and_the_record_says_so(build: Build) -> None
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_float32_multiplies_by_something_else_than_the_dequantised_weights(build: Build, model: str) -> None:
+def test_float32_multiplies_by_the_dequantised_weights(build: Build, model: str) -> None:
     engine = build("m7", model=model, fused_kernels=False)  # for the same bits
     assert all(isinstance(layer.down_proj, Linear) for layer in engine.runner.model.layers)
     assert torch.equal(all_logits(engine.runner.model, [5, 6, 7]), all_logits(rounded(model), [5, 6, 7]))
     assert engine.note is not None and "dequantised" in engine.note
 
 
-def test_other_stages_run_other_weights_than_the_checkpoint_stands_for(build: Build, saved: Path) -> None:
+def test_other_stages_run_the_weights_of_the_checkpoint(build: Build, saved: Path) -> None:
     """They take its dequantised weights, and say so."""
     engine = build("m6", model=str(saved))
     folder = GPTQFolder(saved)
@@ -101,12 +99,13 @@ def test_other_stages_run_other_weights_than_the_checkpoint_stands_for(build: Bu
     assert build("m7", model=str(saved), dtype="bf16").note is None
 
 
-def test_layers_without_a_kernel_are_multiplied_in_full_and_nobody_says_so(build: Build, make: Make) -> None:
+def test_layers_without_a_kernel_are_multiplied_in_full_and_a_note_says_so(build: Build, make: Make) -> None:
     engine = build("m7", model=str(make(bits=8, method="rtn")), dtype="bf16")
     assert engine.note is not None and engine.note.startswith("8 of 8 projections are multiplied dequantised")
 
 
-def test_a_damaged_folder_is_quantised_instead_of_refused(build: Build, folder: Path) -> None:
+def test_a_damaged_folder_is_refused(build: Build, folder: Path) -> None:
+    """Must not be quantised instead."""
     (folder / "model-00001-of-00003.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be read"):
         build("m7", model=str(folder))

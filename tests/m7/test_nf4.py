@@ -195,7 +195,9 @@ def test_made_once_and_kept_apart_from_other_methods(
         quantize(str(folder), NF4, progress=False)
 
 
-def test_weights_that_are_not_finite(frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_are_refused(
+    frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(calibrate, "to_nf4", lambda weight, bias: to_nf4(weight * float("inf"), bias))
     with pytest.raises(UserError, match="not finite"):
         quantize(frozen(TINY[0]), NF4, tmp_path / "out", progress=False)
@@ -233,13 +235,13 @@ def test_a_damaged_folder_is_refused_everywhere(folder: Path, stage: str) -> Non
     ],
     ids=str,
 )
-def test_a_mislabelled_folder(folder: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_mislabelled_folder_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
     relabel(folder, **changes)
     assert words in refusal(folder)
 
 
 @pytest.mark.parametrize("part", ["weight", "weight.absmax", "weight.quant_map", STATE])
-def test_a_missing_part(folder: Path, part: str) -> None:
+def test_a_missing_part_is_refused(folder: Path, part: str) -> None:
     edit(folder, lambda tensors: tensors.pop(f"{FIRST}.{part}"))
     assert f"lacks {FIRST}.{part}" in refusal(folder)
 
@@ -266,7 +268,7 @@ def test_a_missing_part(folder: Path, part: str) -> None:
         (described(shape=[32, 128]), "shape [32, 128], not [64, 64]"),
     ],
 )
-def test_damaged_parts(folder: Path, change: Change, words: str) -> None:
+def test_damaged_parts_are_refused(folder: Path, change: Change, words: str) -> None:
     edit(folder, change)
     assert words in refusal(folder)
 
@@ -283,14 +285,14 @@ def test_blocks_of_nothing_or_next_to_nothing_are_no_damage(size: float, frozen:
     assert not NF4Folder(made).quantized("model.layers.1.mlp.down_proj").dequantize()[:20].abs().max() > 1e-38
 
 
-def test_a_damaged_layer_behind_the_first(folder: Path) -> None:
+def test_a_damaged_layer_behind_the_first_is_refused(folder: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     edit(folder, lambda tensors: tensors[name].zero_(), shard=2)
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight holds codes"):
         stages.build("m7", model=str(folder))
 
 
-def test_a_layer_that_was_left_out_and_a_head_that_was_not(folder: Path) -> None:
+def test_a_layer_left_out_is_read_as_it_is_and_a_quantised_head_is_refused(folder: Path) -> None:
     """bitsandbytes leaves out what llm_int8_skip_modules names: such a layer is read as it is."""
     plain = torch.randn(64, 64)
 

@@ -76,7 +76,7 @@ def test_figures_say_where_they_come_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["{", "[]", "[" * 100_000, WITHOUT_FIGURE, '{"model": "tiny", "rows": [{"name": 1}]}']
 )
-def test_a_record_that_is_none(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "quality.json").write_text(content)
     with pytest.raises(UserError, match="move it away"):
         quality.read(tmp_path / "quality.json", "tiny")

@@ -150,7 +150,7 @@ MANY = [1, 2, 5, WideLinear.many - 1, WideLinear.many, CompiledLinear.many - 1, 
 @pytest.mark.parametrize("tokens", MANY)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("sides", [(48, 64), (1040, 80), (44, 64), (48, 60)], ids=str)
-def test_bfloat16_on_a_cpu_without_instructions_for_it(
+def test_bfloat16_is_right_on_a_cpu_without_instructions_for_it(
     tokens: int, biased: bool, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole vectors are multiplied by the compiled kernel, other sides by PyTorch."""
@@ -172,7 +172,8 @@ def test_bfloat16_on_a_cpu_without_instructions_for_it(
 @pytest.mark.parametrize(
     "x", [torch.zeros(4, 32).bfloat16(), torch.zeros(4, 64).half(), torch.zeros(4, 128).bfloat16()]
 )
-def test_input_that_does_not_fit_gives_a_number(x: torch.Tensor) -> None:
+def test_input_that_does_not_fit_is_refused(x: torch.Tensor) -> None:
+    """Must not give a number."""
     with pytest.raises(RuntimeError):
         CompiledLinear(torch.zeros(48, 64).bfloat16())(x)
 
@@ -194,12 +195,13 @@ print(len(done))
 """
 
 
-def test_two_threads_enter_numbas_own_pool_with_a_product_at_once() -> None:
+def test_threads_may_multiply_at_once_in_numbas_own_pool() -> None:
+    """Two threads must not enter the pool at once."""
     assert run_in_numbas_own_pool(TWO_THREADS) == "4"
 
 
 @pytest.mark.parametrize("threads", [1, 3, 7, 100])
-def test_threads_leave_outputs_out(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_of_threads_computes_all_outputs(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     made = CompiledLinear(torch.eye(80).bfloat16())
     x = torch.randn(6, 80).bfloat16()
@@ -209,7 +211,7 @@ def test_threads_leave_outputs_out(threads: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("kind", "expected"), [(WideLinear, [torch.bfloat16, torch.float32]), (CompiledLinear, [torch.float32])]
 )
-def test_many_rows_are_multiplied_in_bfloat16_where_that_is_slow(
+def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_slow(
     kind: type[WideLinear], expected: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
@@ -226,7 +228,8 @@ def test_many_rows_are_multiplied_in_bfloat16_where_that_is_slow(
     assert seen == expected
 
 
-def test_without_numba_the_compiled_product_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_pytorchs_product_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not choose the compiled one."""
     monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert type(make_linear(torch.zeros(16, 16, dtype=torch.bfloat16))) is WideLinear

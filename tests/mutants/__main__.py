@@ -1,4 +1,5 @@
-"""`python -m tests.mutants record` runs the suite and writes down who executes what; without a word, the mutants run."""
+"""`python -m tests.mutants record` runs the suite and writes down who executes what; after that, without `record`, the
+mutants run."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_fields_that_ask_for_nothing_special_are_taken(running: Running) -> None
     assert running.post("/v1/completions", PROMPT | legacy).status_code == 200
 
 
-def test_paths_methods_and_bodies_that_do_not_fit(running: Running) -> None:
+def test_paths_methods_and_bodies_that_do_not_fit_are_refused(running: Running) -> None:
     assert error_of(running.get("/v1/nothing"), 404)["message"] == "Invalid URL (GET /v1/nothing)"
     response = running.get("/v1/completions")
     assert error_of(response, 405)["message"] == "Not allowed to GET /v1/completions"
