@@ -11,6 +11,7 @@ from common import Engine, RequestOutput, SamplingParams
 from common.plan import StepPlan
 from common.queue import AGEING_SECONDS
 from common.request import Request, RequestStatus
+from tests.depth import DEEP
 from tests.fake_runner import EOS, expected_output
 
 CONTINUOUS = ("m2", "m3", "m4", "m5", "m6", "m7")
@@ -23,6 +24,8 @@ CHUNKED = ("m5", "m6", "m7")
 """Stages that compute prompts in chunks, beside the decodes."""
 SHARING = ("m6", "m7")
 """Stages that find cached beginnings."""
+BOOKKEEPING = CONTINUOUS if DEEP else ("m2", "m3", "m5", "m6")
+"""Stages whose scheduler or cache is their own: m4 has m3's, m7 has m6's, which `test_schedulers.py` makes sure of."""
 
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
 """Bytes of a token's K and V in the tiny models: K and V, layers, KV heads, head dimension, float32."""

@@ -1,4 +1,4 @@
-"""2,000 random requests with random aborts through every engine: all are accounted for, and nothing is left."""
+"""Hundreds (in `make test-all` thousands) of random requests with random aborts through every engine: all are accounted for, and nothing is left."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from random import Random
 import pytest
 
 from common import Engine, RequestOutput, SamplingParams
-from tests.engine_checks import CONTINUOUS, PAGED, TOKEN_BYTES, assert_empty, check
+from tests.depth import by_depth
+from tests.engine_checks import BOOKKEEPING, CONTINUOUS, PAGED, TOKEN_BYTES, assert_empty, check
 
 Build = Callable[..., Engine]
-COUNT = 2000
+COUNT = by_depth(400, 2000)
 
 
-SWAP = [(stage, 24 * TOKEN_BYTES) for stage in PAGED]
+SWAP = [(stage, 24 * TOKEN_BYTES) for stage in BOOKKEEPING if stage in PAGED]
 
 
-@pytest.mark.parametrize(("stage", "swap_space"), [("m0", 0), ("m1", 0), *((s, 0) for s in CONTINUOUS), *SWAP])
+@pytest.mark.parametrize(("stage", "swap_space"), [("m0", 0), ("m1", 0), *((s, 0) for s in BOOKKEEPING), *SWAP])
 def test_no_request_is_lost_among_many(build: Build, stage: str, swap_space: int) -> None:
     paged = {"block_size": 4, "kv_cache_memory": 96 * TOKEN_BYTES, "swap_space": swap_space}
     engine = build(stage, max_num_seqs=24, max_model_len=40, **(paged if stage in PAGED else {}))
@@ -46,11 +47,11 @@ def test_no_request_is_lost_among_many(build: Build, stage: str, swap_space: int
     assert final.keys() == wanted.keys()
     metrics = engine.metrics()
     aborted = sum(output.finish_reason == "abort" for output in final.values())
-    assert (metrics["finished"], metrics["aborted"]) == (COUNT, aborted) and 100 < aborted < COUNT / 2
+    assert (metrics["finished"], metrics["aborted"]) == (COUNT, aborted) and COUNT / 20 < aborted < COUNT / 2
     for id, output in final.items():
         assert output.finish_reason in ("length", "abort")
         for sample in output.outputs:  # an abort may find some samples of a prompt at their ends and others not
             whole = len(sample.token_ids) == wanted[id]
             assert whole if sample.finish_reason == "length" else len(sample.token_ids) <= wanted[id]
     if stage in PAGED:
-        assert metrics["preemptions"] > 20 and bool(metrics["swaps"]) == bool(swap_space)  # type: ignore[operator]
+        assert metrics["preemptions"] > 10 and bool(metrics["swaps"]) == bool(swap_space)  # type: ignore[operator]

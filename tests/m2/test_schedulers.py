@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 
 import stages
 from common import Engine, SamplingParams, UserError
-from tests.engine_checks import CHUNKED, CONTINUOUS, PAGED, TOKEN_BYTES, Driver
+from tests.depth import by_depth
+from tests.engine_checks import BOOKKEEPING, CHUNKED, PAGED, TOKEN_BYTES, Driver
 from tests.fake_runner import without_model
 
 MAX_LEN = 24
@@ -119,28 +120,21 @@ def anything_happens(stage: str, ahead: bool, examples: int) -> None:
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
-@pytest.mark.parametrize("stage", CONTINUOUS)
+@pytest.mark.parametrize("stage", BOOKKEEPING)
 def test_no_block_is_lost_and_every_request_finishes(stage: str, ahead: bool) -> None:
-    anything_happens(stage, ahead, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
-@pytest.mark.parametrize("stage", CONTINUOUS)
-def test_no_block_is_lost_in_a_long_search(stage: str, ahead: bool) -> None:
-    anything_happens(stage, ahead, 600)
+    anything_happens(stage, ahead, by_depth(25, 600))
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
 @pytest.mark.parametrize("swap_blocks", [0, 5, 99])
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
-@pytest.mark.parametrize("stage", PAGED)
+@pytest.mark.parametrize("stage", [stage for stage in BOOKKEEPING if stage in PAGED])
 def test_constant_preemption_loses_no_block_and_picks_the_right_victim(
     build: Callable[..., Engine], stage: str, policy: str, swap_blocks: int, ahead: bool
 ) -> None:
     """Many growing requests in pools from the least that the longest one needs upwards."""
     preemptions = 0
-    for seed in range(24):
+    for seed in range(by_depth(6, 24)):
         random = Random(seed)
         size = random.choice([1, 2, 3])
         blocks = -(-MAX_LEN // size) + 1 + seed % 4
@@ -162,4 +156,14 @@ def test_constant_preemption_loses_no_block_and_picks_the_right_victim(
             preemptions += len(plan.preempted) if (plan := driver.step()) else 0
         engine.abort(driver.requests[seed % 5].output_id)
         driver.drain()
-    assert preemptions > 20
+    assert preemptions > by_depth(5, 20)
+
+
+@pytest.mark.parametrize(("stage", "same"), [("m4", "m3"), ("m7", "m6")])
+def test_stages_without_bookkeeping_of_their_own_have_an_earlier_ones(
+    build: Callable[..., Engine], stage: str, same: str
+) -> None:
+    """What the searches above show of one holds for the other."""
+    one, other = build(stage).scheduler, build(same).scheduler
+    assert type(one) is type(other) and type(one.cache) is type(other.cache)
+    assert type(one.cache.pool) is type(other.cache.pool) and type(one.preemption) is type(other.preemption)

@@ -14,8 +14,11 @@ from common.plan import BlockCopies
 from common.request import Request
 from stages.m3_paged_kv.block_pool import BlockPool
 from stages.m3_paged_kv.kv_cache import PagedCache
+from tests.depth import by_depth
 
-SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None)
+SETTINGS = settings(
+    max_examples=by_depth(60, 600), stateful_step_count=40, deadline=None, derandomize=True, database=None
+)
 
 
 class PoolMachine(RuleBasedStateMachine):

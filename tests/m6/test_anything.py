@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import stages
 from common import SamplingParams, UserError
 from stages.m6_prefix_caching.hash_index import HashIndex, chain_hash
+from tests.depth import by_depth
 from tests.engine_checks import TOKEN_BYTES, Driver, check
 from tests.fake_runner import without_model
 
@@ -146,10 +147,4 @@ def anything_happens(ahead: bool, examples: int) -> None:
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
 def test_no_request_reads_a_block_that_is_not_its_own(ahead: bool) -> None:
-    anything_happens(ahead, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one step ahead"])
-def test_no_request_reads_a_wrong_block_in_a_long_search(ahead: bool) -> None:
-    anything_happens(ahead, 600)
+    anything_happens(ahead, by_depth(25, 600))

@@ -1,0 +1,12 @@
+"""How far the searches go: some cases in `make test`, many in `make test-all`, which sets FOLOVLLM_DEEP."""
+
+from __future__ import annotations
+
+import os
+
+DEEP = os.environ.get("FOLOVLLM_DEEP") == "1"
+
+
+def by_depth(quick: int, deep: int) -> int:
+    """Of examples, seeds or requests: so many."""
+    return deep if DEEP else quick
