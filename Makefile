@@ -15,7 +15,7 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report clean
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report busy clean
 STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
 BOTH_VERBS  := bench test arena race notebooks
 
@@ -84,7 +84,8 @@ RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
 	$(if $(filter-out 0 no false,$(SWEEP)),--sweep)
-COVERAGE = --cov=common --cov=stages --cov-report=term:skip-covered --cov-fail-under=90
+# The least of the lines, in per cent, that the tests of everything execute.
+COVERAGE = FOLOVLLM_COVERAGE=92
 # A process for each CPU, where pytest-xdist is installed.
 SIDE_BY_SIDE = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 8 --dist worksteal)
 
@@ -127,18 +128,20 @@ bench: $(READY) $(PEERS_READY)
 report: $(READY)
 	@$(PY) -m benchmarks report
 
+busy: $(READY)
+	@$(PY) -m benchmarks busy $(if $(filter-out 0 no false,$(SWEEP)),--sweep)
+
 notebooks: $(READY)
 	@$(PY) -m notebooks $(SHORT)
 
 test: $(READY)
-	@$(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))",$(COVERAGE))
+	@$(if $(SHORT),,$(COVERAGE)) $(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))")
 
 test-all: $(READY)
-	@$(PY) make/test_all.py $(SIDE_BY_SIDE) -m "slow or not slow" $(COVERAGE)
+	@FOLOVLLM_DEEP=1 $(COVERAGE) $(PY) make/test_all.py $(SIDE_BY_SIDE) -m "slow or not slow"
 
 gpu-test: $(READY)
-	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'
-	@$(PY) -m pytest tests/gpu -m gpu
+	@$(PY) make/gpu_test.py
 
 gpu-bench gpu-ladder: $(READY)
 	@$(PY) -m benchmarks gpu $(@:gpu-%=%) $(MODEL_OPTIONS)

@@ -271,6 +271,29 @@ def profile(
 
 
 @app.command()
+def busy(
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
+    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
+        DEFAULT_MODEL
+    ),
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting beside each number of loops.")] = 5,
+    json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes beside them.")] = (
+        DEFAULT_FOLDER / "busy.json"
+    ),
+) -> None:
+    """What m3 and m6 keep of their speed beside busy processes, by how long idle threads spin; CPU only.
+
+    Exit status: 0, or 1 where a share that is asked for is not reached.
+    """
+    from benchmarks.busy import run as run_busy
+    from benchmarks.files import check_writable
+
+    check_writable(json_path, json_path.with_suffix(".png"))
+    if not run_busy(json_path, sweep, rounds, model):
+        raise typer.Exit(1)
+
+
+@app.command()
 def workloads() -> None:
     """List the workloads: what each does, and the claim that it tests."""
     from benchmarks.workloads import WORKLOADS

@@ -17,8 +17,10 @@ from typing import Any
 from benchmarks.environment import ROOT
 from benchmarks.failure import of_exit
 from benchmarks.files import read_record
+from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.worker import MARK, Job
+from common.execution.threads import without_bounds
 
 OnMessage = Callable[[dict[str, Any]], None]
 
@@ -43,13 +45,14 @@ def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) ->
 def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> tuple[bool, int]:
     """Run the worker to its end. Was it stopped because its time was up, and its exit status."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = without_bounds(os.environ) if job.stage in PEERS else dict(os.environ)
     worker = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**environment, "PYTHONPATH": path},
         start_new_session=True,  # Ctrl-C reaches us alone, and we end the worker
     )
     assert worker.stdin is not None

@@ -28,7 +28,7 @@ def main() -> int:
 
 def write_report(lines: list[str]) -> None:
     """When, which commit, on what, and what pytest said at its end."""
-    notable = [line for line in lines if line.startswith(("TOTAL", "FAILED", "ERROR", "SKIPPED"))]
+    notable = [line for line in lines if line.startswith(("coverage:", "FAILED", "ERROR", "SKIPPED"))]
     facts = [
         f"date      {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         f"commit    {commit()}",

@@ -6,13 +6,15 @@
 # You need: any of the notebooks before this one, better all. About 20 minutes.
 
 # %% tags=["setup"]
+import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 import time
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
 
-import stages
 from benchmarks.recipes import BenchRequest, first, interference
 from benchmarks.style import SOFT, color, title
 from benchmarks.table import rate, seconds

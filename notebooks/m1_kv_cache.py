@@ -7,10 +7,12 @@
 # You need: PyTorch, and what a decoder does (`m0_baseline`). About 20 minutes.
 
 # %% tags=["setup"]
+import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 import matplotlib.pyplot as plt
 import torch
 
-import stages
 from benchmarks.recipes import uniform
 from benchmarks.style import color, title
 from benchmarks.table import rate, seconds

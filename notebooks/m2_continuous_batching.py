@@ -7,13 +7,15 @@
 # You need: `m1_kv_cache`. About 20 minutes.
 
 # %% tags=["setup"]
+import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 from collections import deque
 from itertools import accumulate, pairwise
 
 import matplotlib.pyplot as plt
 import torch
 
-import stages
 from benchmarks.recipes import first, uniform
 from benchmarks.style import color, title
 from benchmarks.table import rate, seconds

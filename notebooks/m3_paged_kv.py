@@ -7,10 +7,12 @@
 # You need: `m2_continuous_batching`. About 25 minutes.
 
 # %% tags=["setup"]
+import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 import matplotlib.pyplot as plt
 import torch
 
-import stages
 from benchmarks.recipes import uniform
 from benchmarks.style import color, title
 from benchmarks.table import rate, seconds

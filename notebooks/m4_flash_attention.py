@@ -7,6 +7,9 @@
 # You need: `m3_paged_kv`, and softmax. About 30 minutes.
 
 # %% tags=["setup"]
+import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 import inspect
 import json
 

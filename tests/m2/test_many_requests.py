@@ -1,4 +1,5 @@
-"""Hundreds (in `make test-all` thousands) of random requests with random aborts through every engine: all are accounted for, and nothing is left."""
+"""Hundreds of random requests with random aborts through every engine (in `make test-all` thousands): all are accounted
+for, and nothing is left."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import torch
 from numba import njit
 from numba.core import config
 
+from common.execution import cache
 from common.kernels import compiled, cpu_elementwise, simd
 from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
 from tests.helpers import run_in_numbas_own_pool
@@ -31,14 +32,15 @@ print(out[0], sum(cpu_decode._divide.stats.cache_hits.values()))
 
 def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
     """The old machine code must not stay in use."""
-    for module in (compiled, cpu_decode):
+    for module in (compiled, cpu_decode, cache):
         folder = Path(module.__file__).parent
         copy = tmp_path / folder.relative_to(ROOT)
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
         for above in (copy.parent, copy.parent.parent):
             if above != tmp_path:
                 (above / "__init__.py").touch()
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"PYTHONPATH": str(tmp_path)}
+    ours = {"PYTHONPATH": str(tmp_path), "FOLOVLLM_CACHE": str(tmp_path / "cache")}
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | ours
 
     def divide() -> str:
         command = [sys.executable, "-c", DIVIDE]
@@ -53,21 +55,34 @@ def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
     assert divide() == "1.25 0"
 
 
-def test_our_cache_folder_is_that_of_our_kernels_only() -> None:
-    """Must not become the folder of all of Numba."""
+def test_checkouts_with_the_same_kernels_share_a_cache_that_is_named_after_them() -> None:
+    """A fresh checkout must not compile for minutes what the one beside it has."""
     for kernel in (cpu_decode.decode, cpu_prefill.prefill, cpu_store.rotate_and_store, cpu_elementwise.norm):
         folders = compiled.HERE, Path(kernel.py_func.__code__.co_filename).parent
-        assert f"numba-{compiled.digest(*folders)}" in Path(kernel.stats.cache_path).parts
-    assert os.environ.get("NUMBA_CACHE_DIR", "") == config.CACHE_DIR
+        name = f"numba-{compiled.digest(compiled.sources(*folders))}"
+        assert Path(kernel.stats.cache_path) == Path(os.environ["NUMBA_CACHE_DIR"]) / name
 
 
 def test_digest_changes_with_every_file_and_its_name(tmp_path: Path) -> None:
-    seen = {compiled.digest(tmp_path)}
-    for name, text in (("a.py", "x"), ("a.py", "y"), ("b.py", ""), ("b.py", "x")):
+    def digest() -> str:
+        return compiled.digest(compiled.sources(tmp_path))
+
+    seen = {digest()}
+    for name, text in (("cpu_a.py", "x"), ("cpu_a.py", "y"), ("simd.py", ""), ("simd.py", "x")):
         (tmp_path / name).write_text(text)
-        seen.add(compiled.digest(tmp_path))
-    (tmp_path / "b.py").rename(tmp_path / "c.py")
-    assert len(seen | {compiled.digest(tmp_path)}) == 6
+        seen.add(digest())
+    (tmp_path / "simd.py").rename(tmp_path / "cpu_b.py")
+    assert len(seen | {digest()}) == 6
+    before = digest()
+    (tmp_path / "fused.py").write_text("no kernel for Numba")
+    assert digest() == before
+
+
+def test_kernels_are_cached_where_numba_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be made must not end the import."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "file"))
+    assert compiled._Locator.from_function(cpu_decode.decode.py_func, cpu_decode.__file__) is None
 
 
 TWO_ENGINES = """

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import UserError
+from common.execution.threads import usable_cpus
 from common.serving.arena.figures import FIGURES
 from common.serving.arena.presets import OWN, find, presets_for
-from common.serving.arena.race import Race, usable_cores
+from common.serving.arena.race import Race
 from common.serving.arena.side import Event, Side
 
 STATIC = Path(__file__).parent / "static"
@@ -126,7 +127,7 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
             "sides": [{"stage": side.stage, "title": side.title} for side in arena.sides],
             "presets": [{"key": p.key, "title": p.title, "claim": p.claim, "watch": p.watch} for p in presets],
             "figures": {key: {"title": figure.title, "unit": figure.unit} for key, figure in FIGURES.items()},
-            "cores": usable_cores(),
+            "cores": usable_cpus(),
         }
 
     @app.get("/api/events")

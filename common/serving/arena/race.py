@@ -7,12 +7,12 @@ nobody is as fast as alone.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from common.errors import UserError
+from common.execution.threads import usable_cpus
 from common.options import unknown
 from common.serving.arena.figures import verdict
 from common.serving.arena.player import command_line, prepare_line
@@ -20,11 +20,6 @@ from common.serving.arena.presets import Preset
 from common.serving.arena.side import Event, OnEvent, Side
 
 MODES = ("turns", "together")
-
-
-def usable_cores() -> int:
-    """Of the machine, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Race:
@@ -49,7 +44,7 @@ class Race:
         self._tell({"event": "race", "mode": self._mode, **race})
         try:
             everybody = range(len(self._sides))
-            cores = usable_cores()
+            cores = usable_cpus()
             threads = cores if self._mode == "turns" else max(1, cores // len(self._sides))
             limits = {
                 "kv_tokens": preset.kv_tokens,

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
+
+from common.kernels.compiled import compiled
 
 # pyright: basic
 
 OUTPUTS = 64
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@compiled(parallel=True)
 def _dequantize(packed, scales, offsets, out):
     """packed: uint8 [out / 64, in, 32]; scales, offsets: float32 [groups, out]; out: bits of bfloat16 [in, out]."""
     blocks, inputs, half = packed.shape

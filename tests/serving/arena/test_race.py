@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from common.errors import UserError
-from common.serving.arena.race import Race, open_sides, usable_cores
+from common.execution.threads import usable_cpus
+from common.serving.arena.race import Race, open_sides
 from common.serving.arena.side import Side
 from tests.serving.arena.watching import TWO, Viewer
 from tests.test_cli import TINY
-
-
-@pytest.fixture(scope="module")
-def sides() -> Iterator[list[Side]]:
-    opened = open_sides(["m1_kv_cache", "m4_flash_attention"], TINY)  # m4: kernels that bring threads of their own
-    yield opened
-    for side in opened:
-        side.close()
 
 
 def raced(sides: list[Side], mode: str) -> list[dict[str, Any]]:
@@ -39,7 +32,7 @@ def test_in_turns_one_plays_after_the_other(sides: list[Side]) -> None:
         ("turn", [0]), ("started", 0), ("ended", 0),
         ("turn", [1]), ("started", 1), ("ended", 1), ("finished", None),
     ]  # fmt: skip
-    assert [event["threads"] for event in told if event["event"] == "prepared"] == [usable_cores()] * 2
+    assert [event["threads"] for event in told if event["event"] == "prepared"] == [usable_cpus()] * 2
     viewers = [Viewer(), Viewer()]
     for event in told:
         if "side" in event:
@@ -53,7 +46,7 @@ def test_together_all_play_at_once_with_their_share_of_the_cores(sides: list[Sid
     told = raced(sides, "together")
     assert [event["sides"] for event in told if event["event"] == "turn"] == [[0, 1]]
     shares = [event["threads"] for event in told if event["event"] == "prepared"]
-    assert shares == [max(1, usable_cores() // 2)] * 2
+    assert shares == [max(1, usable_cpus() // 2)] * 2
     assert sum(event["event"] == "ended" for event in told) == 2
 
 
@@ -72,11 +65,6 @@ def test_a_stopped_race_has_no_verdict_and_the_next_one_runs(sides: list[Side]) 
     assert raced(sides, "turns")[-1]["verdict"]
 
 
-def test_only_the_cores_that_it_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
-    assert usable_cores() == 1
-
-
 def test_whoever_loads_is_stopped_at_once_and_loads_again_in_the_next_race(sides: list[Side]) -> None:
     told: list[dict[str, Any]] = []
 
@@ -93,38 +81,27 @@ def test_whoever_loads_is_stopped_at_once_and_loads_again_in_the_next_race(sides
     assert raced(sides, "turns")[-1]["verdict"]
 
 
-def test_a_stage_that_dies_is_told_the_other_plays_and_the_next_race_has_both() -> None:
-    opened = open_sides(["m1_kv_cache", "m3_paged_kv"], TINY)
+def test_a_stage_that_dies_is_told_the_other_plays_and_the_next_race_has_both(sides: list[Side]) -> None:
     told: list[dict[str, Any]] = []
 
     def tell(event: dict[str, Any]) -> None:
         told.append(event)
         if event["event"] == "started" and event["side"] == 0:
-            os.kill(opened[0]._process.pid, signal.SIGKILL)
+            os.kill(sides[0]._process.pid, signal.SIGKILL)
 
-    try:
-        Race(opened, TWO, "turns", tell).run()
-        failed = [event for event in told if event["event"] == "failed"]
-        assert [event["side"] for event in failed] == [0]
-        assert "its process has ended" in failed[0]["message"]
-        assert [event["side"] for event in told if event["event"] == "ended"] == [1]
-        assert told[-1] == {"event": "finished", "verdict": ""}
-        assert raced(opened, "turns")[-1]["verdict"]
-    finally:
-        for side in opened:
-            side.close()
-    assert all(side._process.returncode is not None for side in opened)
+    Race(sides, TWO, "turns", tell).run()
+    failed = [event for event in told if event["event"] == "failed"]
+    assert [event["side"] for event in failed] == [0]
+    assert "its process has ended" in failed[0]["message"]
+    assert [event["side"] for event in told if event["event"] == "ended"] == [1]
+    assert told[-1] == {"event": "finished", "verdict": ""}
+    assert raced(sides, "turns")[-1]["verdict"]
 
 
 def test_a_model_that_does_not_exist_is_one_line() -> None:
-    opened = open_sides(["m1_kv_cache", "m3_paged_kv"], ["--model", "random:nothing", "--device", "cpu"])
-    try:
-        failed = [event["message"] for event in raced(opened, "turns") if event["event"] == "failed"]
-    finally:
-        for side in opened:
-            side.close()
-    assert len(failed) == 2
-    assert all("nothing" in message and "\n" not in message for message in failed)
+    with closing(Side("m3_paged_kv", ["--model", "random:nothing", "--device", "cpu"])) as side:
+        [failed] = [event["message"] for event in raced([side], "turns") if event["event"] == "failed"]
+    assert "nothing" in failed and "\n" not in failed
 
 
 @pytest.mark.parametrize(("folders", "says"), [(["m1_kv_cache"], "two stages"), (["m1_kv_cache"] * 2, "once")])

@@ -1,0 +1,109 @@
+"""Engines beside busy processes: what is measured, what is asked of it, and what is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import busy, busy_worker
+from benchmarks.__main__ import app
+from benchmarks.busy import DEFAULT, LOADS, STAGES, Line, busy_loops, measure, verdicts
+from common import Engine
+from common.cli.app import run_app
+from common.execution.threads import SPIN_COUNT
+
+
+class Fake:
+    """Half as fast beside processes with our spin count, a tenth with the default; the machine is its own clock."""
+
+    loops = 0
+
+    def __init__(self, stage: str, spin_count: int, model: str) -> None:
+        self.stage, self.spin_count = stage, spin_count
+
+    def rate(self, seconds: float) -> float:
+        return 400.0 if not Fake.loops else 200.0 if self.spin_count == SPIN_COUNT else 40.0
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def loops(count: int):  # type: ignore[no-untyped-def]
+        Fake.loops = count
+        yield
+
+    monkeypatch.setattr(busy, "Contestant", Fake)
+    monkeypatch.setattr(busy, "busy_loops", loops)
+
+
+@pytest.mark.usefixtures("fake")
+def test_every_setting_is_measured_beside_every_load_in_every_round() -> None:
+    lines = measure([SPIN_COUNT, DEFAULT], 3, "model")
+    assert len(lines) == len(STAGES) * 2 * len(LOADS)
+    for line in lines:
+        assert line.runs == [Fake(line.stage, line.spin_count, "").rate(1) if line.busy else 400.0] * 3
+
+
+@pytest.mark.parametrize(("quiet", "two", "met"), [(400, 168, True), (400, 160, False), (370, 168, False)])
+def test_shares_are_of_the_default_when_quiet_and_of_the_own_speed_beside_others(
+    quiet: float, two: float, met: bool
+) -> None:
+    rates = {(SPIN_COUNT, 0): quiet, (SPIN_COUNT, 2): two, (SPIN_COUNT, 8): 60.0, (DEFAULT, 0): 400.0}
+    lines = [Line(stage, count, load, [rate, 1e9, 0.0]) for stage in STAGES for (count, load), rate in rates.items()]
+    found = verdicts(lines)
+    assert len(found) == 3 * len(STAGES) and all(verdict["met"] for verdict in found) == met
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_command_writes_results_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_app(app, ["busy", "--sweep", "--rounds", "1", "--json", str(tmp_path / "busy.json")])
+    assert end.value.code == 0
+    found = json.loads((tmp_path / "busy.json").read_text())
+    assert {record["spin_count"] for record in found["records"]} == {*busy.SWEEP, DEFAULT}
+    assert all(record["tokens_per_s"] == record["runs"][0] for record in found["records"])
+    assert (tmp_path / "busy.png").stat().st_size > 10_000
+    assert "m6 beside 8 busy loops, of its quiet speed: 0.50 (asked 0.12) met" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_share_that_is_not_reached_is_said_and_ends_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(busy, "BUSY_SHARES", {2: 0.6})
+    with pytest.raises(SystemExit) as end:
+        run_app(app, ["busy", "--rounds", "1", "--json", str(tmp_path / "busy.json")])
+    assert end.value.code == 1
+    assert "NOT MET" in capsys.readouterr().out
+
+
+def test_busy_loops_run_as_long_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def popen(command: list[str]) -> subprocess.Popen[bytes]:
+        assert command[0] == sys.executable
+        started.append(start(command))
+        return started[-1]
+
+    monkeypatch.setattr(busy.subprocess, "Popen", popen)
+    with busy_loops(2):
+        assert len(started) == 2 and all(process.poll() is None for process in started)
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_run_counts_its_tokens_is_cut_short_and_leaves_nothing(build: Callable[..., Engine]) -> None:
+    engine = build("m3", max_num_seqs=busy_worker.REQUESTS)
+    assert busy_worker.rate(engine, 60.0) > 0
+    assert engine.metrics()["output_tokens"] == busy_worker.REQUESTS * busy_worker.TOKENS
+    assert busy_worker.rate(engine, 0.0) == 0.0
+    assert not engine.has_unfinished and engine.metrics()["kv_used_bytes"] == 0
