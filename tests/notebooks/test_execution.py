@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from notebooks import pairs
 from notebooks.__main__ import prepare
 from notebooks.execute import CellFailedError, execute
 from notebooks.exercises import check, expect, expect_equal
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -56,13 +54,15 @@ def test_names_are_found_by_their_beginnings_and_read_in_order(folder: Path) -> 
         pairs.find("m9")
 
 
-def test_a_notebook_that_does_not_exist_is_one_line() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "notebooks", "m9"], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert "m9" in result.stderr
+def test_a_notebook_that_does_not_exist_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["notebooks", "m9"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(pairs.FOLDER / "__main__.py"), run_name="__main__")  # `python -m notebooks`, in this process
+    assert end.value.code == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "m9" in error
 
 
 def test_verdicts_say_what_is_wrong() -> None:

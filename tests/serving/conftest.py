@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import stages
 from common import Engine
 from tests.test_cli import byte_tokenizer
 
@@ -51,6 +52,24 @@ def serve(build: Callable[..., Engine]) -> Iterator[Callable[..., Running]]:
         server.close()
 
 
+@pytest.fixture(scope="package")
+def shared_server() -> Iterator[Running]:
+    from tests.serving.running import TINY, Running
+
+    with stages.build("m3", model=TINY, device="cpu") as engine:
+        engine.tokenizer = byte_tokenizer()
+        server = Running(engine)
+        yield server
+        server.close()
+
+
+@pytest.fixture
+def running(shared_server: Running) -> Iterator[Running]:
+    """A server over m3 that talks in bytes: one for all tests that leave it as they found it."""
+    yield shared_server
+    shared_server.wait_until_idle()
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
     """A server as a process of its own, with the options that are given."""
@@ -64,5 +83,4 @@ def start() -> Iterator[Callable[..., Process]]:
 
     yield one
     for process in started:
-        process.process.kill()
-        process.process.wait()
+        process.kill()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import http.client
+import json
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,13 @@ from common.serving.options import ServerOptions
 from common.serving.server import Server, address, listen
 from common.serving.service import Service
 from common.serving.spans import Spans
+from tests.depth import DEEP
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = "random:tiny-llama"
 ALL = [name.split("_")[0] for name in stages.names()]
+SOME = ALL if DEEP else ["m1", "m3", "m7"]
+"""For what the server does in the same way with every engine: one of static batches, one of blocks, and the last."""
 
 
 class Running:
@@ -41,17 +48,30 @@ class Running:
         self._thread = threading.Thread(target=self.server.run, args=([listener],))
         self._thread.start()
         wait_until(lambda: self.server.started)
+        self.http = client_of(self.url)
 
-    @property
+    @functools.cached_property
     def client(self) -> openai.OpenAI:
         """Of the real library; without its retries, which would hide a 429 or 500."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
-        return httpx2.post(f"{self.url}{path}", json=body, timeout=60, **options)
+        return self.http.post(path, json=body, **options)
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.get(f"{self.url}{path}", timeout=60, **options)
+        return self.http.get(path, **options)
+
+    @contextlib.contextmanager
+    def visit(self, body: dict[str, Any]) -> Iterator[http.client.HTTPConnection]:
+        """A client that has sent its request, and leaves at the end of the block whatever it got."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        with contextlib.closing(connection):
+            yield connection
+
+    def wait_until_told(self) -> None:
+        """The engine is in a step, and will hear of a request, or that its client has gone, when it ends."""
+        wait_until(lambda: not self.service.thread._commands.empty())
 
     def wait_until_idle(self) -> None:
         """Nobody is left, neither in the server nor in the engine, and the cache has everything back."""
@@ -68,6 +88,7 @@ class Running:
         return loop
 
     def close(self) -> None:
+        self.http.close()
         self.server.should_exit = True
         self._thread.join(60)
         assert not self._thread.is_alive(), "the server does not end"
@@ -86,13 +107,24 @@ class Process:
         found = re.search(r"http://127\.0\.0\.1:\d+", self.greeting)
         assert found, f"{self.greeting!r} {self.process.stderr.read() if self.process.stderr else ''}"
         self.url = found[0]
+        self.http = client_of(self.url)
 
     def end(self) -> tuple[int, str]:
         try:
             _, error = self.process.communicate(timeout=60)
             return self.process.returncode, error
         finally:
-            self.process.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        self.http.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def client_of(url: str) -> httpx2.Client:
+    """Without certificates, which take 40 ms to load."""
+    return httpx2.Client(base_url=url, timeout=60, verify=False)
 
 
 def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
@@ -114,7 +146,7 @@ def look(engine: Engine) -> dict[str, Any]:
     return engine.metrics()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -132,3 +164,21 @@ def slow_down(engine: Engine, seconds: float) -> list[int]:
 
     engine.step = slow_step
     return steps
+
+
+class Steps:
+    """The engine ends only as many steps as are allowed: whatever a test does meanwhile comes in time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.begun = 0
+        self._allowed = threading.Semaphore(0)
+        self._step = engine.step
+        engine.step = self._next
+
+    def allow(self, more: int = 1000) -> None:
+        self._allowed.release(more)
+
+    def _next(self) -> list[RequestOutput]:
+        self.begun += 1
+        assert self._allowed.acquire(timeout=60), "no further step was allowed"
+        return self._step()

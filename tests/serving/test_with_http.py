@@ -6,20 +6,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx2
 import pytest
 
-from tests.serving.running import TINY, Running, error_of, slow_down
+from tests.serving.running import TINY, Running, Steps, error_of
 
 Serve = Callable[..., Running]
 PROMPT: dict[str, Any] = {"model": TINY, "prompt": "hello", "max_tokens": 4, "temperature": 0}
 IDS = PROMPT | {"prompt": [1, 2, 3]}
 CHAT: dict[str, Any] = {"model": TINY, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-
-
-@pytest.fixture
-def running(serve: Serve) -> Running:
-    return serve()
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -41,13 +35,14 @@ def test_a_stream_is_server_sent_events_and_ends_with_done(running: Running) -> 
 
 def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> None:
     running = serve(talks=False)
-    steps = slow_down(running.engine, 0.05)
-    seen: list[int] = []
-    with httpx2.stream("POST", f"{running.url}/v1/completions", json=IDS | {"stream": True}) as response:
-        for _ in response.iter_bytes():
-            seen.append(steps[0])
-    assert len(seen) == 5, "four tokens, and [DONE]"
-    assert seen[0] <= 2
+    steps = Steps(running.engine)
+    with running.visit(IDS | {"stream": True}) as client:
+        steps.allow(1)
+        response = client.getresponse()
+        assert response.readline().startswith(b"data: {")
+        assert steps.begun <= 2
+        steps.allow()
+        assert response.read().count(b"data: ") == 4, "three tokens more, and [DONE]"
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -103,7 +98,7 @@ def test_what_cannot_be_is_400_in_openais_form(
     body = (PROMPT if path == "completions" else CHAT) | change
     for stream in (False, True) if "stream_options" not in change else (change.get("stream", False),):
         sent = json.dumps(body | {"stream": stream})
-        response = httpx2.post(f"{running.url}/v1/{path}", content=sent, headers={"Content-Type": "application/json"})
+        response = running.http.post(f"/v1/{path}", content=sent, headers={"Content-Type": "application/json"})
         error = error_of(response, 400)
         assert error["type"] == "invalid_request_error"
         assert error["param"] == param
@@ -127,16 +122,16 @@ def test_paths_methods_and_bodies_that_do_not_fit_are_refused(running: Running) 
     response = running.get("/v1/completions")
     assert error_of(response, 405)["message"] == "Not allowed to GET /v1/completions"
     assert response.headers["allow"] == "POST"
-    url = f"{running.url}/v1/completions"
+    url = "/v1/completions"
     as_json = {"Content-Type": "application/json"}
     digits = b'{"top_k": ' + b"9" * 5000 + b"}"
     for unreadable in (b'{"model', b'{"model": "\xff"}', b"[" * 100_000, digits):
-        error = error_of(httpx2.post(url, content=unreadable, headers=as_json), 400)
+        error = error_of(running.http.post(url, content=unreadable, headers=as_json), 400)
         assert error["message"] == "We could not parse the JSON body of your request."
-    assert "JSON object" in error_of(httpx2.post(url, content=b"[1]", headers=as_json), 400)["message"]
+    assert "JSON object" in error_of(running.http.post(url, content=b"[1]", headers=as_json), 400)["message"]
     text = {"Content-Type": "text/plain"}  # what a page of another site could send without asking
-    assert "Content-Type" in error_of(httpx2.post(url, json=PROMPT, headers=text), 400)["message"]
-    surrogate = error_of(httpx2.post(url, content=json.dumps(PROMPT | {"\ud800": 1}), headers=as_json), 400)
+    assert "Content-Type" in error_of(running.http.post(url, json=PROMPT, headers=text), 400)["message"]
+    surrogate = error_of(running.http.post(url, content=json.dumps(PROMPT | {"\ud800": 1}), headers=as_json), 400)
     assert surrogate["message"] == "The name of a parameter is not valid Unicode."
 
 

@@ -21,7 +21,7 @@ from common.serving.options import ServerOptions
 from common.serving.schema import ChatRequest, CompletionRequest
 from common.serving.server import listen
 from common.serving.service import LONG_TEXT
-from tests.serving.running import TINY, Running, error_of, slow_down, wait_until
+from tests.serving.running import TINY, Running, Steps, error_of, slow_down, wait_until
 
 Serve = Callable[..., Running]
 PROMPT: dict[str, Any] = {"model": TINY, "prompt": "hello", "max_tokens": 4, "temperature": 0}
@@ -40,7 +40,7 @@ def test_a_body_over_the_limit_is_413_with_its_length_stated_or_not(serve: Serve
         yield from (json.dumps(long).encode()[i : i + 100] for i in range(0, 2000, 100))
 
     headers = {"Content-Type": "application/json"}
-    response = httpx2.post(f"{running.url}/v1/completions", content=chunks(), headers=headers)
+    response = running.http.post("/v1/completions", content=chunks(), headers=headers)
     assert "over 1000 bytes" in error_of(response, 413)["message"]
     assert running.post("/v1/completions", PROMPT).status_code == 200
 
@@ -82,7 +82,7 @@ def test_a_megabyte_of_mistakes_is_answered_with_few_complaints(
 
 def test_a_full_queue_answers_429_and_takes_more_later(serve: Serve) -> None:
     running = serve(engine={"max_num_seqs": 1}, max_queue=2)
-    slow_down(running.engine, 0.03)
+    steps = Steps(running.engine)
     answers: list[httpx2.Response] = []
     threads = [threading.Thread(target=lambda: answers.append(running.post("/v1/completions", PROMPT))) for _ in "123"]
     for thread in threads:
@@ -91,6 +91,7 @@ def test_a_full_queue_answers_429_and_takes_more_later(serve: Serve) -> None:
     refused = running.post("/v1/completions", PROMPT)
     assert error_of(refused, 429)["type"] == "rate_limit_error"
     assert refused.headers["retry-after"] == "1"
+    steps.allow()
     for thread in threads:
         thread.join()
     assert [answer.status_code for answer in answers] == [200, 200, 200]
@@ -151,7 +152,7 @@ def test_prompts_that_are_being_encoded_have_their_places(serve: Serve, monkeypa
 
 def test_a_top_k_beyond_all_numbers_disturbs_nobody(serve: Serve) -> None:
     running = serve()
-    slow_down(running.engine, 0.01)
+    slow_down(running.engine, 0.005)
     statuses: list[int] = []
     beside = threading.Thread(
         target=lambda: statuses.append(running.post("/v1/completions", PROMPT | {"max_tokens": 100}).status_code)

@@ -18,11 +18,6 @@ Serve = Callable[..., Running]
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-@pytest.fixture
-def running(serve: Serve) -> Running:
-    return serve()
-
-
 @pytest.mark.parametrize("stage", ALL)
 def test_every_stage_gives_the_tokens_of_its_engine(serve: Serve, build: Callable[..., Engine], stage: str) -> None:
     running = serve(stage, talks=False)
@@ -34,15 +29,16 @@ def test_every_stage_gives_the_tokens_of_its_engine(serve: Serve, build: Callabl
     assert completion.usage is not None
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (5, 8)
     assert completion.usage.total_tokens == 13
+    running.wait_until_idle()
 
 
 def test_the_embedded_model_chats(serve: Serve) -> None:
     running = serve(engine={"model": DEFAULT_MODEL, "max_num_seqs": 2, "max_model_len": 256}, talks=False)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    whole = running.client.chat.completions.create(model=DEFAULT_MODEL, messages=question, max_tokens=20, temperature=0)
+    whole = running.client.chat.completions.create(model=DEFAULT_MODEL, messages=question, max_tokens=10, temperature=0)
     assert "Paris" in str(whole.choices[0].message.content)
     pieces = running.client.chat.completions.create(
-        model=DEFAULT_MODEL, messages=question, max_completion_tokens=20, temperature=0, stream=True
+        model=DEFAULT_MODEL, messages=question, max_completion_tokens=10, temperature=0, stream=True
     )
     streamed = [piece.choices[0] for piece in pieces]
     assert streamed[0].delta.role == "assistant"
@@ -73,6 +69,18 @@ def test_n_answers_differ_and_their_streams_do_not_mix(running: Running) -> None
             streamed[choice.index] += choice.delta.content or ""
     assert streamed == texts
     assert whole.usage is not None and whole.usage.completion_tokens == 36
+
+
+def test_an_answer_that_has_ended_gains_nothing_while_the_others_go_on(running: Running) -> None:
+    options = {"model": TINY, "messages": HELLO, "n": 3, "max_tokens": 12, "seed": 7}
+    first, *others = (str(one.message.content) for one in running.client.chat.completions.create(**options).choices)
+    pairs = [first[i : i + 2] for i in range(2, 6)]
+    stop = next(pair for pair in pairs if not any(pair in other for other in others))
+    stream = running.client.chat.completions.create(**options, stop=stop, stream=True)
+    seen = [(choice.index, choice.finish_reason) for piece in stream for choice in piece.choices]
+    assert {end for end in seen if end[1]} == {(0, "stop"), (1, "length"), (2, "length")}
+    after = [index for index, _ in seen[seen.index((0, "stop")) + 1 :]]
+    assert after and 0 not in after
 
 
 def test_several_prompts_are_answered_in_order(running: Running) -> None:

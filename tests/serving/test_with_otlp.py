@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx2
 import pytest
 
-from tests.serving.running import TINY, Process, wait_until
+from common.serving.spans import spans_to
+from tests.depth import DEEP
+from tests.serving.running import TINY, Process, Running, wait_until
 
 WHY = "needs the OTLP exporter: make setup, or pip install '.[spans]'"
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason=WHY)
@@ -104,9 +105,9 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     started.close()
 
 
-def complete(running: Process) -> str:
+def complete(running: Process | Running) -> str:
     """A request that is answered; its id."""
-    response = httpx2.post(f"{running.url}/v1/completions", json=BODY, timeout=60)
+    response = running.http.post("/v1/completions", json=BODY)
     assert response.status_code == 200, response.text
     return response.headers["x-request-id"]
 
@@ -114,7 +115,7 @@ def complete(running: Process) -> str:
 def leave(running: Process) -> str:
     """A request whose client goes while it is answered; its id."""
     body = BODY | {"stream": True, "max_tokens": 500}
-    with httpx2.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
+    with running.http.stream("POST", "/v1/completions", json=body) as response:
         next(response.iter_bytes())
         return response.headers["x-request-id"]
 
@@ -168,22 +169,23 @@ def test_a_collector_gets_the_spans_of_requests_that_end_and_of_those_that_are_l
 
 
 def test_the_environment_may_name_the_service(
-    start: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Running], collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "answers")
-    running = start("--spans", "otlp")
-    complete(running)
-    stop(running)
+    with spans_to("otlp") as spans:
+        running = serve(spans=spans)
+        complete(running)
+        running.close()
     assert collector.service_names == {"answers"}
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["nobody-listens", "nobody-answers"])
+@pytest.mark.parametrize("nobody", ["answers", "listens"] if DEEP else ["answers"])
 def test_without_a_collector_the_server_answers_and_ends_in_a_few_seconds(
-    start: Start, monkeypatch: pytest.MonkeyPatch, silent: bool
+    start: Start, monkeypatch: pytest.MonkeyPatch, nobody: str
 ) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        if silent:
+        if nobody == "answers":
             listener.listen()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")  # the exporter alone would try for long
@@ -197,5 +199,5 @@ def test_without_a_collector_the_server_answers_and_ends_in_a_few_seconds(
         assert time.monotonic() - begin < 15
     assert sum(line["event"] == "request" and line["outcome"] == "ok" for line in log) == 3
     assert log[-1]["event"] == "spans lost"
-    if not silent:
+    if nobody == "listens":
         assert any("retrying" in line["event"] for line in log)

@@ -9,29 +9,33 @@ import sys
 import threading
 from collections.abc import Callable
 
-import httpx2
 import pytest
 
 from common.serving.options import ServerOptions
 from common.serving.server import listen
+from tests.depth import DEEP
 from tests.serving.running import Process, wait_until
 from tests.test_cli import TINY, cli
 
 BODY = {"model": "random:tiny-llama", "prompt": [1, 2, 3], "max_tokens": 500, "stream": True}
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+TERM, CTRL_C = (signal.SIGTERM, 0), (signal.SIGINT, 130)
+"""Signals, each with the exit status after it."""
+
+
+@pytest.mark.parametrize(("sent", "status"), [TERM, CTRL_C] if DEEP else [TERM])
 def test_a_signal_lets_the_stream_finish_and_ends_the_process(
     start: Callable[..., Process], sent: signal.Signals, status: int
 ) -> None:
     running = start()
     assert "random:tiny-llama on m3" in running.greeting
-    with httpx2.stream("POST", f"{running.url}/v1/completions", json=BODY, timeout=60) as response:
+    with running.http.stream("POST", "/v1/completions", json=BODY) as response:
         parts = response.iter_bytes()
         body = next(parts)
         os.kill(running.process.pid, sent)
-        wait_until(lambda: httpx2.get(f"{running.url}/health", timeout=60).status_code == 503)
-        assert httpx2.post(f"{running.url}/v1/completions", json=BODY, timeout=60).status_code == 503
+        wait_until(lambda: running.http.get("/health").status_code == 503)
+        assert running.http.post("/v1/completions", json=BODY).status_code == 503
         body += b"".join(parts)
     assert body.count(b"data: ") == 501
     assert body.endswith(b"data: [DONE]\n\n")
@@ -42,23 +46,26 @@ def test_a_signal_lets_the_stream_finish_and_ends_the_process(
     assert events == ["draining", "response", "request", "response"]
 
 
-def test_a_drain_that_takes_too_long_ends_anyway(start: Callable[..., Process]) -> None:
+@pytest.mark.parametrize(("sent", "status"), [TERM, CTRL_C] if DEEP else [CTRL_C])
+def test_a_drain_that_takes_too_long_ends_anyway(
+    start: Callable[..., Process], sent: signal.Signals, status: int
+) -> None:
     running = start("--drain", "0", "--api-key", "k")
     seen: list[bytes] = []
 
     def read() -> None:
         headers = {"Authorization": "Bearer k"}
-        with httpx2.stream("POST", f"{running.url}/v1/completions", json=BODY, headers=headers, timeout=60) as response:
+        with running.http.stream("POST", "/v1/completions", json=BODY, headers=headers) as response:
             for part in response.iter_bytes():
                 if not seen:
-                    os.kill(running.process.pid, signal.SIGTERM)
+                    os.kill(running.process.pid, sent)
                 seen.append(part)
 
     reader = threading.Thread(target=read)
     reader.start()
     reader.join(60)
     assert b'"code": "shutting_down"' in b"".join(seen).replace(b'":"', b'": "')
-    assert running.end()[0] == 0
+    assert running.end()[0] == status
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import httpx2
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -17,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from common.errors import UserError
 from common.serving.logs import JsonLines, set_up
 from common.serving.spans import Spans, spans_to
-from tests.serving.running import TINY, Running, slow_down, wait_until
+from tests.serving.running import TINY, Running, Steps, wait_until
 
 Serve = Callable[..., Running]
 BODY = {"model": TINY, "prompt": "hello", "max_tokens": 5}
@@ -52,16 +51,20 @@ def test_a_request_that_is_aborted_while_it_waits_has_only_been_in_the_queue(ser
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     running = serve(engine={"max_num_seqs": 1}, spans=Spans(provider))
-    slow_down(running.engine, 0.02)
-    with httpx2.stream(
-        "POST", f"{running.url}/v1/completions", json=BODY | {"stream": True, "max_tokens": 30}
-    ) as first:
-        with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(f"{running.url}/v1/completions", json=BODY, timeout=0.2)
+    steps = Steps(running.engine)
+    with running.visit(BODY | {"stream": True, "max_tokens": 30}) as first:
+        wait_until(lambda: steps.begun == 1)
+        with running.visit(BODY):
+            running.wait_until_told()
+            steps.allow(3)
+            wait_until(lambda: steps.begun == 4)
+        running.wait_until_told()
+        steps.allow(3)
         wait_until(lambda: len(exporter.get_finished_spans()) == 2)
         assert [span.name for span in exporter.get_finished_spans()] == ["queue", "request"]
         assert (exporter.get_finished_spans()[1].attributes or {})["outcome"] == "abort"
-        first.read()
+        steps.allow()
+        first.getresponse().read()
 
 
 def test_spans_follow_the_clock_on_the_wall(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

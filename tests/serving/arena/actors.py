@@ -19,7 +19,7 @@ WORDS = "The lamp turned over the water while the keeper wrote down every ship t
 
 
 class Actor(Side):
-    """Answers `prepare` and `play` as a stage with a paged cache would, in `steps` steps of 10 ms.
+    """Answers `prepare` and `play` as a stage with a paged cache would, in `steps` steps of 2 ms.
 
     fails: the commands that fail, with what they say. loads: `prepare` goes on until `stop`.
     """
@@ -71,8 +71,8 @@ class Actor(Side):
         for step in range(self.steps):
             if self.stopped.is_set():
                 break
-            time.sleep(0.01)
-            begin, now = now, now + 0.1
+            time.sleep(0.002)
+            begin, now = now, now + 0.2  # a recording of some seconds
             last = step == self.steps - 1
             figures.step(now, [(answer, 4) for answer in everybody], 0, self._count, 16 * self._count)
             blocks = [[16 * answer, 16, min(16, step + 1), [answer]] for answer in everybody]

@@ -18,6 +18,8 @@ from tests.test_cli import TINY
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from common.serving.arena.side import Side
+
 ROOT = Path(__file__).parent.parent.parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -45,7 +47,19 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def sides() -> Iterator[list[Side]]:
+    """Processes of two stages, for any number of races: whoever was killed is started anew for the next one."""
+    from common.serving.arena.race import open_sides
+
+    opened = open_sides(["m1_kv_cache", "m4_flash_attention"], TINY)  # m4: kernels that bring threads of their own
+    yield opened
+    for side in opened:
+        side.close()
+    assert all(side._process.returncode is not None for side in opened)
+
+
+@pytest.fixture(scope="package")
 def arena() -> Iterator[str]:
     """The URL of `python -m stages arena m1 m3` on a tiny model."""
     command = [sys.executable, "-m", "stages", "arena", "m1", "m3", "--port", "0", *TINY]

@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 from rich.live import Live
 
+from common.cli import run_app
+from common.serving.arena import race
 from common.serving.arena.presets import find
-from common.serving.arena.race import Race, open_sides
+from common.serving.arena.race import Race
+from common.serving.arena.side import Side
 from common.serving.arena.terminal import Screen
+from stages import __main__ as program
 from tests.serving.arena.actors import Actor
 from tests.serving.arena.watching import TWO
 from tests.test_cli import TINY
@@ -28,8 +34,7 @@ def drawn(screen: Screen) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_the_picture_fits_and_shows_answers_figures_and_memory() -> None:
-    sides = open_sides(["m1_kv_cache", "m3_paged_kv"], TINY)
+def test_the_picture_fits_and_shows_answers_figures_and_memory(sides: list[Side]) -> None:
     screen = Screen(sides, TWO, "turns")
     seen: list[list[str]] = []
     seen_at = [0.0]
@@ -40,17 +45,13 @@ def test_the_picture_fits_and_shows_answers_figures_and_memory() -> None:
             seen_at.append(event.get("t", 0.0))
             seen.append(drawn(screen))
 
-    try:
-        Race(sides, TWO, "turns", tell).run()
-    finally:
-        for side in sides:
-            side.close()
+    Race(sides, TWO, "turns", tell).run()
     for lines in seen:
         assert len(lines) <= 30
         assert max(len(line) for line in lines) <= 100
     during = next(picture for picture in map("\n".join, seen) if "█" in picture)
     last = "\n".join(seen[-1])
-    assert "m1 kv cache" in during and "m3 paged kv" in during
+    assert "m1 kv cache" in during and "m4 flash attention" in during
     assert "live" in during
     assert "░" in during  # held, but empty
     assert last.count("✓") == 4
@@ -78,14 +79,29 @@ def test_the_memory_says_whose_it_is_without_colours_and_the_foot_what_loads() -
     assert "1█2█3█4█5█6█7█8█9█a█b█c█···" in pictures[-1]
 
 
-def test_own_prompts_come_with_an_option_and_their_absence_is_one_line() -> None:
-    command = [sys.executable, "-m", "stages", "race", "m1", "m3", *TINY]
-    asked = ["--together", "--prompt", "a first prompt", "--prompt", "a second"]
-    result = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert result.stdout.startswith("Your own prompts. Output: m1 "), result.stderr
-    result = subprocess.run([*command, "--preset", "own"], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-    assert "--prompt" in result.stderr
+@pytest.fixture
+def command(sides: list[Side], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Exit status of `python -m stages race ...`, between sides that are open already and stay so."""
+    monkeypatch.setattr(race, "open_sides", lambda folders, arguments: sides)
+    monkeypatch.setattr(program, "_close", lambda sides: None)
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            run_app(program.app, ["race", *arguments, *TINY])
+        assert isinstance(end.value.code, int)
+        return end.value.code
+
+    return run
+
+
+def test_own_prompts_come_with_an_option_and_their_absence_is_one_line(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("m1", "m4", "--together", "--prompt", "a first prompt", "--prompt", "a second") == 0
+    assert capsys.readouterr().out.startswith("Your own prompts. Output: m1 ")
+    assert command("m1", "m4", "--preset", "own") == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "--prompt" in error
 
 
 def test_into_a_pipe_goes_the_verdict_alone() -> None:
@@ -96,12 +112,10 @@ def test_into_a_pipe_goes_the_verdict_alone() -> None:
     assert result.stdout.startswith("Many short requests. Output: m1 ")
 
 
-def test_what_cannot_be_is_one_line() -> None:
-    too_long = ["m1", "m3", "--preset", "samples"]  # for the tiny model's 512 positions
-    wrong = ((["m1", "m9"], "unknown stage"), (["m1", "m3", "--preset", "x"], "unknown preset"), (too_long, "m1: the "))
+def test_what_cannot_be_is_one_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    too_long = ["m1", "m4", "--preset", "samples"]  # for the tiny model's 512 positions
+    wrong = ((["m1", "m9"], "unknown stage"), (["m1", "m4", "--preset", "x"], "unknown preset"), (too_long, "m1: the "))
     for arguments, says in wrong:
-        command = [sys.executable, "-m", "stages", "race", *arguments, *TINY]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-        assert result.returncode == 2
-        assert len(result.stderr.splitlines()) == 1
-        assert says in result.stderr
+        assert command(*arguments) == 2
+        [error] = capsys.readouterr().err.splitlines()
+        assert says in error
