@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,10 +30,11 @@ from stages.m7_gptq.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, to
 from stages.m7_gptq.write import Writer
 from tests.conftest import TINY
 from tests.helpers import all_logits, freeze
-from tests.m7.conftest import Frozen, Make
+from tests.m7.conftest import Frozen, GetMade, Make
+from tests.m7.stopping import quantize_with_a_stop
+from tests.models.processes import start
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent.parent
 DOWN = "model.layers.0.mlp.down_proj"
 SETTINGS = Settings(group_size=32, symmetric=True)
 
@@ -46,17 +45,16 @@ def walk(model: str, token_ids: torch.Tensor, settings: Settings = SETTINGS) -> 
 
 
 @pytest.mark.parametrize("model", TINY)
-def test_gptq_stays_closer_to_the_model_than_rounding(model: str, frozen: Frozen, token_ids: torch.Tensor) -> None:
-    model = frozen(model)
-    plain = load_model(model)
+def test_gptq_stays_closer_to_the_model_than_rounding(
+    model: str, frozen: Frozen, made: GetMade, token_ids: torch.Tensor
+) -> None:
+    plain = load_model(frozen(model))
     text = token_ids[0].tolist()
     wanted = all_logits(plain, text)
     errors: list[float] = []
-    for method in ("gptq", "rtn"):
-        decoder = load_model(model)
-        for layer, result in zip(
-            decoder.layers, walk(model, token_ids, Settings(group_size=32, symmetric=True, method=method)), strict=True
-        ):
+    for options in ({}, {"method": "rtn"}):
+        decoder = load_model(frozen(model))
+        for layer, result in zip(decoder.layers, made(model, **options).layers, strict=True):
             for name in PROJECTIONS:
                 linear = getattr(layer, name)
                 linear.weight = result.weights[name].dequantize()
@@ -99,9 +97,10 @@ def test_each_projection_is_calibrated_on_what_quantised_ones_before_it_give(
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(
-    make: Make, frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: GetMade, frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = build_decoder(GPTQFolder(make(desc_act=True)), torch.float32, CPU, False)
+    monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
+    whole = build_decoder(GPTQFolder(made(desc_act=True).folder), torch.float32, CPU, False)
     real, calls = calibrate.gptq, []
 
     def stops(*arguments: object) -> object:
@@ -153,16 +152,15 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tm
     [({"search": False}, "search"), ({"damping": 0.05}, "damping"), ({"desc_act": True}, "desc_act")],
 )
 def test_two_settings_never_share_a_folder(
-    frozen: Frozen, token_ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, word: str
+    frozen: Frozen, made: GetMade, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, changes: Any, word: str
 ) -> None:
     monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
-    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
-    model = frozen(TINY[0])
-    one, other = Settings(group_size=32), Settings(group_size=32, **changes)
-    assert cached_folder(model, one) != cached_folder(model, other)
-    quantize(model, one, tmp_path / "out", progress=False)
+    model, one = frozen(TINY[0]), made(symmetric=False).folder
+    other = Settings(group_size=32, **changes)
+    assert cached_folder(model, Settings(group_size=32)) != cached_folder(model, other)
+    assert quantize(model, Settings(group_size=32), one, progress=False).losses == [], "it lies there"
     with pytest.raises(UserError, match=rf"made otherwise \({word}\)"):
-        quantize(model, other, tmp_path / "out", progress=False)
+        quantize(model, other, one, progress=False)
 
 
 def test_a_cached_folder_of_another_model_text_or_version_is_never_taken(
@@ -176,7 +174,7 @@ def test_a_cached_folder_of_another_model_text_or_version_is_never_taken(
     freeze(TINY[0], model)
 
     def made_anew() -> bool:
-        return bool(quantize(str(model), Settings(), text=text, progress=False).losses)
+        return bool(quantize(str(model), Settings(search=False), text=text, progress=False).losses)
 
     assert made_anew() and not made_anew()
     text.write_text("another")
@@ -203,64 +201,41 @@ def test_a_checkpoint_is_never_quantised_again(saved: Path, tmp_path: Path) -> N
         quantize(str(saved), Settings(method="rtn"), tmp_path / "out", progress=False)
 
 
-STOPPING = """
-import sys, time, pathlib, torch
-from stages.m7_gptq import calibrate, quantize
-from stages.m7_gptq.settings import Settings
-quantize.calibration_tokens = lambda tokenizer, path: torch.arange(512).view(8, 64)
-real, calls = calibrate.gptq, []
-def stopping(*arguments):
-    calls.append(1)
-    while len(calls) == int(sys.argv[3]) and not pathlib.Path(sys.argv[4]).exists():
-        time.sleep(0.02)
-    return real(*arguments)
-calibrate.gptq = stopping
-quantize.quantize(sys.argv[1], Settings(), pathlib.Path(sys.argv[2]), progress=False)
-print(len(calls))
-"""
-
-
-def start(model: str, out: Path, call: int = 0) -> subprocess.Popen[str]:
-    """A process that quantises a tiny model of 8 projections, and stops at one of them until a file `go` is there."""
-    command = [sys.executable, "-c", STOPPING, model, str(out), str(call), str(out.with_name("go"))]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for(what: Callable[[], bool]) -> None:
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < 100
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def test_two_processes_never_write_into_one_folder(frozen: Frozen, tmp_path: Path) -> None:
     """The second waits, says so, and takes what the first has made."""
-    out, work = tmp_path / "out", tmp_path / ".out-unfinished"
-    first = start(frozen(TINY[0]), out, call=1)
-    wait_for(work.is_dir)
-    second = start(frozen(TINY[0]), out)
-    assert second.stderr is not None
-    said = second.stderr.readline()
+    out, one, two = (tmp_path / name for name in ("out", "one", "two"))
+    first = start(one, quantize_with_a_stop, frozen(TINY[0]), out, 1)
+    wait_for((tmp_path / ".out-unfinished").is_dir)
+    second = start(two, quantize_with_a_stop, frozen(TINY[0]), out, 0)
+    wait_for(lambda: two.exists() and "waiting for it\n" in two.read_text())
     (tmp_path / "go").touch()
-    (one, _), (two, _) = first.communicate(), second.communicate()
-    assert (first.returncode, second.returncode) == (0, 0), said
-    assert (one.strip(), two.strip()) == ("8", "0")
-    assert "another process is quantising" in said and "waiting for it" in said
+    first.join()
+    second.join()
+    assert (first.exitcode, second.exitcode) == (0, 0), one.read_text() + two.read_text()
+    assert one.read_text().endswith("8 projections\n") and two.read_text().endswith("0 projections\n")
+    assert "another process is quantising" in two.read_text()
     GPTQFolder(out).check()
 
 
 def test_a_process_that_was_killed_keeps_no_lock_and_leaves_no_half_model(frozen: Frozen, tmp_path: Path) -> None:
     """As Ctrl-C ends a worker of the bench. The next process goes on where the first was."""
-    out, work = tmp_path / "out", tmp_path / ".out-unfinished"
-    first = start(frozen(TINY[0]), out, call=5)
-    wait_for((work / "model-00001-of-00003.safetensors").is_file)
+    out, one, two = (tmp_path / name for name in ("out", "one", "two"))
+    first = start(one, quantize_with_a_stop, frozen(TINY[0]), out, 5)
+    wait_for((tmp_path / ".out-unfinished" / "model-00001-of-00003.safetensors").is_file)
     first.kill()
-    first.communicate()
+    first.join()
     assert not out.exists()
-    second = start(frozen(TINY[0]), out)
-    two, said = second.communicate()
-    assert two.strip() == "4", "only the second layer was quantised again"
-    assert "waiting" not in said
+    second = start(two, quantize_with_a_stop, frozen(TINY[0]), out, 0)
+    second.join()
+    assert two.read_text().endswith("4 projections\n"), "only the second layer was quantised again"
+    assert "waiting" not in two.read_text()
     GPTQFolder(out).check()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,14 @@ from common.models.gptq_folder import GPTQFolder, Stored, fused_names, is_quanti
 from common.models.load import open_source
 from common.models.packed import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
 from common.models.weights import build_decoder
-from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
+from stages.m7_gptq.calibrate import PROJECTIONS
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import SideBySide
 from stages.m7_gptq.model import build_from
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits
-from tests.m7.conftest import Frozen, Make
+from tests.m7.conftest import Frozen, GetMade
 
 FIRST = "model.layers.0.self_attn.q_proj"
 CPU = torch.device("cpu")
@@ -62,24 +63,20 @@ def refusal(folder: Path) -> str:
     [{}, {"symmetric": False}, {"desc_act": True}, {"bits": 8}, {"group_size": -1}, {"group_size": 128}],
     ids=str,
 )
-def test_what_is_written_is_what_was_computed(
-    make: Make, frozen: Frozen, token_ids: torch.Tensor, model: str, options: dict[str, Any]
-) -> None:
-    settings = Settings(**({"group_size": 32, "symmetric": True} | options))
-    folder = GPTQFolder(make(model, **options))
-    with torch.inference_mode():
-        layers = list(quantize_layers(open_source(frozen(model)), token_ids, settings, CPU))
+def test_what_is_written_is_what_was_computed(made: GetMade, model: str, options: dict[str, Any]) -> None:
+    folder, layers = GPTQFolder(made(model, **options).folder), made(model, **options).layers
+    assert len(layers) == folder.config.num_layers
     for index, layer in enumerate(layers):
         for projection, names in fused_names(index).items():
             stored, computed = concatenate([folder.quantized(n) for n in names]), layer.weights[projection]
             assert stored is not None
             assert torch.equal(stored.dequantize(), computed.dequantize())
-            assert (stored.g_idx is None) == (not settings.desc_act)
+            assert (stored.g_idx is None) == ("desc_act" not in options)
             assert (stored.bias is None) == (computed.bias is None)
 
 
-def test_version_1_for_symmetric_and_version_2_for_asymmetric(make: Make) -> None:
-    forms = [GPTQFolder(make(symmetric=symmetric)).stored.form for symmetric in (True, False)]
+def test_version_1_for_symmetric_and_version_2_for_asymmetric(made: GetMade) -> None:
+    forms = [GPTQFolder(made(**options).folder).stored.form for options in ({}, {"symmetric": False})]
     assert forms == ["gptq", "gptq_v2"], "GPTQModel refuses asymmetric version 1"
 
 
@@ -146,8 +143,8 @@ def test_a_missing_g_idx_and_a_bias_of_zeros_are_accepted(folder: Path, saved: P
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("truth", get_args(Format))
-def test_a_lie_about_the_version_is_found(make: Make, symmetric: bool, truth: Any) -> None:
-    folder = make(symmetric=symmetric, method="rtn")
+def test_a_lie_about_the_version_is_found(made: GetMade, tmp_path: Path, symmetric: bool, truth: Any) -> None:
+    folder = Path(shutil.copytree(made(symmetric=symmetric, method="rtn").folder, tmp_path / "copy"))
     written = GPTQFolder(folder).stored.form
     for shard in (1, 2):
 
@@ -271,8 +268,8 @@ def test_a_norm_that_is_not_finite_is_refused(folder: Path) -> None:
         GPTQFolder(folder).read(name, (64,))
 
 
-def test_act_order_without_g_idx_is_refused(make: Make) -> None:
-    folder = make(desc_act=True)
+def test_act_order_without_g_idx_is_refused(made: GetMade, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made(desc_act=True).folder, tmp_path / "copy"))
     edit(folder, lambda tensors: tensors.pop(f"{FIRST}.g_idx"))
     assert f"lacks {FIRST}.g_idx" in refusal(folder)
 

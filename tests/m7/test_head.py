@@ -78,7 +78,7 @@ class TestKernels:
         pytest.importorskip("triton")
 
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
-    @pytest.mark.parametrize("shape", [(101, 576), (64, 64), (37, 100)], ids=str)
+    @pytest.mark.parametrize("shape", [(21, 576), (64, 64), (37, 100)], ids=str)
     def test_few_tokens(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         from stages.m7_gptq.kernels import triton_int8
 
@@ -104,7 +104,7 @@ class TestKernels:
 
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 4)
         monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))
-        head = make_head(101, 576, dtype)
+        head = make_head(21, 576, dtype)  # two programs, the last not full
         check_norm(FusedOps(torch.device("cpu")), Int8Head(head), head, tokens, dtype)
 
     def test_the_result_is_added_to_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:

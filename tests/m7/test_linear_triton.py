@@ -19,6 +19,7 @@ from stages.m7_gptq.kernels.triton_gemv import gemv
 from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
 from stages.m7_gptq.kernels.triton_tiles import _even_parts, tiles
 from stages.m7_gptq.triton_linear import TritonInt4Linear
+from tests.depth import DEEP, by_depth
 from tests.kernels.cases import Inputs
 from tests.m7.weights import GROUPS, check, check_fused, make_input, make_weight
 
@@ -26,13 +27,13 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu run
 
 CPU = torch.device("cpu")
 HALF = torch.float16
-SHAPES = {"whole blocks": (384, 64), "half a block at the end": (576, 64), "one block": (64, 64)}
+INPUTS = {"whole blocks": 256, "half a block at the end": 192, "one block": 64}
 
 
 @pytest.fixture
-def large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter runs one after another."""
-    monkeypatch.setattr(triton_gemv, "gemv_config", lambda *_: {"ROWS": 32, "WARPS": 1})
+def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one after another. For 32 outputs they have one tile each, for 64 two."""
+    monkeypatch.setattr(triton_gemv, "gemv_config", lambda inputs, outputs: {"ROWS": outputs // 2, "WARPS": 2})
 
 
 class Layer:
@@ -54,11 +55,12 @@ class Layer:
 @pytest.mark.parametrize("kernel", ["gemv", "tiles"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", INPUTS)
 def test_each_group_takes_its_own_scale_and_zero_point(shape: str, group: int, symmetric: bool, kernel: str) -> None:
-    inputs, outputs = SHAPES[shape]
-    weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=True)
-    options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}  # few, slow programs
+    """In several programs and, of the matrix-vector kernel, in as many parts as there are blocks."""
+    inputs = INPUTS[shape]
+    weight = make_weight(inputs, 32 if kernel == "gemv" else 128, group, symmetric=symmetric, bias=True)
+    options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}
     check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
 
 
@@ -70,17 +72,22 @@ def test_gemv_is_right_where_its_last_part_is_not_full(config: dict[str, int]) -
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "few"),
+    [(by_depth(256, 512), 32, 2), (320, 64, 1), (64, 32, 2)],
+    ids=["whole blocks", "half a block at the end", "one block"],
+)
 def test_norm_silu_and_residual_are_each_done_once(
-    shape: str, group: int, symmetric: bool, large_programs: None
+    inputs: int, outputs: int, few: int, group: int, symmetric: bool, two_programs: None
 ) -> None:
-    inputs, outputs = SHAPES[shape]
+    """Two warps have whole parts (one, and two in the deep run), two of which the last is not full, or one that is not
+    full."""
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=not symmetric)
-    for tokens in (1, triton_config.GEMV_TOKENS):
+    for tokens in range(1, triton_config.GEMV_TOKENS + 1) if DEEP else [few]:
         check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), tokens)
 
 
-def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch, large_programs: None) -> None:
+def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch, two_programs: None) -> None:
     """The kernels between the products have nothing to do then."""
     from common.kernels import triton_elementwise
 
@@ -112,7 +119,7 @@ def test_no_part_is_without_blocks() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_written_out_weight_is_the_weight(group: int) -> None:
-    weight = make_weight(576, 64, group)
+    weight = make_weight(192, 64, group)
     assert torch.equal(dequantize(lay_out(weight, HALF, CPU), HALF), weight.dequantize(HALF))
 
 
@@ -129,10 +136,10 @@ def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(1e4, 60.0), (1e-3, 0.01), (1.0, 1.0)])
-def test_float16_holds_x_before_the_norm_has_scaled_it(scale: float, gain: float, large_programs: None) -> None:
+def test_float16_holds_x_before_the_norm_has_scaled_it(scale: float, gain: float, two_programs: None) -> None:
     """Its range must not end before the norm has made x smaller."""
-    weight, make = make_weight(576, 64, 64), Inputs(HALF)
-    x, norm = make.tensor(1, 576, scale=scale), RMSNorm(make.tensor(576, scale=0.1) + gain, 1e-12)
+    weight, make = make_weight(320, 64, 64), Inputs(HALF)
+    x, norm = make.tensor(1, 320, scale=scale), RMSNorm(make.tensor(320, scale=0.1) + gain, 1e-12)
     exact = norm.definition(x).double() @ weight.dequantize().double().T
     got = FusedOps(CPU).norm_linear(x, norm, TritonInt4Linear(weight, HALF, CPU)).double()
     assert ((got - exact).abs().max() / exact.abs().max()).item() < 2e-3

@@ -18,9 +18,10 @@ from stages.m7_gptq.cpu_linear import CpuInt4Linear
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
+from tests.depth import by_depth
 from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.helpers import all_logits, exact_eight_bit_head, rounded
-from tests.m7.conftest import Frozen, Make
+from tests.m7.conftest import Frozen, GetMade
 
 Build = Callable[..., Engine]
 CPU = torch.device("cpu")
@@ -33,9 +34,9 @@ OUTPUTS = [exactly(count) for count in (9, 20, 3, 12, 16, 24)]
     "options", [{}, {"symmetric": False}, {"desc_act": True}, {"bits": 8}, {"group_size": -1}], ids=str
 )
 def test_tokens_are_those_of_the_dequantised_checkpoint(
-    build: Build, make: Make, model: str, options: dict[str, object]
+    build: Build, made: GetMade, model: str, options: dict[str, object]
 ) -> None:
-    folder = str(make(model, **options))
+    folder = str(made(model, **options).folder)
     engine = build("m7", model=folder, block_size=4, kv_cache_memory=48 * TOKEN_BYTES, max_num_seqs=4)
     m0 = build("m0", model=folder)
     m0.runner.model.head = exact_eight_bit_head(m0.runner.model)
@@ -46,7 +47,7 @@ def test_the_embedded_model_answers_as_m0_on_its_dequantised_weights(build: Buil
     settings = Settings(method="rtn", search=False)  # seconds instead of minutes: the weights need not be good ones
     folder = quantize(DEFAULT_MODEL, settings, tmp_path / "made", progress=False).folder
     prompts = ["The capital of France is", "1 2 3"]
-    params = SamplingParams(max_tokens=8)
+    params = SamplingParams(max_tokens=by_depth(4, 8))
     with build("m7", model=str(folder), max_model_len=64) as engine:
         got = [output.text for output in engine.generate(prompts, params)]
         del engine.runner.model.layers[:]
@@ -99,8 +100,8 @@ def test_other_stages_run_the_weights_of_the_checkpoint(build: Build, saved: Pat
     assert build("m7", model=str(saved), dtype="bf16").note is None
 
 
-def test_layers_without_a_kernel_are_multiplied_in_full_and_a_note_says_so(build: Build, make: Make) -> None:
-    engine = build("m7", model=str(make(bits=8, method="rtn")), dtype="bf16")
+def test_layers_without_a_kernel_are_multiplied_in_full_and_a_note_says_so(build: Build, made: GetMade) -> None:
+    engine = build("m7", model=str(made(bits=8, method="rtn").folder), dtype="bf16")
     assert engine.note is not None and engine.note.startswith("8 of 8 projections are multiplied dequantised")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,8 @@ from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.helpers import freeze
-from tests.m7.conftest import Frozen
+from tests.m7.conftest import Command, Frozen
 from tests.m7.test_checkpoint import edit, relabel
-from tests.m7.test_quality import command
 
 CPU = torch.device("cpu")
 NF4 = Settings(method="nf4")
@@ -37,9 +37,15 @@ NOTE = "dequantised at load from NF4, blocks of 64: no bytes are saved"
 Change = Callable[[dict[str, torch.Tensor]], object]
 
 
+@pytest.fixture(scope="module")
+def saved(frozen: Frozen, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantize(frozen(TINY[0]), NF4, tmp_path_factory.mktemp("nf4") / "made", progress=False).folder
+
+
 @pytest.fixture
-def folder(frozen: Frozen, tmp_path: Path) -> Path:
-    return quantize(frozen(TINY[0]), NF4, tmp_path / "made", progress=False).folder
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "made"))
 
 
 def refusal(folder: Path) -> str:
@@ -203,15 +209,15 @@ def test_weights_that_are_not_finite_are_refused(
         quantize(frozen(TINY[0]), NF4, tmp_path / "out", progress=False)
 
 
-def test_the_command(frozen: Frozen, tmp_path: Path) -> None:
+def test_the_command(command: Command, frozen: Frozen, tmp_path: Path) -> None:
     words = ("quantize", "--model", frozen(TINY[0]), "--device", "cpu", "--out", str(tmp_path / "out"))
-    result = command(*words, "--method", "nf4")
-    assert result.returncode == 0, result.stderr
+    status, said = command(*words, "--method", "nf4")
+    assert status == 0, said
     found = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert (found["quant_method"], found["load_in_4bit"], found["bnb_4bit_quant_type"]) == ("bitsandbytes", True, "nf4")
     assert not (tmp_path / "out" / "quantize_config.json").exists()
-    result = command(*words, "--method", "nf4", "--group-size", "128")
-    assert result.returncode == 2 and "leave out group_size=128" in result.stderr and result.stderr.count("\n") == 1
+    status, said = command(*words, "--method", "nf4", "--group-size", "128")
+    assert status == 2 and "leave out group_size=128" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("stage", ["m0", "m7"])

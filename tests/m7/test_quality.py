@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from stages.m7_gptq.head import TwinHead
 from stages.m7_gptq.quality import Row, line, measure, projection_bytes, rows
 from tests.conftest import TINY
 from tests.helpers import all_logits
-from tests.m7.conftest import Frozen
+from tests.m7.conftest import Command, Frozen
 
 WITHOUT_FIGURE = json.dumps(
     {
@@ -30,7 +28,6 @@ WITHOUT_FIGURE = json.dumps(
 )
 WHOLE = ("bf16", "int8 head alone")
 """Rows that leave the projections as they are."""
-ROOT = Path(__file__).parent.parent.parent
 
 
 def test_perplexity_is_that_of_each_context_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +88,7 @@ def test_a_line_of_the_table() -> None:
     assert "+10.0%" in line(Row("int4", 22.0, 0.8, 55_000_000, 105_000_000), base)
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "stages.m7_gptq", *words], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-
-
-def test_the_command_writes_a_folder(frozen: Frozen, tmp_path: Path) -> None:
+def test_the_command_writes_a_folder(command: Command, frozen: Frozen, tmp_path: Path) -> None:
     words = (
         "quantize",
         "--model",
@@ -110,8 +101,8 @@ def test_the_command_writes_a_folder(frozen: Frozen, tmp_path: Path) -> None:
         "--device",
         "cpu",
     )
-    result = command(*words, "--out", str(tmp_path / "out"))
-    assert result.returncode == 0, result.stderr
+    status, said = command(*words, "--out", str(tmp_path / "out"))
+    assert status == 0, said
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["sym"] is False
 
@@ -125,6 +116,6 @@ def test_the_command_writes_a_folder(frozen: Frozen, tmp_path: Path) -> None:
         (["--group-size", "0"], "group_size=0"),
     ],
 )
-def test_a_mistake_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
-    result = command("quantize", *words, "--out", str(tmp_path / "out"))
-    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+def test_a_mistake_is_one_line(words: list[str], message: str, command: Command, tmp_path: Path) -> None:
+    status, said = command("quantize", *words, "--out", str(tmp_path / "out"))
+    assert status == 2 and message in said and said.count("\n") == 1

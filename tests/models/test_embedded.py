@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from common.models import embedded, load_model, load_tokenizer
 from common.models.embedded import convert, find_gguf, open_embedded
 from tests.helpers import all_logits
 from tests.models import gguf_writer, reference
+from tests.models.processes import FORKS, convert_at_once, load_embedded, start
 from tests.models.test_gguf import byte_level_metadata
 
 
@@ -103,38 +102,26 @@ def test_ctrl_c_leaves_nothing(cache: Path, small_gguf: Path, monkeypatch: pytes
 
 
 def test_ctrl_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
-    program = "from common.models import load_model; print('go', flush=True); load_model('smollm2-135m-instruct')"
     cache = tmp_path / "cache"
-    environment = os.environ | {"FOLOVLLM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+    process = start(tmp_path / "log", load_embedded, cache)
     deadline = time.monotonic() + 60
     while not (cache.is_dir() and any(cache.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.01)
     assert any(cache.iterdir()), "the conversion never began"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+    assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
     assert list(cache.iterdir()) == []
 
 
 def test_processes_that_convert_at_once_leave_one_whole_model(tmp_path: Path, small_gguf: Path) -> None:
-    folder = tmp_path / "cache" / "model"
-    program = (
-        "import sys; from pathlib import Path; from common.models.embedded import convert; "
-        "print('ready', flush=True); sys.stdin.readline(); convert(Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", program, str(small_gguf), str(folder)]
-    pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    folder, together = tmp_path / "cache" / "model", FORKS.Barrier(3)
+    logs = [tmp_path / f"log-{number}" for number in range(3)]
+    for process in [start(log, convert_at_once, together, small_gguf, folder) for log in logs]:
+        process.join(60)
+        assert process.exitcode == 0, [log.read_text() for log in logs]
     assert list(folder.parent.iterdir()) == [folder]
     assert torch.equal(
         all_logits(load_model(str(folder)), [1, 2, 3]), all_logits(load_model(str(small_gguf)), [1, 2, 3])
