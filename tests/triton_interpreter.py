@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ def repair_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch
+    # The language stays patched for each function: Triton does it anew at every call, a third of the time.
+    interpreter._LangPatchScope.restore = lambda self: None
+    interpreter._patch_lang = cache(interpreter._patch_lang)
 
 
 if not torch.cuda.is_available():

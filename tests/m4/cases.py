@@ -170,6 +170,16 @@ STEPS = {
 }
 """TRAPS.md: attention that is right at one length and wrong at another."""
 
+SHORT_STEPS = STEPS | {
+    "decode, many blocks": [(1, 5 * B + 3), (1, 10 * B), (1, 7)],
+    "one long decode": [(1, 18 * B + 1)],
+    "a prompt of many tiles": [(135, 135)],
+    "a long chunk, far in": [(66, 170)],
+    "tiles that are full, and one more": [(64, 64), (65, 70), (2, 9), (33, 33), (63, 127)],
+    "decodes and chunks in one step": [(1, 100), (1, 1), (1, 17), (42, 42), (20, 63), (3, 100)],
+}
+"""The same edges of a float32 kernel's tiles, 64 queries by 32 keys, with fewer tokens: for Triton's interpreter."""
+
 LENGTHS = (1, 2, B, B + 1, 63, 64, 65, 129, 300, 1000)
 """Contexts of one decode: around a block's and a tile's end, and of several parts."""
 

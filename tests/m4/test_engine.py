@@ -21,22 +21,29 @@ from common.models import PRESETS
 from common.models.ops import Ops
 from stages.m4_flash_attention.engine import build as build_m4
 from tests.conftest import TINY
+from tests.depth import DEEP
 from tests.engine_checks import exactly, prompts_of, tokens
 from tests.test_cli import ROOT
 from tests.test_cli import TINY as OPTIONS
 
 Build = Callable[..., Engine]
 PROMPTS = prompts_of((1, 15, 16, 17, 70))
+FEW_PROMPTS = prompts_of((1, 15, 16, 33))
+"""For Triton's interpreter: blocks of 16 that are full after the prompt, and two tokens later; two tiles of 32 keys."""
 BACKENDS = ("naive", "torch", "cpu") + (() if torch.cuda.is_available() else ("triton",))
 """With a GPU, Triton compiles for it and leaves the CPU alone: tests/gpu runs it there."""
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("model", TINY)
+ANSWERS = [(model, name) for model in TINY for name in BACKENDS if DEEP or (model, name) != (TINY[1], "triton")]
+"""tiny-qwen2 differs from tiny-llama in biases only, of which a kernel of attention sees nothing."""
+
+
+@pytest.mark.parametrize(("model", "name"), ANSWERS)
 def test_the_backend_asked_for_is_the_one_that_answers(build: Build, model: str, name: str) -> None:
-    expected = build("m0", model=model, max_num_seqs=3).generate(PROMPTS, exactly(6))
+    prompts, params = (PROMPTS, exactly(6)) if DEEP or name != "triton" else (FEW_PROMPTS, exactly(3))
+    expected = build("m0", model=model, max_num_seqs=3).generate(prompts, params)
     engine = build("m4", model=model, max_num_seqs=3, attention_backend=name)
-    assert tokens(engine.generate(PROMPTS, exactly(6))) == tokens(expected)
+    assert tokens(engine.generate(prompts, params)) == tokens(expected)
     assert engine.metrics()["attention"] == f"attention: {name}, as asked for"
     kind = type(engine.runner.attention._backend).__name__  # pyright: ignore[reportAttributeAccessIssue]
     assert kind.lower().removesuffix("backend") == {"torch": "gather"}.get(name, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from stages.m4_flash_attention.kernels import triton_decode, triton_decode_raw
 from stages.m4_flash_attention.kernels.triton_parts import Workspace, find_part, room
+from tests.depth import DEEP
 from tests.m4.cases import check_raw, make_case
 from tests.m4.test_backends import create
 
@@ -25,8 +28,10 @@ def parts_kernel(rows, context, found, TARGET: tl.constexpr):
     tl.store(found + number * 5 + 4, before)
 
 
-def parts(work: list[tuple[int, int]], target: int) -> list[list[int]]:
-    """What each program finds, those that find nothing left out. work: rows and context of each sequence."""
+@cache
+def parts(name: str, target: int) -> list[list[int]]:
+    """What each program finds in that work, those that find nothing left out."""
+    work = WORK[name]
     rows, context = torch.tensor(work + [(0, 0)] * (16 - len(work)), dtype=torch.int32).T.contiguous()
     found = torch.full((target + int(rows.sum()), 5), -1, dtype=torch.int32)
     kernel: Any = parts_kernel[(len(found),)]
@@ -43,15 +48,17 @@ WORK = {
     "the long one first": [(1, 500), (1, 1)],
     "short chunks": [(1, 130), (3, 7), (2, 64)],
     "missing prompts": [(0, 1), (4, 300), (0, 1), (1, 2), (0, 1)],
-    "a long prompt": [(64, 128)],
+    "a long prompt": [(32, 64)],
 }
+"""Rows and context of each sequence."""
+TARGETS = (1, 3, 7, 28, 40) if DEEP else (1, 7, 28)  # 28: "alike" makes more parts than that
 
 
-@pytest.mark.parametrize("target", [1, 7, 40])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", WORK)
 def test_every_tile_belongs_to_exactly_one_part(name: str, target: int) -> None:
     work = WORK[name]
-    found = parts(work, target)
+    found = parts(name, target)
     share = max(1, -(-sum(rows * context for rows, context in work) // target))
     cuts = [max(1, (context + share // 2) // share) for _, context in work]
     wanted = [(s, p, cuts[s], -(-work[s][1] // cuts[s])) for s, (rows, _) in enumerate(work)
@@ -59,37 +66,54 @@ def test_every_tile_belongs_to_exactly_one_part(name: str, target: int) -> None:
     assert [tuple(row[:4]) for row in found] == wanted
 
 
-@pytest.mark.parametrize("target", [1, 3, 40])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", WORK)
 def test_every_part_writes_to_a_place_of_its_own_in_the_workspace(name: str, target: int) -> None:
     """Two must not write to the same place, and none behind the workspace."""
-    places = [before + part for _, part, count, _, before in parts(WORK[name], target) if count > 1]
+    places = [before + part for _, part, count, _, before in parts(name, target) if count > 1]
     assert len(set(places)) == len(places)
     assert all(0 <= place < 2 * target for place in places)
 
 
-@pytest.mark.parametrize("kind", ["decode", "prefill"])
-@pytest.mark.parametrize("target", [1, 5, 64])
-@pytest.mark.parametrize("heads", [(6, 2), (9, 3)])
-def test_parts_lose_no_token_and_read_only_what_was_written(kind: str, target: int, heads: tuple[int, int]) -> None:
-    if kind == "decode":
-        case = make_case([(1, 333), (1, 2), (1, 1), (1, 90)], heads, padded_rows=1)
-    else:
-        case = make_case([(40, 333), (2, 2), (3, 150), (70, 90)], heads)
+CUT = {
+    "decode": [(1, 333), (1, 2), (1, 1), (1, 90)],
+    "prefill": [(40, 333), (2, 2), (3, 150), (70, 90), (70, 70)] if DEEP else [(40, 77), (2, 2), (70, 70)],
+}
+"""The first 64 of 70 queries over 70 keys see nothing of the last part."""
+
+
+@pytest.mark.parametrize("target", [1, 5, 64 if DEEP else 12], ids=["uncut", "some cut", "a part for each tile"])
+@pytest.mark.parametrize(
+    ("kind", "heads"),
+    [("decode", (6, 2)), ("prefill", (4, 2))] + [("decode", (9, 3)), ("prefill", (6, 2)), ("prefill", (9, 3))] * DEEP,
+)
+def test_parts_lose_no_token_and_read_only_what_was_written(
+    kind: str, target: int, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_decode, "MERGED", 1024)  # four parts at a time, of six
+    case = make_case(CUT[kind], heads, padded_rows=kind == "decode")
     backend = create("triton", case)
     kernel: Any = getattr(backend, f"_{kind}")
     rows = kernel.workspace.sums.shape[0] // len(kernel.workspace.arrived)
     kernel.workspace = Workspace(target, heads[kind == "decode"], rows, 64, torch.device("cpu"))
+    kernel.programs = 1 << 20  # prompts are cut until they have so many
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
     case.check(backend)
     assert not kernel.workspace.arrived.any(), "the next layer would start with these"
-    case.check(backend)
 
 
-@pytest.mark.parametrize("parts", [1, 3, 12])
-@pytest.mark.parametrize("length", [1, 32, 33, 97, 333])
-def test_parts_of_raw_heads_lose_no_token_and_read_only_what_was_written(length: int, parts: int) -> None:
+LONG, MANY = (333, 12) if DEEP else (141, 6)
+RAW = [(length, parts) for length in (1, 32, 33, 97, LONG) for parts in (1, 3, MANY)
+       if DEEP or parts < MANY or length == LONG]  # fmt: skip
+"""(length, parts). More parts than tiles are as many parts as tiles."""
+
+
+@pytest.mark.parametrize(("length", "parts"), RAW)
+def test_parts_of_raw_heads_lose_no_token_and_read_only_what_was_written(
+    length: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_decode_raw, "MERGED", 512)  # four parts at a time, of up to five (or eleven)
     case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
     kernel: Any = backend._raw  # pyright: ignore[reportAttributeAccessIssue]
@@ -97,9 +121,8 @@ def test_parts_of_raw_heads_lose_no_token_and_read_only_what_was_written(length:
     kernel.workspace = Workspace(parts, 4, 1, 128, torch.device("cpu"))
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
-    for _ in range(2):
-        check_raw(case, backend)
-        assert not kernel.workspace.arrived.any(), "the next layer would start with these"
+    check_raw(case, backend)  # two steps
+    assert not kernel.workspace.arrived.any(), "the next layer would start with these"
 
 
 @pytest.mark.parametrize(("sequences", "size"), [(1, 1), (2, 16), (16, 16), (17, 64), (256, 256), (257, 1024)])
