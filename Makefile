@@ -85,7 +85,7 @@ BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workl
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
 	$(if $(filter-out 0 no false,$(SWEEP)),--sweep)
 # The least of the lines, in per cent, that the tests of everything execute.
-COVERAGE = FOLOVLLM_COVERAGE=92
+COVERAGE = FOLOVLLM_COVERAGE=93
 # A process for each CPU, where pytest-xdist is installed.
 SIDE_BY_SIDE = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo --numprocesses auto --maxprocesses 8 --dist worksteal)
 

@@ -34,8 +34,15 @@ def start() -> None:
 
 
 def _left_out(path: Path) -> bool:
-    """Command lines, which run in processes of their own, and kernels for Numba."""
-    return path.name == "__main__.py" or bool(re.search(r"^@(compiled|njit)\b", path.read_text("utf-8"), re.MULTILINE))
+    """Command lines, which run in processes of their own, and what Numba compiles, or runs only while it compiles."""
+    numba = re.search(r"^@(compiled|njit|intrinsic)\b", path.read_text("utf-8"), re.MULTILINE)
+    return path.name == "__main__.py" or numba is not None
+
+
+def compile_measured(source: Any, filename: str = "", mode: str = "exec") -> Any:
+    """`compile`, for code that is made from our files while it runs: Triton's interpreter rewrites kernels."""
+    code = compile(source, filename, mode)
+    return _measured.instrument(code) if _measured is not None and filename.startswith(tuple(SOURCES)) else code
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,14 @@ from common.models.weights import ModelSource, Shape, build_decoder, tensor_shap
 from common.tokenizer import Tokenizer
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.model import ROUNDED
+from tests.depth import DEEP
+
+
+def every_pair(one: Sequence[Any], two: Sequence[Any], three: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
+    """Any value of one list meets any of another in one of these; any three meet only in the deep run."""
+    assert len(three) <= min(len(one), len(two))
+    grid = product(enumerate(one), enumerate(two), enumerate(three))
+    return [(a, b, c) for (i, a), (j, b), (k, c) in grid if DEEP or (i + j + k) % len(three) == 0]
 
 
 def run_in_numbas_own_pool(script: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
 import os
@@ -251,6 +252,26 @@ def test_chat_needs_a_chat_template() -> None:
         chat(without, EngineConfig("random:tiny-llama", device="cpu"), SamplingParams(), None)
 
 
+@pytest.mark.parametrize("end", ["/quit", EOFError], ids=["quit", "end of input"])
+def test_a_chat_in_a_terminal_ends_with_quit_and_with_the_input(
+    end: str | type[EOFError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["hi", end])
+
+    def type_line(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(builtins, "input", type_line)
+    pipe(monkeypatch, "")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert cli("chat", "--max-tokens", "4", *TINY, build=build_talking) == 0
+    err = capsys.readouterr().err
+    assert "/quit ends it" in err and err.count("tokens/s") == 1
+
+
 def build_slow(config: EngineConfig) -> Engine:
     """Slow enough that an answer can be interrupted."""
     engine = build_talking(config)
@@ -302,6 +323,17 @@ class Terminal:
         self.unread += text
         self.all += text
 
+    def wait_until_it_listens(self) -> None:
+        """Python's input() writes its prompt before it listens, and forgets a signal that comes in between; when it
+        listens it sleeps."""
+        self.wait_for("> ")
+        for _ in range(3000):
+            state = subprocess.run(["ps", "-o", "state=", "-p", str(self.process.pid)], capture_output=True).stdout
+            if state.startswith(b"S"):
+                return
+            time.sleep(0.02)
+        raise AssertionError("it never slept")
+
     def end(self) -> int:
         try:
             return self.process.wait(timeout=60)
@@ -310,7 +342,7 @@ class Terminal:
             os.close(self.master)
 
 
-def test_chat_in_a_terminal_survives_errors_and_ctrl_c() -> None:
+def test_chat_in_a_terminal_survives_errors_and_ctrl_c_which_ends_it_at_the_prompt_with_130() -> None:
     terminal = Terminal("chat", "--max-tokens", "400", "--ignore-eos", *TINY)
     terminal.wait_for("> ")
     terminal.type("x" * 200 + "\n")
@@ -320,19 +352,11 @@ def test_chat_in_a_terminal_survives_errors_and_ctrl_c() -> None:
     terminal.wait_for_answer()
     os.killpg(terminal.process.pid, signal.SIGINT)
     terminal.wait_for("stopped")
-    terminal.wait_for("> ")
-    terminal.type("/quit\n")
-    assert terminal.end() == 0
-    assert "Traceback" not in terminal.all
-
-
-def test_ctrl_c_at_the_prompt_ends_the_chat_with_130() -> None:
-    terminal = Terminal("chat", *TINY)
-    terminal.wait_for("> ")
-    time.sleep(1)  # Python's input() writes its prompt before it listens, and forgets a signal that comes in between
+    terminal.wait_until_it_listens()
     os.killpg(terminal.process.pid, signal.SIGINT)
     terminal.wait_for("interrupted")
     assert terminal.end() == 130
+    assert "Traceback" not in terminal.all
 
 
 # -- demo, bench, diff -------------------------------------------------------------------------------------------------
@@ -344,6 +368,13 @@ def test_demo_asks_its_questions_of_a_model_that_can_talk(capsys: pytest.Capture
     assert out.count("\n> ") == 3
     assert "capital of France" in out
     assert "make stage1 chat" in out
+
+
+def test_demo_runs_on_a_model_without_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("demo", *TINY) == 0
+    out, err = capsys.readouterr()
+    assert out.count("random token ids") == 3
+    assert "tokens/s" in out + err
 
 
 def test_bench_hands_everything_to_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:

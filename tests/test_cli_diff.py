@@ -42,12 +42,15 @@ def test_diff_holds_a_module_against_the_latest_earlier_stage_that_has_it(tmp_pa
     assert unchanged(m2) == ["stages/m0_a/cache.py"]
 
 
-def test_diff_prints_colour_only_in_a_terminal(
+def test_diff_shows_what_a_stage_rewrote_in_colour_only_in_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli("diff") == 0
     plain = capsys.readouterr().out
     assert "\x1b[" not in plain
+    assert "--- stages/m0_baseline/attention.py" in plain
+    assert "+++ stages/m1_kv_cache/attention.py" in plain
+    assert "used unchanged: stages/m0_baseline/batch.py" in plain
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert cli("diff") == 0
     assert "\x1b[32m" in capsys.readouterr().out

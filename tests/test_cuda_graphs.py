@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,14 +19,16 @@ from common.graph_inputs import MAX_PROMPTS, StepShape
 from tests.conftest import TINY
 from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.fake_graphs import FakeGraph, FakeRecorder, fake_graphs
+from tests.helpers import every_pair
 
 __all__ = ["fake_graphs"]
 
 Build = Callable[..., Engine]
 CAPTURING = [stage for stage in PAGED if stages.number(stage) >= 4]
-PROMPTS = prompts_of((7, 1, 30, 2, 5, 16, 1, 40, 3, 11))
-LENGTHS = (9, 20, 3, 1, 12, 16, 2, 8, 15, 5)
-PARAMS = [exactly(n) for n in LENGTHS]
+LENGTHS = (7, 1, 30, 2, 5, 16, 1, 40, 3, 11)
+OUTPUTS = (9, 20, 3, 1, 12, 16, 2, 8, 15, 5)
+PROMPTS = prompts_of(LENGTHS)
+PARAMS = [exactly(n) for n in OUTPUTS]
 
 
 @pytest.mark.parametrize(
@@ -66,25 +69,28 @@ def test_a_short_prompt_alone_gets_a_shape_with_room_for_few_decodes() -> None:
     assert shapes[-1] == StepShape(256, 2048)
 
 
+@cache
+def eager(stage: str, prompts: Sequence[int], outputs: Sequence[int], **options: Any) -> list[list[int]]:
+    """Step by step, kernel by kernel, with memory for all."""
+    with stages.build(stage, cuda_graphs=False, **({"model": TINY[0], "device": "cpu"} | options)) as engine:
+        return tokens(engine.generate(prompts_of(prompts), [exactly(n) for n in outputs]))
+
+
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
-@pytest.mark.parametrize("max_num_seqs", [1, 3, 10])
-@pytest.mark.parametrize("model", TINY)
-@pytest.mark.parametrize("stage", CAPTURING)
+@pytest.mark.parametrize(("stage", "model", "max_num_seqs"), every_pair(CAPTURING, TINY, (1, 3, 10)))
 def test_a_replayed_step_equals_an_eager_one(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, model: str, max_num_seqs: int, overlap: bool
 ) -> None:
-    options = {"model": model, "max_num_seqs": max_num_seqs, "overlap": overlap, "max_num_batched_tokens": 100}
-    expected = tokens(build(stage, cuda_graphs=False, **options).generate(PROMPTS, PARAMS))
-    engine = build(stage, **options)
+    options: dict[str, Any] = {"model": model, "max_num_seqs": max_num_seqs, "max_num_batched_tokens": 100}
+    expected = eager(stage, LENGTHS, OUTPUTS, **options)
+    engine = build(stage, overlap=overlap, **options)
     shapes = step_shapes(max_num_seqs, 100)
     assert fake_graphs.recordings == len(shapes) + len(padded_sizes(max_num_seqs))
     assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
     assert fake_graphs.replays == 2 * engine.metrics()["steps"], "each step is two replays, with prompts or without"
 
 
-@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
-@pytest.mark.parametrize("chunk", [3, 70])
-@pytest.mark.parametrize("stage", CHUNKED)
+@pytest.mark.parametrize(("stage", "chunk", "overlap"), every_pair(CHUNKED, (3, 70), (False, True)))
 def test_chunks_of_prompts_in_graphs_change_no_token(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, chunk: int, overlap: bool
 ) -> None:
@@ -107,17 +113,14 @@ def test_steps_that_fit_no_graph_change_no_token(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, overlap: bool
 ) -> None:
     """More prompts in a step than a graph has room for, and a prompt that m4 computes whole, over the budget."""
-    prompts = prompts_of([2] * (MAX_PROMPTS + 3) + [150, 4, 30])
-    options = {"overlap": overlap, "max_num_seqs": 40, "max_num_batched_tokens": 80}
-    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, exactly(8)))
-    engine = build(stage, **options)
-    assert tokens(serve(engine, prompts, exactly(8))) == expected
+    lengths = (2,) * (MAX_PROMPTS + 3) + (150, 4, 30)
+    expected = eager(stage, lengths, (8,) * len(lengths), max_num_seqs=40, max_num_batched_tokens=80)
+    engine = build(stage, overlap=overlap, max_num_seqs=40, max_num_batched_tokens=80)
+    assert tokens(serve(engine, prompts_of(lengths), exactly(8))) == expected
     assert 0 < fake_graphs.replays < 2 * engine.metrics()["steps"]
 
 
-@pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])
-@pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
-@pytest.mark.parametrize("stage", CAPTURING)
+@pytest.mark.parametrize(("stage", "swap_space", "overlap"), every_pair(CAPTURING, (0, 10**6), (False, True)))
 def test_padding_rows_write_into_the_spare_block_only(
     fake_graphs: type[FakeRecorder], build: Build, stage: str, swap_space: int, overlap: bool
 ) -> None:
@@ -125,12 +128,12 @@ def test_padding_rows_write_into_the_spare_block_only(
     must not write into a request's block."""
     options = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "swap_space": swap_space, "overlap": overlap}
     options["max_num_batched_tokens"] = 64
-    prompts, params = prompts_of((4, 1, 9, 7, 3, 8, 2, 12)), [exactly(n) for n in (25, 30, 20, 22, 29, 24, 31, 33)]
-    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    lengths, outputs = (4, 1, 9, 7, 3, 8, 2, 12), (25, 30, 20, 22, 29, 24, 31, 33)
+    expected = eager(stage, lengths, outputs)
     engine = build(stage, **options)
     blocks = engine.runner.attention.kv.blocks
     assert blocks.shape[2] == engine.scheduler.cache.pool.num_blocks + 1
-    assert tokens(serve(engine, prompts, params)) == expected
+    assert tokens(serve(engine, prompts_of(lengths), [exactly(n) for n in outputs])) == expected
     assert engine.metrics()["preemptions"]
     # What padding rows of a prompt compute is anything, NaN too: nobody reads it.
     assert blocks[:, :, -1].ne(0).any(), "nothing was written into the spare block"
@@ -163,10 +166,10 @@ def test_a_block_table_that_shrinks_or_grows_leaves_no_stale_block(
     fake_graphs: type[FakeRecorder], build: Build, stage: str
 ) -> None:
     """The same rows of the same tensors, for long contexts and then for short ones, and the other way round."""
-    engine = build(stage, block_size=2, max_num_batched_tokens=64)
+    engine, lone = build(stage, block_size=2, max_num_batched_tokens=64), build(stage, cuda_graphs=False)
     for length in (90, 3, 60, 1):
         prompts = prompts_of((length, length + 1, 2), seed=length)
-        alone = [build(stage, cuda_graphs=False).generate([p], exactly(9))[0].token_ids for p in prompts]
+        alone = [lone.generate([p], exactly(9))[0].token_ids for p in prompts]
         assert tokens(engine.generate(prompts, exactly(9))) == alone
 
 

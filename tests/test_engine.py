@@ -12,15 +12,15 @@ import torch
 
 from common import Engine, RequestOutput, SamplingParams, UserError
 from common.tokenizer import Tokenizer
-from tests.engine_checks import CONTINUOUS
+from tests.engine_checks import BOOKKEEPING
 
 Build = Callable[..., Engine]
 PROMPTS = [[5, 6, 7, 8, 9], [400, 3], [17], [100, 200, 300, 400, 500, 11, 12]]
 EIGHT = SamplingParams(max_tokens=8)
 
 
-OVERLAPPED = [pytest.param((stage, {"overlap": True}), id=f"{stage}-overlapped") for stage in CONTINUOUS]
-STEP_BY_STEP = [pytest.param((stage, {}), id=stage) for stage in ("m0", "m1", *CONTINUOUS)]
+OVERLAPPED = [pytest.param((stage, {"overlap": True}), id=f"{stage}-overlapped") for stage in BOOKKEEPING]
+STEP_BY_STEP = [pytest.param((stage, {}), id=stage) for stage in ("m0", "m1", *BOOKKEEPING)]
 
 
 @pytest.fixture(params=STEP_BY_STEP + OVERLAPPED)

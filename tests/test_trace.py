@@ -6,24 +6,34 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+import stages
 from common import Engine, SamplingParams
 from common.trace import StepTrace
-from tests.engine_checks import CONTINUOUS, PAGED, SHARING, TOKEN_BYTES, exactly, prompts_of
+from tests.engine_checks import BOOKKEEPING, CONTINUOUS, PAGED, SHARING, TOKEN_BYTES, exactly, prompts_of
 
 Build = Callable[..., Engine]
 TIGHT = {"block_size": 4, "kv_cache_memory": 12 * 4 * TOKEN_BYTES}
 
 
-def traced(build: Build, stage: str, trace: StepTrace, **options: int) -> Engine:
+def traced(build: Build, stage: str, trace: StepTrace, **options: int | str) -> Engine:
     engine = build(stage, max_num_seqs=6, **((TIGHT if stage in PAGED else {}) | options))
     engine.trace = trace
     engine.generate(prompts_of([5, 9, 3, 1, 4, 7, 6, 2]), exactly(30))
     return engine
+
+
+@cache
+def with_regions(stage: str) -> tuple[StepTrace, int]:
+    """What several tests look at, and how many slots the cache has."""
+    trace = StepTrace(regions=True)
+    with traced(stages.build, stage, trace, model="random:tiny-llama", device="cpu") as engine:
+        return trace, engine.scheduler.cache.usage().capacity
 
 
 @pytest.mark.parametrize("stage", ["m0", "m1", *CONTINUOUS])
@@ -42,7 +52,7 @@ def test_the_trace_agrees_with_the_metrics(build: Build, stage: str) -> None:
     assert all(step.regions is None for step in trace.steps)
 
 
-@pytest.mark.parametrize("stage", PAGED)
+@pytest.mark.parametrize("stage", [stage for stage in PAGED if stage in BOOKKEEPING])
 @pytest.mark.parametrize("swap_space", [0, 6 * 4 * TOKEN_BYTES, 10**6], ids=["recompute", "both", "swap"])
 def test_every_preemption_is_recorded(build: Build, stage: str, swap_space: int) -> None:
     """Each preemption is in the trace, and what the request does next says of which kind it was."""
@@ -76,10 +86,8 @@ def test_every_preemption_is_recorded(build: Build, stage: str, swap_space: int)
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_regions_agree_with_the_usage(build: Build, stage: str) -> None:
-    trace = StepTrace(regions=True)
-    engine = traced(build, stage, trace)
-    capacity = engine.scheduler.cache.usage().capacity
+def test_the_regions_agree_with_the_usage(stage: str) -> None:
+    trace, capacity = with_regions(stage)
     for step in trace.steps:
         assert step.regions is not None
         assert sum(region.length for region in step.regions) == step.kv_reserved
@@ -103,7 +111,7 @@ def test_a_shared_block_has_all_its_owners_in_the_trace(build: Build, stage: str
     assert [chunk.kind for chunk in first.chunks] == ["prefill", "fork", "fork"]
 
 
-@pytest.mark.parametrize("stage", CONTINUOUS)
+@pytest.mark.parametrize("stage", BOOKKEEPING)
 def test_a_long_run_keeps_only_the_last_steps_in_the_trace(build: Build, stage: str) -> None:
     """Must not fill the memory."""
     engine = build(stage, max_num_seqs=4)
@@ -118,9 +126,8 @@ def test_a_long_run_keeps_only_the_last_steps_in_the_trace(build: Build, stage: 
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_json_file_is_what_was_recorded(build: Build, stage: str, tmp_path: Path) -> None:
-    trace = StepTrace(regions=True)
-    traced(build, stage, trace)
+def test_the_json_file_is_what_was_recorded(stage: str, tmp_path: Path) -> None:
+    trace, _ = with_regions(stage)
     path = tmp_path / "new" / "trace.json"
     trace.write(path)
     read = json.loads(path.read_text())
@@ -133,10 +140,9 @@ def test_the_json_file_is_what_was_recorded(build: Build, stage: str, tmp_path: 
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_chrome_trace_has_the_format_that_perfetto_opens(build: Build, stage: str, tmp_path: Path) -> None:
+def test_the_chrome_trace_has_the_format_that_perfetto_opens(stage: str, tmp_path: Path) -> None:
     """The Trace Event Format: complete events with times in microseconds, counters, and a name for every row."""
-    trace = StepTrace()
-    traced(build, stage, trace)
+    trace, _ = with_regions(stage)
     trace.write(tmp_path / "trace.json", chrome=True)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}

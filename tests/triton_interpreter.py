@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tests.coverage import compile_measured
+
 
 def repair_interpreter() -> None:
     """Triton 3.6 turns one-element arrays into loop bounds with int(), which NumPy 2.4 refuses."""
@@ -23,6 +25,7 @@ def repair_interpreter() -> None:
     # The language stays patched for each function: Triton does it anew at every call, a third of the time.
     interpreter._LangPatchScope.restore = lambda self: None
     interpreter._patch_lang = cache(interpreter._patch_lang)
+    interpreter.compile = compile_measured  # type: ignore[attr-defined]
 
 
 if not torch.cuda.is_available():

@@ -1,21 +1,28 @@
-"""One quick comparison that many tests look at."""
+"""Quick comparisons, their jobs in workers or, which is ten times faster, in this process."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import process, worker
+from benchmarks.__main__ import app
+from benchmarks.process import OnMessage
+from benchmarks.worker import Job
+from common.cli import run_app
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings
 from tests.helpers import freeze
 
 ROOT = Path(__file__).resolve().parents[2]
-Bench = Callable[..., "subprocess.CompletedProcess[str]"]
+Done = tuple["subprocess.CompletedProcess[str]", Path]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "benchmarks"]
 TINY = ["--quick", "--model", "random:tiny-llama", "--dtype", "fp32", "--device", "cpu"]
@@ -25,23 +32,35 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=120)
 
 
+def follow_here(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> tuple[bool, int]:
+    """What a worker does, from the line that it reads to the file that it writes, without its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(job.to_line()))
+        patch.setattr(worker, "tell", lambda **message: on_message(message))
+        for ends_the_process in ("end_with_parent", "die_first"):
+            patch.setattr(worker, ends_the_process, lambda: None)
+        patch.setattr(os, "_exit", lambda status: None)
+        worker.main()
+    return False, 0
+
+
+def bench_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`run_bench` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(process, "_follow", follow_here)
+        with pytest.raises(SystemExit) as ended:
+            run_app(app, arguments)
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture(scope="session")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """m0 and m1 on mixed and single, with the sweep of single."""
     folder = tmp_path_factory.mktemp("bench")
-    done = run_bench(
+    done = bench_here(
         "compare", "--stages", "m0,m1", "--workload", "mixed,single", "--repeats", "2", "--sweep",
-        "--json", str(folder / "bench.json"), *TINY,
-    )  # fmt: skip
-    return done, folder
-
-
-@pytest.fixture(scope="session")
-def failing(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """m0 and m1, with a KV budget in which no request fits: m1 must fail, m0 needs none."""
-    folder = tmp_path_factory.mktemp("failing")
-    done = run_bench(
-        "compare", "--stages", "m1,m0", "--repeats", "1", "--engine", "kv_cache_memory=1000",
         "--json", str(folder / "bench.json"), *TINY,
     )  # fmt: skip
     return done, folder

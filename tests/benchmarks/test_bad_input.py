@@ -64,6 +64,10 @@ def test_an_unknown_command_is_one_line_and_status_2(capsys: pytest.CaptureFixtu
     assert "No such command 'compair'" in refused(capsys, "compair")
 
 
+def test_an_unknown_gpu_job_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Choose from: bench, ladder" in refused(capsys, "gpu", "nonsense")
+
+
 def test_a_place_that_takes_no_files_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +126,9 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 def test_a_worker_that_takes_too_long_is_stopped_and_reported() -> None:
     job = Job("m1", "ladder", "quick", "random:tiny-llama", "fp32", "cpu", repeats=100000)
-    record = run_worker(job, lambda message: None, timeout=1.0)
+    record = run_worker(job, lambda message: None, timeout=0.2)
     assert record.status == "failed"
-    assert record.error == "no result after 1 s (--timeout)"
+    assert record.error == "no result after 0.2 s (--timeout)"
 
 
 def test_a_worker_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

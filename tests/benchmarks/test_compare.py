@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import tokenizers
 from benchmarks.compare import Results, contestants, earlier_results, make_comparison
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
+from benchmarks.process import run_worker
 from benchmarks.record import Record
+from benchmarks.worker import Job
 from common.errors import UserError
-from tests.benchmarks.conftest import ENV, TINY, run_bench
+from tests.benchmarks.conftest import TINY, Done, bench_here, run_bench
 from tests.helpers import freeze
-
-Done = tuple["subprocess.CompletedProcess[str]", Path]
 
 FIELDS = [
     "stage",
@@ -112,16 +111,21 @@ def test_the_table_says_what_m0_ran_and_pictures_are_drawn(comparison: Done) -> 
 
 
 def test_report_redraws_from_the_file(comparison: Done, tmp_path: Path) -> None:
-    done = run_bench("report", "--json", str(comparison[1] / "bench.json"), "--out-dir", str(tmp_path))
+    done = bench_here("report", "--json", str(comparison[1] / "bench.json"), "--out-dir", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "output" in done.stdout
     assert len(list(tmp_path.glob("*.png"))) == 7
 
 
-def test_a_failed_stage_is_reported_and_the_others_go_on(failing: Done) -> None:
-    done, folder = failing
+NO_ROOM = ["--repeats", "1", "--engine", "kv_cache_memory=1000", *TINY]
+"""A KV budget in which no request fits: m1 must fail, m0 needs none."""
+
+
+def test_a_failed_stage_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    """The whole of it in processes of their own: the command, and a worker for each stage."""
+    done = run_bench("compare", "--stages", "m1,m0", "--json", str(tmp_path / "bench.json"), *NO_ROOM)
     assert done.returncode == 1, "a stage failed"
-    m0, m1 = load(folder)["records"]
+    m0, m1 = load(tmp_path)["records"]
     assert (m0["stage"], m0["status"], m0["error"]) == ("m0", "ok", None)
     assert (m1["stage"], m1["status"]) == ("m1", "failed")
     assert "kv_cache_memory" in m1["error"]
@@ -130,16 +134,24 @@ def test_a_failed_stage_is_reported_and_the_others_go_on(failing: Done) -> None:
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_resume_keeps_what_is_there_and_runs_the_rest(failing: Done) -> None:
-    folder = failing[1]
-    before = load(folder)["records"][0]
-    arguments = ("compare", "--stages", "m0,m1", "--repeats", "1", "--resume", "--json", str(folder / "bench.json"))
-    other = run_bench(*arguments, *TINY)
+def test_resume_keeps_what_is_there_and_runs_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run_and_note(job: Job, *rest: Any) -> Record:
+        ran.append(job.stage)
+        return run_worker(job, *rest)
+
+    monkeypatch.setattr("benchmarks.compare.run_worker", run_and_note)
+    arguments = ("compare", "--stages", "m0,m1", "--json", str(tmp_path / "bench.json"))
+    assert bench_here(*arguments, *NO_ROOM).returncode == 1
+    before = load(tmp_path)["records"][0]
+    other = bench_here(*arguments, "--resume", "--repeats", "1", *TINY)
     assert other.returncode == 2
     assert "other values of options" in other.stderr
-    again = run_bench(*arguments, "--engine", "kv_cache_memory=1000", *TINY)
+    again = bench_here(*arguments, "--resume", *NO_ROOM)
     assert again.returncode == 1
-    assert load(folder)["records"][0] == before
+    assert load(tmp_path)["records"][0] == before
+    assert ran == ["m0", "m1", "m1"]
 
 
 @pytest.mark.parametrize("changed", [{"commit": "another"}, {"hardware": {"cpu": "another machine"}}], ids=str)
@@ -169,7 +181,7 @@ def test_a_broken_results_file_is_one_line(tmp_path: Path, broken: dict[str, obj
 def test_stages_and_peers_on_a_quantised_folder(quantised_folder: Path, tmp_path: Path) -> None:
     """m7 multiplies by the 4-bit weights; others, dequantised, say so in the table."""
     model = ["--model", str(quantised_folder), "--quick", "--device", "cpu", "--repeats", "1"]
-    done = run_bench("compare", "--stages", "m6,m7", "--json", str(tmp_path / "bench.json"), *model)
+    done = bench_here("compare", "--stages", "m6,m7", "--json", str(tmp_path / "bench.json"), *model)
     assert done.returncode == 0, done.stderr
     m6, m7 = load(tmp_path)["records"]
     assert "dequantised at load from 4-bit GPTQ, groups of 32" in m6["note"]
@@ -179,11 +191,11 @@ def test_stages_and_peers_on_a_quantised_folder(quantised_folder: Path, tmp_path
 
 def test_a_bench_quantises_once_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one says what it does and how long it took; the second takes what the first has made."""
-    monkeypatch.setitem(ENV, "FOLOVLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path / "cache"))
     model = freeze("random:tiny-llama", tmp_path / "model")
     byte_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
     options = ["--stages", "m7", "--model", model, "--quick", "--device", "cpu", "--repeats", "1"]
-    first, second = (run_bench("compare", *options, "--json", str(tmp_path / "bench.json")) for _ in range(2))
+    first, second = (bench_here("compare", *options, "--json", str(tmp_path / "bench.json")) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr
     assert "to 4 bits, once: it will be kept in" in first.stderr
     assert re.search(r"quantised .* in \d+ s", first.stderr)

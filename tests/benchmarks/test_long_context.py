@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -18,21 +17,21 @@ from benchmarks.plots.by_length import by_length
 from benchmarks.plots.position import time_by_position
 from benchmarks.record import Record
 from common.errors import UserError
-from tests.benchmarks.conftest import TINY, run_bench
+from tests.benchmarks.conftest import TINY, Done, bench_here
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """m0 and m3 with KV memory for 64 tokens: m3 can do prompts of 16 and 32, not those of 64 and 128."""
     folder = tmp_path_factory.mktemp("long")
-    done = run_bench(
+    done = bench_here(
         "compare", "--stages", "m0,m3", "--workload", "long_context", "--sweep", "--repeats", "1",
         "--engine", f"kv_cache_memory={64 * 2 * 2 * 2 * 16 * 4}", "--json", str(folder / "bench.json"), *TINY,
     )  # fmt: skip
     return done, folder
 
 
-def test_a_stage_fails_at_a_length_and_goes_on_at_others(swept: tuple[Any, Path]) -> None:
+def test_a_stage_fails_at_a_length_and_goes_on_at_others(swept: Done) -> None:
     done, folder = swept
     found = json.loads((folder / "bench.json").read_text())
     assert [(r["stage"], r["workload"], r["status"]) for r in found["records"]] == [
@@ -49,7 +48,7 @@ def test_a_stage_fails_at_a_length_and_goes_on_at_others(swept: tuple[Any, Path]
     assert "m3 failed at prompt=2048: prompt and output, 66 tokens" in " ".join(done.stdout.split())
 
 
-def test_probed_points_have_the_two_figures_and_others_have_none(swept: tuple[Any, Path]) -> None:
+def test_probed_points_have_the_two_figures_and_others_have_none(swept: Done) -> None:
     found = json.loads((swept[1] / "bench.json").read_text())
     m0_on_ladder = found["records"][0]
     assert m0_on_ladder["attention_time_s"] is None
@@ -60,7 +59,7 @@ def test_probed_points_have_the_two_figures_and_others_have_none(swept: tuple[An
         assert record["peak_activation_bytes"] < record["peak_memory_bytes"]
 
 
-def test_the_picture_bears_the_workloads_name(swept: tuple[Any, Path]) -> None:
+def test_the_picture_bears_the_workloads_name(swept: Done) -> None:
     picture = matplotlib.image.imread(swept[1] / "long_context.png")
     assert np.std(picture) > 0.05
     assert not (swept[1] / "long_context-.png").exists()
@@ -138,7 +137,8 @@ def test_a_few_tokens_after_a_long_prompt_draw_no_trend() -> None:
     assert time_by_position(positions(8000, 15), "long_context") is None
 
 
-def test_the_kernel_bench_has_a_command(tmp_path: Path) -> None:
+def test_the_kernel_bench_has_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # as users have it: the interpreter takes seconds a step
     done = CliRunner().invoke(
         app, ["attention", "--quick", "--device", "cpu", "--dtype", "fp32", "--out-dir", str(tmp_path)]
     )

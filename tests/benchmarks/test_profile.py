@@ -27,7 +27,6 @@ from benchmarks.profile_parts import (
 )
 from benchmarks.record import Record
 from benchmarks.worker import Job
-from tests.benchmarks.conftest import run_bench
 
 
 @pytest.mark.parametrize("stage", ["m0", "m2", "m4"])
@@ -98,11 +97,6 @@ def test_each_workload_is_compared_with_its_own_limit(tmp_path: Path, monkeypatc
     monkeypatch.setattr("benchmarks.limits.measure", lambda *_: {"nano": 400.0})
     lines = list(gpu.limits("random:tiny-llama", "fp32", "cpu", tmp_path, True))
     assert lines == ["m6 · nano: 300 tokens/s; reading at the rate of a copy: 400 (75%)"]
-
-
-def test_an_unknown_gpu_job_is_one_line() -> None:
-    done = run_bench("gpu", "nonsense")
-    assert done.returncode == 2 and "bench, ladder" in done.stderr
 
 
 def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+import benchmarks.trace
 from benchmarks.plots.timeline import KINDS, states
 from benchmarks.schedule import record_schedule
 from benchmarks.trace import record, trace
 
 TINY = ("random:tiny-llama", "cpu", "float32")
+recorded = cache(record)
+"""A stage does the same for every picture."""
+
+
+@pytest.fixture(autouse=True)
+def each_stage_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.trace, "record", recorded)
 
 
 def test_writes_both_stages_traces_and_pictures_that_are_not_blank(tmp_path: Path) -> None:
@@ -53,7 +62,7 @@ def test_the_schedule_of_a_short_model_has_the_same_shape() -> None:
 
 @pytest.mark.parametrize("stage", ["m1", "m2", "m3"])
 def test_the_timeline_shows_every_computed_token_once(stage: str) -> None:
-    run = record(stage, *TINY)
+    run = recorded(stage, *TINY)
     grid = states(run)
     codes = list(KINDS)
     decodes = sum(chunk.kind == "decode" for step in run.trace.steps for chunk in step.chunks)
@@ -63,6 +72,6 @@ def test_the_timeline_shows_every_computed_token_once(stage: str) -> None:
 
 
 def test_little_memory_makes_m3_swap_and_recompute() -> None:
-    grid = states(record("m3", *TINY))
+    grid = states(recorded("m3", *TINY))
     for kind in ("swapped", "preempted", "recompute"):
         assert (grid == list(KINDS).index(kind)).any(), kind

@@ -12,6 +12,7 @@ from common.plan import StepPlan
 from common.request import Request, RequestStatus
 from common.scheduler import Scheduler
 from tests.conftest import TINY
+from tests.depth import DEEP
 from tests.engine_checks import TOKEN_BYTES, Driver, check, exactly, prompts_of, serve, tokens
 from tests.fake_runner import without_model
 from tests.helpers import greedy
@@ -148,8 +149,15 @@ def test_a_newcomer_waits_until_a_swapped_request_is_back(build: Build) -> None:
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 5, 7, 8, 9, 16])
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize(
+    ("model", "chunk"),
+    [
+        (m, c)
+        for i, m in enumerate(TINY)
+        for j, c in enumerate((1, 2, 3, 4, 5, 7, 8, 9, 16))
+        if DEEP or i == j % len(TINY)
+    ],
+)
 def test_chunks_change_no_token(build: Build, model: str, chunk: int) -> None:
     """Prompts that end at every offset around a block boundary, in chunks that begin at every one."""
     engine = build("m5", model=model, block_size=BLOCK, max_num_seqs=9, max_num_batched_tokens=9 + chunk,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
+
 from common import Engine
-from tests.engine_checks import exactly
+from tests.engine_checks import SHARING, exactly
 from tests.helpers import greedy
 
 INDICES = ("hash", "radix")
+on_other_weights = pytest.mark.parametrize("build", SHARING, indirect=True)
+"""On m7 too, whose weights have 4 bits."""
 
 _known: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
 

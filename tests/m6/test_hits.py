@@ -9,7 +9,7 @@ import pytest
 from common import Engine
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, assert_empty, exactly, prompts_of, serve
-from tests.m6.checks import INDICES, alone, ask, words
+from tests.m6.checks import INDICES, alone, ask, on_other_weights, words
 
 Build = Callable[..., Engine]
 SIZE = 4
@@ -33,6 +33,7 @@ def test_a_hit_of_any_length_changes_no_token(build: Build, index: str, length: 
             assert ask(engine, prompt) == expected, f"{shared} shared, {more} more"
 
 
+@on_other_weights
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("index", INDICES)
 def test_a_chat_that_grows_finds_its_earlier_turns(build: Build, index: str, model: str) -> None:
@@ -60,6 +61,7 @@ def test_chunk_sizes_change_no_token(build: Build, index: str, chunk: int) -> No
     assert engine.metrics()["tokens_saved"] > 0  # type: ignore[operator]
 
 
+@on_other_weights
 @pytest.mark.parametrize("swap_space", [0, 10**6], ids=["recompute", "swap"])
 @pytest.mark.parametrize("index", INDICES)
 def test_eviction_and_preemption_with_hits_change_no_token(build: Build, index: str, swap_space: int) -> None:
