@@ -11,23 +11,29 @@ import time
 import stages
 from common import Engine, SamplingParams
 
-REQUESTS, PROMPT, TOKENS = 8, 32, 64
+REQUESTS, PROMPT, TOKENS = 8, 8, 64
 
 
 def rate(engine: Engine, seconds: float) -> float:
-    """Output tokens per second of the batch, cut short after `seconds`; prompts are part of the time."""
+    """Output tokens per second of the batch from the first token of all on, cut short after `seconds`; the step in which
+    the time is up counts."""
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    began = time.perf_counter()
-    ids = [engine.add_request([(7 * i + 31 * n + 1) % 400 for i in range(PROMPT)], params) for n in range(REQUESTS)]
+    for number in range(REQUESTS):
+        engine.add_request([(7 * i + 31 * number + 1) % 400 for i in range(PROMPT)], params)
     made: dict[str, int] = {}
-    while engine.has_unfinished and time.perf_counter() - began < seconds:
+    while len(made) < REQUESTS:
         made |= {output.request_id: len(output.token_ids) for output in engine.step()}
+    before, began = sum(made.values()), time.perf_counter()
+    while engine.has_unfinished:
+        made |= {output.request_id: len(output.token_ids) for output in engine.step()}
+        if time.perf_counter() - began >= seconds:
+            break
     took = time.perf_counter() - began
-    for request_id in ids:
+    for request_id in made:
         engine.abort(request_id)
     while engine.has_unfinished:  # an abort takes effect in a step
         engine.step()
-    return sum(made.values()) / took
+    return (sum(made.values()) - before) / took
 
 
 def main(stage: str, model: str) -> None:
