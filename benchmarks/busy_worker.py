@@ -15,8 +15,8 @@ REQUESTS, PROMPT, TOKENS = 8, 8, 64
 
 
 def rate(engine: Engine, seconds: float) -> float:
-    """Output tokens per second of the batch from the first token of all on, cut short after `seconds`; the step in which
-    the time is up counts."""
+    """Output tokens per second of the batch, from the step on in which all have a token; cut short after the step in
+    which `seconds` are over."""
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
     for number in range(REQUESTS):
         engine.add_request([(7 * i + 31 * number + 1) % 400 for i in range(PROMPT)], params)
