@@ -47,6 +47,5 @@ def _finding(records: list[dict[str, Any]], chosen: int, default: int) -> str:
     parts: list[str] = []
     for busy in sorted({record["busy"] for record in records}):
         over = [rate[stage, chosen, busy] / rate[stage, default, busy] for stage in stages]
-        where = f"beside {busy} processes" if busy else "on a quiet machine"
-        parts.append(f"{min(over):.1f} to {max(over):.1f} {where}")
-    return f"Spin count {chosen:,}, speed over the default's: {', '.join(parts)}"
+        parts.append(f"{f'beside {busy}' if busy else 'quiet'} {min(over):.1f} to {max(over):.1f}")
+    return f"Times as fast as with the default: {', '.join(parts)}"
