@@ -34,7 +34,7 @@ DEFAULT = int(LIBRARY_DEFAULTS["GOMP_SPINCOUNT"])
 QUIET_SHARE = 0.95
 """Of the runtime's default, on a quiet machine."""
 BUSY_SHARES = {2: 0.42, 8: 0.12}
-"""Of the own speed on a quiet machine, by busy loops beside it (measured on two CPUs)."""
+"""Of the own speed on a quiet machine with two cores, by busy loops beside it: what is asked."""
 SECONDS = 8.0
 """One run ends here: with the default, beside eight processes, it would take minutes."""
 

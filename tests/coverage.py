@@ -1,7 +1,7 @@
 """Which lines of the project the tests execute: with `FOLOVLLM_COVERAGE=90` a run fails where it is under 90 per cent.
 
 SlipCover takes its instruments out of a line that has been seen, so a run takes hardly longer; the tracer of
-coverage.py makes Python twice as slow (before Python 3.12). Files with kernels for Numba are left out: it compiles
+coverage.py slows all of Python (before Python 3.12). Files with kernels for Numba are left out: it compiles
 their bytecode, which must stay as it is, and no tracer ever sees it run.
 """
 

@@ -1,9 +1,8 @@
 """How many threads the CPU libraries start, and how long an idle one spins. Importing this module sets both, and
 `common` imports it before anything else.
 
-An OpenMP thread that is out of work spins on its core for some milliseconds and then sleeps. Spinning is right while
-the core is free: the next operator comes within microseconds, and waking a thread costs tens of them. Beside another
-process it is wrong: the thread that has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the
+An OpenMP thread that is out of work spins on its core for a while and then sleeps. Spinning is right while the core is
+free: the next operator comes sooner than a sleeping thread wakes. Beside another process it is wrong: the thread that has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the
 spinning; `make busy` measures what it wins and costs (reports/cpu-avx2/busy.json): less costs a quiet machine a quarter
 of its speed and more.
 
@@ -19,7 +18,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 SPIN_COUNT = 10_000
-"""Turns of libgomp's waiting loop before a thread sleeps; its default of 300,000 takes 5 to 15 ms."""
+"""Turns of libgomp's waiting loop before a thread sleeps; its own default is 300,000."""
 
 LIBRARY_DEFAULTS = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 """What the runtimes do without us, written out: for peers in benchmarks, which run as their users run them."""
