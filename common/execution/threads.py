@@ -2,9 +2,9 @@
 `common` imports it before anything else.
 
 An OpenMP thread that is out of work spins on its core for a while and then sleeps. Spinning is right while the core is
-free: the next operator comes sooner than a sleeping thread wakes. Beside another process it is wrong: the thread that has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the
-spinning; `make busy` measures what it wins and costs (reports/cpu-avx2/busy.json): less costs a quiet machine a quarter
-of its speed and more.
+free: the next operator comes sooner than a sleeping thread wakes. Beside another process it is wrong: the thread that
+has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the spinning; `make busy` measures what it
+wins and costs (reports/cpu-avx2/busy.json): less costs a quiet machine a quarter of its speed and more.
 
 libgomp (PyTorch's on Linux), libomp and Intel's runtime read these variables when they are loaded, so a program that
 imports torch before this package keeps their defaults. On Linux, PyTorch's operators and Numba's kernels share one
