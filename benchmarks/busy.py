@@ -1,4 +1,5 @@
-"""What an engine keeps of its speed beside other processes, by how long idle OpenMP threads spin.
+"""What an engine keeps of its speed beside other processes: by how long idle OpenMP threads spin, and with threads that
+follow the load.
 
 Each stage runs once with each setting, in processes that live side by side and take turns: a round visits every load
 (busy loops beside the run) and every process. So settings are compared within the same minutes of the same machine.
@@ -14,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -29,22 +30,35 @@ from common.progress import progress_bar
 SCHEMA = "busy-1"
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
-SWEEP = (0, 1_000, 10_000, 30_000, 100_000)
-DEFAULT = int(LIBRARY_DEFAULTS["GOMP_SPINCOUNT"])
 QUIET_SHARE = 0.95
 """Of the runtime's default, on a quiet machine."""
 BUSY_SHARES = {2: 0.42, 8: 0.12}
 """Of the own speed on a quiet machine with two cores, by busy loops beside it: what is asked."""
-SECONDS = 8.0
+SECONDS = 5.0
 """One run ends here: with the default, beside eight processes, it would take minutes."""
+
+
+class Setting(NamedTuple):
+    """`follows`: the threads are as many as other programs leave CPUs (`common.execution.cores`)."""
+
+    spin_count: int
+    follows: bool
+
+    def __str__(self) -> str:
+        return f"{self.spin_count:,}{' + following' if self.follows else ''}"
+
+
+OURS = Setting(SPIN_COUNT, follows=True)
+LIBRARYS = Setting(int(LIBRARY_DEFAULTS["GOMP_SPINCOUNT"]), follows=False)
+SWEEP = [Setting(count, follows=False) for count in (0, 1_000, 10_000, 30_000, 100_000)]
 
 
 @dataclass
 class Line:
-    """Output tokens per second of a stage at a spin count, run by run, beside `busy` loops."""
+    """Output tokens per second of a stage with a setting, run by run, beside `busy` loops."""
 
     stage: str
-    spin_count: int
+    setting: Setting
     busy: int
     runs: list[float] = field(default_factory=list[float])
 
@@ -54,13 +68,16 @@ class Line:
 
 
 class Contestant:
-    """A worker with a spin count of its own. It sleeps between its turns."""
+    """A worker with a setting of its own. It sleeps between its turns."""
 
-    def __init__(self, stage: str, spin_count: int, model: str) -> None:
-        self.stage, self.spin_count = stage, spin_count
+    def __init__(self, stage: str, setting: Setting, model: str) -> None:
+        self.stage, self.setting = stage, setting
+        chosen = {"GOMP_SPINCOUNT": str(setting.spin_count)}
+        if not setting.follows:
+            chosen["OMP_DYNAMIC"] = "false"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.busy_worker", stage, model],
-            env=os.environ | {"GOMP_SPINCOUNT": str(spin_count)},
+            env=os.environ | chosen,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -98,36 +115,36 @@ def busy_loops(count: int) -> Generator[None]:
 
 
 def measure(
-    spin_counts: Sequence[int], rounds: int, model: str, loads: Sequence[int] = LOADS, seconds: float = SECONDS
+    settings: Sequence[Setting], rounds: int, model: str, loads: Sequence[int] = LOADS, seconds: float = SECONDS
 ) -> list[Line]:
-    lines = {(s, c, n): Line(s, c, n) for s in STAGES for n in loads for c in spin_counts}
-    with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(spin_counts) + rounds * len(lines)) as advance:
+    lines = {(s, setting, n): Line(s, setting, n) for s in STAGES for n in loads for setting in settings}
+    with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(settings) + rounds * len(lines)) as advance:
         contestants: list[Contestant] = []
         for stage in STAGES:
-            for count in spin_counts:
-                contestants.append(Contestant(stage, count, model))
+            for setting in settings:
+                contestants.append(Contestant(stage, setting, model))
                 stack.callback(contestants[-1].close)
                 advance(1, f"{stage} is ready")
         for _ in range(rounds):
             for busy in loads:
                 with busy_loops(busy):
                     for one in contestants:
-                        lines[one.stage, one.spin_count, busy].runs.append(one.rate(seconds))
+                        lines[one.stage, one.setting, busy].runs.append(one.rate(seconds))
                         advance(1, f"{one.stage} beside {busy}")
     return list(lines.values())
 
 
 def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """What is asked of `SPIN_COUNT`: each with the share reached, the share asked, and whether that is met."""
-    rates = {(line.stage, line.spin_count, line.busy): line.rate for line in lines}
+    """What is asked of `OURS`: each with the share reached, the share asked, and whether that is met."""
+    rates = {(line.stage, line.setting, line.busy): line.rate for line in lines}
     found: list[dict[str, Any]] = []
     for stage in STAGES:
-        quiet = rates[stage, SPIN_COUNT, 0]
-        asked = [("quiet, of the default's speed", quiet / rates[stage, DEFAULT, 0], QUIET_SHARE)]
+        quiet = rates[stage, OURS, 0]
+        asked = [("quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE)]
         asked += [
-            (f"beside {busy} busy loops, of its quiet speed", rates[stage, SPIN_COUNT, busy] / quiet, share)
+            (f"beside {busy} busy loops, of its quiet speed", rates[stage, OURS, busy] / quiet, share)
             for busy, share in BUSY_SHARES.items()
-            if (stage, SPIN_COUNT, busy) in rates
+            if (stage, OURS, busy) in rates
         ]
         found += [
             {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
@@ -140,14 +157,13 @@ def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_M
     """Measure, write `path` and the picture beside it, print both tables. Is everything met?"""
     from benchmarks.plots.busy import draw
 
-    counts = sorted({*(SWEEP if sweep else ()), SPIN_COUNT, DEFAULT})
-    lines = measure(counts, rounds, model)
+    lines = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "environment": environment(),
-        "config": {"model": model, "spin_count": SPIN_COUNT, "default": DEFAULT, "rounds": rounds},
+        "config": {"model": model, "ours": str(OURS), "default": str(LIBRARYS), "rounds": rounds},
         "verdicts": verdicts(lines),
-        "records": [asdict(line) | {"tokens_per_s": line.rate} for line in lines],
+        "records": [asdict(line) | {"setting": str(line.setting), "tokens_per_s": line.rate} for line in lines],
     }
     write_json(path, results)
     write_atomically(path.with_suffix(".png"), draw(results, short_hardware(results["environment"], "cpu")).savefig)
@@ -157,14 +173,14 @@ def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_M
 
 
 def print_tables(lines: Sequence[Line], found: Sequence[dict[str, Any]]) -> None:
-    counts = sorted({line.spin_count for line in lines})
+    settings = list(dict.fromkeys(line.setting for line in lines))
     table = Table(title="output tokens/s by the spin count of idle threads (medians)")
-    for heading in ("stage", "busy loops", *(f"{count:,}" for count in counts)):
+    for heading in ("stage", "busy loops", *map(str, settings)):
         table.add_column(heading, justify="right")
+    rates = {(line.stage, line.busy, line.setting): line.rate for line in lines}
     for stage in STAGES:
         for busy in sorted({line.busy for line in lines}):
-            row = [line for line in lines if line.stage == stage and line.busy == busy]
-            table.add_row(stage, str(busy), *(f"{line.rate:.0f}" for line in sorted(row, key=lambda x: x.spin_count)))
+            table.add_row(stage, str(busy), *(f"{rates[stage, busy, setting]:.0f}" for setting in settings))
     console = Console()
     console.print(table)
     for verdict in found:

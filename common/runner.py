@@ -13,6 +13,7 @@ from common.attention import Attention, raw_kernel
 from common.batch import RaggedBatch
 from common.cuda_graphs import StepGraphs
 from common.errors import UserError
+from common.execution.cores import SharedCores
 from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.request import Request, SampledToken
@@ -54,6 +55,7 @@ class Runner:
         self.graphs: StepGraphs | None = None
         self.device_time: DeviceTime | None = None  # of the step collected last
         self._move_blocks = move_blocks
+        self._cores = SharedCores() if model.device.type == "cpu" else None
         self._stopwatch = Stopwatch()
         self._in_flight: deque[_Step] = deque()
         self._rows: dict[str, int] = {}  # the newest step's: where in `_tokens` each request's token is
@@ -61,6 +63,8 @@ class Runner:
 
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> None:
+        if self._cores is not None:
+            self._cores.follow()
         lap = Lap(self.model.device)
         try:
             requests, output = self._start(plan)

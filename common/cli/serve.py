@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from common.cli.generate import Build, ready_engine
 from common.config import EngineConfig
 from common.errors import UserError
+from common.execution.cores import in_own_thread
 
 
 def serve(build: Build, config: EngineConfig, **options: Any) -> None:
@@ -22,6 +24,7 @@ def serve(build: Build, config: EngineConfig, **options: Any) -> None:
     with (
         server.listen(checked) as listener,  # what cannot be is said before a model is loaded
         spans_to(checked.spans) as spans,
-        ready_engine(build, config) as engine,
+        ExitStack() as stack,
     ):
+        engine = in_own_thread(lambda: stack.enter_context(ready_engine(build, config)))
         server.run(engine, checked, listener, spans)

@@ -3,8 +3,8 @@
 
 An OpenMP thread that is out of work spins on its core for a while and then sleeps. Spinning is right while the core is
 free: the next operator comes sooner than a sleeping thread wakes. Beside another process it is wrong: the thread that
-has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the spinning; `make busy` measures what it
-wins and costs (reports/cpu-avx2/busy.json): less costs a quiet machine a quarter of its speed and more.
+has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the spinning to about a millisecond, and
+`common.execution.cores` takes fewer threads where others want the CPUs; `make busy` measures what both win and cost.
 
 libgomp (PyTorch's on Linux), libomp and Intel's runtime read these variables when they are loaded, so a program that
 imports torch before this package keeps their defaults. On Linux, PyTorch's operators and Numba's kernels share one
@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 100_000
 """Turns of libgomp's waiting loop before a thread sleeps; its own default is 300,000."""
 
 LIBRARY_DEFAULTS = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}

@@ -12,22 +12,21 @@ import pytest
 
 from benchmarks import busy, busy_worker
 from benchmarks.__main__ import app
-from benchmarks.busy import DEFAULT, LOADS, STAGES, Line, busy_loops, measure, verdicts
+from benchmarks.busy import LIBRARYS, LOADS, OURS, STAGES, Line, Setting, busy_loops, measure, verdicts
 from common import Engine
 from common.cli.app import run_app
-from common.execution.threads import SPIN_COUNT
 
 
 class Fake:
-    """Half as fast beside processes with our spin count, a tenth with the default; the machine is its own clock."""
+    """Half as fast beside processes with our setting, a tenth with the library's; the machine is its own clock."""
 
     loops = 0
 
-    def __init__(self, stage: str, spin_count: int, model: str) -> None:
-        self.stage, self.spin_count = stage, spin_count
+    def __init__(self, stage: str, setting: Setting, model: str) -> None:
+        self.stage, self.setting = stage, setting
 
     def rate(self, seconds: float) -> float:
-        return 400.0 if not Fake.loops else 200.0 if self.spin_count == SPIN_COUNT else 40.0
+        return 400.0 if not Fake.loops else 200.0 if self.setting == OURS else 40.0
 
     def close(self) -> None: ...
 
@@ -47,18 +46,20 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_every_setting_is_measured_beside_every_load_in_every_round() -> None:
-    lines = measure([SPIN_COUNT, DEFAULT], 3, "model")
+    lines = measure([OURS, LIBRARYS], 3, "model")
     assert len(lines) == len(STAGES) * 2 * len(LOADS)
     for line in lines:
-        assert line.runs == [Fake(line.stage, line.spin_count, "").rate(1) if line.busy else 400.0] * 3
+        assert line.runs == [Fake(line.stage, line.setting, "").rate(1) if line.busy else 400.0] * 3
 
 
 @pytest.mark.parametrize(("quiet", "two", "met"), [(400, 168, True), (400, 160, False), (370, 168, False)])
-def test_shares_are_of_the_default_when_quiet_and_of_the_own_speed_beside_others(
+def test_shares_are_of_the_librarys_speed_when_quiet_and_of_the_own_speed_beside_others(
     quiet: float, two: float, met: bool
 ) -> None:
-    rates = {(SPIN_COUNT, 0): quiet, (SPIN_COUNT, 2): two, (SPIN_COUNT, 8): 60.0, (DEFAULT, 0): 400.0}
-    lines = [Line(stage, count, load, [rate, 1e9, 0.0]) for stage in STAGES for (count, load), rate in rates.items()]
+    rates = {(OURS, 0): quiet, (OURS, 2): two, (OURS, 8): 60.0, (LIBRARYS, 0): 400.0}
+    lines = [
+        Line(stage, setting, load, [rate, 1e9, 0.0]) for stage in STAGES for (setting, load), rate in rates.items()
+    ]
     found = verdicts(lines)
     assert len(found) == 3 * len(STAGES) and all(verdict["met"] for verdict in found) == met
 
@@ -69,7 +70,7 @@ def test_the_command_writes_results_and_a_picture(tmp_path: Path, capsys: pytest
         run_app(app, ["busy", "--sweep", "--rounds", "1", "--json", str(tmp_path / "busy.json")])
     assert end.value.code == 0
     found = json.loads((tmp_path / "busy.json").read_text())
-    assert {record["spin_count"] for record in found["records"]} == {*busy.SWEEP, DEFAULT}
+    assert {record["setting"] for record in found["records"]} == {*map(str, busy.SWEEP), str(LIBRARYS), str(OURS)}
     assert all(record["tokens_per_s"] == record["runs"][0] for record in found["records"])
     assert (tmp_path / "busy.png").stat().st_size > 10_000
     assert "m6 beside 8 busy loops, of its quiet speed: 0.50 (asked 0.12) met" in capsys.readouterr().out

@@ -31,6 +31,7 @@ from common.cli.generate import Build
 from common.config import EngineConfig, stage_options
 from common.engine import Engine
 from common.errors import UserError
+from common.execution.cores import use_threads
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 from common.progress import listening
@@ -112,16 +113,6 @@ class Player:
         tokens = [min(WARMUP_TOKENS, ask.max_tokens) for ask in asks]
         engine.generate(prompts, [SamplingParams(max_tokens=count, ignore_eos=True) for count in tokens])
         engine.reset_metrics()
-
-
-def use_threads(count: int) -> None:
-    """PyTorch's threads, and those of numba's kernels where a stage has any."""
-    torch.set_num_threads(count)
-    if "numba" in sys.modules:
-        import numba
-
-        most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-        numba.set_num_threads(min(count, most))
 
 
 def play(build: Build, number: int, config: EngineConfig) -> None:
