@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.style import INK, RC, SOFT, color, title
+from benchmarks.style import RC, SOFT, color, title
 
 STYLES = {0: "o-", 2: "s--", 8: "^:"}
 
@@ -27,20 +27,28 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
                 label = f"beside {busy} busy loops" if busy else "quiet machine"
                 style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
                 axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
-                axes.plot([apart], heights[apart:], style, color=color(stage))
-            axes.axvline(settings.index(ours), color=INK, linewidth=1)
-            axes.set_xticks(range(len(settings)), [_name(each, results["config"]["default"]) for each in settings])
-            axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", ylim=0, title=title(stage))
-            axes.legend(frameon=False)
+                axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
+            places = [*range(len(settings) - 1), len(settings) - 0.7]
+            axes.set_xticks(places, [_name(each, results["config"]["default"]) for each in settings])
+            axes.tick_params(axis="x", labelsize=11)
+            axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
+            axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
+            axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
         figure.suptitle(_finding(records, ours, results["config"]["default"]), x=0.02, ha="left", fontweight="bold")
-        figure.text(0.02, 0.015, f"{hardware}. At the vertical line: what the engines do.", color=SOFT, fontsize=12)
+        figure.text(
+            0.02,
+            0.015,
+            f"{hardware}. Rightmost, what the engines do: as many threads as others leave CPUs.",
+            color=SOFT,
+            fontsize=12,
+        )
         figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
 
 def _name(setting: str, default: str) -> str:
-    short = setting.replace(",000", "k").replace(" + ", "\n+ ")
-    return f"{short}\n(default)" if setting == default else short
+    short = setting.replace(",000", "k").replace(" + following", "\nengines")
+    return f"{short}\ndefault" if setting == default else short
 
 
 def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:

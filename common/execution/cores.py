@@ -24,7 +24,7 @@ from common.execution.threads import usable_cpus
 
 T = TypeVar("T")
 
-INTERVAL = 0.3
+INTERVAL = 0.1
 """Seconds between two looks: the kernel counts in hundredths of a second."""
 STALE = 3.0
 """Seconds after which a look back says nothing about now: the engine had nothing to do."""
