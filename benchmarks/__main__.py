@@ -167,8 +167,8 @@ def fused(
     """Time the fused kernels alone against plain PyTorch, at the shapes of a model, beside a copy."""
     from benchmarks.files import check_writable
     from benchmarks.fused import run as run_fused
-    from common.models.random_weights import PRESETS
-    from common.options import unknown
+    from common.errors import unknown
+    from common.models.sources.random_weights import PRESETS
 
     if model not in PRESETS:
         raise unknown("model", model, PRESETS)

@@ -23,7 +23,7 @@ from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_atomically, write_json
 from common.batch import RaggedBatch
 from common.config import parse_device, parse_dtype
-from common.progress import progress_bar
+from common.watch.progress import progress_bar
 from stages.m4_flash_attention import select
 from stages.m4_flash_attention.backends import AttentionShape
 

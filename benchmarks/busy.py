@@ -25,7 +25,7 @@ from benchmarks.files import write_atomically, write_json
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
-from common.progress import progress_bar
+from common.watch.progress import progress_bar
 
 SCHEMA = "busy-1"
 STAGES = ("m3", "m6")

@@ -28,8 +28,8 @@ from common.models.config import ModelConfig
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
-from common.models.random_weights import PRESETS
-from common.progress import progress_bar
+from common.models.sources.random_weights import PRESETS
+from common.watch.progress import progress_bar
 
 ROWS = (1, 2, 4, 8, 64)
 TUNED_ROWS = (1, 4)
@@ -136,7 +136,7 @@ def run(
     target, kind = parse_device(device), parse_dtype(dtype)
     if target.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError("the fused kernels need a GPU, and there is none: TRITON_INTERPRET=1 runs them, very slowly")
-    from common.kernels.fused import FusedOps
+    from common.execution.gpu.fused import FusedOps
 
     config = PRESETS["tiny-qwen3" if quick else model]
     rows = (1, 9) if quick else ROWS
@@ -174,7 +174,7 @@ def tune_products(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, launch: dict[str, Any], copy: float, quick: bool
 ) -> list[dict[str, Any]]:
     """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
-    from common.kernels.triton_gemv import gemv, gemv_config
+    from common.execution.gpu.triton_gemv import gemv, gemv_config
 
     jobs: list[tuple[Case, Any]] = []
     for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):

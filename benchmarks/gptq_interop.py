@@ -23,9 +23,9 @@ import torch.nn.functional as F
 
 from benchmarks.environment import environment
 from common.config import DEFAULT_MODEL
-from common.models.embedded import open_embedded
-from common.models.gptq_folder import GPTQFolder
 from common.models.load import load_tokenizer
+from common.models.sources.embedded import open_embedded
+from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
 from stages.m7_gptq.quality import CONTEXT, TOKENS, measure
 from stages.m7_gptq.quantize import quantize

@@ -28,10 +28,10 @@ from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import read_json, write_atomically, write_json
 from common.config import parse_device
+from common.errors import require
 from common.models.linear import PackedLinear, Projection, make_linear
-from common.models.packed import QuantizedWeight
-from common.options import require
-from common.progress import progress_bar
+from common.models.quantized_weight import QuantizedWeight
+from common.watch.progress import progress_bar
 from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.linear import quantized_linear
@@ -279,7 +279,7 @@ def _tries(
 ) -> Iterator[tuple[str, Callable[[int], object], int]]:
     """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
     many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_config`'s limits."""
-    from common.kernels.launch import launch_options
+    from common.execution.gpu.launch import launch_options
     from stages.m7_gptq.kernels.triton_dequantize import dequantize
     from stages.m7_gptq.kernels.triton_gemv import gemv
     from stages.m7_gptq.kernels.triton_layout import lay_out

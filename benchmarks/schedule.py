@@ -10,7 +10,7 @@ from benchmarks.recipes import Draw
 from common import Engine, SamplingParams
 from common.config import parse_device, stage_options
 from common.models.load import open_source
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 
 SHORT, LONG, CHUNK = 16, 1000, 256
 """Tokens of the prompts, and of the chunks that the long one comes in: half of both, a quarter, ... for a model that is

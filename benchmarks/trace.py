@@ -15,7 +15,7 @@ from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 
 NUM_REQUESTS = 16
 INPUTS, OUTPUTS, LONG_OUTPUTS, LONG_SHARE = (16, 64), (8, 40), (80, 120), 0.4

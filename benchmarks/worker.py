@@ -27,7 +27,7 @@ from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
 from benchmarks.workloads import Size, find, find_size
 from common.errors import UserError
-from common.progress import listening
+from common.watch.progress import listening
 
 MARK = "@bench "
 WARMUP_TOKENS = {"cpu": 4, "gpu": 16, "quick": 2}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from benchmarks.recipes import BenchRequest, Draw, Recipe, Span, chats, first, interference, poisson, uniform
-from common.options import unknown
+from common.errors import unknown
 
 
 @dataclass(frozen=True)

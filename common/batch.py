@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common.execution.upload import upload
 from common.plan import Chunk, StepPlan
-from common.upload import upload
 
 
 @dataclass(slots=True)

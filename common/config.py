@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from common.errors import UserError
-from common.options import refuse_unknown_options, require, unknown
+from common.errors import UserError, refuse_unknown_options, require, unknown
 
 ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
 POLICIES = ("fcfs", "priority")

@@ -12,22 +12,22 @@ from typing import Self
 
 from common.attention import description
 from common.config import EngineConfig
-from common.detokenizer import Detokenizer
+from common.errors import require
 from common.in_flight import StepInFlight
 from common.kv_cache import PrefixCache
 from common.memory import kv_bytes_per_token
-from common.metrics import EngineMetrics
-from common.options import require
 from common.outputs import RequestOutput
-from common.progress import progress_bar
-from common.prompts import Prompt, encode_prompt
 from common.request import Request
 from common.runner import Runner
 from common.sampler import mix
 from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
-from common.tokenizer import Tokenizer
-from common.trace import StepTrace
+from common.text.detokenizer import Detokenizer
+from common.text.prompts import Prompt, encode_prompt
+from common.text.tokenizer import Tokenizer
+from common.watch.metrics import EngineMetrics
+from common.watch.progress import progress_bar
+from common.watch.trace import StepTrace
 
 
 class Engine:

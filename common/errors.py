@@ -1,4 +1,14 @@
-"""The one exception that means "the caller can fix this"."""
+"""The one exception that means "the caller can fix this", and the checks that raise it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type)
 
 
 class UserError(ValueError):
@@ -6,3 +16,33 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with status 2; the server answers 400.
     """
+
+
+def unknown(kind: str, name: object, allowed: Iterable[object]) -> UserError:
+    """A `UserError` for a name that does not exist: it lists the valid names and suggests the closest."""
+    names = [str(a) for a in allowed]
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UserError(f"unknown {kind} {str(name)!r}.{hint} Choose from: {', '.join(names)}")
+
+
+def refuse_unknown_options(cls: T) -> T:
+    """Class decorator for dataclasses: an unknown keyword raises a `UserError` that names the allowed ones."""
+    allowed = [f.name for f in dataclasses.fields(cls) if f.init]
+    original: Callable[..., None] = cls.__init__
+
+    @functools.wraps(original)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in allowed:
+                raise unknown(f"{cls.__name__} option", name, allowed)
+        original(self, *args, **options)
+
+    cls.__init__ = checked
+    return cls
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)

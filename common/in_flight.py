@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from common.kv_cache import KVUsage
 from common.plan import StepPlan
 from common.scheduler import Queues, Scheduler
-from common.trace import StepRecord
+from common.watch.trace import StepRecord
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from common.detokenizer import Detokenizer
 from common.sampling_params import SamplingParams
+from common.text.detokenizer import Detokenizer
 
 
 class RequestStatus(enum.Enum):

@@ -11,15 +11,15 @@ import torch
 
 from common.attention import Attention, raw_kernel
 from common.batch import RaggedBatch
-from common.cuda_graphs import StepGraphs
 from common.errors import UserError
 from common.execution.cores import SharedCores
+from common.execution.cuda_graphs import StepGraphs
+from common.execution.upload import upload
 from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.request import Request, SampledToken
 from common.sampler import SamplerOutput, sample
-from common.stopwatch import DeviceTime, Lap, Stopwatch
-from common.upload import upload
+from common.watch.stopwatch import DeviceTime, Lap, Stopwatch
 
 BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 

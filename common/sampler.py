@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.execution.upload import upload
 from common.models.ops import Ops
 from common.request import Request, SampledToken
 from common.sampling_params import SamplingParams
-from common.upload import upload
 
 _MASK = 2**64 - 1
 PLAIN = Ops()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.options import refuse_unknown_options, require
+from common.errors import refuse_unknown_options, require
 
 MAX_LOGPROBS = 20
 GREEDY_BELOW = 1e-5

@@ -12,7 +12,7 @@ import typer
 from common.cli import run_app
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
-from common.progress import progress_bar
+from common.watch.progress import progress_bar
 from notebooks.execute import CellFailedError, execute, show_failure
 from notebooks.pairs import find, names, read_source, source_path, write_notebook, write_pictures
 from stages.m7_gptq.quantize import quantize

@@ -19,7 +19,7 @@ from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
 from common import Engine, SamplingParams
 from common.models import load_model, load_tokenizer
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 from notebooks.checks import m0 as check
 from notebooks.kit import HERE, measure, say, show_source, table
 from stages.m0_baseline.attention import FullAttention

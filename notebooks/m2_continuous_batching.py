@@ -23,7 +23,7 @@ from benchmarks.workloads import Size, find
 from common import SamplingParams
 from common.batch import RaggedBuilder
 from common.scheduler import Scheduler
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 from notebooks.checks import m2 as check
 from notebooks.kit import HERE, compare, measure, say, show_source, table
 from stages.m2_continuous_batching.attention import SlotAttention

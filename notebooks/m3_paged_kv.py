@@ -21,7 +21,7 @@ from common import SamplingParams
 from common.config import parse_dtype
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 from notebooks.checks import m3 as check
 from notebooks.kit import HERE, compare, measure, say, show_source, table
 from stages.m3_paged_kv.attention import GatherAttention

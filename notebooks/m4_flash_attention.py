@@ -21,7 +21,7 @@ from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
 from benchmarks.workloads import Size
-from common.kernels import simd
+from common.execution.cpu import simd
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 from notebooks.checks import m4 as check

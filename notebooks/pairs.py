@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common.options import unknown
+from common.errors import unknown
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import EngineConfig, refuse_later_options
 from common.engine import Engine
-from common.options import unknown
+from common.errors import unknown
 
 
 def names() -> list[str]:

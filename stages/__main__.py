@@ -38,8 +38,8 @@ def arena(
 ) -> None:
     """A page on localhost: answers, steps and KV memory of each stage, live and side by side."""
     with _libraries():
-        from common.serving.arena import server
-        from common.serving.arena.race import open_sides
+        from common.arena import server
+        from common.arena.race import open_sides
         from common.serving.options import ServerOptions
         from common.serving.server import listen
     with listen(ServerOptions(port=port)) as listener:
@@ -65,9 +65,9 @@ def race(
     together: Annotated[bool, typer.Option("--together", help="At the same time, the cores shared out.")] = False,
 ) -> None:
     """The same in a terminal."""
-    from common.serving.arena.presets import find, presets_for
-    from common.serving.arena.race import open_sides
-    from common.serving.arena.terminal import show
+    from common.arena.presets import find, presets_for
+    from common.arena.race import open_sides
+    from common.arena.terminal import show
 
     chosen = folders(names)
     numbers = [stages.number(folder) for folder in chosen]

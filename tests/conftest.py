@@ -14,7 +14,7 @@ import stages
 from common import Engine
 from common.config import DEFAULT_MODEL
 from common.models import load_tokenizer
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 from tests.coverage import pytest_sessionfinish, pytest_testnodedown  # noqa: F401 - hooks
 from tests.share import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - hooks
 from tests.summary import pytest_terminal_summary  # noqa: F401 - a hook

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from common import cuda_graphs
 from common.config import EngineConfig
+from common.execution import cuda_graphs
 
 
 class FakeRecorder:

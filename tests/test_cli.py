@@ -28,7 +28,7 @@ from common.engine import Engine
 from common.errors import UserError
 from common.outputs import RequestOutput
 from common.sampling_params import SamplingParams
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 from stages import build
 from stages.m1_kv_cache.engine import build as build_m1
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common import Engine, RequestOutput, SamplingParams, UserError
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 from tests.engine_checks import BOOKKEEPING
 
 Build = Callable[..., Engine]

@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from common import Engine, SamplingParams
-from common.tokenizer import Tokenizer
-from common.trace import StepTrace
+from common.text.tokenizer import Tokenizer
+from common.watch.trace import StepTrace
 from tests.depth import by_depth
 from tests.engine_checks import (
     BOOKKEEPING,

@@ -10,7 +10,7 @@ import torch
 from benchmarks.contestant import Setting
 from common.models.load import QuantizedFolder, open_source
 from common.models.weights import ModelSource, Shape, build_decoder
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -22,7 +22,7 @@ from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
-from common.models.embedded import find_gguf
+from common.models.sources.embedded import find_gguf
 
 
 def gguf_path(model: str) -> Path:

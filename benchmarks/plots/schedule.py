@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.plots.timeline import KINDS
 from benchmarks.style import RC, SOFT, title
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 
 DARK = ("prefill",)
 """Kinds whose boxes take white text."""

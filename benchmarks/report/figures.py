@@ -27,7 +27,7 @@ from benchmarks.table import rate, seconds, size
 from common.config import DEFAULT_MODEL, parse_dtype
 from common.errors import UserError
 from common.memory import kv_bytes_per_token
-from common.models.random_weights import PRESETS
+from common.models.sources.random_weights import PRESETS
 
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""

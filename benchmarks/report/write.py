@@ -16,7 +16,7 @@ from benchmarks.report.readme import OWN, readmes
 from benchmarks.report.reflow import reflow
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import UserError
-from common.progress import progress_bar
+from common.watch.progress import progress_bar
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}

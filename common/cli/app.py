@@ -120,7 +120,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     @with_options(number)
     def play_command(config: EngineConfig) -> None:
         """One side of a race: `python -m stages arena` and `race` start it and talk to it."""
-        from common.serving.arena.player import play
+        from common.arena.player import play
 
         play(build, number, config)
 

@@ -14,7 +14,7 @@ from common.config import EngineConfig
 from common.engine import Engine
 from common.errors import UserError
 from common.sampling_params import SamplingParams
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 
 COMMANDS = "/reset forgets the conversation, /quit ends it"
 

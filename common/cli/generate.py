@@ -18,8 +18,8 @@ from common.engine import Engine
 from common.errors import UserError
 from common.models.load import open_source
 from common.outputs import CompletionOutput, RequestOutput
-from common.prompts import Prompt
 from common.sampling_params import SamplingParams
+from common.text.prompts import Prompt
 
 QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Write two lines about the sea.")
 

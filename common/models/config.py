@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from types import UnionType
 from typing import Any
 
-from common.errors import UserError
-from common.options import require
+from common.errors import UserError, require
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 

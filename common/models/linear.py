@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 
-from common.kernels.arrays import ONE_AT_A_TIME, bits
+from common.execution.cpu.arrays import ONE_AT_A_TIME, bits
 
 
 class Projection(Protocol):
@@ -37,7 +37,7 @@ class Fuses(Protocol):
     product. No projection has to: fused kernels ask."""
 
     def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
-        """That kernel, called as `common.kernels.triton_gemv.gemv` is but for weight and bias; None: for so many
+        """That kernel, called as `common.execution.gpu.triton_gemv.gemv` is but for weight and bias; None: for so many
         tokens, or with a gate, there is none."""
         ...
 
@@ -110,7 +110,7 @@ class CompiledLinear(WideLinear):
     many = 128
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        from common.kernels import cpu_linear, simd
+        from common.execution.cpu import cpu_linear, simd
 
         super().__init__(weight, bias)
         self._multiply, (self._outputs, self._size) = cpu_linear.linear, weight.shape

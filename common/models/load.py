@@ -9,14 +9,14 @@ import torch
 from common.config import DEFAULT_MODEL, parse_device, parse_dtype
 from common.errors import UserError
 from common.models.decoder import Decoder
-from common.models.embedded import open_embedded
-from common.models.gptq_folder import GPTQFolder, is_quantized_folder
-from common.models.hf_folder import HFFolder
-from common.models.hub import fetch, is_hub_id
-from common.models.nf4_folder import NF4Folder, is_bitsandbytes_folder
-from common.models.random_weights import PREFIX, PRESETS, RandomSource
+from common.models.sources.embedded import open_embedded
+from common.models.sources.gptq_folder import GPTQFolder, is_quantized_folder
+from common.models.sources.hf_folder import HFFolder
+from common.models.sources.hub import fetch, is_hub_id
+from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
+from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 
 QuantizedFolder = GPTQFolder | NF4Folder
 """A `ModelSource` that gives dequantised weights, and has a `note` that says so."""
@@ -68,7 +68,7 @@ def open_source(
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"there is no file {name}")
-        from common.models.gguf_file import GGUFFile
+        from common.models.sources.gguf_file import GGUFFile
 
         return GGUFFile(path)
     if path.is_file():

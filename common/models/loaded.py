@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config import EngineConfig
+from common.errors import require
 from common.models.decoder import Decoder
 from common.models.load import load_model, load_tokenizer
 from common.models.ops import choose_ops
-from common.options import require
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

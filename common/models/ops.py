@@ -1,7 +1,7 @@
 """What a decoder computes besides attention, as eight operations, in plain PyTorch.
 
-This is the definition. `common.kernels` has the same eight as fused kernels for a GPU (`fused`) and some of them for a
-CPU (`fused_cpu`); tests hold them together.
+This is the definition. `common.execution` has the same eight as fused kernels for a GPU (`gpu.fused`) and some of them
+for a CPU (`cpu.fused_cpu`); tests hold them together.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def choose_ops(device: torch.device, fused: bool) -> Ops:
     if not fused or needs is None or importlib.util.find_spec(needs) is None:
         return Ops()
     if device.type == "cpu":
-        from common.kernels.fused_cpu import CompiledOps
+        from common.execution.cpu.fused_cpu import CompiledOps
 
         return CompiledOps()
     if torch.cuda.get_device_capability(device) < (8, 0):
         return Ops()
-    from common.kernels.fused import FusedOps
+    from common.execution.gpu.fused import FusedOps
 
     return FusedOps(device)

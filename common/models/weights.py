@@ -12,8 +12,8 @@ from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Projection, make_linear
-from common.progress import progress_bar
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
+from common.watch.progress import progress_bar
 
 Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]

@@ -23,7 +23,7 @@ from common.serving.errors import ApiError, shutting_down
 from common.serving.formats import ChatFormat, Format, TextFormat
 from common.serving.schema import ChatRequest, CompletionRequest, Sampling
 from common.serving.service import Service
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 
 CLIENT_GONE = 499
 """nginx's status for a client that left before it was answered. Nobody reads it, but the log has it."""

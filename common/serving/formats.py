@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from common.serving.answer import Usage
 from common.serving.engine_thread import Delta
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 

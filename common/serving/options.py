@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from common.options import refuse_unknown_options, require
+from common.errors import refuse_unknown_options, require
 
 SPAN_EXPORTERS = ("console", "otlp")
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.engine import Engine
-from common.prompts import Prompt, encode_prompt
 from common.sampling_params import SamplingParams
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
 from common.serving.schema import Body, ChatRequest, CompletionRequest, Message, Sampling
+from common.text.prompts import Prompt, encode_prompt
 
 COMPLETION_TOKENS = 16
 """Of /v1/completions without `max_tokens`, as OpenAI has it. A chat's answer may fill the context."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.engine import Engine
-from common.prompts import Prompt
 from common.serving import parameters
 from common.serving.answer import Answer
 from common.serving.engine_thread import Ended, EngineThread, Event, Job
@@ -19,7 +18,8 @@ from common.serving.metrics import ServerMetrics, Snapshot
 from common.serving.options import ServerOptions
 from common.serving.schema import Sampling
 from common.serving.spans import Spans
-from common.trace import StepTrace
+from common.text.prompts import Prompt
+from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14

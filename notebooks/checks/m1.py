@@ -9,7 +9,7 @@ import torch
 import stages
 from common import SamplingParams
 from common.models.config import ModelConfig
-from common.models.random_weights import PRESETS
+from common.models.sources.random_weights import PRESETS
 from notebooks.exercises import answered, check, expect, expect_equal
 
 TINY = "random:tiny-llama"

@@ -27,7 +27,7 @@ def steps(answer: Callable[[Sequence[int], int], int]) -> str:
 
 def _decode_steps(outputs: Sequence[int], slots: int) -> int:
     with stages.build("m2", model=TINY, device="cpu", max_model_len=32, max_num_seqs=slots) as engine:
-        from common.trace import StepTrace
+        from common.watch.trace import StepTrace
 
         engine.trace = StepTrace()
         params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in outputs]

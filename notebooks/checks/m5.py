@@ -10,7 +10,7 @@ from unittest.mock import patch
 import stages
 from common import SamplingParams
 from common.plan import StepPlan
-from common.trace import StepRecord, StepTrace
+from common.watch.trace import StepRecord, StepTrace
 from notebooks.exercises import answered, check, expect, expect_equal
 from stages.m5_chunked_prefill import chunk_size as chunk_size_module
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize

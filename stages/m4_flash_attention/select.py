@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from common.config import ATTENTION_BACKENDS, EngineConfig
-from common.errors import UserError
+from common.errors import UserError, unknown
 from common.models import Decoder
-from common.options import unknown
 from stages.m4_flash_attention.backends import AttentionShape, Backend
 
 MODULES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from common.batch import RaggedBuilder
 from common.config import EngineConfig
-from common.cuda_graphs import capture_steps
 from common.engine import Engine
+from common.execution.cuda_graphs import capture_steps
 from common.memory import blocks_in_budget
 from common.models import load_for
 from common.runner import Runner

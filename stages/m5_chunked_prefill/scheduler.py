@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from common.config import EngineConfig
+from common.errors import require
 from common.kv_cache import PagedManager
-from common.options import require
 from common.plan import Chunk, StepPlan
 from common.request import Request, SampledToken
 from common.scheduler import Scheduler

@@ -17,9 +17,9 @@ from common.errors import UserError
 from common.models.decoder import DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
-from common.models.nf4 import NF4Weight
 from common.models.ops import Ops
-from common.models.packed import QuantizedWeight
+from common.models.quantized_weight import QuantizedWeight
+from common.models.sources.nf4 import NF4Weight
 from common.models.weights import ModelSource, build_layer, loader
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.grid import round_to_nearest

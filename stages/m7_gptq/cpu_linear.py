@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from common.models.packed import QuantizedWeight
+from common.models.quantized_weight import QuantizedWeight
 from stages.m4_flash_attention.backends.cpu import ONE_AT_A_TIME
 
 DEQUANTIZE_TOKENS = 56

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from common.errors import UserError
-from common.models.packed import QuantizedWeight
+from common.models.quantized_weight import QuantizedWeight
 from stages.m7_gptq.grid import Grid, assemble, fit_grid
 from stages.m7_gptq.settings import Settings
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from common.models.packed import QuantizedWeight, pack
+from common.models.quantized_weight import QuantizedWeight, pack
 from stages.m7_gptq.settings import Settings
 
 SHARES = [1.05 - 0.5 * step / 32 for step in range(33)]

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from common.kernels.launch import launch_options
+from common.execution.gpu.launch import launch_options
 from common.models.linear import Linear, Projection
 
 LARGEST = 127

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from common.models.linear import Projection, make_linear
-from common.models.packed import QuantizedWeight, pack
+from common.models.quantized_weight import QuantizedWeight, pack
 from stages.m7_gptq import cpu_linear, triton_linear
 from stages.m7_gptq.cpu_linear import CpuInt4Linear, Scratch
 from stages.m7_gptq.triton_linear import TritonInt4Linear

@@ -9,7 +9,7 @@ import torch
 
 from common.models.decoder import Decoder
 from common.models.linear import Projection, make_linear
-from common.models.packed import QuantizedWeight, concatenate
+from common.models.quantized_weight import QuantizedWeight, concatenate
 from common.models.weights import ModelSource, build_decoder, tensor_shapes
 from stages.m7_gptq.cpu_linear import Scratch
 from stages.m7_gptq.grid import round_to_nearest

@@ -6,11 +6,11 @@ import torch
 
 from common.config import DEFAULT_MODEL, EngineConfig
 from common.models import Decoder, Loaded, prepare
-from common.models.gptq_folder import is_quantized_folder
 from common.models.linear import Linear, PackedLinear, Projection
 from common.models.load import QuantizedFolder, find_folder, open_quantized_folder, open_source
-from common.models.nf4_folder import NF4Folder
-from common.models.random_weights import PREFIX
+from common.models.sources.gptq_folder import is_quantized_folder
+from common.models.sources.nf4_folder import NF4Folder
+from common.models.sources.random_weights import PREFIX
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS
 from stages.m7_gptq.head import Int8Head, eight_bit_head

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from common.models.nf4 import BLOCK, NF4Weight, table
+from common.models.sources.nf4 import BLOCK, NF4Weight, table
 
 SMALLEST = 1e-38
 """Blocks whose largest weight is below it become zeros, as in bitsandbytes: its inverse would not be finite."""

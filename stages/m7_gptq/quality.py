@@ -18,7 +18,7 @@ from common.models.decoder import Decoder
 from common.models.linear import Linear, PackedLinear, make_linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
-from common.progress import progress_bar
+from common.watch.progress import progress_bar
 from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
 from stages.m7_gptq.head import TwinHead, round_rows
 from stages.m7_gptq.quantize import open_plain

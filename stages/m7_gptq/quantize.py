@@ -15,13 +15,12 @@ from typing import Any, cast
 import torch
 from filelock import FileLock, Timeout
 
-from common.errors import UserError
+from common.errors import UserError, require
 from common.execution.cache import cache_root
 from common.models.load import QuantizedFolder, open_quantized_folder, open_source
-from common.models.random_weights import PREFIX
+from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
-from common.options import require
-from common.progress import progress_bar, say
+from common.watch.progress import progress_bar, say
 from stages.m7_gptq.calibrate import quantize_layers
 from stages.m7_gptq.settings import Settings
 from stages.m7_gptq.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from common.models.nf4 import BLOCK
-from common.models.packed import BITS, PER_CHANNEL, WORD
-from common.options import require
+from common.errors import require
+from common.models.quantized_weight import BITS, PER_CHANNEL, WORD
+from common.models.sources.nf4 import BLOCK
 
 Method = Literal["gptq", "rtn", "nf4"]
 

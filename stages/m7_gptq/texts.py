@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent / "data"
 CALIBRATION = DATA / "calibration.txt"

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from common.kernels.launch import launch_options
-from common.models.packed import QuantizedWeight
+from common.execution.gpu.launch import launch_options
+from common.models.quantized_weight import QuantizedWeight
 
 
 class TritonInt4Linear:

@@ -20,15 +20,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.errors import UserError
-from common.models.gptq_checks import check_numbers
-from common.models.gptq_folder import fused_names, is_quantized
-from common.models.hf_folder import INDEX
-from common.models.nf4 import NF4Weight, concatenate_nf4
-from common.models.nf4_folder import check_parts, stored_shapes
-from common.models.packed import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
+from common.errors import UserError, require
+from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
+from common.models.sources.gptq_checks import check_numbers
+from common.models.sources.gptq_folder import fused_names, is_quantized
+from common.models.sources.hf_folder import INDEX
+from common.models.sources.nf4 import NF4Weight, concatenate_nf4
+from common.models.sources.nf4_folder import check_parts, stored_shapes
 from common.models.weights import ModelSource, tensor_shapes
-from common.options import require
 from stages.m7_gptq.calibrate import AnyWeight, QuantizedLayer
 from stages.m7_gptq.settings import Settings
 

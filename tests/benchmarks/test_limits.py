@@ -11,7 +11,7 @@ import torch
 from benchmarks.limits import Ceilings, measure, tokens_per_s
 from benchmarks.recipes import BenchRequest
 from benchmarks.workloads import find_size
-from common.models.random_weights import PRESETS
+from common.models.sources.random_weights import PRESETS
 
 H100 = Ceilings(copy=3.0e12, matmul=700e12)
 QWEN3 = PRESETS["qwen3-0.6b"]

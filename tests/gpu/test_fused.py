@@ -9,12 +9,20 @@ import torch
 
 import stages
 from common import SamplingParams
-from common.kernels.fused import FusedOps
+from common.execution.gpu.fused import FusedOps
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops, choose_ops
-from common.models.random_weights import PRESETS
-from tests.kernels.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, replays
+from common.models.sources.random_weights import PRESETS
+from tests.execution.cases import (
+    Inputs,
+    check_embed,
+    check_norm,
+    check_norm_rotate,
+    check_pick,
+    check_products,
+    replays,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

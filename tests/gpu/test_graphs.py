@@ -11,8 +11,8 @@ import torch
 
 import stages
 from common import Engine, SamplingParams
-from common.cuda_graphs import CudaRecorder, Recording, step_shapes
-from common.graph_inputs import MAX_PROMPTS
+from common.execution.cuda_graphs import CudaRecorder, Recording, step_shapes
+from common.execution.graph_inputs import MAX_PROMPTS
 from tests.conftest import TINY
 from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 

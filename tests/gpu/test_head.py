@@ -9,12 +9,12 @@ import torch
 
 import stages
 from common import SamplingParams
-from common.kernels.fused import FusedOps
+from common.execution.gpu.fused import FusedOps
 from common.models.linear import Linear
 from common.models.ops import Ops
 from stages.m7_gptq.head import Int8Head, TwinHead, eight_bit_head, round_rows
+from tests.execution.cases import Inputs, replays
 from tests.helpers import all_logits
-from tests.kernels.cases import Inputs, replays
 from tests.m7.head_checks import check_head, check_norm, make_head
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

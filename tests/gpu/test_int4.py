@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.kernels.fused import FusedOps
+from common.execution.gpu.fused import FusedOps
 from common.models.ops import Ops
 from stages.m7_gptq.linear import quantized_linear
-from tests.kernels.cases import Inputs, replays
+from tests.execution.cases import Inputs, replays
 from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, check_fused, make_input, make_weight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

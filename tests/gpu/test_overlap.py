@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common import Engine, SamplingParams
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 from tests.engine_checks import CONTINUOUS, TOKEN_BYTES, assert_empty, exactly, prompts_of, serve, tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

@@ -11,7 +11,7 @@ from common import Engine, SamplingParams
 from common.plan import Chunk, StepPlan
 from common.request import Request
 from common.sampler import mix
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 from tests.engine_checks import (
     CHUNKED,
     CONTINUOUS,

@@ -9,7 +9,7 @@ import pytest
 
 from common import Engine
 from common.kv_cache import KVUsage
-from common.models.random_weights import PRESETS
+from common.models.sources.random_weights import PRESETS
 from tests.engine_checks import PAGED, TOKEN_BYTES, exactly, prompts_of
 
 Build = Callable[..., Engine]

@@ -13,7 +13,7 @@ from common.models.layers import RMSNorm
 from common.models.linear import Linear
 from common.models.ops import Ops
 from stages.m4_flash_attention.backends import AttendsRaw, AttentionShape, Backend
-from tests.kernels.cases import Inputs
+from tests.execution.cases import Inputs
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Of the largest number in the same row of the answer: over a long context the answers are small, as are lost keys.

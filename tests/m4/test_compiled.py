@@ -15,14 +15,14 @@ from numba import njit
 from numba.core import config
 
 from common.execution import cache
-from common.kernels import compiled, cpu_elementwise, simd
+from common.execution.cpu import compiled, cpu_elementwise, simd
 from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
 from tests.helpers import run_in_numbas_own_pool
 from tests.test_cli import ROOT
 
 DIVIDE = """
 import numpy as np
-from common.kernels import simd
+from common.execution.cpu import simd
 from stages.m4_flash_attention.kernels import cpu_decode
 out = np.zeros(16, np.float32)
 cpu_decode._divide(np.ones(16, np.float32), np.full(1, 4, np.float32), 16, simd.width(16), out, 0)
@@ -47,7 +47,7 @@ def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout.strip()
 
     assert [divide(), divide()] == ["0.25 0", "0.25 1"]
-    source = tmp_path / "common" / "kernels" / "simd.py"
+    source = Path(compiled.__file__.replace(str(ROOT), str(tmp_path))).with_name("simd.py")
     product = "return builder.fmul(_splat(builder, args[0], vector.lanes), args[1], flags=FAST)"
     text = source.read_text()
     assert text.count(product) == 1

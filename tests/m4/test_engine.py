@@ -16,7 +16,7 @@ from benchmarks.stage_contestant import StageContestant
 from common import Engine
 from common.attention import TakesRaw
 from common.cli import run_app, stage_app
-from common.kernels.fused_cpu import CompiledOps
+from common.execution.cpu.fused_cpu import CompiledOps
 from common.models import PRESETS
 from common.models.ops import Ops
 from stages.m4_flash_attention.engine import build as build_m4
@@ -73,8 +73,8 @@ def test_fused_kernels_on_a_cpu_are_used_and_change_no_token(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton leaves the CPU alone")
 def test_a_single_decode_in_one_kernel_changes_no_token(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fused operations attention takes heads as the projection gives them, and the clock sees it."""
-    from common.kernels import triton_gemv
-    from common.kernels.fused import FusedOps
+    from common.execution.gpu import triton_gemv
+    from common.execution.gpu.fused import FusedOps
 
     monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 1)  # the interpreter runs one after another
     monkeypatch.setattr(triton_gemv, "BYTES_PER_PROGRAM", dict.fromkeys((1, 2, 4), 1 << 20))

@@ -10,7 +10,7 @@ import pytest
 
 from common import Engine, UserError
 from common.request import Request
-from common.trace import StepTrace
+from common.watch.trace import StepTrace
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, chain_hash
 from stages.m6_prefix_caching.kv_cache import PagedCache

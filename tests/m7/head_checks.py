@@ -6,7 +6,7 @@ import torch
 
 from common.models.ops import Ops
 from stages.m7_gptq.head import HeadWeight, Int8Head, TwinHead, round_rows
-from tests.kernels.cases import Inputs
+from tests.execution.cases import Inputs
 from tests.m7.weights import TOLERANCE, make_input
 
 

@@ -17,10 +17,10 @@ from tokenizers.models import WordLevel
 
 from common import UserError
 from common.models import load_model
-from common.models.gptq_folder import GPTQFolder
 from common.models.load import open_source
+from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 from stages.m7_gptq import calibrate
 from stages.m7_gptq import quantize as quantize_module
 from stages.m7_gptq.calibrate import PROJECTIONS, QuantizedLayer, quantize_layers

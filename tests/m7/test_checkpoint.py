@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common import UserError
-from common.models.gptq_checks import check_version
-from common.models.gptq_folder import GPTQFolder, Stored, fused_names, is_quantized_folder
 from common.models.load import open_source
-from common.models.packed import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
+from common.models.quantized_weight import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
+from common.models.sources.gptq_checks import check_version
+from common.models.sources.gptq_folder import GPTQFolder, Stored, fused_names, is_quantized_folder
 from common.models.weights import build_decoder
 from stages.m7_gptq.calibrate import PROJECTIONS
 from stages.m7_gptq.grid import round_to_nearest

@@ -98,8 +98,8 @@ class TestKernels:
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
     @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
     def test_norm_is_done_once(self, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-        from common.kernels import triton_elementwise
-        from common.kernels.fused import FusedOps
+        from common.execution.gpu import triton_elementwise
+        from common.execution.gpu.fused import FusedOps
         from stages.m7_gptq.kernels import triton_int8
 
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 4)

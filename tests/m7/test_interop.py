@@ -10,7 +10,7 @@ pytest.importorskip("gptqmodel", reason="GPTQModel has an environment of its own
 
 from benchmarks.gptq_interop import ACT_ORDER, OURS, compare
 from common.config import DEFAULT_MODEL
-from common.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer
 from stages.m7_gptq import texts
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.models.linear import Linear, PackedLinear
-from common.models.packed import concatenate
+from common.models.quantized_weight import concatenate
 from stages.m7_gptq import cpu_linear
 from stages.m7_gptq.cpu_linear import DEQUANTIZE_TOKENS, CpuInt4Linear
 from stages.m7_gptq.linear import (

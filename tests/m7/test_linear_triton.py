@@ -10,9 +10,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from common.kernels.fused import FusedOps
+from common.execution.gpu.fused import FusedOps
 from common.models.layers import RMSNorm
-from common.models.packed import QuantizedWeight
+from common.models.quantized_weight import QuantizedWeight
 from stages.m7_gptq.kernels import triton_config, triton_gemv
 from stages.m7_gptq.kernels.triton_dequantize import dequantize
 from stages.m7_gptq.kernels.triton_gemv import gemv
@@ -20,7 +20,7 @@ from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
 from stages.m7_gptq.kernels.triton_tiles import _even_parts, tiles
 from stages.m7_gptq.triton_linear import TritonInt4Linear
 from tests.depth import DEEP, by_depth
-from tests.kernels.cases import Inputs
+from tests.execution.cases import Inputs
 from tests.m7.weights import GROUPS, check, check_fused, make_input, make_weight
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the same kernels compiled")
@@ -89,7 +89,7 @@ def test_norm_silu_and_residual_are_each_done_once(
 
 def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch, two_programs: None) -> None:
     """The kernels between the products have nothing to do then."""
-    from common.kernels import triton_elementwise
+    from common.execution.gpu import triton_elementwise
 
     layer = TritonInt4Linear(make_weight(128, 64, 64), HALF, CPU)
     monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))

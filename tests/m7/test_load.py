@@ -9,8 +9,8 @@ import torch
 
 from common.models.decoder import Decoder
 from common.models.linear import Linear, Projection
-from common.models.packed import QuantizedWeight, pack
-from common.models.random_weights import RandomSource
+from common.models.quantized_weight import QuantizedWeight, pack
+from common.models.sources.random_weights import RandomSource
 from common.models.weights import Shape, build_decoder, tensor_shapes
 from stages.m7_gptq.cpu_linear import CpuInt4Linear
 from stages.m7_gptq.linear import Permuted, SideBySide

@@ -12,8 +12,8 @@ from benchmarks.contestant import Setting
 from benchmarks.stage_contestant import StageContestant
 from common import Engine, SamplingParams, UserError
 from common.config import DEFAULT_MODEL
-from common.models.gptq_folder import GPTQFolder, fused_names
 from common.models.linear import Linear
+from common.models.sources.gptq_folder import GPTQFolder, fused_names
 from stages.m7_gptq.cpu_linear import CpuInt4Linear
 from stages.m7_gptq.quantize import quantize
 from stages.m7_gptq.settings import Settings

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import stages
 from common import Engine, UserError
-from common.models.gptq_folder import fused_names
 from common.models.load import open_source
-from common.models.nf4 import BLOCK, STATE, VALUES, NF4Weight, table
-from common.models.nf4_folder import NF4Folder
+from common.models.sources.gptq_folder import fused_names
+from common.models.sources.nf4 import BLOCK, STATE, VALUES, NF4Weight, table
+from common.models.sources.nf4_folder import NF4Folder
 from stages.m7_gptq import calibrate
 from stages.m7_gptq import quantize as quantize_module
 from stages.m7_gptq.calibrate import quantize_layers

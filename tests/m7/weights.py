@@ -6,8 +6,8 @@ import torch
 
 from common.models.linear import Linear, Projection
 from common.models.ops import Ops
-from common.models.packed import QuantizedWeight, pack
-from tests.kernels.cases import Inputs
+from common.models.quantized_weight import QuantizedWeight, pack
+from tests.execution.cases import Inputs
 
 SMOLLM2 = {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)}
 QWEN3 = {"qkv": (1024, 4096), "o": (2048, 1024), "gate_up": (1024, 6144), "down": (3072, 1024)}

@@ -8,6 +8,6 @@ import pytest
 @pytest.fixture(scope="session")
 def embedded_folder() -> Path:
     """The embedded model, converted once in the user's own cache."""
-    from common.models.embedded import open_embedded
+    from common.models.sources.embedded import open_embedded
 
     return open_embedded().folder

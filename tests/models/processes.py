@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.models.processes", "tests.m7.stopping", "common.models.gguf_file"])
+FORKS.set_forkserver_preload(["tests.models.processes", "tests.m7.stopping", "common.models.sources.gguf_file"])
 
 
 def start(log: Path, work: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -35,7 +35,7 @@ def load_embedded(cache: Path) -> None:
 
 
 def convert_at_once(together: Barrier, gguf_path: Path, folder: Path) -> None:
-    from common.models.embedded import convert
+    from common.models.sources.embedded import convert
 
     together.wait(60)
     convert(gguf_path, folder)

@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 
 from common import UserError
-from common.models import embedded, load_model, load_tokenizer
-from common.models.embedded import convert, find_gguf, open_embedded
+from common.models import load_model, load_tokenizer
+from common.models.sources import embedded
+from common.models.sources.embedded import convert, find_gguf, open_embedded
 from tests.helpers import all_logits
 from tests.models import gguf_writer, reference
 from tests.models.processes import FORKS, convert_at_once, load_embedded, start

@@ -10,8 +10,8 @@ import torch
 
 from common import UserError
 from common.models import PRESETS, Decoder, load_model, load_tokenizer
-from common.models import hub as hub_module
 from common.models import load as load_module
+from common.models.sources import hub as hub_module
 from tests.helpers import all_logits, greedy
 from tests.models import reference
 

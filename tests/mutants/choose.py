@@ -16,8 +16,8 @@ AREAS = {
                   "stages/*/preemption.py"],
     "caches": ["common/kv_cache.py", "stages/*/kv_cache.py", "stages/*/block_pool.py", "stages/*/*_index.py"],
     "sampler": ["common/sampler.py", "common/sampling_params.py"],
-    "kernels": ["common/kernels/*.py", "stages/*/kernels/*.py", "stages/*/backends/*.py", "stages/*/fast/**/*.py"],
-    "loaders": ["common/models/*.py", "common/tokenizer.py"],
+    "kernels": ["common/execution/?pu/*.py", "stages/*/fast/**/*.py"],
+    "loaders": ["common/models/**/*.py", "common/text/tokenizer.py"],
     "server": ["common/serving/*.py"],
 }  # fmt: skip
 """Patterns of the files in which faults are made."""
@@ -84,7 +84,11 @@ class Contexts:
         if "@compiled" not in (text := _text(self._files.get(name))) and "@njit" not in text:
             return set()
         module = name.removesuffix(".py").replace("/", ".")
-        users = [user for user, modules in self._imports.items() if module in modules and "kernels" not in user]
+        users = [
+            user
+            for user, modules in self._imports.items()
+            if module in modules and "kernels" not in user and "execution" not in user
+        ]
         return {test for user in users for tests in self._of(user).values() for test in tests}
 
     def _of(self, name: str) -> dict[int, set[str]]:
@@ -96,6 +100,10 @@ class Contexts:
                 for line, contexts in found.items()
             }
         return self._lines[name]
+
+
+def _is_kernel(name: str) -> bool:
+    return "/kernels/" in name or "/execution/" in name
 
 
 def _below(root: Path, path: Path) -> str | None:

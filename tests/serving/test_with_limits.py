@@ -14,13 +14,13 @@ from pydantic import BaseModel, ValidationError
 
 from common import Engine
 from common.errors import UserError
-from common.prompts import Prompt
 from common.serving import parameters
 from common.serving.gate import salt_of
 from common.serving.options import ServerOptions
 from common.serving.schema import ChatRequest, CompletionRequest
 from common.serving.server import listen
 from common.serving.service import LONG_TEXT
+from common.text.prompts import Prompt
 from tests.serving.running import TINY, Running, Steps, error_of, slow_down, wait_until
 
 Serve = Callable[..., Running]

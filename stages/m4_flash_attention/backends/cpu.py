@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.batch import RaggedBatch
-from common.kernels.arrays import BITS, ONE_AT_A_TIME, bits, flat
+from common.execution.cpu.arrays import BITS, ONE_AT_A_TIME, bits, flat
 from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch, store_rows
@@ -37,7 +37,7 @@ class CpuBackend:
     """Threads: as many as PyTorch uses; the two pools take turns, so they do not compete for cores."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        from common.kernels import simd
+        from common.execution.cpu import simd
         from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
 
         self._decode, self._prefill = cpu_decode.decode, cpu_prefill.prefill

@@ -8,7 +8,7 @@ import os
 import torch
 
 from common.batch import RaggedBatch
-from common.kernels.launch import launch_options
+from common.execution.gpu.launch import launch_options
 from common.models.decoder import DecoderLayer
 from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from common.kernels.compiled import compiled
-from common.kernels.simd import (
+from common.execution.cpu.compiled import compiled
+from common.execution.cpu.simd import (
     LANES,
     LOG2E,
     at_address,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from common.kernels.compiled import compiled
-from common.kernels.cpu_elementwise import norm_row, rotate_row
-from common.kernels.simd import at_address, load, store
+from common.execution.cpu.compiled import compiled
+from common.execution.cpu.cpu_elementwise import norm_row, rotate_row
+from common.execution.cpu.simd import at_address, load, store
 
 # pyright: basic
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.kernels.launch import launch_options
+from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm
 from stages.m4_flash_attention.kernels.triton_config import raw_config
 from stages.m4_flash_attention.kernels.triton_parts import (

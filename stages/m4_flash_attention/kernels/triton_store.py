@@ -30,7 +30,7 @@ def store_kernel(
 
 def store(kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, launch: dict[str, Any]) -> None:
     """k, v [T, Hkv, D] (rows may lie apart) into one layer's kv [2, num_blocks, block_size, Hkv, D].
-    launch: of `common.kernels.launch`."""
+    launch: of `common.execution.gpu.launch`."""
     row = k.shape[1] * k.shape[2]
     kernel: Any = store_kernel[(k.shape[0],)]
     padded = triton.next_power_of_2(row)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from common.kernels.compiled import compiled
+from common.execution.cpu.compiled import compiled
 
 # pyright: basic
 

@@ -1,6 +1,6 @@
 """A few tokens times a 4-bit weight: as fast as the weight can be read, and what stands beside it is done on the way.
 
-This is `common.kernels.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
+This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
 kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the
 registers that it was read into, as the operand of the tensor cores. Nothing lies in shared memory, so that kernels far
@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.kernels.triton_elementwise import silu_times
+from common.execution.gpu.triton_elementwise import silu_times
 from stages.m7_gptq.kernels.triton_config import gemv_config
 from stages.m7_gptq.kernels.triton_layout import TritonWeight
 from stages.m7_gptq.kernels.triton_tiles import MAGIC
@@ -173,7 +173,7 @@ def gemv(
     config: dict[str, int] | None = None,
 ) -> torch.Tensor:
     """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight, of up to `MOST_INPUTS`: [T, out], or
-    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.kernels.triton_gemv.gemv`.
+    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.execution.gpu.triton_gemv.gemv`.
 
     config: ROWS of a program, 16 or 32, and WARPS; None takes the table's."""
     rows, warps = (config or gemv_config(weight.in_features, weight.out_features)).values()

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.kernels.triton_gemv import GemvConfig
+from common.execution.gpu.triton_gemv import GemvConfig
 
 # pyright: basic
 
@@ -57,7 +57,7 @@ def gemv_kernel(
     ROWS: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A program has OUT rows of `width` words: as `common.kernels.triton_gemv`, which says what NORM and ADD are."""
+    """A program has OUT rows of `width` words: as `execution.gpu.triton_gemv`, which says what NORM and ADD are."""
     if EARLY:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
@@ -146,7 +146,7 @@ def gemv(
     add_to: torch.Tensor | None = None,
     config: GemvConfig | None = None,
 ) -> torch.Tensor:
-    """x [T, in], T up to 4, times the weight: [T, out]. norm, eps, add_to: as `common.kernels.triton_gemv.gemv`."""
+    """x [T, in], T up to 4, times the weight: [T, out]. norm, eps, add_to: as `execution.gpu.triton_gemv.gemv`."""
     rows, (outputs, width) = x.shape[0], words.shape
     config = config or gemv_config(width)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.models.packed import QuantizedWeight, pack
+from common.models.quantized_weight import QuantizedWeight, pack
 
 BLOCK = 128
 

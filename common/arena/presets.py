@@ -1,0 +1,197 @@
+"""What a race can be about: prompts that show one claim each, small enough for an audience to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import require, unknown
+
+MOST_PROMPTS = 16
+MOST_CHARACTERS = 8000
+"""Of an audience's own prompts: as many as the page can show, as long as the context can hold."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt of a race.
+
+    title: what a viewer sees; the prompt itself may be long.
+    n: so many samples of it, drawn at random; one is the likeliest answer.
+    after: seconds after the start that it arrives.
+    after_tokens: instead, when the first prompt's answer has so many tokens, so that it meets every stage at work.
+    """
+
+    title: str
+    prompt: str
+    max_tokens: int
+    system: str = ""
+    n: int = 1
+    after: float = 0.0
+    after_tokens: int | None = None
+
+    def messages(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.prompt}]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """claim: one sentence; watch: the figure that shows it (a key of `figures.FIGURES`).
+
+    kv_tokens, max_num_seqs, max_model_len: the engines' limits, the same for every stage. needs: the first stage that
+    has something to show.
+    """
+
+    key: str
+    title: str
+    claim: str
+    watch: str
+    asks: tuple[Ask, ...]
+    kv_tokens: int = 4096
+    max_num_seqs: int = 8
+    max_model_len: int = 512
+    needs: int = 0
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _asks(max_tokens: Sequence[int], questions: Sequence[str], **options: Any) -> tuple[Ask, ...]:
+    return tuple(Ask(q, q, most, **options) for q, most in zip(questions, max_tokens, strict=True))
+
+
+QUESTIONS = (
+    "Tell a short story about a lighthouse.",
+    "Name a colour.",
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Explain how rain forms.",
+    "What is 2 + 2?",
+    "Name a planet.",
+    "Say hello in French.",
+    "Describe a walk in the woods.",
+    "Name an animal.",
+    "Which day follows Monday?",
+    "Give a word that rhymes with cat.",
+)
+_SENTENCE = "Visitor {number} wrote that the museum's {room} room was {word}, and that the light was good. "
+_ROOMS, _WORDS = ("blue", "old", "glass", "map", "stone"), ("quiet", "crowded", "splendid", "too warm")
+LONG_TEXT = "".join(
+    _SENTENCE.format(number=n, room=_ROOMS[n % len(_ROOMS)], word=_WORDS[n % len(_WORDS)]) for n in range(1, 61)
+)
+RULES = "You are the guide of a small museum. Answer in one short sentence. These are the house rules. " + "".join(
+    f"Rule {n}: in the {_ROOMS[n % len(_ROOMS)]} room, guests may {verb}, but never before {8 + n % 5} in the morning. "
+    for n, verb in enumerate(
+        ("sit down", "take pictures", "speak softly", "draw", "drink water", "ask questions") * 4, 1
+    )
+)
+
+PRESETS = (
+    Preset(
+        "many",
+        "Many short requests",
+        "Twelve questions, room for four: a static batch waits for its longest answer; from m2 on whoever is done "
+        "makes room at once.",
+        "speed",
+        _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS),
+        kv_tokens=4 * 256,
+        max_num_seqs=4,
+        max_model_len=256,
+    ),
+    Preset(
+        "long",
+        "A long prompt arrives",
+        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all stand still until "
+        "it is read; m5 reads it in pieces.",
+        "gap",
+        (
+            *_asks((110, 110, 110), (QUESTIONS[0], QUESTIONS[4], QUESTIONS[8])),
+            Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24),
+        ),
+        kv_tokens=4 * 1536,
+        max_num_seqs=4,
+        max_model_len=1536,
+        options={"prefill_chunk_size": 128},
+    ),
+    Preset(
+        "shared",
+        "A shared system prompt",
+        "Six questions, one after the other, all under the same long instructions: m6 has read them before.",
+        "ttft",
+        tuple(
+            Ask(q, q, 20, system=RULES, after=1.2 * number)
+            for number, q in enumerate(
+                (
+                    "May I draw in the glass room?",
+                    "When may I sit down?",
+                    "Is there water?",
+                    "May I take pictures?",
+                    "How loud may I speak?",
+                    "Where may I ask questions?",
+                )
+            )
+        ),
+        kv_tokens=6 * 1024,
+        max_num_seqs=6,
+        max_model_len=1024,
+    ),
+    Preset(
+        "memory",
+        "Memory pressure",
+        "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to whoever "
+        "needs one, until somebody must step back.",
+        "together",
+        _asks((120,) * 10, [f"{q} Take your time." for q in QUESTIONS[:10]]),
+        kv_tokens=768,
+        max_num_seqs=10,
+        max_model_len=256,
+    ),
+    Preset(
+        "samples",
+        "Six samples of one prompt",
+        "Six answers to the same question: from m3 on they share the blocks of the prompt and copy one only when they "
+        "write into it.",
+        "memory",
+        (Ask(QUESTIONS[0], f"{RULES[:1100]} {QUESTIONS[0]}", 96, n=6),),
+        kv_tokens=6 * 512,
+        max_num_seqs=6,
+    ),
+    Preset(
+        "weights",
+        "int4 against bf16",
+        "One answer, one token after the other: every step reads all weights, and m7's take a quarter of the memory.",
+        "speed",
+        (Ask(QUESTIONS[0], QUESTIONS[0], 160),),
+        kv_tokens=512,
+        max_num_seqs=1,
+        needs=7,
+    ),
+)
+OWN = Preset("own", "Your own prompts", "One prompt a line; each answer has up to 96 tokens.", "speed", ())
+
+
+def presets_for(stages: Sequence[int]) -> list[Preset]:
+    """Those that show something with these stages."""
+    return [preset for preset in PRESETS if any(stage >= preset.needs for stage in stages)]
+
+
+def find(key: str, stages: Sequence[int], prompts: Sequence[str] = ()) -> Preset:
+    """A preset by its key; `own` is made of `prompts`. Raises `UserError` for what does not exist or is too much."""
+    if key == OWN.key:
+        return own(prompts)
+    known = {preset.key: preset for preset in presets_for(stages)}
+    if key not in known:
+        raise unknown("preset", key, [*known, OWN.key])
+    return known[key]
+
+
+def own(prompts: Sequence[str]) -> Preset:
+    texts = [text.strip() for text in prompts if text.strip()]
+    require(bool(texts), "no prompt: write one a line, or give --prompt in a terminal, once for each")
+    require(len(texts) <= MOST_PROMPTS, f"{len(texts)} prompts: {MOST_PROMPTS} is the most that a race takes")
+    require(
+        all(len(text) <= MOST_CHARACTERS for text in texts),
+        f"a prompt is over {MOST_CHARACTERS:,} characters: shorten it",
+    )
+    asks = tuple(Ask(text[:60], text, 96) for text in texts)
+    return Preset(OWN.key, OWN.title, OWN.claim, OWN.watch, asks, 4 * 2048, 8, 2048)

@@ -1,0 +1,215 @@
+"""One race of one engine, told as events."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from common.arena.figures import Figures
+from common.arena.memory_map import MemoryMap
+from common.arena.presets import Ask
+from common.engine import Engine
+from common.kv_cache import PrefixCache, Region
+from common.outputs import RequestOutput
+from common.sampling_params import SamplingParams
+from common.watch.trace import StepTrace
+
+IDLE_SLEEP = 0.002
+Tell = Callable[[dict[str, Any]], None]
+
+
+def answers_of(asks: Sequence[Ask]) -> list[tuple[int, int]]:
+    """(number of the ask, sample) of each answer: events speak of answers by their place in this list."""
+    return [(number, sample) for number, ask in enumerate(asks) for sample in range(ask.n)]
+
+
+def encode(engine: Engine, ask: Ask) -> list[int]:
+    """A model without a tokenizer gets the bytes of the text as token ids."""
+    tokenizer = engine.tokenizer
+    if tokenizer is None:
+        text = ask.system + ask.prompt
+        return [byte % engine.runner.model.config.vocab_size for byte in text.encode()]
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(f"{ask.system}\n{ask.prompt}".strip())
+    return tokenizer.chat(ask.messages())
+
+
+class Run:
+    """One race of one engine."""
+
+    def __init__(self, engine: Engine, asks: Sequence[Ask], salt: str, tell: Tell, stop: threading.Event) -> None:
+        self._engine, self._asks, self._tell, self._stop = engine, asks, tell, stop
+        self._name = salt
+        self._salt: dict[str, Any] = {"cache_salt": salt} if _takes_salt(engine) else {}
+        self._prompts = [encode(engine, ask) for ask in asks]
+        answers = answers_of(asks)
+        # the engine's id of each answer; the samples of a prompt have its id and their number
+        ids = [f"{salt}-{number}" + (f"#{sample}" if sample else "") for number, sample in answers]
+        self._answer = {id: index for index, id in enumerate(ids)}
+        self._text = [0] * len(ids)
+        self._tokens = [0] * len(ids)
+        self._done = [False] * len(ids)
+        self._first = [answers.index((number, 0)) for number in range(len(asks))]
+        self._figures = Figures(len(ids))
+        self._map = MemoryMap(self._answer)
+        self._seen = -1  # index of the last step that was told
+        self._start = 0.0
+        self._cost = 0.0
+
+    def prepared(self, threads: int) -> None:
+        engine = self._engine
+        usage = engine.scheduler.cache.usage()
+        blocks = getattr(engine.scheduler.cache, "block_size", None)
+        self._tell(
+            {
+                "event": "prepared",
+                "model": engine.config.model,
+                "dtype": str(engine.config.torch_dtype).removeprefix("torch."),
+                "threads": threads,
+                "capacity": usage.capacity,
+                "row": blocks or getattr(engine.scheduler.cache, "row_length", None) or engine.max_model_len,
+                "paged": blocks is not None,
+                "answers": [
+                    {
+                        "title": self._asks[number].title + (f" ({sample + 1})" if self._asks[number].n > 1 else ""),
+                        "prompt_tokens": len(self._prompts[number]),
+                        "max_tokens": self._asks[number].max_tokens,
+                    }
+                    for number, sample in answers_of(self._asks)
+                ],
+            }
+        )
+
+    def check(self) -> None:
+        """Every prompt goes to the engine once and leaves again: what cannot run is refused here, with `UserError`, and
+        not in the middle of the race."""
+        try:
+            for number in range(len(self._asks)):
+                self._add(number, time.perf_counter())
+        finally:
+            self._clear()
+
+    def play(self) -> None:
+        """From the first request to the last token, or to `stop`. Whatever happens, nothing is left in the engine."""
+        engine = self._engine
+        engine.reset_prefix_cache()  # of the warm-up, and of races before
+        trace = engine.trace = StepTrace(max_steps=8, regions=True)
+        waiting = list(range(len(self._asks)))
+        self._start = time.perf_counter()
+        self._tell({"event": "started"})
+        try:
+            while (waiting or engine.has_unfinished) and not self._stop.is_set():
+                waiting = [number for number in waiting if not self._arrives(number)]
+                if engine.has_unfinished:
+                    self._report(engine.step())
+                else:
+                    time.sleep(IDLE_SLEEP)
+            stopped = self._stop.is_set()
+            end = self._now()
+        finally:
+            self._clear()
+            engine.trace = None
+        self._tell(
+            {
+                "event": "ended",
+                "t": round(end, 4),
+                "stopped": stopped,
+                "kv": self._changes(engine.scheduler.cache.regions()),
+                "figures": self._figures.at_the_end(end),
+                "cost": round((self._cost + trace.cost) / end, 4),
+            }
+        )
+
+    def _changes(self, held: Iterable[Region]) -> dict[str, Any]:
+        """Of the memory's picture: what requests hold, and what a prefix cache keeps of those that have ended."""
+        cache = self._engine.scheduler.cache
+        kept = cache.kept_regions() if isinstance(cache, PrefixCache) else []
+        return self._map.changes([*kept, *held])  # a region that somebody holds again counts as held
+
+    def _clear(self) -> None:
+        for number in range(len(self._asks)):
+            self._engine.abort(self._id(number))
+        while self._engine.has_unfinished:
+            self._engine.step()
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._start
+
+    def _id(self, number: int) -> str:
+        return f"{self._name}-{number}"
+
+    def _arrives(self, number: int) -> bool:
+        """Hand a prompt to the engine if its time has come. One that fell due during a step has waited since then."""
+        ask, now = self._asks[number], self._now()
+        due = ask.after
+        if ask.after_tokens is not None:
+            if self._tokens[0] < ask.after_tokens and not self._done[0]:
+                return False
+            due = now
+        if due > now:
+            return False
+        self._add(number, self._start + due)
+        answers = [self._first[number] + sample for sample in range(ask.n)]
+        self._figures.arrivals.update(dict.fromkeys(answers, due))
+        self._tell({"event": "arrived", "t": round(due, 4), "answers": answers})
+        return True
+
+    def _add(self, number: int, arrival: float) -> None:
+        ask = self._asks[number]
+        seeded = SamplingParams(max_tokens=ask.max_tokens, n=ask.n, temperature=0.8 if ask.n > 1 else 0.0, seed=number)
+        self._engine.add_request(
+            self._prompts[number], seeded, request_id=self._id(number), arrival_time=arrival, **self._salt
+        )
+
+    def _report(self, outputs: Sequence[RequestOutput]) -> None:
+        trace = self._engine.trace
+        assert trace is not None
+        if not trace.steps or trace.steps[-1].index == self._seen:
+            return
+        began = time.perf_counter()
+        record = trace.steps[-1]
+        self._seen = record.index
+        end = record.begin + record.duration - self._start
+        gained = [one for output in outputs for one in self._gained(output)]
+        ended = sum(reason is not None for *_, reason in gained)
+        self._figures.step(end, [(a, n) for a, _, n, _ in gained if n], ended, record.running, record.kv_reserved)
+        self._tell(
+            {
+                "event": "step",
+                "begin": round(record.begin - self._start, 4),
+                "t": round(end, 4),
+                "chunks": [[self._answer[c.request_id], c.kind, c.length] for c in record.chunks],
+                "preempted": [self._answer[id] for id in record.preempted],
+                "gained": gained,
+                "waiting": record.waiting,
+                "running": record.running,
+                "reserved": record.kv_reserved,
+                "stored": record.kv_stored,
+                "kv": self._changes(record.regions or ()),
+                "figures": self._figures.now(),
+            }
+        )
+        self._cost += time.perf_counter() - began
+
+    def _gained(self, output: RequestOutput) -> list[tuple[int, str, int, str | None]]:
+        """What the answers of one prompt have gained since the last step."""
+        gained: list[tuple[int, str, int, str | None]] = []
+        for sample in output.outputs:
+            answer = self._answer[output.request_id] + sample.index
+            if self._done[answer]:
+                continue
+            text = sample.text if self._engine.tokenizer else "".join(f"{token} " for token in sample.token_ids)
+            count = len(sample.token_ids)
+            if count > self._tokens[answer] or sample.finish_reason:
+                gained.append((answer, text[self._text[answer] :], count - self._tokens[answer], sample.finish_reason))
+            self._text[answer], self._tokens[answer] = len(text), count
+            self._done[answer] = sample.finish_reason is not None
+        return gained
+
+
+def _takes_salt(engine: Engine) -> bool:
+    """A stage with a prefix cache: every race starts with nothing that an earlier one left behind."""
+    return "cache_salt" in inspect.signature(engine.add_request).parameters

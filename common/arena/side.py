@@ -1,0 +1,115 @@
+"""One side of a race, seen from outside: the process of a stage, and the events that it tells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+LAST = {"prepare": ("prepared", "failed"), "play": ("ended", "failed")}
+"""The event after which a command is done."""
+
+
+class Side:
+    """`folder`: of the stage, such as `m1_kv_cache`; `arguments`: of its command line, such as `--model`, `...`.
+
+    A process that has ended, or was ended while it loaded, is started anew for the next race.
+    """
+
+    def __init__(self, folder: str, arguments: Sequence[str]) -> None:
+        self.stage = folder.split("_")[0]
+        self.title = f"{self.stage} {folder.partition('_')[2].replace('_', ' ')}"
+        self.number = int(self.stage[1:])
+        self._command = [sys.executable, "-m", f"stages.{folder}", "play", *arguments]
+        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
+        self._loads = False
+        self._start()
+
+    def _start(self) -> None:
+        self._log.seek(0)
+        self._log.truncate()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the sides
+        )
+        Thread(target=self._read, args=(self._process, self._events), daemon=True).start()
+
+    def do(self, line: str) -> Iterator[Event]:
+        """Send a command; its events as they come, the last one included. A process that has ended is a failure."""
+        command = json.loads(line)["do"]
+        last = LAST[command]
+        if command == "prepare" and self._process.poll() is not None:
+            self._close_input()
+            self._start()
+        self._loads = command == "prepare"
+        self._send(line)
+        while True:
+            event = self._events.get()
+            over = event is None or event["event"] in last
+            self._loads = self._loads and not over
+            if event is None:
+                self._events.put(None)  # the end stays the end
+                event = {"event": "failed", "message": self._last_words()}
+            yield event
+            if over:
+                return
+
+    def stop(self) -> None:
+        """End the run that is on; its `ended` follows. Loading has nothing to come back from: its process is ended."""
+        if self._loads:
+            self._process.kill()
+        self._send(json.dumps({"do": "stop"}) + "\n")
+
+    def close(self) -> None:
+        """End the process: it leaves when its input closes, and is killed where it does not."""
+        self._close_input()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _close_input(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+
+    def _send(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # it has ended: `do` finds out
+            if self._process.stdin is not None:
+                self._process.stdin.write(line)
+                self._process.stdin.flush()
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], events: queue.SimpleQueue[Event | None]) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                if line.endswith("\n"):  # not the half of one that a process leaves which is killed
+                    events.put(json.loads(line))
+        events.put(None)
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        said = lines[-1].removeprefix("error: ") if lines else f"exit status {self._process.returncode}"
+        return f"its process has ended: {said}"

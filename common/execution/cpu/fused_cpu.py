@@ -1,0 +1,89 @@
+"""The operations of `Ops` that PyTorch makes of many calls on a CPU, each as one compiled kernel (Numba). The matrix
+products stay the library's; queries and keys are normalised and rotated by the attention that stores them, where it
+can (`common.attention.TakesRaw`). The first use on a machine compiles for some seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.execution.cpu import cpu_elementwise as kernels
+from common.execution.cpu.arrays import BITS, ONE_AT_A_TIME, bits
+from common.execution.cpu.simd import LANES, width
+from common.models.layers import RMSNorm
+from common.models.linear import Projection
+from common.models.ops import Ops
+
+Kernel = Callable[..., None]
+Lanes = tuple[int, ...]
+
+ALONE = 1 << 15
+"""Numbers that one thread is done with before others have woken up."""
+
+FORMATS = {dtype: bits(torch.empty(0, dtype=dtype)) for dtype in BITS}
+
+
+@cache
+def lanes_for(size: int) -> Lanes | None:
+    """The widest vectors of which a row of `size` numbers is made; None: of none."""
+    return next((width(n) for n in (64, 32, LANES) if size % n == 0), None)
+
+
+def _takes(*tensors: torch.Tensor) -> bool:
+    """The kernels get addresses and look at nothing else, so whatever they do not expect is the definition's."""
+    dtype = tensors[0].dtype
+    return dtype in BITS and all(x.dtype == dtype and x.device.type == "cpu" and x.is_contiguous() for x in tensors)
+
+
+def _run(
+    alone: Kernel, in_threads: Kernel, given: tuple[Any, ...], rows: int, size: int, lanes: Lanes, out: torch.Tensor
+) -> None:
+    """A kernel over all rows of `out`, [rows, size], by one thread or by as many as PyTorch uses."""
+    if out.numel() <= ALONE:
+        alone(*given, 0, rows, size, lanes, out.data_ptr())
+    else:
+        with ONE_AT_A_TIME:
+            in_threads(*given, rows, size, lanes, torch.get_num_threads(), out.data_ptr())
+
+
+class CompiledOps(Ops):
+    """The same numbers as the definition, but for the order of a sum."""
+
+    fused = True
+
+    def __init__(self) -> None:
+        self._weights: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
+
+    def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        size = x.shape[-1]
+        lanes = lanes_for(size)
+        if lanes is None or not _takes(x, norm.weight) or norm.weight.numel() != size:
+            return norm(x)
+        out = torch.empty_like(x)
+        given = x.data_ptr(), self._bits_of(norm.weight), norm.eps
+        _run(kernels.norm, kernels.norm_in_threads, given, x.numel() // size, size, lanes, out)
+        return out
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        rows, size = len(gate_up), gate_up.shape[-1] // 2
+        lanes = lanes_for(size)
+        if lanes is None or not _takes(gate_up) or gate_up.dim() != 2 or gate_up.shape[-1] % 2:
+            return super().swiglu(gate_up)
+        out = gate_up.new_empty(rows, size)
+        given = gate_up.data_ptr(), FORMATS[gate_up.dtype]
+        _run(kernels.swiglu, kernels.swiglu_in_threads, given, rows, size, lanes, out)
+        return out
+
+    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+        return x.add_(proj(y))
+
+    def _bits_of(self, weight: torch.Tensor) -> np.ndarray:
+        """Made once; the tensor is kept, so that no other one gets its address."""
+        address = weight.data_ptr()
+        if address not in self._weights:
+            self._weights[address] = weight, bits(weight)
+        return self._weights[address][1]

@@ -1,0 +1,83 @@
+"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
+
+norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
+the library's matrix products, which are at their best there, with fused kernels between them. An attention that takes
+heads as the projection gives them (`common.attention.TakesRaw`) does the second of these itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample
+from common.execution.gpu.launch import launch_options
+from common.models.layers import RMSNorm, RotaryEmbedding
+from common.models.linear import Adds, Fuses, Linear, Projection
+from common.models.ops import Ops
+
+
+class FusedOps(Ops):
+    """Safe to capture in a CUDA graph: nothing is read on the host.
+
+    overlap: kernels may start while the one in front of them still runs, where the GPU can do that.
+    """
+
+    fused = True
+
+    def __init__(self, device: torch.device, overlap: bool = True) -> None:
+        self.launch = launch_options(device, overlap)
+
+    def embed(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return triton_elementwise.embed(input_ids, positions, embedding, rotary.table, self.launch)
+
+    def norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        return triton_elementwise.norm(x, norm.weight, norm.eps, self.launch)
+
+    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return triton_elementwise.swiglu(gate_up, self.launch)
+
+    def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
+        if (few := _kernel_for_few(proj, len(x))) is not None:
+            return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
+        return proj(self.norm(x, norm))
+
+    def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
+        if (few := _kernel_for_few(gate_up, len(x), gated=True)) is not None:
+            return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
+        return self.swiglu(gate_up(self.norm(x, norm)))
+
+    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+        if (few := _kernel_for_few(proj, len(x))) is not None:
+            return few(y, launch=self.launch, add_to=x)
+        return proj.add_to(x, y) if isinstance(proj, Adds) else x + proj(y)
+
+    def norm_rotate(
+        self,
+        heads: torch.Tensor,
+        num_q: int,
+        q_norm: RMSNorm | None,
+        k_norm: RMSNorm | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        if q_norm is None or k_norm is None:
+            return triton_elementwise.norm_rotate(heads, num_q, None, None, 0.0, cos, sin, self.launch)
+        weights = (q_norm.weight, k_norm.weight)
+        return triton_elementwise.norm_rotate(heads, num_q, *weights, q_norm.eps, cos, sin, self.launch)
+
+    def pick(
+        self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return triton_sample.pick(logits, temperature, noise, self.launch)
+
+
+def _kernel_for_few(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
+    """The matrix product for so few tokens that does its neighbours' work on the way; None: there is none."""
+    if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
+        return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
+    return proj.kernel_for_few(tokens, gated) if isinstance(proj, Fuses) else None

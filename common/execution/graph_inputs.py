@@ -1,0 +1,161 @@
+"""What CUDA graphs read: tensors that never move, filled anew for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from common.batch import HostBatch, RaggedBatch
+from common.execution.upload import aligned
+from common.plan import StepPlan
+
+T = TypeVar("T")
+
+MAX_PROMPTS = 32
+"""Most prompts in a replayed step. Attention starts programs for as many, and those of missing ones leave at once."""
+
+
+class StepShape(NamedTuple):
+    """The rows of a step: `decodes` sequences of one token each, then `prompt_tokens` of other sequences. Both parts
+    may end in padding."""
+
+    decodes: int
+    prompt_tokens: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.decodes + self.prompt_tokens
+
+
+@dataclass(slots=True)
+class Fields(Generic[T]):
+    """What the host tells the device about a step of at most R rows and B sequences, N of them decodes:
+
+    ids [R]        tokens that the host knows
+    source [R]     where in (tokens, ids) each row's input token stands
+    positions [R], slots [R], seq_lens [B], query_starts [B + 1], tables [B, M]   as in `RaggedBatch`
+    sampled [N]    the rows whose hidden states are wanted
+    """
+
+    ids: T
+    source: T
+    positions: T
+    slots: T
+    sampled: T
+    seq_lens: T
+    query_starts: T
+    tables: T
+
+
+class GraphInputs:
+    """The tensors in one piece of device memory; in front of them `tokens` [N], what the step before sampled, which the
+    device writes itself.
+
+    The rest comes from pinned memory, copied in one go but for the prompts' block tables. There are two pieces of that,
+    used in turn: the copy of the step in flight may not have begun when the next step is prepared.
+    """
+
+    def __init__(
+        self, largest: StepShape, max_model_len: int, block_size: int, spare_block: int, device: torch.device
+    ) -> None:
+        self.largest, self.max_model_len = largest, max_model_len
+        self.max_prompts = min(MAX_PROMPTS, largest.decodes) if largest.prompt_tokens else 0
+        self._spare_slot = spare_block * block_size
+        rows, sequences, width = largest.rows, largest.decodes + self.max_prompts, -(-max_model_len // block_size)
+        self._layout: list[tuple[torch.dtype, tuple[int, ...]]] = [
+            *[(torch.long, (rows,))] * 4,
+            (torch.long, (largest.decodes,)),
+            (torch.int32, (sequences,)),
+            (torch.int32, (sequences + 1,)),
+            (torch.int32, (sequences, width)),  # last: of the largest part only the rows in use are copied
+        ]
+        self._begin = aligned(8 * largest.decodes)
+        total = self._begin + sum(aligned(dtype.itemsize * prod(shape)) for dtype, shape in self._layout)
+        self._device = torch.zeros(total, dtype=torch.uint8, device=device)
+        self._fields = Fields(*self._parts(self._device))
+        self._fields.slots.fill_(self._spare_slot)  # a capture runs the steps for nobody
+        self._lookup = self._device[: self._begin + 8 * rows].view(torch.long)  # tokens, then ids
+        self._ids_at = self._begin // 8
+        self.tokens = self._lookup[: largest.decodes]
+        self._row_bytes = 4 * width
+        self._tables_at = total - aligned(sequences * self._row_bytes)
+
+        pinned = device.type == "cuda"
+        self._staging = [torch.zeros(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._host = [Fields(*(part.numpy() for part in self._parts(staging))) for staging in self._staging]
+        self._turn = 0
+
+    def _parts(self, memory: torch.Tensor) -> list[torch.Tensor]:
+        parts: list[torch.Tensor] = []
+        begin = self._begin
+        for dtype, shape in self._layout:
+            end = begin + dtype.itemsize * prod(shape)
+            parts.append(memory[begin:end].view(dtype).view(shape))
+            begin = aligned(end)
+        return parts
+
+    def prompts(self, shape: StepShape) -> int:
+        return self.max_prompts if shape.prompt_tokens else 0
+
+    def fill(self, plan: StepPlan, batch: HostBatch, shape: StepShape, rows: Mapping[str, int]) -> None:
+        """Put a step in the place of the last one. rows: where in `tokens` stands what a request sampled in the step
+        before, for those whose last token the host does not know.
+
+        Padding rows write to the spare block. Those of decodes read whatever block their table named last; those of
+        prompts belong to no sequence, and attention leaves their result undefined. Nobody reads either.
+        """
+        self._turn = 1 - self._turn
+        host, decodes, width = self._host[self._turn], batch.num_decodes, batch.tables.shape[1]
+        first, end, num_prompts = shape.decodes, shape.rows, len(batch.ends) - decodes
+        shift = first - decodes  # of the prompts' rows, by the padding in front of them
+        _lay_out(host.ids[:end], batch.input_ids, decodes, first, 0)
+        _lay_out(host.positions[:end], batch.positions, decodes, first, 0)
+        _lay_out(host.slots[:end], batch.slots, decodes, first, self._spare_slot)
+        _lay_out(host.seq_lens[: first + self.prompts(shape)], batch.ends, decodes, first, 1)
+        host.source[:end] = np.arange(self._ids_at, self._ids_at + end)
+        for chunk, last in zip(plan.chunks, (batch.begins[1:] - 1).tolist(), strict=True):
+            if chunk.waits_for_token:
+                host.source[last if last < decodes else last + shift] = rows[chunk.request.id]
+        indices = batch.logit_indices
+        host.sampled[: len(indices)] = np.where(indices < decodes, indices, indices + shift)
+        host.sampled[len(indices) : first] = 0
+        host.query_starts[: first + 1] = np.arange(first + 1)
+        host.query_starts[first + 1 : first + 1 + num_prompts] = batch.begins[decodes + 1 :] + shift
+        host.query_starts[first + 1 + num_prompts :] = batch.begins[-1] + shift
+        host.tables[:decodes, :width] = batch.tables[:decodes]
+        host.tables[first : first + num_prompts, :width] = batch.tables[decodes:]
+        self._copy(self._begin, self._tables_at + decodes * self._row_bytes)
+        if num_prompts:
+            prompts_at = self._tables_at + first * self._row_bytes
+            self._copy(prompts_at, prompts_at + num_prompts * self._row_bytes)
+
+    def _copy(self, begin: int, end: int) -> None:
+        self._device[begin:end].copy_(self._staging[self._turn][begin:end], non_blocking=True)
+
+    def batch(self, shape: StepShape) -> RaggedBatch:
+        """What a graph of this shape reads. Lengths are on the device, so the longest that may come counts."""
+        fields, sequences = self._fields, shape.decodes + self.prompts(shape)
+        return RaggedBatch(
+            input_ids=self._lookup.index_select(0, fields.source[: shape.rows]),
+            positions=fields.positions[: shape.rows],
+            query_start_loc=fields.query_starts[: sequences + 1],
+            seq_lens=fields.seq_lens[:sequences],
+            logit_indices=fields.sampled[: shape.decodes],
+            max_query_len=max(1, shape.prompt_tokens),
+            max_seq_len=self.max_model_len,
+            num_decodes=shape.decodes,
+            slot_mapping=fields.slots[: shape.rows],
+            block_tables=fields.tables[:sequences],
+        )
+
+
+def _lay_out(target: np.ndarray, values: np.ndarray, decodes: int, first: int, padding: int) -> None:
+    """Values of the decodes from the beginning on, the others from `first` on, padding wherever there are none."""
+    end = first + len(values) - decodes
+    target[:decodes], target[decodes:first] = values[:decodes], padding
+    target[first:end], target[end:] = values[decodes:], padding

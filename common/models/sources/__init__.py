@@ -1,0 +1,1 @@
+"""Where weights come from: a reader for each format."""

@@ -1,0 +1,212 @@
+"""Reads folders that transformers writes with bitsandbytes in NF4: safetensors in which a linear layer's `weight` holds
+packed codes, with `weight.absmax`, `weight.quant_map` and a description beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from common.errors import UserError, require
+from common.models.sources.gptq_checks import AGAIN, LARGEST_WEIGHT
+from common.models.sources.gptq_folder import is_quantized, linear_names
+from common.models.sources.hf_folder import open_weights, read_config, read_json, read_tensor
+from common.models.sources.nf4 import BLOCK, STATE, NF4Weight, table
+from common.models.weights import Shape, check_tensors, tensor_shapes
+from common.text.tokenizer import Tokenizer
+
+SHIFT = 0.2
+"""Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
+
+ZERO = 7
+"""The code of 0."""
+
+ZERO_BLOCKS = 0.5
+"""Share of blocks that hold nothing but zeros, from which something must be wrong: a model may have dead outputs."""
+
+SMALLEST = 1e-38
+"""A scale below it was no divisor: the block's codes say nothing."""
+
+NESTED_BLOCK = 256
+"""Scales that share a scale of their own, with double quantisation."""
+
+
+class NF4Folder:
+    """A model in NF4: a `ModelSource` whose linear layers are given dequantised."""
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder = folder
+        label = name or str(folder)
+        options = read_json(folder / "config.json")
+        quantization = cast(Mapping[str, Any], options.pop("quantization_config"))
+        self.double = check_description(label, quantization)
+        self.meta: object = quantization.get("meta")
+        """What its maker says about how it was made."""
+        self.config = read_config(folder, label, options)
+        self._files: dict[str, Any] = {}
+
+    @property
+    def note(self) -> str:
+        """What a reader of figures must know where the weights that `read` gives are used."""
+        return f"dequantised at load from NF4, blocks of {BLOCK}: no bytes are saved"
+
+    def tokenizer(self) -> Tokenizer | None:
+        return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
+
+    def check(self) -> None:
+        """Open the weight files, once; `UserError` unless every tensor is there in the shape that the configuration
+        says, and the first layer holds NF4. The numbers of the others are checked when they are read."""
+        if self._files:
+            return
+        files, shapes = open_weights(self.folder)
+        check_tensors(self.config, self._plain_shapes(shapes))
+        self._files = files
+        try:
+            for name in linear_names(0):
+                if f"{name}.{STATE}" in files:
+                    self.quantized(name)
+        except UserError:
+            self._files = {}
+            raise
+
+    def read(self, name: str, shape: Shape) -> torch.Tensor:
+        """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
+        self.check()
+        base = name.removesuffix(".weight")
+        if f"{base}.{STATE}" in self._files:
+            return self.quantized(base).dequantize()
+        tensor = read_tensor(self._files[name], self.config.name, name)
+        require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
+        return tensor
+
+    def quantized(self, name: str) -> NF4Weight:
+        """One linear layer, such as `model.layers.0.mlp.down_proj`; `UserError` where its numbers cannot be right."""
+        self.check()
+        label, (rows, columns) = f"{self.config.name}: {name}", tensor_shapes(self.config)[f"{name}.weight"]
+        parts = {
+            kind: self._files[f"{name}.{kind}"].get_tensor(f"{name}.{kind}")
+            for kind in stored_shapes(rows, columns, self.double)
+        }
+        check_parts(label, parts, (rows, columns), self.double)
+        bias = f"{name}.bias"
+        return NF4Weight.from_parts(parts, rows, self.read(bias, (rows,)) if bias in self._files else None)
+
+    def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
+        """The shapes that the weights would have if they were not quantised; `UserError` for wrong parts."""
+        shapes, label = dict(found), self.config.name
+        require(f"lm_head.{STATE}" not in found, f"{label}: a quantised lm_head is not supported")
+        for name, shape in tensor_shapes(self.config).items():
+            left_out = found.get(name) == shape and not any(part.startswith(f"{name}.") for part in found)
+            if not is_quantized(name) or left_out:  # llm_int8_skip_modules can name any layer
+                continue
+            base = name.removesuffix(".weight")
+            require(
+                shape[1] % BLOCK == 0,
+                f"{label}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not quantised",
+            )
+            for kind, wanted in stored_shapes(shape[0], shape[1], self.double).items():
+                part = shapes.pop(f"{base}.{kind}", None)
+                require(part is not None, f"{label}: the checkpoint lacks {base}.{kind}, or is not in NF4: {AGAIN}")
+                require(
+                    part == wanted or kind == STATE,
+                    f"{label}: {base}.{kind} has shape {list(part or ())}, but a weight {list(shape)} in NF4 means "
+                    f"{list(wanted)}: correct config.json, or {AGAIN}",
+                )
+            shapes[name] = shape
+        return shapes
+
+
+def is_bitsandbytes_folder(folder: Path) -> bool:
+    """Does config.json say that bitsandbytes quantised the model, in whatever way?"""
+    config = folder / "config.json"
+    options: Any = read_json(config).get("quantization_config") if config.is_file() else None
+    if not isinstance(options, Mapping):
+        return False
+    method = options.get("quant_method")
+    return method == "bitsandbytes" or (not method and ("load_in_4bit" in options or "load_in_8bit" in options))
+
+
+def check_description(label: str, options: Mapping[str, Any]) -> bool:
+    """Are the scales of the folder that `quantization_config` describes quantised once more? `UserError` if it is not
+    in NF4."""
+    hint = "supported is NF4, load_in_4bit with bnb_4bit_quant_type 'nf4'. Take the model that is not quantised"
+    require(not options.get("load_in_8bit"), f"{label}: load_in_8bit (LLM.int8) is not supported: {hint}")
+    require(options.get("load_in_4bit") is True, f"{label}: load_in_4bit is not true: {hint}")
+    kind = options.get("bnb_4bit_quant_type", "fp4")  # transformers' default
+    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {kind!r} is not supported: {hint}")
+    storage = options.get("bnb_4bit_quant_storage") or "uint8"
+    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {storage!r} is not supported: 'uint8' is")
+    double = options.get("bnb_4bit_use_double_quant", False)
+    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={double!r} is neither true nor false")
+    return double
+
+
+def stored_shapes(rows: int, columns: int, double: bool) -> dict[str, Shape]:
+    """Names and shapes of the tensors that stand for a weight [rows, columns]; the description is of any length."""
+    blocks = rows * columns // BLOCK
+    shapes = {"weight": (blocks * BLOCK // 2, 1), "weight.absmax": (blocks,), "weight.quant_map": (16,), STATE: (-1,)}
+    if double:
+        shapes |= {"weight.nested_absmax": (-(-blocks // NESTED_BLOCK),), "weight.nested_quant_map": (256,)}
+    return shapes
+
+
+def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double: bool) -> None:
+    """`UserError` unless these are the tensors of an NF4 weight; scales that are quantised themselves become float32,
+    in place."""
+    state = _state(label, parts[STATE])
+    wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
+    for word, value in wanted.items():
+        found = state.get(word)
+        require(found == value, f"{label}: its description says {word} {found!r}, not {value!r}: {AGAIN}")
+    whole = ("weight", STATE, "weight.absmax") if double else ("weight", STATE)
+    for kind, part in parts.items():
+        dtype = torch.uint8 if kind in whole else torch.float32
+        require(part.dtype == dtype, f"{label}.{kind} holds {part.dtype}, not {dtype}: it is mislabelled; {AGAIN}")
+    same = torch.allclose(parts["weight.quant_map"], table(torch.device("cpu")), rtol=0, atol=1e-5)
+    require(same, f"{label}.weight.quant_map does not hold the values of NF4 (of FP4?): {AGAIN}")
+    if double:
+        steps = parts["weight.nested_quant_map"]
+        ordered = bool((steps.diff() >= 0).all()) and float(steps[0]) < float(steps[-1]) <= 1
+        require(ordered, f"{label}.weight.nested_quant_map is no list of growing steps up to 1: {AGAIN}")
+        offset = state.get("nested_offset")
+        known = isinstance(offset, float) and state.get("nested_blocksize") == NESTED_BLOCK
+        require(known, f"{label}: its description lacks nested_offset, or nested_blocksize {NESTED_BLOCK}: {AGAIN}")
+        steps = parts["weight.nested_quant_map"][parts["weight.absmax"].int()]
+        nested = parts["weight.nested_absmax"].repeat_interleave(NESTED_BLOCK)[: len(steps)]
+        parts["weight.absmax"] = steps * nested + cast(float, offset)
+    scales = parts["weight.absmax"]
+    largest = float(scales.abs().max())
+    require(math.isfinite(largest), f"{label}.weight.absmax is not finite: {AGAIN}")
+    require(largest <= LARGEST_WEIGHT, f"{label}.weight.absmax stands for weights of up to {largest:.0f}: {AGAIN}")
+    # Double quantisation may round the scale of a block of zeros to something below 0.
+    require(double or bool((scales >= 0).all()), f"{label}.weight.absmax is negative: {AGAIN}")
+    check_codes(label, parts["weight"].view(-1, BLOCK // 2), scales)
+
+
+def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
+    """`UserError` if codes [blocks, 32] and scales cannot be a linear layer's: its weights lie around 0, few of its
+    blocks hold nothing but zeros, their scales differ, and the largest of a block, by which the others were divided,
+    has the code of 1 or -1."""
+    high, low = packed >> 4, packed & 15
+    nothing = ((high == ZERO) & (low == ZERO)).all(1) | (scales.abs() < SMALLEST)
+    require(float(nothing.float().mean()) < ZERO_BLOCKS, f"{label} is all but empty: {AGAIN}")
+    alike = len(scales) > 1 and float(scales.min()) == float(scales.max())
+    require(not alike, f"{label}.weight.absmax is the same in all blocks: {AGAIN}")
+    largest = ((high == 0) | (high == 15) | (low == 0) | (low == 15)).any(1)
+    values = table(packed.device)
+    mean = float(values[high.int()].mean() + values[low.int()].mean()) / 2
+    right = bool((largest | nothing).all()) and abs(mean) < SHIFT
+    require(right, f"{label}.weight holds codes that no rounding gives: {AGAIN}")
+
+
+def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:
+    try:
+        state = json.loads(bytes(part.tolist()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{label}.{STATE} is no JSON: {AGAIN}") from error
+    require(isinstance(state, dict), f"{label}.{STATE} is no JSON object: {AGAIN}")
+    return state

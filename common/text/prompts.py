@@ -1,0 +1,40 @@
+"""The three forms of a prompt, checked at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from common.errors import UserError, require
+from common.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, token ids, or chat messages such as `[{"role": "user", "content": "Hello"}]`."""
+
+
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
+    """Token ids of a prompt; `UserError` if it is empty, malformed, or outside of the vocabulary."""
+    require(
+        isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
+        "a prompt is text, a list of token ids, or a list of chat messages, "
+        f"not {type(prompt).__name__}: to generate from one prompt, pass [prompt]",
+    )
+    require(len(prompt) > 0, "the prompt is empty: give text, token ids or chat messages")
+    if isinstance(prompt, str):
+        token_ids = _need(tokenizer).encode(prompt)
+    elif all(isinstance(message, Mapping) for message in prompt):
+        token_ids = _need(tokenizer).chat([dict(m) for m in prompt if isinstance(m, Mapping)])
+    else:
+        token_ids = [t for t in prompt if isinstance(t, int) and not isinstance(t, bool)]
+        require(len(token_ids) == len(prompt), "a prompt of token ids holds whole numbers only")
+    require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
+    worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
+    require(0 <= worst < vocab_size, f"token id {worst} is outside of the vocabulary (0 ... {vocab_size - 1})")
+    return token_ids
+
+
+def _need(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise UserError(
+            "this model has no tokenizer, so it takes prompts as token ids; add tokenizer.json to its folder"
+        )
+    return tokenizer

@@ -1,0 +1,1 @@
+"""What is measured and shown while engines run: metrics, traces, times, progress."""

@@ -1,0 +1,168 @@
+"""Fused kernels against their definitions, under Triton's interpreter where there is no GPU. Real sizes: tests/gpu.
+
+The interpreter runs one program after another, each for some milliseconds whatever its size: so there are few.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from common.execution.cpu.fused_cpu import CompiledOps
+from common.execution.gpu import triton_gemv
+from common.execution.gpu.fused import FusedOps
+from common.models import load_model
+from common.models.linear import Linear
+from common.models.ops import Ops, choose_ops
+from tests.depth import DEEP, by_depth
+from tests.execution.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, close
+from tests.helpers import all_logits
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter cuts, not rounds
+
+
+ROWS = [1, 2, 3, triton_gemv.MAX_ROWS, triton_gemv.MAX_ROWS + 1] + [8, 9, 20] * DEEP
+"""More than MAX_ROWS are all alike: the library's product, and a program for each row between the products."""
+
+SIZES = [(64, 1), (100, 7), (576, 27), (16, 110), (1030, 5)]
+"""Inputs and outputs of a product: one output, and last tiles with 1, 3 and 14 of them."""
+
+DRAWS = by_depth(3, 8)
+
+
+@pytest.fixture
+def ops(monkeypatch: pytest.MonkeyPatch) -> FusedOps:
+    if DEVICE == "cpu":  # each program has several outputs, and some of the last one's are too many
+        monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 2)
+    return FusedOps(torch.device(DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width", "dim"), [(1, 64, 16), (3, 100, 24), (20, 576, 64), (2, 1030, 128)])
+def test_every_row_is_that_of_its_own_token_and_position(
+    ops: FusedOps, rows: int, width: int, dim: int, dtype: torch.dtype
+) -> None:
+    check_embed(ops, Inputs(dtype, DEVICE), rows, width, dim)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100), (4, 576), (2, 1030)])
+def test_norm_is_right_at_widths_that_are_no_power_of_two(
+    ops: FusedOps, rows: int, width: int, dtype: torch.dtype
+) -> None:
+    check_norm(ops, Inputs(dtype, DEVICE), rows, width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+def test_products_are_right_on_both_sides_of_the_row_limit(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
+    check_products(ops, Inputs(dtype, DEVICE), rows, 48, 80)
+
+
+@pytest.mark.parametrize(("width", "outputs"), SIZES)
+@pytest.mark.parametrize("bias", [False, True] if DEEP else [True])  # without one: the test above
+def test_products_are_right_at_sizes_that_no_tile_divides(ops: FusedOps, width: int, outputs: int, bias: bool) -> None:
+    check_products(ops, Inputs(torch.float32, DEVICE), 2, width, outputs, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "heads", "dim"), [(1, (4, 2), 16), (3, (9, 3), 64), (2, (8, 1), 24), (2, (2, 2), 128)]
+)
+def test_every_head_is_normalised_and_rotated_on_its_own(
+    ops: FusedOps, rows: int, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype
+) -> None:
+    """Heads must not be mixed up."""
+    check_norm_rotate(ops, Inputs(dtype, DEVICE), rows, heads, dim, normalised)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "vocab"), [(2, 5), (3, 2048), (3, 2049), (5, 9000) if DEEP else (3, 4500)])
+def test_drawn_tokens_are_right_around_the_end_of_a_chunk(
+    ops: FusedOps, rows: int, vocab: int, dtype: torch.dtype
+) -> None:
+    check_pick(ops, Inputs(dtype, DEVICE), rows, vocab, draws=DRAWS)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
+def test_drawn_tokens_are_right_at_extreme_temperatures(ops: FusedOps, temperature: float) -> None:
+    check_pick(ops, Inputs(torch.float32, DEVICE), 3, 5000, temperature, DRAWS)
+
+
+def test_every_token_gets_its_share_of_the_noise(ops: FusedOps) -> None:
+    """Noise in the middle of each token's interval, and at both of its ends."""
+    probs = torch.tensor([0.125, 0.25, 0.0, 0.5, 0.125], device=DEVICE)
+    logits = probs.log().expand(9, -1)
+    noise = torch.tensor([0, 0.06, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1 - 2**-53], dtype=torch.float64)
+    picked = ops.pick(logits, torch.ones(9, device=DEVICE), noise.to(DEVICE))
+    assert picked.tolist() == [0, 0, 0, 1, 1, 3, 3, 4, 4]
+
+
+def test_a_banned_token_is_never_drawn(ops: FusedOps) -> None:
+    logits = torch.full((3, 5000), -torch.inf, device=DEVICE)
+    logits[:, 2500] = 0.0  # the chunks around its own hold nothing
+    noise = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64, device=DEVICE)
+    assert ops.pick(logits, torch.ones(3, device=DEVICE), noise).tolist() == [2500] * 3
+    assert ops.pick(logits).tolist() == [2500] * 3
+
+
+def test_of_equal_logits_the_first_is_taken(ops: FusedOps) -> None:
+    logits = torch.zeros(1, 7000, device=DEVICE)
+    logits[0, [3000, 3001, 6000]] = 1.0
+    assert ops.pick(logits).item() == 3000
+
+
+def test_token_does_not_depend_on_the_rest_of_the_batch(ops: FusedOps) -> None:
+    make = Inputs(torch.float32, DEVICE)
+    logits, degrees = make.tensor(3, 3000), torch.full((3,), 0.8, device=DEVICE)
+    noise = torch.rand(3, dtype=torch.float64, generator=make.generator).to(DEVICE)
+    together = ops.pick(logits, degrees, noise)
+    alone = [ops.pick(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(3)]
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])
+@pytest.mark.parametrize("tokens", [1, 6] + [20] * DEEP)
+def test_whole_model_gives_the_same_logits(ops: FusedOps, preset: str, tokens: int) -> None:
+    model = load_model(f"random:{preset}", device=DEVICE)
+    ids = [(7 * i * i + 3) % 97 for i in range(tokens)]
+    expected = all_logits(model, ids)
+    model.ops = ops
+    torch.testing.assert_close(all_logits(model, ids), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_projection_that_is_no_linear_keeps_its_own_product(ops: FusedOps) -> None:
+    """A quantised stage's: it can be called, and need not offer more."""
+    make = Inputs(torch.float32, DEVICE)
+    x, norm, plain = make.tensor(2, 64), make.norm(64), make.linear(64, 64)
+
+    class Doubled:
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * plain(x)
+
+        def weights_bytes(self) -> int:
+            return 0
+
+    class Adding(Doubled):
+        def add_to(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + 3 * plain(y)
+
+    expected = 2 * Ops().norm_linear(x, norm, plain)
+    close(ops.norm_linear(x, norm, Doubled()), expected)
+    close(ops.norm_swiglu(x, norm, Doubled()), Ops().norm_swiglu(x, norm, Linear(2 * plain.weight)))
+    close(ops.add_linear(x.clone(), Doubled(), x), x + 2 * plain(x))
+    close(ops.add_linear(x.clone(), Adding(), x), x + 3 * plain(x))
+
+
+def test_fused_kernels_are_chosen_only_for_a_device_that_has_them() -> None:
+    assert type(choose_ops(torch.device("cpu"), fused=True)) is CompiledOps
+    assert type(choose_ops(torch.device("cpu"), fused=False)) is Ops
+    assert type(choose_ops(torch.device("meta"), fused=True)) is Ops
+
+
+def test_a_cpu_without_numba_gets_plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not ask for Numba."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert type(choose_ops(torch.device("cpu"), fused=True)) is Ops

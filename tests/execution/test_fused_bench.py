@@ -1,0 +1,42 @@
+"""`benchmarks.fused`, at sizes that measure nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import fused
+from common.errors import UserError
+from common.execution.gpu import triton_gemv
+
+SMALL = replace(fused.PRESETS["tiny-qwen3"], vocab_size=48, intermediate_size=64)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_every_operation_is_in_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fused.PRESETS, "tiny-qwen3", SMALL)
+    monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 2)
+    path = tmp_path / "fused.json"
+    results = fused.run(DEVICE, "fp32", json=path, quick=True, tune=True)
+    assert json.loads(path.read_text()) == results
+    found = {(r["name"], r["rows"]) for r in results["records"]}
+    assert len(found) == 22
+    assert {"norm + qkv", "o + residual", "QK-norm + rotary", "pick by chance"} <= {name for name, _ in found}
+    assert all(min(r["fused"], r["apart"], r["plain"], r["gb_per_s"]) > 0 for r in results["records"])
+    for name in {r["name"] for r in results["records"] if "+" in r["name"]} - {"QK-norm + rotary"}:
+        tried = [t for t in results["tuned"] if t["name"] == name]
+        assert tried[0]["chosen"] and len(tried) == 2
+    assert "of copy" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UserError, match="need a GPU"):
+        fused.run("cpu")
