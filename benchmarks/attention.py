@@ -24,8 +24,8 @@ from benchmarks.files import write_atomically, write_json
 from common.batch import RaggedBatch
 from common.config import parse_device, parse_dtype
 from common.watch.progress import progress_bar
-from stages.m4_flash_attention import select
-from stages.m4_flash_attention.backends import AttentionShape
+from stages.m4_flash_attention.fast import select
+from stages.m4_flash_attention.fast.backends import AttentionShape
 
 SCHEMA = "attention-1"
 COLD_BYTES = {"cpu": 160 << 20, "cuda": 400 << 20}

@@ -19,12 +19,12 @@ from benchmarks.measure import ActivationPeak
 from benchmarks.recipes import BenchRequest
 from common.attention import Attention
 
-ATTENDS = ("attend", "attend_raw")
+ATTENDS = ("attend", "fused_qkv")
 
 
 class AttentionClock:
     """While its block runs, adds up the time inside `attention.attend`, storing K and V included, and inside of
-    `attend_raw`, where there is one, which also normalises and rotates.
+    `fused_qkv`, where there is one, which also normalises and rotates.
 
     On a GPU it is the stream's time between an event before and one after each call: if the CPU launches kernels more
     slowly than the GPU computes them, the gaps count too.
@@ -59,7 +59,9 @@ class AttentionClock:
     def __enter__(self) -> AttentionClock:
         for name in ATTENDS:
             if (attend := getattr(self._attention, name, None)) is not None:
-                vars(self._attention)[name] = partial(self._timed, attend)  # hides the class's, for this one object
+                timed = partial(self._timed, attend)
+                vars(timed)["__self__"] = self._attention  # fused operations ask whose it is
+                vars(self._attention)[name] = timed  # hides the class's, for this one object
         return self
 
     def __exit__(

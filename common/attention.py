@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
 from common.batch import RaggedBatch
-from common.models.decoder import AttendRaw, Decoder
 
 
 class Attention(Protocol):
@@ -24,20 +23,6 @@ class Attention(Protocol):
     def kv_bytes(self) -> int:
         """Bytes allocated for K and V of all layers."""
         ...
-
-
-@runtime_checkable
-class TakesRaw(Protocol):
-    """An attention with a kernel that also normalises and rotates queries and keys. No attention has to."""
-
-    def raw_kernel(self) -> AttendRaw | None:
-        """That kernel; None: there is none for the step that has begun."""
-        ...
-
-
-def raw_kernel(attention: Attention, model: Decoder) -> AttendRaw | None:
-    """Asked after `begin`, where the model's operations are fused; None: the model normalises and rotates."""
-    return attention.raw_kernel() if model.ops.fused and isinstance(attention, TakesRaw) else None
 
 
 def description(attention: Attention) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.attention import Attention, raw_kernel
+from common.attention import Attention
 from common.batch import RaggedBatch
 from common.errors import UserError
 from common.execution.cores import SharedCores
@@ -122,8 +122,7 @@ class Runner:
         batch = self.build_batch(plan, self.model.device)
         self._fill_in(plan, batch)
         self.attention.begin(batch)
-        raw = raw_kernel(self.attention, self.model)
-        return self.model(batch.input_ids, batch.positions, self.attention.attend, raw)[batch.logit_indices]
+        return self.model(batch.input_ids, batch.positions, self.attention.attend)[batch.logit_indices]
 
     def _fill_in(self, plan: StepPlan, batch: RaggedBatch) -> None:
         """Tokens that the step before has sampled, or will have when this one starts, go on without the host."""

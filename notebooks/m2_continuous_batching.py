@@ -21,12 +21,12 @@ from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
 from common import SamplingParams
-from common.batch import RaggedBuilder
 from common.scheduler import Scheduler
 from common.watch.trace import StepTrace
 from notebooks.checks import m2 as check
 from notebooks.kit import HERE, compare, measure, say, show_source, table
 from stages.m2_continuous_batching.attention import SlotAttention
+from stages.m2_continuous_batching.batch import ragged_batch
 from stages.m2_continuous_batching.kv_cache import SlotCache
 from stages.m2_continuous_batching.scheduler import ContinuousScheduler
 
@@ -118,7 +118,7 @@ show_source(Scheduler.update, SlotCache.free)
 # The step's tensors, without padding, and the one place that still looks at sequences one by one:
 
 # %%
-show_source(RaggedBuilder.host, SlotAttention.attend)
+show_source(ragged_batch, SlotAttention.attend)
 
 # %% [markdown]
 # ## Measured against m1

@@ -28,9 +28,8 @@ from notebooks.checks import m4 as check
 from notebooks.kit import HERE, ROOT, compare, measure, measure_prompts, say, show_source, table
 from stages.m2_continuous_batching.attention import full_attention
 from stages.m3_paged_kv.attention import GatherAttention
-from stages.m4_flash_attention.attention import FlashAttention
-from stages.m4_flash_attention.backends.naive import tiled_attention
-from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill
+from stages.m4_flash_attention.attention import FlashAttention, attend_blocks, flash_attention
+from stages.m4_flash_attention.fast.kernels import cpu_decode, cpu_prefill
 
 # %% [markdown]
 # ## The problem
@@ -133,18 +132,17 @@ say(f"The two outputs differ by at most **{far:.0e}**: what rounding leaves.")
 #
 # ## The code
 #
-# The paper's algorithm in plain PyTorch is one of m4's backends, `naive`, for reading and as a reference. The loop over
-# `j` is the one above; it ends at the diagonal:
+# The stage itself is the paper's algorithm in plain PyTorch, over the blocks of the cache. It runs with
+# `attention_backend=naive`. The loop over `j` is the one above; it ends at the diagonal:
 
 # %%
-show_source(tiled_attention)
+show_source(attend_blocks)
 
 # %% [markdown]
-# What serves is compiled: on a GPU by Triton, on a CPU by Numba. `auto` chooses. The stage itself is a seam between
-# both:
+# Storing comes first, then every sequence walks its own block table:
 
 # %%
-show_source(FlashAttention.attend)
+show_source(FlashAttention.attend, flash_attention)
 
 # %% [markdown]
 # Here is what m3 does in every layer of every step, and what m4 no longer does:
@@ -334,7 +332,7 @@ check.score_bytes(score_bytes)
 #
 # `queries` tokens stand at the end of a context of `context` tokens. Scores are computed in tiles of `tile` queries by
 # `tile` keys, the first tile of each beginning at the first query and the first key. A tile behind the diagonal, where
-# no query may see any key, is skipped. How many are computed? The check counts them in `tiled_attention`.
+# no query may see any key, is skipped. How many are computed? The check counts them in `flash_attention`.
 
 
 # %% tags=["exercise"]

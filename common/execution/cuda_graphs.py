@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from common.attention import Attention, raw_kernel
-from common.batch import HostBatch, RaggedBuilder
+from common.attention import Attention
 from common.config import EngineConfig
 from common.execution.graph_inputs import GraphInputs, StepShape
+from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.watch.progress import progress_bar
@@ -116,7 +116,7 @@ def capture_steps(
     progress: bool | None = None,
 ) -> None:
     """Give the runner its graphs. `spare_block`: a block of the KV tensors that the KV cache manager does not know."""
-    assert isinstance(runner.build_batch, RaggedBuilder)
+    assert isinstance(runner.build_batch, StepBuilder)
     shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
     inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, runner.model.device)
     runner.graphs = StepGraphs(runner.model, runner.attention, runner.build_batch, inputs, shapes)
@@ -132,7 +132,7 @@ class StepGraphs:
         self,
         model: Decoder,
         attention: Attention,
-        builder: RaggedBuilder,
+        builder: StepBuilder,
         inputs: GraphInputs,
         shapes: list[StepShape],
     ) -> None:
@@ -159,8 +159,7 @@ class StepGraphs:
     def _run_model(self, shape: StepShape) -> None:
         batch = self._inputs.batch(shape)
         self._attention.begin(batch)
-        raw = raw_kernel(self._attention, self._model)
-        hidden = self._model(batch.input_ids, batch.positions, self._attention.attend, raw)
+        hidden = self._model(batch.input_ids, batch.positions, self._attention.attend)
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int) -> None:
@@ -190,7 +189,7 @@ class StepGraphs:
     def _shape_of(self, batch: HostBatch) -> StepShape | None:
         """The least rows that hold the batch; as many are sampled at most as there is room for decodes."""
         decodes, prompt_tokens = batch.num_decodes, len(batch.positions) - batch.num_decodes
-        if len(batch.ends) - decodes > self._inputs.max_prompts:
+        if len(batch.seq_lens) - decodes > self._inputs.max_prompts:
             return None
         decodes = max(decodes, len(batch.logit_indices))
         fitting = (s for s in self.shapes if s.decodes >= decodes and s.prompt_tokens >= prompt_tokens)

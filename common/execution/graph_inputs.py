@@ -10,7 +10,8 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from common.batch import HostBatch, RaggedBatch
+from common.batch import RaggedBatch
+from common.execution.step_inputs import HostBatch
 from common.execution.upload import aligned
 from common.plan import StepPlan
 
@@ -36,20 +37,20 @@ class StepShape(NamedTuple):
 class Fields(Generic[T]):
     """What the host tells the device about a step of at most R rows and B sequences, N of them decodes:
 
-    ids [R]        tokens that the host knows
-    source [R]     where in (tokens, ids) each row's input token stands
-    positions [R], slots [R], seq_lens [B], query_starts [B + 1], tables [B, M]   as in `RaggedBatch`
+    input_ids [R]  tokens that the host knows
+    source [R]     where in (tokens, input_ids) each row's input token stands
+    positions [R], slot_mapping [R], seq_lens [B], query_start_loc [B + 1], block_tables [B, M]   as in `RaggedBatch`
     sampled [N]    the rows whose hidden states are wanted
     """
 
-    ids: T
+    input_ids: T
     source: T
     positions: T
-    slots: T
+    slot_mapping: T
     sampled: T
     seq_lens: T
-    query_starts: T
-    tables: T
+    query_start_loc: T
+    block_tables: T
 
 
 class GraphInputs:
@@ -78,8 +79,8 @@ class GraphInputs:
         total = self._begin + sum(aligned(dtype.itemsize * prod(shape)) for dtype, shape in self._layout)
         self._device = torch.zeros(total, dtype=torch.uint8, device=device)
         self._fields = Fields(*self._parts(self._device))
-        self._fields.slots.fill_(self._spare_slot)  # a capture runs the steps for nobody
-        self._lookup = self._device[: self._begin + 8 * rows].view(torch.long)  # tokens, then ids
+        self._fields.slot_mapping.fill_(self._spare_slot)  # a capture runs the steps for nobody
+        self._lookup = self._device[: self._begin + 8 * rows].view(torch.long)  # tokens, then input_ids
         self._ids_at = self._begin // 8
         self.tokens = self._lookup[: largest.decodes]
         self._row_bytes = 4 * width
@@ -110,25 +111,25 @@ class GraphInputs:
         prompts belong to no sequence, and attention leaves their result undefined. Nobody reads either.
         """
         self._turn = 1 - self._turn
-        host, decodes, width = self._host[self._turn], batch.num_decodes, batch.tables.shape[1]
-        first, end, num_prompts = shape.decodes, shape.rows, len(batch.ends) - decodes
+        host, decodes, width = self._host[self._turn], batch.num_decodes, batch.block_tables.shape[1]
+        first, end, num_prompts = shape.decodes, shape.rows, len(batch.seq_lens) - decodes
         shift = first - decodes  # of the prompts' rows, by the padding in front of them
-        _lay_out(host.ids[:end], batch.input_ids, decodes, first, 0)
+        _lay_out(host.input_ids[:end], batch.input_ids, decodes, first, 0)
         _lay_out(host.positions[:end], batch.positions, decodes, first, 0)
-        _lay_out(host.slots[:end], batch.slots, decodes, first, self._spare_slot)
-        _lay_out(host.seq_lens[: first + self.prompts(shape)], batch.ends, decodes, first, 1)
+        _lay_out(host.slot_mapping[:end], batch.slot_mapping, decodes, first, self._spare_slot)
+        _lay_out(host.seq_lens[: first + self.prompts(shape)], batch.seq_lens, decodes, first, 1)
         host.source[:end] = np.arange(self._ids_at, self._ids_at + end)
-        for chunk, last in zip(plan.chunks, (batch.begins[1:] - 1).tolist(), strict=True):
+        for chunk, last in zip(plan.chunks, (batch.query_start_loc[1:] - 1).tolist(), strict=True):
             if chunk.waits_for_token:
                 host.source[last if last < decodes else last + shift] = rows[chunk.request.id]
         indices = batch.logit_indices
         host.sampled[: len(indices)] = np.where(indices < decodes, indices, indices + shift)
         host.sampled[len(indices) : first] = 0
-        host.query_starts[: first + 1] = np.arange(first + 1)
-        host.query_starts[first + 1 : first + 1 + num_prompts] = batch.begins[decodes + 1 :] + shift
-        host.query_starts[first + 1 + num_prompts :] = batch.begins[-1] + shift
-        host.tables[:decodes, :width] = batch.tables[:decodes]
-        host.tables[first : first + num_prompts, :width] = batch.tables[decodes:]
+        host.query_start_loc[: first + 1] = np.arange(first + 1)
+        host.query_start_loc[first + 1 : first + 1 + num_prompts] = batch.query_start_loc[decodes + 1 :] + shift
+        host.query_start_loc[first + 1 + num_prompts :] = batch.query_start_loc[-1] + shift
+        host.block_tables[:decodes, :width] = batch.block_tables[:decodes]
+        host.block_tables[first : first + num_prompts, :width] = batch.block_tables[decodes:]
         self._copy(self._begin, self._tables_at + decodes * self._row_bytes)
         if num_prompts:
             prompts_at = self._tables_at + first * self._row_bytes
@@ -143,14 +144,14 @@ class GraphInputs:
         return RaggedBatch(
             input_ids=self._lookup.index_select(0, fields.source[: shape.rows]),
             positions=fields.positions[: shape.rows],
-            query_start_loc=fields.query_starts[: sequences + 1],
+            query_start_loc=fields.query_start_loc[: sequences + 1],
             seq_lens=fields.seq_lens[:sequences],
             logit_indices=fields.sampled[: shape.decodes],
             max_query_len=max(1, shape.prompt_tokens),
             max_seq_len=self.max_model_len,
             num_decodes=shape.decodes,
-            slot_mapping=fields.slots[: shape.rows],
-            block_tables=fields.tables[:sequences],
+            slot_mapping=fields.slot_mapping[: shape.rows],
+            block_tables=fields.block_tables[:sequences],
         )
 
 

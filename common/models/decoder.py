@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +9,7 @@ import torch
 from common.models.config import ModelConfig
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
-from common.models.ops import Ops
-
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]: the seam between model and stage."""
-
-AttendRaw = Callable[["DecoderLayer", torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""attend(layer, qkv [T, Hq + 2 Hkv, D], cos, sin) -> [T, Hq, D]: the same for heads as the projection gives them, which
-it normalises and rotates on the way."""
+from common.models.ops import Attend, Ops
 
 
 @dataclass
@@ -45,18 +37,12 @@ class DecoderLayer:
         sin: torch.Tensor,
         attend: Attend,
         ops: Ops,
-        attend_raw: AttendRaw | None = None,
     ) -> torch.Tensor:
         """x [T, hidden], which is used up; cos and signed sin [T, 1, D] of the tokens' positions."""
-        num_q, num_kv = self.num_heads, self.num_kv_heads
-        qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, num_q + 2 * num_kv, self.head_dim)
-        if attend_raw is not None:
-            seen = attend_raw(self, qkv, cos, sin)
-        else:
-            qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
-            qk = ops.norm_rotate(qk, num_q, self.q_norm, self.k_norm, cos, sin)
-            seen = attend(self.index, qk[:, :num_q], qk[:, num_q:], v)
-        x = ops.add_linear(x, self.o_proj, seen.reshape(-1, num_q * self.head_dim))
+        heads = self.num_heads + 2 * self.num_kv_heads
+        qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, heads, self.head_dim)
+        seen = ops.attention(self, qkv, cos, sin, attend)
+        x = ops.add_linear(x, self.o_proj, seen.reshape(-1, self.num_heads * self.head_dim))
         wide = ops.norm_swiglu(x, self.post_attention_norm, self.gate_up_proj)
         return ops.add_linear(x, self.down_proj, wide)
 
@@ -99,13 +85,11 @@ class Decoder:
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         attend: Attend,
-        attend_raw: AttendRaw | None = None,
     ) -> torch.Tensor:
-        """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence. attend_raw: an
-        attention that normalises and rotates as well; where there is one, `attend` is not called."""
+        """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""
         x, cos, sin = self.ops.embed(input_ids, positions, self.embedding, self.rotary)
         for layer in self.layers:
-            x = layer(x, cos, sin, attend, self.ops, attend_raw)
+            x = layer(x, cos, sin, attend, self.ops)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

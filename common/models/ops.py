@@ -1,12 +1,14 @@
-"""What a decoder computes besides attention, as eight operations, in plain PyTorch.
+"""What a decoder computes around its attention, as nine operations, in plain PyTorch.
 
-This is the definition. `common.execution` has the same eight as fused kernels for a GPU (`gpu.fused`) and some of them
+This is the definition. `common.execution` has the same nine as fused kernels for a GPU (`gpu.fused`) and some of them
 for a CPU (`cpu.fused_cpu`); tests hold them together.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +16,16 @@ import torch.nn.functional as F
 from common.models.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
 from common.models.linear import Projection
 
+if TYPE_CHECKING:
+    from common.models.decoder import DecoderLayer
+
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]: the seam between model and stage."""
+
 
 class Ops:
     """Handed to the decoder, which hands it to its layers. T tokens; x [T, hidden] is the residual stream."""
-
-    fused = False
-    """May attention, too, do its neighbours' work on the way?"""
 
     def embed(
         self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
@@ -61,6 +67,16 @@ class Ops:
         if q_norm is not None and k_norm is not None:
             heads = torch.cat((q_norm(heads[:, :num_q]), k_norm(heads[:, num_q:])), dim=1)
         return rotate(heads, cos, sin)
+
+    def attention(
+        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """Heads as the projection gives them, [T, Hq + 2 Hkv, D]: queries and keys normalised and rotated, then
+        attention; returns [T, Hq, D]."""
+        num_q, num_kv = layer.num_heads, layer.num_kv_heads
+        qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
+        qk = self.norm_rotate(qk, num_q, layer.q_norm, layer.k_norm, cos, sin)
+        return attend(layer.index, qk[:, :num_q], qk[:, num_q:], v)
 
     def pick(
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None

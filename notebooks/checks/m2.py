@@ -8,10 +8,10 @@ import torch
 
 import stages
 from common import SamplingParams
-from common.batch import RaggedBuilder
 from common.plan import Chunk, StepPlan
 from common.request import Request
 from notebooks.exercises import check, expect, expect_equal
+from stages.m2_continuous_batching.batch import ragged_batch
 
 TINY = "random:tiny-llama"
 
@@ -42,13 +42,13 @@ def ragged(answer: Callable[[Sequence[int], Sequence[int]], tuple[list[int], lis
         plan = StepPlan(
             [_chunk(start, length, n) for n, (start, length) in enumerate(zip(starts, lengths, strict=True))]
         )
-        batch = RaggedBuilder(64)(plan, torch.device("cpu"))
+        batch = ragged_batch(plan, torch.device("cpu"))
         got = answer(starts, lengths)
         expect(isinstance(got, tuple) and len(got) == 2, "Return two lists: query_start_loc, and positions.")
         case = f"Sequences that start at {list(starts)}, with {list(lengths)} new tokens"
         expect_equal([int(x) for x in got[0]], batch.query_start_loc.tolist(), f"{case}: query_start_loc")
         expect_equal([int(x) for x in got[1]], batch.positions.tolist(), f"{case}: positions")
-    return "Those are the numbers that `RaggedBuilder` makes."
+    return "Those are the numbers that m2's `ragged_batch` makes."
 
 
 def _chunk(start: int, length: int, row: int) -> Chunk:

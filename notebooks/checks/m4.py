@@ -13,7 +13,7 @@ import stages
 from common import SamplingParams
 from common.models.config import ModelConfig
 from notebooks.exercises import answered, check, expect, expect_equal
-from stages.m4_flash_attention.backends.naive import B_C, B_R, tiled_attention
+from stages.m4_flash_attention.attention import B_R, flash_attention
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """The largest score, the sum of exponentials relative to it, and the sum over V with these weights, not divided."""
@@ -102,7 +102,7 @@ def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
 
 
 class _CountTiles(TorchFunctionMode):
-    """Calls of `amax`: `tiled_attention` makes one for each tile of scores."""
+    """Calls of `amax`: `flash_attention` makes one for each tile of scores."""
 
     count = 0
 
@@ -113,8 +113,7 @@ class _CountTiles(TorchFunctionMode):
 
 @check
 def tiles(answer: Callable[[int, int, int], int]) -> str:
-    """answer(queries, context, tile) -> tiles of scores that are computed, held against `tiled_attention`."""
-    assert B_R == B_C
+    """answer(queries, context, tile) -> tiles of scores that are computed, held against `flash_attention`."""
     for queries, context, what in (
         (64, 64, "one tile of queries"),
         (256, 256, "a whole prompt"),
@@ -123,15 +122,15 @@ def tiles(answer: Callable[[int, int, int], int]) -> str:
         (100, 250, "a chunk whose tiles begin inside tiles of keys"),
         (1, 256, "a decode"),
     ):
-        q, kv = torch.zeros(1, queries, 4), torch.zeros(1, context, 4)
+        q, blocks = torch.zeros(queries, 1, 4), torch.zeros(-(-context // B_R), B_R, 1, 4)
         with _CountTiles() as counted:
-            tiled_attention(q, kv, kv)
+            flash_attention(q, blocks, blocks, [list(range(len(blocks)))], [(0, queries, context)])
         got, everything = answer(queries, context, B_R), -(-queries // B_R) * -(-context // B_R)
         hint = " That is all tiles, those behind the diagonal too." if got == everything else ""
         expect(
             got == counted.count,
             f"{queries} queries at the end of a context of {context} ({what}), tiles of {B_R}: you say {got}, and "
-            f"`tiled_attention` computes {counted.count}.{hint}",
+            f"`flash_attention` computes {counted.count}.{hint}",
         )
     whole = answer(4096, 4096, 64) / 64**2
     return f"Of a prompt of 4,096 tokens {whole:.0%} of the tiles are computed: causality saves nearly half."

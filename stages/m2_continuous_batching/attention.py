@@ -31,7 +31,6 @@ class SlotAttention:
         self._kv = allocate_kv(shape, model.dtype, model.device)
 
     def begin(self, batch: RaggedBatch) -> None:
-        assert batch.block_tables is not None
         self._slots = batch.block_tables[:, 0].long()  # [B]
         self._positions = batch.positions
         self._decoding = batch.num_decodes == batch.num_seqs

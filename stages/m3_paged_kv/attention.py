@@ -19,7 +19,6 @@ class GatherAttention:
         self._block_size = kv.blocks.shape[3]
 
     def begin(self, batch: RaggedBatch) -> None:
-        assert batch.block_tables is not None and batch.slot_mapping is not None
         self._slot_mapping = batch.slot_mapping
         if batch.num_decodes == batch.num_seqs:
             self._groups = [self._group(batch, 0, batch.num_seqs, 1)]  # all decodes in one call
@@ -30,7 +29,6 @@ class GatherAttention:
     def _group(self, batch: RaggedBatch, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For sequences first ... last - 1, of `length` query tokens each: their blocks [B, M], M enough for the
         longest, and what each query may not see [B, L, M * block_size]."""
-        assert batch.block_tables is not None
         ends = batch.seq_lens[first:last]
         context = batch.max_seq_len if last - first > 1 else int(ends[0])
         blocks = batch.block_tables[first:last, : -(-context // self._block_size)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from common.batch import RaggedBuilder
 from common.config import EngineConfig
 from common.engine import Engine
 from common.memory import blocks_in_budget
 from common.models import load_for
 from common.runner import Runner
 from stages.m3_paged_kv.attention import GatherAttention
+from stages.m3_paged_kv.batch import PagedBatches
 from stages.m3_paged_kv.kv_cache import PagedCache
 from stages.m3_paged_kv.kv_tensors import PagedKV
 from stages.m3_paged_kv.scheduler import PagedScheduler
@@ -20,5 +20,5 @@ def build(config: EngineConfig) -> Engine:
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     kv = PagedKV(model, blocks, size, cpu_blocks)
     scheduler = PagedScheduler(PagedCache(blocks, size, cpu_blocks), config)
-    runner = Runner(model, GatherAttention(kv), RaggedBuilder(size), kv.move)
+    runner = Runner(model, GatherAttention(kv), PagedBatches(size), kv.move)
     return Engine("m3", config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from common.batch import RaggedBuilder
+from collections.abc import Callable
+
 from common.config import EngineConfig
 from common.engine import Engine
-from common.execution.cuda_graphs import capture_steps
-from common.memory import blocks_in_budget
 from common.models import load_for
-from common.runner import Runner
-from stages.m3_paged_kv.kv_tensors import PagedKV
-from stages.m4_flash_attention.attention import FlashAttention
-from stages.m4_flash_attention.select import choose_for
+from stages.m4_flash_attention.wiring import wire
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.hash_index import HashIndex
 from stages.m6_prefix_caching.kv_cache import PagedCache
@@ -20,15 +16,10 @@ from stages.m6_prefix_caching.radix_index import RadixIndex
 INDICES = {"hash": HashIndex, "radix": RadixIndex}
 
 
+def new_cache(config: EngineConfig) -> Callable[[int, int, int], PagedCache]:
+    """Over the index that `prefix_index` asks for."""
+    return lambda blocks, size, cpu_blocks: PagedCache(blocks, size, cpu_blocks, INDICES[config.prefix_index]())
+
+
 def build(config: EngineConfig) -> Engine:
-    loaded = load_for(config, config.fused_kernels)
-    model, size = loaded.model, config.block_size
-    blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
-    choice = choose_for(config, model)
-    graphs = config.captures and choice.capturable
-    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # padding rows of graphs write into a block that nobody owns
-    cache = PagedCache(blocks, size, cpu_blocks, INDICES[config.prefix_index]())
-    runner = Runner(model, FlashAttention(kv, choice), RaggedBuilder(size), kv.move)
-    if graphs:
-        capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
-    return Engine("m6", config, ChunkedScheduler(cache, config), runner, loaded.tokenizer, loaded.max_model_len)
+    return wire("m6", config, load_for(config, config.fused_kernels), new_cache(config), ChunkedScheduler)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from common.models.quantized_weight import QuantizedWeight
-from stages.m4_flash_attention.backends.cpu import ONE_AT_A_TIME
+from stages.m4_flash_attention.fast.backends.cpu import ONE_AT_A_TIME
 
 DEQUANTIZE_TOKENS = 56
 """PyTorch's kernel takes time in proportion to the tokens; from so many on, writing the weight out is faster."""

@@ -92,7 +92,7 @@ import os, stages, torch
 def threads(): return len(os.listdir("/proc/self/task"))
 a = torch.randn(800, 800); a @ a; torch.randn(10**6).add_(1)
 before = threads()
-from stages.m4_flash_attention.backends import cpu
+from stages.m4_flash_attention.fast.backends import cpu
 from tests.m4.cases import make_case
 case = make_case([(1, 300), (1, 40)], head_dim=64)
 case.check(cpu.create(case.shape))

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from stages.m4_flash_attention import select
-from stages.m4_flash_attention.backends import AttentionShape, Backend
+from stages.m4_flash_attention.fast import select
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 from tests.m4.cases import HEADS, LENGTHS, STEPS, TOLERANCE, Case, check_raw, make_case, relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

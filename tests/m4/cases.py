@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +11,7 @@ from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Linear
 from common.models.ops import Ops
-from stages.m4_flash_attention.backends import AttendsRaw, AttentionShape, Backend
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, FusesQkv, definition
 from tests.execution.cases import Inputs
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -48,7 +47,7 @@ class Case:
 def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
     """A decode from heads as the projection gives them: as exact as operation after operation, in the model's dtype,
     and with the same numbers in the cache, but for the last bit."""
-    assert isinstance(backend, AttendsRaw)
+    assert isinstance(backend, FusesQkv)
     make = Inputs(case.q.dtype, str(case.q.device))
     (_, num_q, dim), num_kv = case.q.shape, case.k.shape[1]
     qkv = torch.cat((case.q, case.k, case.v), dim=1)
@@ -56,14 +55,14 @@ def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
     cos, sin = make.angles(len(qkv), dim)
     qk = Ops().norm_rotate(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
     step = replace(case, q=qk[:, :num_q], k=qk[:, num_q:], kv=case.kv.clone())
-    expected = step.run(importlib.import_module("stages.m4_flash_attention.backends.naive").create(case.shape))
+    expected = step.run(definition.create(case.shape))
     layer = make_layer(num_q, num_kv, dim, *norms)
     backend.begin(case.batch)
-    if backend.takes_raw():  # a step before, at other positions: nothing of it may be left over
-        backend.attend_raw(layer, qkv.clone(), *make.angles(len(qkv), dim), case.kv.clone())
+    if backend.fuses_qkv():  # a step before, at other positions: nothing of it may be left over
+        backend.fused_qkv(layer, qkv.clone(), *make.angles(len(qkv), dim), case.kv.clone())
     backend.begin(case.batch)
-    assert backend.takes_raw()
-    result = backend.attend_raw(layer, qkv, cos, sin, case.kv)
+    assert backend.fuses_qkv()
+    result = backend.fused_qkv(layer, qkv, cos, sin, case.kv)
     error = relative_error(result, expected.double())
     assert error < 2 * TOLERANCE[qkv.dtype], f"off by {error}"
     eps = 4 * torch.finfo(qkv.dtype).eps

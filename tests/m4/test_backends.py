@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from stages.m4_flash_attention import select
-from stages.m4_flash_attention.backends import AttendsRaw, Backend
+from stages.m4_flash_attention.fast import select
+from stages.m4_flash_attention.fast.backends import Backend, FusesQkv
 from tests.depth import DEEP
 from tests.m4.cases import HEADS, LENGTHS, SHORT_STEPS, STEPS, TOLERANCE, Case, check_raw, make_case
 
@@ -23,7 +23,7 @@ def poison(name: str) -> float:
 
 
 def create(name: str, case: Case) -> Backend:
-    return importlib.import_module(f"stages.m4_flash_attention.backends.{select.MODULES[name]}").create(case.shape)
+    return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{select.MODULES[name]}").create(case.shape)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -147,12 +147,12 @@ def test_raw_heads_in_blocks_of_any_size_give_the_same_numbers(block_size: int) 
 
 
 @pytest.mark.parametrize(("chunks", "taken"), [([(1, 5)], True), ([(1, 5), (1, 9)], False), ([(2, 9)], False)], ids=str)
-def test_only_a_step_of_one_decode_takes_raw_heads(chunks: list[tuple[int, int]], taken: bool) -> None:
+def test_only_a_step_of_one_decode_fuses_qkv_heads(chunks: list[tuple[int, int]], taken: bool) -> None:
     """A step of more must not be taken for one decode."""
     case = make_case(chunks)
     backend = create("triton", case)
     backend.begin(case.batch)
-    assert isinstance(backend, AttendsRaw) and backend.takes_raw() == taken
+    assert isinstance(backend, FusesQkv) and backend.fuses_qkv() == taken
 
 
 CHUNKS = {
@@ -185,7 +185,7 @@ def test_raw_heads_on_a_cpu_of_any_group_and_dimension_give_the_same_numbers(
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_cpu_threads_rotate_every_token(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m4_flash_attention.backends import cpu
+    from stages.m4_flash_attention.fast.backends import cpu
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for tokens in (33, 34, 40):
@@ -199,13 +199,13 @@ def test_the_cpu_kernel_takes_no_raw_heads_whose_half_is_no_vector(head_dim: int
     case = make_case([(1, 20)], head_dim=head_dim)
     backend = create("cpu", case)
     backend.begin(case.batch)
-    assert isinstance(backend, AttendsRaw) and not backend.takes_raw()
+    assert isinstance(backend, FusesQkv) and not backend.fuses_qkv()
     case.check(backend)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_cpu_threads_that_cut_a_sequence_lose_no_part(threads: int) -> None:
-    from stages.m4_flash_attention.backends.cpu import CpuBackend
+    from stages.m4_flash_attention.fast.backends.cpu import CpuBackend
 
     case = make_case([(1, 333), (1, 2), (1, 1), (1, 90), (50, 200)], (6, 2))
     backend = CpuBackend(case.shape)
@@ -239,8 +239,8 @@ def test_a_long_context_loses_no_key(name: str, dtype: torch.dtype) -> None:
 def test_no_backend_is_imported_before_it_is_chosen() -> None:
     program = (
         "import sys, torch\n"
-        "from stages.m4_flash_attention import attention, select\n"
-        "from stages.m4_flash_attention.backends import AttentionShape\n"
+        "from stages.m4_flash_attention.fast import attention, select\n"
+        "from stages.m4_flash_attention.fast.backends import AttentionShape\n"
         "shape = AttentionShape(4, 2, 64, 16, torch.float32, torch.device('cpu'))\n"
         "for name in select.MODULES: select.why_not(name, shape)\n"
         "select.choose('naive', shape)\n"

@@ -16,14 +16,14 @@ from numba.core import config
 
 from common.execution import cache
 from common.execution.cpu import compiled, cpu_elementwise, simd
-from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
+from stages.m4_flash_attention.fast.kernels import cpu_decode, cpu_prefill, cpu_store
 from tests.helpers import run_in_numbas_own_pool
 from tests.test_cli import ROOT
 
 DIVIDE = """
 import numpy as np
 from common.execution.cpu import simd
-from stages.m4_flash_attention.kernels import cpu_decode
+from stages.m4_flash_attention.fast.kernels import cpu_decode
 out = np.zeros(16, np.float32)
 cpu_decode._divide(np.ones(16, np.float32), np.full(1, 4, np.float32), 16, simd.width(16), out, 0)
 print(out[0], sum(cpu_decode._divide.stats.cache_hits.values()))
@@ -87,7 +87,7 @@ def test_kernels_are_cached_where_numba_may_write(tmp_path: Path, monkeypatch: p
 
 TWO_ENGINES = """
 import sys, threading, torch
-from stages.m4_flash_attention.backends import cpu
+from stages.m4_flash_attention.fast.backends import cpu
 from tests.m4.cases import make_case
 torch.set_num_threads(2)
 def work(seed):

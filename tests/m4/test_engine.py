@@ -14,11 +14,11 @@ from benchmarks.contestant import Setting
 from benchmarks.probe import AttentionClock
 from benchmarks.stage_contestant import StageContestant
 from common import Engine
-from common.attention import TakesRaw
 from common.cli import run_app, stage_app
 from common.execution.cpu.fused_cpu import CompiledOps
 from common.models import PRESETS
 from common.models.ops import Ops
+from stages.m4_flash_attention.attention import FlashAttention
 from stages.m4_flash_attention.engine import build as build_m4
 from tests.conftest import TINY
 from tests.depth import DEEP
@@ -45,7 +45,11 @@ def test_the_backend_asked_for_is_the_one_that_answers(build: Build, model: str,
     engine = build("m4", model=model, max_num_seqs=3, attention_backend=name)
     assert tokens(engine.generate(prompts, params)) == tokens(expected)
     assert engine.metrics()["attention"] == f"attention: {name}, as asked for"
-    kind = type(engine.runner.attention._backend).__name__  # pyright: ignore[reportAttributeAccessIssue]
+    attention = engine.runner.attention
+    if name == "naive":
+        assert isinstance(attention, FlashAttention), "the definition itself"
+        return
+    kind = type(attention._backend).__name__  # pyright: ignore[reportAttributeAccessIssue]
     assert kind.lower().removesuffix("backend") == {"torch": "gather"}.get(name, name)
 
 
@@ -65,9 +69,10 @@ def test_fused_kernels_on_a_cpu_are_used_and_change_no_token(
         engine = build(stage, **options, **({} if fused is None else {"fused_kernels": fused}))
         assert type(engine.runner.model.ops) is (CompiledOps if fused else Ops)
         attention, begun = engine.runner.attention, Mock(side_effect=engine.runner.attention.attend)
+        vars(begun)["__self__"] = attention
         vars(attention)["attend"] = begun
         assert tokens(engine.generate(PROMPTS, exactly(6))) == expected
-        assert begun.called != bool(fused), "with fused kernels it is `attend_raw` that is called"
+        assert begun.called != bool(fused), "with fused kernels it is `fused_qkv` that is called"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Triton leaves the CPU alone")
@@ -83,10 +88,9 @@ def test_a_single_decode_in_one_kernel_changes_no_token(build: Build, monkeypatc
     engine = build("m4", max_num_seqs=1, attention_backend="triton")
     engine.runner.model.ops = FusedOps(engine.runner.model.device)
     attention, layers = engine.runner.attention, len(engine.runner.model.layers)
-    assert isinstance(attention, TakesRaw)
     taken: list[bool] = []
-    choose = attention.raw_kernel
-    vars(attention)["raw_kernel"] = lambda: (taken.append(choose() is not None), choose())[1]
+    begin = attention.begin
+    vars(attention)["begin"] = lambda batch: (begin(batch), taken.append(attention.fuses_qkv))[0]
     with AttentionClock(attention, engine.runner.model.device, lambda: 4 * layers) as clock:
         assert tokens(engine.generate(prompt, exactly(4))) == tokens(expected)
     assert taken == [False] + [True] * 3, "the prompt's step, and every other"

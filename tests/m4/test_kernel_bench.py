@@ -35,7 +35,7 @@ def test_work_of_a_chunk_counts_no_hidden_key() -> None:
 def test_rate_is_work_divided_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from stages.m4_flash_attention.backends import AttentionShape
+    from stages.m4_flash_attention.fast.backends import AttentionShape
 
     monkeypatch.setattr(attention, "seconds_per_call", lambda *_: 0.5)
     shape = AttentionShape(4, 2, 64, 16, torch.float32, torch.device("cpu"))

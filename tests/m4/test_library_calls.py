@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from stages.m4_flash_attention.backends import Backend
-from stages.m4_flash_attention.backends.flash_attn import FlashAttnBackend
-from stages.m4_flash_attention.backends.torch_sdpa import VarlenBackend
+from stages.m4_flash_attention.fast.backends import Backend
+from stages.m4_flash_attention.fast.backends.flash_attn import FlashAttnBackend
+from stages.m4_flash_attention.fast.backends.torch_sdpa import VarlenBackend
 from tests.m4.cases import STEPS, full_formula, make_case
 
 KV_CACHE_2 = (

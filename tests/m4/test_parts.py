@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m4_flash_attention.kernels import triton_decode, triton_decode_raw
-from stages.m4_flash_attention.kernels.triton_parts import Workspace, find_part, room
+from stages.m4_flash_attention.fast.kernels import triton_decode, triton_decode_raw
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, room
 from tests.depth import DEEP
 from tests.m4.cases import check_raw, make_case
 from tests.m4.test_backends import create

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from stages.m4_flash_attention import select
-from stages.m4_flash_attention.backends import AttentionShape, flash_attn, torch_sdpa, triton
+from stages.m4_flash_attention.fast import select
+from stages.m4_flash_attention.fast.backends import AttentionShape, flash_attn, torch_sdpa, triton
 
 SHAPE = AttentionShape(4, 2, 64, 16, torch.float32, torch.device("cpu"))
 GPU = dataclasses.replace(SHAPE, dtype=torch.bfloat16, device=torch.device("cuda"))

@@ -1,6 +1,6 @@
 """The operations of `Ops` that PyTorch makes of many calls on a CPU, each as one compiled kernel (Numba). The matrix
 products stay the library's; queries and keys are normalised and rotated by the attention that stores them, where it
-can (`common.attention.TakesRaw`). The first use on a machine compiles for some seconds."""
+can (`fused_qkv`). The first use on a machine compiles for some seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from common.execution.cpu import cpu_elementwise as kernels
 from common.execution.cpu.arrays import BITS, ONE_AT_A_TIME, bits
 from common.execution.cpu.simd import LANES, width
+from common.execution.fused_qkv import FusingOps
 from common.models.layers import RMSNorm
 from common.models.linear import Projection
-from common.models.ops import Ops
 
 Kernel = Callable[..., None]
 Lanes = tuple[int, ...]
@@ -50,10 +50,8 @@ def _run(
             in_threads(*given, rows, size, lanes, torch.get_num_threads(), out.data_ptr())
 
 
-class CompiledOps(Ops):
+class CompiledOps(FusingOps):
     """The same numbers as the definition, but for the order of a sum."""
-
-    fused = True
 
     def __init__(self) -> None:
         self._weights: dict[int, tuple[torch.Tensor, np.ndarray]] = {}

@@ -1,8 +1,8 @@
 """The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
-the library's matrix products, which are at their best there, with fused kernels between them. An attention that takes
-heads as the projection gives them (`common.attention.TakesRaw`) does the second of these itself.
+the library's matrix products, which are at their best there, with fused kernels between them. An attention
+with a `fused_qkv` does the second of these itself.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from functools import partial
 
 import torch
 
+from common.execution.fused_qkv import FusingOps
 from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Adds, Fuses, Linear, Projection
-from common.models.ops import Ops
 
 
-class FusedOps(Ops):
+class FusedOps(FusingOps):
     """Safe to capture in a CUDA graph: nothing is read on the host.
 
     overlap: kernels may start while the one in front of them still runs, where the GPU can do that.
     """
-
-    fused = True
 
     def __init__(self, device: torch.device, overlap: bool = True) -> None:
         self.launch = launch_options(device, overlap)

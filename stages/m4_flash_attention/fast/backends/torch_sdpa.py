@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from common.batch import RaggedBatch
-from stages.m4_flash_attention.backends import AttentionShape, Backend, PagedBatch, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, store_rows
 
 VARLEN_PAGE = 256  # flash-attention 2, which torch ships, reads pages of a multiple of 256 tokens
 
@@ -46,7 +46,7 @@ class GatherBackend:
     """Gather, then SDPA."""
 
     def begin(self, batch: RaggedBatch) -> None:
-        self._batch = step = PagedBatch(batch)
+        self._batch = step = batch
         decodes = step.num_decodes
         self._chunks = step.sequences(decodes) if decodes < step.num_seqs else []
         self._decode_mask = None
@@ -57,17 +57,17 @@ class GatherBackend:
             self._decode_mask = positions < lengths.clamp(min=1)  # [B, 1, 1, max_seq_len]
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slots)
+        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         decodes, block_size = self._batch.num_decodes, kv.shape[2]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
-            blocks = self._batch.tables[:decodes, : -(-self._batch.max_seq_len // block_size)]
+            blocks = self._batch.block_tables[:decodes, : -(-self._batch.max_seq_len // block_size)]
             k, v = (x[blocks].flatten(1, 2)[:, : self._batch.max_seq_len].transpose(1, 2) for x in kv)  # [B, Hkv, S, D]
             rows = q[:decodes, :, None]  # [B, Hq, 1, D]
             out[:decodes] = _sdpa(rows, k, v, attn_mask=self._decode_mask)[:, :, 0]
-        for table, (start, end, length) in zip(self._batch.tables[decodes:], self._chunks, strict=True):
+        for table, (start, end, length) in zip(self._batch.block_tables[decodes:], self._chunks, strict=True):
             blocks = table[: -(-length // block_size)]
             k, v = (x[blocks].flatten(0, 1)[:length].transpose(0, 1)[None] for x in kv)  # [1, Hkv, length, D]
             rows = q[start:end].transpose(0, 1)[None]
@@ -92,14 +92,15 @@ class VarlenBackend:
         self._varlen_attn = varlen_attn
 
     def begin(self, batch: RaggedBatch) -> None:
-        self._batch = PagedBatch(batch)
+        self._batch = batch
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slots)
+        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step = self._batch
         return self._varlen_attn(
-            q.contiguous(), kv[0], kv[1], step.query_starts, None, step.max_query_len, step.max_seq_len,
-            window_size=(-1, 0), enable_gqa=q.shape[1] != kv.shape[3], seqused_k=step.seq_lens, block_table=step.tables,
+            q.contiguous(), kv[0], kv[1], step.query_start_loc, None, step.max_query_len, step.max_seq_len,
+            window_size=(-1, 0), enable_gqa=q.shape[1] != kv.shape[3], seqused_k=step.seq_lens,
+            block_table=step.block_tables,
         )  # fmt: skip

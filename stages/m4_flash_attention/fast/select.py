@@ -9,10 +9,10 @@ from types import ModuleType
 from common.config import ATTENTION_BACKENDS, EngineConfig
 from common.errors import UserError, unknown
 from common.models import Decoder
-from stages.m4_flash_attention.backends import AttentionShape, Backend
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 MODULES = {
-    "naive": "naive",
+    "naive": "definition",
     "torch": "torch_sdpa",
     "triton": "triton",
     "flash_attn": "flash_attn",
@@ -48,7 +48,7 @@ class Choice:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"stages.m4_flash_attention.backends.{MODULES[name]}")
+    return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{MODULES[name]}")
 
 
 def why_not(name: str, shape: AttentionShape) -> str | None:

@@ -16,8 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m4_flash_attention.kernels.triton_config import prefill_config
-from stages.m4_flash_attention.kernels.triton_parts import (
+from stages.m4_flash_attention.fast.kernels.triton_config import prefill_config
+from stages.m4_flash_attention.fast.kernels.triton_parts import (
     Workspace,
     find_part,
     leave_part,

@@ -20,8 +20,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm
-from stages.m4_flash_attention.kernels.triton_config import raw_config
-from stages.m4_flash_attention.kernels.triton_parts import (
+from stages.m4_flash_attention.fast.kernels.triton_config import raw_config
+from stages.m4_flash_attention.fast.kernels.triton_parts import (
     Workspace,
     leave_part,
     merge_parts,

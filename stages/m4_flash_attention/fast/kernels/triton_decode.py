@@ -15,8 +15,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
-from stages.m4_flash_attention.kernels.triton_config import decode_config
-from stages.m4_flash_attention.kernels.triton_parts import (
+from stages.m4_flash_attention.fast.kernels.triton_config import decode_config
+from stages.m4_flash_attention.fast.kernels.triton_parts import (
     Workspace,
     find_part,
     leave_part,

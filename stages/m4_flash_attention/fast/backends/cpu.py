@@ -11,7 +11,7 @@ from common.batch import RaggedBatch
 from common.execution.cpu.arrays import BITS, ONE_AT_A_TIME, bits, flat
 from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
-from stages.m4_flash_attention.backends import AttentionShape, PagedBatch, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
 
 FEW_TOKENS = 32
 """One thread has rotated and stored so many before another has woken up."""
@@ -38,7 +38,7 @@ class CpuBackend:
 
     def __init__(self, shape: AttentionShape) -> None:
         from common.execution.cpu import simd
-        from stages.m4_flash_attention.kernels import cpu_decode, cpu_prefill, cpu_store
+        from stages.m4_flash_attention.fast.kernels import cpu_decode, cpu_prefill, cpu_store
 
         self._decode, self._prefill = cpu_decode.decode, cpu_prefill.prefill
         self._store, self._store_in_threads = cpu_store.rotate_and_store, cpu_store.rotate_and_store_in_threads
@@ -52,11 +52,11 @@ class CpuBackend:
         self._norms: dict[RMSNorm, tuple[np.ndarray, np.ndarray, float]] = {}
 
     def begin(self, batch: RaggedBatch) -> None:
-        self._batch = step = PagedBatch(batch)
+        self._batch = step = batch
         self._threads = torch.get_num_threads()
         decodes = step.num_decodes
-        self._tables, self._lengths = step.tables.numpy(), step.seq_lens.numpy()
-        self._starts, self._slots = step.query_starts.numpy(), step.slots.numpy()
+        self._tables, self._lengths = step.block_tables.numpy(), step.seq_lens.numpy()
+        self._starts, self._slots = step.query_start_loc.numpy(), step.slot_mapping.numpy()
         self._angles: tuple[np.ndarray, np.ndarray] | None = None
         # Tiles of queries, dearest first: threads take them in turn.
         tiles = [
@@ -69,17 +69,17 @@ class CpuBackend:
         self._tasks = np.array(tasks, dtype=np.int64).reshape(-1, 3)
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slots)
+        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         out = q.new_empty(q.shape)
         self._attend(q.data_ptr(), q.stride(0), *self._layer(kv), out.data_ptr())
         return out
 
-    def takes_raw(self) -> bool:
+    def fuses_qkv(self) -> bool:
         return self._rotates
 
-    def attend_raw(
+    def fused_qkv(
         self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         qkv = qkv.contiguous()

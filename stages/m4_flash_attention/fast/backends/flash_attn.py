@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from common.batch import RaggedBatch
-from stages.m4_flash_attention.backends import AttentionShape, PagedBatch, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
 
 FLASH_ATTN_2_PAGE = 256
 
@@ -54,33 +54,33 @@ class FlashAttnBackend:
         self._version, self._with_kvcache, self._varlen = version, with_kvcache, varlen
 
     def begin(self, batch: RaggedBatch) -> None:
-        self._batch = step = PagedBatch(batch)
+        self._batch = step = batch
         # Version 2 wants where each sequence's keys *would* begin if they lay end to end; it reads the lengths off it.
         self._key_starts = torch.nn.functional.pad(step.seq_lens.cumsum(0, dtype=torch.int32), (1, 0))
         self._chunk_key_starts = self._key_starts[step.num_decodes :] - self._key_starts[step.num_decodes]
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slots)
+        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step = self._batch
         if self._version == 3:  # one call serves decodes and chunks alike
             return self._with_kvcache(
-                q, kv[0], kv[1], cache_seqlens=step.seq_lens, page_table=step.tables, cu_seqlens_q=step.query_starts,
-                max_seqlen_q=step.max_query_len, causal=True,
+                q, kv[0], kv[1], cache_seqlens=step.seq_lens, page_table=step.block_tables,
+                cu_seqlens_q=step.query_start_loc, max_seqlen_q=step.max_query_len, causal=True,
             )  # fmt: skip
         decodes = step.num_decodes
         parts: list[torch.Tensor] = []
         if decodes:
             rows = q[:decodes, None]  # [B, 1, Hq, D]
-            lengths, tables = step.seq_lens[:decodes], step.tables[:decodes]
+            lengths, tables = step.seq_lens[:decodes], step.block_tables[:decodes]
             out = self._with_kvcache(rows, kv[0], kv[1], cache_seqlens=lengths, block_table=tables, causal=True)
             parts.append(out[:, 0])
         if decodes < step.num_seqs:
-            starts = step.query_starts[decodes:] - decodes  # the decodes before have one token each
+            starts = step.query_start_loc[decodes:] - decodes  # the decodes before have one token each
             out = self._varlen(
                 q[decodes:], kv[0], kv[1], starts, self._chunk_key_starts, step.max_query_len, step.max_seq_len,
-                causal=True, block_table=step.tables[decodes:],
+                causal=True, block_table=step.block_tables[decodes:],
             )  # fmt: skip
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)

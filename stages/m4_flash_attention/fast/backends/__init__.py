@@ -49,36 +49,19 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class AttendsRaw(Protocol):
+class FusesQkv(Protocol):
     """A backend that, in some steps, does what stands between the projection and attention as well."""
 
-    def takes_raw(self) -> bool:
+    def fuses_qkv(self) -> bool:
         """Can it do so in the step that has begun?"""
         ...
 
-    def attend_raw(
+    def fused_qkv(
         self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         """qkv [T, Hq + 2 Hkv, D] as the projection gives it, cos and signed sin [T, 1, D]: normalise, rotate, store,
         attend; returns [T, Hq, D]."""
         ...
-
-
-class PagedBatch:
-    """What every backend keeps of a batch: tables that are there, and the step's sequences as numbers on the host."""
-
-    def __init__(self, batch: RaggedBatch) -> None:
-        if batch.block_tables is None or batch.slot_mapping is None:
-            raise ValueError("paged attention needs a batch with block_tables and slot_mapping")
-        self.tables, self.slots = batch.block_tables, batch.slot_mapping
-        self.seq_lens, self.query_starts = batch.seq_lens, batch.query_start_loc
-        self.num_decodes, self.num_seqs = batch.num_decodes, batch.num_seqs
-        self.max_query_len, self.max_seq_len = batch.max_query_len, batch.max_seq_len
-
-    def sequences(self, first: int = 0) -> list[tuple[int, int, int]]:
-        """(first token, end of tokens, context length) of each sequence; waits for the device."""
-        starts, lengths = self.query_starts[first:].tolist(), self.seq_lens[first:].tolist()
-        return list(zip(starts[:-1], starts[1:], lengths, strict=True))
 
 
 def store_rows(kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:

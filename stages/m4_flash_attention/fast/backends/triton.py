@@ -10,7 +10,7 @@ import torch
 from common.batch import RaggedBatch
 from common.execution.gpu.launch import launch_options
 from common.models.decoder import DecoderLayer
-from stages.m4_flash_attention.backends import AttentionShape, PagedBatch
+from stages.m4_flash_attention.fast.backends import AttentionShape
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,7 +41,12 @@ class TritonBackend:
     """A step is safe to capture in a CUDA graph: nothing is read on the host, and what is written lies where it lay."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        from stages.m4_flash_attention.kernels import triton_decode, triton_decode_raw, triton_prefill, triton_store
+        from stages.m4_flash_attention.fast.kernels import (
+            triton_decode,
+            triton_decode_raw,
+            triton_prefill,
+            triton_store,
+        )
 
         self._store = triton_store.store
         self._launch = launch_options(shape.device)
@@ -52,27 +57,27 @@ class TritonBackend:
         self._prefill = triton_prefill.PrefillKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
 
     def begin(self, batch: RaggedBatch) -> None:
-        self._batch = PagedBatch(batch)
+        self._batch = batch
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        self._store(kv, k, v, self._batch.slots, self._launch)
+        self._store(kv, k, v, self._batch.slot_mapping, self._launch)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step, decodes = self._batch, self._batch.num_decodes
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
-            self._decode(q[:decodes], kv, step.tables, step.seq_lens[:decodes], out)
+            self._decode(q[:decodes], kv, step.block_tables, step.seq_lens[:decodes], out)
         if decodes < step.num_seqs:
-            tables, lengths, starts = step.tables[decodes:], step.seq_lens[decodes:], step.query_starts[decodes:]
-            self._prefill(q, kv, tables, lengths, starts, len(q) - decodes, out)
+            sequences = step.block_tables[decodes:], step.seq_lens[decodes:], step.query_start_loc[decodes:]
+            self._prefill(q, kv, *sequences, len(q) - decodes, out)
         return out
 
-    def takes_raw(self) -> bool:
+    def fuses_qkv(self) -> bool:
         return self._batch.num_decodes == self._batch.num_seqs == 1
 
-    def attend_raw(
+    def fused_qkv(
         self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
         step = self._batch
-        return self._raw(qkv, norms, cos, sin, kv, step.slots, step.tables, step.seq_lens)
+        return self._raw(qkv, norms, cos, sin, kv, step.slot_mapping, step.block_tables, step.seq_lens)
