@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite
 from types import TracebackType
 from typing import Self
 
-from common.attention import description
+from common.admission import Admission
 from common.config import EngineConfig
 from common.errors import require
-from common.in_flight import StepInFlight
 from common.kv_cache import PrefixCache
 from common.memory import kv_bytes_per_token
 from common.outputs import RequestOutput
+from common.plan import StepPlan
 from common.request import Request
 from common.runner import Runner
-from common.sampler import mix
 from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
-from common.text.detokenizer import Detokenizer
-from common.text.prompts import Prompt, encode_prompt
+from common.text.prompts import Prompt
 from common.text.tokenizer import Tokenizer
-from common.watch.metrics import EngineMetrics
+from common.watch.metrics import EngineMetrics, Metrics, snapshot
 from common.watch.progress import progress_bar
+from common.watch.steps import StepWatch
 from common.watch.trace import StepTrace
 
 
 class Engine:
-    """*plan → submit → collect → update*, over and over. Not thread-safe: one thread drives an engine.
+    """*Plan → execute → update*, over and over. Not thread-safe: one thread drives an engine.
 
-    Where the engine overlaps (`EngineConfig.overlap`), it plans and submits step N + 1 before it collects step N, so
+    Where the engine overlaps (`EngineConfig.overlap`), it plans and starts step N + 1 before it collects step N, so
     that the device always has the next step at hand. The tokens are the same. What a request samples after its last
-    token, because nobody knew yet that it was the last, is dropped. Stages before m2 do not overlap: a static batch
+    token, because that it was the last was not known yet, is dropped. Stages before m2 do not overlap: a static batch
     has to know who has ended.
     """
 
@@ -55,15 +51,12 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.note: str | None = runner.model.note  # what a reader of its figures must know
-        self.trace: StepTrace | None = None  # set one to record the steps from now on
+        self.watch = StepWatch(scheduler)
+        self._admission = Admission(config, scheduler, runner.model, max_model_len)
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
-        self._in_flight: deque[StepInFlight] = deque()
+        self._planned: deque[StepPlan] = deque()  # started, not collected
         self._overlaps = config.overlaps and scheduler.plans_ahead
-        self._last_end = 0.0  # when a step was collected last
-        self._counter = itertools.count()
-        self._sample_counter = itertools.count()
-        self._metrics = EngineMetrics()
         self._prefix_cache = scheduler.cache if isinstance(scheduler.cache, PrefixCache) else None
         self._closed = False
 
@@ -90,57 +83,12 @@ class Engine:
         """
         require(not self._closed, "the engine is closed: build a new one")
         params = params or SamplingParams()
-        number = next(self._counter)
+        number = self._admission.next_number()
         request_id = request_id or f"request-{number}"
         require(request_id not in self._requests, f"request id {request_id!r} is in use: choose another")
-        require(
-            isinstance(priority, int)
-            and isinstance(arrival_time or 0.0, int | float)
-            and isfinite(arrival_time or 0.0),
-            f"priority is a whole number and arrival_time a time in seconds, not {priority!r} and {arrival_time!r}",
+        samples = self._admission.samples(
+            prompt, self.tokenizer, params, number, request_id, priority, arrival_time, cache_salt
         )
-        require(
-            cache_salt is None or (isinstance(cache_salt, str) and bool(cache_salt)),
-            f"cache_salt is a text that is not empty, or None, not {cache_salt!r}",
-        )
-        token_ids = encode_prompt(prompt, self.tokenizer, self.runner.model.config.vocab_size)
-        total = len(token_ids) + params.max_tokens
-        require(
-            total <= self.max_model_len,
-            f"the prompt has {len(token_ids)} tokens; with max_tokens={params.max_tokens} that is {total}, over "
-            f"max_model_len={self.max_model_len}: shorten the prompt or lower max_tokens",
-        )
-        require(
-            not params.stop_strings or self.tokenizer is not None,
-            "stop strings need a tokenizer, and this model has none: use stop_token_ids",
-        )
-        require(
-            params.n <= self.scheduler.max_num_seqs,
-            f"n={params.n} samples run together, over max_num_seqs={self.scheduler.max_num_seqs}: lower n",
-        )
-        require(
-            self.scheduler.cache.fits(total, params.n),
-            f"prompt and output, {total} tokens, are more than the whole KV cache holds: raise kv_cache_memory, "
-            "shorten the prompt, or lower max_tokens or n",
-        )
-        seed = params.seed if params.seed is not None else mix(self.config.seed, number)
-        samples = [
-            Request(
-                id=request_id if index == 0 else f"{request_id}#{index}",
-                output_id=request_id,
-                number=next(self._sample_counter),
-                prompt_token_ids=token_ids,
-                params=params,
-                eos_token_ids=frozenset(self.runner.model.config.eos_token_ids),
-                seed=seed if index == 0 else mix(seed, -1 - index),
-                arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
-                priority=priority,
-                prompt=prompt if isinstance(prompt, str) else None,
-                cache_salt=cache_salt,
-                detokenizer=self._detokenizer(len(token_ids), params),
-            )
-            for index in range(params.n)
-        ]
         self._requests[request_id] = samples
         self.scheduler.add(samples[0], samples[1:])
         return request_id
@@ -154,60 +102,64 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Finish one step; returns an output for each request that gained a token or ended."""
         try:
-            while len(self._in_flight) <= self._steps_ahead() and self._submit_next():
-                pass
-            return self._deliver(self._collect() if self._in_flight else self.scheduler.take_ended())
+            return self._deliver(self._step_ahead() if self._overlaps else self._step())
         except BaseException:
-            self._drop_in_flight()
+            self._drop_planned()
             raise
 
-    def _submit_next(self) -> bool:
-        """Plan a step and start it; False: nobody has anything to compute."""
-        try:
-            plan = self.scheduler.plan()
-        except BaseException:
-            self._drop_in_flight()
-            self.scheduler.recover()
-            raise
+    def _step(self) -> list[Request]:
+        """The plain loop: plan, execute, update. Returns the requests that it touched."""
+        plan = self._plan()
         if plan is None:
-            return False
-        step = StepInFlight(plan, self.scheduler, time.perf_counter() - plan.planned_at)
-        self._in_flight.append(step)
-        if self.trace is not None:
-            step.record = self.trace.open(plan, self.scheduler.cache, step.queues)
-        self.runner.submit(plan)
-        step.host_time = time.perf_counter() - plan.planned_at
-        return True
+            return self.scheduler.take_ended()
+        self._start(plan)
+        return self._finish()
 
-    def _collect(self) -> list[Request]:
-        """Wait for the oldest step in flight and take its tokens."""
-        tokens = self.runner.collect()
-        step = self._in_flight.popleft()
-        begin, self._last_end = max(step.plan.planned_at, self._last_end), time.perf_counter()
-        self._metrics.plan_time += step.plan_time
-        self._metrics.host_time += step.host_time
-        self._metrics.record_step(step.plan, step.usage, step.queues.running, self._last_end - begin)
-        if self.trace is not None and step.record is not None:
-            self.trace.close(step.record, step.plan, begin, self._last_end, step.host_time, self.runner.device_time)
-        touched = self.scheduler.update(step.plan, tokens)
-        self._metrics.output_tokens += self.scheduler.take_num_sampled()
-        return touched
+    def _step_ahead(self) -> list[Request]:
+        """The same with the next step planned and started before this one is collected. Where penalties need to know
+        every token before, no step is planned ahead."""
+        while len(self._planned) <= self._steps_ahead() and (plan := self._plan()) is not None:
+            self._start(plan)
+        return self._finish() if self._planned else self.scheduler.take_ended()
 
     def _steps_ahead(self) -> int:
-        """How many steps may be in flight while the next one is planned: one, or none where penalties need to know
-        every token before."""
-        return int(self._overlaps and not any(request.penalised for request in self.scheduler.running))
+        return int(not any(request.penalised for request in self.scheduler.running))
 
-    def _drop_in_flight(self) -> None:
+    def _plan(self) -> StepPlan | None:
+        """None: no request has anything to compute."""
+        try:
+            return self.scheduler.plan()
+        except BaseException:
+            self._drop_planned()
+            self.scheduler.recover()
+            raise
+
+    def _start(self, plan: StepPlan) -> None:
+        self._planned.append(plan)
+        self.watch.planned(plan)
+        self.runner.submit(plan)
+        self.watch.started(plan)
+
+    def _finish(self) -> list[Request]:
+        """Wait for the oldest step that was started, and take its tokens."""
+        tokens = self.runner.collect()
+        plan = self._planned.popleft()
+        self.watch.collected(plan, self.runner.device_time)
+        touched = self.scheduler.update(plan, tokens)
+        self.watch.metrics.output_tokens += self.scheduler.take_num_sampled()
+        return touched
+
+    def _drop_planned(self) -> None:
         """A step failed, or nobody wants it any more."""
-        while self._in_flight:
-            self.scheduler.drop(self._in_flight.popleft().plan)
+        while self._planned:
+            self.scheduler.drop(self._planned.popleft())
+        self.watch.forget()
         self.runner.forget()
 
     @property
     def has_unfinished(self) -> bool:
         """Is anything left to compute or to deliver?"""
-        return self.scheduler.has_unfinished or bool(self._undelivered or self._in_flight)
+        return self.scheduler.has_unfinished or bool(self._undelivered or self._planned)
 
     # -- many requests ----------------------------------------------------------------------------------------------
 
@@ -274,8 +226,8 @@ class Engine:
                     yield output
         finally:
             self._abandon(list(open_ids))
-            while self._in_flight:  # a call that returns leaves nothing behind
-                self._undelivered += self._outputs(self._collect())
+            while self._planned:  # a call that returns leaves nothing behind
+                self._undelivered += self._outputs(self._finish())
 
     def _expects(self, ids: set[str]) -> bool:
         """May any of these still bring an output? Not after `close()`, or if another caller's `step()` took it."""
@@ -303,65 +255,26 @@ class Engine:
             outputs.append(RequestOutput(samples))
             if outputs[-1].finished:
                 del self._requests[output_id]
-                self._metrics.finished += 1
-                self._metrics.aborted += outputs[-1].finish_reason == "abort"
+                self.watch.metrics.finished += 1
+                self.watch.metrics.aborted += outputs[-1].finish_reason == "abort"
         return outputs
 
-    def _detokenizer(self, num_prompt_tokens: int, params: SamplingParams) -> Detokenizer | None:
-        if self.tokenizer is None:
-            return None
-        return Detokenizer(self.tokenizer.backend, num_prompt_tokens, params.stop_strings, params.min_tokens)
+    @property
+    def trace(self) -> StepTrace | None:
+        """Set one to record the steps from now on."""
+        return self.watch.trace
 
-    def metrics(self) -> dict[str, float | int | str | None]:
+    @trace.setter
+    def trace(self, trace: StepTrace | None) -> None:
+        self.watch.trace = trace
+
+    def metrics(self) -> Metrics:
         """What the engine does now, and what it has done since it was built or since `reset_metrics()`."""
-        m = self._metrics
-        usage = self.scheduler.cache.usage()
         token_bytes = kv_bytes_per_token(self.runner.model.config, self.config.torch_dtype)
-        return {
-            "stage": self.stage,
-            "attention": description(self.runner.attention),
-            "waiting": len(self.scheduler.waiting),
-            "running": len(self.scheduler.running),
-            "swapped": len(self.scheduler.swapped),
-            "steps": m.steps,
-            "busy_time_s": m.busy_time,
-            "plan_time_s": m.plan_time,
-            "host_time_s": m.host_time,
-            "computed_tokens": m.computed_tokens,
-            "padded_tokens": m.padded_tokens,
-            "padding_share": m.padding_share,
-            "output_tokens": m.output_tokens,
-            "finished": m.finished,
-            "aborted": m.aborted,
-            "peak_running": m.peak_running,
-            "preemptions": m.preemptions,
-            "swaps": m.swaps,
-            "kv_blocks_used": usage.blocks,
-            "kv_pool_bytes": self.runner.attention.kv_bytes(),
-            "kv_reserved_bytes": usage.reserved * token_bytes,
-            "kv_used_bytes": usage.stored * token_bytes,
-            "kv_reserved_peak_bytes": m.kv_peak_reserved * token_bytes,
-            "kv_used_peak_bytes": m.kv_peak_stored * token_bytes,
-            "kv_utilization": m.kv_utilization,
-            **self._prefix_metrics(),
-        }
-
-    def _prefix_metrics(self) -> dict[str, float | int | str | None]:
-        """The same names for all stages; None where there is no prefix cache."""
-        stats = self._prefix_cache.prefix_stats() if self._prefix_cache is not None else None
-        return {
-            "prefix_hit_rate": stats and stats.hit_rate,
-            "tokens_saved": stats and stats.saved,
-            "tokens_recovered": stats and stats.recovered,
-            "blocks_shared": stats and stats.blocks,
-            "blocks_shared_now": stats and stats.shared,
-            "blocks_shared_peak": stats and stats.peak_shared,
-            "blocks_cached": stats and stats.cached,
-            "evictions": stats and stats.evictions,
-        }
+        return snapshot(self.stage, self.watch.metrics, self.scheduler, self.runner.attention, token_bytes)
 
     def reset_metrics(self) -> None:
-        self._metrics = EngineMetrics()
+        self.watch.metrics = EngineMetrics()
         if self._prefix_cache is not None:
             self._prefix_cache.reset_prefix_stats()
 
@@ -374,7 +287,7 @@ class Engine:
     def close(self) -> None:
         """Abort what is left. Closing twice is no error."""
         self._abandon(list(self._requests))
-        self._drop_in_flight()
+        self._drop_planned()
         self._undelivered = []
         self._closed = True
 

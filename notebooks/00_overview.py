@@ -75,7 +75,7 @@ say(
 # The real loop, the same for all eight stages. It also keeps a step in flight on a GPU while it plans the next one:
 
 # %%
-show_source(Engine.step, Engine._submit_next, Engine._collect)
+show_source(Engine.step, Engine._step, Engine._start, Engine._finish)
 
 # %% [markdown]
 # Every stage is built and used in the same way. `engine.py` of a stage is a list of its parts, and its imports say where each

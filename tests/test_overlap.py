@@ -109,7 +109,7 @@ def test_an_abandoned_stream_leaves_no_step_in_flight(build: Build, stage: str) 
     for output in engine.stream(prompts_of((3, 4)), exactly(20)):
         if len(output.token_ids) == 3:
             break
-    assert not engine._in_flight
+    assert not engine._planned
     outputs = []
     while engine.has_unfinished:
         outputs += engine.step()
@@ -125,12 +125,12 @@ def test_the_engine_is_a_step_ahead(build: Build, stage: str) -> None:
     engine = build(stage, overlap=True)
     engine.add_request([1, 2], exactly(5))
     engine.step()
-    assert len(engine._in_flight) == 1
+    assert len(engine._planned) == 1
     engine.add_request([1, 2], exactly(5, presence_penalty=1.0))
     depths = []
     while engine.has_unfinished:
         engine.step()
-        depths.append(len(engine._in_flight))
+        depths.append(len(engine._planned))
     assert depths[-1] == 0 and depths.count(1) <= 2
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.kv_cache import KVUsage
+from common.attention import Attention, description
+from common.kv_cache import KVUsage, PrefixCache
 from common.plan import StepPlan
 from common.request import RequestStatus
+from common.scheduler import Scheduler
+
+Metrics = dict[str, float | int | str | None]
 
 
 @dataclass
 class EngineMetrics:
-    """Totals since the engine was built, or since `reset()`. Times are in seconds."""
+    """Totals since the engine was built, or since `Engine.reset_metrics()`. Times are in seconds."""
 
     steps: int = 0
     busy_time: float = 0.0
@@ -55,3 +59,53 @@ class EngineMetrics:
         """Share of the computed positions that nobody needed."""
         total = self.computed_tokens + self.padded_tokens
         return self.padded_tokens / total if total else 0.0
+
+
+def snapshot(
+    stage: str, metrics: EngineMetrics, scheduler: Scheduler, attention: Attention, token_bytes: int
+) -> Metrics:
+    """What an engine does now, and what it has done since its counters began. token_bytes: K and V of one token."""
+    m, usage = metrics, scheduler.cache.usage()
+    return {
+        "stage": stage,
+        "attention": description(attention),
+        "waiting": len(scheduler.waiting),
+        "running": len(scheduler.running),
+        "swapped": len(scheduler.swapped),
+        "steps": m.steps,
+        "busy_time_s": m.busy_time,
+        "plan_time_s": m.plan_time,
+        "host_time_s": m.host_time,
+        "computed_tokens": m.computed_tokens,
+        "padded_tokens": m.padded_tokens,
+        "padding_share": m.padding_share,
+        "output_tokens": m.output_tokens,
+        "finished": m.finished,
+        "aborted": m.aborted,
+        "peak_running": m.peak_running,
+        "preemptions": m.preemptions,
+        "swaps": m.swaps,
+        "kv_blocks_used": usage.blocks,
+        "kv_pool_bytes": attention.kv_bytes(),
+        "kv_reserved_bytes": usage.reserved * token_bytes,
+        "kv_used_bytes": usage.stored * token_bytes,
+        "kv_reserved_peak_bytes": m.kv_peak_reserved * token_bytes,
+        "kv_used_peak_bytes": m.kv_peak_stored * token_bytes,
+        "kv_utilization": m.kv_utilization,
+        **_prefix_metrics(scheduler.cache),
+    }
+
+
+def _prefix_metrics(cache: object) -> Metrics:
+    """The same names for all stages; None where there is no prefix cache."""
+    stats = cache.prefix_stats() if isinstance(cache, PrefixCache) else None
+    return {
+        "prefix_hit_rate": stats and stats.hit_rate,
+        "tokens_saved": stats and stats.saved,
+        "tokens_recovered": stats and stats.recovered,
+        "blocks_shared": stats and stats.blocks,
+        "blocks_shared_now": stats and stats.shared,
+        "blocks_shared_peak": stats and stats.peak_shared,
+        "blocks_cached": stats and stats.cached,
+        "evictions": stats and stats.evictions,
+    }

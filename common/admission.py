@@ -1,0 +1,102 @@
+"""What comes in: a prompt becomes requests, or a clear error before anything is queued."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from math import isfinite
+
+from common.config import EngineConfig
+from common.errors import require
+from common.models import Decoder
+from common.request import Request
+from common.sampler import mix
+from common.sampling_params import SamplingParams
+from common.scheduler import Scheduler
+from common.text.detokenizer import Detokenizer
+from common.text.prompts import Prompt, encode_prompt
+from common.text.tokenizer import Tokenizer
+
+
+class Admission:
+    """Checks and numbers the requests of one engine."""
+
+    def __init__(self, config: EngineConfig, scheduler: Scheduler, model: Decoder, max_model_len: int) -> None:
+        self._seed = config.seed
+        self._scheduler = scheduler
+        self._model = model
+        self._max_model_len = max_model_len
+        self._prompts = itertools.count()
+        self._samples = itertools.count()
+
+    def next_number(self) -> int:
+        return next(self._prompts)
+
+    def samples(
+        self,
+        prompt: Prompt,
+        tokenizer: Tokenizer | None,
+        params: SamplingParams,
+        number: int,
+        request_id: str,
+        priority: int,
+        arrival_time: float | None,
+        cache_salt: str | None,
+    ) -> list[Request]:
+        """The `params.n` samples of a prompt. Raises `UserError` for whatever can never run."""
+        times = isinstance(arrival_time or 0.0, int | float) and isfinite(arrival_time or 0.0)
+        require(
+            isinstance(priority, int) and times,
+            f"priority is a whole number and arrival_time a time in seconds, not {priority!r} and {arrival_time!r}",
+        )
+        require(
+            cache_salt is None or (isinstance(cache_salt, str) and bool(cache_salt)),
+            f"cache_salt is a text that is not empty, or None, not {cache_salt!r}",
+        )
+        token_ids = encode_prompt(prompt, tokenizer, self._model.config.vocab_size)
+        self._check_room(len(token_ids), params)
+        require(
+            not params.stop_strings or tokenizer is not None,
+            "stop strings need a tokenizer, and this model has none: use stop_token_ids",
+        )
+        seed = params.seed if params.seed is not None else mix(self._seed, number)
+        return [
+            Request(
+                id=request_id if index == 0 else f"{request_id}#{index}",
+                output_id=request_id,
+                number=next(self._samples),
+                prompt_token_ids=token_ids,
+                params=params,
+                eos_token_ids=frozenset(self._model.config.eos_token_ids),
+                seed=seed if index == 0 else mix(seed, -1 - index),
+                arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
+                priority=priority,
+                prompt=prompt if isinstance(prompt, str) else None,
+                cache_salt=cache_salt,
+                detokenizer=_detokenizer(tokenizer, len(token_ids), params),
+            )
+            for index in range(params.n)
+        ]
+
+    def _check_room(self, num_tokens: int, params: SamplingParams) -> None:
+        total = num_tokens + params.max_tokens
+        require(
+            total <= self._max_model_len,
+            f"the prompt has {num_tokens} tokens; with max_tokens={params.max_tokens} that is {total}, over "
+            f"max_model_len={self._max_model_len}: shorten the prompt or lower max_tokens",
+        )
+        require(
+            params.n <= self._scheduler.max_num_seqs,
+            f"n={params.n} samples run together, over max_num_seqs={self._scheduler.max_num_seqs}: lower n",
+        )
+        require(
+            self._scheduler.cache.fits(total, params.n),
+            f"prompt and output, {total} tokens, are more than the whole KV cache holds: raise kv_cache_memory, "
+            "shorten the prompt, or lower max_tokens or n",
+        )
+
+
+def _detokenizer(tokenizer: Tokenizer | None, num_prompt_tokens: int, params: SamplingParams) -> Detokenizer | None:
+    if tokenizer is None:
+        return None
+    return Detokenizer(tokenizer.backend, num_prompt_tokens, params.stop_strings, params.min_tokens)
