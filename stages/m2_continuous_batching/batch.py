@@ -16,15 +16,25 @@ def ragged_batch(plan: StepPlan, device: torch.device) -> RaggedBatch:
     lengths = [chunk.length for chunk in chunks]
     query_start_loc = np.cumsum([0, *lengths])
     samples = [i for i, chunk in enumerate(chunks) if chunk.samples]
-    tensors = upload(
+    input_ids, positions, starts, seq_lens, logit_indices, slots = upload(
         device,
         np.array(token_ids(chunks)),
         np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]),  # positions
         query_start_loc,
         np.array([chunk.end for chunk in chunks]),  # seq_lens
         query_start_loc[1:][samples] - 1,  # logit_indices: the last token of each
+        np.array([chunk.block_table for chunk in chunks]),
     )
     num_decodes = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
-    [slots] = upload(device, np.array([chunk.block_table for chunk in chunks]))
     longest = max(chunk.end for chunk in chunks)
-    return RaggedBatch(*tensors, max(lengths), longest, num_decodes, block_tables=slots)
+    return RaggedBatch(
+        input_ids,
+        positions,
+        starts,
+        seq_lens,
+        logit_indices,
+        max(lengths),
+        longest,
+        num_decodes,
+        block_tables=slots,
+    )

@@ -30,7 +30,8 @@ class FlashAttention:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D]; returns [T, Hq, D]."""
         self.kv.store(layer, k, v, self._slot_mapping)
-        return flash_attention(q, *self.kv.blocks[layer], self._tables, self._sequences)
+        keys, values = self.kv.blocks[layer]
+        return flash_attention(q, keys, values, self._tables, self._sequences)
 
     def kv_bytes(self) -> int:
         return self.kv.nbytes()

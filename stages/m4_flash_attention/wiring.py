@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from common.config import EngineConfig
 from common.engine import Engine
@@ -16,17 +17,17 @@ from common.scheduler import Scheduler
 from stages.m3_paged_kv.kv_tensors import PagedKV
 from stages.m4_flash_attention.fast import choose_attention
 
-NewCache = Callable[[int, int, int], PagedManager]
-"""(blocks, tokens of a block, CPU blocks)"""
+Cache = TypeVar("Cache", bound=PagedManager)
 
 
 def wire(
     stage: str,
     config: EngineConfig,
     loaded: Loaded,
-    new_cache: NewCache,
-    new_scheduler: Callable[[PagedManager, EngineConfig], Scheduler],
+    new_cache: Callable[[int, int, int], Cache],
+    new_scheduler: Callable[[Cache, EngineConfig], Scheduler],
 ) -> Engine:
+    """new_cache: called with the number of blocks, their size in tokens, and the number of blocks on the CPU."""
     model, size = loaded.model, config.block_size
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     new_attention, capturable = choose_attention(config, model)

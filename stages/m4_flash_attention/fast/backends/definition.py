@@ -25,4 +25,4 @@ class Definition:
         store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        return flash_attention(q, *kv, self._batch.block_tables.tolist(), self._sequences)
+        return flash_attention(q, kv[0], kv[1], self._batch.block_tables.tolist(), self._sequences)
