@@ -27,7 +27,7 @@ from notebooks.checks import m6 as check
 from notebooks.kit import HERE, compare, measure, say, show_source, table
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, _is, chain_hash
-from stages.m6_prefix_caching.kv_cache import PagedCache
+from stages.m6_prefix_caching.prefix_cache import PrefixPagedCache
 
 # %% [markdown]
 # ## The problem
@@ -153,7 +153,7 @@ show_source(chain_hash, _is, HashIndex.find)
 # token, and the cache holds no logits.
 
 # %%
-show_source(PagedCache._match, PagedCache._usable)
+show_source(PrefixPagedCache._match, PrefixPagedCache._usable)
 
 # %% [markdown]
 # A released block that the index knows stays where it is. Empty blocks are taken first, then the one released longest

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Pool(Protocol):  # what block tables ask of a pool
+    num_blocks: int
+    ref_counts: list[int]
+
+    @property
+    def num_free(self) -> int: ...
+    def take(self, count: int) -> list[int]: ...
+    def share(self, blocks: Sequence[int]) -> None: ...
+    def release(self, blocks: Sequence[int]) -> None: ...
 
 
 class BlockPool:
@@ -30,14 +42,14 @@ class BlockPool:
             self.ref_counts[block] = 1
         return taken
 
-    def share(self, blocks: Iterable[int]) -> None:
+    def share(self, blocks: Sequence[int]) -> None:
         """One more owner for each of these blocks."""
         for block in blocks:
             if self.ref_counts[block] < 1:
                 raise RuntimeError(f"block {block} is free: nobody can share it")
             self.ref_counts[block] += 1
 
-    def release(self, blocks: Iterable[int]) -> None:
+    def release(self, blocks: Sequence[int]) -> None:
         """One owner fewer; a block without owners is free again."""
         for block in blocks:
             if self.ref_counts[block] < 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from common.kv_cache import KVUsage, Region
 from common.plan import BlockCopies
 from common.request import Request
-from stages.m3_paged_kv.block_pool import BlockPool
+from stages.m3_paged_kv.block_pool import BlockPool, Pool
 
 
 class PagedCache:
@@ -19,14 +19,14 @@ class PagedCache:
     a copy first: `grow` notes the copy, `take_copies` hands the notes to the plan.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, num_cpu_blocks: int = 0) -> None:
+    def __init__(self, num_blocks: int, block_size: int, num_cpu_blocks: int = 0, pool: Pool | None = None) -> None:
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
+        self.pool = pool or BlockPool(num_blocks)
         self.cpu_pool = BlockPool(num_cpu_blocks)
         self.tables: dict[str, list[int]] = {}
         self.swapped_tables: dict[str, list[int]] = {}
         self._stored: dict[str, int] = {}
-        self._copies: BlockCopies = []
+        self.copies: BlockCopies = []
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -55,7 +55,7 @@ class PagedCache:
             return False
         for i in shared:  # copy on write
             [copy] = self.pool.take(1)
-            self._copies.append((table[i], copy))
+            self.copies.append((table[i], copy))
             self.pool.release([table[i]])
             table[i] = copy
         table += self.pool.take(missing)
@@ -102,15 +102,16 @@ class PagedCache:
         return list(zip(cpu_table, table, strict=True))
 
     def take_copies(self) -> BlockCopies:
-        copies, self._copies = self._copies, []
+        copies, self.copies = self.copies, []
         return copies
 
     def usage(self) -> KVUsage:
         """A block counts once, however many share it; what is not stored is the unused tail of last blocks."""
         tails = {table[-1]: len(table) * self.block_size - self._stored[id] for id, table in self.tables.items()}
-        reserved = self.pool.num_used * self.block_size
+        used = self.pool.num_blocks - self.pool.num_free
+        reserved = used * self.block_size
         stored = reserved - sum(tails.values())
-        return KVUsage(self.pool.num_blocks * self.block_size, reserved, stored, self.pool.num_used)
+        return KVUsage(self.pool.num_blocks * self.block_size, reserved, stored, used)
 
     def regions(self) -> list[Region]:
         size = self.block_size
@@ -127,7 +128,7 @@ class PagedCache:
             owners = Counter(block for table in tables.values() for block in table)
             for block, count in enumerate(pool.ref_counts):
                 assert count == owners[block], f"block {block}: {owners[block]} owners, counted {count}"
-            assert pool.num_used == len(owners), f"{pool.num_used} blocks used, {len(owners)} owned"
+            assert pool.num_blocks - pool.num_free == len(owners), "blocks are used that nobody owns"
         assert self.tables.keys() | self.swapped_tables.keys() == self._stored.keys()
         for id, table in self.tables.items():
             assert len(set(table)) == len(table), f"{id} holds a block twice"

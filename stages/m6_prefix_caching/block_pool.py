@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class BlockPool:
@@ -18,56 +18,51 @@ class BlockPool:
         self.ref_counts = [0] * num_blocks
         self.num_shared = 0  # blocks with several owners
         self._on_evict = on_evict
-        self._empty = list(range(num_blocks))[::-1]
-        self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first; removal from the middle is O(1)
+        self.empty = list(range(num_blocks))[::-1]
+        self.cached: OrderedDict[int, None] = OrderedDict()  # in the order in which they will be evicted
         self.kept: set[int] = set()  # blocks in the index, free or not
 
     @property
     def num_free(self) -> int:
-        return len(self._empty) + len(self._cached)
+        return len(self.empty) + len(self.cached)
 
     @property
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
 
-    @property
-    def cached(self) -> Iterable[int]:
-        """Free blocks that can still be found, in the order in which they will be evicted."""
-        return self._cached.keys()
-
     def take(self, count: int) -> list[int]:
         """`count` free blocks, each with one owner from now on. The caller has looked at `num_free`."""
         if count > self.num_free:
             raise RuntimeError(f"{count} blocks asked for, {self.num_free} free: look at num_free first")
-        taken = [self._empty.pop() if self._empty else self._evict() for _ in range(count)]
+        taken = [self.empty.pop() if self.empty else self._evict() for _ in range(count)]
         for block in taken:
             self.ref_counts[block] = 1
         return taken
 
-    def share(self, blocks: Iterable[int]) -> None:
+    def share(self, blocks: Sequence[int]) -> None:
         """One more owner for each of these blocks; the first one for a cached block."""
         for block in blocks:
             if self.ref_counts[block] == 0:
-                if block not in self._cached:
+                if block not in self.cached:
                     raise RuntimeError(f"block {block} is free: nobody can share it")
-                del self._cached[block]
+                del self.cached[block]
             elif self.ref_counts[block] == 1:
                 self.num_shared += 1
             self.ref_counts[block] += 1
 
-    def release(self, blocks: Iterable[int]) -> None:
-        """One owner fewer; a block without owners is free again. Of blocks that are released together, the first ones
-        are evicted first: give the end of a table before its beginning."""
-        for block in blocks:
+    def release(self, blocks: Sequence[int]) -> None:
+        """One owner fewer; a block without owners is free again. Of a table, which is released as a whole, the last
+        blocks are evicted first: leaves before parents."""
+        for block in reversed(blocks):
             if self.ref_counts[block] < 1:
                 raise RuntimeError(f"block {block} is released twice")
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 1:
                 self.num_shared -= 1
             elif self.ref_counts[block] == 0 and block in self.kept:
-                self._cached[block] = None
+                self.cached[block] = None
             elif self.ref_counts[block] == 0:
-                self._empty.append(block)
+                self.empty.append(block)
 
     def is_free(self, block: int) -> bool:
         return self.ref_counts[block] == 0
@@ -78,20 +73,13 @@ class BlockPool:
 
     def forget_all(self) -> None:
         """No block is in the index any more."""
-        self._empty += self._cached
-        self._cached.clear()
+        self.empty += self.cached
+        self.cached.clear()
         self.kept.clear()
 
     def _evict(self) -> int:
-        block, _ = self._cached.popitem(last=False)
+        block, _ = self.cached.popitem(last=False)
         self.kept.remove(block)
         if self._on_evict is not None:
             self._on_evict(block)
         return block
-
-    def check_integrity(self) -> None:
-        """Every block is held, cached or empty. For tests; O(pool)."""
-        free = sorted([*self._empty, *self._cached])
-        assert free == [block for block, count in enumerate(self.ref_counts) if count == 0], "the free lists are wrong"
-        assert self._cached.keys() <= self.kept and self.kept.isdisjoint(self._empty), "an empty block is in the index"
-        assert self.num_shared == sum(count > 1 for count in self.ref_counts)

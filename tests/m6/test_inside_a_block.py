@@ -8,7 +8,7 @@ import pytest
 
 from common import Engine
 from stages.m6_prefix_caching.prefix_index import Tokens
-from stages.m6_prefix_caching.radix_index import RadixIndex
+from stages.m6_prefix_caching.radix.radix_index import RadixIndex
 from tests.engine_checks import TOKEN_BYTES, Driver, exactly
 from tests.fake_runner import without_model
 from tests.m6.checks import words

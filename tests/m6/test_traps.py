@@ -13,7 +13,7 @@ from common.request import Request
 from common.watch.trace import StepTrace
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, chain_hash
-from stages.m6_prefix_caching.kv_cache import PagedCache
+from stages.m6_prefix_caching.prefix_cache import PrefixPagedCache
 from stages.m6_prefix_caching.prefix_index import Entry
 from tests.engine_checks import TOKEN_BYTES, Driver, check, exactly, serve
 from tests.fake_runner import without_model
@@ -176,12 +176,12 @@ def test_the_block_used_least_recently_is_evicted_first() -> None:
     blocks = pool.take(4)
     for block in blocks:
         pool.keep([block])
-    pool.release(blocks)
+    pool.release(blocks[::-1])  # of a table, the end comes first
     pool.share([blocks[0]])
     assert pool.num_free == 3 and pool.take(1) == [blocks[1]] == evicted
     pool.release([blocks[0]])
     assert pool.take(3) == [blocks[2], blocks[3], blocks[0]] == evicted[1:]
-    pool.release(blocks)
+    pool.release(blocks[::-1])
     assert pool.take(4) == blocks[::-1] and len(evicted) == 4, "an evicted block is empty"
 
 
@@ -237,7 +237,7 @@ def test_a_prompt_that_waits_is_hashed_once(build: Build, index: str) -> None:
 )
 def test_admission_leaves_room_to_grow(blocks: int, others: int, siblings: int, admitted: bool) -> None:
     """Two full blocks, one for the first new token; one more for each who runs, holding a block, and each sibling."""
-    cache = PagedCache(blocks, SIZE, 0, HashIndex())
+    cache = PrefixPagedCache(blocks, SIZE, 0, HashIndex())
 
     def request(id: str, tokens: int) -> Request:
         return Request(id, words(0, tokens), exactly(1), frozenset(), 0, 0.0)

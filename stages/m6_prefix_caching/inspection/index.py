@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from common.kv_cache import PrefixNode
 from stages.m6_prefix_caching.block_pool import BlockPool
@@ -40,3 +40,21 @@ def check_index(entries: Mapping[int, Entry], index: PrefixIndex, pool: BlockPoo
         assert entries.get(above) is entry.parent, f"block {block} has lost its parent"
         assert pool.ref_counts[above] >= pool.ref_counts[block], f"block {block} is held without its parent {above}"
         assert above not in age or age[block] < age[above], f"block {above} is evicted before its child {block}"
+
+
+def check_paths(
+    tables: Mapping[str, Sequence[int]], paths: Mapping[str, Sequence[Entry]], entries: Mapping[int, Entry]
+) -> None:
+    """Raise `AssertionError` unless every request's path is the beginning of its table, and all of it that is there."""
+    for id, table in tables.items():
+        path = [entry.block for entry in paths[id]]
+        assert path == table[: len(path)], f"{id} holds other blocks than the index has for it"
+        assert entries.keys().isdisjoint(table[len(path) :]), f"{id} holds an indexed block off its path"
+
+
+def check_pool(pool: BlockPool) -> None:
+    """Every block is held, cached or empty. O(pool)."""
+    free = sorted([*pool.empty, *pool.cached])
+    assert free == [block for block, count in enumerate(pool.ref_counts) if count == 0], "the free lists are wrong"
+    assert pool.cached.keys() <= pool.kept and pool.kept.isdisjoint(pool.empty), "an empty block is in the index"
+    assert pool.num_shared == sum(count > 1 for count in pool.ref_counts)

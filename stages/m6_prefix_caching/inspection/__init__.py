@@ -1,0 +1,1 @@
+"""Figures, pictures and checks of the prefix cache."""
