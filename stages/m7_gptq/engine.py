@@ -15,13 +15,15 @@ from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.hash_index import HashIndex
 from stages.m6_prefix_caching.kv_cache import PagedCache
 from stages.m6_prefix_caching.radix_index import RadixIndex
-from stages.m7_gptq.model import load_quantized, note_of
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.load import load_quantized
 
 INDICES = {"hash": HashIndex, "radix": RadixIndex}
 
 
 def build(config: EngineConfig) -> Engine:
-    loaded = load_quantized(config, config.fused_kernels)
+    fast = choose_fast(config.torch_dtype, config.torch_device)
+    loaded = load_quantized(config, fast, config.fused_kernels)
     model, size = loaded.model, config.block_size
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     choice = choose_for(config, model)
@@ -31,6 +33,4 @@ def build(config: EngineConfig) -> Engine:
     runner = Runner(model, FlashAttention(kv, choice), RaggedBuilder(size), kv.move)
     if graphs:
         capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
-    engine = Engine("m7", config, ChunkedScheduler(cache, config), runner, loaded.tokenizer, loaded.max_model_len)
-    engine.note = note_of(model, config)
-    return engine
+    return Engine("m7", config, ChunkedScheduler(cache, config), runner, loaded.tokenizer, loaded.max_model_len)
