@@ -116,8 +116,13 @@ $(PEERS_STAMP): $(STAMP)
 $(WORDS): $(if $(VERBS),,demo)
 	@:
 
-$(STAGE_VERBS): $(READY)
+$(filter-out quality,$(STAGE_VERBS)): $(READY)
 	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(VERB_OPTIONS); done
+
+# What quantising costs: of the last stage only, by the harness.
+quality: $(READY)
+	$(if $(filter-out m7_%,$(FOLDERS)),$(error "quality" is for quantised weights: `make stage7 quality`))
+	@$(PY) -m benchmarks quality $(MODEL_OPTIONS)
 
 arena race: $(READY)
 	@$(PY) -m stages $@ $(RACE_OPTIONS)

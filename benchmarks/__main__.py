@@ -294,6 +294,23 @@ def busy(
 
 
 @app.command()
+def quality(
+    model: Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")] = (
+        DEFAULT_MODEL
+    ),
+    out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = DEFAULT_FOLDER,
+    only: Annotated[str, typer.Option(help="Rows to measure now, by a part of their name.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Perplexity and greedy agreement of bf16, int8, int4, NF4, GPTQ and int8 head, as a table and a picture."""
+    from benchmarks.quality import measure_all
+    from common.config import parse_device
+
+    measure_all(model, parse_device(device), out, only, again)
+
+
+@app.command()
 def workloads() -> None:
     """List the workloads: what each does, and the claim that it tests."""
     from benchmarks.workloads import WORKLOADS

@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.environment import environment
+from benchmarks.quality import CONTEXT, TOKENS, measure
 from common.config import DEFAULT_MODEL
 from common.models.load import load_tokenizer
 from common.models.sources.embedded import open_embedded
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
-from stages.m7_gptq.quality import CONTEXT, TOKENS, measure
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.checkpoint.texts import DATA, calibration_tokens, tokens
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.texts import DATA, calibration_tokens, tokens
 
 TOLERANCE = 2e-3
 """Largest difference of logits (they reach about 30) between two float32 programs that multiply in another order."""

@@ -32,11 +32,11 @@ from common.errors import require
 from common.models.linear import PackedLinear, Projection, make_linear
 from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
-from stages.m7_gptq.cpu_linear import Scratch
-from stages.m7_gptq.grid import round_to_nearest
+from stages.m7_gptq.checkpoint.baselines import round_to_nearest
+from stages.m7_gptq.fast.choose import Int4Layers
+from stages.m7_gptq.fast.triton_int4 import TritonInt4Linear
 from stages.m7_gptq.linear import quantized_linear
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.triton_linear import TritonInt4Linear
 
 SHAPES = {
     "cpu": {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)},
@@ -169,8 +169,8 @@ def kinds(
     if isinstance(make_linear(weight.to(BF16)), PackedLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-    scratch = Scratch()
-    layer = quantized_linear(rounded, BF16, device, scratch)
+    fast = Int4Layers(BF16, device)
+    layer, scratch = quantized_linear(rounded, BF16, device, fast), fast.scratch
     yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
     if isinstance(layer, TritonInt4Linear):
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, overlap=False)
@@ -218,7 +218,7 @@ def tune(
     resume: bool = False,
     out_dir: Path = Path("reports/local"),
 ) -> dict[str, Any]:
-    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_config` by.
+    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
 
     Every try is written to `int4-tune.json` (or `json`) at once; resume: those that it has are not tried again.
     """
@@ -278,12 +278,12 @@ def _tries(
     weight: QuantizedWeight, rows: int, device: torch.device
 ) -> Iterator[tuple[str, Callable[[int], object], int]]:
     """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
-    many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_config`'s limits."""
+    many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_int4_config`'s limits."""
     from common.execution.gpu.launch import launch_options
-    from stages.m7_gptq.kernels.triton_dequantize import dequantize
-    from stages.m7_gptq.kernels.triton_gemv import gemv
-    from stages.m7_gptq.kernels.triton_layout import lay_out
-    from stages.m7_gptq.kernels.triton_tiles import tiles
+    from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
+    from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
+    from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out
+    from stages.m7_gptq.fast.kernels.triton_int4_tiles import tiles
 
     first = lay_out(weight, BF16, device)
     count = -(-COLD_BYTES["cuda"] // first.nbytes())

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.watch.progress import progress_bar
 from notebooks.execute import CellFailedError, execute, show_failure
 from notebooks.pairs import find, names, read_source, source_path, write_notebook, write_pictures
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

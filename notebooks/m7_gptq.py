@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
+from benchmarks import quality
 from benchmarks.recipes import uniform
 from benchmarks.style import SOFT, color, title
 from benchmarks.table import rate, seconds
@@ -27,13 +28,14 @@ from common.models.load import open_source
 from common.models.weights import loader
 from notebooks.checks import m7 as check
 from notebooks.kit import HERE, compare, measure, say, show_source, table
-from stages.m7_gptq import quality
-from stages.m7_gptq.cpu_linear import CpuInt4Linear
+from stages.m7_gptq.checkpoint.baselines import rounding_reader
+from stages.m7_gptq.checkpoint.texts import DATA, tokens
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.gptq import gptq, inverse_factor
-from stages.m7_gptq.linear import TwinLinear
-from stages.m7_gptq.load import build_rounded_decoder
+from stages.m7_gptq.linear import QuantizedLinear
+from stages.m7_gptq.load import build_quantized_decoder
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.texts import DATA, tokens
 
 # %% [markdown]
 # m7 needs the model in 4 bits. `make notebooks` makes it before it runs this notebook, where it is not there yet: some
@@ -288,7 +290,7 @@ show_source(inverse_factor)
 # every call:
 
 # %%
-show_source(TwinLinear.__call__)
+show_source(QuantizedLinear.__call__)
 
 # %% [markdown]
 # And this is what runs on a CPU: a kernel that unpacks in registers, for few tokens; for many, the weight is written out
@@ -375,7 +377,9 @@ table(
 
 # %%
 page = tokens(tokenizer, DATA / "evaluation.txt")[: quality.CONTEXT]
-nearest = build_rounded_decoder(source, Settings(method="rtn", search=False), model.dtype, model.device, False)
+rounding = rounding_reader(source, Settings(method="rtn", search=False))
+fast = choose_fast(model.dtype, model.device)
+nearest = build_quantized_decoder(source, rounding, model.dtype, model.device, False, fast)
 perplexity, likeliest = {}, {}
 for name, decoder in {HERE["dtype"]: model, "4 bits, round to nearest": nearest, "4 bits, GPTQ": quantised}.items():
     perplexity[name], likeliest[name] = quality.measure(decoder, page)

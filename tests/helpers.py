@@ -20,8 +20,7 @@ from common.models.linear import Linear
 from common.models.load import open_source
 from common.models.weights import ModelSource, Shape, build_decoder, tensor_shapes
 from common.text.tokenizer import Tokenizer
-from stages.m7_gptq.grid import round_to_nearest
-from stages.m7_gptq.model import ROUNDED
+from stages.m7_gptq.checkpoint.baselines import ROUNDED, round_to_nearest
 from tests.depth import DEEP
 
 

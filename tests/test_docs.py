@@ -19,7 +19,7 @@ from benchmarks.report.sources import REPORTS, kept, read_machines
 from benchmarks.report.write import guides
 from common.cli import stage_app
 from stages.__main__ import app as stages_app
-from stages.m7_gptq.cli import add_commands
+from stages.m7_gptq.checkpoint.cli import add_commands
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")

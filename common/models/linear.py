@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 
-from common.execution.cpu.arrays import ONE_AT_A_TIME, bits
+from common.execution.cpu.arrays import NUMBA_POOL_LOCK, bits
 
 
 class Projection(Protocol):
@@ -128,7 +128,7 @@ class CompiledLinear(WideLinear):
         x, rows = x.contiguous(), len(x)
         out = x.new_empty(rows, self._outputs)
         sizes = rows, self._outputs, self._size
-        with ONE_AT_A_TIME:
+        with NUMBA_POOL_LOCK:
             self._multiply(
                 x.data_ptr(), self._flat, self._bias, *sizes, self._lanes, torch.get_num_threads(), out.data_ptr()
             )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from notebooks.exercises import answered, check, expect
+from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.gptq import inverse_factor
-from stages.m7_gptq.grid import round_to_nearest
 from stages.m7_gptq.settings import Settings
 
 

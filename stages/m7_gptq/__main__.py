@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.cli import run_app, stage_app
-from stages.m7_gptq.cli import add_commands
+from stages.m7_gptq.checkpoint.cli import add_commands
 from stages.m7_gptq.engine import build
 
 app = stage_app(Path(__file__).parent, build)

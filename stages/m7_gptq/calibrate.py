@@ -7,8 +7,7 @@ inputs that it will really get, and every layer is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,33 +17,14 @@ from common.models.decoder import DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
-from common.models.quantized_weight import QuantizedWeight
-from common.models.sources.nf4 import NF4Weight
 from common.models.weights import ModelSource, build_layer, loader
+from stages.m7_gptq.checkpoint.layer import PROJECTIONS, Finished, QuantizedLayer
+from stages.m7_gptq.checkpoint.rules import check_shape
 from stages.m7_gptq.gptq import Hessian, gptq
-from stages.m7_gptq.grid import round_to_nearest
-from stages.m7_gptq.nf4 import to_nf4
 from stages.m7_gptq.settings import Settings
-
-PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 CHUNK = 8192
 """Tokens whose inputs are cast and multiplied at once: enough for a fast product."""
-
-AnyWeight = QuantizedWeight | NF4Weight
-"""What a quantised layer may hold."""
-
-
-@dataclass
-class QuantizedLayer:
-    """The four projections by their names in `DecoderLayer`, with the loss of each (none without calibration)."""
-
-    weights: dict[str, AnyWeight]
-    losses: dict[str, float]
-
-
-Finished = Callable[[int], QuantizedLayer | None]
-"""What an earlier run left of a layer, if anything."""
 
 
 class _Quantizing:
@@ -68,45 +48,34 @@ class _Quantizing:
         return self.linear.weights_bytes()
 
 
-def quantize_layers(
+def calibrate_layers(
     source: ModelSource,
     token_ids: torch.Tensor,
     settings: Settings,
     device: torch.device,
     finished: Finished = lambda index: None,
 ) -> Iterator[QuantizedLayer]:
-    """Quantise layer after layer; token_ids [sequences, length] is the calibration text.
+    """Quantise layer after layer by GPTQ; token_ids [sequences, length] is the calibration text.
 
-    A layer that is finished already only passes its outputs on. Rounding, to NF4 too, needs no text and computes no
-    outputs. Computes in float32. `UserError` where weights or calibration give numbers that are not finite.
+    A layer that is finished already only passes its outputs on. Computes in float32. `UserError` where weights or
+    calibration give numbers that are not finite.
     """
     load = loader(source, torch.float32, device)
-    calibrated = settings.method == "gptq"
-    steps = _Calibration(source, token_ids.to(device), device) if calibrated else None
+    text = _Calibration(source, token_ids.to(device), device)
     for index in range(source.config.num_layers):
         layer = build_layer(source.config, index, load)
         result = finished(index)
         if result is not None:
-            for name in PROJECTIONS if calibrated else ():
+            for name in PROJECTIONS:
                 setattr(layer, name, Linear(result.weights[name].dequantize(), getattr(layer, name).bias))
         else:
             result = QuantizedLayer({}, {})
             for name in PROJECTIONS:
                 linear = getattr(layer, name)
-                settings.check(f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
-                if calibrated:
-                    setattr(layer, name, _Quantizing(name, linear, settings, result))
-                elif settings.method == "nf4":
-                    result.weights[name] = to_nf4(linear.weight, linear.bias)
-                else:
-                    result.weights[name] = round_to_nearest(linear.weight, settings, linear.bias)
-        if steps is not None:
-            steps.run(layer, index)
-        for name, weight in result.weights.items():
-            if not bool(weight.scales.isfinite().all()):
-                raise UserError(
-                    f"layer {index}, {name}: weights that are not finite, or too large for a scale in float16"
-                )
+                check_shape(settings, f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
+                setattr(layer, name, _Quantizing(name, linear, settings, result))
+        text.run(layer, index)
+        result.check(index)
         yield result
 
 

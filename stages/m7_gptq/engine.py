@@ -7,11 +7,10 @@ from common.engine import Engine
 from stages.m4_flash_attention.wiring import wire
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.engine import new_cache
-from stages.m7_gptq.model import load_quantized, note_of
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.load import load_quantized
 
 
 def build(config: EngineConfig) -> Engine:
-    loaded = load_quantized(config, config.fused_kernels)
-    engine = wire("m7", config, loaded, new_cache(config), ChunkedScheduler)
-    engine.note = note_of(loaded.model, config)
-    return engine
+    fast = choose_fast(config.torch_dtype, config.torch_device)
+    return wire("m7", config, load_quantized(config, fast, config.fused_kernels), new_cache(config), ChunkedScheduler)

@@ -64,15 +64,6 @@ def fit_grid(weight: torch.Tensor, settings: Settings, importance: torch.Tensor 
     return best
 
 
-def round_to_nearest(weight: torch.Tensor, settings: Settings, bias: torch.Tensor | None = None) -> QuantizedWeight:
-    """Round a weight [out, in] to the grids of its groups, each weight for itself ("RTN")."""
-    columns = weight.float().T
-    group = settings.group_of(columns.shape[0])
-    grids = [fit_grid(part, settings) for part in columns.split(group)]
-    codes = torch.cat([g.codes(part) for g, part in zip(grids, columns.split(group), strict=True)])
-    return assemble(codes, grids, None, settings, bias)
-
-
 def assemble(
     codes: torch.Tensor,
     grids: list[Grid],

@@ -1,27 +1,39 @@
-"""Linear layers over 4-bit weights: the one to read, the choice between the fast ones, and how layers are joined.
-
-Whatever the checkpoint, a fast layer sees a weight whose groups lie in order: group g is inputs g * size and on. With
-act-order GPTQ deals the inputs to groups as it likes; `in_group_order` sorts a weight's inputs by group once, at load,
-and `Permuted` does the same to x.
-"""
+"""A linear layer over a quantised weight: dequantise, multiply. And what a faster one has to be, behind a Protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from common.models.linear import Projection, make_linear
-from common.models.quantized_weight import QuantizedWeight, pack
-from stages.m7_gptq import cpu_linear, triton_linear
-from stages.m7_gptq.cpu_linear import CpuInt4Linear, Scratch
-from stages.m7_gptq.triton_linear import TritonInt4Linear
+from common.models.quantized_weight import QuantizedWeight
+
+ReadQuantized = Callable[[list[str], bool], list[QuantizedWeight | None]]
+"""(names, bias): the weights of linear layers, `model.layers.0.self_attn.q_proj` and so on, with their biases if
+`bias`; None for a layer that was not quantised."""
 
 
-class TwinLinear:
-    """The readable twin of the fast layers: unpack, dequantise, multiply, at every call."""
+class FastLayers(Protocol):
+    """The fast twins of one model's layers (`fast/`). None where no kernel takes a weight."""
+
+    def reader(self, read: ReadQuantized) -> ReadQuantized:
+        """The reader, with the weights in an order that saves work at run time; the model computes the same."""
+        ...
+
+    def linear(self, weight: QuantizedWeight) -> Projection | None:
+        """The twin of `QuantizedLinear`."""
+        ...
+
+    def head(self, weight: torch.Tensor) -> Projection | None:
+        """The twin of `QuantizedHead`; weight [vocab, hidden], not yet rounded."""
+        ...
+
+
+class QuantizedLinear:
+    """`x @ weight.T + bias`, the definition: unpack, dequantise, multiply, at every call. x [T, in] to [T, out]."""
 
     def __init__(self, weight: QuantizedWeight) -> None:
         self.weight = weight
@@ -32,20 +44,6 @@ class TwinLinear:
 
     def weights_bytes(self) -> int:
         return self.weight.weights_bytes()
-
-
-class Permuted:
-    """A layer whose inputs were sorted: gives it x sorted likewise."""
-
-    def __init__(self, projection: Projection, order: torch.Tensor) -> None:
-        self.projection = projection
-        self.order = order
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.projection(x.index_select(1, self.order))
-
-    def weights_bytes(self) -> int:
-        return self.projection.weights_bytes() + self.order.nbytes
 
 
 class SideBySide:
@@ -62,54 +60,11 @@ class SideBySide:
 
 
 def quantized_linear(
-    weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, scratch: Scratch | None = None
+    weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, fast: FastLayers | None = None
 ) -> Projection:
-    """The fastest layer for this weight; where none fits (float32, 8 bits, odd shapes), its dequantised copy.
-
-    scratch: shared by the layers of a model on the CPU.
-    """
-    ordered, order = in_group_order(weight)
-    if why_not(ordered, dtype, device) is not None:
-        full = weight.dequantize(dtype).to(device)
-        return make_linear(full, None if weight.bias is None else weight.bias.to(device, dtype))
-    if device.type == "cpu":
-        projection: Projection = CpuInt4Linear(ordered, scratch)
-    else:
-        projection = TritonInt4Linear(ordered, dtype, device)
-    return projection if order is None else Permuted(projection, order.to(device))
-
-
-def why_not(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> str | None:
-    """What keeps a weight from being multiplied in 4 bits on that device; None: nothing."""
-    if weight.g_idx is not None:
-        return "its groups are of different sizes"
-    return (cpu_linear if device.type == "cpu" else triton_linear).why_not(weight, dtype)
-
-
-def in_group_order(weight: QuantizedWeight) -> tuple[QuantizedWeight, torch.Tensor | None]:
-    """The weight with its inputs sorted by group and without g_idx, and the order [in] to sort x by; None: as it is.
-
-    A weight whose groups, once sorted, are not all of `group_size` inputs is left alone, and keeps its g_idx.
-    """
-    if weight.g_idx is None:
-        return weight, None
-    group = weight.group_index()
-    order = group.argsort(stable=True)
-    plain = torch.arange(weight.in_features, device=group.device) // weight.group_size
-    if not torch.equal(group[order], plain):
-        return weight, None
-    if torch.equal(group, plain):
-        return replace(weight, g_idx=None), None
-    return replace(weight, qweight=pack(weight.codes()[order], weight.bits), g_idx=None), order
-
-
-def select_outputs(weight: QuantizedWeight, order: torch.Tensor) -> QuantizedWeight:
-    """The weight with its outputs in another order."""
-    bias = None if weight.bias is None else weight.bias[order]
-    return replace(
-        weight,
-        qweight=weight.qweight[:, order],
-        scales=weight.scales[:, order],
-        zeros=weight.zeros[:, order],
-        bias=bias,
-    )
+    """The fast layer for this weight; where none fits (float32, 8 bits, odd shapes), its weight dequantised once."""
+    projection = None if fast is None else fast.linear(weight)
+    if projection is not None:
+        return projection
+    full = weight.dequantize(dtype).to(device)
+    return make_linear(full, None if weight.bias is None else weight.bias.to(device, dtype))

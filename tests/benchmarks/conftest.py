@@ -17,7 +17,7 @@ from benchmarks.__main__ import app
 from benchmarks.process import OnMessage
 from benchmarks.worker import Job
 from common.cli import run_app
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 from tests.helpers import freeze
 

@@ -12,7 +12,9 @@ from common import SamplingParams
 from common.execution.gpu.fused import FusedOps
 from common.models.linear import Linear
 from common.models.ops import Ops
-from stages.m7_gptq.head import Int8Head, TwinHead, eight_bit_head, round_rows
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.int8_head import Int8Head
+from stages.m7_gptq.head import QuantizedHead, eight_bit_head, round_rows
 from tests.execution.cases import Inputs, replays
 from tests.helpers import all_logits
 from tests.m7.head_checks import check_head, check_norm, make_head
@@ -37,7 +39,7 @@ def test_head_is_right_at_every_number_of_tokens(shape: tuple[int, int], dtype: 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
 def test_norm_is_done_exactly_once(tokens: int, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Must not be left out or done twice."""
-    from stages.m7_gptq.kernels import triton_int8
+    from stages.m7_gptq.fast.kernels import triton_int8
 
     head = make_head(151936, 1024, torch.bfloat16, "cuda")
     ops = FusedOps(torch.device("cuda"), overlap)
@@ -75,14 +77,15 @@ def test_two_runs_are_equal_to_the_last_bit() -> None:
 def test_a_head_of_its_own_is_replaced_by_the_8_bits() -> None:
     """Must not be kept beside them."""
     weight = Inputs(torch.bfloat16, "cuda").tensor(4000, 512)
-    head = eight_bit_head(Linear(weight))
+    fast = choose_fast(torch.bfloat16, torch.device("cuda"))
+    head = eight_bit_head(Linear(weight), fast)
     assert isinstance(head, Int8Head) and head.weights_bytes() == 4000 * (512 + 4)
-    assert isinstance(eight_bit_head(Linear(weight[:, :510])), Linear), "no kernel takes so many inputs"
+    assert isinstance(eight_bit_head(Linear(weight[:, :510]), fast), Linear), "no kernel takes so many inputs"
 
 
 @pytest.mark.parametrize("options", [{}, {"fused_kernels": False, "cuda_graphs": False}], ids=str)
 def test_the_engine_multiplies_by_the_8_bit_head(options: dict[str, Any]) -> None:
-    """Its logits are those of the readable twin; what it holds is counted; it answers in graphs and without."""
+    """Its logits are those of the definition; what it holds is counted; it answers in graphs and without."""
     shared = {"model": "random:qwen3-0.6b", "dtype": "bf16", "max_model_len": 256, "kv_cache_memory": 1 << 28}
     ids = [(7 * i * i + 3) % 997 for i in range(20)]
     with stages.build("m7", device="cuda", **shared, **options) as engine:
@@ -91,7 +94,7 @@ def test_the_engine_multiplies_by_the_8_bit_head(options: dict[str, Any]) -> Non
         assert model.weights_bytes() - model.head.weights_bytes() > model.embedding.nbytes
         got = all_logits(model, ids)
         few = [all_logits(model, ids[: i + 1])[-1] for i in range(2)]
-        model.head = TwinHead(round_rows(model.embedding))
+        model.head = QuantizedHead(round_rows(model.embedding))
         expected = all_logits(model, ids)
         size = expected.abs().max()
         assert (got - expected).abs().max() < 0.05 * size

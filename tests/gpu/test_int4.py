@@ -7,9 +7,8 @@ import torch
 
 from common.execution.gpu.fused import FusedOps
 from common.models.ops import Ops
-from stages.m7_gptq.linear import quantized_linear
 from tests.execution.cases import Inputs, replays
-from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, check_fused, make_input, make_weight
+from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, check_fused, fast_linear, make_input, make_weight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -27,7 +26,7 @@ def cuda(tokens: int, inputs: int, dtype: torch.dtype = torch.bfloat16) -> torch
 def test_layer_is_right_at_every_number_of_rows(shape: tuple[int, int], group: int, symmetric: bool) -> None:
     """Must not be right at one number of rows and wrong at another."""
     weight = make_weight(*shape, group, symmetric=symmetric, bias=True)
-    layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
+    layer = fast_linear(weight, torch.bfloat16, torch.device("cuda"))
     assert layer.weights_bytes() < shape[0] * shape[1]
     for tokens in ROWS:
         check(layer, weight, cuda(tokens, shape[0]))
@@ -39,7 +38,7 @@ def test_layer_is_right_at_every_number_of_rows(shape: tuple[int, int], group: i
 def test_norm_silu_and_residual_are_done_exactly_once(shape: str, group: int, overlap: bool) -> None:
     """Must not be left out or done twice."""
     weight = make_weight(*QWEN3[shape], group)
-    layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
+    layer = fast_linear(weight, torch.bfloat16, torch.device("cuda"))
     for tokens in (1, 2, 3, 4, 5):
         check_fused(FusedOps(torch.device("cuda"), overlap), layer, weight, Inputs(torch.bfloat16, "cuda"), tokens)
 
@@ -47,7 +46,7 @@ def test_norm_silu_and_residual_are_done_exactly_once(shape: str, group: int, ov
 def test_a_kernel_that_starts_early_waits_for_its_input() -> None:
     """A chain in a graph, each kernel reading what the one in front wrote. None must read too early."""
     device, make = torch.device("cuda"), Inputs(torch.bfloat16, "cuda")
-    up, down = (quantized_linear(make_weight(*QWEN3[s], 128), torch.bfloat16, device) for s in ("gate_up", "down"))
+    up, down = (fast_linear(make_weight(*QWEN3[s], 128), torch.bfloat16, device) for s in ("gate_up", "down"))
     norm, x = make.norm(1024), make.tensor(1, 1024)
 
     def chain(ops: Ops) -> torch.Tensor:
@@ -64,14 +63,14 @@ def test_a_kernel_that_starts_early_waits_for_its_input() -> None:
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_act_order(group: int, dtype: torch.dtype) -> None:
     weight = make_weight(1024, 4096, group, act_order=True)
-    layer = quantized_linear(weight, dtype, torch.device("cuda"))
+    layer = fast_linear(weight, dtype, torch.device("cuda"))
     for tokens in ROWS:
         check(layer, weight, cuda(tokens, 1024, dtype))
 
 
 @pytest.mark.parametrize("tokens", [1, 16])
 def test_two_runs_are_equal_to_the_last_bit(tokens: int) -> None:
-    layer = quantized_linear(make_weight(3072, 1024, 128), torch.bfloat16, torch.device("cuda"))
+    layer = fast_linear(make_weight(3072, 1024, 128), torch.bfloat16, torch.device("cuda"))
     x = cuda(tokens, 3072)
     first = layer(x)
     assert all(torch.equal(first, layer(x)) for _ in range(20))
@@ -81,7 +80,7 @@ def test_two_runs_are_equal_to_the_last_bit(tokens: int) -> None:
 def test_graph_reads_new_input_at_every_replay(tokens: int) -> None:
     """Must not replay the input that it was captured with."""
     weight = make_weight(2048, 1024, 128)
-    layer = quantized_linear(weight, torch.bfloat16, torch.device("cuda"))
+    layer = fast_linear(weight, torch.bfloat16, torch.device("cuda"))
     x = cuda(tokens, 2048)
     layer(x)  # compiles
     graph = torch.cuda.CUDAGraph()

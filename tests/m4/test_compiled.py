@@ -78,6 +78,17 @@ def test_digest_changes_with_every_file_and_its_name(tmp_path: Path) -> None:
     assert digest() == before
 
 
+def test_a_kernel_that_was_moved_has_a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not load machine code that imports a module of where it was before."""
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+    found: set[str] = set()
+    for folder in (tmp_path / "kernels", tmp_path / "fast"):
+        folder.mkdir()
+        (folder / "cpu_a.py").write_text("x")
+        found.add(compiled.digest(compiled.sources(folder)))
+    assert len(found) == 2
+
+
 def test_kernels_are_cached_where_numba_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that cannot be made must not end the import."""
     (tmp_path / "file").touch()

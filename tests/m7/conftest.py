@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import tests.triton_interpreter  # noqa: F401
-from stages.m7_gptq import quantize as module
-from stages.m7_gptq.calibrate import QuantizedLayer, quantize_layers
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint import quantize as module
+from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.layer import QuantizedLayer
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import freeze

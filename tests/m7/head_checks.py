@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from common.models.ops import Ops
-from stages.m7_gptq.head import HeadWeight, Int8Head, TwinHead, round_rows
+from stages.m7_gptq.fast.int8_head import Int8Head
+from stages.m7_gptq.head import HeadWeight, QuantizedHead, round_rows
 from tests.execution.cases import Inputs
 from tests.m7.weights import TOLERANCE, make_input
 
@@ -31,11 +32,11 @@ def check_head(layer: object, head: HeadWeight, tokens: int, dtype: torch.dtype)
 
 
 def check_norm(ops: Ops, layer: Int8Head, head: HeadWeight, tokens: int, dtype: torch.dtype) -> None:
-    """RMSNorm and head, against the readable twin behind a plain RMSNorm."""
+    """RMSNorm and head, against the definition behind a plain RMSNorm."""
     make = Inputs(dtype, str(head.codes.device))
     hidden = head.codes.shape[1]
     x, norm = make.tensor(tokens, hidden, scale=3), make.norm(hidden)
-    got, expected = ops.norm_linear(x, norm, layer), TwinHead(head)(norm(x))
+    got, expected = ops.norm_linear(x, norm, layer), QuantizedHead(head)(norm(x))
     assert got.shape == expected.shape and (got[:, 3] == 0).all()
     error = ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
     assert error < 2 * TOLERANCE[dtype], f"{tokens} tokens: off by {error:.1e} of the largest result"

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from stages.m7_gptq import calibrate, quantize
+from stages.m7_gptq import calibrate
+from stages.m7_gptq.checkpoint import quantize
 from stages.m7_gptq.settings import Settings
 
 

@@ -22,12 +22,13 @@ from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
 from common.text.tokenizer import Tokenizer
 from stages.m7_gptq import calibrate
-from stages.m7_gptq import quantize as quantize_module
-from stages.m7_gptq.calibrate import PROJECTIONS, QuantizedLayer, quantize_layers
-from stages.m7_gptq.quantize import cached_folder, quantize, recipe_of
+from stages.m7_gptq.checkpoint import quantize as quantize_module
+from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.layer import PROJECTIONS, QuantizedLayer
+from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, recipe_of
+from stages.m7_gptq.checkpoint.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
+from stages.m7_gptq.checkpoint.write import Writer
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
-from stages.m7_gptq.write import Writer
 from tests.conftest import TINY
 from tests.helpers import all_logits, freeze
 from tests.m7.conftest import Frozen, GetMade, Make

@@ -7,8 +7,9 @@ import torch
 
 from common import UserError
 from stages.m7_gptq import gptq as module
+from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.gptq import Hessian, gptq, inverse_factor
-from stages.m7_gptq.grid import fit_grid, round_to_nearest
+from stages.m7_gptq.grid import fit_grid
 from stages.m7_gptq.settings import Settings
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from common import UserError
-from stages.m7_gptq.grid import fit_grid, round_to_nearest
+from stages.m7_gptq.checkpoint.baselines import round_to_nearest
+from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.grid import fit_grid
 from stages.m7_gptq.settings import Settings
 
 
@@ -117,4 +119,4 @@ def test_unsupported_settings_are_refused(options: dict[str, object], word: str)
 
 def test_a_shape_without_a_place_in_words_is_refused() -> None:
     with pytest.raises(UserError, match="multiples of 8"):
-        Settings().check("o_proj", 100, 64)
+        check_shape(Settings(), "o_proj", 100, 64)

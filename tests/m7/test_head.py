@@ -9,7 +9,9 @@ import torch
 
 from common import Engine
 from common.models.linear import Linear, make_linear
-from stages.m7_gptq.head import HeadWeight, Int8Head, TwinHead, eight_bit_head, round_rows, why_not
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.int8_head import Int8Head, why_not
+from stages.m7_gptq.head import HeadWeight, QuantizedHead, eight_bit_head, round_rows
 from tests.conftest import TINY
 from tests.helpers import all_logits, rounded
 from tests.m7.head_checks import check_head, check_norm, make_head
@@ -47,6 +49,7 @@ def test_a_row_of_zeros_stays_zeros() -> None:
 def test_a_cpu_in_16_bits_keeps_its_head() -> None:
     for head in (make_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
         assert eight_bit_head(head) is head
+        assert eight_bit_head(head, choose_fast(BF16, torch.device("cpu"))) is head
 
 
 def test_float32_multiplies_by_the_rounded_head() -> None:
@@ -80,7 +83,7 @@ class TestKernels:
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
     @pytest.mark.parametrize("shape", [(21, 576), (64, 64), (37, 100)], ids=str)
     def test_few_tokens(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        from stages.m7_gptq.kernels import triton_int8
+        from stages.m7_gptq.fast.kernels import triton_int8
 
         head = make_head(*shape, dtype)
         words = triton_int8.lay_out(head.codes)
@@ -93,14 +96,14 @@ class TestKernels:
         layer = Int8Head(head)
         for tokens in (1, 2, 3, 5, 17, 130):
             check_head(layer, head, tokens, HALF)
-        assert layer.weights_bytes() == TwinHead(head).weights_bytes() == shape[0] * (shape[1] + 4)
+        assert layer.weights_bytes() == QuantizedHead(head).weights_bytes() == shape[0] * (shape[1] + 4)
 
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
     @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
     def test_norm_is_done_once(self, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         from common.execution.gpu import triton_elementwise
         from common.execution.gpu.fused import FusedOps
-        from stages.m7_gptq.kernels import triton_int8
+        from stages.m7_gptq.fast.kernels import triton_int8
 
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 4)
         monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))
@@ -108,7 +111,7 @@ class TestKernels:
         check_norm(FusedOps(torch.device("cpu")), Int8Head(head), head, tokens, dtype)
 
     def test_the_result_is_added_to_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from stages.m7_gptq.kernels import triton_int8
+        from stages.m7_gptq.fast.kernels import triton_int8
 
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 2)
         head, x = make_head(37, 64, HALF), torch.randn(2, 64).half()
@@ -122,7 +125,7 @@ class TestKernels:
 
     def test_every_code_becomes_its_number(self) -> None:
         """All 255 of them, each in all four bytes of a word, by one token that picks it out."""
-        from stages.m7_gptq.kernels import triton_int8
+        from stages.m7_gptq.fast.kernels import triton_int8
 
         codes = torch.arange(-127, 128, dtype=torch.int8)[:, None].expand(255, 4).contiguous()
         head = HeadWeight(codes, torch.ones(255))

@@ -11,10 +11,10 @@ pytest.importorskip("gptqmodel", reason="GPTQModel has an environment of its own
 from benchmarks.gptq_interop import ACT_ORDER, OURS, compare
 from common.config import DEFAULT_MODEL
 from common.text.tokenizer import Tokenizer
-from stages.m7_gptq import texts
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint import texts
+from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.texts import DATA, tokens
 
 
 @pytest.mark.timeout(300)

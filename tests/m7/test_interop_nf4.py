@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from common.config import DEFAULT_MODEL
 from common.models.load import load_model
 from common.models.sources.nf4_folder import NF4Folder
-from stages.m7_gptq.nf4 import to_nf4
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint.baselines import to_nf4
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits

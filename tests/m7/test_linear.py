@@ -9,17 +9,11 @@ import torch
 
 from common.models.linear import Linear, PackedLinear
 from common.models.quantized_weight import concatenate
-from stages.m7_gptq import cpu_linear
-from stages.m7_gptq.cpu_linear import DEQUANTIZE_TOKENS, CpuInt4Linear
-from stages.m7_gptq.linear import (
-    Permuted,
-    SideBySide,
-    TwinLinear,
-    in_group_order,
-    quantized_linear,
-    select_outputs,
-)
-from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, make_input, make_weight
+from stages.m7_gptq.fast import cpu_int4
+from stages.m7_gptq.fast.cpu_int4 import DEQUANTIZE_TOKENS, CpuInt4Linear
+from stages.m7_gptq.fast.group_order import Permuted, in_group_order, select_outputs
+from stages.m7_gptq.linear import QuantizedLinear, SideBySide, quantized_linear
+from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, fast_linear, make_input, make_weight
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -28,10 +22,10 @@ ROWS = (1, 2, 7, 16, DEQUANTIZE_TOKENS - 1, DEQUANTIZE_TOKENS, 64)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=str)
 @pytest.mark.parametrize("group", GROUPS)
-def test_the_twin_is_the_definition(group: int, dtype: torch.dtype) -> None:
+def test_the_definition_multiplies_by_the_dequantised_weight(group: int, dtype: torch.dtype) -> None:
     for act_order in (False, True):
         weight = make_weight(192, 64, group, act_order=act_order, bias=True)
-        check(TwinLinear(weight), weight, make_input(3, 192, dtype))
+        check(QuantizedLinear(weight), weight, make_input(3, 192, dtype))
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
@@ -44,7 +38,7 @@ def test_each_group_takes_its_own_scale_and_zero_point(
     """576 inputs are 4.5 groups of 128: the last one is shorter."""
     inputs, outputs = SMOLLM2[shape]
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, act_order=act_order)
-    layer = quantized_linear(weight, BF16, CPU)
+    layer = fast_linear(weight, BF16, CPU)
     assert isinstance(layer, Permuted if act_order and weight.groups > 1 else CpuInt4Linear)
     for tokens in (1, 64):
         check(layer, weight, make_input(tokens, inputs, BF16))
@@ -55,7 +49,7 @@ def test_each_group_takes_its_own_scale_and_zero_point(
 def test_every_number_of_tokens_gives_the_right_product(tokens: int, bias: bool) -> None:
     """Must not be right for one token and wrong for many."""
     weight = make_weight(576, 960, 64, bias=bias)
-    check(quantized_linear(weight, BF16, CPU), weight, make_input(tokens, 576, BF16))
+    check(fast_linear(weight, BF16, CPU), weight, make_input(tokens, 576, BF16))
 
 
 @pytest.mark.parametrize("shape", QWEN3)
@@ -63,12 +57,12 @@ def test_the_larger_models_shapes(shape: str) -> None:
     inputs, outputs = QWEN3[shape]
     weight = make_weight(inputs, outputs, 128)
     for tokens in (1, DEQUANTIZE_TOKENS):
-        check(quantized_linear(weight, BF16, CPU), weight, make_input(tokens, inputs, BF16))
+        check(fast_linear(weight, BF16, CPU), weight, make_input(tokens, inputs, BF16))
 
 
 def test_a_processor_of_unknown_layout_gives_the_right_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiled function PyTorch's kernel serves every number of tokens. Must not read garbage."""
-    monkeypatch.setattr(cpu_linear, "_dequantizer", lambda: None)
+    monkeypatch.setattr(cpu_int4, "_dequantizer", lambda: None)
     weight = make_weight(576, 576, 64)
     check(CpuInt4Linear(weight), weight, make_input(64, 576, BF16))
 
@@ -85,20 +79,29 @@ def test_written_out_weight_agrees_with_the_one_that_decodes() -> None:
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 4), (torch.float16, 4), (BF16, 8)])
 def test_weight_without_a_kernel_is_dequantised(dtype: torch.dtype, bits: int) -> None:
     weight = make_weight(192, 64, 64, bits=bits, act_order=True, bias=True)
-    layer = quantized_linear(weight, dtype, CPU)
+    layer = fast_linear(weight, dtype, CPU)
     check(layer, weight, make_input(5, 192, dtype))
     assert layer.weights_bytes() == (192 + 1) * 64 * dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_without_fast_layers_the_dequantised_weight_is_multiplied(dtype: torch.dtype) -> None:
+    """The root of the stage runs without Numba and Triton."""
+    weight = make_weight(192, 64, 64, act_order=True, bias=True)
+    layer = quantized_linear(weight, dtype, CPU)
+    assert isinstance(layer, Linear | PackedLinear)
+    check(layer, weight, make_input(5, 192, dtype))
 
 
 def test_float32_is_exact() -> None:
     weight = make_weight(576, 64, 32, act_order=True)
     x = make_input(3, 576, torch.float32)
-    assert torch.equal(quantized_linear(weight, torch.float32, CPU)(x), TwinLinear(weight)(x))
+    assert torch.equal(fast_linear(weight, torch.float32, CPU)(x), QuantizedLinear(weight)(x))
 
 
 def test_a_shape_that_no_kernel_takes_is_multiplied_in_full() -> None:
     for weight in (make_weight(48, 64, 16), make_weight(64, 72, 32)):
-        layer = quantized_linear(weight, BF16, CPU)
+        layer = fast_linear(weight, BF16, CPU)
         assert isinstance(layer, Linear | PackedLinear)  # whichever this processor multiplies faster with
         check(layer, weight, make_input(2, weight.in_features, BF16))
 
@@ -107,7 +110,7 @@ def test_groups_of_different_sizes() -> None:
     weight = make_weight(128, 64, 64)
     uneven = replace(weight, g_idx=(torch.arange(128) >= 48).int())
     assert in_group_order(uneven)[0].g_idx is not None
-    check(quantized_linear(uneven, BF16, CPU), uneven, make_input(2, 128, BF16))
+    check(fast_linear(uneven, BF16, CPU), uneven, make_input(2, 128, BF16))
 
 
 def test_g_idx_that_says_nothing_costs_no_permutation() -> None:
@@ -119,9 +122,9 @@ def test_g_idx_that_says_nothing_costs_no_permutation() -> None:
 
 def test_bytes_of_a_quantised_layer() -> None:
     inputs, outputs = 576, 960
-    layer = quantized_linear(make_weight(inputs, outputs, 64), BF16, CPU)
+    layer = fast_linear(make_weight(inputs, outputs, 64), BF16, CPU)
     assert layer.weights_bytes() == inputs * outputs // 2 + inputs // 64 * outputs * 4
-    permuted = quantized_linear(make_weight(inputs, outputs, 64, act_order=True), BF16, CPU)
+    permuted = fast_linear(make_weight(inputs, outputs, 64, act_order=True), BF16, CPU)
     assert permuted.weights_bytes() == layer.weights_bytes() + inputs * 8
 
 
@@ -130,9 +133,9 @@ def test_joined_layers_keep_their_order() -> None:
     joined = concatenate(parts)
     assert joined is not None
     x = make_input(2, 192, torch.float32)
-    expected = torch.cat([TwinLinear(part)(x) for part in parts], dim=1)
-    torch.testing.assert_close(TwinLinear(joined)(x), expected)
-    torch.testing.assert_close(SideBySide([TwinLinear(part) for part in parts])(x), expected)
+    expected = torch.cat([QuantizedLinear(part)(x) for part in parts], dim=1)
+    torch.testing.assert_close(QuantizedLinear(joined)(x), expected)
+    torch.testing.assert_close(SideBySide([QuantizedLinear(part) for part in parts])(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +151,4 @@ def test_selected_outputs_come_in_the_order_asked_for() -> None:
     weight = make_weight(64, 64, 32, bias=True)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     x = make_input(2, 64, torch.float32)
-    torch.testing.assert_close(TwinLinear(select_outputs(weight, order))(x), TwinLinear(weight)(x)[:, order])
+    torch.testing.assert_close(QuantizedLinear(select_outputs(weight, order))(x), QuantizedLinear(weight)(x)[:, order])

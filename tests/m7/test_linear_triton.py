@@ -13,12 +13,12 @@ pytest.importorskip("triton")
 from common.execution.gpu.fused import FusedOps
 from common.models.layers import RMSNorm
 from common.models.quantized_weight import QuantizedWeight
-from stages.m7_gptq.kernels import triton_config, triton_gemv
-from stages.m7_gptq.kernels.triton_dequantize import dequantize
-from stages.m7_gptq.kernels.triton_gemv import gemv
-from stages.m7_gptq.kernels.triton_layout import lay_out, why_not
-from stages.m7_gptq.kernels.triton_tiles import _even_parts, tiles
-from stages.m7_gptq.triton_linear import TritonInt4Linear
+from stages.m7_gptq.fast.kernels import triton_int4_config, triton_int4_gemv
+from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
+from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
+from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out, why_not
+from stages.m7_gptq.fast.kernels.triton_int4_tiles import _even_parts, tiles
+from stages.m7_gptq.fast.triton_int4 import TritonInt4Linear
 from tests.depth import DEEP, by_depth
 from tests.execution.cases import Inputs
 from tests.m7.weights import GROUPS, check, check_fused, make_input, make_weight
@@ -33,7 +33,7 @@ INPUTS = {"whole blocks": 256, "half a block at the end": 192, "one block": 64}
 @pytest.fixture
 def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs one after another. For 32 outputs they have one tile each, for 64 two."""
-    monkeypatch.setattr(triton_gemv, "gemv_config", lambda inputs, outputs: {"ROWS": outputs // 2, "WARPS": 2})
+    monkeypatch.setattr(triton_int4_gemv, "gemv_config", lambda inputs, outputs: {"ROWS": outputs // 2, "WARPS": 2})
 
 
 class Layer:
@@ -83,7 +83,7 @@ def test_norm_silu_and_residual_are_each_done_once(
     """Two warps have whole parts (one, and two in the deep run), two of which the last is not full, or one that is not
     full."""
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=not symmetric)
-    for tokens in range(1, triton_config.GEMV_TOKENS + 1) if DEEP else [few]:
+    for tokens in range(1, triton_int4_config.GEMV_TOKENS + 1) if DEEP else [few]:
         check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), tokens)
 
 
@@ -124,13 +124,13 @@ def test_written_out_weight_is_the_weight(group: int) -> None:
 
 
 def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m7_gptq.kernels import triton_tiles
+    from stages.m7_gptq.fast.kernels import triton_int4_tiles
 
-    monkeypatch.setattr(triton_config, "DEQUANTIZE_TOKENS", 20)
-    monkeypatch.setattr(triton_tiles, "num_parts", lambda *_: 2)
+    monkeypatch.setattr(triton_int4_config, "DEQUANTIZE_TOKENS", 20)
+    monkeypatch.setattr(triton_int4_tiles, "num_parts", lambda *_: 2)
     weight = make_weight(256, 64, 64, bias=True)
     layer = TritonInt4Linear(weight, HALF, CPU)
-    for tokens in (1, triton_config.GEMV_TOKENS, triton_config.GEMV_TOKENS + 1, 19, 20):
+    for tokens in (1, triton_int4_config.GEMV_TOKENS, triton_int4_config.GEMV_TOKENS + 1, 19, 20):
         check(layer, weight, make_input(tokens, 256, HALF))
     assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 2) + 64 * 2
 
@@ -154,10 +154,10 @@ def test_groups_of_several_blocks_take_their_own_scale(group: int) -> None:
 
 
 def test_more_inputs_than_registers_hold_take_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m7_gptq.kernels import triton_tiles
+    from stages.m7_gptq.fast.kernels import triton_int4_tiles
 
-    monkeypatch.setattr(triton_config, "MOST_INPUTS", 128)
-    monkeypatch.setattr(triton_tiles, "num_parts", lambda *_: 1)
+    monkeypatch.setattr(triton_int4_config, "MOST_INPUTS", 128)
+    monkeypatch.setattr(triton_int4_tiles, "num_parts", lambda *_: 1)
     weight = make_weight(256, 64, 64)
     layer = TritonInt4Linear(weight, HALF, CPU)
     assert layer.kernel_for_few(1, gated=False) is None

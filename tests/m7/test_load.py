@@ -12,9 +12,12 @@ from common.models.linear import Linear, Projection
 from common.models.quantized_weight import QuantizedWeight, pack
 from common.models.sources.random_weights import RandomSource
 from common.models.weights import Shape, build_decoder, tensor_shapes
-from stages.m7_gptq.cpu_linear import CpuInt4Linear
-from stages.m7_gptq.linear import Permuted, SideBySide
-from stages.m7_gptq.load import ReadQuantized, build_quantized_decoder, build_rounded_decoder
+from stages.m7_gptq.checkpoint.baselines import rounding_reader
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
+from stages.m7_gptq.fast.group_order import Permuted
+from stages.m7_gptq.linear import ReadQuantized, SideBySide
+from stages.m7_gptq.load import build_quantized_decoder
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits, greedy
@@ -61,7 +64,7 @@ class Checkpoint:
         read: ReadQuantized = self.read_quantized
         with torch.inference_mode():
             full = build_decoder(self, dtype, CPU, False)
-            return build_quantized_decoder(self, read, dtype, CPU, False), full
+            return build_quantized_decoder(self, read, dtype, CPU, False, choose_fast(dtype, CPU)), full
 
 
 def layers_of(model: Decoder) -> list[Projection]:
@@ -108,6 +111,7 @@ def test_rounding_at_load_starts_from_the_same_weights(name: str) -> None:
     with torch.inference_mode():
         full = build_decoder(RandomSource(name, CPU, 3), torch.float32, CPU, False)
         settings = Settings(bits=8, group_size=32, symmetric=False, search=False)
-        rounded = build_rounded_decoder(RandomSource(name, CPU, 3), settings, torch.float32, CPU, False)
+        source = RandomSource(name, CPU, 3)
+        rounded = build_quantized_decoder(source, rounding_reader(source, settings), torch.float32, CPU, False)
     expected = all_logits(full, PROMPT)
     assert (all_logits(rounded, PROMPT) - expected).norm() / expected.norm() < 0.05

@@ -14,8 +14,8 @@ from common import Engine, SamplingParams, UserError
 from common.config import DEFAULT_MODEL
 from common.models.linear import Linear
 from common.models.sources.gptq_folder import GPTQFolder, fused_names
-from stages.m7_gptq.cpu_linear import CpuInt4Linear
-from stages.m7_gptq.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.depth import by_depth
@@ -60,12 +60,12 @@ def test_a_model_that_is_not_quantised_is_quantised_once(
     build: Build, frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOLOVLLM_CACHE", str(tmp_path))
-    monkeypatch.setattr("stages.m7_gptq.quantize.calibration_tokens", lambda tokenizer, text: token_ids)
+    monkeypatch.setattr("stages.m7_gptq.checkpoint.quantize.calibration_tokens", lambda tokenizer, text: token_ids)
     first = build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)
     [folder] = [path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]
     assert folder.name.endswith(Settings().name)
     written = (folder / "config.json").stat().st_mtime_ns
-    monkeypatch.setattr("stages.m7_gptq.quantize.quantize_layers", None)
+    monkeypatch.setattr("stages.m7_gptq.checkpoint.quantize.quantize_layers", None)
     assert tokens(build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)) == tokens(first)
     assert (folder / "config.json").stat().st_mtime_ns == written
 

@@ -18,11 +18,11 @@ from common.models.load import open_source
 from common.models.sources.gptq_folder import fused_names
 from common.models.sources.nf4 import BLOCK, STATE, VALUES, NF4Weight, table
 from common.models.sources.nf4_folder import NF4Folder
-from stages.m7_gptq import calibrate
-from stages.m7_gptq import quantize as quantize_module
-from stages.m7_gptq.calibrate import quantize_layers
-from stages.m7_gptq.nf4 import nf4_values, to_nf4
-from stages.m7_gptq.quantize import cached_folder, quantize
+from stages.m7_gptq.checkpoint import baselines
+from stages.m7_gptq.checkpoint import quantize as quantize_module
+from stages.m7_gptq.checkpoint.baselines import nf4_values, quantize_layers, to_nf4
+from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize
+from stages.m7_gptq.checkpoint.rules import check_shape
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
@@ -111,7 +111,7 @@ def test_the_method_alone_is_enough() -> None:
     assert (NF4.bits, NF4.group_size, NF4.name) == (4, 64, "4bit-g64-nf4")
     assert Settings().group_size == 32
     with pytest.raises(UserError, match="multiple of 64"):
-        NF4.check("o_proj", 96, 64)
+        check_shape(NF4, "o_proj", 96, 64)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return to_nf4(*arguments)
 
-    monkeypatch.setattr(calibrate, "to_nf4", stops)
+    monkeypatch.setattr(baselines, "to_nf4", stops)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         quantize(frozen(TINY[0]), NF4, out, progress=False)
@@ -204,7 +204,7 @@ def test_made_once_and_kept_apart_from_other_methods(
 def test_weights_that_are_not_finite_are_refused(
     frozen: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "to_nf4", lambda weight, bias: to_nf4(weight * float("inf"), bias))
+    monkeypatch.setattr(baselines, "to_nf4", lambda weight, bias: to_nf4(weight * float("inf"), bias))
     with pytest.raises(UserError, match="not finite"):
         quantize(frozen(TINY[0]), NF4, tmp_path / "out", progress=False)
 

@@ -7,6 +7,8 @@ import torch
 from common.models.linear import Linear, Projection
 from common.models.ops import Ops
 from common.models.quantized_weight import QuantizedWeight, pack
+from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.linear import quantized_linear
 from tests.execution.cases import Inputs
 
 SMOLLM2 = {"qkv": (576, 960), "o": (576, 576), "gate_up": (576, 3072), "down": (1536, 576)}
@@ -46,6 +48,11 @@ def make_weight(
         group_size=size,
         bias=torch.randn(outputs, generator=generator).half() if bias else None,
     )
+
+
+def fast_linear(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> Projection:
+    """The layer that an engine would get: fast where a kernel takes the weight."""
+    return quantized_linear(weight, dtype, device, choose_fast(dtype, device))
 
 
 def make_input(tokens: int, inputs: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:

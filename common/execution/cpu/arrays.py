@@ -10,7 +10,7 @@ import torch
 BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 """What NumPy sees instead of a format that it does not know."""
 
-ONE_AT_A_TIME = threading.Lock()
+NUMBA_POOL_LOCK = threading.Lock()
 """Numba's thread pool must not be entered twice where it is Numba's own (`workqueue`, without OpenMP or TBB)."""
 
 

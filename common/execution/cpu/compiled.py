@@ -23,6 +23,7 @@ from common.execution.cache import cache_root
 # Numba carries no types.
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 SOURCES = ("compiled.py", "simd.py", "cpu_*.py")
 """Files of a folder that kernels for Numba are built from."""
 config: Any = numba_config  # Numba fills it when it is imported
@@ -33,11 +34,12 @@ def sources(*folders: Path) -> list[Path]:
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Of the names and contents of these files."""
+    """Of the paths (below the repository) and contents of these files: machine code names the modules it calls, so a
+    kernel that was moved must not share a folder with the same one in an older checkout."""
     found = hashlib.sha256()
     for path in paths:
-        text = path.read_bytes()
-        found.update(f"{path.name} {len(text)} ".encode() + text)
+        text, name = path.read_bytes(), path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+        found.update(f"{name} {len(text)} ".encode() + text)
     return found.hexdigest()[:16]
 
 

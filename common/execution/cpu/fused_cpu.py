@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common.execution.cpu import cpu_elementwise as kernels
-from common.execution.cpu.arrays import BITS, ONE_AT_A_TIME, bits
+from common.execution.cpu.arrays import BITS, NUMBA_POOL_LOCK, bits
 from common.execution.cpu.simd import LANES, width
 from common.execution.fused_qkv import FusingOps
 from common.models.layers import RMSNorm
@@ -46,7 +46,7 @@ def _run(
     if out.numel() <= ALONE:
         alone(*given, 0, rows, size, lanes, out.data_ptr())
     else:
-        with ONE_AT_A_TIME:
+        with NUMBA_POOL_LOCK:
             in_threads(*given, rows, size, lanes, torch.get_num_threads(), out.data_ptr())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.batch import RaggedBatch
-from common.execution.cpu.arrays import BITS, ONE_AT_A_TIME, bits, flat
+from common.execution.cpu.arrays import BITS, NUMBA_POOL_LOCK, bits, flat
 from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
 from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
@@ -93,7 +93,7 @@ class CpuBackend:
         if tokens <= FEW_TOKENS:
             self._store(*shared, 0, tokens, *sizes, keys, values)
         else:
-            with ONE_AT_A_TIME:
+            with NUMBA_POOL_LOCK:
                 self._store_in_threads(*shared, tokens, *sizes, self._threads, keys, values)
         out = qkv.new_empty(tokens, num_q, dim)
         self._attend(qkv.data_ptr(), heads * dim, keys, values, out.data_ptr())
@@ -111,7 +111,7 @@ class CpuBackend:
     def _attend(self, q: int, stride: int, keys: np.ndarray, values: np.ndarray, out: int) -> None:
         """q and out: addresses, of queries that lie `stride` numbers apart and of [T, Hq, D]."""
         decodes = self._batch.num_decodes
-        with ONE_AT_A_TIME:
+        with NUMBA_POOL_LOCK:
             if decodes:
                 self._decode(
                     q, stride, keys, values, self._tables, self._lengths[:decodes], self._block_size, self._heads,

@@ -1,4 +1,4 @@
-"""From a model's name to a folder with its quantised twin."""
+"""From a model's name to a folder with the quantised model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from common.models.load import QuantizedFolder, open_quantized_folder, open_sour
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
-from stages.m7_gptq.calibrate import quantize_layers
+from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
+from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
-from stages.m7_gptq.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
-from stages.m7_gptq.write import RECIPE, Writer, check_target
 
 VERSION = 1
 """Raised when the algorithm changes so that other weights come out: what an older one left is then made anew."""
@@ -179,4 +180,4 @@ def open_plain(model: str, device: torch.device, progress: bool | None) -> Model
 def _check_shapes(source: ModelSource, settings: Settings) -> None:
     for name, shape in tensor_shapes(source.config).items():
         if name.startswith("model.layers.0.") and name.endswith("_proj.weight"):
-            settings.check(f"{source.config.name}: {name}", shape[1], shape[0])
+            check_shape(settings, f"{source.config.name}: {name}", shape[1], shape[0])

@@ -1,4 +1,4 @@
-"""The table's rows, and the command line."""
+"""What quantising costs in quality: the table's rows, and their record."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import quality
+from benchmarks.quality import Row, line, measure, projection_bytes, rows
 from common import UserError
 from common.models import load_model
 from common.models.load import open_source
-from stages.m7_gptq import quality
-from stages.m7_gptq.head import TwinHead
-from stages.m7_gptq.quality import Row, line, measure, projection_bytes, rows
+from stages.m7_gptq.head import QuantizedHead
 from tests.conftest import TINY
 from tests.helpers import all_logits
-from tests.m7.conftest import Command, Frozen
 
 WITHOUT_FIGURE = json.dumps(
     {
@@ -28,6 +27,12 @@ WITHOUT_FIGURE = json.dumps(
 )
 WHOLE = ("bf16", "int8 head alone")
 """Rows that leave the projections as they are."""
+
+
+@pytest.fixture
+def token_ids() -> torch.Tensor:
+    """Calibration text for tiny models."""
+    return torch.randint(0, 512, (8, 64), generator=torch.Generator().manual_seed(0))
 
 
 def test_perplexity_is_that_of_each_context_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +58,7 @@ def test_every_row_changes_the_weights_and_says_their_bytes(token_ids: torch.Ten
             size = change(source, model)
         share = size / full
         assert share == 1 if name in WHOLE else 0.5 <= share < 0.6 if "int8 RTN" in name else 0.25 < share < 0.32, name
-        assert isinstance(model.head, TwinHead) == ("int8 head" in name)
+        assert isinstance(model.head, QuantizedHead) == ("int8 head" in name)
         names.append(name)
     assert len(set(names)) == len(names) and any("act-order" in name for name in names)
 
@@ -86,36 +91,3 @@ def test_perplexity_rests_on_thirty_contexts() -> None:
 def test_a_line_of_the_table() -> None:
     base = Row("bf16", 20.0, 1.0, 200_000_000, 250_000_000)
     assert "+10.0%" in line(Row("int4", 22.0, 0.8, 55_000_000, 105_000_000), base)
-
-
-def test_the_command_writes_a_folder(command: Command, frozen: Frozen, tmp_path: Path) -> None:
-    words = (
-        "quantize",
-        "--model",
-        frozen(TINY[0]),
-        "--method",
-        "rtn",
-        "--group-size",
-        "32",
-        "--no-sym",
-        "--device",
-        "cpu",
-    )
-    status, said = command(*words, "--out", str(tmp_path / "out"))
-    assert status == 0, said
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["quantization_config"]["sym"] is False
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--bits", "3"], "bits=3"),
-        (["--method", "awq"], "'awq'"),
-        (["--model", TINY[0]], "random"),
-        (["--group-size", "0"], "group_size=0"),
-    ],
-)
-def test_a_mistake_is_one_line(words: list[str], message: str, command: Command, tmp_path: Path) -> None:
-    status, said = command("quantize", *words, "--out", str(tmp_path / "out"))
-    assert status == 2 and message in said and said.count("\n") == 1

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m7_gptq.kernels.triton_layout import TritonWeight
+from stages.m7_gptq.fast.kernels.triton_int4_layout import TritonWeight
 
 # pyright: basic
 

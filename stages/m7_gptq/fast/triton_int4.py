@@ -21,18 +21,24 @@ class TritonInt4Linear:
     """
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, overlap: bool = True) -> None:
-        from stages.m7_gptq.kernels import triton_config, triton_dequantize, triton_gemv, triton_layout, triton_tiles
+        from stages.m7_gptq.fast.kernels import (
+            triton_int4_config,
+            triton_int4_dequantize,
+            triton_int4_gemv,
+            triton_int4_layout,
+            triton_int4_tiles,
+        )
 
         self._gemv, self._tiles, self._dequantize = (
-            triton_gemv.gemv,
-            triton_tiles.tiles,
-            triton_dequantize.dequantize,
+            triton_int4_gemv.gemv,
+            triton_int4_tiles.tiles,
+            triton_int4_dequantize.dequantize,
         )
-        fits = weight.in_features <= triton_config.MOST_INPUTS
-        self._gemv_tokens = triton_config.GEMV_TOKENS if fits else 0
-        self._tiles_tokens = triton_config.DEQUANTIZE_TOKENS
+        fits = weight.in_features <= triton_int4_config.MOST_INPUTS
+        self._gemv_tokens = triton_int4_config.GEMV_TOKENS if fits else 0
+        self._tiles_tokens = triton_int4_config.DEQUANTIZE_TOKENS
         self._launch = launch_options(device, overlap)
-        self.weight = triton_layout.lay_out(weight, dtype, device)
+        self.weight = triton_int4_layout.lay_out(weight, dtype, device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.shape[0]
@@ -57,6 +63,6 @@ def why_not(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
         return f"it computes in 16 bits, not in {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    from stages.m7_gptq.kernels import triton_layout
+    from stages.m7_gptq.fast.kernels import triton_int4_layout
 
-    return triton_layout.why_not(weight)
+    return triton_int4_layout.why_not(weight)

@@ -26,9 +26,9 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.triton_elementwise import silu_times
-from stages.m7_gptq.kernels.triton_config import gemv_config
-from stages.m7_gptq.kernels.triton_layout import TritonWeight
-from stages.m7_gptq.kernels.triton_tiles import MAGIC
+from stages.m7_gptq.fast.kernels.triton_int4_config import gemv_config
+from stages.m7_gptq.fast.kernels.triton_int4_layout import TritonWeight
+from stages.m7_gptq.fast.kernels.triton_int4_tiles import MAGIC
 
 # pyright: basic
 

@@ -1,4 +1,4 @@
-"""The commands that only this stage has: `quantize` and `quality`."""
+"""The command that only this stage has: `quantize`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from common.config import DEFAULT_MODEL, parse_device
-from stages.m7_gptq.quantize import Report, quantize
+from stages.m7_gptq.checkpoint.quantize import Report, quantize
 from stages.m7_gptq.settings import Method, Settings
 
 Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")]
@@ -16,14 +16,14 @@ Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu,
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add them to the commands that every stage has."""
+    """Add it to the commands that every stage has."""
 
     @app.command("quantize")
     def quantize_command(  # pyright: ignore[reportUnusedFunction]
         model: Model = DEFAULT_MODEL,
         bits: Annotated[int, typer.Option(help="4 or 8.")] = Settings.bits,
         group_size: Annotated[
-            int, typer.Option(help="32, 64, 128, or -1: one per output.", show_default="32; nf4: 64")
+            int | None, typer.Option(help="32, 64, 128, or -1: one per output.", show_default="32; nf4: 64")
         ] = Settings.group_size,
         sym: Annotated[bool, typer.Option(help="The zero point is the middle of the codes.")] = Settings.symmetric,
         desc_act: Annotated[bool, typer.Option(help="Columns by falling activation.")] = Settings.desc_act,
@@ -41,19 +41,6 @@ def add_commands(app: typer.Typer) -> None:
         settings = Settings(bits, group_size, sym, desc_act, search, damping, cast(Method, method))
         report = quantize(model, settings, out, text=text, device=parse_device(device), again=again)
         _print(report)
-
-    @app.command("quality")
-    def quality_command(  # pyright: ignore[reportUnusedFunction]
-        model: Model = DEFAULT_MODEL,
-        out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = Path("reports/local"),
-        only: Annotated[str, typer.Option(help="Rows to measure now, by a part of their name.")] = "",
-        again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,
-        device: Device = "auto",
-    ) -> None:
-        """Perplexity and greedy agreement of bf16, int8, int4, NF4, GPTQ and int8 head, as a table and a picture."""
-        from stages.m7_gptq.quality import measure_all
-
-        measure_all(model, parse_device(device), out, only, again)
 
 
 def _print(report: Report) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from common.execution.cpu.arrays import NUMBA_POOL_LOCK
 from common.models.quantized_weight import QuantizedWeight
-from stages.m4_flash_attention.fast.backends.cpu import ONE_AT_A_TIME
 
 DEQUANTIZE_TOKENS = 56
 """PyTorch's kernel takes time in proportion to the tokens; from so many on, writing the weight out is faster."""
@@ -61,7 +61,7 @@ class CpuInt4Linear:
             out = self._multiply(x.contiguous(), self._packed, self._size, self._scales_and_zeros)
             return out if self.bias is None else out.add_(self.bias)
         weight = self._scratch.take(x.shape[1], self._packed.shape[0])
-        with ONE_AT_A_TIME:
+        with NUMBA_POOL_LOCK:
             self._dequantize(self._packed, self._scales_and_zeros, weight)
         return F.linear(x, weight.T, self.bias)
 
@@ -95,6 +95,6 @@ def _dequantizer() -> Dequantize | None:
     """The compiled function; None where Numba is missing or PyTorch lays weights out otherwise on this processor."""
     if importlib.util.find_spec("numba") is None:
         return None
-    from stages.m7_gptq.kernels import cpu_dequantize
+    from stages.m7_gptq.fast.kernels import cpu_dequantize
 
     return cpu_dequantize.dequantize if cpu_dequantize.knows_layout() else None

@@ -28,7 +28,7 @@ from common.models.sources.hf_folder import INDEX
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
 from common.models.weights import ModelSource, tensor_shapes
-from stages.m7_gptq.calibrate import AnyWeight, QuantizedLayer
+from stages.m7_gptq.checkpoint.layer import AnyWeight, QuantizedLayer
 from stages.m7_gptq.settings import Settings
 
 RECIPE = "folovllm"

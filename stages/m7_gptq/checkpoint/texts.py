@@ -1,4 +1,4 @@
-"""The texts that come with the stage: one to calibrate on, another to measure on. `data/README.md` says whence."""
+"""The texts of the stage: one to calibrate on, another to measure on. For their origin see `data/README.md`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from common.errors import UserError
 from common.text.tokenizer import Tokenizer
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "data"
 CALIBRATION = DATA / "calibration.txt"
 
 SEQUENCES = 64

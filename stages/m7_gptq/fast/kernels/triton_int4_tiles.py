@@ -17,8 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m7_gptq.kernels.triton_config import tiles_config
-from stages.m7_gptq.kernels.triton_layout import TritonWeight
+from stages.m7_gptq.fast.kernels.triton_int4_config import tiles_config
+from stages.m7_gptq.fast.kernels.triton_int4_layout import TritonWeight
 
 # pyright: basic
 
@@ -96,7 +96,7 @@ def tiles(
 ) -> torch.Tensor:
     """x [T, in] (rows may lie apart) times the weight: [T, out]; float16 or bfloat16.
 
-    config: see `triton_config.TILES`; parts: of the inputs. None takes the table's and the GPU's."""
+    config: see `triton_int4_config.TILES`; parts: of the inputs. None takes the table's and the GPU's."""
     tokens, outputs = x.shape[0], weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     config = config or tiles_config(tokens)

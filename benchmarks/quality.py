@@ -13,17 +13,19 @@ import torch.nn.functional as F
 
 from benchmarks.environment import environment
 from benchmarks.files import check_writable, write_atomically
+from benchmarks.plots.quality import draw
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.linear import Linear, PackedLinear, make_linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.watch.progress import progress_bar
-from stages.m7_gptq.calibrate import PROJECTIONS, quantize_layers
-from stages.m7_gptq.head import TwinHead, round_rows
-from stages.m7_gptq.quantize import open_plain
+from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.layer import PROJECTIONS
+from stages.m7_gptq.checkpoint.quantize import open_plain
+from stages.m7_gptq.checkpoint.texts import DATA, calibration_tokens, tokens
+from stages.m7_gptq.head import QuantizedHead, round_rows
 from stages.m7_gptq.settings import PER_CHANNEL, Settings
-from stages.m7_gptq.texts import DATA, calibration_tokens, tokens
 
 CONTEXT = 1024
 TOKENS = 30 * CONTEXT
@@ -61,7 +63,7 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
         text = f"int{settings.bits} {method}, " + ("per channel" if group == PER_CHANNEL else f"group {group}")
         text += ", symmetric" if settings.symmetric else ", asymmetric"
         text += ", act-order" if settings.desc_act else ""
-        tail = hidden % group if group != PER_CHANNEL else 0
+        tail = hidden % settings.group_of(hidden)
         return text + (f" (last group {tail})" if tail else "")
 
     def change(settings: Settings) -> tuple[str, Change]:
@@ -99,7 +101,7 @@ def with_head(change: Change) -> Change:
 
     def apply(source: ModelSource, model: Decoder) -> int:
         if isinstance(model.head, Linear | PackedLinear):
-            model.head = TwinHead(round_rows(model.head.weight))
+            model.head = QuantizedHead(round_rows(model.head.weight))
         return change(source, model)
 
     return apply
@@ -159,8 +161,6 @@ def measure_all(
     known = {name: known[name] for name, _ in every if name in known}  # in the table's order
     _write(path, model, len(text), known)
     if "bf16" in known:
-        from benchmarks.plots.quality import draw
-
         draw([asdict(row) for row in known.values()], out / "quality.png")
     return list(known.values())
 

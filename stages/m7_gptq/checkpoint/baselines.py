@@ -1,0 +1,110 @@
+"""The baselines that GPTQ is compared with, which look at no text: round to nearest (RTN), and NF4.
+
+NF4: 16 values at quantiles of the normal distribution, and the largest weight of each block as its scale (Dettmers et
+al., "QLoRA", NeurIPS 2023, appendix E).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from common.models.quantized_weight import QuantizedWeight
+from common.models.sources.nf4 import BLOCK, NF4Weight, table
+from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
+from stages.m7_gptq.calibrate import calibrate_layers
+from stages.m7_gptq.checkpoint.layer import PROJECTIONS, Finished, QuantizedLayer
+from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.grid import assemble, fit_grid
+from stages.m7_gptq.linear import ReadQuantized
+from stages.m7_gptq.settings import Settings
+
+ROUNDED = Settings(group_size=128, search=False, method="rtn")
+"""What random weights are rounded with, for speed alone: there is nothing to calibrate."""
+
+SMALLEST = 1e-38
+"""Blocks whose largest weight is below it become zeros, as in bitsandbytes: its inverse would not be finite."""
+
+_OFFSET = 0.9677083
+"""The outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, one for each of the halves."""
+
+
+def nf4_values() -> torch.Tensor:
+    """Where `VALUES` come from, float32 [16] in -1 ... 1: 8 for positive numbers, 7 for negative ones, and 0. Equal to
+    them but for the last bit."""
+    positive = torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
+    negative = -torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat((negative, torch.zeros(1, dtype=torch.float64), positive)).sort().values
+    return (values / values.max()).float()
+
+
+def to_nf4(weight: torch.Tensor, bias: torch.Tensor | None = None) -> NF4Weight:
+    """Round a weight [out, in] to the nearest values of its blocks; 64 must divide `in`. The codes are those that
+    bitsandbytes finds."""
+    values = table(weight.device)
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    scales = blocks.abs().amax(-1)
+    shares = blocks * (1 / scales.clamp(min=SMALLEST))[..., None]
+    codes = torch.bucketize(shares, (values[1:] + values[:-1]) / 2).to(torch.uint8).flatten(1)
+    return NF4Weight(codes[:, ::2] << 4 | codes[:, 1::2], scales, bias)
+
+
+def round_to_nearest(weight: torch.Tensor, settings: Settings, bias: torch.Tensor | None = None) -> QuantizedWeight:
+    """Round a weight [out, in] to the grids of its groups, each weight for itself ("RTN")."""
+    columns = weight.float().T
+    group = settings.group_of(columns.shape[0])
+    grids = [fit_grid(part, settings) for part in columns.split(group)]
+    codes = torch.cat([g.codes(part) for g, part in zip(grids, columns.split(group), strict=True)])
+    return assemble(codes, grids, None, settings, bias)
+
+
+def quantize_layers(
+    source: ModelSource,
+    token_ids: torch.Tensor,
+    settings: Settings,
+    device: torch.device,
+    finished: Finished = lambda index: None,
+) -> Iterator[QuantizedLayer]:
+    """Quantise layer after layer by the method of the settings; token_ids [sequences, length]: text, for GPTQ alone."""
+    if settings.method == "gptq":
+        return calibrate_layers(source, token_ids, settings, device, finished)
+    return round_layers(source, settings, device, finished)
+
+
+def round_layers(
+    source: ModelSource, settings: Settings, device: torch.device, finished: Finished
+) -> Iterator[QuantizedLayer]:
+    """`calibrate_layers` for the baselines: no text, and no outputs computed."""
+    load = loader(source, torch.float32, device)
+    for index in range(source.config.num_layers):
+        layer, result = build_layer(source.config, index, load), finished(index)
+        if result is None:
+            result = QuantizedLayer({}, {})
+            for name in PROJECTIONS:
+                linear = getattr(layer, name)
+                check_shape(settings, f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
+                result.weights[name] = (
+                    to_nf4(linear.weight, linear.bias)
+                    if settings.method == "nf4"
+                    else round_to_nearest(linear.weight, settings, linear.bias)
+                )
+        result.check(index)
+        yield result
+
+
+def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:
+    """Every projection rounded to nearest: what a 4-bit model costs in time and memory, not how well it answers."""
+    shapes = tensor_shapes(source.config)
+
+    def read(names: list[str], bias: bool) -> list[QuantizedWeight | None]:
+        # One tensor after the other as other stages read them: random weights are then theirs, before rounding.
+        full = [f"{name}.weight" for name in names]
+        weights = [round_to_nearest(source.read(name, shapes[name]), settings) for name in full]
+        if not bias:
+            return list(weights)
+        biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) for name in names]
+        return [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
+
+    return read

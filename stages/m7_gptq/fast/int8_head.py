@@ -1,0 +1,46 @@
+"""The output head in 8 bits on a GPU: the fast twin of `QuantizedHead`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from common.execution.gpu.launch import launch_options
+from stages.m7_gptq.head import HeadWeight
+
+
+class Int8Head:
+    """`x @ weight.T` on a GPU, by one kernel for few tokens and another for more: both multiply by the same 8-bit
+    weight, so that a token does not depend on how many share its step."""
+
+    def __init__(self, weight: HeadWeight, overlap: bool = True) -> None:
+        from stages.m7_gptq.fast.kernels import triton_int8
+
+        self._gemv, self._tiles, self._few = triton_int8.gemv, triton_int8.tiles, triton_int8.GEMV_TOKENS
+        self._launch = launch_options(weight.codes.device, overlap)
+        self.words, self.scales = triton_int8.lay_out(weight.codes), weight.scales
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] <= self._few:
+            return self._gemv(x, self.words, self.scales, self._launch)
+        return self._tiles(x, self.words, self.scales)
+
+    def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
+        if tokens > self._few or gated:
+            return None
+        return partial(self._gemv, words=self.words, scales=self.scales)
+
+    def weights_bytes(self) -> int:
+        return self.words.nbytes + self.scales.nbytes
+
+
+def why_not(weight: torch.Tensor) -> str | None:
+    """What keeps the kernels from a weight [vocab, hidden] in 16 bits; None: nothing."""
+    if weight.device.type != "cuda":
+        return "they are for a GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return f"they know multiples of 4 inputs, not {weight.shape[1]}" if weight.shape[1] % 4 else None

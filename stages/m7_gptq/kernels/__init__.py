@@ -1,1 +1,0 @@
-"""What multiplies by a weight that stays in 4 bits."""
