@@ -1,12 +1,10 @@
 """What a decoder computes besides attention, as eight operations, in plain PyTorch.
 
 This is the definition. `common.execution` has the same eight as fused kernels for a GPU (`gpu.fused`) and some of them
-for a CPU (`cpu.fused_cpu`); tests hold them together.
+for a CPU (`cpu.fused_cpu`), and chooses between them (`choose`); tests hold them together.
 """
 
 from __future__ import annotations
-
-import importlib.util
 
 import torch
 import torch.nn.functional as F
@@ -86,20 +84,3 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
     if logits.device.type != "cpu":
         return logits.argmax(dim=-1)
     return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
-
-
-def choose_ops(device: torch.device, fused: bool) -> Ops:
-    """The fused kernels where they are wanted and can run: on a GPU of compute capability 8.0 (Ampere) or later with
-    the package triton, on a CPU with the package numba. Otherwise plain PyTorch."""
-    needs = {"cuda": "triton", "cpu": "numba"}.get(device.type)
-    if not fused or needs is None or importlib.util.find_spec(needs) is None:
-        return Ops()
-    if device.type == "cpu":
-        from common.execution.cpu.fused_cpu import CompiledOps
-
-        return CompiledOps()
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return Ops()
-    from common.execution.gpu.fused import FusedOps
-
-    return FusedOps(device)
