@@ -22,6 +22,8 @@ FORBIDDEN = [
 ]
 LEAVES = {"stages.m7_gptq.quality"}
 """Still a stage's, and on its way to `benchmarks`."""
+TYPE_ONLY = {("common.models.ops", "common.models.decoder")}
+"""Circles that only annotations make, and may: an operation is given a layer of the decoder that is given it."""
 
 
 def graph(root: Path, types: bool = True) -> Graph:
@@ -71,7 +73,10 @@ def crossing(found: Graph, source: str, target: str) -> list[str]:
 
 @pytest.mark.parametrize("types", [False, True], ids=["at_run_time", "with_annotations"])
 def test_no_circle_between_files(types: bool) -> None:
-    assert circle(graph(ROOT, types)) == []
+    found = graph(ROOT, types)
+    if types:
+        found = {module: {o for o in others if (module, o) not in TYPE_ONLY} for module, others in found.items()}
+    assert circle(found) == []
 
 
 @pytest.mark.parametrize(("source", "target"), FORBIDDEN)

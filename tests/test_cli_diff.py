@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
         "m2_c/__init__.py": '"""Nothing but this."""\n',
         "m2_c/__main__.py": "import stages.m1_b.shared\n",
         "m2_c/cache.py": '"""A cache (SOSP \'23,\nsection 4.1). More of it.\n\nAnd more."""\n\nc = 2\n',
-        "m2_c/engine.py": "def f():\n    from stages.m1_b.kernels import k\n",
+        "m2_c/engine.py": "from stages.m1_b.engine import c\n\n\ndef f():\n    from stages.m1_b.kernels import k\n",
         "m2_c/fast/add.py": "from stages.m1_b import new\nfrom stages.m2_c.cache import c\n",
         "m2_c/fast/__init__.py": "\n",
         "m2_c/fast/__pycache__/add.pyc": "",
@@ -88,14 +88,14 @@ def test_a_file_replaces_the_latest_earlier_one_of_its_name_that_the_stage_does_
     found = {lesson.path.name: lesson.replaces for lesson in lessons(folder)}
     earlier = folder.parent
     assert found["cache.py"] == earlier / "m0_a/cache.py"
-    assert found["engine.py"] == earlier / "m1_b/engine.py"
+    assert found["engine.py"] == earlier / "m1_b/engine.py"  # though it takes a part of it
     assert found["new.py"] is None  # `fast/add.py` takes m1's
     assert found["idea.py"] is None and found["odd.py"] is None
 
 
 def test_unchanged_is_what_any_module_of_the_stage_imports_from_earlier_ones(folder: Path) -> None:
     used = [path.relative_to(folder.parent).as_posix() for path in used_unchanged(folder)]
-    assert used == ["m1_b/kernels/__init__.py", "m1_b/new.py", "m1_b/shared.py"]
+    assert used == ["m1_b/engine.py", "m1_b/kernels/__init__.py", "m1_b/new.py", "m1_b/shared.py"]
 
 
 def test_a_file_is_shown_whole_against_what_it_replaces_or_alone(folder: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_folder_that_is_no_lesson_is_one_line(folder: Path) -> None:
     assert [text for _, text in diff_lines(folder)][-3:] == [
         "not shown: stages/m2_c/fast/ (2 files, 3 lines): the same, fast",
         "not shown: stages/m2_c/parts/ (1 files, 1 lines)",
-        "used unchanged: stages/m1_b/kernels/__init__.py, stages/m1_b/new.py, stages/m1_b/shared.py",
+        "used unchanged: stages/m1_b/engine.py, stages/m1_b/kernels/__init__.py, stages/m1_b/new.py, stages/m1_b/shared.py",
     ]
 
 

@@ -53,7 +53,11 @@ def lesson_modules(folder: Path) -> list[str]:
 
 
 def lessons(folder: Path) -> list[Lesson]:
-    """The files to read, in the order of the README's table; modules that it does not name come last."""
+    """The files to read, in the order of the README's table; modules that it does not name come last.
+
+    A file replaces the latest earlier one of its name, unless the stage still uses that one: then the two only share a
+    name. `engine.py`, the wiring list, always replaces the one before, even where it takes a part of it.
+    """
     listed = reading_list(folder)
     own = [name for name in listed if name.endswith(".py") and Path(name).parts[0] not in (*NO_LESSONS, "..")]
     names = dict.fromkeys([*(name for name in own if (folder / name).exists()), *lesson_modules(folder)])
@@ -63,8 +67,9 @@ def lessons(folder: Path) -> list[Lesson]:
     for name in names:
         path = folder / name
         replaces = next((f / name for f in earlier if (f / name).exists() and _holds_code(f / name)), None)
-        about = listed.get(name) or first_sentence(path)
-        found.append(Lesson(path, about, None if replaces in used else replaces))
+        if replaces in used and name != "engine.py":
+            replaces = None
+        found.append(Lesson(path, listed.get(name) or first_sentence(path), replaces))
     return found
 
 
