@@ -115,7 +115,8 @@ def test_a_folder_that_is_no_lesson_is_one_line(folder: Path) -> None:
     assert [text for _, text in diff_lines(folder)][-3:] == [
         "not shown: stages/m2_c/fast/ (2 files, 3 lines): the same, fast",
         "not shown: stages/m2_c/parts/ (1 files, 1 lines)",
-        "used unchanged: stages/m1_b/engine.py, stages/m1_b/kernels/__init__.py, stages/m1_b/new.py, stages/m1_b/shared.py",
+        "used unchanged: stages/m1_b/engine.py, stages/m1_b/kernels/__init__.py, stages/m1_b/new.py, "
+        "stages/m1_b/shared.py",
     ]
 
 
