@@ -78,19 +78,6 @@ def test_digest_changes_with_every_file_and_its_name(tmp_path: Path) -> None:
     assert digest() == before
 
 
-def test_digest_changes_with_the_place_in_the_repository_not_with_that_of_the_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def digest(folder: str, checkout: str) -> str:
-        monkeypatch.setattr(compiled, "ROOT", tmp_path / checkout)
-        path = tmp_path / checkout / folder / "cpu_a.py"
-        path.parent.mkdir(parents=True)
-        path.write_text("x")
-        return compiled.digest([path])
-
-    assert digest("kernels", "one") == digest("kernels", "two") != digest("fast", "one")
-
-
 def test_kernels_are_cached_where_numba_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that cannot be made must not end the import."""
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Numba's compiler, with a cache that knows a kernel by what it is built from, not by where the checkout lies.
+"""Numba's compiler, with a cache that knows a kernel by what it is built from, not by where it lies.
 
 Numba's own cache looks at the one file that holds the function, and files it under that file's path. Our kernels are
 built from `simd.py`: after an edit there, Numba would go on running the machine code of before. And a fresh checkout
@@ -23,7 +23,6 @@ from common.execution.cache import cache_root
 # Numba carries no types.
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 SOURCES = ("compiled.py", "simd.py", "cpu_*.py")
 """Files of a folder that kernels for Numba are built from."""
 config: Any = numba_config  # Numba fills it when it is imported
@@ -34,12 +33,11 @@ def sources(*folders: Path) -> list[Path]:
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Of the contents of these files and their places in the repository: what Numba keeps names the module that a
-    kernel was compiled in, and cannot be loaded where the file has moved."""
+    """Of the names and contents of these files."""
     found = hashlib.sha256()
     for path in paths:
-        text, place = path.read_bytes(), path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
-        found.update(f"{place} {len(text)} ".encode() + text)
+        text = path.read_bytes()
+        found.update(f"{path.name} {len(text)} ".encode() + text)
     return found.hexdigest()[:16]
 
 
