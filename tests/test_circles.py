@@ -22,8 +22,11 @@ FORBIDDEN = [
 ]
 LEAVES = {"stages.m7_gptq.quality"}
 """Still a stage's, and on its way to `benchmarks`."""
-TYPE_ONLY = {("common.models.ops", "common.models.decoder")}
-"""Circles that only annotations make, and may: an operation is given a layer of the decoder that is given it."""
+TYPE_ONLY = {
+    ("common.models.ops", "common.models.decoder"),
+    ("stages.m7_gptq.checkpoint.rules", "stages.m7_gptq.settings"),
+}
+"""Imports for annotations alone that close a circle, and may: what is called is given the caller, and names its type."""
 
 
 def graph(root: Path, types: bool = True) -> Graph:
