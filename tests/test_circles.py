@@ -26,7 +26,7 @@ TYPE_ONLY = {
     ("common.models.ops", "common.models.decoder"),
     ("stages.m7_gptq.checkpoint.rules", "stages.m7_gptq.settings"),
 }
-"""Imports for annotations alone that close a circle, and may: what is called is given the caller, and names its type."""
+"""Imports for annotations alone that close a circle, and may: what is called is given the caller and names its type."""
 
 
 def graph(root: Path, types: bool = True) -> Graph:
