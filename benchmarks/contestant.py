@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from benchmarks.attention_clock import AttentionClock
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run
 from benchmarks.workloads import Size
 from common.config import parse_device, parse_dtype
-
-if TYPE_CHECKING:
-    from benchmarks.probe import AttentionClock
 
 OnTokens = Callable[[int], None]
 """Called with the number of tokens that have just come, for the progress bar."""

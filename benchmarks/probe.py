@@ -5,78 +5,14 @@ It is a run of its own because watching costs time: a clock at every layer, on a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
-from types import TracebackType
-from typing import Any
 
 import torch
 
 from benchmarks.contestant import Contestant
 from benchmarks.measure import ActivationPeak
 from benchmarks.recipes import BenchRequest
-from common.attention import Attention
-
-ATTENDS = ("attend", "fused_qkv")
-
-
-class AttentionClock:
-    """While its block runs, adds up the time inside `attention.attend`, storing K and V included, and inside of
-    `fused_qkv`, where there is one, which also normalises and rotates.
-
-    On a GPU it is the stream's time between an event before and one after each call: if the CPU launches kernels more
-    slowly than the GPU computes them, the gaps count too.
-
-    expected_calls: how many calls the run should have made. Steps replayed from a CUDA graph call nothing.
-    """
-
-    def __init__(self, attention: Attention, device: torch.device, expected_calls: Callable[[], int]) -> None:
-        self._attention = attention
-        self._expected_calls = expected_calls
-        self._timed = self._timed_by_events if device.type == "cuda" else self._timed_by_clock
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._seconds = 0.0
-        self._calls = 0
-
-    def _timed_by_clock(self, attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-        self._calls += 1
-        start = time.perf_counter()
-        out = attend(*arguments)
-        self._seconds += time.perf_counter() - start
-        return out
-
-    def _timed_by_events(self, attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-        self._calls += 1
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        out = attend(*arguments)
-        end.record()
-        self._events.append((start, end))
-        return out
-
-    def __enter__(self) -> AttentionClock:
-        for name in ATTENDS:
-            if (attend := getattr(self._attention, name, None)) is not None:
-                timed = partial(self._timed, attend)
-                vars(timed)["__self__"] = self._attention  # fused operations ask whose it is
-                vars(self._attention)[name] = timed  # hides the class's, for this one object
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for name in ATTENDS:
-            vars(self._attention).pop(name, None)
-
-    def seconds(self) -> float | None:
-        """None if some steps went past the clock: part of a time would look like a win."""
-        if self._calls != self._expected_calls():
-            return None
-        if self._events:
-            torch.cuda.synchronize()
-        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
 
 
 def probe(

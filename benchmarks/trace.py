@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import stages
@@ -11,6 +10,7 @@ from benchmarks.plots.timeline import draw_timeline
 from benchmarks.prefixes import prefix_tree
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
+from benchmarks.traced import Traced
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
@@ -24,16 +24,6 @@ KV_TOKENS = 2 * MAX_MODEL_LEN
 SWAP_TOKENS = 128
 """Two slots of `MAX_MODEL_LEN` tokens: m1 and m2 run two requests, the paged stages as many as really fit. The pool on
 the CPU takes one preempted request; the next one is recomputed."""
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What one stage did. `capacity`: token slots of its KV memory."""
-
-    stage: str
-    trace: StepTrace
-    capacity: int
-    block_size: int | None
 
 
 def record(stage: str, model: str, device: str, dtype: str) -> Traced:

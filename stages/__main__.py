@@ -40,8 +40,8 @@ def arena(
     with _libraries():
         from common.arena import server
         from common.arena.race import open_sides
+        from common.serving.listener import listen
         from common.serving.options import ServerOptions
-        from common.serving.server import listen
     with listen(ServerOptions(port=port)) as listener:
         sides = open_sides(folders(names), arguments(model, device, dtype))
         try:

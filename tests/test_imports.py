@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import stages
+from common.cli.diff import lessons
 
 ROOT = Path(__file__).parent.parent
 STAGES = ROOT / "stages"
@@ -20,9 +21,17 @@ def modules(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
-def imports(source: str) -> Iterator[str]:
-    """Full names of what a module imports, wherever the import stands: `stages.m0_baseline.batch.pad_batch`."""
-    for node in ast.walk(ast.parse(source)):
+def imports(source: str, types: bool = True) -> Iterator[str]:
+    """Full names of what a module imports, wherever the import stands: `stages.m0_baseline.batch.pad_batch`.
+
+    types: those under `if TYPE_CHECKING` too.
+    """
+    tree = ast.parse(source)
+    checking = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    left_out = set() if types else {below for node in checking for part in node.body for below in ast.walk(part)}
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -95,11 +104,9 @@ def test_stage_folder_holds_nothing_beside_its_parts(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", stages.names())
 def test_no_module_of_a_stage_is_a_copy_of_the_one_it_replaces(stage: str) -> None:
-    from common.cli.diff import changes
-
-    for change in changes(STAGES / stage):
-        if change.replaces is not None:
-            assert ast.dump(ast.parse(change.path.read_text())) != ast.dump(ast.parse(change.replaces.read_text()))
+    for lesson in lessons(STAGES / stage):
+        if lesson.replaces is not None:
+            assert ast.dump(ast.parse(lesson.path.read_text())) != ast.dump(ast.parse(lesson.replaces.read_text()))
 
 
 def test_common_imports_no_stage_and_no_harness() -> None:
@@ -109,7 +116,7 @@ def test_common_imports_no_stage_and_no_harness() -> None:
 
 
 def test_engines_import_no_server_library() -> None:
-    paths = [p for p in modules(ROOT / "common") if "serving" not in p.parts] + modules(STAGES)
+    paths = [p for p in modules(ROOT / "common") if p.parent.name not in ("serving", "arena")] + modules(STAGES)
     for path in paths:
         assert SERVER_LIBRARIES.isdisjoint(name.split(".")[0] for name in imports(path.read_text())), path
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from benchmarks.style import INK, RC, title
-
-if TYPE_CHECKING:
-    from benchmarks.trace import Traced
+from benchmarks.traced import Traced
 
 CELL = 16
 """Token slots in a cell: the paged stages' block size; a long slot is as many cells as it has room for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,9 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from benchmarks.style import RC, SOFT, title
-
-if TYPE_CHECKING:
-    from benchmarks.trace import Traced
+from benchmarks.traced import Traced
 
 KINDS = {
     "waiting": "#E4E4E4",

@@ -21,7 +21,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -29,7 +29,6 @@ import torch
 
 from common.arena.presets import Ask
 from common.arena.run import Run, Tell, encode
-from common.cli.generate import Build
 from common.config import EngineConfig, stage_options
 from common.engine import Engine
 from common.errors import UserError
@@ -47,7 +46,7 @@ LOADING_PAUSE = 0.3
 class Player:
     """Keeps the engine of the last run, for the next one with the same options."""
 
-    def __init__(self, build: Build, number: int, config: EngineConfig, tell: Tell) -> None:
+    def __init__(self, build: Callable[[EngineConfig], Engine], number: int, config: EngineConfig, tell: Tell) -> None:
         self._build, self._number, self._config, self._tell = build, number, config, tell
         self._engine: Engine | None = None
         self._built: tuple[Any, ...] = ()
@@ -115,7 +114,7 @@ class Player:
         engine.reset_metrics()
 
 
-def play(build: Build, number: int, config: EngineConfig) -> None:
+def play(build: Callable[[EngineConfig], Engine], number: int, config: EngineConfig) -> None:
     """The whole of the process."""
     out = _own_output()
 

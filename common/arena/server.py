@@ -9,7 +9,7 @@ import uvicorn
 
 from common.arena.app import create_app
 from common.arena.side import Side
-from common.serving.server import address
+from common.serving.listener import address
 
 
 class Server(uvicorn.Server):

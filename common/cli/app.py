@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,15 +12,12 @@ import typer
 
 from common.cli.chat import chat
 from common.cli.diff import show_diff
-from common.cli.generate import demo, generate, read_prompts
+from common.cli.generate import Build, demo, generate, read_prompts
 from common.cli.options import with_options
 from common.cli.serve import serve
 from common.config import EngineConfig
-from common.engine import Engine
 from common.errors import UserError
 from common.sampling_params import SamplingParams
-
-Build = Callable[[EngineConfig], Engine]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""

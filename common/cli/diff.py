@@ -1,7 +1,8 @@
-"""`diff`: what a stage rewrote, against what it replaced."""
+"""`diff`: the lesson of a stage, file by file in the order in which one reads it."""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 import re
@@ -13,62 +14,160 @@ from pathlib import Path
 from rich.style import Style
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+NO_LESSONS = ("fast", "checkpoint", "kernels")
+"""Sub-folders of a stage that are no part of its lesson, even where its README names a file in them."""
+
+LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
+Line = tuple[str, str]
+"""A style of `rich`, and the text."""
 
 
 @dataclass(frozen=True)
-class Change:
-    """A module of a stage, and the one of the latest earlier stage of that name, which it replaces (None: new)."""
+class Lesson:
+    """A file of a stage that one reads, what it is about, and the earlier stage's file that it replaces (None: new)."""
 
     path: Path
+    about: str
     replaces: Path | None
 
 
-def changes(folder: Path) -> list[Change]:
-    """The modules that a stage holds itself, those of its folders too; what it takes from others is not among them.
-
-    In order of their paths. An `__init__.py` counts where it holds more than its docstring.
-    """
-    earlier = sorted((f for f in folder.parent.glob("m[0-9]_*") if f.name < folder.name), reverse=True)
-    found: list[Change] = []
-    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder)
-        trivial = path.name == "__init__.py" and len(path.read_text(encoding="utf-8").splitlines()) < 2
-        if path.name != "__main__.py" and not trivial:
-            found.append(Change(path, next((f / name for f in earlier if (f / name).exists()), None)))
+def reading_list(folder: Path) -> dict[str, str]:
+    """The table under 'The code' in the stage's README: each file that its first column links, and the sentence beside
+    it ('' in a row of several files). In the order of the table; what lies elsewhere (`../../common/batch.py`) and
+    folders too."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    section = re.search(r"^## The code\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
+    found: dict[str, str] = {}
+    for row in re.findall(r"^\| *(.*?) *\|$", section[1] if section else "", flags=re.M):
+        files, _, about = row.partition(" | ")
+        targets = [target.rstrip("/") for _, target in LINK.findall(files)]
+        found.update(dict.fromkeys(targets, LINK.sub(r"\1", about) if len(targets) == 1 else ""))
     return found
 
 
-def unchanged(folder: Path) -> list[str]:
-    """The modules of earlier stages that the stage's engine imports as they are: `['stages/m0_baseline/batch.py']`."""
-    found = re.findall(r"from stages\.(m\d_\w+)\.(\w+) import", (folder / "engine.py").read_text(encoding="utf-8"))
-    return [f"stages/{stage}/{module}.py" for stage, module in found if stage != folder.name]
+def lesson_modules(folder: Path) -> list[str]:
+    """The modules in the root of a stage's folder, `engine.py` last. An `__init__.py` counts where it holds code."""
+    names = [path.name for path in folder.glob("*.py") if path.name != "__main__.py" and _holds_code(path)]
+    return sorted(names, key=lambda name: (name == "engine.py", name))
 
 
-def diff_lines(change: Change, root: Path) -> Iterator[str]:
-    """The lines of a unified diff; a new file, which has nothing to be held against, is its name and its length."""
-    new = change.path.read_text(encoding="utf-8").splitlines()
-    if change.replaces is None:
-        yield f"new: {change.path.relative_to(root)} ({len(new)} lines)"
+def lessons(folder: Path) -> list[Lesson]:
+    """The files to read, in the order of the README's table; modules that it does not name come last.
+
+    A file replaces the latest earlier one of its name, unless the stage still uses that one: then the two only share a
+    name. `engine.py`, the wiring list, always replaces the one before, even where it takes a part of it.
+    """
+    listed = reading_list(folder)
+    own = [name for name in listed if name.endswith(".py") and Path(name).parts[0] not in (*NO_LESSONS, "..")]
+    names = dict.fromkeys([*(name for name in own if (folder / name).exists()), *lesson_modules(folder)])
+    used = set(used_unchanged(folder))
+    earlier = sorted((f for f in folder.parent.glob("m[0-9]_*") if f.name < folder.name), reverse=True)
+    found: list[Lesson] = []
+    for name in names:
+        path = folder / name
+        replaces = next((f / name for f in earlier if (f / name).exists() and _holds_code(f / name)), None)
+        if replaces in used and name != "engine.py":
+            replaces = None
+        found.append(Lesson(path, listed.get(name) or first_sentence(path), replaces))
+    return found
+
+
+def first_sentence(path: Path) -> str:
+    """Of a module's docstring."""
+    text = " ".join((ast.get_docstring(_tree(path)) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[.!?]) ", text)[0]
+
+
+def used_unchanged(folder: Path) -> list[Path]:
+    """The modules of earlier stages that any module of the stage imports, at its top or inside a function."""
+    found: set[Path] = set()
+    for path in folder.rglob("*.py"):
+        for name in _imports(_tree(path)):
+            parts = name.split(".")
+            if parts[0] == "stages" and len(parts) > 2 and re.match(r"m\d", parts[1]) and parts[1] < folder.name:
+                module = _file_of(folder.parent, parts[1:])
+                found.update([module] if module is not None else [])
+    return sorted(found)
+
+
+def other_folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """The sub-folders, each with those of its files that are no lesson."""
+    shown = {lesson.path for lesson in lessons(folder)}
+    for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(p for p in sub.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p not in shown)
+        if files:
+            yield sub, files
+
+
+def lesson_lines(lesson: Lesson, root: Path) -> Iterator[Line]:
+    """What the file is about; then the whole file, as a unified diff against what it replaces, or as it is."""
+    name = str(lesson.path.relative_to(root))
+    new = _lines(lesson.path)
+    yield "bold", f"# {lesson.path.name}: {lesson.about}"
+    if lesson.replaces is None:
+        yield "bold", f"new: {name} ({len(new)} lines)"
+        yield from (("none", line) for line in new)
         return
-    old = change.replaces.read_text(encoding="utf-8").splitlines()
-    names = (str(change.replaces.relative_to(root)), str(change.path.relative_to(root)))
-    yield from difflib.unified_diff(old, new, *names, lineterm="")
+    old = _lines(lesson.replaces)
+    names = (str(lesson.replaces.relative_to(root)), name)
+    for number, line in enumerate(difflib.unified_diff(old, new, *names, n=len(old) + len(new), lineterm="")):
+        yield "bold" if number < 2 else COLOURS.get(line[:1], "none"), line
+
+
+def diff_lines(folder: Path) -> Iterator[Line]:
+    """All that `diff` prints."""
+    root = folder.parent.parent
+    for lesson in lessons(folder):
+        yield from lesson_lines(lesson, root)
+        yield "none", ""
+    listed = reading_list(folder)
+    for sub, files in other_folders(folder):
+        about = f": {listed[sub.name]}" if listed.get(sub.name) else ""
+        count = sum(len(_lines(path)) for path in files)
+        yield "bold", f"not shown: {sub.relative_to(root)}/ ({len(files)} files, {count} lines){about}"
+    used = ", ".join(str(path.relative_to(root)) for path in used_unchanged(folder))
+    yield "bold", f"used unchanged: {used or 'nothing of an earlier stage'}"
 
 
 def show_diff(folder: Path) -> None:
-    """Print the differences, coloured in a terminal; then what the stage uses unchanged."""
-    root = folder.parent.parent
-    lines = [line for change in changes(folder) for line in (*diff_lines(change, root), "")]
-    lines.append(f"used unchanged: {', '.join(unchanged(folder)) or 'nothing of an earlier stage'}")
+    """Print it, coloured in a terminal."""
     coloured = sys.stdout.isatty()
     try:
-        for line in lines:
-            print(_colour(line) if coloured else line)
+        for style, text in diff_lines(folder):
+            print(Style.parse(style).render(text) if coloured else text)
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _colour(line: str) -> str:
-    style = "bold" if line.startswith(("---", "+++", "new:")) else COLOURS.get(line[:1], "none")
-    return Style.parse(style).render(line)
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _holds_code(path: Path) -> bool:
+    return path.name != "__init__.py" or any(not isinstance(node, ast.Expr) for node in _tree(path).body)
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Full names: `stages.m0_baseline.batch.pad_batch`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file_of(folder: Path, parts: list[str]) -> Path | None:
+    """The file that holds what `parts` name: a module, or a package that holds code."""
+    for length in range(len(parts), 0, -1):
+        path = folder.joinpath(*parts[:length])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py" if _holds_code(path / "__init__.py") else None
+    return None

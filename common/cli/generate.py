@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.cli.diff import changes
+from common.cli.diff import lessons
 from common.config import EngineConfig
 from common.engine import Engine
 from common.errors import UserError
@@ -185,7 +185,7 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
     stage = f"stage{folder.name[1]}"
     for line in _introduction(folder):
         console.print(line, markup=False)
-    files = ", ".join(change.path.relative_to(folder).as_posix() for change in changes(folder))
+    files = ", ".join(lesson.path.relative_to(folder).as_posix() for lesson in lessons(folder))
     console.print(f"\nIts own files: {files}. See `make {stage} diff`.\n", style="dim")
     with ready_engine(build, config) as engine:
         titles, prompts = _demo_prompts(engine)

@@ -16,13 +16,14 @@ def serve(build: Build, config: EngineConfig, **options: Any) -> None:
     `KeyboardInterrupt` then."""
     try:
         from common.serving import server
+        from common.serving.listener import listen
         from common.serving.options import ServerOptions
         from common.serving.spans import spans_to
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[serve]'") from None
     checked = ServerOptions(**options)
     with (
-        server.listen(checked) as listener,  # what cannot be is said before a model is loaded
+        listen(checked) as listener,  # what cannot be is said before a model is loaded
         spans_to(checked.spans) as spans,
         ExitStack() as stack,
     ):

@@ -17,20 +17,18 @@ import gc
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
 from common.attention import Attention
+from common.batch import RaggedBatch
 from common.config import EngineConfig
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.watch.progress import progress_bar
-
-if TYPE_CHECKING:
-    from common.runner import Runner
 
 MAX_PROMPT_TOKENS = 4096
 """Longer steps keep a GPU busy while the host launches their kernels."""
@@ -107,8 +105,17 @@ def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
     return sorted(shapes, key=lambda shape: shape.rows)
 
 
+class Replays(Protocol):
+    """What replays its steps, where they fit into one of its `graphs`: a runner."""
+
+    model: Decoder
+    attention: Attention
+    build_batch: Callable[[StepPlan, torch.device], RaggedBatch]
+    graphs: StepGraphs | None
+
+
 def capture_steps(
-    runner: Runner,
+    runner: Replays,
     config: EngineConfig,
     max_model_len: int,
     spare_block: int,

@@ -6,8 +6,7 @@ from typing import Protocol
 
 import torch
 
-from common.models.decoder import DecoderLayer
-from common.models.ops import Attend, Ops
+from common.models.ops import Attend, Heads, Ops
 
 
 class FusedQkv(Protocol):
@@ -16,7 +15,7 @@ class FusedQkv(Protocol):
     fuses_qkv: bool
     """Can it, in the step that has begun?"""
 
-    def fused_qkv(self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def fused_qkv(self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """qkv [T, Hq + 2 Hkv, D], straight from the projection: QK-norm, RoPE, the KV store and attention in one
         kernel; returns [T, Hq, D]."""
         ...
@@ -26,7 +25,7 @@ class FusingOps(Ops):
     """Operations that let the attention that `attend` belongs to do its neighbours' work."""
 
     def attention(
-        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
+        self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         owner: FusedQkv | None = getattr(attend, "__self__", None)
         if owner is not None and getattr(owner, "fuses_qkv", False):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from common.config import EngineConfig
 from common.errors import require
+from common.execution.choose import choose_ops
 from common.models.decoder import Decoder
 from common.models.load import load_model, load_tokenizer
-from common.models.ops import choose_ops
 from common.text.tokenizer import Tokenizer
 
 

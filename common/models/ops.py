@@ -1,14 +1,13 @@
 """What a decoder computes around its attention, as nine operations, in plain PyTorch.
 
 This is the definition. `common.execution` has the same nine as fused kernels for a GPU (`gpu.fused`) and some of them
-for a CPU (`cpu.fused_cpu`); tests hold them together.
+for a CPU (`cpu.fused_cpu`), and chooses between them (`choose`); tests hold them together.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,18 @@ import torch.nn.functional as F
 from common.models.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
 from common.models.linear import Projection
 
-if TYPE_CHECKING:
-    from common.models.decoder import DecoderLayer
-
-
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """attend(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]: the seam between model and stage."""
+
+
+class Heads(Protocol):
+    """What attention has to know of a layer; q_norm and k_norm where the model normalises heads (Qwen3)."""
+
+    index: int
+    num_heads: int
+    num_kv_heads: int
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
 
 
 class Ops:
@@ -69,7 +74,7 @@ class Ops:
         return rotate(heads, cos, sin)
 
     def attention(
-        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
+        self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         """Heads as the projection gives them, [T, Hq + 2 Hkv, D]: queries and keys normalised and rotated, then
         attention; returns [T, Hq, D]."""
@@ -102,20 +107,3 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
     if logits.device.type != "cpu":
         return logits.argmax(dim=-1)
     return torch.from_numpy(logits.float().numpy().argmax(axis=-1))
-
-
-def choose_ops(device: torch.device, fused: bool) -> Ops:
-    """The fused kernels where they are wanted and can run: on a GPU of compute capability 8.0 (Ampere) or later with
-    the package triton, on a CPU with the package numba. Otherwise plain PyTorch."""
-    needs = {"cuda": "triton", "cpu": "numba"}.get(device.type)
-    if not fused or needs is None or importlib.util.find_spec(needs) is None:
-        return Ops()
-    if device.type == "cpu":
-        from common.execution.cpu.fused_cpu import CompiledOps
-
-        return CompiledOps()
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return Ops()
-    from common.execution.gpu.fused import FusedOps
-
-    return FusedOps(device)

@@ -12,8 +12,8 @@ from typing import Any
 from common.arena.figures import Figures
 from common.arena.server import Server
 from common.arena.side import Event, Side
+from common.serving.listener import address, listen
 from common.serving.options import ServerOptions
-from common.serving.server import address, listen
 
 WORDS = "The lamp turned over the water while the keeper wrote down every ship that passed in the long night. "
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.attention_clock import AttentionClock
 from benchmarks.contestant import Setting
 from benchmarks.measure import ActivationPeak
-from benchmarks.probe import AttentionClock, probe
+from benchmarks.probe import probe
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.workloads import find_size
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.execution.choose import choose_ops
 from common.execution.cpu.fused_cpu import CompiledOps
 from common.execution.gpu import triton_gemv
 from common.execution.gpu.fused import FusedOps
 from common.models import load_model
 from common.models.linear import Linear
-from common.models.ops import Ops, choose_ops
+from common.models.ops import Ops
 from tests.depth import DEEP, by_depth
 from tests.execution.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, close
 from tests.helpers import all_logits

@@ -9,10 +9,11 @@ import torch
 
 import stages
 from common import SamplingParams
+from common.execution.choose import choose_ops
 from common.execution.gpu.fused import FusedOps
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
-from common.models.ops import Ops, choose_ops
+from common.models.ops import Ops
 from common.models.sources.random_weights import PRESETS
 from tests.execution.cases import (
     Inputs,

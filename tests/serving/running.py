@@ -21,8 +21,9 @@ import openai
 
 import stages
 from common import Engine, RequestOutput
+from common.serving.listener import address, listen
 from common.serving.options import ServerOptions
-from common.serving.server import Server, address, listen
+from common.serving.server import Server
 from common.serving.service import Service
 from common.serving.spans import Spans
 from tests.depth import DEEP

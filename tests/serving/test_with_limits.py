@@ -16,9 +16,9 @@ from common import Engine
 from common.errors import UserError
 from common.serving import parameters
 from common.serving.gate import salt_of
+from common.serving.listener import listen
 from common.serving.options import ServerOptions
 from common.serving.schema import ChatRequest, CompletionRequest
-from common.serving.server import listen
 from common.serving.service import LONG_TEXT
 from common.text.prompts import Prompt
 from tests.serving.running import TINY, Running, Steps, error_of, slow_down, wait_until

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from common.serving.listener import listen
 from common.serving.options import ServerOptions
-from common.serving.server import listen
 from tests.depth import DEEP
 from tests.serving.running import Process, wait_until
 from tests.test_cli import TINY, cli

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from common.batch import RaggedBatch
-from common.models.decoder import DecoderLayer
+from common.models.ops import Heads
 from stages.m3_paged_kv.kv_tensors import PagedKV
 from stages.m4_flash_attention.fast.backends import FusesQkv
 from stages.m4_flash_attention.fast.select import Choice
@@ -32,7 +32,7 @@ class BackendAttention:
         self._backend.store(kv, k, v)
         return self._backend.attend(q, kv)
 
-    def fused_qkv(self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def fused_qkv(self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """In steps with `fuses_qkv`: see `common.execution.fused_qkv`."""
         assert self._fusing is not None
         return self._fusing.fused_qkv(layer, qkv, cos, sin, self._layers[layer.index])

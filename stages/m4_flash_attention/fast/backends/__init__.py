@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from common.batch import RaggedBatch
-from common.models.decoder import DecoderLayer
+from common.models.ops import Heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FusesQkv(Protocol):
         ...
 
     def fused_qkv(
-        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
+        self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         """qkv [T, Hq + 2 Hkv, D] as the projection gives it, cos and signed sin [T, 1, D]: normalise, rotate, store,
         attend; returns [T, Hq, D]."""

@@ -9,8 +9,8 @@ import torch
 
 from common.batch import RaggedBatch
 from common.execution.cpu.arrays import BITS, NUMBA_POOL_LOCK, bits, flat
-from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
+from common.models.ops import Heads
 from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
 
 FEW_TOKENS = 32
@@ -80,7 +80,7 @@ class CpuBackend:
         return self._rotates
 
     def fused_qkv(
-        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
+        self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         qkv = qkv.contiguous()
         tokens, heads, dim = qkv.shape
@@ -99,7 +99,7 @@ class CpuBackend:
         self._attend(qkv.data_ptr(), heads * dim, keys, values, out.data_ptr())
         return out
 
-    def _norms_of(self, layer: DecoderLayer) -> tuple[np.ndarray, np.ndarray, float]:
+    def _norms_of(self, layer: Heads) -> tuple[np.ndarray, np.ndarray, float]:
         """Weights of a layer's norms of queries and keys, without numbers where it has none, and eps; made once."""
         q, k = layer.q_norm, layer.k_norm
         if q is None or k is None:

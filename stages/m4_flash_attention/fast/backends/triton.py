@@ -9,7 +9,7 @@ import torch
 
 from common.batch import RaggedBatch
 from common.execution.gpu.launch import launch_options
-from common.models.decoder import DecoderLayer
+from common.models.ops import Heads
 from stages.m4_flash_attention.fast.backends import AttentionShape
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -76,7 +76,7 @@ class TritonBackend:
         return self._batch.num_decodes == self._batch.num_seqs == 1
 
     def fused_qkv(
-        self, layer: DecoderLayer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
+        self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
         norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
         step = self._batch
