@@ -120,15 +120,7 @@ def test_a_folder_that_is_no_lesson_is_one_line(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="its table is being rewritten", strict=False))
-        if name.startswith("m7")
-        else name
-        for name in stages.names()
-    ],
-)
+@pytest.mark.parametrize("stage", stages.names())
 def test_the_table_of_a_readme_names_the_files_that_are_there(stage: str) -> None:
     """`engine.py`, the wiring list, may be left out: it is shown last."""
     folder = ROOT / "stages" / stage
