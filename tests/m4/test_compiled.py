@@ -35,7 +35,7 @@ def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
     for module in (compiled, cpu_decode, cache):
         folder = Path(module.__file__).parent
         copy = tmp_path / folder.relative_to(ROOT)
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         for above in (copy.parent, copy.parent.parent):
             if above != tmp_path:
                 (above / "__init__.py").touch()
