@@ -100,7 +100,7 @@ def in_own_thread(work: Callable[[], T]) -> T:
     """What `work` returns or raises, from a thread that ends with it, and with the thread its OpenMP threads.
 
     Each thread that calls operators has OpenMP threads of its own. As long as there are more of them than CPUs, libgomp
-    spins a thousand turns at most: an engine that one thread loads and another drives decodes at half its speed.
+    spins a thousand turns at most: an engine that one thread loads and another drives would sleep after each operator.
     """
     result: Future[T] = Future()
 

@@ -17,6 +17,8 @@ B_R = 64
 
 
 class FlashAttention:
+    """m3's tensors, read block by block; without a gather, and without the full scores."""
+
     description = "attention: naive, as asked for"
 
     def __init__(self, kv: PagedKV) -> None:

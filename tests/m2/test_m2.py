@@ -11,6 +11,8 @@ import torch
 
 from common import Engine, SamplingParams, UserError
 from common.plan import StepPlan
+from common.request import Request
+from stages.m2_continuous_batching.kv_cache import SlotCache
 from tests.engine_checks import CONTINUOUS, TOKEN_BYTES, UNMIXED, exactly, prompts_of, serve, tokens
 from tests.helpers import greedy
 
@@ -203,3 +205,9 @@ def test_an_abandoned_stream_leaves_no_request_behind(build: Build, stage: str) 
     stream.close()  # type: ignore[attr-defined]
     assert engine.metrics()["running"] == engine.metrics()["kv_reserved_bytes"] == 0
     assert tokens(engine.generate([[1, 2]], exactly(3))) == [greedy(engine.runner.model, [1, 2], 3)]
+
+
+def test_a_request_may_fill_its_slot_to_the_last_token_and_no_further() -> None:
+    cache = SlotCache(num_slots=1, slot_length=4)
+    request = Request("a", [1], SamplingParams(), frozenset(), seed=0, arrival_time=0.0)
+    assert cache.grow(request, 4) and not cache.grow(request, 5)

@@ -111,9 +111,12 @@ def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
     assert WEIGHTS in refusal(folder)
 
 
-def test_a_broken_index_is_refused(folder: Path) -> None:
-    (folder / INDEX).write_text(json.dumps({"metadata": {}}))
-    assert "weight_map" in refusal(folder)
+@pytest.mark.parametrize(
+    "index", [{"metadata": {}}, {"weight_map": {}}, {"weight_map": ["model.safetensors"]}], ids=str
+)
+def test_a_broken_index_is_refused(folder: Path, index: dict[str, object]) -> None:
+    (folder / INDEX).write_text(json.dumps(index))
+    assert "has no weight_map" in refusal(folder)
 
 
 def test_an_index_cannot_name_files_outside_of_the_folder(folder: Path) -> None:
