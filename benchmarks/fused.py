@@ -90,7 +90,7 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
             call: Call = lambda ops, i, x=x, p=projections: ops.norm_linear(x, norm, p[i])  # noqa: E731
             if "residual" in name:
                 before = {"add_to": residual}
-                call = lambda ops, i, x=x, r=residual, p=projections: ops.add_linear(r, p[i], x)  # noqa: E731
+                call = lambda ops, i, x=x, r=residual, p=projections: ops.residual_linear(r, p[i], x)  # noqa: E731
             elif "SiLU" in name:
                 before["gated"] = True
                 call = lambda ops, i, x=x, p=projections: ops.norm_swiglu(x, norm, p[i])  # noqa: E731
@@ -113,11 +113,11 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
             "norm": (2 * x.nbytes, lambda ops, _, x=x: ops.norm(x, norm)),
             "QK-norm + rotary": (
                 2 * heads.numel() * size,
-                lambda ops, _, h=heads, c=cos, s=sin: ops.norm_rotate(h, num_q, head_norm, head_norm, c, s),
+                lambda ops, _, h=heads, c=cos, s=sin: ops.qk_norm_rope(h, num_q, head_norm, head_norm, c, s),
             ),
             "SiLU · up": (gate_up.nbytes * 3 // 2, lambda ops, _, g=gate_up: ops.swiglu(g)),
-            "pick the likeliest": (logits.nbytes, lambda ops, _, z=logits: ops.pick(z)),
-            "pick by chance": (logits.nbytes, lambda ops, _, z=logits, t=degrees, u=noise: ops.pick(z, t, u)),
+            "pick the likeliest": (logits.nbytes, lambda ops, _, z=logits: ops.sample(z)),
+            "pick by chance": (logits.nbytes, lambda ops, _, z=logits, t=degrees, u=noise: ops.sample(z, t, u)),
         }
         for name, (moved, call) in calls.items():
             yield Case(name, n, moved, 10 if device.type == "cuda" else 1, call)
@@ -140,7 +140,7 @@ def run(
 
     config = PRESETS["tiny-qwen3" if quick else model]
     rows = (1, 9) if quick else ROWS
-    fused, apart, plain = FusedOps(target), FusedOps(target, overlap=False), Ops()
+    fused, apart, plain = FusedOps(target), FusedOps(target, pdl=False), Ops()
     measured: list[Measurement] = []
     tuned: list[dict[str, Any]] = []
     with torch.inference_mode():

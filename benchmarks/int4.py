@@ -29,7 +29,7 @@ from benchmarks.environment import environment, short_hardware
 from benchmarks.files import read_json, write_atomically, write_json
 from common.config import parse_device
 from common.errors import require
-from common.models.linear import PackedLinear, Projection, make_linear
+from common.models.linear import OneDnnLinear, Projection, make_linear
 from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
@@ -166,14 +166,14 @@ def kinds(
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
     yield "bf16", lambda: Plain(weight)
-    if isinstance(make_linear(weight.to(BF16)), PackedLinear):
+    if isinstance(make_linear(weight.to(BF16)), OneDnnLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
     fast = Int4Layers(BF16, device)
     layer, scratch = quantized_linear(rounded, BF16, device, fast), fast.scratch
     yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
     if isinstance(layer, TritonInt4Linear):
-        yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, overlap=False)
+        yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
 
 
 class Plain:

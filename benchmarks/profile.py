@@ -76,9 +76,9 @@ def named(thing: Any, ranges: Mapping[str, str]) -> Any:
 
 
 OPS = {
-    **dict.fromkeys(("norm_linear", "norm_swiglu", "add_linear"), LINEAR),
-    **dict.fromkeys(("norm", "swiglu", "norm_rotate"), ELEMENTWISE),
-    "pick": SAMPLING,
+    **dict.fromkeys(("norm_linear", "norm_swiglu", "residual_linear"), LINEAR),
+    **dict.fromkeys(("norm", "swiglu", "qk_norm_rope"), ELEMENTWISE),
+    "sample": SAMPLING,
 }
 """A norm in front of a matrix product is told from it where it is a kernel of its own; where the two are one kernel,
 that counts as linear."""

@@ -16,7 +16,7 @@ from benchmarks.files import check_writable, write_atomically
 from benchmarks.plots.quality import draw
 from common.errors import UserError
 from common.models.decoder import Decoder
-from common.models.linear import Linear, PackedLinear, make_linear
+from common.models.linear import Linear, OneDnnLinear, make_linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.watch.progress import progress_bar
@@ -100,7 +100,7 @@ def with_head(change: Change) -> Change:
     """The same with the output head in 8 bits as well."""
 
     def apply(source: ModelSource, model: Decoder) -> int:
-        if isinstance(model.head, Linear | PackedLinear):
+        if isinstance(model.head, Linear | OneDnnLinear):
             model.head = QuantizedHead(round_rows(model.head.weight))
         return change(source, model)
 
@@ -150,7 +150,7 @@ def measure_all(
             decoder = build_decoder(source, torch.bfloat16, device, False)
             size = change(source, decoder)
             rest = decoder.weights_bytes() - projection_bytes(decoder)
-            if isinstance(decoder.head, PackedLinear) and source.config.tie_word_embeddings:
+            if isinstance(decoder.head, OneDnnLinear) and source.config.tie_word_embeddings:
                 rest -= decoder.head.weights_bytes()  # a copy of the embedding, laid out for this processor
             perplexity, likeliest = measure(decoder, text)
             agreement = float((likeliest == reference).float().mean())

@@ -102,8 +102,8 @@ class KVCacheManager(Protocol):
         """Hold room for the request's first `upto` tokens; False, with nothing changed, where there is none."""
         ...
 
-    def commit(self, request: Request, upto: int) -> None:
-        """The first `upto` tokens count as stored: the step just planned will store those that are missing."""
+    def mark_computed(self, request: Request, upto: int) -> None:
+        """Advance the request's progress (`num_computed_tokens`) to `upto`: the planned step stores these tokens."""
         ...
 
     def block_table(self, request: Request) -> Sequence[int]: ...
@@ -132,8 +132,8 @@ class PagedManager(KVCacheManager, Protocol):
         """Block tables of those who hold blocks on the device, by request id."""
         ...
 
-    def cached_prefix(self, request: Request) -> int:
-        """Start a request with what the cache has of its first tokens: how many (0 before m6)."""
+    def attach_prefix(self, request: Request) -> None:
+        """Start a request with what the cache has of its first tokens (nothing before m6)."""
         ...
 
     def fork(self, parent: Request, child: Request) -> None:

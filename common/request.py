@@ -48,8 +48,8 @@ class Request:
 
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
-    num_pending_tokens: int = 0  # sampled by a step in flight, not known on the host yet
-    num_in_flight: int = 0  # chunks planned, not yet updated; who has ended keeps its memory until it is 0
+    num_unseen_tokens: int = 0  # sampled on the device, not on the host yet
+    num_open_chunks: int = 0  # planned, not yet updated; its memory is freed only once this is 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0  # prompt tokens that were in the prefix cache when it first started
     abort_requested: bool = False
@@ -59,7 +59,7 @@ class Request:
     finish_time: float | None = None
     token_ids: list[int] = field(init=False)
     penalised: bool = field(init=False)  # its logits depend on all tokens before
-    takes_likeliest: bool = field(init=False)  # the likeliest token of the raw logits is all that it asks for
+    argmax_only: bool = field(init=False)  # greedy, and no option needs the logits
     token_times: list[float] = field(default_factory=list[float])
     logprobs: list[dict[int, float]] | None = None
 
@@ -67,7 +67,7 @@ class Request:
         p = self.params
         self.token_ids = list(self.prompt_token_ids)
         self.penalised = p.penalised
-        self.takes_likeliest = p.greedy and not p.penalised and p.logprobs is None and p.min_tokens == 0
+        self.argmax_only = p.greedy and not p.penalised and p.logprobs is None and p.min_tokens == 0
         if self.params.logprobs is not None:
             self.logprobs = []
 
@@ -78,7 +78,7 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Prompt and output, tokens still in flight included."""
-        return len(self.token_ids) + self.num_pending_tokens
+        return len(self.token_ids) + self.num_unseen_tokens
 
     @property
     def num_output_tokens(self) -> int:
@@ -95,12 +95,12 @@ class Request:
     @property
     def ends_in_flight(self) -> bool:
         """Nothing of it is left to plan: its last token is being computed, or an abort waits for the step in flight."""
-        last = len(self.token_ids) + self.num_pending_tokens >= len(self.prompt_token_ids) + self.params.max_tokens
+        last = len(self.token_ids) + self.num_unseen_tokens >= len(self.prompt_token_ids) + self.params.max_tokens
         return self.abort_requested or last
 
     def append(self, sampled: SampledToken, now: float) -> None:
         """Take a sampled token and decide whether it was the last one."""
-        self.num_pending_tokens -= 1
+        self.num_unseen_tokens -= 1
         self.token_ids.append(sampled.token_id)
         self.token_times.append(now)
         if self.logprobs is not None and sampled.logprobs is not None:

@@ -25,7 +25,7 @@ BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 
 
 @dataclass(slots=True)
-class _Step:
+class LaunchedStep:
     """A step in flight: whose tokens it samples, and where they will stand on the host. None: it samples nothing."""
 
     requests: list[Request]
@@ -57,7 +57,7 @@ class Runner:
         self._move_blocks = move_blocks
         self._cores = SharedCores() if model.device.type == "cpu" else None
         self._stopwatch = Stopwatch()
-        self._in_flight: deque[_Step] = deque()
+        self._launched: deque[LaunchedStep] = deque()
         self._rows: dict[str, int] = {}  # the newest step's: where in `_tokens` each request's token is
         self._tokens = torch.zeros(0, dtype=torch.long)
 
@@ -78,11 +78,11 @@ class Runner:
             self._tokens = output.token_ids
             output = output.start_copy()
         lap.stop()
-        self._in_flight.append(_Step(requests, output, lap))
+        self._launched.append(LaunchedStep(requests, output, lap))
 
     def collect(self) -> dict[str, SampledToken]:
         """The tokens of the oldest step in flight, by request id."""
-        step = self._in_flight.popleft()
+        step = self._launched.popleft()
         self.device_time = self._stopwatch.wait(step.lap)
         if step.output is None:
             return {}
@@ -94,8 +94,8 @@ class Runner:
 
     def forget(self) -> None:
         """Drop what is in flight, after a step that failed, when the device is done with it."""
-        while self._in_flight:
-            self._stopwatch.wait(self._in_flight.popleft().lap)
+        while self._launched:
+            self._stopwatch.wait(self._launched.popleft().lap)
         self._stopwatch.reset()
         self._rows = {}
 
@@ -108,7 +108,7 @@ class Runner:
         hidden = None
         if self.graphs is not None:
             hidden = self.graphs.hidden_states(plan, self._rows, self._tokens)
-            if hidden is not None and requests and all(request.takes_likeliest for request in requests):
+            if hidden is not None and requests and all(request.argmax_only for request in requests):
                 return requests, SamplerOutput(self.graphs.next_tokens(len(requests)))
         if hidden is None:
             hidden = self._launch(plan)

@@ -79,13 +79,13 @@ def sample(
 
     logits [S, V]; requests and positions [S]: whose row it is, and the index in its sequence of the token to choose.
     """
-    if all(request.takes_likeliest for request in requests):
-        return SamplerOutput(ops.pick(logits))
+    if all(request.argmax_only for request in requests):
+        return SamplerOutput(ops.sample(logits))
     params = [request.params for request in requests]
     raw = logits
     logits = _penalise(logits, requests)
     if all(p.greedy for p in params):
-        token_ids = ops.pick(logits)
+        token_ids = ops.sample(logits)
     else:
         vocab = logits.shape[-1]
         columns = [
@@ -97,7 +97,7 @@ def sample(
         ]
         [settings] = upload(logits.device, np.array(columns))  # [5, S], float64
         temperature = settings[0].float()
-        token_ids = ops.pick(_filter(logits, params, *settings[:4].float()[..., None]), temperature, settings[4])
+        token_ids = ops.sample(_filter(logits, params, *settings[:4].float()[..., None]), temperature, settings[4])
     if all(p.logprobs is None for p in params):
         return SamplerOutput(token_ids)
     logprobs = raw.float().log_softmax(dim=-1)
@@ -155,7 +155,7 @@ def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor
 def _banned(request: Request, vocab_size: int) -> list[int]:
     """Before `min_tokens`: what would end the output."""
     p = request.params
-    if request.num_output_tokens + request.num_pending_tokens > p.min_tokens or p.min_tokens == 0:
+    if request.num_output_tokens + request.num_unseen_tokens > p.min_tokens or p.min_tokens == 0:
         return []
     return [t for t in (*p.stop_token_ids, *(() if p.ignore_eos else request.eos_token_ids)) if t < vocab_size]
 

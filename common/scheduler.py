@@ -53,13 +53,13 @@ class Scheduler(abc.ABC):
         return bool(self.waiting or self.running or self.swapped or self._ended)
 
     @property
-    def seats_taken(self) -> int:
-        """Who runs, and the siblings that will when the prompt that they share is computed."""
+    def num_committed_seqs(self) -> int:
+        """Running sequences, and siblings that fork when the prompt that they share is computed."""
         return sum(1 + len(request.siblings) for request in self.running)
 
-    def has_seats(self, request: Request) -> bool:
-        """May it and its siblings run beside the others?"""
-        return self.seats_taken + 1 + len(request.siblings) <= self.max_num_seqs
+    def has_room_for(self, request: Request) -> bool:
+        """Do it and its siblings fit into max_num_seqs?"""
+        return self.num_committed_seqs + 1 + len(request.siblings) <= self.max_num_seqs
 
     def update(self, plan: StepPlan, tokens: Mapping[str, SampledToken]) -> list[Request]:
         """Take the sampled tokens of a step; returns the requests that gained a token or ended."""
@@ -67,9 +67,9 @@ class Scheduler(abc.ABC):
         touched: list[Request] = []
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks) if chunk.forks else (chunk.request,):
-                request.num_in_flight -= 1
+                request.num_open_chunks -= 1
                 if chunk.samples and (request.finished or request.abort_requested):
-                    request.num_pending_tokens -= 1  # it ended while this step was in flight: one token too many
+                    request.num_unseen_tokens -= 1  # it ended while this step was in flight: one token too many
                 elif chunk.samples:
                     request.append(tokens[request.id], now)
                     self._num_sampled += 1
@@ -79,7 +79,7 @@ class Scheduler(abc.ABC):
                 if request.abort_requested and not request.finished:
                     self._finish(request, "abort")
                     touched.append(request)
-                if request.finished and request.num_in_flight == 0:
+                if request.finished and request.num_open_chunks == 0:
                     self._release(request)
         return self.take_ended() + touched
 
@@ -91,7 +91,7 @@ class Scheduler(abc.ABC):
         for sibling in request.siblings:  # not forked yet: they are in no queue and hold nothing
             self._end(sibling, "abort")
         request.siblings = []
-        if request.num_in_flight == 0:
+        if request.num_open_chunks == 0:
             self._finish(request, "abort")
             self._release(request)
             self._ended.append(request)
@@ -103,9 +103,9 @@ class Scheduler(abc.ABC):
             self.cache.reset_prefix_cache()
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks):
-                request.num_in_flight -= 1
-                request.num_pending_tokens -= chunk.samples
-                if request.finished and request.num_in_flight == 0:
+                request.num_open_chunks -= 1
+                request.num_unseen_tokens -= chunk.samples
+                if request.finished and request.num_open_chunks == 0:
                     self._release(request)
                 self.abort(request)
         swapped_out = [request for request in plan.preempted if request.status is RequestStatus.SWAPPED]
@@ -120,7 +120,7 @@ class Scheduler(abc.ABC):
         if isinstance(self.cache, PagedManager):
             self.cache.take_copies()
         for request in (*self.running, *self.swapped):
-            request.num_in_flight = request.num_pending_tokens = 0
+            request.num_open_chunks = request.num_unseen_tokens = 0
             self.abort(request)
         for request in self.waiting:  # it may have been about to start
             self._release(request)
@@ -154,10 +154,10 @@ class Scheduler(abc.ABC):
         start = request.num_computed_tokens
         samples = start + length == request.num_tokens
         chunk = Chunk(request, start, length, self.cache.block_table(request), samples)
-        request.num_in_flight += 1
+        request.num_open_chunks += 1
         if samples:
-            request.num_pending_tokens += 1
-        self.cache.commit(request, chunk.end)
+            request.num_unseen_tokens += 1
+        self.cache.mark_computed(request, chunk.end)
         return chunk
 
     def _finish(self, request: Request, reason: str) -> None:

@@ -130,10 +130,10 @@ The same 24 tokens: **{plain == kept}**. Positions that went through the model: 
 show_source(StaticScheduler._row)
 
 # %% [markdown]
-# m0's cache leaves `num_computed_tokens` at 0 for ever. m1's moves it, in `commit`:
+# m0's cache leaves `num_computed_tokens` at 0 for ever. m1's moves it, in `mark_computed`:
 
 # %%
-show_source(RowCache.commit, RowCache.grow)
+show_source(RowCache.mark_computed, RowCache.grow)
 
 # %% [markdown]
 # And attention stores what is new and reads what is there. `self._future` hides slots behind each query, which are

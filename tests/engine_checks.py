@@ -72,7 +72,7 @@ def check(engine: Engine) -> None:
     running = {request.id for request in scheduler.running}
     known = {request.id: request for samples in engine._requests.values() for request in samples}
     for id in {id for region in regions for id in region.owners} - running:
-        assert id not in known or known[id].num_in_flight > 0, f"{id} does not run and holds memory"
+        assert id not in known or known[id].num_open_chunks > 0, f"{id} does not run and holds memory"
 
 
 def assert_empty(engine: Engine) -> None:
@@ -167,7 +167,7 @@ class Driver:
             p = request.params
             expected = expected_output(request.seed, request.num_prompt_tokens, p.max_tokens, p.ignore_eos)
             got = tuple(request.output_token_ids)
-            assert request.finished and request.num_in_flight == request.num_pending_tokens == 0
+            assert request.finished and request.num_open_chunks == request.num_unseen_tokens == 0
             if request.finish_reason == "abort":
                 assert got == expected[: len(got)]
             else:

@@ -28,7 +28,7 @@ class RecordingCache:
     def grow(self, request: Request, upto: int) -> bool:
         return True
 
-    def commit(self, request: Request, upto: int) -> None:
+    def mark_computed(self, request: Request, upto: int) -> None:
         request.num_computed_tokens = upto
 
     def block_table(self, request: Request) -> Sequence[int]:
@@ -81,13 +81,13 @@ def test_a_step_is_planned_while_its_input_token_is_still_in_flight() -> None:
     scheduler, _, (request,) = scheduler_with([1, 2, 3])
     first, second = plan(scheduler), plan(scheduler)
     assert [(c.start, c.length, c.samples) for c in first.chunks + second.chunks] == [(0, 3, True), (3, 1, True)]
-    assert (request.num_in_flight, request.num_pending_tokens, request.num_tokens) == (2, 2, 5)
+    assert (request.num_open_chunks, request.num_unseen_tokens, request.num_tokens) == (2, 2, 5)
     assert request.output_token_ids == []
     assert scheduler.update(first, token(request, token_id=4)) == [request]
     assert second.chunks[0].token_ids() == [4]
     scheduler.update(second, token(request, token_id=5))
     assert request.output_token_ids == [4, 5]
-    assert (request.num_in_flight, request.num_pending_tokens, request.num_tokens) == (0, 0, 5)
+    assert (request.num_open_chunks, request.num_unseen_tokens, request.num_tokens) == (0, 0, 5)
 
 
 def test_a_request_that_ended_a_step_ago_keeps_its_memory_until_that_step_is_back() -> None:
@@ -104,7 +104,7 @@ def test_a_request_that_ended_a_step_ago_keeps_its_memory_until_that_step_is_bac
         assert touched == [other], "the token too many is nobody's news"
         assert cache.freed == [request.id]
         assert request.output_token_ids == [last]
-        assert request.num_tokens == 3 and request.num_pending_tokens == 0
+        assert request.num_tokens == 3 and request.num_unseen_tokens == 0
         scheduler.update(third, token(other))
         assert cache.freed == [request.id] and other.output_token_ids == [1, 1, 1]
 
@@ -142,7 +142,7 @@ def test_a_prefill_chunk_that_does_not_reach_the_end_samples_nothing() -> None:
     scheduler._start(request)
     part = scheduler._chunk(request, 3)
     assert not part.samples and part.kind == "prefill" and part.token_ids() == [1, 2, 3]
-    assert request.num_pending_tokens == 0
+    assert request.num_unseen_tokens == 0
     assert scheduler.update(StepPlan([part]), {}) == []
     rest = scheduler._chunk(request, 2)
     assert rest.samples and (rest.start, rest.end) == (3, 5)
@@ -163,7 +163,7 @@ def test_a_dropped_step_ends_its_requests_and_frees_them_once() -> None:
     assert cache.freed == [request.id, other.id]
     assert scheduler.take_ended() == [request, other]
     assert {r.finish_reason for r in (request, other)} == {"abort"}
-    assert request.num_in_flight == request.num_pending_tokens == 0 and request.num_tokens == 2
+    assert request.num_open_chunks == request.num_unseen_tokens == 0 and request.num_tokens == 2
     assert not scheduler.has_unfinished
 
 

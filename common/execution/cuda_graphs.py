@@ -170,7 +170,7 @@ class StepGraphs:
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int) -> None:
-        self._inputs.tokens[:size].copy_(self._model.ops.pick(self._model.logits(self._hidden[:size])))
+        self._inputs.tokens[:size].copy_(self._model.ops.sample(self._model.logits(self._hidden[:size])))
 
     def hidden_states(self, plan: StepPlan, rows: Mapping[str, int], tokens: torch.Tensor) -> torch.Tensor | None:
         """Run the model. Returns the hidden states [S, hidden] of the rows that are sampled, valid until the next step

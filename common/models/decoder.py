@@ -42,9 +42,9 @@ class DecoderLayer:
         heads = self.num_heads + 2 * self.num_kv_heads
         qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, heads, self.head_dim)
         seen = ops.attention(self, qkv, cos, sin, attend)
-        x = ops.add_linear(x, self.o_proj, seen.reshape(-1, self.num_heads * self.head_dim))
+        x = ops.residual_linear(x, self.o_proj, seen.reshape(-1, self.num_heads * self.head_dim))
         wide = ops.norm_swiglu(x, self.post_attention_norm, self.gate_up_proj)
-        return ops.add_linear(x, self.down_proj, wide)
+        return ops.residual_linear(x, self.down_proj, wide)
 
     def weights_bytes(self) -> int:
         projections = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
@@ -98,7 +98,7 @@ class Decoder:
 
     def weights_bytes(self) -> int:
         """Bytes of all weights that are held. An embedding that is also the head counts once, unless the head holds
-        its own copy: laid out for the CPU (`PackedLinear`), or in other bits."""
+        its own copy: laid out for the CPU (`OneDnnLinear`), or in other bits."""
         head_is_embedding = isinstance(self.head, Linear) and self.head.weight is self.embedding
         head = 0 if head_is_embedding else self.head.weights_bytes()
         layers = sum(layer.weights_bytes() for layer in self.layers)

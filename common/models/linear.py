@@ -36,7 +36,7 @@ class Fuses(Protocol):
     """A projection with a kernel of its own for few tokens, which also computes what stands before and behind the
     product. No projection has to: fused kernels ask."""
 
-    def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
+    def small_batch_kernel(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
         """That kernel, called as `common.execution.gpu.triton_gemv.gemv` is but for weight and bias; None: for so many
         tokens, or with a gate, there is none."""
         ...
@@ -60,7 +60,7 @@ class Linear:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-class PackedLinear:
+class OneDnnLinear:
     """A `Linear` in bfloat16 on the CPU whose weight oneDNN has reordered once, into the tiles that it multiplies.
 
     `F.linear` reorders at every call: for few tokens that costs as much as the product, so that decoding one token
@@ -86,7 +86,7 @@ class PackedLinear:
         return self._bytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-class WideLinear(Linear):
+class UpcastLinear(Linear):
     """A `Linear` in bfloat16 on a CPU that has no instructions for it, where PyTorch takes about as long for each of
     many rows as for one alone. From `many` rows on it multiplies in float32; converting the weight at every call is
     worth it.
@@ -104,7 +104,7 @@ class WideLinear(Linear):
         return super().__call__(x)
 
 
-class CompiledLinear(WideLinear):
+class NumbaLinear(UpcastLinear):
     """The same with a kernel of our own (Numba) for 2 to `many` - 1 rows, which reads the weight once for all."""
 
     many = 128
@@ -135,13 +135,13 @@ class CompiledLinear(WideLinear):
         return out
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | PackedLinear:
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | OneDnnLinear:
     """The fastest of the four for this weight's device and dtype."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return Linear(weight, bias)
     if _can_pack():
-        return PackedLinear(weight, bias)
-    return CompiledLinear(weight, bias) if CompiledLinear.takes(weight) else WideLinear(weight, bias)
+        return OneDnnLinear(weight, bias)
+    return NumbaLinear(weight, bias) if NumbaLinear.takes(weight) else UpcastLinear(weight, bias)
 
 
 def _can_pack() -> bool:

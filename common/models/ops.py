@@ -54,11 +54,11 @@ class Ops:
         """silu(gate) * up, where gate and up are the halves of gate_up(norm(x)): [T, hidden] to [T, intermediate]."""
         return self.swiglu(gate_up(self.norm(x, norm)))
 
-    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         """x + proj(y), y [T, in]. May be written over x: whoever calls has no more use for it."""
         return x + proj(y)
 
-    def norm_rotate(
+    def qk_norm_rope(
         self,
         heads: torch.Tensor,
         num_q: int,
@@ -80,10 +80,10 @@ class Ops:
         attention; returns [T, Hq, D]."""
         num_q, num_kv = layer.num_heads, layer.num_kv_heads
         qk, v = qkv[:, : num_q + num_kv], qkv[:, num_q + num_kv :]
-        qk = self.norm_rotate(qk, num_q, layer.q_norm, layer.k_norm, cos, sin)
+        qk = self.qk_norm_rope(qk, num_q, layer.q_norm, layer.k_norm, cos, sin)
         return attend(layer.index, qk[:, :num_q], qk[:, num_q:], v)
 
-    def pick(
+    def sample(
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """One token a row, [S, vocab] to [S].

@@ -20,7 +20,7 @@ class NoCache:
     def grow(self, request: Request, upto: int) -> bool:
         return True
 
-    def commit(self, request: Request, upto: int) -> None:
+    def mark_computed(self, request: Request, upto: int) -> None:
         pass
 
     def block_table(self, request: Request) -> Sequence[int]:

@@ -45,7 +45,7 @@ class StaticScheduler(Scheduler):
         length = request.num_tokens - request.num_computed_tokens
         if not request.finished:
             return self._chunk(request, length)
-        request.num_in_flight += 1
+        request.num_open_chunks += 1
         table = self.cache.block_table(request)
         return Chunk(request, request.num_computed_tokens, length, table, samples=False, idle=True)
 

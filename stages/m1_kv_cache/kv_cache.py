@@ -32,7 +32,7 @@ class RowCache:
             self._stored[request.id] = 0
         return True
 
-    def commit(self, request: Request, upto: int) -> None:
+    def mark_computed(self, request: Request, upto: int) -> None:
         request.num_computed_tokens = upto
         self._stored[request.id] = upto
 

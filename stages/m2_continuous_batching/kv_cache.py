@@ -34,7 +34,7 @@ class SlotCache:
             self._stored[request.id] = 0
         return upto <= self.slot_length
 
-    def commit(self, request: Request, upto: int) -> None:
+    def mark_computed(self, request: Request, upto: int) -> None:
         request.num_computed_tokens = upto
         self._stored[request.id] = upto
 

@@ -11,8 +11,8 @@ def fork_siblings(parent: Request, cache: PagedManager, running: list[Request]) 
     forks, parent.siblings = parent.siblings, []
     for child in forks:
         cache.fork(parent, child)
-        child.num_in_flight += 1
-        child.num_pending_tokens += 1
+        child.num_open_chunks += 1
+        child.num_unseen_tokens += 1
         child.status = RequestStatus.RUNNING
         child.scheduled_time = parent.scheduled_time
         running.append(child)

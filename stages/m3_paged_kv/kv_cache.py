@@ -41,9 +41,8 @@ class PagedCache:
         headroom = len(self.tables) + len(request.siblings)
         return self.blocks_for(request.num_tokens + 1) + headroom <= self.pool.num_free
 
-    def cached_prefix(self, request: Request) -> int:
+    def attach_prefix(self, request: Request) -> None:
         """None of its tokens are in the cache before it starts (m6 changes that)."""
-        return 0
 
     def grow(self, request: Request, upto: int) -> bool:
         """Also replaces shared blocks that are about to be written."""
@@ -62,7 +61,7 @@ class PagedCache:
         self.tables[request.id] = table
         return True
 
-    def commit(self, request: Request, upto: int) -> None:
+    def mark_computed(self, request: Request, upto: int) -> None:
         request.num_computed_tokens = upto
         self._stored[request.id] = upto
 
@@ -73,7 +72,7 @@ class PagedCache:
         """The child starts with the parent's blocks; nothing is copied before one of them writes."""
         self.tables[child.id] = list(self.tables[parent.id])
         self.pool.share(self.tables[child.id])
-        self.commit(child, parent.num_computed_tokens)
+        self.mark_computed(child, parent.num_computed_tokens)
 
     def free(self, request: Request) -> None:
         self.pool.release(self.tables.pop(request.id, []))

@@ -59,7 +59,7 @@ class Preemption:
         """`PagedCache.swap_in` leaves a block for everyone to grow into, so that no block moves both ways in one
         step."""
         s = self._scheduler
-        while self.swapped_first() and s.has_seats(s.swapped[0]):
+        while self.swapped_first() and s.has_room_for(s.swapped[0]):
             request = s.swapped[0]
             moves = self._cache.swap_in(request)
             if moves is None:

@@ -51,7 +51,7 @@ class PagedScheduler(Scheduler):
         while self.waiting and not self.preemption.swapped_first():
             request = self.waiting[0]
             length = request.num_tokens
-            if not self.has_seats(request):
+            if not self.has_room_for(request):
                 break
             if (plan.chunks and length > budget) or not self.cache.can_admit(request):
                 break

@@ -83,9 +83,9 @@ class ChunkedScheduler(Scheduler):
         """Start those who wait, as long as there is room in the step, and blocks for their whole prompts."""
         while room and self.waiting and not self.preemption.swapped_first():
             request = self.waiting[0]
-            if not self.has_seats(request) or not self.cache.can_admit(request):
+            if not self.has_room_for(request) or not self.cache.can_admit(request):
                 break
-            self.cache.cached_prefix(request)
+            self.cache.attach_prefix(request)
             if not self.cache.grow(request, request.num_tokens):
                 raise RuntimeError(f"{request.id} was admitted, and there is no room for its prompt")
             self._start(request)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 class BlockPool:
     """Blocks `0 ... num_blocks - 1`. Every operation costs O(1) for each block that it touches.
 
-    A free block is empty, or *cached*: without an owner, but kept in the prefix index (`keep`) until its memory is
-    needed. Empty blocks are taken first, then the cached one that was released longest ago; `on_evict` hears of it.
+    A free block is empty, or *reusable*: without an owner, but in the prefix index (`keep`) until its memory is needed.
+    Empty blocks are taken first, then the least recently released reusable one (LRU); `on_evict` is called with it.
     """
 
     def __init__(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> None:
@@ -19,12 +19,12 @@ class BlockPool:
         self.num_shared = 0  # blocks with several owners
         self._on_evict = on_evict
         self.empty = list(range(num_blocks))[::-1]
-        self.cached: OrderedDict[int, None] = OrderedDict()  # in the order in which they will be evicted
-        self.kept: set[int] = set()  # blocks in the index, free or not
+        self.reusable: OrderedDict[int, None] = OrderedDict()  # least recently released first: LRU
+        self.indexed: set[int] = set()  # blocks in the index, free or not
 
     @property
     def num_free(self) -> int:
-        return len(self.empty) + len(self.cached)
+        return len(self.empty) + len(self.reusable)
 
     @property
     def num_used(self) -> int:
@@ -40,12 +40,12 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One more owner for each of these blocks; the first one for a cached block."""
+        """One more owner for each of these blocks; the first one for a reusable block."""
         for block in blocks:
             if self.ref_counts[block] == 0:
-                if block not in self.cached:
+                if block not in self.reusable:
                     raise RuntimeError(f"block {block} is free: nobody can share it")
-                del self.cached[block]
+                del self.reusable[block]
             elif self.ref_counts[block] == 1:
                 self.num_shared += 1
             self.ref_counts[block] += 1
@@ -59,8 +59,8 @@ class BlockPool:
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 1:
                 self.num_shared -= 1
-            elif self.ref_counts[block] == 0 and block in self.kept:
-                self.cached[block] = None
+            elif self.ref_counts[block] == 0 and block in self.indexed:
+                self.reusable[block] = None
             elif self.ref_counts[block] == 0:
                 self.empty.append(block)
 
@@ -69,17 +69,17 @@ class BlockPool:
 
     def keep(self, blocks: Iterable[int]) -> None:
         """The blocks are in the index now: they outlive their owners."""
-        self.kept.update(blocks)
+        self.indexed.update(blocks)
 
     def forget_all(self) -> None:
         """No block is in the index any more."""
-        self.empty += self.cached
-        self.cached.clear()
-        self.kept.clear()
+        self.empty += self.reusable
+        self.reusable.clear()
+        self.indexed.clear()
 
     def _evict(self) -> int:
-        block, _ = self.cached.popitem(last=False)
-        self.kept.remove(block)
+        block, _ = self.reusable.popitem(last=False)
+        self.indexed.remove(block)
         if self._on_evict is not None:
             self._on_evict(block)
         return block

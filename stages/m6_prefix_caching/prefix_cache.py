@@ -48,8 +48,8 @@ class PrefixPagedCache:
         else to grow into. Blocks that it shares need no room, unless they are free: then they are room no more."""
         return self._left_if_started(request, self._match(request)) >= 0
 
-    def cached_prefix(self, request: Request) -> int:
-        """Start a request, that can be admitted, with what is cached of its tokens; returns how many."""
+    def attach_prefix(self, request: Request) -> None:
+        """Start a request that can be admitted with what is cached of its tokens."""
         path = self._match(request)
         spare = self._left_if_started(request, path)
         table = [entry.block for entry in path]
@@ -61,9 +61,8 @@ class PrefixPagedCache:
         rest = tuple(request.token_ids[start : min(self._usable(request), start + self.block_size)])
         end = self._end(request, path)
         cached = start + self._partial.into(request.id, end, rest, spare, self._plan_number)
-        self._paged.commit(request, cached)
+        self._paged.mark_computed(request, cached)
         self._statistics.started(request, cached, len(path))
-        return cached
 
     def _match(self, request: Request) -> list[Entry]:
         """The longest known beginning, without the last token: its logits are wanted. A request that asks again goes
@@ -91,9 +90,9 @@ class PrefixPagedCache:
 
     # -- blocks that are full ---------------------------------------------------------------------------------------
 
-    def commit(self, request: Request, upto: int) -> None:
+    def mark_computed(self, request: Request, upto: int) -> None:
         computed = request.num_computed_tokens
-        self._paged.commit(request, upto)
+        self._paged.mark_computed(request, upto)
         if upto >= (len(self._paths[request.id]) + 1) * self.block_size:
             self._register(request, computed, upto)
 
@@ -173,7 +172,7 @@ class PrefixPagedCache:
     # -- reset, figures, tests --------------------------------------------------------------------------------------
 
     def kept_regions(self) -> list[Region]:
-        return [Region(block * self.block_size, self.block_size, self.block_size, ()) for block in self.pool.cached]
+        return [Region(block * self.block_size, self.block_size, self.block_size, ()) for block in self.pool.reusable]
 
     def prefix_stats(self) -> PrefixStats:
         return self._statistics.read(len(self._entries))

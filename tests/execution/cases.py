@@ -77,8 +77,8 @@ def check_products(ops: Ops, make: Inputs, rows: int, width: int, outputs: int, 
     close(ops.norm_linear(x, norm, proj), Ops().norm_linear(x, norm, proj))
     close(ops.norm_swiglu(x, norm, gate_up), Ops().norm_swiglu(x, norm, gate_up))
     residual = make.tensor(rows, outputs)
-    expected = Ops().add_linear(residual, proj, x)
-    close(ops.add_linear(residual.clone(), proj, x), expected)
+    expected = Ops().residual_linear(residual, proj, x)
+    close(ops.residual_linear(residual.clone(), proj, x), expected)
 
 
 def check_norm_rotate(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int], dim: int, normalised: bool) -> None:
@@ -87,22 +87,22 @@ def check_norm_rotate(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int],
     qkv = make.tensor(rows, num_q + 2 * num_kv, dim)
     norms = (make.norm(dim), make.norm(dim)) if normalised else (None, None)
     cos, sin = make.angles(rows, dim)
-    expected = Ops().norm_rotate(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
+    expected = Ops().qk_norm_rope(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
     values = qkv[:, num_q + num_kv :].clone()
-    close(ops.norm_rotate(qkv[:, : num_q + num_kv], num_q, *norms, cos, sin), expected)
+    close(ops.qk_norm_rope(qkv[:, : num_q + num_kv], num_q, *norms, cos, sin), expected)
     assert torch.equal(qkv[:, num_q + num_kv :], values)
 
 
 def check_pick(ops: Ops, make: Inputs, rows: int, vocab: int, temperature: float = 1.0, draws: int = 8) -> None:
     """The same tokens as the definition, except where the noise is within float32's rounding of a boundary."""
     logits = make.tensor(rows, vocab, scale=2)
-    assert torch.equal(ops.pick(logits), Ops().pick(logits))
+    assert torch.equal(ops.sample(logits), Ops().sample(logits))
     degrees = torch.full((rows,), temperature, device=make.device)
     degrees[::3] = 0.0
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
     for _ in range(draws):
         noise = torch.rand(rows, dtype=torch.float64, generator=make.generator).to(make.device)
-        fused, plain = ops.pick(logits, degrees, noise), Ops().pick(logits, degrees, noise)
+        fused, plain = ops.sample(logits, degrees, noise), Ops().sample(logits, degrees, noise)
         assert torch.equal(fused[::3], logits[::3].argmax(-1))
         for row in (fused != plain).nonzero()[:, 0].tolist():
             low, high = sorted((int(fused[row]), int(plain[row])))

@@ -97,7 +97,7 @@ def test_every_token_gets_its_share_of_the_noise(ops: FusedOps) -> None:
     probs = torch.tensor([0.125, 0.25, 0.0, 0.5, 0.125], device=DEVICE)
     logits = probs.log().expand(9, -1)
     noise = torch.tensor([0, 0.06, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1 - 2**-53], dtype=torch.float64)
-    picked = ops.pick(logits, torch.ones(9, device=DEVICE), noise.to(DEVICE))
+    picked = ops.sample(logits, torch.ones(9, device=DEVICE), noise.to(DEVICE))
     assert picked.tolist() == [0, 0, 0, 1, 1, 3, 3, 4, 4]
 
 
@@ -105,22 +105,22 @@ def test_a_banned_token_is_never_drawn(ops: FusedOps) -> None:
     logits = torch.full((3, 5000), -torch.inf, device=DEVICE)
     logits[:, 2500] = 0.0  # the chunks around its own hold nothing
     noise = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64, device=DEVICE)
-    assert ops.pick(logits, torch.ones(3, device=DEVICE), noise).tolist() == [2500] * 3
-    assert ops.pick(logits).tolist() == [2500] * 3
+    assert ops.sample(logits, torch.ones(3, device=DEVICE), noise).tolist() == [2500] * 3
+    assert ops.sample(logits).tolist() == [2500] * 3
 
 
 def test_of_equal_logits_the_first_is_taken(ops: FusedOps) -> None:
     logits = torch.zeros(1, 7000, device=DEVICE)
     logits[0, [3000, 3001, 6000]] = 1.0
-    assert ops.pick(logits).item() == 3000
+    assert ops.sample(logits).item() == 3000
 
 
 def test_token_does_not_depend_on_the_rest_of_the_batch(ops: FusedOps) -> None:
     make = Inputs(torch.float32, DEVICE)
     logits, degrees = make.tensor(3, 3000), torch.full((3,), 0.8, device=DEVICE)
     noise = torch.rand(3, dtype=torch.float64, generator=make.generator).to(DEVICE)
-    together = ops.pick(logits, degrees, noise)
-    alone = [ops.pick(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(3)]
+    together = ops.sample(logits, degrees, noise)
+    alone = [ops.sample(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(3)]
     assert together.tolist() == alone
 
 
@@ -153,8 +153,8 @@ def test_projection_that_is_no_linear_keeps_its_own_product(ops: FusedOps) -> No
     expected = 2 * Ops().norm_linear(x, norm, plain)
     close(ops.norm_linear(x, norm, Doubled()), expected)
     close(ops.norm_swiglu(x, norm, Doubled()), Ops().norm_swiglu(x, norm, Linear(2 * plain.weight)))
-    close(ops.add_linear(x.clone(), Doubled(), x), x + 2 * plain(x))
-    close(ops.add_linear(x.clone(), Adding(), x), x + 3 * plain(x))
+    close(ops.residual_linear(x.clone(), Doubled(), x), x + 2 * plain(x))
+    close(ops.residual_linear(x.clone(), Adding(), x), x + 3 * plain(x))
 
 
 def test_fused_kernels_are_chosen_only_for_a_device_that_has_them() -> None:

@@ -16,9 +16,9 @@ from tests.helpers import all_logits
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=[fused_cpu.ALONE, 0], ids=["one thread", "all threads"])
+@pytest.fixture(params=[fused_cpu.SINGLE_THREAD_LIMIT, 0], ids=["one thread", "all threads"])
 def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CompiledOps:
-    monkeypatch.setattr(fused_cpu, "ALONE", request.param)
+    monkeypatch.setattr(fused_cpu, "SINGLE_THREAD_LIMIT", request.param)
     return CompiledOps()
 
 

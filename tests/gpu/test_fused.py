@@ -35,7 +35,7 @@ HEADS = [((16, 8), 128), ((9, 3), 64), ((32, 8), 128)]
 
 @pytest.fixture(params=[True, False], ids=["overlapping", "one after another"])
 def ops(request: pytest.FixtureRequest) -> FusedOps:
-    return FusedOps(DEVICE, overlap=request.param)
+    return FusedOps(DEVICE, pdl=request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -97,7 +97,7 @@ def test_a_kernel_that_starts_early_waits_for_its_input() -> None:
         dtype = its_norm.weight.dtype
         y, given = residual.to(dtype, copy=True), x.to(dtype)
         for _ in range(20):
-            y = ops.add_linear(y, its_down, ops.norm_swiglu(y + given, its_norm, its_up))
+            y = ops.residual_linear(y, its_down, ops.norm_swiglu(y + given, its_norm, its_up))
         return y
 
     with torch.inference_mode():

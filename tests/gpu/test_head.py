@@ -59,7 +59,7 @@ def test_a_kernel_that_starts_early_waits_for_its_input(tokens: int) -> None:
     def chain(ops: Ops) -> torch.Tensor:
         y = x.clone()
         for _ in range(8):
-            y = embedding[ops.pick(ops.norm_linear(y, norm, head))] + y
+            y = embedding[ops.sample(ops.norm_linear(y, norm, head))] + y
         return y
 
     with torch.inference_mode():

@@ -52,7 +52,7 @@ def test_a_kernel_that_starts_early_waits_for_its_input() -> None:
     def chain(ops: Ops) -> torch.Tensor:
         y = x.clone()
         for _ in range(20):
-            y = ops.add_linear(y, down, ops.norm_swiglu(y, norm, up))
+            y = ops.residual_linear(y, down, ops.norm_swiglu(y, norm, up))
         return y
 
     with torch.inference_mode():

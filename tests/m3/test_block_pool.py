@@ -171,7 +171,7 @@ class CacheMachine(RuleBasedStateMachine):
         for slot in self._slots(request, upto)[request.num_computed_tokens :]:
             self.memory[slot] = request.id
             self.written[request.id].append(request.id)
-        self.cache.commit(request, upto)
+        self.cache.mark_computed(request, upto)
 
     def _move(self, source: dict[int, str], target: dict[int, str], pairs: BlockCopies) -> None:
         size = self.cache.block_size
@@ -202,7 +202,7 @@ def test_check_integrity_finds_every_damage(damage: str) -> None:
     for name in "ab":
         request = Request(name, [1] * 6, SamplingParams(), frozenset(), 0, 0.0)
         assert cache.grow(request, 6)
-        cache.commit(request, 6)
+        cache.mark_computed(request, 6)
     cache.check_integrity()
     if damage == "leak":
         cache.pool.take(1)

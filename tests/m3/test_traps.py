@@ -160,7 +160,7 @@ def test_an_aborted_request_keeps_its_memory_until_its_step_is_back(build: Build
     [request] = driver.add([1, 2, 3], exactly(9))
     driver.step()
     driver.step()
-    assert request.num_in_flight == 1
+    assert request.num_open_chunks == 1
     engine.abort(request.id)
     assert not request.finished and holders(engine) == {request.id}
     driver.drain()
@@ -243,7 +243,7 @@ def test_samples_that_will_fork_keep_their_seats_when_others_swap_in(build: Buil
     while engine.has_unfinished:
         engine.step()
         check(engine)
-        assert engine.scheduler.seats_taken <= 4
+        assert engine.scheduler.num_committed_seqs <= 4
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["step by step", "overlapped"])

@@ -53,7 +53,7 @@ def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
     qkv = torch.cat((case.q, case.k, case.v), dim=1)
     norms = (make.norm(dim), make.norm(dim)) if normalised else (None, None)
     cos, sin = make.angles(len(qkv), dim)
-    qk = Ops().norm_rotate(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
+    qk = Ops().qk_norm_rope(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
     step = replace(case, q=qk[:, :num_q], k=qk[:, num_q:], kv=case.kv.clone())
     expected = step.run(definition.create(case.shape))
     layer = make_layer(num_q, num_kv, dim, *norms)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from stages.m4_flash_attention.fast.kernels import triton_decode, triton_decode_raw
-from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, room
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, padded_count
 from tests.depth import DEEP
 from tests.m4.cases import check_raw, make_case
 from tests.m4.test_backends import create
@@ -126,5 +126,5 @@ def test_parts_of_raw_heads_lose_no_token_and_read_only_what_was_written(
 
 
 @pytest.mark.parametrize(("sequences", "size"), [(1, 1), (2, 16), (16, 16), (17, 64), (256, 256), (257, 1024)])
-def test_room_is_enough_for_all_sequences(sequences: int, size: int) -> None:
-    assert room(sequences) == size
+def test_the_padded_count_is_enough_for_all_sequences(sequences: int, size: int) -> None:
+    assert padded_count(sequences) == size

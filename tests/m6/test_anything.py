@@ -127,7 +127,7 @@ class AnythingHappens(RuleBasedStateMachine):
         if hasattr(self, "driver"):
             self.driver.drain()
             held = [entry.block for entry in self.engine.scheduler.cache._entries.values()]
-            assert sorted(held) == sorted(self.engine.scheduler.cache.pool.cached), "what is left is free, and found"
+            assert sorted(held) == sorted(self.engine.scheduler.cache.pool.reusable), "what is left is free, and found"
 
 
 def anything_happens(ahead: bool, examples: int) -> None:

@@ -14,11 +14,11 @@ import sys
 sys.modules["numba"] = sys.modules["triton"] = None  # as if they were not installed
 import stages, torch
 from common.config import EngineConfig
-from common.models.linear import Linear, PackedLinear
+from common.models.linear import Linear, OneDnnLinear
 from stages.m7_gptq.load import load_quantized
 model = load_quantized(EngineConfig(model="random:tiny-llama", dtype="bf16", device="cpu")).model
 from tests.helpers import all_logits
-assert isinstance(model.layers[0].down_proj, Linear | PackedLinear)
+assert isinstance(model.layers[0].down_proj, Linear | OneDnnLinear)
 assert all_logits(model, [5, 6, 7]).isfinite().all()
 assert not any(name.startswith("stages.m7_gptq.fast") for name in sys.modules)
 """

@@ -88,7 +88,7 @@ class TestKernels:
         head = make_head(*shape, dtype)
         words = triton_int8.lay_out(head.codes)
         for tokens in (1, 2, 3, 4):
-            check_head(lambda x: triton_int8.gemv(x, words, head.scales, {"EARLY": False}), head, tokens, dtype)
+            check_head(lambda x: triton_int8.gemv(x, words, head.scales, {"PDL": False}), head, tokens, dtype)
 
     @pytest.mark.parametrize("shape", [(101, 576), (64, 64), (37, 100)], ids=str)
     def test_each_number_of_tokens_takes_its_kernel(self, shape: tuple[int, int]) -> None:
@@ -116,12 +116,12 @@ class TestKernels:
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 2)
         head, x = make_head(37, 64, HALF), torch.randn(2, 64).half()
         layer, there = Int8Head(head), torch.randn(2, 37).half()
-        few = layer.kernel_for_few(2, gated=False)
+        few = layer.small_batch_kernel(2, gated=False)
         assert few is not None
         expected = there + layer(x)
-        torch.testing.assert_close(few(x, launch={"EARLY": False}, add_to=there), expected, atol=1e-2, rtol=1e-2)
-        assert layer.kernel_for_few(2, gated=True) is None
-        assert layer.kernel_for_few(3, gated=False) is None
+        torch.testing.assert_close(few(x, launch={"PDL": False}, add_to=there), expected, atol=1e-2, rtol=1e-2)
+        assert layer.small_batch_kernel(2, gated=True) is None
+        assert layer.small_batch_kernel(3, gated=False) is None
 
     def test_every_code_becomes_its_number(self) -> None:
         """All 255 of them, each in all four bytes of a word, by one token that picks it out."""
@@ -133,7 +133,7 @@ class TestKernels:
         for byte in range(4):
             x = torch.zeros(1, 4, dtype=HALF)
             x[0, byte] = 1.0
-            assert torch.equal(triton_int8.gemv(x, words, head.scales, {"EARLY": False})[0], codes[:, 0].half())
+            assert torch.equal(triton_int8.gemv(x, words, head.scales, {"PDL": False})[0], codes[:, 0].half())
             assert torch.equal(triton_int8.tiles(x, words, head.scales)[0], codes[:, 0].half())
 
 

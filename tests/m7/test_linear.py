@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.models.linear import Linear, PackedLinear
+from common.models.linear import Linear, OneDnnLinear
 from common.models.quantized_weight import concatenate
 from stages.m7_gptq.fast import cpu_int4
 from stages.m7_gptq.fast.cpu_int4 import DEQUANTIZE_TOKENS, CpuInt4Linear
@@ -89,7 +89,7 @@ def test_without_fast_layers_the_dequantised_weight_is_multiplied(dtype: torch.d
     """The root of the stage runs without Numba and Triton."""
     weight = make_weight(192, 64, 64, act_order=True, bias=True)
     layer = quantized_linear(weight, dtype, CPU)
-    assert isinstance(layer, Linear | PackedLinear)
+    assert isinstance(layer, Linear | OneDnnLinear)
     check(layer, weight, make_input(5, 192, dtype))
 
 
@@ -102,7 +102,7 @@ def test_float32_is_exact() -> None:
 def test_a_shape_that_no_kernel_takes_is_multiplied_in_full() -> None:
     for weight in (make_weight(48, 64, 16), make_weight(64, 72, 32)):
         layer = fast_linear(weight, BF16, CPU)
-        assert isinstance(layer, Linear | PackedLinear)  # whichever this processor multiplies faster with
+        assert isinstance(layer, Linear | OneDnnLinear)  # whichever this processor multiplies faster with
         check(layer, weight, make_input(2, weight.in_features, BF16))
 
 

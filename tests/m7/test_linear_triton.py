@@ -40,7 +40,7 @@ class Layer:
     """One kernel as a layer."""
 
     def __init__(self, kernel: str, weight: QuantizedWeight, **options: object) -> None:
-        launch = {"launch": {"EARLY": False}} if kernel == "gemv" else {}
+        launch = {"launch": {"PDL": False}} if kernel == "gemv" else {}
         self.kernel: Callable[..., torch.Tensor] = {"gemv": gemv, "tiles": tiles}[kernel]
         self.options = options | launch
         self.weight = lay_out(weight, HALF, CPU)
@@ -160,7 +160,7 @@ def test_more_inputs_than_registers_hold_take_another_kernel(monkeypatch: pytest
     monkeypatch.setattr(triton_int4_tiles, "num_parts", lambda *_: 1)
     weight = make_weight(256, 64, 64)
     layer = TritonInt4Linear(weight, HALF, CPU)
-    assert layer.kernel_for_few(1, gated=False) is None
+    assert layer.small_batch_kernel(1, gated=False) is None
     check(layer, weight, make_input(1, 256, HALF))
 
 

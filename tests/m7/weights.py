@@ -87,7 +87,7 @@ def check_fused(ops: Ops, layer: Projection, weight: QuantizedWeight, make: Inpu
     pairs = {
         "norm_linear": (ops.norm_linear(x, norm, layer), normed),
         "norm_swiglu": (ops.norm_swiglu(x, norm, layer), Ops().swiglu(normed)),
-        "add_linear": (ops.add_linear(residual.clone(), layer, x), residual + product(x)),
+        "residual_linear": (ops.residual_linear(residual.clone(), layer, x), residual + product(x)),
     }
     for name, (got, expected) in pairs.items():
         assert got.shape == expected.shape

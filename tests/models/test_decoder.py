@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.models import Decoder, load_model
-from common.models.linear import CompiledLinear, Linear, PackedLinear, WideLinear, make_linear
+from common.models.linear import Linear, NumbaLinear, OneDnnLinear, UpcastLinear, make_linear
 from tests.helpers import all_logits, full_attention, run_in_numbas_own_pool
 from tests.models import reference
 
@@ -141,10 +141,10 @@ def test_only_bfloat16_on_the_cpu_is_packed() -> None:
     assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.float16)), Linear)
     assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16, device="meta")), Linear)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16)), PackedLinear)
+        assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16)), OneDnnLinear)
 
 
-MANY = [1, 2, 5, WideLinear.many - 1, WideLinear.many, CompiledLinear.many - 1, CompiledLinear.many]
+MANY = [1, 2, 5, UpcastLinear.many - 1, UpcastLinear.many, NumbaLinear.many - 1, NumbaLinear.many]
 
 
 @pytest.mark.parametrize("tokens", MANY)
@@ -161,7 +161,7 @@ def test_bfloat16_is_right_on_a_cpu_without_instructions_for_it(
     bias = torch.randn(sides[0], generator=generator).bfloat16() if biased else None
     made = make_linear(weight, bias)
     whole = sides[0] % 16 == sides[1] % 16 == 0
-    assert type(made) is (CompiledLinear if whole else WideLinear) and made.weight is weight
+    assert type(made) is (NumbaLinear if whole else UpcastLinear) and made.weight is weight
     exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
     got = made(x)
     assert got.dtype == torch.bfloat16
@@ -175,13 +175,13 @@ def test_bfloat16_is_right_on_a_cpu_without_instructions_for_it(
 def test_input_that_does_not_fit_is_refused(x: torch.Tensor) -> None:
     """Must not give a number."""
     with pytest.raises(RuntimeError):
-        CompiledLinear(torch.zeros(48, 64).bfloat16())(x)
+        NumbaLinear(torch.zeros(48, 64).bfloat16())(x)
 
 
 TWO_THREADS = """
 import threading, torch
-from common.models.linear import CompiledLinear
-made, x = CompiledLinear(torch.eye(512).bfloat16()), torch.randn(9, 512).bfloat16()
+from common.models.linear import NumbaLinear
+made, x = NumbaLinear(torch.eye(512).bfloat16()), torch.randn(9, 512).bfloat16()
 made(x)
 def work():
     for _ in range(300):
@@ -203,16 +203,16 @@ def test_threads_may_multiply_at_once_in_numbas_own_pool() -> None:
 @pytest.mark.parametrize("threads", [1, 3, 7, 100])
 def test_every_number_of_threads_computes_all_outputs(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    made = CompiledLinear(torch.eye(80).bfloat16())
+    made = NumbaLinear(torch.eye(80).bfloat16())
     x = torch.randn(6, 80).bfloat16()
     assert torch.equal(made(x), x)
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [(WideLinear, [torch.bfloat16, torch.float32]), (CompiledLinear, [torch.float32])]
+    ("kind", "expected"), [(UpcastLinear, [torch.bfloat16, torch.float32]), (NumbaLinear, [torch.float32])]
 )
 def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_slow(
-    kind: type[WideLinear], expected: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+    kind: type[UpcastLinear], expected: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
     linear = torch.nn.functional.linear
@@ -232,4 +232,4 @@ def test_without_numba_pytorchs_product_is_chosen(monkeypatch: pytest.MonkeyPatc
     """Must not choose the compiled one."""
     monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert type(make_linear(torch.zeros(16, 16, dtype=torch.bfloat16))) is WideLinear
+    assert type(make_linear(torch.zeros(16, 16, dtype=torch.bfloat16))) is UpcastLinear

@@ -21,8 +21,8 @@ from common.models.linear import Projection
 Kernel = Callable[..., None]
 Lanes = tuple[int, ...]
 
-ALONE = 1 << 15
-"""Numbers that one thread is done with before others have woken up."""
+SINGLE_THREAD_LIMIT = 1 << 15
+"""Up to this many numbers, waking other threads costs more than it saves."""
 
 FORMATS = {dtype: bits(torch.empty(0, dtype=dtype)) for dtype in BITS}
 
@@ -43,7 +43,7 @@ def _run(
     alone: Kernel, in_threads: Kernel, given: tuple[Any, ...], rows: int, size: int, lanes: Lanes, out: torch.Tensor
 ) -> None:
     """A kernel over all rows of `out`, [rows, size], by one thread or by as many as PyTorch uses."""
-    if out.numel() <= ALONE:
+    if out.numel() <= SINGLE_THREAD_LIMIT:
         alone(*given, 0, rows, size, lanes, out.data_ptr())
     else:
         with NUMBA_POOL_LOCK:
@@ -76,7 +76,7 @@ class CompiledOps(FusingOps):
         _run(kernels.swiglu, kernels.swiglu_in_threads, given, rows, size, lanes, out)
         return out
 
-    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         return x.add_(proj(y))
 
     def _bits_of(self, weight: torch.Tensor) -> np.ndarray:

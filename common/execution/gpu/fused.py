@@ -22,11 +22,11 @@ from common.models.linear import Adds, Fuses, Linear, Projection
 class FusedOps(FusingOps):
     """Safe to capture in a CUDA graph: nothing is read on the host.
 
-    overlap: kernels may start while the one in front of them still runs, where the GPU can do that.
+    pdl: kernels may start while the one in front of them still runs, where the GPU can do that.
     """
 
-    def __init__(self, device: torch.device, overlap: bool = True) -> None:
-        self.launch = launch_options(device, overlap)
+    def __init__(self, device: torch.device, pdl: bool = True) -> None:
+        self.launch = launch_options(device, pdl)
 
     def embed(
         self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
@@ -40,21 +40,21 @@ class FusedOps(FusingOps):
         return triton_elementwise.swiglu(gate_up, self.launch)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if (few := _kernel_for_few(proj, len(x))) is not None:
+        if (few := _small_batch_kernel(proj, len(x))) is not None:
             return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
         return proj(self.norm(x, norm))
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if (few := _kernel_for_few(gate_up, len(x), gated=True)) is not None:
+        if (few := _small_batch_kernel(gate_up, len(x), gated=True)) is not None:
             return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
         return self.swiglu(gate_up(self.norm(x, norm)))
 
-    def add_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        if (few := _kernel_for_few(proj, len(x))) is not None:
+    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+        if (few := _small_batch_kernel(proj, len(x))) is not None:
             return few(y, launch=self.launch, add_to=x)
         return proj.add_to(x, y) if isinstance(proj, Adds) else x + proj(y)
 
-    def norm_rotate(
+    def qk_norm_rope(
         self,
         heads: torch.Tensor,
         num_q: int,
@@ -64,18 +64,18 @@ class FusedOps(FusingOps):
         sin: torch.Tensor,
     ) -> torch.Tensor:
         if q_norm is None or k_norm is None:
-            return triton_elementwise.norm_rotate(heads, num_q, None, None, 0.0, cos, sin, self.launch)
+            return triton_elementwise.qk_norm_rope(heads, num_q, None, None, 0.0, cos, sin, self.launch)
         weights = (q_norm.weight, k_norm.weight)
-        return triton_elementwise.norm_rotate(heads, num_q, *weights, q_norm.eps, cos, sin, self.launch)
+        return triton_elementwise.qk_norm_rope(heads, num_q, *weights, q_norm.eps, cos, sin, self.launch)
 
-    def pick(
+    def sample(
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return triton_sample.pick(logits, temperature, noise, self.launch)
+        return triton_sample.sample(logits, temperature, noise, self.launch)
 
 
-def _kernel_for_few(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
+def _small_batch_kernel(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
     """The matrix product for so few tokens that does its neighbours' work on the way; None: there is none."""
     if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
         return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
-    return proj.kernel_for_few(tokens, gated) if isinstance(proj, Fuses) else None
+    return proj.small_batch_kernel(tokens, gated) if isinstance(proj, Fuses) else None

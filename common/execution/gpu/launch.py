@@ -9,7 +9,8 @@ import torch
 HOPPER = (9, 0)
 
 
-def launch_options(device: torch.device, overlap: bool = True) -> dict[str, Any]:
-    """EARLY tells the kernel to wait for the one in front, launch_pdl tells the GPU not to: both or neither."""
-    early = overlap and device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+def launch_options(device: torch.device, pdl: bool = True) -> dict[str, Any]:
+    """Programmatic dependent launch: the GPU starts this kernel before the previous one ends (launch_pdl), and the
+    kernel waits (PDL: gdc_wait) before it reads what that one writes. Set both or neither."""
+    pdl = pdl and device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}

@@ -4,7 +4,7 @@ read once and written once.
 Definitions: `RMSNorm`, `swiglu` and `rotate` of `common.models.layers`. Sums are in float32 and a value is rounded to
 the model's dtype wherever the definition rounds it, so that both give the same numbers, but for the order of a sum.
 
-EARLY: the kernel may start while the one in front of it still runs (programmatic dependent launch, CUDA's name for
+PDL: the kernel may start while the one in front of it still runs (programmatic dependent launch, CUDA's name for
 it, on Hopper GPUs and later): it waits, `gdc_wait`, before it touches anything that another kernel writes.
 """
 
@@ -36,12 +36,12 @@ def silu_times(gate, up, dtype: tl.constexpr):
 @triton.jit
 def embed_kernel(
     input_ids, positions, embedding, table, x, angles, width, angle_width,
-    WIDTH: tl.constexpr, ANGLE_WIDTH: tl.constexpr, EARLY: tl.constexpr,
+    WIDTH: tl.constexpr, ANGLE_WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program a token: its row of the embedding, and its position's of the rotary table."""
     row, column, angle = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH), tl.arange(0, ANGLE_WIDTH)
     inside, angle_inside = column < width, angle < angle_width
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     token, position = tl.load(input_ids + row), tl.load(positions + row)
@@ -52,13 +52,13 @@ def embed_kernel(
 
 
 @triton.jit
-def norm_kernel(x, weight, out, width, eps, x_stride, WIDTH: tl.constexpr, EARLY: tl.constexpr):
+def norm_kernel(x, weight, out, width, eps, x_stride, WIDTH: tl.constexpr, PDL: tl.constexpr):
     """One program a row."""
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     inside = column < width
     dtype: tl.constexpr = out.dtype.element_ty
     gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
@@ -66,12 +66,12 @@ def norm_kernel(x, weight, out, width, eps, x_stride, WIDTH: tl.constexpr, EARLY
 
 
 @triton.jit
-def swiglu_kernel(gate_up, out, width, TILE: tl.constexpr, EARLY: tl.constexpr):
+def swiglu_kernel(gate_up, out, width, TILE: tl.constexpr, PDL: tl.constexpr):
     """One program a tile of one row; gate_up [T, 2 * width], out [T, width]."""
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = column < width
     dtype: tl.constexpr = out.dtype.element_ty
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
@@ -93,7 +93,7 @@ def gained(value, is_query, q_gain, k_gain, inside, dtype: tl.constexpr):
 @triton.jit
 def norm_rotate_kernel(
     heads, q_norm, k_norm, cos, sin, num_q, num_heads, eps, token_stride, angle_stride,
-    HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program for HEADS heads of one token, in place: both halves of a head are read before either is written.
     HALF: the power of two that holds DIM / 2."""
@@ -101,7 +101,7 @@ def norm_rotate_kernel(
     head, column = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < num_heads) & (column < DIM // 2)
     dtype: tl.constexpr = heads.dtype.element_ty
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     at = heads + token * token_stride + head * DIM + column
@@ -159,7 +159,7 @@ def swiglu(gate_up: torch.Tensor, launch: dict[str, Any]) -> torch.Tensor:
     return out
 
 
-def norm_rotate(
+def qk_norm_rope(
     heads: torch.Tensor, num_q: int, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None, eps: float,
     cos: torch.Tensor, sin: torch.Tensor, launch: dict[str, Any],
 ) -> torch.Tensor:  # fmt: skip

@@ -4,7 +4,7 @@ A program computes OUT outputs and holds their weights, OUT x WIDTH numbers, in 
 way at once, 16 bytes each, and no sum is shared between programs. For the layers of a small model all programs fit on
 the GPU together, so the whole matrix is on its way at once.
 
-EARLY (see `triton_elementwise`) fits well: weights do not depend on the kernel in front, so they are asked for before
+PDL (see `triton_elementwise`) fits well: weights do not depend on the kernel in front, so they are asked for before
 waiting for it. While one kernel ends, the weights of the next are arriving.
 
 What stands before and behind the product is done on the way, because a kernel of its own would cost more than the
@@ -36,9 +36,9 @@ MIN_PROGRAMS = 512  # four on each processor of a large GPU
 def gemv_kernel(
     x, weight, bias, gain, out, rows, width, outputs, eps, x_stride, out_stride,
     ROWS: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr,
-    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
     output, column = tl.program_id(0) * OUT + tl.arange(0, OUT), tl.arange(0, WIDTH)
@@ -52,7 +52,7 @@ def gemv_kernel(
         gains = tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         biases = tl.load(bias + output, mask=exists, other=0.0).to(tl.float32)
-    if EARLY:
+    if PDL:
         gdc_wait()
     for row in tl.static_range(ROWS):
         given = inside & (column * 0 + row < rows)  # a mask is a tensor: two numbers compared would be none

@@ -1,4 +1,4 @@
-"""Logits to tokens in two launches, whatever the size of the vocabulary; definition: `Ops.pick`.
+"""Logits to tokens in two launches, whatever the size of the vocabulary; definition: `Ops.sample`.
 
 The vocabulary is cut into chunks. The first kernel reads the logits, once, and leaves for each chunk its maximum, the
 first index that has it, and the sum of exp((logit - maximum) / temperature). The second, one program a row, finds the
@@ -30,11 +30,11 @@ def exp_above(logits, top, temperature):
 @triton.jit
 def chunk_kernel(
     logits, temperature, tops, firsts, weights, vocab, chunks, stride, CHUNK: tl.constexpr, DRAW: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     values = tl.load(logits + row * stride + token, mask=token < vocab, other=-float("inf")).to(tl.float32)
@@ -50,11 +50,11 @@ def chunk_kernel(
 @triton.jit
 def pick_kernel(
     logits, temperature, noise, tops, firsts, weights, out, vocab, chunks, stride,
-    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, DRAW: tl.constexpr, EARLY: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, DRAW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
     exists, at = chunk < chunks, row * chunks + chunk
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     top_of = tl.load(tops + at, mask=exists, other=-float("inf"))
@@ -82,7 +82,7 @@ def pick_kernel(
     tl.store(out + row, tl.minimum(result, vocab - 1).to(tl.int64))
 
 
-def pick(
+def sample(
     logits: torch.Tensor, temperature: torch.Tensor | None, noise: torch.Tensor | None, launch: dict[str, Any]
 ) -> torch.Tensor:
     """logits [S, vocab], rows may lie apart; temperature [S] float32 and noise [S] float64, or None for both."""

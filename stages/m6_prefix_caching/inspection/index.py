@@ -29,8 +29,8 @@ def _depth(entry: Entry) -> int:
 def check_index(entries: Mapping[int, Entry], index: PrefixIndex, pool: BlockPool) -> None:
     """Raise `AssertionError` unless each entry can be found, whoever holds a block holds its parent, and a block is
     evicted before its parent."""
-    assert entries.keys() == pool.kept, "the index and the pool disagree"
-    age = {block: at for at, block in enumerate(pool.cached)}
+    assert entries.keys() == pool.indexed, "the index and the pool disagree"
+    age = {block: at for at, block in enumerate(pool.reusable)}
     for block, entry in entries.items():
         assert entry.block == block and entry.parent is not None
         assert index.find(entry.parent, entry.tokens) is entry, f"block {block} cannot be found"
@@ -54,7 +54,9 @@ def check_paths(
 
 def check_pool(pool: BlockPool) -> None:
     """Every block is held, cached or empty. O(pool)."""
-    free = sorted([*pool.empty, *pool.cached])
+    free = sorted([*pool.empty, *pool.reusable])
     assert free == [block for block, count in enumerate(pool.ref_counts) if count == 0], "the free lists are wrong"
-    assert pool.cached.keys() <= pool.kept and pool.kept.isdisjoint(pool.empty), "an empty block is in the index"
+    assert pool.reusable.keys() <= pool.indexed and pool.indexed.isdisjoint(pool.empty), (
+        "an empty block is in the index"
+    )
     assert pool.num_shared == sum(count > 1 for count in pool.ref_counts)

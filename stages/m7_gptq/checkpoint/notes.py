@@ -6,7 +6,7 @@ import torch
 
 from common.config import EngineConfig
 from common.models import Decoder
-from common.models.linear import Linear, PackedLinear, Projection
+from common.models.linear import Linear, OneDnnLinear, Projection
 from common.models.sources.random_weights import PREFIX
 from stages.m7_gptq.checkpoint.baselines import ROUNDED
 from stages.m7_gptq.checkpoint.layer import PROJECTIONS
@@ -28,7 +28,7 @@ def _count_dequantized(decoder: Decoder) -> int:
     """The projections with any part that is held in full."""
     every = [getattr(layer, name) for layer in decoder.layers for name in PROJECTIONS]
     parts = [one.projections if isinstance(one, SideBySide) else [one] for one in every]
-    return sum(any(isinstance(part, Linear | PackedLinear) for part in some) for some in parts)
+    return sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
 
 
 def note_of(model: Decoder, config: EngineConfig) -> str | None:
@@ -46,7 +46,7 @@ def _layers_note(config: EngineConfig) -> str | None:
 
 
 def _head_note(head: Projection, config: EngineConfig) -> str | None:
-    if not isinstance(head, Linear | PackedLinear):
+    if not isinstance(head, Linear | OneDnnLinear):
         return "output head in 8 bits"
     rounded = config.head_bits == 8 and config.torch_dtype == torch.float32
     return "output head rounded to 8 bits" if rounded else None

@@ -16,11 +16,11 @@ class Int8Head:
     """`x @ weight.T` on a GPU, by one kernel for few tokens and another for more: both multiply by the same 8-bit
     weight, so that a token does not depend on how many share its step."""
 
-    def __init__(self, weight: HeadWeight, overlap: bool = True) -> None:
+    def __init__(self, weight: HeadWeight, pdl: bool = True) -> None:
         from stages.m7_gptq.fast.kernels import triton_int8
 
         self._gemv, self._tiles, self._few = triton_int8.gemv, triton_int8.tiles, triton_int8.GEMV_TOKENS
-        self._launch = launch_options(weight.codes.device, overlap)
+        self._launch = launch_options(weight.codes.device, pdl)
         self.words, self.scales = triton_int8.lay_out(weight.codes), weight.scales
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ class Int8Head:
             return self._gemv(x, self.words, self.scales, self._launch)
         return self._tiles(x, self.words, self.scales)
 
-    def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
+    def small_batch_kernel(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
         if tokens > self._few or gated:
             return None
         return partial(self._gemv, words=self.words, scales=self.scales)

@@ -20,7 +20,7 @@ class TritonInt4Linear:
     graph may hold it.
     """
 
-    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, overlap: bool = True) -> None:
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, pdl: bool = True) -> None:
         from stages.m7_gptq.fast.kernels import (
             triton_int4_config,
             triton_int4_dequantize,
@@ -37,7 +37,7 @@ class TritonInt4Linear:
         fits = weight.in_features <= triton_int4_config.MOST_INPUTS
         self._gemv_tokens = triton_int4_config.GEMV_TOKENS if fits else 0
         self._tiles_tokens = triton_int4_config.DEQUANTIZE_TOKENS
-        self._launch = launch_options(device, overlap)
+        self._launch = launch_options(device, pdl)
         self.weight = triton_int4_layout.lay_out(weight, dtype, device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ class TritonInt4Linear:
             return self._gemv(x, self.weight, self._launch)
         return self._tiles(x, self.weight)
 
-    def kernel_for_few(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
+    def small_batch_kernel(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
         if tokens > self._gemv_tokens or (gated and self.weight.bias is not None):
             return None
         return partial(self._gemv, weight=self.weight)

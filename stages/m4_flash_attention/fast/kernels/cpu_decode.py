@@ -47,17 +47,17 @@ def _locate(table, block_size, first, count, row, at):
 
 
 @compiled()
-def _attend_range(q, query, keys, values, table, block_size, first, last, heads, group, row_width, out, top, weight):
-    """One sequence's tokens first ... last - 1: leaves sums over V in out [Hq, D], maxima and weights in [Hq]."""
+def _attend_range(q, query, keys, values, table, block_size, first, last, heads, group, row_width, out, m, l):
+    """One sequence's tokens first ... last - 1: sums over V go to out [Hq, D], maxima and denominators to m, l [Hq]."""
     dim = 16 * len(row_width)
     row = heads * dim
     factor = np.float32(LOG2E / np.sqrt(dim))  # scores in units of log 2: exp2 is cheaper than exp
     line = CACHE_LINE // keys.itemsize
     scores = np.zeros(group * TILE, np.float32)
     padded_group = (group + LANES - 1) // LANES * LANES
-    shrink, weight_here = np.zeros(padded_group, np.float32), np.zeros(padded_group, np.float32)
+    shrink, l_here = np.zeros(padded_group, np.float32), np.zeros(padded_group, np.float32)
     at, ahead = np.zeros(TILE, np.int64), np.zeros(TILE, np.int64)
-    top[:], weight[:], out[:] = np.float32(-1e30), np.float32(0.0), np.float32(0.0)
+    m[:], l[:], out[:] = np.float32(-1e30), np.float32(0.0), np.float32(0.0)
     queries = np.empty(out.size, np.float32)
     for j in range(heads * group):
         store(queries, j * dim, scale(factor, load(q, query + j * dim, row_width)))
@@ -79,15 +79,15 @@ def _attend_range(q, query, keys, values, table, block_size, first, last, heads,
                 tile = load(scores, g * TILE, TILE_WIDTH)
                 if count < TILE:
                     tile = keep_first(tile, count)
-                high = max(top[j], largest(tile))
+                high = max(m[j], largest(tile))
                 tile = exp2_minus(tile, high)
-                shrink[g], top[j] = top[j] - high, high
-                weight_here[g] = total(tile)
+                shrink[g], m[j] = m[j] - high, high
+                l_here[g] = total(tile)
                 store(scores, g * TILE, tile)
             for g in range(0, group, LANES):
                 store(shrink, g, exp2_minus(load(shrink, g, LANE_WIDTH), np.float32(0.0)))
             for g in range(group):
-                weight[head * group + g] = weight[head * group + g] * shrink[g] + weight_here[g]
+                l[head * group + g] = l[head * group + g] * shrink[g] + l_here[g]
             for g in range(0, group - 1, 2):  # two heads at a time: enough sums in flight to hide the latency
                 j = head * group + g
                 one = scale(shrink[g], load(out, j * dim, row_width))
@@ -108,16 +108,16 @@ def _attend_range(q, query, keys, values, table, block_size, first, last, heads,
 
 
 @compiled()
-def _divide(sums, weight, dim, row_width, out, begin):
-    for j in range(weight.size):
-        share = np.float32(1.0) / weight[j] if weight[j] > 0 else np.float32(0.0)
-        store(out, begin + j * dim, scale(share, load(sums, j * dim, row_width)))
+def _divide(acc, l, dim, row_width, out, begin):
+    for j in range(l.size):
+        share = np.float32(1.0) / l[j] if l[j] > 0 else np.float32(0.0)
+        store(out, begin + j * dim, scale(share, load(acc, j * dim, row_width)))
 
 
 @compiled()
-def _join(owner, sums, tops, weights, dim, row_width, out):
+def _join(owner, acc, ms, ls, dim, row_width, out):
     """Parts of one sequence stand next to each other; bring them to one maximum and add them up."""
-    parts, heads = tops.shape
+    parts, heads = ms.shape
     part = 0
     while part < parts:
         sequence, begin = owner[part], part
@@ -127,13 +127,13 @@ def _join(owner, sums, tops, weights, dim, row_width, out):
         while part < parts and (owner[part] == sequence or owner[part] < 0):
             if owner[part] == sequence:
                 for j in range(heads):
-                    high = max(tops[begin, j], tops[part, j])
-                    old, new = np.exp2(tops[begin, j] - high), np.exp2(tops[part, j] - high)
-                    both = scale(old, load(sums[begin], j * dim, row_width))
-                    store(sums[begin], j * dim, scale_add(new, load(sums[part], j * dim, row_width), both))
-                    tops[begin, j], weights[begin, j] = high, weights[begin, j] * old + weights[part, j] * new
+                    high = max(ms[begin, j], ms[part, j])
+                    old, new = np.exp2(ms[begin, j] - high), np.exp2(ms[part, j] - high)
+                    both = scale(old, load(acc[begin], j * dim, row_width))
+                    store(acc[begin], j * dim, scale_add(new, load(acc[part], j * dim, row_width), both))
+                    ms[begin, j], ls[begin, j] = high, ls[begin, j] * old + ls[part, j] * new
             part += 1
-        _divide(sums[begin], weights[begin], dim, row_width, out, sequence * heads * dim)
+        _divide(acc[begin], ls[begin], dim, row_width, out, sequence * heads * dim)
 
 
 @compiled(parallel=True)
@@ -148,11 +148,11 @@ def decode(q, q_stride, keys, values, tables, seq_lens, block_size, heads, group
     batch, dim, all_heads = seq_lens.size, 16 * len(row_width), heads * group
     share = (np.int64(seq_lens.sum()) + threads - 1) // threads
     owner = np.full(2 * threads, -1, np.int64)
-    sums = np.empty((2 * threads, all_heads * dim), np.float32)
-    tops, weights = np.empty((2 * threads, all_heads), np.float32), np.empty((2 * threads, all_heads), np.float32)
+    acc = np.empty((2 * threads, all_heads * dim), np.float32)
+    ms, ls = np.empty((2 * threads, all_heads), np.float32), np.empty((2 * threads, all_heads), np.float32)
     for thread in prange(threads):
         begin, end, offset = thread * share, (thread + 1) * share, np.int64(0)
-        whole, top, weight = (
+        whole, m, l = (
             np.empty(all_heads * dim, np.float32),
             np.empty(all_heads, np.float32),
             np.empty(all_heads, np.float32),
@@ -168,11 +168,11 @@ def decode(q, q_stride, keys, values, tables, seq_lens, block_size, heads, group
                 continue
             if first == 0 and last == length:
                 _attend_range(q, b * q_stride, keys, values, tables[b], block_size, first, last, heads, group,
-                              row_width, whole, top, weight)  # fmt: skip
-                _divide(whole, weight, dim, row_width, out, b * all_heads * dim)
+                              row_width, whole, m, l)  # fmt: skip
+                _divide(whole, l, dim, row_width, out, b * all_heads * dim)
             else:
                 part = 2 * thread + (first == 0)
                 owner[part] = b
                 _attend_range(q, b * q_stride, keys, values, tables[b], block_size, first, last, heads, group,
-                              row_width, sums[part], tops[part], weights[part])  # fmt: skip
-    _join(owner, sums, tops, weights, dim, row_width, out)
+                              row_width, acc[part], ms[part], ls[part])  # fmt: skip
+    _join(owner, acc, ms, ls, dim, row_width, out)

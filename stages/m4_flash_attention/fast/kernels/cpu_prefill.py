@@ -30,7 +30,7 @@ from common.execution.cpu.simd import (
 
 # pyright: basic
 
-ROWS = 192  # times D floats of queries and of sums: they stay in the L2 cache
+ROWS = 192  # times D floats of queries and of acc: both stay in the L2 cache
 TILE = 64  # tokens: a tile of K and one of V stay in the L1 cache
 TILE_WIDTH, LANE_WIDTH = width(TILE), width(LANES)
 
@@ -55,19 +55,19 @@ def _pack(keys, values, table, block_size, first, count, heads, head, row_width,
 
 
 @compiled()
-def _softmax_row(scores, row, count, masked, r, top, fresh, shrink):
+def _softmax_row(scores, row, count, masked, r, m, fresh, shrink):
     """One row of scores becomes weights, summed in fresh; shrink: log2 of what its older sums must be multiplied by."""
     tile = load(scores, row * TILE, TILE_WIDTH)
     if masked:
         tile = keep_first(tile, count)
-    high = max(top[r], largest(tile))
+    high = max(m[r], largest(tile))
     tile = exp2_minus(tile, high)
-    shrink[row], fresh[row], top[r] = top[r] - high, total(tile), high
+    shrink[row], fresh[row], m[r] = m[r] - high, total(tile), high
     store(scores, row * TILE, tile)
 
 
 @compiled()
-def _four_rows(q, turned, plain, r, dim, column_width, scores, counts, masked, top, weight, sums, shrink, fresh):
+def _four_rows(q, turned, plain, r, dim, column_width, scores, counts, masked, m, l, acc, shrink, fresh):
     """Rows r ... r + 3 against one tile: scores, softmax, sums over V."""
     columns = 16 * len(column_width)
     a, b, c, d = zeros(TILE_WIDTH), zeros(TILE_WIDTH), zeros(TILE_WIDTH), zeros(TILE_WIDTH)
@@ -80,24 +80,24 @@ def _four_rows(q, turned, plain, r, dim, column_width, scores, counts, masked, t
     store(scores, 2 * TILE, c)
     store(scores, 3 * TILE, d)
     for row in range(4):
-        _softmax_row(scores, row, counts[r + row], masked, r + row, top, fresh, shrink)
+        _softmax_row(scores, row, counts[r + row], masked, r + row, m, fresh, shrink)
     store(shrink, 0, exp2_minus(load(shrink, 0, LANE_WIDTH), np.float32(0.0)))
     for row in range(4):
-        weight[r + row] = weight[r + row] * shrink[row] + fresh[row]
+        l[r + row] = l[r + row] * shrink[row] + fresh[row]
     for column in range(0, dim, columns):
         at = r * dim + column
-        w = scale(shrink[0], load(sums, at, column_width))
-        x = scale(shrink[1], load(sums, at + dim, column_width))
-        y = scale(shrink[2], load(sums, at + 2 * dim, column_width))
-        z = scale(shrink[3], load(sums, at + 3 * dim, column_width))
+        w = scale(shrink[0], load(acc, at, column_width))
+        x = scale(shrink[1], load(acc, at + dim, column_width))
+        y = scale(shrink[2], load(acc, at + 2 * dim, column_width))
+        z = scale(shrink[3], load(acc, at + 3 * dim, column_width))
         for t in range(TILE):
             value = load(plain, t * dim + column, column_width)
             w, x = scale_add(scores[t], value, w), scale_add(scores[TILE + t], value, x)
             y, z = scale_add(scores[2 * TILE + t], value, y), scale_add(scores[3 * TILE + t], value, z)
-        store(sums, at, w)
-        store(sums, at + dim, x)
-        store(sums, at + 2 * dim, y)
-        store(sums, at + 3 * dim, z)
+        store(acc, at, w)
+        store(acc, at + dim, x)
+        store(acc, at + 2 * dim, y)
+        store(acc, at + 3 * dim, z)
 
 
 @compiled(parallel=True)
@@ -117,8 +117,8 @@ def prefill(
     most_rows = (tile_queries * group + 3) // 4 * 4
     factor = np.float32(LOG2E / np.sqrt(dim))
     for thread in prange(threads):
-        queries, sums = np.zeros(most_rows * dim, np.float32), np.zeros(most_rows * dim, np.float32)
-        top, weight = np.zeros(most_rows, np.float32), np.zeros(most_rows, np.float32)
+        queries, acc = np.zeros(most_rows * dim, np.float32), np.zeros(most_rows * dim, np.float32)
+        m, l = np.zeros(most_rows, np.float32), np.zeros(most_rows, np.float32)
         counts = np.zeros(most_rows, np.int64)
         raw, turned, plain = (
             np.zeros(TILE * dim, np.float32),
@@ -137,7 +137,7 @@ def prefill(
             for r in range(rows):
                 at = (token + begin + r // group) * q_stride + (head * group + r % group) * dim
                 store(queries, r * dim, scale(factor, load(q, at, row_width)))
-            sums[:], weight[:], top[:] = np.float32(0.0), np.float32(0.0), np.float32(-1e30)
+            acc[:], l[:], m[:] = np.float32(0.0), np.float32(0.0), np.float32(-1e30)
             for first in range(0, context, TILE):
                 count = min(TILE, context - first)
                 _pack(keys, values, tables[sequence], block_size, first, count, heads, head, row_width,
@@ -149,7 +149,7 @@ def prefill(
                     counts[r] = oldest + r // group + 1 - first
                 for r in range(skip, rows, 4):
                     _four_rows(queries, turned, plain, r, dim, column_width, scores, counts, masked,
-                               top, weight, sums, shrink, fresh)  # fmt: skip
+                               m, l, acc, shrink, fresh)  # fmt: skip
             for r in range(rows):
                 at = ((token + begin + r // group) * all_heads + head * group + r % group) * dim
-                store(out, at, scale(np.float32(1.0) / weight[r], load(sums, r * dim, row_width)))
+                store(out, at, scale(np.float32(1.0) / l[r], load(acc, r * dim, row_width)))

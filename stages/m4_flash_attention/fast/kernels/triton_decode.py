@@ -21,27 +21,27 @@ from stages.m4_flash_attention.fast.kernels.triton_parts import (
     find_part,
     leave_part,
     merge_parts,
-    processors,
-    room,
+    num_sms,
+    padded_count,
 )
 
 # pyright: basic
 
-PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_SM = 4
 MERGED = 4096
-"""Numbers of the parts' sums that are put together at a time."""
+"""How many numbers of the parts' acc are merged at a time."""
 LOG2E = 1.4426950408889634
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"], do_not_specialize_on_alignment=["tables", "seq_lens"])
 def decode_kernel(
-    q, keys, values, tables, seq_lens, out, part_sums, part_weights, part_tops, arrived, scale, num_seqs,
+    q, keys, values, tables, seq_lens, out, part_acc, part_l, part_m, arrived, scale, num_seqs,
     q_stride, table_stride, block_stride, slot_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     SEQS: tl.constexpr, TARGET: tl.constexpr, MERGED_ROWS: tl.constexpr, AT_ONCE: tl.constexpr,
-    PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
     index = tl.arange(0, SEQS)
@@ -52,7 +52,7 @@ def decode_kernel(
         return
     first = part * tiles * TILE
     last = tl.minimum(first + tiles * TILE, tl.load(seq_lens + sequence))
-    if EARLY:
+    if PDL:
         gdc_wait()
 
     row, column = tl.arange(0, ROWS), tl.arange(0, DIM)
@@ -61,9 +61,9 @@ def decode_kernel(
     q_at = sequence.to(tl.int64) * q_stride + query_head[:, None] * DIM + column[None, :]
     queries = tl.load(q + q_at, mask=in_group[:, None], other=0.0)
 
-    top = tl.full([ROWS], -1e30, tl.float32)
-    weight = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, DIM], tl.float32)
+    m = tl.full([ROWS], -1e30, tl.float32)
+    l = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
     for start in range(first, last, TILE):
         tl.assume(start >= 0)  # saves the division below what negative numbers would need
         position = start + tl.arange(0, TILE)
@@ -74,25 +74,25 @@ def decode_kernel(
         value = tl.load(values + at[:, None] + column[None, :], mask=valid[:, None], other=0.0)  # [TILE, DIM]
         scores = tl.dot(queries, key, input_precision=PRECISION) * scale
         scores = tl.where(valid[None, :], scores, -float("inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-        weight = weight * shrink + tl.sum(weights, 1)
-        sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None], input_precision=PRECISION)
-        top = new_top
+        m_new = tl.maximum(m, tl.max(scores, 1))
+        p = tl.exp2(scores - m_new[:, None])
+        shrink = tl.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+        m = m_new
 
     out += (sequence.to(tl.int64) * heads + head) * GROUP * DIM
     if count == 1:
-        result = sums / tl.where(weight > 0, weight, 1.0)[:, None]  # a padding row has no tokens: 0, not NaN
+        result = acc / tl.where(l > 0, l, 1.0)[:, None]  # a padding row has no tokens: 0, not NaN
         tl.store(out + row[:, None] * DIM + column[None, :], result.to(out.dtype.element_ty), mask=in_group[:, None])
     else:
         before = leave_part(
-            sums, weight, top, part_sums, part_weights, part_tops, arrived, first_part, part, head, heads, GROUP, ROWS,
+            acc, l, m, part_acc, part_l, part_m, arrived, first_part, part, head, heads, GROUP, ROWS,
             DIM,
         )  # fmt: skip
         if before == count - 1:
             merged, total = merge_parts(
-                part_sums, part_weights, part_tops, arrived, first_part, count, head, heads, GROUP, MERGED_ROWS, DIM,
+                part_acc, part_l, part_m, arrived, first_part, count, head, heads, GROUP, MERGED_ROWS, DIM,
                 AT_ONCE,
             )  # fmt: skip
             merged_row = tl.arange(0, MERGED_ROWS)
@@ -107,7 +107,7 @@ class DecodeKernel:
     def __init__(self, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = decode_config(head_dim, dtype)
         self._launch = launch_options(device)
-        target = max(1, processors(device) * PROGRAMS_PER_PROCESSOR // num_kv_heads)
+        target = max(1, num_sms(device) * PROGRAMS_PER_SM // num_kv_heads)
         self.workspace = Workspace(target, num_kv_heads, group, head_dim, device)
 
     def __call__(
@@ -123,7 +123,7 @@ class DecodeKernel:
         kernel(
             q, kv[0], kv[1], tables, seq_lens, out, *self.workspace.tensors(), dim**-0.5 * LOG2E, batch, q.stride(0),
             tables.stride(0), kv.stride(1), kv.stride(2), GROUP=group, ROWS=max(16, merged), DIM=dim, BLOCK=block_size,
-            SEQS=room(batch), TARGET=target, MERGED_ROWS=merged, AT_ONCE=max(1, MERGED // (merged * dim)),
+            SEQS=padded_count(batch), TARGET=target, MERGED_ROWS=merged, AT_ONCE=max(1, MERGED // (merged * dim)),
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # means something in float32 only
             **self.config, **self._launch,
         )  # fmt: skip

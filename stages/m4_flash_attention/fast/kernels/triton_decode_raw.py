@@ -25,14 +25,14 @@ from stages.m4_flash_attention.fast.kernels.triton_parts import (
     Workspace,
     leave_part,
     merge_parts,
-    processors,
+    num_sms,
 )
 
 # pyright: basic
 
-PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_SM = 4
 MERGED = 1024
-"""Numbers of the parts' sums that are put together at a time."""
+"""How many numbers of the parts' acc are merged at a time."""
 LOG2E = 1.4426950408889634
 
 
@@ -77,27 +77,27 @@ def load_tile(
 
 
 @triton.jit
-def attend_tile(query, key, value, valid, scale, top, weight, sums):
-    """One more tile of the context: the online softmax of FlashAttention. query, sums: float32 [DIM]."""
+def attend_tile(query, key, value, valid, scale, m, l, acc):
+    """One more tile of the context: the online softmax of FlashAttention. query, acc: float32 [DIM]."""
     scores = tl.sum(key.to(tl.float32) * query[None, :], 1) * scale
     scores = tl.where(valid, scores, -float("inf"))
-    new_top = tl.maximum(top, tl.max(scores, 0))
-    weights = tl.exp2(scores - new_top)
-    shrink = tl.exp2(top - new_top)
-    weight = weight * shrink + tl.sum(weights, 0)
-    sums = sums * shrink + tl.sum(value.to(tl.float32) * weights[:, None], 0)
-    return new_top, weight, sums
+    m_new = tl.maximum(m, tl.max(scores, 0))
+    p = tl.exp2(scores - m_new)
+    shrink = tl.exp2(m - m_new)
+    l = l * shrink + tl.sum(p, 0)
+    acc = acc * shrink + tl.sum(value.to(tl.float32) * p[:, None], 0)
+    return m_new, l, acc
 
 
 @triton.jit(do_not_specialize_on_alignment=["table", "seq_len"])
 def raw_decode_kernel(
-    qkv, keys, values, table, seq_len, slot, q_gain, k_gain, cos, sin, out, part_sums, part_weights, part_tops,
+    qkv, keys, values, table, seq_len, slot, q_gain, k_gain, cos, sin, out, part_acc, part_l, part_m,
     arrived, scale, eps, block_stride, slot_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    AT_ONCE: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
+    AT_ONCE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program for each query head and part of the context; parts are as few tiles as there are programs for."""
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
     part, parts = tl.program_id(1), tl.num_programs(1)
@@ -118,7 +118,7 @@ def raw_decode_kernel(
     new_at = qkv + (heads + kv_head) * DIM
     if NORM:
         q_gains, k_gains = pair(q_gain, column, DIM, DIM), pair(k_gain, column, DIM, DIM)
-    if EARLY:
+    if PDL:
         gdc_wait()
 
     # Everything is loaded in front of the first sum over threads: behind it each load would be waited for anew.
@@ -137,24 +137,20 @@ def raw_decode_kernel(
     stores = column < tl.where(head % GROUP == 0, width, 0)
     tl.store(keys + place, new_key, mask=stores)
     tl.store(values + place, new_value, mask=stores)
-    top = tl.where(newest, tl.sum(query * new_key.to(tl.float32), 0) * scale, -1e30)
-    weight = newest.to(tl.float32)
-    top, weight, sums = attend_tile(query, key, value, valid, scale, top, weight, new_value.to(tl.float32))
+    m = tl.where(newest, tl.sum(query * new_key.to(tl.float32), 0) * scale, -1e30)
+    l = newest.to(tl.float32)
+    m, l, acc = attend_tile(query, key, value, valid, scale, m, l, new_value.to(tl.float32))
     for start in range(first + TILE, last, TILE):
         key, value, valid = load_tile(keys, values, table, start, last, block_stride, slot_stride, DIM, BLOCK, TILE)
-        top, weight, sums = attend_tile(query, key, value, valid, scale, top, weight, sums)
+        m, l, acc = attend_tile(query, key, value, valid, scale, m, l, acc)
 
     out += head * DIM + column
     if count == 1:
-        tl.store(out, (sums / weight).to(out.dtype.element_ty))
+        tl.store(out, (acc / l).to(out.dtype.element_ty))
     else:
-        before = leave_part(
-            sums[None, :], weight, top, part_sums, part_weights, part_tops, arrived, 0, part, head, heads, 1, 1, DIM
-        )
+        before = leave_part(acc[None, :], l, m, part_acc, part_l, part_m, arrived, 0, part, head, heads, 1, 1, DIM)
         if before == count - 1:
-            merged, total = merge_parts(
-                part_sums, part_weights, part_tops, arrived, 0, count, head, heads, 1, 1, DIM, AT_ONCE
-            )
+            merged, total = merge_parts(part_acc, part_l, part_m, arrived, 0, count, head, heads, 1, 1, DIM, AT_ONCE)
             tl.store(out[None, :], (merged / total[:, None]).to(out.dtype.element_ty))
 
 
@@ -164,7 +160,7 @@ class RawDecodeKernel:
     def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = raw_config(head_dim, dtype)
         self._launch = launch_options(device)
-        self.parts = max(1, processors(device) * PROGRAMS_PER_PROCESSOR // num_heads)
+        self.parts = max(1, num_sms(device) * PROGRAMS_PER_SM // num_heads)
         self.workspace = Workspace(self.parts, num_heads, 1, head_dim, device)
 
     def __call__(

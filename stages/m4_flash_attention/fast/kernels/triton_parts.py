@@ -46,46 +46,46 @@ def find_part(rows, context, number, TARGET: tl.constexpr):
 
 @triton.jit
 def leave_part(
-    sums, weight, top, part_sums, part_weights, part_tops, arrived, first, part, head, heads, ROWS: tl.constexpr,
+    acc, l, m, part_acc, part_l, part_m, arrived, first, part, head, heads, ROWS: tl.constexpr,
     ROOM: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Write down sums [ROOM, DIM], of which ROWS count. Returns how many parts of the same `first` were there before.
+    """Write down acc [ROOM, DIM], of which ROWS count. Returns how many parts of the same `first` were there before.
     first: the place of the first of them, part: how far behind it this one stands."""
     row, column = tl.arange(0, ROOM), tl.arange(0, DIM)
     at = ((first + part) * heads + head) * ROWS + row
-    tl.store(part_tops + at, top, mask=row < ROWS)
-    tl.store(part_weights + at, weight, mask=row < ROWS)
-    tl.store(part_sums + at[:, None] * DIM + column[None, :], sums, mask=(row < ROWS)[:, None])
+    tl.store(part_m + at, m, mask=row < ROWS)
+    tl.store(part_l + at, l, mask=row < ROWS)
+    tl.store(part_acc + at[:, None] * DIM + column[None, :], acc, mask=(row < ROWS)[:, None])
     tl.debug_barrier()  # all threads have written before one of them says so
     return tl.atomic_add(arrived + first * heads + head, 1, sem="acq_rel")
 
 
 @triton.jit
 def merge_parts(
-    part_sums, part_weights, part_tops, arrived, first, count, head, heads, ROWS: tl.constexpr, ROOM: tl.constexpr,
+    part_acc, part_l, part_m, arrived, first, count, head, heads, ROWS: tl.constexpr, ROOM: tl.constexpr,
     DIM: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The parts first ... first + count - 1 of one head as one: sums [ROOM, DIM], of which ROWS count, and weight."""
+    """The parts first ... first + count - 1 of one head as one: acc [ROOM, DIM], of which ROWS count, and l."""
     tl.store(arrived + first * heads + head, 0)  # for the next layer
     row, column = tl.arange(0, ROOM), tl.arange(0, DIM)
-    top = tl.full([ROOM], -1e30, tl.float32)
-    weight = tl.zeros([ROOM], tl.float32)
-    sums = tl.zeros([ROOM, DIM], tl.float32)
+    m = tl.full([ROOM], -1e30, tl.float32)
+    l = tl.zeros([ROOM], tl.float32)
+    acc = tl.zeros([ROOM, DIM], tl.float32)
     for start in range(0, count, AT_ONCE):
         part = start + tl.arange(0, AT_ONCE)
         at = ((first + part) * heads + head)[:, None] * ROWS + row[None, :]
         there = (part < count)[:, None] & (row < ROWS)[None, :]
-        tops = tl.load(part_tops + at, mask=there, other=-1e30, cache_modifier=".cg")
-        weights = tl.load(part_weights + at, mask=there, other=0.0, cache_modifier=".cg")
+        ms = tl.load(part_m + at, mask=there, other=-1e30, cache_modifier=".cg")
+        ls = tl.load(part_l + at, mask=there, other=0.0, cache_modifier=".cg")
         at_sums = at[:, :, None] * DIM + column[None, None, :]
-        several = tl.load(part_sums + at_sums, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
-        new_top = tl.maximum(top, tl.max(tops, 0))
-        factor = tl.exp2(tops - new_top[None, :])  # all parts to one maximum
-        shrink = tl.exp2(top - new_top)
-        weight = weight * shrink + tl.sum(weights * factor, 0)
-        sums = sums * shrink[:, None] + tl.sum(several * factor[:, :, None], 0)
-        top = new_top
-    return sums, weight
+        several = tl.load(part_acc + at_sums, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+        m_new = tl.maximum(m, tl.max(ms, 0))
+        factor = tl.exp2(ms - m_new[None, :])  # all parts to one maximum
+        shrink = tl.exp2(m - m_new)
+        l = l * shrink + tl.sum(ls * factor, 0)
+        acc = acc * shrink[:, None] + tl.sum(several * factor[:, :, None], 0)
+        m = m_new
+    return acc, l
 
 
 class Workspace:
@@ -98,20 +98,20 @@ class Workspace:
     def __init__(self, target: int, heads: int, rows: int, dim: int, device: torch.device) -> None:
         self.target = target
         places = 2 * target * heads
-        self.sums = torch.empty(places * rows, dim, dtype=torch.float32, device=device)
-        self.weights = torch.empty(places * rows, dtype=torch.float32, device=device)
-        self.tops = torch.empty(places * rows, dtype=torch.float32, device=device)
+        self.acc = torch.empty(places * rows, dim, dtype=torch.float32, device=device)
+        self.l = torch.empty(places * rows, dtype=torch.float32, device=device)
+        self.m = torch.empty(places * rows, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(places, dtype=torch.int32, device=device)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.sums, self.weights, self.tops, self.arrived
+        return self.acc, self.l, self.m, self.arrived
 
 
-def processors(device: torch.device) -> int:
+def num_sms(device: torch.device) -> int:
     """Of a GPU; two where the kernels are interpreted."""
     return 2 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def room(sequences: int) -> int:
+def padded_count(sequences: int) -> int:
     """1, 16, 64, 256, ...: few sizes, as each is a kernel to compile."""
     return 1 if sequences == 1 else next(16 << i for i in range(0, 32, 2) if 16 << i >= sequences)

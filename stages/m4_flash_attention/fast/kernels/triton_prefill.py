@@ -22,13 +22,13 @@ from stages.m4_flash_attention.fast.kernels.triton_parts import (
     find_part,
     leave_part,
     merge_parts,
-    processors,
-    room,
+    num_sms,
+    padded_count,
 )
 
 # pyright: basic
 
-PROGRAMS_PER_PROCESSOR = 2
+PROGRAMS_PER_SM = 2
 LOG2E = 1.4426950408889634
 
 
@@ -38,7 +38,7 @@ VARYING = ["tables", "seq_lens", "query_starts"]
 
 @triton.jit
 def attend_tiles(
-    sums, weight, top, queries, query_position, keys, values, table, first, last, length, scale, block_stride,
+    acc, l, m, queries, query_position, keys, values, table, first, last, length, scale, block_stride,
     slot_stride, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -62,18 +62,18 @@ def attend_tiles(
         scores = tl.dot(queries, key, input_precision=PRECISION) * scale
         if DIAGONAL:
             scores = tl.where(position[None, :] <= query_position[:, None], scores, -float("inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
-        weight = weight * shrink + tl.sum(weights, 1)
-        sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None], input_precision=PRECISION)
-        top = new_top
-    return sums, weight, top
+        m_new = tl.maximum(m, tl.max(scores, 1))
+        p = tl.exp2(scores - m_new[:, None])
+        shrink = tl.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+        m = m_new
+    return acc, l, m
 
 
 @triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=VARYING)
 def prefill_kernel(
-    q, keys, values, tables, seq_lens, query_starts, out, part_sums, part_weights, part_tops, arrived, scale, num_seqs,
+    q, keys, values, tables, seq_lens, query_starts, out, part_acc, part_l, part_m, arrived, scale, num_seqs,
     q_stride, out_stride, table_stride, block_stride, slot_stride, GROUP: tl.constexpr, DIM: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SEQS: tl.constexpr, TARGET: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -115,29 +115,29 @@ def prefill_kernel(
     keys += head // GROUP * DIM
     values += head // GROUP * DIM
     table = tables + sequence * table_stride
-    top = tl.full([ROWS], -1e30, tl.float32)
-    weight = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, DIM], tl.float32)
+    m = tl.full([ROWS], -1e30, tl.float32)
+    l = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
     seen_by_all = tl.minimum(tl.maximum((oldest + 1) // TILE * TILE, first), last)
-    sums, weight, top = attend_tiles(
-        sums, weight, top, queries, position, keys, values, table, first, seen_by_all, length, scale, block_stride,
+    acc, l, m = attend_tiles(
+        acc, l, m, queries, position, keys, values, table, first, seen_by_all, length, scale, block_stride,
         slot_stride, DIM, BLOCK, TILE, False, PRECISION,
     )  # fmt: skip
-    sums, weight, top = attend_tiles(
-        sums, weight, top, queries, position, keys, values, table, seen_by_all, last, length, scale, block_stride,
+    acc, l, m = attend_tiles(
+        acc, l, m, queries, position, keys, values, table, seen_by_all, last, length, scale, block_stride,
         slot_stride, DIM, BLOCK, TILE, True, PRECISION,
     )  # fmt: skip
     at = token[:, None] * out_stride + head * DIM + column[None, :]
     if count == 1:
-        tl.store(out + at, (sums / weight[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+        tl.store(out + at, (acc / l[:, None]).to(out.dtype.element_ty), mask=real[:, None])
     else:
         before = leave_part(
-            sums, weight, top, part_sums, part_weights, part_tops, arrived, first_part, part, head, heads, ROWS, ROWS,
+            acc, l, m, part_acc, part_l, part_m, arrived, first_part, part, head, heads, ROWS, ROWS,
             DIM,
         )  # fmt: skip
         if before == count - 1:
             merged, total = merge_parts(
-                part_sums, part_weights, part_tops, arrived, first_part, count, head, heads, ROWS, ROWS, DIM, 1
+                part_acc, part_l, part_m, arrived, first_part, count, head, heads, ROWS, ROWS, DIM, 1
             )
             tl.store(out + at, (merged / total[:, None]).to(out.dtype.element_ty), mask=real[:, None])
 
@@ -146,7 +146,7 @@ class PrefillKernel:
     """The kernel, and the place for its parts."""
 
     def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.programs = processors(device) * PROGRAMS_PER_PROCESSOR
+        self.programs = num_sms(device) * PROGRAMS_PER_SM
         rows = max(prefill_config(head_dim, dtype, programs)["ROWS"] for programs in (0, 1 << 30))
         self.workspace = Workspace(max(1, self.programs // num_heads), num_heads, rows, head_dim, device)
 
@@ -164,6 +164,6 @@ class PrefillKernel:
         kernel(
             q, kv[0], kv[1], tables, seq_lens, query_starts, out, *self.workspace.tensors(), dim**-0.5 * LOG2E,
             num_seqs, q.stride(0), out.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
-            GROUP=heads // kv.shape[3], DIM=dim, BLOCK=kv.shape[2], SEQS=room(num_seqs), TARGET=target,
+            GROUP=heads // kv.shape[3], DIM=dim, BLOCK=kv.shape[2], SEQS=padded_count(num_seqs), TARGET=target,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **config,
         )  # fmt: skip

@@ -15,10 +15,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 @triton.jit
 def store_kernel(
     k, v, keys, values, slots, k_stride, v_stride, slot_stride, ROW: tl.constexpr, PADDED: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
         gdc_wait()
     slot = tl.load(slots + token).to(tl.int64)

@@ -1,6 +1,6 @@
 """A few tokens times a 4-bit weight: as fast as the weight can be read, and what stands beside it is done on the way.
 
-This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, EARLY: that file says what and why). A quarter of
+This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, PDL: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
 kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the
 registers that it was read into, as the operand of the tensor cores. Nothing lies in shared memory, so that kernels far
@@ -59,11 +59,11 @@ def gemv_kernel(
     x, words, scales, zeros, bias, gain, out, eps, x_stride, out_stride, tokens, magic,
     IN: tl.constexpr, OUT: tl.constexpr, BLOCKS: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr,
     SHARE: tl.constexpr, VALUE: tl.constexpr, ROWS: tl.constexpr, WARPS: tl.constexpr, WIDTH: tl.constexpr,
-    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+    NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A program has one or two tiles of 16 rows. Its warps share the inputs: of each part, which is WARPS blocks, a
     warp has one."""
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
     TILES: tl.constexpr = ROWS // 16
@@ -106,7 +106,7 @@ def gemv_kernel(
     one = tl.full([8, WARPS, 16], 1.0, dtype)
     ones = operand(one, one, WARPS)
     for token in range(tokens):
-        if EARLY:
+        if PDL:
             gdc_wait()  # in the loop: in front of it the compiler would move it up, ahead of the work on the weight
         source, target = x + token * x_stride, out + token * out_stride + output
         values = ()

@@ -55,10 +55,10 @@ def numbers(words, plane: tl.constexpr, magic):
 def gemv_kernel(
     x, words, scales, gain, out, rows, width, outputs, eps, x_stride, out_stride, magic,
     ROWS: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr,
-    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """A program has OUT rows of `width` words: as `execution.gpu.triton_gemv`, which says what NORM and ADD are."""
-    if EARLY:
+    if PDL:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
     output, word = tl.program_id(0) * OUT + tl.arange(0, OUT), tl.arange(0, WIDTH)
@@ -71,7 +71,7 @@ def gemv_kernel(
         for plane in tl.static_range(4):
             loaded = tl.load(gain + plane * width + word, mask=inside, other=0.0)
             gains = gains + (loaded.to(tl.float32),)  # noqa: RUF005
-    if EARLY:
+    if PDL:
         gdc_wait()
     for row in tl.static_range(ROWS):
         given = inside & (word * 0 + row < rows)  # a mask is a tensor: two numbers compared would be none
