@@ -7,6 +7,8 @@ DTYPE    ?=
 WORKLOAD ?=
 PEERS    ?=
 SWEEP    ?=
+EXECUTION ?=
+PREFIX_INDEX ?=
 HOST     ?=
 PORT     ?=
 PRESET   ?=
@@ -77,13 +79,14 @@ SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
-	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))))
+	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))) $(if $(filter profile trace,$@),$(INDEX_OPTION)))
+INDEX_OPTION = $(if $(PREFIX_INDEX),--engine prefix_index=$(PREFIX_INDEX))
 RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(PORT),--port $(PORT))) \
 	$(if $(filter race,$@),$(if $(PRESET),--preset $(PRESET)) $(if $(ASK),--prompt "$(ASK)")))
 # The main job is for any machine: the CPU, unless another device is asked for.
 BENCH_OPTIONS = $(if $(SHORT),--stages $(call joined,$(comma),$(SHORT))) --workload $(or $(WORKLOAD),ladder) \
 	$(MODEL_OPTIONS) $(if $(DEVICE),,--device cpu) $(if $(filter-out 0 no false,$(PEERS)),--peers) \
-	$(if $(filter-out 0 no false,$(SWEEP)),--sweep)
+	$(if $(filter-out 0 no false,$(SWEEP)),--sweep) $(if $(EXECUTION),--execution $(EXECUTION)) $(INDEX_OPTION)
 # The least of the lines, in per cent, that the tests of everything execute.
 COVERAGE = FOLOVLLM_COVERAGE=93
 # A process for each CPU, where pytest-xdist is installed.

@@ -62,6 +62,9 @@ def compare(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also run the points of the workload's sweep.")] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed runs of each; default 3, and 1 for m0.")] = None,
+    execution: Annotated[
+        str | None, typer.Option(help="plain, fused, graphs or overlap. Default: with all that the device has.")
+    ] = None,
     engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option, for all stages.")] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Results; default: bench.json in the folder of the pictures.")
@@ -94,6 +97,7 @@ def compare(
         sweep=sweep,
         repeats=repeats,
         options=_options(engine or []),
+        execution=execution,
     )
     check_writable(path, folder / PICTURE)
     with Screen() as screen:
@@ -209,6 +213,7 @@ def trace(
     ),
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option.")] = None,
     out_dir: Annotated[Path, typer.Option(help="Folder of traces and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """Record some requests step by step: a timeline, a map of the KV memory, and traces that Perfetto opens."""
@@ -216,7 +221,7 @@ def trace(
     from benchmarks.trace import trace as record_and_draw
 
     check_writable(out_dir / PICTURE)
-    for path in record_and_draw(stage, model, device, dtype, out_dir):
+    for path in record_and_draw(stage, model, device, dtype, out_dir, _options(engine or [])):
         print(path)
 
 

@@ -10,22 +10,25 @@ from typing import Any
 
 import stages
 from benchmarks.environment import environment
+from benchmarks.execution import PLAIN, has_plain_row, options_of
 from benchmarks.files import read_json, write_json
 from benchmarks.peers import PEERS
 from benchmarks.process import OnMessage, run_worker
 from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
 from benchmarks.workloads import Workload, find
-from common.config import EngineConfig, parse_device
+from common.config import EngineConfig, parse_device, refuse_later_options
 from common.errors import UserError
 from common.models.load import open_source
 
+LAST_STAGE = stages.short_name(stages.names()[-1])
 M0_NOTE = "m0 ran `{}` instead: `{}` would take it too long"
 
 
 @dataclass
 class Comparison:
-    """What to compare. `contestants`: short stage names and peers' names, in the order of the table."""
+    """What to compare. `contestants`: short stage names and peers' names, in the order of the table. `execution`: the
+    one way to run the stages (see `benchmarks.execution`); None: as by default, and plain too where it differs."""
 
     contestants: list[str]
     workloads: list[str]
@@ -36,6 +39,7 @@ class Comparison:
     sweep: bool = False
     repeats: int | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    execution: str | None = None
 
     @property
     def preset(self) -> str:
@@ -76,19 +80,26 @@ def make_comparison(
     for name in ("model", "dtype", "device"):
         if name in options:
             raise UserError(f"--engine cannot set {name}, which peers need too: use --{name}")
-    EngineConfig(model=model, dtype=dtype, device=place, **options)
+    plan = Comparison(chosen, list(dict.fromkeys(workloads)), model, dtype, str(place), options=options, **rest)
+    EngineConfig(model=model, dtype=dtype, device=place, **{**options_of(plan.execution, LAST_STAGE), **options})
+    for stage in plan.contestants:
+        if stage not in PEERS:
+            refuse_later_options(stages.number(stage), options)
     open_source(model, place)
-    return Comparison(chosen, list(dict.fromkeys(workloads)), model, dtype, str(place), options=options, **rest)
+    return plan
 
 
 def jobs(plan: Comparison) -> Iterator[Job]:
-    """One for each (contestant, workload), headlines first, then the points of the sweeps."""
+    """One for each (contestant, workload), headlines first, then the points of the sweeps. Before a stage that executes
+    its plans in another way than plain by default, one that runs it plain, where the workload is a ladder of stages."""
     seen: set[tuple[str, str]] = set()
     for name in plan.workloads:
         for stage in plan.contestants:
             workload, note = _substitute(stage, find(name))
             if (stage, workload.name) not in seen:
                 seen.add((stage, workload.name))
+                if workload.ladder and plan.execution is None and _has_plain_row(plan, stage):
+                    yield _job(plan, stage, workload, None, note, PLAIN)
                 yield _job(plan, stage, workload, None, note)
     for name in plan.workloads if plan.sweep else ():
         workload = find(name)
@@ -106,8 +117,17 @@ def _substitute(stage: str, workload: Workload) -> tuple[Workload, str | None]:
     return find(workload.m0_runs), M0_NOTE.format(workload.m0_runs, workload.name)
 
 
-def _job(plan: Comparison, stage: str, workload: Workload, variant: str | None, note: str | None) -> Job:
+def _has_plain_row(plan: Comparison, stage: str) -> bool:
+    """Not for peers, nor where an option decides how plans are executed."""
+    chosen = plan.options.keys() & options_of(PLAIN, LAST_STAGE).keys()
+    return stage not in PEERS and not chosen and has_plain_row(stage, plan.device)
+
+
+def _job(
+    plan: Comparison, stage: str, workload: Workload, variant: str | None, note: str | None, way: str | None = None
+) -> Job:
     repeats = plan.repeats or (1 if stage == "m0" else workload.repeats)
+    execution = {} if stage in PEERS else options_of(way or plan.execution, stage)
     return Job(
         stage,
         workload.name,
@@ -118,28 +138,35 @@ def _job(plan: Comparison, stage: str, workload: Workload, variant: str | None, 
         repeats,
         variant,
         note,
-        dict(plan.options),
+        {**execution, **plan.options},
+        way,
     )
 
 
 @dataclass
 class Results:
-    """The contents of bench.json."""
+    """The contents of bench.json. plain: of stages that `records` has with execution, the idea alone."""
 
     environment: dict[str, Any]
     config: dict[str, Any]
     records: list[Record] = field(default_factory=list[Record])
     sweeps: list[Record] = field(default_factory=list[Record])
     took_s: float | None = None  # all jobs, loading and warming up included; None in older files
+    plain: list[Record] = field(default_factory=list[Record])
 
     def add(self, record: Record) -> None:
-        (self.sweeps if record.variant else self.records).append(record)
+        (self.sweeps if record.variant else self.plain if record.plain else self.records).append(record)
 
     def find(self, job: Job) -> Record | None:
-        for record in self.sweeps if job.variant else self.records:
+        for record in self.sweeps if job.variant else self.plain if job.execution else self.records:
             if (record.stage, record.workload, record.variant) == (job.stage, job.workload, job.variant):
                 return record
         return None
+
+    def plain_of(self, record: Record) -> Record | None:
+        """The same stage on the same workload, the idea alone; None where it has no such row."""
+        there = (r for r in self.plain if (r.stage, r.workload) == (record.stage, record.workload) and r.ok)
+        return next(there, None) if record.ok and not record.variant else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -149,22 +176,23 @@ class Results:
             "took_s": self.took_s,
             "records": [record.to_json() for record in self.records],
             "sweeps": [record.to_json() for record in self.sweeps],
+            "plain": [record.to_json() for record in self.plain],
         }
 
     @classmethod
     def read(cls, path: str | Path) -> Results:
         value = read_json(path)
         try:
-            found = [[Record(**record) for record in value[key]] for key in ("records", "sweeps")]
+            found = [[Record(**record) for record in value.get(key, [])] for key in ("records", "sweeps", "plain")]
             where, config = value["environment"], value["config"]
             if not isinstance(where, dict) or not isinstance(config, dict):
                 raise TypeError("environment and config are objects")
-            return cls(where, config, *found, value.get("took_s"))
+            return cls(where, config, *found[:2], value.get("took_s"), found[2])
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} was written by another version of the bench ({error}): run it again") from error
 
 
-RESUME_NEEDS = ("model", "dtype", "device", "quick", "repeats", "options")
+RESUME_NEEDS = ("model", "dtype", "device", "quick", "repeats", "options", "execution")
 
 
 def earlier_results(plan: Comparison, path: Path) -> Results | None:

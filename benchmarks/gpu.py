@@ -12,17 +12,10 @@ from typing import Any
 
 import stages
 from benchmarks.compare import Results, jobs, make_comparison, run
+from benchmarks.execution import PLAIN, WAYS
 from benchmarks.files import check_writable
 from benchmarks.screen import Screen
 from common.errors import UserError
-
-EXECUTION: dict[str, dict[str, Any]] = {
-    "eager": {"fused_kernels": False, "cuda_graphs": False, "overlap": False},
-    "fused": {"fused_kernels": True, "cuda_graphs": False, "overlap": False},
-    "graphs": {"fused_kernels": True, "cuda_graphs": True, "overlap": False},
-    "overlap": {"fused_kernels": True, "cuda_graphs": True, "overlap": True},
-}
-"""The ablation, each line with all of the one before it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,7 @@ class Part:
     stages: list[str]
     workloads: list[str]
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    execution: str | None = None
     repeats: int | None = None
 
 
@@ -47,24 +41,18 @@ def bench_parts() -> list[Part]:
     last = _last("m6")
     table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"])
     ablation = [
-        Part(f"gpu-bench-{name}", last, ["decode_one", "decode"], options, repeats=1)
-        for name, options in EXECUTION.items()
-        if name != "overlap"  # is the table itself
+        Part(f"gpu-bench-{way}", last, ["decode_one", "decode"], execution=way, repeats=1)
+        for way in WAYS
+        if way != "overlap"  # is the table itself
     ]
-    ablation.append(Part("gpu-bench-eager-nano", last, ["nano"], EXECUTION["eager"], repeats=1))
+    ablation.append(Part(f"gpu-bench-{PLAIN}-nano", last, ["nano"], execution=PLAIN, repeats=1))
     head = Part("gpu-bench-head16", _last("m7"), ["decode_one", "decode"], {"head_bits": 16}, repeats=1)
     return [table, *ablation, head]
 
 
 def ladder_parts() -> list[Part]:
-    """All stages on `mixed` (m0 on `ladder`) as they run by default, m4 and later with graphs; then those kernel by
-    kernel, as the ones before always run."""
-    here = [stages.short_name(folder) for folder in stages.names()]
-    later = [stage for stage in here if stages.number(stage) >= 4]
-    return [
-        Part("gpu-ladder", here, ["mixed"], {}, repeats=1),
-        Part("gpu-ladder-eager", later, ["mixed"], EXECUTION["eager"], repeats=1),
-    ]
+    """All stages on `mixed` (m0 on `ladder`), plain and with execution."""
+    return [Part("gpu-ladder", [stages.short_name(folder) for folder in stages.names()], ["mixed"], repeats=1)]
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:
@@ -95,6 +83,7 @@ def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Pa
             quick=quick,
             repeats=part.repeats,
             options=part.options,
+            execution=part.execution,
         )
         print(f"{part.name}: {sum(1 for _ in jobs(plan))} runs, {path}", flush=True)
         with Screen() as screen:

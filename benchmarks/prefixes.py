@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import stages
 from benchmarks.plots.prefix_tree import draw_prefix_tree
@@ -17,10 +19,12 @@ QUESTIONS, FOLLOW_UPS = (5, 3), 2
 BLOCK = 16
 
 
-def record_prefixes(stage: str, model: str, device: str, dtype: str) -> tuple[list[PrefixNode], float]:
+def record_prefixes(
+    stage: str, model: str, device: str, dtype: str, options: Mapping[str, Any] | None = None
+) -> tuple[list[PrefixNode], float]:
     """Run the scenario; returns what is cached at its end, and the hit rate."""
-    options = {"max_num_seqs": 4, "max_model_len": 512, "block_size": BLOCK, "prefix_index": "radix"}
-    with stages.build(stage, model=model, device=device, dtype=dtype, **options) as engine:
+    own = {"max_num_seqs": 4, "max_model_len": 512, "block_size": BLOCK, "prefix_index": "radix", **(options or {})}
+    with stages.build(stage, model=model, device=device, dtype=dtype, **own) as engine:
         draw = Draw(engine.runner.model.config.vocab_size)
         system = draw.tokens(SYSTEM)
         for length, questions in zip(EXAMPLES, QUESTIONS, strict=True):
@@ -41,6 +45,6 @@ def _ask(engine: Engine, prompt: list[int]) -> list[int]:
     return prompt + output.token_ids
 
 
-def prefix_tree(model: str, device: str, dtype: str, path: Path) -> Path:
-    nodes, hit_rate = record_prefixes("m6", model, device, dtype)
+def prefix_tree(model: str, device: str, dtype: str, path: Path, options: Mapping[str, Any] | None = None) -> Path:
+    nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
     return draw_prefix_tree(nodes, hit_rate, path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
+from benchmarks.execution import PLAIN
 from benchmarks.failure import of_exit
 from benchmarks.files import read_record
 from benchmarks.peers import PEERS
@@ -38,7 +39,7 @@ def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) ->
         said = log.read_text(errors="replace")
         reason = f"no result after {timeout:g} s (--timeout)" if timed_out else of_exit(status, said)
     record = Record.failed(job.stage, job.workload, reason, job.variant)
-    record.note = job.note
+    record.note, record.plain = job.note, job.execution == PLAIN
     return record
 
 

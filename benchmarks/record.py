@@ -68,7 +68,8 @@ class Record:
     attention_time_s and peak_activation_bytes: of one more run of a probed workload (see `benchmarks.probe`).
     itl_s and tpot_s are those of the steady group, where a workload has one. ttft_by_group: for each group of requests.
     prefix_hit_rate: tokens that came from the prefix cache over all prompt tokens; tokens_saved: those tokens;
-    blocks_shared: blocks taken from the prefix cache; evictions: blocks that it gave up for others.
+    blocks_shared: blocks taken from the prefix cache; evictions: blocks that it gave up for others. plain: the idea
+    alone, in a comparison that also has the stage with execution.
     """
 
     stage: str
@@ -98,6 +99,7 @@ class Record:
     note: str | None = None
     output_tokens_per_s_repeats: list[float] = field(default_factory=list[float])
     itl_by_position: list[list[float]] | None = None
+    plain: bool = False
     attention_time_s: float | None = None
     peak_activation_bytes: int | None = None
     ttft_by_group: dict[str, Summary] | None = None

@@ -14,8 +14,8 @@ from benchmarks.table import seconds, speed
 from benchmarks.worker import Job
 
 
-def label(stage: str, workload: str, variant: str | None) -> str:
-    return " · ".join(part for part in (stage, workload, variant) if part)
+def label(stage: str, workload: str, variant: str | None, plain: bool) -> str:
+    return " · ".join(part for part in (stage, workload, variant, "plain" if plain else None) if part)
 
 
 class Screen:
@@ -35,7 +35,7 @@ class Screen:
         self._one = self._bars.add_task("starting", total=1)
 
     def started(self, number: int, total: int, job: Job) -> OnMessage:
-        name = label(job.stage, job.workload, job.variant)
+        name = label(job.stage, job.workload, job.variant, job.execution is not None)
         self._bars.update(self._all, total=total, completed=number - 1)
         self._bars.reset(self._one, description=name, total=1)
 
@@ -51,7 +51,7 @@ class Screen:
 
     def finished(self, record: Record) -> None:
         self._bars.advance(self._all)
-        name = label(record.stage, record.workload, record.variant)
+        name = label(record.stage, record.workload, record.variant, record.plain)
         if record.ok and record.itl_s is not None:
             self._console.print(f"{name}: {speed(record)} tokens/s, {seconds(record.itl_s['p50'])} between tokens")
         elif record.ok:

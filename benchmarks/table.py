@@ -17,6 +17,7 @@ from benchmarks.style import title
 from benchmarks.workloads import find
 
 DASH = "–"
+EXECUTION = "+ execution"
 
 
 def rows_for(results: Results, workload: str) -> list[Record]:
@@ -159,18 +160,20 @@ def workload_table(results: Results, workload: str) -> Table:
     baseline = next((r for r in records if r.stage == "m0"), None)
     before: Record | None = None
     for record in records:
-        table.add_row(*_row(record, before, baseline, workload, last))
+        plain = results.plain_of(record)
+        if plain is not None:
+            table.add_row(*_row(plain.stage, plain, before, baseline, last))
+        name = record.stage.replace("-", "-\n") if plain is None else EXECUTION
+        name += "" if record.workload == workload else f" on {record.workload}"
+        table.add_row(*_row(name, record, plain or before, baseline, last))
         if record.ok and record.stage not in PEERS:
-            before = record
+            before = plain or record
     return table
 
 
 def _row(
-    record: Record, before: Record | None, baseline: Record | None, workload: str, last: Sequence[Column]
+    name: str, record: Record, before: Record | None, baseline: Record | None, last: Sequence[Column]
 ) -> Sequence[str]:
-    name = record.stage.replace("-", "-\n")
-    if record.workload != workload:
-        name += f" on {record.workload}"
     if not record.ok:
         return name, "[red]failed[/]"
     return (
@@ -186,9 +189,13 @@ def _row(
     )
 
 
-def footnotes(records: Sequence[Record]) -> list[str]:
+def footnotes(records: Sequence[Record], plain: bool = False) -> list[str]:
     """What a row cannot say: why it failed, and what it ran instead."""
     notes = [f"{r.stage}: {r.note}" for r in records if r.ok and r.note]
+    if plain:
+        notes.append(
+            f"{EXECUTION}: fused or compiled kernels, CUDA graphs, planning ahead; × the idea alone (the row above)"
+        )
     if any("instead" in note for note in notes):
         notes.append("≈ compares two different workloads: take it as an order of magnitude")
     return notes + [f"{r.stage} failed: {r.error}" for r in records if not r.ok]
@@ -200,7 +207,8 @@ def render(results: Results) -> Group:
     for workload in results.config["workloads"]:
         records = rows_for(results, workload)
         parts += [Text(), workload_table(results, workload)]
-        parts += [Text(note, style="red" if " failed: " in note else "dim") for note in footnotes(records)]
+        notes = footnotes(records, any(results.plain_of(record) for record in records))
+        parts += [Text(note, style="red" if " failed: " in note else "dim") for note in notes]
     if results.sweeps:
         for workload in dict.fromkeys(r.workload for r in results.sweeps):
             parts += [Text(), sweep_table(workload, [r for r in results.sweeps if r.workload == workload])]

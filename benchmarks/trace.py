@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
@@ -12,7 +14,7 @@ from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
 from benchmarks.traced import Traced
 from common import SamplingParams
-from common.config import parse_device, parse_dtype, stage_options
+from common.config import parse_device, parse_dtype, refuse_later_options, stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 from common.watch.trace import StepTrace
@@ -26,8 +28,8 @@ SWAP_TOKENS = 128
 the CPU takes one preempted request; the next one is recomputed."""
 
 
-def record(stage: str, model: str, device: str, dtype: str) -> Traced:
-    """Run the scenario on a stage."""
+def record(stage: str, model: str, device: str, dtype: str, options: Mapping[str, Any] | None = None) -> Traced:
+    """Run the scenario on a stage; of the options it takes those that it has."""
     place = parse_device(device)
     token_bytes = kv_bytes_per_token(open_source(model, place).config, parse_dtype(dtype))
     wanted = {
@@ -35,9 +37,10 @@ def record(stage: str, model: str, device: str, dtype: str) -> Traced:
         "max_model_len": MAX_MODEL_LEN,
         "kv_cache_memory": KV_TOKENS * token_bytes,
         "swap_space": SWAP_TOKENS * token_bytes,
+        **(options or {}),
     }
-    options = stage_options(stages.number(stage), wanted)
-    with stages.build(stage, model=model, device=place, dtype=dtype, **options) as engine:
+    own = stage_options(stages.number(stage), wanted)
+    with stages.build(stage, model=model, device=place, dtype=dtype, **own) as engine:
         draw = Draw(engine.runner.model.config.vocab_size)
         long = draw.marked(NUM_REQUESTS, LONG_SHARE)
         prompts = [draw.tokens(draw.length(INPUTS)) for _ in range(NUM_REQUESTS)]
@@ -51,13 +54,19 @@ def record(stage: str, model: str, device: str, dtype: str) -> Traced:
         return Traced(stages.short_name(stage), engine.trace, capacity, engine.config.block_size if paged else None)
 
 
-def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list[Path]:
-    """Record a stage and the one before it; write both traces and the pictures; returns what was written."""
+def trace(
+    stage: str, model: str, device: str, dtype: str, folder: Path, options: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Record a stage and the one before it; write both traces and the pictures; returns what was written.
+
+    options: engine options, of which the stage before takes those that it has.
+    """
     name = stages.short_name(stage)
+    refuse_later_options(stages.number(stage), options or {})
     folders = stages.names()
     before = folders[max(0, folders.index(stages.resolve(stage)) - 1)]
     pair = list(dict.fromkeys((stages.short_name(before), name)))
-    runs = [record(one, model, device, dtype) for one in pair]
+    runs = [record(one, model, device, dtype, options) for one in pair]
     written: list[Path] = []
     for run in runs:
         taken = sum(step.duration for step in run.trace.steps)
@@ -76,5 +85,5 @@ def trace(stage: str, model: str, device: str, dtype: str, folder: Path) -> list
     if name == "m5":
         written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
     if name == "m6":
-        written.append(prefix_tree(model, device, dtype, folder / "m6_tree.png"))
+        written.append(prefix_tree(model, device, dtype, folder / "m6_tree.png", options))
     return written

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestant import Contestant, OnTokens, Setting
+from benchmarks.execution import PLAIN
 from benchmarks.failure import of_error
 from benchmarks.files import write_json
 from benchmarks.measure import DeviceUse, peak_memory, reset_peak_memory
@@ -47,6 +48,7 @@ class Job:
     variant: str | None = None
     note: str | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    execution: str | None = None  # the row's way, where it is not the default
     result_path: str = ""
 
     def to_line(self) -> str:
@@ -113,7 +115,7 @@ def run_job(job: Job) -> Record:
         with use:
             requests, runs = timed_runs(contestant, size, job.repeats, started, progress)
         record = record_runs(job.stage, job.workload, requests, runs)
-        record.variant = job.variant
+        record.variant, record.plain = job.variant, job.execution == PLAIN
         record.note = "; ".join(note for note in (job.note, contestant.note) if note) or None
         record.peak_memory_bytes, record.peak_device_memory_bytes = peak_memory()
         record.gpu_utilization = use.mean
@@ -188,7 +190,7 @@ def main() -> None:
         record = run_job(job)
     except Exception as error:  # whatever went wrong with one contestant, the others go on
         record = Record.failed(job.stage, job.workload, of_error(error), job.variant)
-        record.note = job.note
+        record.note, record.plain = job.note, job.execution == PLAIN
         if not isinstance(error, ValueError):
             import traceback
 

@@ -48,6 +48,7 @@ class Workload:
     probed: one more run, after the timed ones, measures the time in attention and the memory of activations.
     columns: what the last columns of its table tell: `kv`, `probe`, `stalls` or `prefix` (see `benchmarks.table`).
     stages_only: requests wait for tokens of others, which peers do not tell while they run.
+    ladder: all stages are compared on it, those with ways to execute a plan twice (see `benchmarks.execution`).
     """
 
     name: str
@@ -61,6 +62,7 @@ class Workload:
     probed: bool = False
     columns: str = "kv"
     stages_only: bool = False
+    ladder: bool = False
     repeats: int = 3
 
     def variants_for(self, preset: str) -> list[str]:
@@ -77,6 +79,8 @@ _PRESSURE = {
     "gpu": Size(uniform(256, (64, 256), (64, 256)), 256, 4096, kv_tokens=16 * 4096),
     "quick": Size(uniform(8, (8, 16), (4, 12)), 8, 128, kv_tokens=2 * 128),
 }
+_SWAP_SPACE = {"cpu": 2**28, "gpu": 2**33, "quick": 2**20}
+"""Bytes: more than all preempted requests of `memory_pressure` hold."""
 _NANO = uniform(256, (100, 1024), (100, 1024))
 """What several small engines publish their throughput on."""
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
@@ -200,6 +204,7 @@ WORKLOADS: dict[str, Workload] = {
                 "quick": Size(_MIXED["quick"], 4, 64),
             },
             m0_runs="ladder",
+            ladder=True,
         ),
         Workload(
             "decode",
@@ -221,6 +226,7 @@ WORKLOADS: dict[str, Workload] = {
                 "gpu": Size(first(_MIXED["gpu"], 12, 48), 4, 2048),
                 "quick": Size(first(_MIXED["quick"], 4, 6), 2, 64),
             },
+            ladder=True,
         ),
         Workload(
             "arrivals",
@@ -243,6 +249,12 @@ WORKLOADS: dict[str, Workload] = {
                     preset: replace(numbers, options={"block_size": size}) for preset, numbers in _PRESSURE.items()
                 }
                 for size in (1, 4, 8, 16, 32, 64, 128, 256)
+            }
+            | {
+                "preempt=swap": {  # without it preempted requests are computed again
+                    preset: replace(numbers, options={"swap_space": _SWAP_SPACE[preset]})
+                    for preset, numbers in _PRESSURE.items()
+                }
             },
             variants_from=3,
             m0_runs="ladder",

@@ -14,20 +14,32 @@ from benchmarks.environment import short_hardware
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.style import INK, SOFT, STAGE_TITLES, color, title
-from benchmarks.table import rows_for
+from benchmarks.table import EXECUTION, rows_for
 
 WIDTH = 11.0
 HATCH = "//"
-"""Marks a bar that ran another workload."""
+"""Marks a bar that ran another workload; what execution adds to a bar is hatched in the stage's colour on white."""
 
 
 def measured(results: Results, workload: str) -> list[Record]:
     return [record for record in rows_for(results, workload) if record.ok]
 
 
-def row_name(record: Record, workload: str) -> str:
-    other = "" if record.workload == workload else f"\n(ran {record.workload})"
-    return title(record.stage) + other
+def measured_twice(results: Results, workload: str) -> list[Record]:
+    """The same with a row for the idea alone in front of each stage with execution, where the two differ."""
+    pairs = [(results.plain_of(record), record) for record in measured(results, workload)]
+    return [record for pair in pairs for record in pair if record is not None]
+
+
+def row_names(records: Sequence[Record], workload: str) -> list[str]:
+    """A stage's name; `+ execution` behind the row of the idea alone."""
+    names = [
+        title(record.stage) + ("" if record.workload == workload else f"\n(ran {record.workload})")
+        for record in records
+    ]
+    for row in range(1, len(records)):
+        names[row] = EXECUTION if records[row - 1].plain else names[row]
+    return names
 
 
 def figure_with_rows(panels: int, rows: int) -> tuple[Figure, list[Axes]]:
@@ -36,7 +48,7 @@ def figure_with_rows(panels: int, rows: int) -> tuple[Figure, list[Axes]]:
 
 
 def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
-    axis.set_yticks(range(len(records)), [row_name(r, workload) for r in records])
+    axis.set_yticks(range(len(records)), row_names(records, workload))
     axis.set_ylim(len(records) - 0.45, -0.55)
     axis.tick_params(axis="y", length=0)
     for label, record in zip(axis.get_yticklabels(), records, strict=True):
@@ -68,6 +80,12 @@ def bars(
     axis.set_xlim(0, widest * 1.5)
     axis.set_xticks([])
     axis.spines["bottom"].set_visible(False)
+
+
+def execution_part(axis: Axes, row: int, stage: str, plain: float, whole: float) -> None:
+    """Over a bar up to `whole`: what of it is execution's, between the idea alone and the end."""
+    rest = {"left": plain, "height": 0.62, "facecolor": "white", "edgecolor": color(stage), "linewidth": 1.2}
+    axis.barh(row, max(0.0, whole - plain), hatch="////", **rest)
 
 
 def whisker(axis: Axes, row: int, low: float, high: float) -> None:

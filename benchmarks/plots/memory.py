@@ -24,7 +24,7 @@ def memory(results: Results, workload: str) -> Figure | None:
     on_device = any(r.peak_device_memory_bytes for r in records)
     left.set_title("KV cache at its peak: used of reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
-    how = "Solid: bytes of stored tokens; pale: bytes that running requests hold. The share is the mean over time."
+    how = "Solid: bytes of stored tokens; pale: bytes that running requests hold. Per cent: the mean use over time."
     how += " The whole peak includes the weights." + (
         " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
     )
@@ -39,7 +39,7 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
     def label(record: Record) -> str:
         if not record.kv_reserved_bytes:
             return "keeps none" if record.stage == "m0" else "does not say"
-        use = "" if record.kv_utilization is None else f" ({record.kv_utilization:.0%} used)"
+        use = "" if record.kv_utilization is None else f"; mean {record.kv_utilization:.0%}"
         return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)}{use}"
 
     bars(

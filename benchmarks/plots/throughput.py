@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name_rows, times, whisker
+from benchmarks.plots.bars import bars, execution_part, figure_with_rows, finish, measured, name_rows, times, whisker
 from benchmarks.record import Record
 from benchmarks.style import title
-from benchmarks.table import factor, rate
+from benchmarks.table import DASH, factor, rate
 
 
 def throughput(results: Results, workload: str) -> Figure | None:
@@ -17,14 +19,20 @@ def throughput(results: Results, workload: str) -> Figure | None:
     if not records:
         return None
     first = records[0]
+    plain = {record.stage: results.plain_of(record) for record in records}
 
     def label(record: Record) -> str:
-        gain = factor(record, first)
-        return f"{rate(record.output_tokens_per_s)}" + ("" if gain == "–" else f"  ({gain}×)")
+        both = [one for one in (plain[record.stage], record) if one is not None]
+        gains = [gain for one in both if (gain := factor(one, first)) != DASH]
+        return " → ".join(rate(one.output_tokens_per_s) for one in both) + (
+            f"  ({' → '.join(gains)}×)" if gains else ""
+        )
 
     figure, (axis,) = figure_with_rows(1, len(records))
     bars(axis, records, workload, lambda r: r.output_tokens_per_s, lambda r: max(r.output_tokens_per_s_repeats), label)
     for row, record in enumerate(records):
+        if (alone := plain[record.stage]) is not None:
+            execution_part(axis, row, record.stage, alone.output_tokens_per_s or 0, record.output_tokens_per_s or 0)
         if len(record.output_tokens_per_s_repeats) > 1:
             whisker(axis, row, min(record.output_tokens_per_s_repeats), max(record.output_tokens_per_s_repeats))
     name_rows(axis, records, workload)
@@ -34,11 +42,13 @@ def throughput(results: Results, workload: str) -> Figure | None:
         how += f" In brackets: times {title(first.stage)}."
     if any(r.workload != workload for r in records):
         how += f" Hatched: ran another workload, since {workload} would take it too long; ≈ compares across the two."
-    return finish(figure, results, workload, records, _finding(records), how)
+    if any(plain.values()):
+        how += " Hatched on white: + execution (fused or compiled kernels, CUDA graphs, planning ahead)."
+    return finish(figure, results, workload, records, _finding(records, plain), how)
 
 
-def _finding(records: list[Record]) -> str:
-    """The last stage against the first, or the best of what there is."""
+def _finding(records: list[Record], plain: Mapping[str, Record | None]) -> str:
+    """The last stage against the first, or the best of what there is. What execution adds is said apart."""
     own = [r for r in records if r.stage not in PEERS]
     if len(own) < 2:
         best = max(records, key=lambda r: r.output_tokens_per_s or 0)
@@ -49,4 +59,8 @@ def _finding(records: list[Record]) -> str:
     if best is first:
         return f"No stage is faster than {title(first.stage)} here ({title(last.stage)} is last)"
     about = "" if first.workload == best.workload else "about "
-    return f"{title(best.stage)} generates {about}{times(gain)} as many tokens per second as {title(first.stage)}"
+    finding = f"{title(best.stage)} generates {about}{times(gain)} as many tokens per second as {title(first.stage)}"
+    if (alone := plain[best.stage]) is not None:
+        own_gain = (alone.output_tokens_per_s or 0) / (first.output_tokens_per_s or 1)
+        finding += f", {about}{times(own_gain)} without execution"
+    return finding

@@ -123,7 +123,8 @@ def _caption(bench: Bench, workload: str) -> str:
 
 
 def _notes(bench: Bench, workload: str) -> list[Block]:
-    notes = footnotes(rows_for(bench.results, workload))
+    records = rows_for(bench.results, workload)
+    notes = footnotes(records, any(bench.results.plain_of(record) for record in records))
     return [Paragraph(". ".join(notes) + ".")] if notes else []
 
 

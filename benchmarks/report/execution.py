@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.gpu import EXECUTION
+from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report import reference
@@ -15,7 +15,7 @@ from benchmarks.table import rate
 
 WORKLOADS = ("decode_one", "decode", "nano")
 NAMES = {
-    "eager": "eager: kernel by kernel, PyTorch's own",
+    PLAIN: "plain: kernel by kernel, PyTorch's own",
     "fused": "+ fused kernels",
     "graphs": "+ CUDA graphs",
     "overlap": "all of these, and the next step planned while this one runs (default)",
@@ -26,7 +26,7 @@ def execution_blocks(machine: Machine) -> list[Block]:
     """A table of tokens per second: stages and ways to execute them by workload; nothing where nothing was measured."""
     found: dict[tuple[str, str], dict[str, Record]] = {}
     for bench in machine.benches:
-        way = way_of(bench.results.config.get("options") or {})
+        way = bench.results.config.get("execution") or way_of(bench.results.config.get("options") or {})
         for record in bench.results.records:
             if way and record.ok and record.workload in WORKLOADS and record.stage not in PEERS:
                 found.setdefault((record.stage, way), {}).setdefault(record.workload, record)
@@ -47,7 +47,7 @@ def way_of(options: dict[str, Any]) -> str | None:
     """Which line of the ablation an engine with these options is; None if it is none of them."""
     if not options:
         return "overlap"
-    return next((way for way, settings in EXECUTION.items() if settings == options), None)
+    return next((way for way, settings in WAYS.items() if settings == options), None)
 
 
 def _cells(records: dict[str, Record]) -> list[str]:

@@ -1,6 +1,7 @@
 """Figures by name. A claim and a line of the interview guide name what they need; it is looked up in the results.
 
 mixed.m2.output_tokens_per_s                        a field of a record; `last`: the last of several stages there
+mixed.m4.plain.output_tokens_per_s                  of the idea alone, where the stage has a row with execution too
 interference[chunk=64].m5.itl_s.p99                 of a point of a sweep
 mixed.m2.e2e_s.mean / mixed.m1.e2e_s.mean           a ratio, from one file where one file has both
 single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that was measured
@@ -213,6 +214,8 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
         there = reference.GPU in gpu and model == reference.MODEL
         return reference.PEERS[reference.SHORT[fields[0]]].get(fields[1]) if there else None
     record = find_record(bench.results, head, stage)
+    if record is not None and fields[0] == "plain":
+        record, fields = bench.results.plain_of(record), fields[1:]
     return None if record is None else _field(record, bench.results, fields)
 
 

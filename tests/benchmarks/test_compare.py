@@ -64,7 +64,7 @@ def test_one_record_for_each_stage_and_workload(comparison: Done) -> None:
 
 def test_the_file_has_the_promised_fields(comparison: Done) -> None:
     found = load(comparison[1])
-    assert set(found) == {"schema", "environment", "config", "took_s", "records", "sweeps"}
+    assert set(found) == {"schema", "environment", "config", "took_s", "records", "sweeps", "plain"}
     assert found["took_s"] > sum(record["e2e_s"]["max"] for record in found["records"])
     assert {"hardware", "versions", "commit"} <= set(found["environment"])
     for record in found["records"] + found["sweeps"]:

@@ -51,7 +51,7 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
 
     def fake_worker(job: Job, *_: object) -> Record:
         ran.append(job.workload)
-        return Record(job.stage, job.workload)
+        return Record(job.stage, job.workload, plain=job.execution is not None)
 
     monkeypatch.setattr("benchmarks.compare.run_worker", fake_worker)
     for parts in (gpu.bench_parts(), gpu.ladder_parts()):
@@ -69,13 +69,14 @@ def test_each_part_runs_with_the_options_of_its_name() -> None:
     options = {part.name: part.options for part in gpu.bench_parts()}
     assert options["gpu-bench"] == {}
     assert options["gpu-bench-head16"] == {"head_bits": 16}
-    assert options["gpu-bench-eager"] == {"fused_kernels": False, "cuda_graphs": False, "overlap": False}
-    assert [part.name for part in gpu.ladder_parts()] == ["gpu-ladder", "gpu-ladder-eager"]
+    ways = {part.name: part.execution for part in gpu.bench_parts()}
+    assert ways["gpu-bench"] is None and ways["gpu-bench-plain"] == "plain" and ways["gpu-bench-graphs"] == "graphs"
+    assert [part.name for part in gpu.ladder_parts()] == ["gpu-ladder"]
 
 
 def test_the_gpu_jobs_run_as_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake_worker(job: Job, *_: object) -> Record:
-        return Record(job.stage, job.workload)
+        return Record(job.stage, job.workload, plain=job.execution is not None)
 
     monkeypatch.setattr("benchmarks.compare.run_worker", fake_worker)
     monkeypatch.setattr("benchmarks.__main__._show", lambda *_: None)  # there is nothing to draw

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.compare import Results
-from benchmarks.gpu import EXECUTION
+from benchmarks.execution import WAYS
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.execution import execution_blocks
 from benchmarks.report.figures import evaluate
@@ -70,7 +70,7 @@ def test_a_ratio_is_taken_from_one_run(put: Put, tmp_path: Path) -> None:
 
 def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path) -> None:
     """Must not stand in for them, even where it has more stages."""
-    put("a-eager.json", {"m1": 1, "m2": 1, "m3": 1}, options={"fused_kernels": False})
+    put("a-plain.json", {"m1": 1, "m2": 1, "m3": 1}, options={"fused_kernels": False})
     put("b.json", {"m1": 10, "m2": 30})
     assert evaluate(read(tmp_path / "cpu"), "mixed.m1.output_tokens_per_s") == 10
 
@@ -172,8 +172,8 @@ def test_ways_of_execution_are_told_apart(put: Put, tmp_path: Path) -> None:
     def words(machine: Machine) -> str:
         return to_markdown(execution_blocks(machine), tmp_path)
 
-    for way, speed in (("eager", 10), ("graphs", 30)):
-        put(f"{way}.json", {"m6": speed}, machine="h100", options=EXECUTION[way], device="cuda")
+    for way, speed in (("plain", 10), ("graphs", 30)):
+        put(f"{way}.json", {"m6": speed}, machine="h100", options=WAYS[way], device="cuda")
     put("odd.json", {"m6": 77}, machine="h100", options={"block_size": 32}, device="cuda")
     put("all.json", {"m6": 40}, machine="h100", device="cuda")
     for path in (tmp_path / "h100").iterdir():

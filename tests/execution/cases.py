@@ -81,7 +81,7 @@ def check_products(ops: Ops, make: Inputs, rows: int, width: int, outputs: int, 
     close(ops.residual_linear(residual.clone(), proj, x), expected)
 
 
-def check_norm_rotate(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int], dim: int, normalised: bool) -> None:
+def check_qk_norm_rope(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int], dim: int, normalised: bool) -> None:
     """Queries and keys are views of one fused projection; the values behind them stay as they are."""
     num_q, num_kv = heads
     qkv = make.tensor(rows, num_q + 2 * num_kv, dim)
@@ -93,7 +93,7 @@ def check_norm_rotate(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int],
     assert torch.equal(qkv[:, num_q + num_kv :], values)
 
 
-def check_pick(ops: Ops, make: Inputs, rows: int, vocab: int, temperature: float = 1.0, draws: int = 8) -> None:
+def check_sample(ops: Ops, make: Inputs, rows: int, vocab: int, temperature: float = 1.0, draws: int = 8) -> None:
     """The same tokens as the definition, except where the noise is within float32's rounding of a boundary."""
     logits = make.tensor(rows, vocab, scale=2)
     assert torch.equal(ops.sample(logits), Ops().sample(logits))

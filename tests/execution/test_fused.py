@@ -16,7 +16,15 @@ from common.models import load_model
 from common.models.linear import Linear
 from common.models.ops import Ops
 from tests.depth import DEEP, by_depth
-from tests.execution.cases import Inputs, check_embed, check_norm, check_norm_rotate, check_pick, check_products, close
+from tests.execution.cases import (
+    Inputs,
+    check_embed,
+    check_norm,
+    check_products,
+    check_qk_norm_rope,
+    check_sample,
+    close,
+)
 from tests.helpers import all_logits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +84,7 @@ def test_every_head_is_normalised_and_rotated_on_its_own(
     ops: FusedOps, rows: int, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype
 ) -> None:
     """Heads must not be mixed up."""
-    check_norm_rotate(ops, Inputs(dtype, DEVICE), rows, heads, dim, normalised)
+    check_qk_norm_rope(ops, Inputs(dtype, DEVICE), rows, heads, dim, normalised)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -84,12 +92,12 @@ def test_every_head_is_normalised_and_rotated_on_its_own(
 def test_drawn_tokens_are_right_around_the_end_of_a_chunk(
     ops: FusedOps, rows: int, vocab: int, dtype: torch.dtype
 ) -> None:
-    check_pick(ops, Inputs(dtype, DEVICE), rows, vocab, draws=DRAWS)
+    check_sample(ops, Inputs(dtype, DEVICE), rows, vocab, draws=DRAWS)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
 def test_drawn_tokens_are_right_at_extreme_temperatures(ops: FusedOps, temperature: float) -> None:
-    check_pick(ops, Inputs(torch.float32, DEVICE), 3, 5000, temperature, DRAWS)
+    check_sample(ops, Inputs(torch.float32, DEVICE), 3, 5000, temperature, DRAWS)
 
 
 def test_every_token_gets_its_share_of_the_noise(ops: FusedOps) -> None:
@@ -167,3 +175,15 @@ def test_a_cpu_without_numba_gets_plain_operations(monkeypatch: pytest.MonkeyPat
     """Must not ask for Numba."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert type(choose_ops(torch.device("cpu"), fused=True)) is Ops
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("outputs", "width"), [(1, 64), (512, 64), (4096, 1024), (6144, 1024), (151_936, 1024)])
+def test_a_product_is_cut_into_enough_programs_of_bounded_size(outputs: int, width: int, gated: bool) -> None:
+    for rows, most in triton_gemv.BYTES_PER_PROGRAM.items():
+        config = triton_gemv.gemv_config(outputs, width, itemsize=2, gated=gated, rows=rows)
+        row_bytes = width * 2 * (2 if gated else 1)
+        assert config.out == 1 or (config.out * row_bytes <= most and outputs // config.out >= triton_gemv.MIN_PROGRAMS)
+        twice = 2 * config.out
+        assert twice * row_bytes > most or outputs // twice < triton_gemv.MIN_PROGRAMS, "larger programs would do"
+        assert config.num_warps == max(1, min(8, row_bytes // 1024))

@@ -19,9 +19,9 @@ from tests.execution.cases import (
     Inputs,
     check_embed,
     check_norm,
-    check_norm_rotate,
-    check_pick,
     check_products,
+    check_qk_norm_rope,
+    check_sample,
     replays,
 )
 
@@ -74,13 +74,13 @@ def test_norm_on_a_gpu_is_its_definition(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("normalised", [False, True])
 def test_norm_rotate(ops: FusedOps, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype) -> None:
     for rows in (1, 7, 500):
-        check_norm_rotate(ops, Inputs(dtype, "cuda"), rows, heads, dim, normalised)
+        check_qk_norm_rope(ops, Inputs(dtype, "cuda"), rows, heads, dim, normalised)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_pick(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
-    check_pick(ops, Inputs(dtype, "cuda"), rows, 151_936)
+    check_sample(ops, Inputs(dtype, "cuda"), rows, 151_936)
 
 
 def test_a_kernel_that_starts_early_waits_for_its_input() -> None:

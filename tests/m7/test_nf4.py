@@ -319,6 +319,7 @@ def test_a_layer_left_out_is_read_as_it_is_and_a_quantised_head_is_refused(folde
         ({}, None),
         ({"nested_blocksize": 64}, "nested_blocksize 256"),
         ({"nested_offset": None}, "nested_offset"),
+        ({"level": True}, "no list of growing steps"),
         ({"nested_offset": float("nan")}, "not finite"),
     ],
     ids=str,
@@ -335,7 +336,9 @@ def test_double_quantisation(folder: Path, lies: dict[str, Any], words: str | No
             steps = ((scales - 0.5) / largest * 127.5 + 127.5).round()
             tensors[f"{name}.weight.absmax"] = steps.to(torch.uint8)
             tensors[f"{name}.weight.nested_absmax"] = largest.repeat(-(-len(scales) // 256))
-            tensors[f"{name}.weight.nested_quant_map"] = torch.linspace(-1, 1, 256)
+            tensors[f"{name}.weight.nested_quant_map"] = torch.linspace(-1, 1, 256).clamp(
+                min=1 if "level" in lies else -1
+            )
             state = json.loads(bytes(tensors[f"{name}.{STATE}"].tolist()))
             state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5} | lies
             tensors[f"{name}.{STATE}"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -76,6 +77,8 @@ def test_conversion_equals_the_gguf_file(cache: Path, small_gguf: Path) -> None:
     converted, direct = load_model("smollm2-135m-instruct"), load_model(str(small_gguf))
     assert torch.equal(all_logits(converted, [1, 2, 3]), all_logits(direct, [1, 2, 3]))
     assert converted.config.eos_token_ids == direct.config.eos_token_ids
+    generation = json.loads((open_embedded().folder / "generation_config.json").read_text())
+    assert sorted(generation["eos_token_id"]) == sorted(direct.config.eos_token_ids), "what other libraries read"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

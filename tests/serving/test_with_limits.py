@@ -114,6 +114,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(serve: Serve, mo
         assert error["code"] == "context_length_exceeded"
         assert "characters; this server takes 512 at most" in error["message"]
     assert not encoded
+    assert running.post("/v1/completions", PROMPT | {"prompt": "x" * 512}).status_code == 200 and len(encoded) == 1
 
 
 def test_prompts_that_are_being_encoded_have_their_places(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_the_embedded_model_chats(serve: Serve) -> None:
         model=DEFAULT_MODEL, messages=question, max_completion_tokens=10, temperature=0, stream=True
     )
     streamed = [piece.choices[0] for piece in pieces]
-    assert streamed[0].delta.role == "assistant"
+    assert [piece.delta.role for piece in streamed] == ["assistant", *[None] * (len(streamed) - 1)]
     assert "".join(piece.delta.content or "" for piece in streamed) == whole.choices[0].message.content
     assert len(streamed) > 4
     assert [piece.finish_reason for piece in streamed if piece.finish_reason] == [whole.choices[0].finish_reason]
