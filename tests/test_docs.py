@@ -14,10 +14,13 @@ from typer.core import TyperGroup
 
 import stages
 from benchmarks.__main__ import app as benchmarks_app
-from benchmarks.report.readme import readmes
+from benchmarks.compare import Results
+from benchmarks.report.figures import show
+from benchmarks.report.readme import fill_marked, readmes
 from benchmarks.report.sources import REPORTS, kept, read_machines
 from benchmarks.report.write import guides
 from common.cli import stage_app
+from common.errors import UserError
 from stages.__main__ import app as stages_app
 from stages.m7_gptq.checkpoint.cli import add_commands
 
@@ -161,10 +164,22 @@ def test_every_module_that_is_run_exists_and_has_its_options(path: Path) -> None
         assert unknown_options(command) == [], command
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_table_of_stages_is_what_make_report_writes(name: str) -> None:
-    repository = kept(read_machines())
-    assert (ROOT / name).read_text(encoding="utf-8") == readmes(repository)[name], "run `make report`"
+def test_figures_in_readmes_are_what_make_report_writes() -> None:
+    for name, text in readmes(kept(read_machines())).items():
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run `make report`"
+
+
+def test_a_marked_figure_is_looked_up_and_a_missing_one_is_refused() -> None:
+    machines = kept(read_machines())
+    records = Results.read(REPORTS / "cpu" / "bench.json").records
+    speeds = {r.stage: r.output_tokens_per_s or 0 for r in records if r.workload == "mixed"}
+    m2, m3 = (f"mixed.{stage}.output_tokens_per_s" for stage in ("m2", "m3"))
+    text = f"a <!--={m3}|n-->7<!--/--> b <!--={m3}/{m2}-1|signed-->?<!--/-->, <!--=1-{m2}/{m3}|share--><!--/-->."
+    found = re.sub("<!--.*?-->", "", fill_marked(text, machines))
+    gain, share = speeds["m3"] / speeds["m2"] - 1, 1 - speeds["m2"] / speeds["m3"]
+    assert found == f"a {speeds['m3']:,.0f} b {show(gain, 'signed')}, {show(share, 'share')}."
+    with pytest.raises(UserError, match="was not measured"):
+        fill_marked("<!--=mixed.m99.output_tokens_per_s|n-->7<!--/-->", machines)
 
 
 @pytest.mark.parametrize("name", ["README", "reports/interview_guide"])
