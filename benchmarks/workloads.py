@@ -79,8 +79,8 @@ _PRESSURE = {
     "gpu": Size(uniform(256, (64, 256), (64, 256)), 256, 4096, kv_tokens=16 * 4096),
     "quick": Size(uniform(8, (8, 16), (4, 12)), 8, 128, kv_tokens=2 * 128),
 }
-_SWAP_SPACE = {"cpu": 2**28, "gpu": 2**33, "quick": 2**20}
-"""Bytes: more than all preempted requests of `memory_pressure` hold."""
+_SWAP_SPACE = 2**30
+"""Bytes: more than the preempted requests of `memory_pressure` hold at a time."""
 _NANO = uniform(256, (100, 1024), (100, 1024))
 """What several small engines publish their throughput on."""
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
@@ -251,10 +251,11 @@ WORKLOADS: dict[str, Workload] = {
                 for size in (1, 4, 8, 16, 32, 64, 128, 256)
             }
             | {
-                "preempt=swap": {  # without it preempted requests are computed again
-                    preset: replace(numbers, options={"swap_space": _SWAP_SPACE[preset]})
+                f"half_memory={how}": {
+                    preset: replace(numbers, kv_tokens=(numbers.kv_tokens or 0) // 2, options={"swap_space": space})
                     for preset, numbers in _PRESSURE.items()
                 }
+                for how, space in (("recompute", 0), ("swap", _SWAP_SPACE))
             },
             variants_from=3,
             m0_runs="ladder",
