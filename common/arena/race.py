@@ -1,8 +1,8 @@
-"""A race: every side gets the same prompts, and everybody who watches the same events.
+"""A race: every side gets the same prompts, and all who watch get the same events.
 
 *In turns*, each side has the whole machine, one after the other; the recordings are then shown side by side, in real
-time. That is the fair way on one machine. *Together*, all run at once, with the cores shared out: nobody waits, and
-nobody is as fast as alone.
+time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores and slower than
+alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.arena.figures import verdict
-from common.arena.player import command_line, prepare_line
+from common.arena.player import prepare_command
 from common.arena.presets import Preset
 from common.arena.side import Event, OnEvent, Side
 from common.errors import UserError, unknown
@@ -26,7 +26,7 @@ class Race:
 
     race      what it is about: `preset`, `mode`
     turn      `sides` that play from now on
-    finished  `verdict`: one sentence, empty where somebody failed or was stopped
+    finished  `verdict`: one sentence, empty where a side failed or was stopped
     """
 
     def __init__(self, sides: Sequence[Side], preset: Preset, mode: str, tell: OnEvent) -> None:
@@ -42,7 +42,6 @@ class Race:
         race = {"preset": preset.key, "title": preset.title, "claim": preset.claim, "watch": preset.watch}
         self._tell({"event": "race", "mode": self._mode, **race})
         try:
-            everybody = range(len(self._sides))
             cores = usable_cpus()
             threads = cores if self._mode == "turns" else max(1, cores // len(self._sides))
             limits = {
@@ -51,8 +50,8 @@ class Race:
                 "max_model_len": preset.max_model_len,
                 **preset.options,
             }
-            line = prepare_line(preset.asks, limits, threads)
-            ready = [number for number in everybody if self._follow(number, line) == "prepared"]
+            command = prepare_command(preset.asks, limits, threads)
+            ready = [number for number in range(len(self._sides)) if self._follow(number, command) == "prepared"]
             for turn in ([number] for number in ready) if self._mode == "turns" else [ready]:
                 self._play(turn)
         finally:
@@ -63,7 +62,7 @@ class Race:
             self._tell({"event": "finished", "verdict": said})
 
     def stop(self) -> None:
-        """No further turn; whoever plays ends after the step that is on, whoever loads ends at once."""
+        """No further turn; a side that plays ends after the current step, a side that loads ends at once."""
         self._stopped = True
         for side in self._sides:
             side.stop()
@@ -72,19 +71,18 @@ class Race:
         if self._stopped:
             return
         self._tell({"event": "turn", "sides": list(turn)})
-        line = command_line("play")
-        threads = [threading.Thread(target=self._follow, args=(number, line)) for number in turn]
+        threads = [threading.Thread(target=self._follow, args=(number, {"do": "play"})) for number in turn]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    def _follow(self, number: int, line: str) -> str:
+    def _follow(self, number: int, command: Event) -> str:
         """Pass on the events of a command; the name of the last one."""
         if self._stopped:
             return ""
         event: Event = {"event": ""}
-        for event in self._sides[number].do(line):
+        for event in self._sides[number].do(command):
             if event["event"] == "failed" and self._stopped:
                 return ""  # it was ended while it loaded
             self._tell({"side": number, **event})

@@ -1,4 +1,4 @@
-"""One side of a race, seen from outside: the process of a stage, and the events that it tells."""
+"""One side of a race, from outside: the process of a stage, and its events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST = {"prepare": ("prepared", "failed"), "play": ("ended", "failed")}
 class Side:
     """`folder`: of the stage, such as `m1_kv_cache`; `arguments`: of its command line, such as `--model`, `...`.
 
-    A process that has ended, or was ended while it loaded, is started anew for the next race.
+    A process that has ended, or was ended while it loaded, is started again for the next race.
     """
 
     def __init__(self, folder: str, arguments: Sequence[str]) -> None:
@@ -51,15 +51,15 @@ class Side:
         )
         Thread(target=self._read, args=(self._process, self._events), daemon=True).start()
 
-    def do(self, line: str) -> Iterator[Event]:
+    def do(self, command: Event) -> Iterator[Event]:
         """Send a command; its events as they come, the last one included. A process that has ended is a failure."""
-        command = json.loads(line)["do"]
-        last = LAST[command]
-        if command == "prepare" and self._process.poll() is not None:
+        last = LAST[command["do"]]
+        loads = command["do"] == "prepare"
+        if loads and self._process.poll() is not None:
             self._close_input()
             self._start()
-        self._loads = command == "prepare"
-        self._send(line)
+        self._loads = loads
+        self._send(command)
         while True:
             event = self._events.get()
             over = event is None or event["event"] in last
@@ -72,13 +72,13 @@ class Side:
                 return
 
     def stop(self) -> None:
-        """End the run that is on; its `ended` follows. Loading has nothing to come back from: its process is ended."""
+        """End the current run; its `ended` event follows. Loading cannot be interrupted: its process is ended."""
         if self._loads:
             self._process.kill()
-        self._send(json.dumps({"do": "stop"}) + "\n")
+        self._send({"do": "stop"})
 
     def close(self) -> None:
-        """End the process: it leaves when its input closes, and is killed where it does not."""
+        """End the process: it exits when its input closes, or is killed."""
         self._close_input()
         try:
             self._process.wait(5)
@@ -92,10 +92,10 @@ class Side:
             if self._process.stdin is not None:
                 self._process.stdin.close()
 
-    def _send(self, line: str) -> None:
+    def _send(self, command: Event) -> None:
         with contextlib.suppress(OSError):  # it has ended: `do` finds out
             if self._process.stdin is not None:
-                self._process.stdin.write(line)
+                self._process.stdin.write(json.dumps(command) + "\n")
                 self._process.stdin.flush()
 
     @staticmethod
@@ -103,7 +103,7 @@ class Side:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                if line.endswith("\n"):  # not the half of one that a process leaves which is killed
+                if line.endswith("\n"):  # a killed process may leave half a line
                     events.put(json.loads(line))
         events.put(None)
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from common.serving.engine_thread import Delta, EngineThread, Event, Job
 from common.serving.errors import ApiError
 
 
-@dataclass
-class Usage:
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 class ClientGone(Exception):
-    """Nobody is there to read the answer."""
+    """The client left before it was answered."""
 
 
 class Answer:
@@ -28,8 +22,13 @@ class Answer:
         self._jobs = {job: number * job.params.n for number, job in enumerate(jobs)}
         self._open = len(jobs)
         self._events: asyncio.Queue[Delta | ApiError | ClientGone | None] = asyncio.Queue()
-        self.usage = Usage(prompt_tokens=sum(len(job.prompt) for job in jobs))
-        self.num_choices = sum(job.params.n for job in jobs)
+        self._prompt_tokens = sum(len(job.prompt) for job in jobs)
+        self._completion_tokens = 0
+
+    @property
+    def usage(self) -> dict[str, int]:
+        prompt, completion = self._prompt_tokens, self._completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def start(self) -> None:
         for job in self._jobs:
@@ -38,7 +37,7 @@ class Answer:
     def receive(self, job: Job, event: Event) -> None:
         """An event of one of the jobs."""
         if isinstance(event, Delta):
-            self.usage.completion_tokens += len(event.token_ids)
+            self._completion_tokens += len(event.token_ids)
             self._events.put_nowait(replace(event, index=self._jobs[job] + event.index))
             return
         self._open -= 1
@@ -48,7 +47,7 @@ class Answer:
             self._events.put_nowait(None)
 
     def cancel(self, gone: bool = False) -> None:
-        """Abort what still runs. `gone`: because the client left, which ends whoever waits in `next`."""
+        """Abort what still runs. `gone`: because the client left; `next` then raises `ClientGone`."""
         if self._open:
             for job in self._jobs:
                 self._thread.abort(job)
@@ -56,7 +55,7 @@ class Answer:
             self._events.put_nowait(ClientGone())
 
     async def next(self) -> list[Delta]:
-        """All that has come since the last call, at least one; none at the end. Raises the error of a failed job."""
+        """The deltas since the last call, at least one; none at the end. Raises the error of a failed job."""
         events = [await self._events.get()]
         while not self._events.empty():
             events.append(self._events.get_nowait())

@@ -17,7 +17,7 @@ UNREADABLE = "We could not parse the JSON body of your request."
 
 
 class ApiError(HTTPException):
-    """An answer that is no answer. `param`: the field at fault; `code`: for programs, where OpenAI has one."""
+    """`param`: the field at fault; `code`: for programs, where OpenAI has one."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class ApiError(HTTPException):
 
 
 def refused(error: UserError) -> ApiError:
-    """The engine's own refusals: one line that says what to do."""
+    """What the engine refuses: its message is one line that says what to do."""
     return ApiError(400, str(error))
 
 
@@ -58,35 +58,31 @@ def shutting_down() -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Whatever goes wrong in `app` is answered in OpenAI's form."""
+    """Every error in `app` is answered in OpenAI's form."""
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, ApiError):
-            return error.response()
-        assert isinstance(error, HTTPException)
-        messages = {
-            400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take
-            404: f"Invalid URL ({request.method} {request.url.path})",
-            405: f"Not allowed to {request.method} {request.url.path}",
-        }
-        message = messages.get(error.status_code, error.detail or HTTPStatus(error.status_code).phrase)
-        return ApiError(error.status_code, message, headers=error.headers).response()
+    async def answer(request: Request, error: Exception) -> Response:
+        return as_api_error(request, error).response()
 
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return from_validation(error.errors()).response()
+    for kind in (HTTPException, RequestValidationError, UserError, Exception):
+        app.add_exception_handler(kind, answer)
 
-    async def user_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, UserError)
-        return refused(error).response()
 
-    async def defect(_: Request, error: Exception) -> Response:
-        return ApiError(500, "The server failed to answer this request.").response()
-
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(UserError, user_error)
-    app.add_exception_handler(Exception, defect)
+def as_api_error(request: Request, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return refused(error)
+    if isinstance(error, RequestValidationError):
+        return from_validation(error.errors())
+    if not isinstance(error, HTTPException):
+        return ApiError(500, "The server failed to answer this request.")
+    messages = {
+        400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take
+        404: f"Invalid URL ({request.method} {request.url.path})",
+        405: f"Not allowed to {request.method} {request.url.path}",
+    }
+    message = messages.get(error.status_code, error.detail or HTTPStatus(error.status_code).phrase)
+    return ApiError(error.status_code, message, headers=error.headers)
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:

@@ -1,4 +1,4 @@
-"""Where the server listens, who may use it, and how much one request may ask for."""
+"""Where the server listens, which clients it answers, and how much one request may ask for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class ServerOptions:
     """Options of the server; impossible values raise `UserError`.
 
     host, port: where it listens; port 0 takes a free one. On loopback and without keys, only requests to that host or
-        to localhost are answered: a web page whose name was made to lead here (DNS rebinding) is not.
-    api_keys: whoever has one of them may use the server; without any, everybody who can reach it.
+        to localhost are answered, which blocks DNS rebinding.
+    api_keys: requests need one of them; without any, all clients are answered.
     served_name: the model's name for clients; None takes its own.
-    max_queue: so many answers may wait beside the `max_num_seqs` that run; further requests get 429.
+    max_queue: most answers that wait, next to the `max_num_seqs` that run; further requests get 429.
     max_body: most bytes of a request's body.
     max_prompt_tokens: most tokens of a prompt; None: as many as `max_model_len` leaves room for.
     max_n: most answers to one request: prompts × n.
     max_tokens: most tokens of one answer; None: as many as `max_model_len` leaves room for.
-    drain: after SIGTERM or Ctrl-C, so many seconds for the requests that are already there.
+    drain: seconds that open requests have after SIGTERM or Ctrl-C.
     spans: `console` or `otlp`: OpenTelemetry spans of each request; None: none.
     """
 
@@ -58,7 +58,7 @@ class ServerOptions:
 
     @property
     def loopback(self) -> bool:
-        """Does it listen to this machine alone?"""
+        """Does it listen on this machine alone?"""
         try:
             return ip_address(self.host).is_loopback
         except ValueError:

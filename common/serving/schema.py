@@ -1,7 +1,7 @@
-"""The requests, field by field, as OpenAI's reference has them; what only this server has is marked so.
+"""The requests, field by field, as OpenAI's reference has them; fields of this server alone are marked.
 
-A field that OpenAI does not have either is refused (`extra="forbid"`), as their API does. Fields that they have and
-this server cannot serve are known here, so that `parameters.refuse_unsupported` can say so.
+Unknown fields are refused (`extra="forbid"`), as by OpenAI. Fields of OpenAI's that this server does not support are
+listed, so that `parameters.refuse_unsupported` can say so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Unsupported = Annotated[Any, Field(description="Answered with 400 unless it is n
 class Body(BaseModel):
     """Types are taken literally: no text where a number is due, no NaN.
 
-    Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would hold up everybody else's answers.
+    Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would delay all other answers.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""What the endpoints share: admission, and what is noted when a request ends."""
+"""What the endpoints share: admission, and the records of a request that has ended."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14
-"""Characters. Longer prompts are encoded one after the other, so that others need not wait for many of them."""
+"""Characters. Longer prompts are encoded one at a time, so that short ones do not wait for many of them."""
 FIGURES_WITHIN = 0.25
-"""Seconds that /metrics waits for the end of a step; after a longer one it says how things stood before."""
+"""Seconds that /metrics waits for the end of a step; after that it shows the figures from before the step."""
 log = logging.getLogger("folovllm.serving")
 
 
 class Service:
-    """The engine's thread, and who is in it. Everything here runs on the event loop."""
+    """The engine's thread and its open requests. Everything here runs on the event loop."""
 
     def __init__(self, engine: Engine, options: ServerOptions, spans: Spans | None = None) -> None:
         self.engine = engine
@@ -59,17 +59,17 @@ class Service:
 
     @property
     def drained(self) -> bool:
-        """Nobody is left, or those who are had their time."""
+        """All requests have ended, or the time of the drain is over."""
         return self._deadline is not None and (self.open_choices == 0 or time.perf_counter() > self._deadline)
 
     def drain(self, seconds: float) -> None:
-        """Take nothing more; who is there gets 503 after so many seconds."""
+        """Refuse new requests; open ones get 503 after `seconds`."""
         self._deadline = time.perf_counter() + seconds
         log.info("draining", extra={"fields": {"open": self.open_choices, "seconds": seconds}})
         self.thread.drain(self._deadline)
 
     async def figures(self) -> Snapshot:
-        """The engine's, as they stand between two steps."""
+        """The engine's metrics between two steps."""
         with contextlib.suppress(TimeoutError):
             self._figures = await asyncio.wait_for(self.thread.call(Engine.metrics), FIGURES_WITHIN)
         return self._figures
@@ -77,7 +77,7 @@ class Service:
     async def submit(
         self, body: Sampling, prompts: Sequence[Prompt], request_id: str, salt: str | None, trace_parent: str | None
     ) -> Answer:
-        """Hand prompts to the engine. Raises `ApiError` or `UserError` for what cannot be, and 429 when it is full."""
+        """Hand prompts to the engine. Raises `ApiError` or `UserError` for a bad request, and 429 for a full queue."""
         choices = len(prompts) * (body.n or 1)
         self._admit(choices)
         self._arriving += choices  # their places are taken from now on
@@ -103,7 +103,7 @@ class Service:
         return answer
 
     async def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids. What is too long for sure is refused before anybody works on it."""
+        """Token ids. Text that cannot fit is refused before it is encoded."""
         lengths = [parameters.text_length(prompt) for prompt in prompts]
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
@@ -156,6 +156,6 @@ class Service:
 
 
 def _public_name(model: str) -> str:
-    """Of a folder or file the last part only: clients need not know where it lies."""
+    """The last part of a folder's or file's path: clients need not know where it is."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model

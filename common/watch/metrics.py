@@ -1,4 +1,4 @@
-"""Counters of an engine, kept while it runs: what was computed, for whom, and how full the KV cache was."""
+"""Counters of an engine, kept while it runs: what was computed, and how full the KV cache was."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class EngineMetrics:
     """Totals since the engine was built, or since `Engine.reset_metrics()`. Times are in seconds."""
 
     steps: int = 0
-    busy_time: float = 0.0
-    plan_time: float = 0.0  # of the host, deciding what a step does
-    host_time: float = 0.0  # of the host, until a step was started: on a CPU it computes the step itself
+    busy_time_s: float = 0.0
+    plan_time_s: float = 0.0  # of the host, deciding what a step does
+    host_time_s: float = 0.0  # of the host, until a step was started: on a CPU it computes the step itself
     computed_tokens: int = 0
     padded_tokens: int = 0
     output_tokens: int = 0
@@ -29,69 +29,56 @@ class EngineMetrics:
     peak_running: int = 0
     preemptions: int = 0
     swaps: int = 0
-    kv_peak_reserved: int = 0
-    kv_peak_stored: int = 0
+    _kv_peak_reserved: int = 0
+    _kv_peak_stored: int = 0
     _kv_utilization_time: float = 0.0  # integral over time of stored / reserved
     _kv_time: float = 0.0
 
     def record_step(self, plan: StepPlan, usage: KVUsage, num_running: int, duration: float) -> None:
         """`usage` and `num_running` as they were while the step ran."""
         self.steps += 1
-        self.busy_time += duration
+        self.busy_time_s += duration
         self.computed_tokens += plan.num_tokens
         self.padded_tokens += plan.padded_tokens
         self.preemptions += len(plan.preempted)
         self.swaps += sum(request.status is RequestStatus.SWAPPED for request in plan.preempted)
         self.peak_running = max(self.peak_running, num_running)
-        self.kv_peak_reserved = max(self.kv_peak_reserved, usage.reserved)
-        self.kv_peak_stored = max(self.kv_peak_stored, usage.stored)
+        self._kv_peak_reserved = max(self._kv_peak_reserved, usage.reserved)
+        self._kv_peak_stored = max(self._kv_peak_stored, usage.stored)
         if usage.reserved:
             self._kv_utilization_time += duration * usage.stored / usage.reserved
             self._kv_time += duration
 
-    @property
-    def kv_utilization(self) -> float | None:
-        """Tokens stored over the token capacity of what running requests hold, averaged over the running time."""
-        return self._kv_utilization_time / self._kv_time if self._kv_time else None
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the computed positions that nobody needed."""
-        total = self.computed_tokens + self.padded_tokens
-        return self.padded_tokens / total if total else 0.0
+    def snapshot(self, token_bytes: int) -> Metrics:
+        computed = self.computed_tokens + self.padded_tokens
+        return {
+            **{name: value for name, value in vars(self).items() if not name.startswith("_")},
+            "padding_share": self.padded_tokens / computed if computed else 0.0,
+            "kv_reserved_peak_bytes": self._kv_peak_reserved * token_bytes,
+            "kv_used_peak_bytes": self._kv_peak_stored * token_bytes,
+            "kv_utilization": self._kv_utilization_time / self._kv_time if self._kv_time else None,
+        }
 
 
 def snapshot(
     stage: str, metrics: EngineMetrics, scheduler: Scheduler, attention: Attention, token_bytes: int
 ) -> Metrics:
-    """What an engine does now, and what it has done since its counters began. token_bytes: K and V of one token."""
-    m, usage = metrics, scheduler.cache.usage()
+    """What an engine does now, and what it has done since its counters began. token_bytes: K and V of one token.
+
+    padding_share: of the computed positions, those that no request needed. kv_utilization: tokens stored over the
+    token slots that running requests held, averaged over the running time."""
+    usage = scheduler.cache.usage()
     return {
         "stage": stage,
         "attention": description(attention),
         "waiting": len(scheduler.waiting),
         "running": len(scheduler.running),
         "swapped": len(scheduler.swapped),
-        "steps": m.steps,
-        "busy_time_s": m.busy_time,
-        "plan_time_s": m.plan_time,
-        "host_time_s": m.host_time,
-        "computed_tokens": m.computed_tokens,
-        "padded_tokens": m.padded_tokens,
-        "padding_share": m.padding_share,
-        "output_tokens": m.output_tokens,
-        "finished": m.finished,
-        "aborted": m.aborted,
-        "peak_running": m.peak_running,
-        "preemptions": m.preemptions,
-        "swaps": m.swaps,
+        **metrics.snapshot(token_bytes),
         "kv_blocks_used": usage.blocks,
         "kv_pool_bytes": attention.kv_bytes(),
         "kv_reserved_bytes": usage.reserved * token_bytes,
         "kv_used_bytes": usage.stored * token_bytes,
-        "kv_reserved_peak_bytes": m.kv_peak_reserved * token_bytes,
-        "kv_used_peak_bytes": m.kv_peak_stored * token_bytes,
-        "kv_utilization": m.kv_utilization,
         **_prefix_metrics(scheduler.cache),
     }
 

@@ -32,22 +32,21 @@ class ChunkRecord:
     cached: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class StepRecord:
     """One step. Times in seconds on `time.perf_counter()`'s clock; KV figures in token slots, while the step ran.
 
-    `begin` ... `begin + duration`: until its tokens were there, from its planning or, where it was planned ahead, from
-    the end of the step before. host_time: of planning and preparing it. device_busy, device_idle: on the GPU's own
-    clock, see `DeviceTime`; None on a CPU. evicted_blocks: cached beginnings that lost their memory since the step
-    before.
+    `begin`: when it was planned or, if that was ahead, the end of the step before. `duration`: from there until its
+    tokens were there. host_time: of planning and preparing it. device_busy, device_idle: on the GPU's own clock, see
+    `DeviceTime`; None on a CPU. evicted_blocks: cached blocks evicted since the step before.
     """
 
-    index: int
-    begin: float
-    duration: float
-    host_time: float
-    device_busy: float | None
-    device_idle: float | None
+    index: int = 0
+    begin: float = 0.0
+    duration: float = 0.0
+    host_time: float = 0.0
+    device_busy: float | None = None
+    device_idle: float | None = None
     chunks: tuple[ChunkRecord, ...]
     preempted: tuple[str, ...]
     swapped_out: tuple[str, ...]
@@ -63,7 +62,7 @@ class StepRecord:
 
 
 class StepTrace:
-    """The last `max_steps` steps. `regions`: also who holds which part of the KV memory, which costs O(pool) a step."""
+    """The last `max_steps` steps. `regions`: also the owners of each part of the KV memory, at O(pool) a step."""
 
     def __init__(self, max_steps: int = MAX_STEPS, regions: bool = False) -> None:
         self.steps: deque[StepRecord] = deque(maxlen=max_steps)
@@ -75,7 +74,7 @@ class StepTrace:
         self._evictions = 0
 
     def open(self, plan: StepPlan, cache: KVCacheManager, queues: Queues) -> StepRecord:
-        """When a step has been planned: what it does and how things stand."""
+        """When a step has been planned: what it does, and the state of queues and cache."""
         started = time.perf_counter()
         chunks: list[ChunkRecord] = []
         for chunk in plan.chunks:
@@ -86,12 +85,6 @@ class StepTrace:
             chunks += [ChunkRecord(request.id, "fork", chunk.end, 0) for request in chunk.forks]
         usage = cache.usage()
         record = StepRecord(
-            index=self._count,
-            begin=0.0,
-            duration=0.0,
-            host_time=0.0,
-            device_busy=None,
-            device_idle=None,
             chunks=tuple(chunks),
             preempted=tuple(request.id for request in plan.preempted),
             swapped_out=tuple(r.id for r in plan.preempted if r.status is RequestStatus.SWAPPED),
@@ -108,20 +101,12 @@ class StepTrace:
         self.cost += time.perf_counter() - started
         return record
 
-    def close(
-        self,
-        record: StepRecord,
-        plan: StepPlan,
-        begin: float,
-        end: float,
-        host_time: float,
-        device: DeviceTime | None,
-    ) -> None:
-        """When the step is done: how long it took. Only now does it count."""
+    def close(self, record: StepRecord, plan: StepPlan, begin: float, end: float, device: DeviceTime | None) -> None:
+        """When the step is done: how long it took. Only now is it among the steps."""
         started = time.perf_counter()
         if len(self.steps) == self.steps.maxlen:
             self._forget(self.steps[0])
-        record.index, record.begin, record.duration, record.host_time = self._count, begin, end - begin, host_time
+        record.index, record.begin, record.duration = self._count, begin, end - begin
         if device is not None:
             record.device_busy, record.device_idle = device.busy, device.idle
         for chunk in plan.chunks:
@@ -142,7 +127,7 @@ class StepTrace:
         return idle / (busy + idle)
 
     def _evicted_since(self, cache: KVCacheManager) -> int:
-        """Since the step recorded last. (`Engine.reset_metrics()` starts the count anew.)"""
+        """Since the step recorded last. (`Engine.reset_metrics()` resets the count.)"""
         if not isinstance(cache, PrefixCache):
             return 0
         before, self._evictions = self._evictions, cache.prefix_stats().evictions
