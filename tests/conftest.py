@@ -16,7 +16,6 @@ from common.config import DEFAULT_MODEL
 from common.models import load_tokenizer
 from common.text.tokenizer import Tokenizer
 from tests.coverage import pytest_sessionfinish, pytest_testnodedown  # noqa: F401 - hooks
-from tests.share import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - hooks
 from tests.summary import pytest_terminal_summary  # noqa: F401 - a hook
 
 if not torch.cuda.is_available():

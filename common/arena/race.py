@@ -7,8 +7,9 @@ alone.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 from common.arena.figures import verdict
@@ -71,11 +72,8 @@ class Race:
         if self._stopped:
             return
         self._tell({"event": "turn", "sides": list(turn)})
-        threads = [threading.Thread(target=self._follow, args=(number, {"do": "play"})) for number in turn]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._follow, turn, repeat({"do": "play"})))
 
     def _follow(self, number: int, command: Event) -> str:
         """Pass on the events of a command; the name of the last one."""

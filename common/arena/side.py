@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,7 +36,6 @@ class Side:
     def _start(self) -> None:
         self._log.seek(0)
         self._log.truncate()
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             self._command,
             cwd=ROOT,
@@ -49,7 +46,6 @@ class Side:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the sides
         )
-        Thread(target=self._read, args=(self._process, self._events), daemon=True).start()
 
     def do(self, command: Event) -> Iterator[Event]:
         """Send a command; its events as they come, the last one included. A process that has ended is a failure."""
@@ -60,13 +56,13 @@ class Side:
             self._start()
         self._loads = loads
         self._send(command)
+        assert self._process.stdout is not None
         while True:
-            event = self._events.get()
-            over = event is None or event["event"] in last
+            line = self._process.stdout.readline()
+            ended = not line.endswith("\n")  # a killed process may leave half a line
+            event = {"event": "failed", "message": self._last_words()} if ended else json.loads(line)
+            over = event["event"] in last
             self._loads = self._loads and not over
-            if event is None:
-                self._events.put(None)  # the end stays the end
-                event = {"event": "failed", "message": self._last_words()}
             yield event
             if over:
                 return
@@ -97,15 +93,6 @@ class Side:
             if self._process.stdin is not None:
                 self._process.stdin.write(json.dumps(command) + "\n")
                 self._process.stdin.flush()
-
-    @staticmethod
-    def _read(process: subprocess.Popen[str], events: queue.SimpleQueue[Event | None]) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                if line.endswith("\n"):  # a killed process may leave half a line
-                    events.put(json.loads(line))
-        events.put(None)
 
     def _last_words(self) -> str:
         self._process.wait()

@@ -29,7 +29,7 @@ Write = Callable[[str], object]
 
 @contextmanager
 def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, None]:
-    """An engine that has taken its first steps, which are slow: libraries choose their kernels in them."""
+    """An engine after its first steps, which are slow: libraries choose their kernels in them."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts, with a bar of its own
     engine = build(config)  # with bars of its own: loading, and m7's quantising
     with Console(stderr=True).status("warming up"):
@@ -41,10 +41,10 @@ def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, 
 
 
 def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
-    """Run prompts together and write the output of each as it comes, in input order; between two, a line break.
+    """Run prompts together and write the output of each as it comes, in input order, each with a line break.
 
-    A prompt's output waits while an earlier one is still being written. A model without a tokenizer shows token ids.
-    Whatever ends this early, such as Ctrl-C, aborts the requests.
+    A prompt's output waits while an earlier one is still being written. An exception, such as Ctrl-C, aborts the
+    requests.
     """
     ids: list[str] = []
     try:
@@ -76,11 +76,12 @@ def _write_all(engine: Engine, ids: Sequence[str], write: Write) -> list[Request
 
 
 def _readable(engine: Engine, output: RequestOutput | CompletionOutput) -> str:
+    """A model without a tokenizer shows token ids."""
     return output.text if engine.tokenizer is not None else "".join(f"{token} " for token in output.token_ids)
 
 
 def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:
-    """One line: how much, how fast. TTFT: until the first token; TPOT: each further one; medians of several."""
+    """One line. TTFT: time to the first token; TPOT: for each further one; medians of several."""
     tokens = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
     begin = min(output.arrival_time for output in outputs)
     seconds = max(output.arrival_time + (output.e2e or 0.0) for output in outputs) - begin
@@ -95,7 +96,7 @@ def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:
 
 
 def show_choices(engine: Engine) -> None:
-    """One line on standard error about what the engine chose by itself, and why; nothing where it had no choice."""
+    """One line on standard error about the engine's own choices and their reasons; nothing if it had none."""
     chosen = engine.metrics()["attention"]
     if chosen is not None:
         sys.stdout.flush()
@@ -106,7 +107,7 @@ def show_choices(engine: Engine) -> None:
 
 
 def read_prompts(arguments: Sequence[str] | None, token_ids: bool) -> list[Prompt]:
-    """Prompts of the command line, else lines of standard input; as token ids where asked."""
+    """Prompts of the command line, else lines of standard input; with `token_ids`, each is parsed as token ids."""
     texts = list(arguments or ())
     if not texts:
         if sys.stdin.isatty():
@@ -180,7 +181,7 @@ def to_json(output: RequestOutput) -> dict[str, object]:
 
 
 def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParams) -> None:
-    """What the stage changes, by its README; a few questions, answered together; where to go from here."""
+    """What the stage changes, from its README; a few questions, answered together; what to try next."""
     console = Console(highlight=False)
     stage = f"stage{folder.name[1]}"
     for line in _introduction(folder):

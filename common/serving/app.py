@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import json
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
@@ -181,8 +179,8 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
 
 
 def _copy_of_trace(engine: Engine) -> StepTrace:
-    """Quick: the engine waits for it. Turning it into JSON is not."""
+    """Quick, since the engine waits for it; turning it into JSON is slow."""
     assert engine.trace is not None
-    steps = copy.copy(engine.trace)
-    steps.steps, steps.arrivals = deque(steps.steps), dict(steps.arrivals)
-    return steps
+    trace = StepTrace()
+    trace.steps = engine.trace.steps.copy()
+    return trace

@@ -1,4 +1,4 @@
-"""The three forms of a prompt, checked at the door."""
+"""The three forms of a prompt, and the checks of each."""
 
 from __future__ import annotations
 

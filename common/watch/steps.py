@@ -54,7 +54,7 @@ class StepWatch:
         self.metrics.record_step(plan, step.usage, step.queues.running, self._last_end - begin)
         if self.trace is not None and step.record is not None:
             step.record.host_time = step.host_time
-            self.trace.close(step.record, plan, begin, self._last_end, device_time)
+            self.trace.close(step.record, begin, self._last_end, device_time)
 
     def forget(self) -> None:
         """The steps that were planned are not collected."""

@@ -23,12 +23,13 @@ MAX_STEPS = 10_000
 class ChunkRecord:
     """`kind`: prefill, decode, recompute, idle, or fork (a sample that starts from a prompt computed in this step);
     tokens `start ... start + length - 1` of the request. `cached`: tokens that the prefix cache had when the request
-    started, in its first chunk; 0 in all others."""
+    started, in its first chunk; 0 in all others. `arrival`: of the request."""
 
     request_id: str
     kind: str
     start: int
     length: int
+    arrival: float
     cached: int = 0
 
 
@@ -66,8 +67,6 @@ class StepTrace:
 
     def __init__(self, max_steps: int = MAX_STEPS, regions: bool = False) -> None:
         self.steps: deque[StepRecord] = deque(maxlen=max_steps)
-        self.arrivals: dict[str, float] = {}  # of the requests in `steps`, by request id
-        self._last_seen: dict[str, int] = {}  # the newest step that mentions each of them
         self.keep_regions = regions
         self.cost = 0.0  # seconds that recording took
         self._count = 0
@@ -78,11 +77,11 @@ class StepTrace:
         started = time.perf_counter()
         chunks: list[ChunkRecord] = []
         for chunk in plan.chunks:
-            kind = chunk.kind
-            first = kind == "prefill" and chunk.start == chunk.request.num_cached_tokens
+            kind, request = chunk.kind, chunk.request
+            first = kind == "prefill" and chunk.start == request.num_cached_tokens
             cached = chunk.start if first else 0
-            chunks.append(ChunkRecord(chunk.request.id, kind, chunk.start, chunk.length, cached))
-            chunks += [ChunkRecord(request.id, "fork", chunk.end, 0) for request in chunk.forks]
+            chunks.append(ChunkRecord(request.id, kind, chunk.start, chunk.length, request.arrival_time, cached))
+            chunks += [ChunkRecord(fork.id, "fork", chunk.end, 0, fork.arrival_time) for fork in chunk.forks]
         usage = cache.usage()
         record = StepRecord(
             chunks=tuple(chunks),
@@ -101,21 +100,18 @@ class StepTrace:
         self.cost += time.perf_counter() - started
         return record
 
-    def close(self, record: StepRecord, plan: StepPlan, begin: float, end: float, device: DeviceTime | None) -> None:
+    def close(self, record: StepRecord, begin: float, end: float, device: DeviceTime | None) -> None:
         """When the step is done: how long it took. Only now is it among the steps."""
-        started = time.perf_counter()
-        if len(self.steps) == self.steps.maxlen:
-            self._forget(self.steps[0])
         record.index, record.begin, record.duration = self._count, begin, end - begin
         if device is not None:
             record.device_busy, record.device_idle = device.busy, device.idle
-        for chunk in plan.chunks:
-            for request in (chunk.request, *chunk.forks):
-                self.arrivals.setdefault(request.id, request.arrival_time)
-                self._last_seen[request.id] = self._count
         self.steps.append(record)
         self._count += 1
-        self.cost += time.perf_counter() - started
+
+    @property
+    def arrivals(self) -> dict[str, float]:
+        """Of the requests in `steps`, by request id."""
+        return {chunk.request_id: chunk.arrival for step in self.steps for chunk in step.chunks}
 
     @property
     def idle_share(self) -> float | None:
@@ -133,12 +129,6 @@ class StepTrace:
         before, self._evictions = self._evictions, cache.prefix_stats().evictions
         return max(0, self._evictions - before)
 
-    def _forget(self, oldest: StepRecord) -> None:
-        """A request's arrival time is kept as long as a step that mentions it."""
-        for chunk in oldest.chunks:
-            if self._last_seen.get(chunk.request_id) == oldest.index:
-                del self.arrivals[chunk.request_id], self._last_seen[chunk.request_id]
-
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "arrivals": self.arrivals, "steps": [asdict(step) for step in self.steps]}
 
@@ -146,25 +136,25 @@ class StepTrace:
         """The Trace Event Format (complete events and counters), which Perfetto and chrome://tracing open: one row for
         the steps, one for each request."""
         rows = {id: row for row, id in enumerate(self.arrivals, start=1)}
-        events: list[dict[str, Any]] = [_thread_name(0, "steps")]
-        events += [_thread_name(row, id) for id, row in rows.items()]
+        events = [_event("M", "thread_name", row, args={"name": id}) for id, row in {"steps": 0, **rows}.items()]
         for step in self.steps:
             begin, duration = step.begin * 1e6, step.duration * 1e6
             kinds = "+".join(sorted({chunk.kind for chunk in step.chunks}))
-            events.append(_event(kinds, 0, begin, duration, {"step": step.index, "running": step.running}))
+            args = {"step": step.index, "running": step.running}
+            events.append(_event("X", kinds, 0, ts=begin, dur=duration, args=args))
             for chunk in step.chunks:
                 args = {"start": chunk.start, "length": chunk.length, "cached": chunk.cached}
-                events.append(_event(chunk.kind, rows[chunk.request_id], begin, duration, args))
+                events.append(_event("X", chunk.kind, rows[chunk.request_id], ts=begin, dur=duration, args=args))
             for name, ids in (
                 ("preempted", step.preempted),
                 ("swapped out", step.swapped_out),
                 ("swapped in", step.swapped_in),
             ):
-                events += [_instant(name, rows[id], begin) for id in ids if id in rows]
+                events += [_event("i", name, rows[id], s="t", ts=begin) for id in ids if id in rows]
             counters = {"waiting": step.waiting, "running": step.running, "swapped": step.swapped}
-            events.append({"name": "requests", "ph": "C", "pid": 1, "ts": begin, "args": counters})
+            events.append(_event("C", "requests", 0, ts=begin, args=counters))
             slots = {"stored": step.kv_stored, "reserved, empty": step.kv_reserved - step.kv_stored}
-            events.append({"name": "KV token slots", "ph": "C", "pid": 1, "ts": begin, "args": slots})
+            events.append(_event("C", "KV token slots", 0, ts=begin, args=slots))
         return {"traceEvents": events, "displayTimeUnit": "ms"}
 
     def write(self, path: Path, chrome: bool = False) -> None:
@@ -176,13 +166,5 @@ class StepTrace:
         os.replace(partial, path)
 
 
-def _event(name: str, row: int, begin: float, duration: float, args: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "ph": "X", "pid": 1, "tid": row, "ts": begin, "dur": duration, "args": args}
-
-
-def _instant(name: str, row: int, at: float) -> dict[str, Any]:
-    return {"name": name, "ph": "i", "s": "t", "pid": 1, "tid": row, "ts": at}
-
-
-def _thread_name(row: int, name: str) -> dict[str, Any]:
-    return {"name": "thread_name", "ph": "M", "pid": 1, "tid": row, "args": {"name": name}}
+def _event(phase: str, name: str, row: int, **rest: Any) -> dict[str, Any]:
+    return {"ph": phase, "name": name, "pid": 1, "tid": row, **rest}

@@ -57,7 +57,7 @@ class Actor(Side):
         answers = [{"title": title, "prompt_tokens": 40, "max_tokens": 96} for title in samples]
         self._count = len(answers)
         about = {"model": "smollm2-135m-instruct", "dtype": "bfloat16", "threads": 2}
-        return {"event": "prepared", **about, "capacity": capacity, "row": 16, "paged": True, "answers": answers}
+        return {"event": "prepared", **about, "capacity": capacity, "row": 16, "answers": answers}
 
     def _play(self) -> Iterator[Event]:
         """Every answer writes in every step, into a block of its own."""
