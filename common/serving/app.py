@@ -48,14 +48,12 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", **openapi.COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
-        _check(body, service)
         prompts = [parameters.chat_messages(body.messages)]
         return await _complete(service, body, request, prompts, ChatFormat, body.top_logprobs or 0)
 
     @app.post("/v1/completions", **openapi.COMPLETIONS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text, or several."""
-        _check(body, service)
         prompts = parameters.completion_prompts(body)
         return await _complete(service, body, request, prompts, TextFormat, body.logprobs or 0)
 
@@ -97,12 +95,6 @@ def create_app(service: Service) -> FastAPI:
 # -- a request ---------------------------------------------------------------------------------------------------------
 
 
-def _check(body: Sampling, service: Service) -> None:
-    if body.model != service.model_name:
-        raise _unknown_model(body.model, service.model_name)
-    parameters.refuse_unsupported(body)
-
-
 def _unknown_model(wanted: str, name: str) -> ApiError:
     message = f"The model '{wanted}' does not exist here. This server has '{name}'."
     return ApiError(404, message, param="model", code="model_not_found")
@@ -113,6 +105,8 @@ async def _complete(
 ) -> Response:
     """Wait for the first token before the status line is sent: an error until then has a status of its own. A client
     that leaves, now or later, aborts its request."""
+    if body.model != service.model_name:
+        raise _unknown_model(body.model, service.model_name)
     request_id, engine = request.state.request_id, service.engine
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     form = kind(request_id, service.model_name, engine.stage, engine.tokenizer, include_usage, top)

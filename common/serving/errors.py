@@ -95,12 +95,13 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, "The name of a parameter is not valid Unicode.", code="unknown_parameter")
     if not location:
         return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.")
+    name, field = ".".join(location), location[0]
     if first["type"] == "extra_forbidden":
-        name = ".".join(location)
         return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    field = location[0]
     if first["type"] == "missing":
-        name = ".".join(location)
         return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    if first["type"] == "unsupported":
+        message = f"Unsupported parameter: '{name}' is not supported by this server."
+        return ApiError(400, message, param=name, code="unsupported_parameter")
     complaints = dict.fromkeys(str(e["msg"]) for e in errors if e["loc"][1:2] == first["loc"][1:2])
     return ApiError(400, f"Invalid '{field}': {'; or '.join(complaints)}.", param=field, code="invalid_value")

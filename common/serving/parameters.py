@@ -10,27 +10,11 @@ from common.engine import Engine
 from common.sampling_params import SamplingParams
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
-from common.serving.schema import Body, ChatRequest, CompletionRequest, Message, Sampling
+from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling
 from common.text.prompts import Prompt, encode_prompt
 
 COMPLETION_TOKENS = 16
 """Of /v1/completions without `max_tokens`, as OpenAI has it. A chat's answer may fill the context."""
-
-ASKS_FOR_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "tool_calls": ([],),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "logit_bias": ({},),
-    "store": (False,),
-    "echo": (False,),
-    "suffix": ("",),
-    "best_of": (1,),
-}
-"""Values of unsupported fields that change nothing; null is another."""
 
 PASSED_ON = {
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -39,28 +23,16 @@ PASSED_ON = {
 """Fields that `SamplingParams` has under the same name."""
 
 
-def refuse_unsupported(body: Body, where: str = "") -> None:
-    """400 for a field of OpenAI's API that this server does not support."""
-    for name, info in type(body).model_fields.items():
-        value = getattr(body, name)
-        unsupported = (info.description or "").startswith("Answered with 400")
-        if unsupported and value is not None and value not in ASKS_FOR_NOTHING.get(name, ()):
-            message = f"Unsupported parameter: '{where}{name}' is not supported by this server."
-            raise ApiError(400, message, param=f"{where}{name}", code="unsupported_parameter")
-
-
 def chat_messages(messages: list[Message]) -> list[dict[str, str]]:
     """As the model's template takes them: text only; OpenAI's newer `developer` is `system`."""
     result: list[dict[str, str]] = []
     for index, message in enumerate(messages):
-        where = f"messages.{index}"
-        refuse_unsupported(message, f"{where}.")
         role = "system" if message.role == "developer" else message.role
         parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
         for part in parts:
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 text = "Only parts of the form {'type': 'text', 'text': '...'} are supported."
-                raise ApiError(400, text, param=f"{where}.content", code="unsupported_parameter")
+                raise ApiError(400, text, param=f"messages.{index}.content", code="unsupported_parameter")
         result.append({"role": role, "content": "".join(part["text"] for part in parts)})
     return result
 
