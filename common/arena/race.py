@@ -16,14 +16,12 @@ from common.arena.figures import verdict
 from common.arena.player import prepare_command
 from common.arena.presets import Preset
 from common.arena.side import Event, OnEvent, Side
-from common.errors import UserError, unknown
+from common.errors import UserError
 from common.execution.threads import usable_cpus
-
-MODES = ("turns", "together")
 
 
 class Race:
-    """Its own events, beside those of the sides, which get the number of their `side`:
+    """`mode`: `turns` or `together`. Its own events, next to those of the sides, which get the number of their `side`:
 
     race      what it is about: `preset`, `mode`
     turn      `sides` that play from now on
@@ -31,8 +29,6 @@ class Race:
     """
 
     def __init__(self, sides: Sequence[Side], preset: Preset, mode: str, tell: OnEvent) -> None:
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
         self._sides, self._preset, self._mode, self._tell = sides, preset, mode, tell
         self._ends: dict[int, dict[str, Any]] = {}
         self._stopped = False

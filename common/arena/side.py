@@ -14,8 +14,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-LAST = {"prepare": ("prepared", "failed"), "play": ("ended", "failed")}
-"""The event after which a command is done."""
+LAST = ("prepared", "ended", "failed")
+"""The events after which a command is done."""
 
 
 class Side:
@@ -49,19 +49,17 @@ class Side:
 
     def do(self, command: Event) -> Iterator[Event]:
         """Send a command; its events as they come, the last one included. A process that has ended is a failure."""
-        last = LAST[command["do"]]
-        loads = command["do"] == "prepare"
-        if loads and self._process.poll() is not None:
+        self._loads = command["do"] == "prepare"
+        if self._loads and self._process.poll() is not None:
             self._close_input()
             self._start()
-        self._loads = loads
         self._send(command)
         assert self._process.stdout is not None
         while True:
             line = self._process.stdout.readline()
             ended = not line.endswith("\n")  # a killed process may leave half a line
             event = {"event": "failed", "message": self._last_words()} if ended else json.loads(line)
-            over = event["event"] in last
+            over = event["event"] in LAST
             self._loads = self._loads and not over
             yield event
             if over:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 from common.serving.engine_thread import Delta, EngineThread, Event, Job
 from common.serving.errors import ApiError
@@ -15,11 +14,11 @@ class ClientGone(Exception):
 
 
 class Answer:
-    """Collects the events of its jobs, one for each prompt; answer i of prompt p has the index p·n + i."""
+    """Collects the events of its jobs, one for each prompt."""
 
     def __init__(self, thread: EngineThread, jobs: Sequence[Job]) -> None:
         self._thread = thread
-        self._jobs = {job: number * job.params.n for number, job in enumerate(jobs)}
+        self._jobs = jobs
         self._open = len(jobs)
         self._events: asyncio.Queue[Delta | ApiError | ClientGone | None] = asyncio.Queue()
         self._prompt_tokens = sum(len(job.prompt) for job in jobs)
@@ -30,15 +29,10 @@ class Answer:
         prompt, completion = self._prompt_tokens, self._completion_tokens
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def start(self) -> None:
-        for job in self._jobs:
-            self._thread.submit(job)
-
-    def receive(self, job: Job, event: Event) -> None:
-        """An event of one of the jobs."""
+    def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._completion_tokens += len(event.token_ids)
-            self._events.put_nowait(replace(event, index=self._jobs[job] + event.index))
+            self._events.put_nowait(event)
             return
         self._open -= 1
         if event.error is not None:

@@ -30,7 +30,7 @@ FAILING_AFTER = 8
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one answer gained: text, and the tokens it came from. Indices count the answers of one prompt."""
+    """What one answer gained: text, and the tokens it came from."""
 
     index: int
     text: str
@@ -54,12 +54,14 @@ Event = Delta | Ended
 class Job:
     """One prompt on its way through the engine. `post` is called on the event loop, with each `Event`.
 
+    first_index: of its n answers, among all answers to the client's request.
     stream: events as tokens come, instead of all at the end.
     salt: only prompts of the same salt may share cached blocks.
     trace_parent: the client's W3C trace context, for spans.
     """
 
     id: str
+    first_index: int
     prompt: list[int]
     params: SamplingParams
     stream: bool
@@ -101,7 +103,6 @@ class EngineThread:
     # -- from any thread --------------------------------------------------------------------------------------------
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run; events go to `loop`."""
         self._loop = loop
         self._thread.start()
 
@@ -221,7 +222,8 @@ class EngineThread:
         token_ids = sample.token_ids[start:]
         job.sent_text[index] += len(text)
         job.sent_tokens[index] += len(token_ids)
-        self._outbox.append((job, Delta(index, text, token_ids, logprobs, sample.finish_reason)))
+        delta = Delta(job.first_index + index, text, token_ids, logprobs, sample.finish_reason)
+        self._outbox.append((job, delta))
 
     def _text(self, sample: CompletionOutput) -> str:
         """A model without a tokenizer shows token ids."""

@@ -41,13 +41,15 @@ COUNTERS = {
 """Name here: (name in `Engine.metrics()`, or in `collect`; help). What an engine does not have is left out."""
 
 
-class ServerMetrics:
-    """A registry of its own, so that two servers live in one process."""
+class ServerMetrics(Collector):
+    """What clients felt is counted here; the engine's own counters are read from its last snapshot. A registry of its
+    own, so that two servers can share a process."""
 
     def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._snapshot: Snapshot = {}
         self._registry = CollectorRegistry()
-        self._engine = EngineCollector(stage)
-        self._registry.register(self._engine)
+        self._registry.register(self)
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", REQUEST_SECONDS)
         self._tpot = self._histogram(
             "time_per_output_token_seconds", "Mean time between an answer's tokens.", TOKEN_SECONDS
@@ -97,22 +99,14 @@ class ServerMetrics:
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, with the engine's figures as they were between two steps."""
-        self._engine.snapshot = snapshot
+        self._snapshot = snapshot
         return generate_latest(self._registry)
-
-
-class EngineCollector(Collector):
-    """Reads the engine's own counters instead of keeping them a second time."""
-
-    def __init__(self, stage: str) -> None:
-        self.snapshot: Snapshot = {}
-        self._stage = stage
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         info = GaugeMetricFamily(f"{PREFIX}_info", "Which engine this is.", labels=["stage"])
         info.add_metric([self._stage], 1)
         yield info
-        figures = {name: value for name, value in self.snapshot.items() if isinstance(value, int | float)}
+        figures = {name: value for name, value in self._snapshot.items() if isinstance(value, int | float)}
         if "kv_pool_bytes" in figures:
             pool = figures["kv_pool_bytes"]
             figures["kv_usage"] = min(1.0, figures["kv_reserved_bytes"] / pool) if pool else 0.0

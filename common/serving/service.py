@@ -69,7 +69,6 @@ class Service:
         self.thread.drain(self._deadline)
 
     async def figures(self) -> Snapshot:
-        """The engine's metrics between two steps."""
         with contextlib.suppress(TimeoutError):
             self._figures = await asyncio.wait_for(self.thread.call(Engine.metrics), FIGURES_WITHIN)
         return self._figures
@@ -88,6 +87,7 @@ class Service:
         jobs = [
             Job(
                 id=request_id if len(encoded) == 1 else f"{request_id}-{number}",
+                first_index=number * (body.n or 1),
                 prompt=token_ids,
                 params=parameters.sampling_params(self.engine, body, len(token_ids), self.options),
                 stream=bool(body.stream),
@@ -98,8 +98,9 @@ class Service:
             for number, token_ids in enumerate(encoded)
         ]
         answer = Answer(self.thread, jobs)
-        self._answers.update(dict.fromkeys(jobs, answer))
-        answer.start()
+        for job in jobs:
+            self._answers[job] = answer
+            self.thread.submit(job)
         return answer
 
     async def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -126,13 +127,12 @@ class Service:
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "1"})
 
     def _post(self, job: Job, event: Event) -> None:
-        self._answers[job].receive(job, event)
+        self._answers[job].receive(event)
         if isinstance(event, Ended):
             del self._answers[job]
             self._note(job, event)
 
     def _note(self, job: Job, ended: Ended) -> None:
-        """Metrics, spans and a line of the log."""
         output = ended.output
         outcome = "error" if ended.error else "abort" if job.cancelled else "ok"
         self.metrics.ended(output, outcome)

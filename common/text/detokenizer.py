@@ -70,10 +70,5 @@ class Detokenizer:
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        lengths = (length for stop in self._stop for length in range(1, len(stop)) if text.endswith(stop[:length]))
+        return max(lengths, default=0)

@@ -52,7 +52,6 @@ class StepRecord:
     preempted: tuple[str, ...]
     swapped_out: tuple[str, ...]
     swapped_in: tuple[str, ...]
-    copied_blocks: int
     waiting: int
     running: int
     swapped: int
@@ -82,20 +81,21 @@ class StepTrace:
             cached = chunk.start if first else 0
             chunks.append(ChunkRecord(request.id, kind, chunk.start, chunk.length, request.arrival_time, cached))
             chunks += [ChunkRecord(fork.id, "fork", chunk.end, 0, fork.arrival_time) for fork in chunk.forks]
-        usage = cache.usage()
+        usage, before = cache.usage(), self._evictions
+        if isinstance(cache, PrefixCache):
+            self._evictions = cache.prefix_stats().evictions
         record = StepRecord(
             chunks=tuple(chunks),
             preempted=tuple(request.id for request in plan.preempted),
             swapped_out=tuple(r.id for r in plan.preempted if r.status is RequestStatus.SWAPPED),
             swapped_in=tuple(request.id for request in plan.resumed),
-            copied_blocks=len(plan.copies),
             waiting=queues.waiting,
             running=queues.running,
             swapped=queues.swapped,
             kv_reserved=usage.reserved,
             kv_stored=usage.stored,
             regions=tuple(cache.regions()) if self.keep_regions else None,
-            evicted_blocks=self._evicted_since(cache),
+            evicted_blocks=max(0, self._evictions - before),  # `Engine.reset_metrics()` resets the count
         )
         self.cost += time.perf_counter() - started
         return record
@@ -121,13 +121,6 @@ class StepTrace:
             return None
         busy, idle = sum(busy for busy, _ in timed), sum(idle for _, idle in timed[1:])
         return idle / (busy + idle)
-
-    def _evicted_since(self, cache: KVCacheManager) -> int:
-        """Since the step recorded last. (`Engine.reset_metrics()` resets the count.)"""
-        if not isinstance(cache, PrefixCache):
-            return 0
-        before, self._evictions = self._evictions, cache.prefix_stats().evictions
-        return max(0, self._evictions - before)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": 1, "arrivals": self.arrivals, "steps": [asdict(step) for step in self.steps]}
