@@ -80,8 +80,6 @@ class Arena:
 
 
 class Start(BaseModel):
-    """POST /api/race."""
-
     model_config = ConfigDict(extra="forbid")
     preset: str
     mode: Literal["turns", "together"] = "turns"
@@ -112,7 +110,6 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
 
     @app.get("/api/setup")
     async def setup() -> dict[str, Any]:
-        """What there is to choose from."""
         presets = [*presets_for(numbers), OWN]
         return {
             "sides": [{"stage": side.stage, "title": side.title} for side in sides],

@@ -126,15 +126,12 @@ class Run:
 
     def _clear(self) -> None:
         for number in range(len(self._asks)):
-            self._engine.abort(self._id(number))
+            self._engine.abort(f"{self._name}-{number}")
         while self._engine.has_unfinished:
             self._engine.step()
 
     def _now(self) -> float:
         return time.perf_counter() - self._start
-
-    def _id(self, number: int) -> str:
-        return f"{self._name}-{number}"
 
     def _arrives(self, number: int) -> bool:
         """Give a prompt to the engine if it is due. One that fell due during a step has waited since then."""
@@ -155,9 +152,8 @@ class Run:
     def _add(self, number: int, arrival: float) -> None:
         ask = self._asks[number]
         seeded = SamplingParams(max_tokens=ask.max_tokens, n=ask.n, temperature=0.8 if ask.n > 1 else 0.0, seed=number)
-        self._engine.add_request(
-            self._prompts[number], seeded, request_id=self._id(number), arrival_time=arrival, cache_salt=self._name
-        )
+        name, salt = f"{self._name}-{number}", self._name
+        self._engine.add_request(self._prompts[number], seeded, request_id=name, arrival_time=arrival, cache_salt=salt)
 
     def _report(self, outputs: Sequence[RequestOutput]) -> None:
         trace = self._engine.trace

@@ -45,7 +45,6 @@ class LaneView:
         self._texts: list[str] = []
         self._states: list[str] = []
         self._kinds: list[tuple[str, str]] = []  # of the last steps
-        self.ended = False
 
     def apply(self, event: Event) -> None:
         name = event["event"]
@@ -65,7 +64,6 @@ class LaneView:
         for start, length, stored, owners in event.get("kv", {}).get("set", ()):
             self._regions[start] = (length, stored, owners)
         self._figures = event.get("figures", self._figures)
-        self.ended = self.ended or name == "ended"
 
     def _step(self, event: Event) -> None:
         for answer, kind, _ in event["chunks"]:

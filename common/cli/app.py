@@ -26,12 +26,10 @@ INTERRUPTED = 130
 
 
 def stage_main(main_file: str, build: Build) -> NoReturn:
-    """The whole of a stage's `__main__.py`."""
     run_app(stage_app(Path(main_file).parent, build))
 
 
 def stage_app(folder: Path, build: Build) -> typer.Typer:
-    """The commands of the stage in `folder`."""
     name = folder.name.split("_")[0]
     number = int(name[1:])
     app = typer.Typer(
@@ -141,7 +139,6 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
 
 
 def fail(message: str) -> NoReturn:
-    """One line on standard error, exit status 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 

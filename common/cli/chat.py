@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -70,7 +70,9 @@ def chat(build: Build, config: EngineConfig, params: SamplingParams, system: str
                 console.print(f"{question.split()[0]} is no command: {COMMANDS}.", style="dim", markup=False)
             elif question:
                 try:
-                    _answer(engine, conversation, question, params, console)
+                    outputs = run(engine, [conversation.prompt(question)], params, write_out)
+                    conversation.turns.append((question, outputs[0].text))
+                    console.print(figures(engine, outputs), style="dim", soft_wrap=True)
                 except (UserError, KeyboardInterrupt) as error:
                     if not interactive:
                         raise
@@ -98,12 +100,3 @@ def _questions(interactive: bool) -> Iterator[str]:
         except EOFError:
             print(file=sys.stderr)
             return
-
-
-def _answer(
-    engine: Engine, conversation: Conversation, question: str, params: SamplingParams, console: Console
-) -> None:
-    prompt: Sequence[int] = conversation.prompt(question)
-    outputs = run(engine, [prompt], params, write_out)
-    conversation.turns.append((question, outputs[0].text))
-    console.print(figures(engine, outputs), style="dim", soft_wrap=True)

@@ -40,39 +40,44 @@ def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, 
         yield engine
 
 
-def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
-    """Run prompts together and write the output of each as it comes, in input order, each with a line break.
+def run(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    write: Write,
+    begin: Callable[[int], object] = lambda number: None,
+) -> list[RequestOutput]:
+    """Run prompts together and write the output of each as it comes, in input order, each with a line break. Before the
+    output of a prompt, `begin` is called with its number.
 
     A prompt's output waits while an earlier one is still being written. An exception, such as Ctrl-C, aborts the
     requests.
     """
     ids: list[str] = []
+    latest: dict[str, RequestOutput] = {}
+    current, shown = 0, 0
     try:
         for prompt in prompts:
             ids.append(engine.add_request(prompt, params))
-        return _write_all(engine, ids, write)
+        while engine.has_unfinished:
+            latest.update((output.request_id, output) for output in engine.step())
+            while current < len(ids) and ids[current] in latest:
+                output = latest[ids[current]]
+                text = _readable(engine, output)
+                if not shown and (text or output.finished):
+                    begin(current)
+                write(text[shown:])
+                shown = len(text)
+                if not output.finished:
+                    break
+                write("\n")
+                for sample in output.outputs[1:]:
+                    write(f"{_readable(engine, sample)}\n")
+                current, shown = current + 1, 0
+        return [latest[request_id] for request_id in ids]
     finally:
         for request_id in ids:
             engine.abort(request_id)
-
-
-def _write_all(engine: Engine, ids: Sequence[str], write: Write) -> list[RequestOutput]:
-    latest: dict[str, RequestOutput] = {}
-    current, shown = 0, 0
-    while engine.has_unfinished:
-        latest.update((output.request_id, output) for output in engine.step())
-        while current < len(ids) and ids[current] in latest:
-            output = latest[ids[current]]
-            text = _readable(engine, output)
-            write(text[shown:])
-            shown = len(text)
-            if not output.finished:
-                break
-            write("\n")
-            for sample in output.outputs[1:]:
-                write(f"{_readable(engine, sample)}\n")
-            current, shown = current + 1, 0
-    return [latest[request_id] for request_id in ids]
 
 
 def _readable(engine: Engine, output: RequestOutput | CompletionOutput) -> str:
@@ -153,7 +158,6 @@ def generate(
 
 
 def write_out(text: str) -> None:
-    """To standard output, now."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -190,20 +194,11 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
     console.print(f"\nIts own files: {files}. See `make {stage} diff`.\n", style="dim")
     with ready_engine(build, config) as engine:
         titles, prompts = _demo_prompts(engine)
-        remaining = iter(titles)
 
-        def write(text: str) -> None:
-            """The question goes before the first piece of its answer."""
-            nonlocal at_start
-            if at_start and text:
-                console.print(f"> {next(remaining)}", style="bold", markup=False)
-                at_start = False
-            write_out(text)
-            if text == "\n":
-                at_start = True
+        def ask(number: int) -> None:
+            console.print(f"> {titles[number]}", style="bold", markup=False)
 
-        at_start = True
-        outputs = run(engine, prompts, params, write)
+        outputs = run(engine, prompts, params, write_out, ask)
         console.print(f"\nAll {len(prompts)} at once: {figures(engine, outputs)}")
         show_choices(engine)
     console.print(f"Next: `make {stage} chat`, `make {stage} bench`, or `make bench` to race all stages.", style="dim")
@@ -211,10 +206,7 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
 
 def _introduction(folder: Path) -> Iterable[str]:
     """Title and first paragraph of the stage's README."""
-    readme = folder / "README.md"
-    if not readme.exists():
-        return []
-    title, _, rest = readme.read_text(encoding="utf-8").partition("\n")
+    title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
     return [title.lstrip("# "), "", rest.strip().split("\n\n")[0]]
 
 

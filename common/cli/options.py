@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -28,15 +28,9 @@ ENGINE: Flags = {
     "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
     "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
-    "prefill_chunk_size": (
-        str | None,
-        "Most prompt tokens in a step while others decode: number or auto (from m5 on).",
-    ),
+    "prefill_chunk_size": (str | None, "Most prompt tokens in a step with decodes: number or auto (from m5 on)."),
     "target_itl": (float, "Seconds between two tokens of a decoding request that auto aims at (from m5 on)."),
-    "fused_kernels": (
-        bool,
-        "Fused kernels between and around the matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on).",
-    ),
+    "fused_kernels": (bool, "Fused kernels around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."),
     "prefix_index": (str, "How cached prefixes are found: hash, or radix: also inside blocks (from m6 on)."),
     "head_bits": (int, "On a GPU, bits of the output head's weights: 8, or 16 as loaded (from m7 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
@@ -64,16 +58,9 @@ SAMPLING: Flags = {
 
 
 SERVER: Flags = {
-    "host": (str, "Address to listen on; 0.0.0.0 is everywhere."),
-    "port": (int, "0 takes a free one."),
-    "served_name": (str | None, "The model's name for clients."),
-    "max_queue": (int, "Most answers that wait; then 429."),
-    "max_body": (int, "Most bytes of a request's body."),
-    "max_prompt_tokens": (int | None, "Most tokens of a prompt."),
-    "max_n": (int, "Most answers to one request: prompts × n."),
-    "max_tokens": (int | None, "Most tokens of one answer."),
-    "drain": (float, "Seconds that open requests have after SIGTERM."),
-    "spans": (str | None, "OpenTelemetry spans of each request: console, or otlp."),
+    name: (hint.__origin__, *hint.__metadata__)
+    for name, hint in get_type_hints(ServerOptions, include_extras=True).items()
+    if name != "api_keys"  # the command has a flag of its own for them
 }
 
 

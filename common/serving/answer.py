@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 
 from common.serving.engine_thread import Delta, EngineThread, Event, Job
-from common.serving.errors import ApiError
 
 
 class ClientGone(Exception):
@@ -20,7 +19,9 @@ class Answer:
         self._thread = thread
         self._jobs = jobs
         self._open = len(jobs)
-        self._events: asyncio.Queue[Delta | ApiError | ClientGone | None] = asyncio.Queue()
+        self._deltas: list[Delta] = []
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
         self._prompt_tokens = sum(len(job.prompt) for job in jobs)
         self._completion_tokens = 0
 
@@ -32,13 +33,12 @@ class Answer:
     def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._completion_tokens += len(event.token_ids)
-            self._events.put_nowait(event)
-            return
-        self._open -= 1
-        if event.error is not None:
-            self._events.put_nowait(event.error)
-        if self._open == 0:
-            self._events.put_nowait(None)
+            self._deltas.append(event)
+        else:
+            self._open -= 1
+            self._error = self._error or event.error
+        if self._deltas or self._error or not self._open:
+            self._news.set()
 
     def cancel(self, gone: bool = False) -> None:
         """Abort what still runs. `gone`: because the client left; `next` then raises `ClientGone`."""
@@ -46,19 +46,15 @@ class Answer:
             for job in self._jobs:
                 self._thread.abort(job)
         if gone:
-            self._events.put_nowait(ClientGone())
+            self._error = self._error or ClientGone()
+            self._news.set()
 
     async def next(self) -> list[Delta]:
         """The deltas since the last call, at least one; none at the end. Raises the error of a failed job."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        deltas: list[Delta] = []
-        for event in events:
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                self._events.put_nowait(None)  # the end stays the end
-                break
-            deltas.append(event)
+        await self._news.wait()
+        if self._error is not None:
+            raise self._error
+        if self._open:  # else the end stays the end
+            self._news.clear()
+        deltas, self._deltas = self._deltas, []
         return deltas

@@ -19,7 +19,7 @@ from common.engine import Engine
 from common.errors import UserError
 from common.outputs import CompletionOutput, RequestOutput
 from common.sampling_params import SamplingParams
-from common.serving.errors import ApiError, refused, shutting_down, step_failed
+from common.serving.errors import ApiError, shutting_down, step_failed
 
 T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
@@ -52,7 +52,7 @@ Event = Delta | Ended
 
 @dataclass(eq=False)
 class Job:
-    """One prompt on its way through the engine. `post` is called on the event loop, with each `Event`.
+    """One prompt on its way through the engine.
 
     first_index: of its n answers, among all answers to the client's request.
     stream: events as tokens come, instead of all at the end.
@@ -66,7 +66,6 @@ class Job:
     params: SamplingParams
     stream: bool
     salt: str | None
-    post: Callable[[Job, Event], None]
     trace_parent: str | None = None
     arrival_time: float = field(default_factory=time.perf_counter)
     # the engine thread's own notes, an entry for each of the n answers
@@ -86,11 +85,15 @@ class EngineThread:
     """`submit`, `abort` and `call` may be called from any thread; they take effect before the next step.
 
     observe: called in the engine's thread, with each job that a step has touched and its output so far.
+    post: called on the event loop, with each event.
     """
 
-    def __init__(self, engine: Engine, observe: Callable[[Job, RequestOutput], None]) -> None:
+    def __init__(
+        self, engine: Engine, observe: Callable[[Job, RequestOutput], None], post: Callable[[Job, Event], None]
+    ) -> None:
         self._engine = engine
         self._observe = observe
+        self._post = post
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []
@@ -238,7 +241,7 @@ class EngineThread:
             )
             self._jobs[job.id] = job
         except UserError as error:
-            job.error = refused(error)
+            job.error = ApiError(400, str(error))
         except Exception:
             log.exception("request failed", extra={"fields": {"request_id": job.id}})
             job.error = step_failed()
@@ -267,12 +270,11 @@ class EngineThread:
         batch, self._outbox = self._outbox, []
         if batch and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed
-                self._loop.call_soon_threadsafe(_deliver, batch)
+                self._loop.call_soon_threadsafe(self._deliver, batch)
 
-
-def _deliver(batch: list[tuple[Job, Event]]) -> None:
-    for job, event in batch:
-        try:
-            job.post(job, event)
-        except Exception:  # the others' events still count
-            log.exception("event failed", extra={"fields": {"request_id": job.id}})
+    def _deliver(self, batch: list[tuple[Job, Event]]) -> None:
+        for job, event in batch:
+            try:
+                self._post(job, event)
+            except Exception:  # the others' events still count
+                log.exception("event failed", extra={"fields": {"request_id": job.id}})

@@ -43,11 +43,6 @@ class ApiError(HTTPException):
         return Response(json.dumps(self.body()), self.status_code, self.headers, "application/json")
 
 
-def refused(error: UserError) -> ApiError:
-    """What the engine refuses: its message is one line that says what to do."""
-    return ApiError(400, str(error))
-
-
 def step_failed() -> ApiError:
     """Details are in the log: they may name paths or other people's requests."""
     return ApiError(500, "The step that computed this request failed. Try again.", code="step_failed")
@@ -71,7 +66,7 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
-        return refused(error)
+        return ApiError(400, str(error))
     if isinstance(error, RequestValidationError):
         return from_validation(error.errors())
     if not isinstance(error, HTTPException):

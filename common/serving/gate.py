@@ -31,7 +31,7 @@ class Gate:
     def __init__(self, app: ASGIApp, options: ServerOptions, metrics: ServerMetrics) -> None:
         self._app = app
         self._keys = [key.encode() for key in options.api_keys]
-        here = options.loopback and not options.api_keys
+        here = options.loopback and not options.api_keys  # then other names are refused, which blocks DNS rebinding
         self._hosts = {"127.0.0.1", "localhost", "[::1]", options.host.lower()} if here else None
         self._max_body = options.max_body
         self._metrics = metrics

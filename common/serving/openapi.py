@@ -28,13 +28,6 @@ def _responses(content: dict[str, Any], *errors: int) -> dict[str, Any]:
 
 
 _OBJECT = {"type": "object"}
-_USAGE = {
-    "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-    "properties": {
-        name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-    },
-}
 _COMPLETION = {
     "type": "object",
     "required": ["id", "object", "created", "model", "choices", "usage"],
@@ -48,7 +41,11 @@ _COMPLETION = {
             "minItems": 1,
             "items": {"type": "object", "required": ["index", "finish_reason"]},
         },
-        "usage": _USAGE,
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+            "additionalProperties": {"type": "integer", "minimum": 0},
+        },
     },
 }
 _JSON = {"application/json": _OBJECT}

@@ -38,7 +38,6 @@ def chat_messages(messages: list[Message]) -> list[dict[str, str]]:
 
 
 def completion_prompts(body: CompletionRequest) -> list[Prompt]:
-    """One prompt, or several: texts or token ids."""
     prompt: Any = body.prompt
     return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 

@@ -36,7 +36,7 @@ class Service:
         self.engine = engine
         self.options = options
         self.metrics = ServerMetrics(engine.stage)
-        self.thread = EngineThread(engine, self.metrics.gained)
+        self.thread = EngineThread(engine, self.metrics.gained, self._post)
         self.model_name = options.served_name or _public_name(engine.config.model)
         self._deadline: float | None = None  # of the drain
         self._spans = spans
@@ -92,7 +92,6 @@ class Service:
                 params=parameters.sampling_params(self.engine, body, len(token_ids), self.options),
                 stream=bool(body.stream),
                 salt=salt,
-                post=self._post,
                 trace_parent=trace_parent,
             )
             for number, token_ids in enumerate(encoded)

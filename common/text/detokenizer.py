@@ -70,5 +70,10 @@ class Detokenizer:
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
-        lengths = (length for stop in self._stop for length in range(1, len(stop)) if text.endswith(stop[:length]))
+        lengths = [
+            length
+            for stop in self._stop
+            for length in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:length])
+        ]
         return max(lengths, default=0)

@@ -63,7 +63,6 @@ class Tokenizer:
         return self._encode(text, add_special_tokens=True)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -49,50 +49,38 @@ class EngineMetrics:
             self._kv_utilization_time += duration * usage.stored / usage.reserved
             self._kv_time += duration
 
-    def snapshot(self, token_bytes: int) -> Metrics:
-        computed = self.computed_tokens + self.padded_tokens
-        return {
-            **{name: value for name, value in vars(self).items() if not name.startswith("_")},
-            "padding_share": self.padded_tokens / computed if computed else 0.0,
-            "kv_reserved_peak_bytes": self._kv_peak_reserved * token_bytes,
-            "kv_used_peak_bytes": self._kv_peak_stored * token_bytes,
-            "kv_utilization": self._kv_utilization_time / self._kv_time if self._kv_time else None,
-        }
-
 
 def snapshot(
     stage: str, metrics: EngineMetrics, scheduler: Scheduler, attention: Attention, token_bytes: int
 ) -> Metrics:
     """What an engine does now, and what it has done since its counters began. token_bytes: K and V of one token.
 
-    padding_share: of the computed positions, those that no request needed. kv_utilization: tokens stored over the
-    token slots that running requests held, averaged over the running time."""
-    usage = scheduler.cache.usage()
+    padding_share: of the computed positions, those that no request needed. kv_utilization: tokens stored over the slots
+    that running requests held, averaged over the running time. Figures of a prefix cache are None without one."""
+    m, cache, usage = metrics, scheduler.cache, scheduler.cache.usage()
+    prefix = cache.prefix_stats() if isinstance(cache, PrefixCache) else None
+    computed = m.computed_tokens + m.padded_tokens
     return {
         "stage": stage,
         "attention": description(attention),
         "waiting": len(scheduler.waiting),
         "running": len(scheduler.running),
         "swapped": len(scheduler.swapped),
-        **metrics.snapshot(token_bytes),
+        **{name: value for name, value in vars(m).items() if not name.startswith("_")},
+        "padding_share": m.padded_tokens / computed if computed else 0.0,
         "kv_blocks_used": usage.blocks,
         "kv_pool_bytes": attention.kv_bytes(),
         "kv_reserved_bytes": usage.reserved * token_bytes,
         "kv_used_bytes": usage.stored * token_bytes,
-        **_prefix_metrics(scheduler.cache),
-    }
-
-
-def _prefix_metrics(cache: object) -> Metrics:
-    """The same names for all stages; None where there is no prefix cache."""
-    stats = cache.prefix_stats() if isinstance(cache, PrefixCache) else None
-    return {
-        "prefix_hit_rate": stats and stats.hit_rate,
-        "tokens_saved": stats and stats.saved,
-        "tokens_recovered": stats and stats.recovered,
-        "blocks_shared": stats and stats.blocks,
-        "blocks_shared_now": stats and stats.shared,
-        "blocks_shared_peak": stats and stats.peak_shared,
-        "blocks_cached": stats and stats.cached,
-        "evictions": stats and stats.evictions,
+        "kv_reserved_peak_bytes": m._kv_peak_reserved * token_bytes,
+        "kv_used_peak_bytes": m._kv_peak_stored * token_bytes,
+        "kv_utilization": m._kv_utilization_time / m._kv_time if m._kv_time else None,
+        "prefix_hit_rate": prefix and prefix.hit_rate,
+        "tokens_saved": prefix and prefix.saved,
+        "tokens_recovered": prefix and prefix.recovered,
+        "blocks_shared": prefix and prefix.blocks,
+        "blocks_shared_now": prefix and prefix.shared,
+        "blocks_shared_peak": prefix and prefix.peak_shared,
+        "blocks_cached": prefix and prefix.cached,
+        "evictions": prefix and prefix.evictions,
     }

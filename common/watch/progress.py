@@ -45,25 +45,20 @@ def progress_bar(description: str, total: int, *, show: bool | None = None) -> G
     """Yield `advance(amount)`. `show=None` draws the bar where standard error is a terminal, or tells a listener."""
     listener = _listener.get()
     if show is None and listener is not None:
-        yield _telling(listener, description, total)
-        return
-    if not (sys.stderr.isatty() if show is None else show):
+        yield _advance(listener, description, total)
+    elif not (sys.stderr.isatty() if show is None else show):
         yield lambda amount, note="": None
-        return
-    from rich import progress as rich
-    from rich.console import Console
+    else:
+        from rich import progress as rich
+        from rich.console import Console
 
-    columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn())
-    with rich.Progress(*columns, "left", rich.TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total)
-
-        def advance(amount: int, note: str = "") -> None:
-            bar.update(task, advance=amount, description=f"{description} {note}".rstrip())
-
-        yield advance
+        columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn())
+        with rich.Progress(*columns, "left", rich.TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(description, total=total)
+            yield _advance(lambda text, done, _: bar.update(task, completed=done, description=text), description, total)
 
 
-def _telling(listener: Listener, description: str, total: int) -> Advance:
+def _advance(listener: Listener, description: str, total: int) -> Advance:
     done = 0
     listener(description, done, total)
 
