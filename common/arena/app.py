@@ -1,4 +1,4 @@
-"""The arena's web page: static files, two commands, and one stream of events for all who watch."""
+"""The arena's web page: static files, two commands, and one stream of events for all viewers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancesto
 
 
 class Arena:
-    """One race at a time, and its events for all who watch: a late listener gets them from the beginning. Everything
-    here runs on the event loop; the race has a thread of its own."""
+    """One race at a time, and its events for all viewers: a late one gets them from the beginning. Everything here runs
+    on the event loop; the race has a thread of its own."""
 
     def __init__(self, sides: Sequence[Side]) -> None:
         self.sides = sides

@@ -14,12 +14,12 @@ WINDOW = 1.0
 
 @dataclass(frozen=True)
 class Figure:
-    """more_wins: is a higher value the better one?"""
+    """more_wins: a higher value is better. better: the verdict's words, after 'x times'."""
 
     title: str
     unit: str
     more_wins: bool
-    won: str
+    better: str
 
 
 FIGURES = {
@@ -116,4 +116,4 @@ def verdict(watch: str, ends: Sequence[tuple[str, dict[str, Any]]]) -> str:
     ratio = max(best, worst) / min(best, worst)
     if ratio < 1.05:
         return f"{figure.title}: {said}. Within 5 %: no difference to speak of."
-    return f"{figure.title}: {said}. {winner}: {ratio:.1f} × {figure.won}."
+    return f"{figure.title}: {said}. {winner}: {ratio:.1f} × {figure.better}."

@@ -1,15 +1,15 @@
 """A stage that plays: `python -m stages.m1_kv_cache play`, a process that takes commands as lines of JSON on standard
-input and tells what happens as lines of JSON on standard output. When its input closes, it ends.
+input and writes events as lines of JSON to standard output. It ends when its input closes.
 
 A run's events, in order; every `t` is in seconds since the start of the run:
 
-    loading    before that, as it goes on: `text`, and `done` of `total` where that is known
-    prepared   what the engine has: `capacity` and `row` of its KV memory in token slots, `threads`, and the `answers`
+    loading    before that: `text`, and `done` of `total` where that is known
+    prepared   `capacity` and `row` of the KV memory in token slots, `threads`, and the `answers`
     started
     arrived    `answers` that wait from now on
     step       `begin`, `t` (its end), `chunks` [answer, kind, tokens], `preempted`, `gained` [answer, text, tokens,
-               finish reason], `kv` (what changed in the memory), `figures`
-    ended      how it stands at the end; `cost`: the share of the time that went into these events
+               finish reason], `kv` (changes in the memory), `figures`
+    ended      the final state; `cost`: the share of the time that went into these events
     failed     instead of any of them: `message`
 """
 
@@ -115,7 +115,6 @@ class Player:
 
 
 def play(build: Callable[[EngineConfig], Engine], number: int, config: EngineConfig) -> None:
-    """The whole of the process."""
     out = _own_output()
 
     def tell(event: dict[str, Any]) -> None:

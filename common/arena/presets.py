@@ -56,8 +56,8 @@ class Preset:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def _asks(max_tokens: Sequence[int], questions: Sequence[str], **options: Any) -> tuple[Ask, ...]:
-    return tuple(Ask(q, q, most, **options) for q, most in zip(questions, max_tokens, strict=True))
+def _asks(max_tokens: Sequence[int], questions: Sequence[str]) -> tuple[Ask, ...]:
+    return tuple(Ask(q, q, most) for q, most in zip(questions, max_tokens, strict=True))
 
 
 QUESTIONS = (
@@ -109,8 +109,8 @@ PRESETS = (
     Preset(
         "long",
         "A long prompt arrives",
-        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all stand still until "
-        "it is read; m5 reads it in pieces.",
+        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all wait until it is "
+        "read; m5 reads it in pieces.",
         "gap",
         (
             *_asks((110, 110, 110), (QUESTIONS[0], QUESTIONS[4], QUESTIONS[8])),
@@ -124,7 +124,7 @@ PRESETS = (
     Preset(
         "shared",
         "A shared system prompt",
-        "Six questions, one after the other, all under the same long instructions: m6 has read them before.",
+        "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
         "ttft",
         tuple(Ask(q, q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS)),
         kv_tokens=6 * 1024,

@@ -1,4 +1,4 @@
-"""A race: every side gets the same prompts, and all who watch get the same events.
+"""A race: every side gets the same prompts, and every viewer the same events.
 
 *In turns*, each side has the whole machine, one after the other; the recordings are then shown side by side, in real
 time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores and slower than
@@ -34,7 +34,7 @@ class Race:
         self._stopped = False
 
     def run(self) -> None:
-        """From loading to the verdict; returns when all is told."""
+        """From loading to the verdict."""
         preset = self._preset
         race = {"preset": preset.key, "title": preset.title, "claim": preset.claim, "watch": preset.watch}
         self._tell({"event": "race", "mode": self._mode, **race})
@@ -77,8 +77,8 @@ class Race:
             return ""
         event: Event = {"event": ""}
         for event in self._sides[number].do(command):
-            if event["event"] == "failed" and self._stopped:
-                return ""  # it was ended while it loaded
+            if self._stopped and event["event"] in ("loading", "failed"):
+                continue  # it was ended while it loaded
             self._tell({"side": number, **event})
         if event["event"] == "ended" and not event["stopped"]:
             self._ends[number] = event["figures"]

@@ -1,4 +1,4 @@
-"""One race of one engine, told as events."""
+"""One race of one engine, as events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Run:
         self._done = [False] * len(ids)
         self._figures = Figures(len(ids))
         self._told: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # the regions of the KV memory, by their starts
-        self._seen = -1  # index of the last step that was told
+        self._seen = -1  # index of the last step that was reported
         self._start = 0.0
         self._cost = 0.0
 
