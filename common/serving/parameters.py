@@ -70,7 +70,7 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
     """Raises `UserError` or `ApiError` for what is not possible."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "'stream_options' is only allowed with 'stream': true.", param="stream_options")
-    given = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
+    given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
     return SamplingParams(
         **given,
         seed=None if body.seed is None else body.seed % 2**63,

@@ -29,10 +29,10 @@ class EngineMetrics:
     peak_running: int = 0
     preemptions: int = 0
     swaps: int = 0
-    _kv_peak_reserved: int = 0
-    _kv_peak_stored: int = 0
-    _kv_utilization_time: float = 0.0  # integral over time of stored / reserved
-    _kv_time: float = 0.0
+    kv_peak_reserved: int = 0
+    kv_peak_stored: int = 0
+    kv_utilization_time: float = 0.0  # integral over time of stored / reserved
+    kv_time: float = 0.0
 
     def record_step(self, plan: StepPlan, usage: KVUsage, num_running: int, duration: float) -> None:
         """`usage` and `num_running` as they were while the step ran."""
@@ -43,11 +43,11 @@ class EngineMetrics:
         self.preemptions += len(plan.preempted)
         self.swaps += sum(request.status is RequestStatus.SWAPPED for request in plan.preempted)
         self.peak_running = max(self.peak_running, num_running)
-        self._kv_peak_reserved = max(self._kv_peak_reserved, usage.reserved)
-        self._kv_peak_stored = max(self._kv_peak_stored, usage.stored)
+        self.kv_peak_reserved = max(self.kv_peak_reserved, usage.reserved)
+        self.kv_peak_stored = max(self.kv_peak_stored, usage.stored)
         if usage.reserved:
-            self._kv_utilization_time += duration * usage.stored / usage.reserved
-            self._kv_time += duration
+            self.kv_utilization_time += duration * usage.stored / usage.reserved
+            self.kv_time += duration
 
 
 def snapshot(
@@ -66,15 +66,15 @@ def snapshot(
         "waiting": len(scheduler.waiting),
         "running": len(scheduler.running),
         "swapped": len(scheduler.swapped),
-        **{name: value for name, value in vars(m).items() if not name.startswith("_")},
+        **{name: value for name, value in vars(m).items() if not name.startswith("kv_")},
         "padding_share": m.padded_tokens / computed if computed else 0.0,
         "kv_blocks_used": usage.blocks,
         "kv_pool_bytes": attention.kv_bytes(),
         "kv_reserved_bytes": usage.reserved * token_bytes,
         "kv_used_bytes": usage.stored * token_bytes,
-        "kv_reserved_peak_bytes": m._kv_peak_reserved * token_bytes,
-        "kv_used_peak_bytes": m._kv_peak_stored * token_bytes,
-        "kv_utilization": m._kv_utilization_time / m._kv_time if m._kv_time else None,
+        "kv_reserved_peak_bytes": m.kv_peak_reserved * token_bytes,
+        "kv_used_peak_bytes": m.kv_peak_stored * token_bytes,
+        "kv_utilization": m.kv_utilization_time / m.kv_time if m.kv_time else None,
         "prefix_hit_rate": prefix and prefix.hit_rate,
         "tokens_saved": prefix and prefix.saved,
         "tokens_recovered": prefix and prefix.recovered,
