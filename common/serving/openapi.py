@@ -50,9 +50,7 @@ _COMPLETION = {
 }
 _JSON = {"application/json": _OBJECT}
 
-COMPLETIONS = _responses(
-    {"application/json": _COMPLETION, "text/event-stream": {"type": "string"}}, 400, 401, 404, 413, 429, 500, 503
-)
+COMPLETIONS = _responses({"application/json": _COMPLETION, "text/event-stream": {}}, 400, 401, 404, 413, 429, 500, 503)
 PLAIN = _responses(_JSON, 400, 401, 413)
 NAMED = _responses(_JSON, 400, 401, 404, 413)
 METRICS = _responses({"text/plain": {"type": "string"}}, 400, 401, 413)
