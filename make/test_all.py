@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.environment import ROOT, environment
+
 REPORT = ROOT / "reports" / "test-all.txt"
 
 
@@ -29,33 +28,18 @@ def main() -> int:
 def write_report(lines: list[str]) -> None:
     """When, which commit, on what, and what pytest said at its end."""
     notable = [line for line in lines if line.startswith(("coverage:", "FAILED", "ERROR", "SKIPPED"))]
+    found = environment()
     facts = [
         f"date      {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        f"commit    {commit()}",
-        f"machine   {processor()}, {os.cpu_count()} cores",
-        f"python    {platform.python_version()}",
+        f"commit    {found['commit'] or 'unknown'}{' and changes' if found['uncommitted_changes'] else ''}",
+        f"machine   {found['hardware']['cpu']}, {found['hardware']['cpu_cores']} cores",
+        f"python    {found['versions']['python']}",
         *notable,
         lines[-1].strip("= ") if lines else "",
     ]
     temporary = REPORT.with_suffix(".tmp")
     temporary.write_text("\n".join(facts) + "\n", encoding="utf-8")
     os.replace(temporary, REPORT)
-
-
-def commit() -> str:
-    try:
-        git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-        return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

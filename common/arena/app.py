@@ -1,13 +1,11 @@
-"""The arena's web page: static files, three commands, and one stream of events for everybody who watches."""
+"""The arena's web page: static files, two commands, and one stream of events for all viewers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,78 +16,70 @@ from pydantic import BaseModel, ConfigDict
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.arena.figures import FIGURES
-from common.arena.presets import OWN, find, presets_for
+from common.arena.presets import OWN, Preset, find, presets_for
 from common.arena.race import Race
 from common.arena.side import Event, Side
 from common.errors import UserError
 from common.execution.threads import usable_cpus
+from common.serving.formats import as_event
 
 STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src 'self' data:"
 
 
-class Hub:
-    """The events of the last race, and who hears the next ones. Whoever comes late hears it from its beginning."""
+class Arena:
+    """One race at a time, and its events for all viewers: a late one gets them from the beginning. Everything here runs
+    on the event loop; the race has a thread of its own."""
 
-    def __init__(self, stages: Sequence[str]) -> None:
-        self._welcome = {"event": "welcome", "stages": stages}
+    def __init__(self, sides: Sequence[Side]) -> None:
+        self.sides = sides
+        self.race: Race | None = None
         self._history: list[bytes] = []
         self._listeners: set[asyncio.Queue[bytes]] = set()
 
-    def tell(self, event: Event) -> None:
-        message = as_message(event)
+    def start(self, preset: Preset, mode: str) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_loop(function: Callable[..., None], *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: no page is left
+                loop.call_soon_threadsafe(function, *arguments)
+
+        def run() -> None:
+            try:
+                race.run()
+            finally:
+                on_loop(setattr, self, "race", None)
+
+        self.race = race = Race(self.sides, preset, mode, lambda event: on_loop(self._tell, event))
+        threading.Thread(target=run, name="race", daemon=True).start()
+
+    def stop(self) -> bool:
+        """False: there is no race."""
+        if self.race is not None:
+            self.race.stop()
+        return self.race is not None
+
+    def _tell(self, event: Event) -> None:
         if event["event"] == "race":
             self._history.clear()
-        self._history.append(message)
+        self._history.append(as_event(event))
         for listener in self._listeners:
-            listener.put_nowait(message)
+            listener.put_nowait(self._history[-1])
 
     async def listen(self) -> AsyncIterator[bytes]:
         """The server ends it when the client leaves."""
         messages: asyncio.Queue[bytes] = asyncio.Queue()
         self._listeners.add(messages)
+        welcome = {"event": "welcome", "stages": [side.stage for side in self.sides]}
         try:
-            yield b"".join([as_message(self._welcome), *self._history, as_message({"event": "now"})])
+            yield b"".join([as_event(welcome), *self._history, as_event({"event": "now"})])
             while True:
                 yield await messages.get()
         finally:
             self._listeners.discard(messages)
 
 
-def as_message(event: Event) -> bytes:
-    return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-@dataclass
-class Arena:
-    """One race at a time. Everything here runs on the event loop; the race has a thread of its own."""
-
-    sides: Sequence[Side]
-    hub: Hub
-    race: Race | None = None
-
-    @property
-    def numbers(self) -> list[int]:
-        return [side.number for side in self.sides]
-
-    def start(self, race: Race, loop: asyncio.AbstractEventLoop) -> None:
-        def run() -> None:
-            try:
-                race.run()
-            finally:
-                with contextlib.suppress(RuntimeError):  # the loop has closed: nobody watches any more
-                    loop.call_soon_threadsafe(self._ended)
-
-        self.race = race
-        threading.Thread(target=run, name="race", daemon=True).start()
-
-    def _ended(self) -> None:
-        self.race = None
-
-
 class Start(BaseModel):
-    """POST /api/race."""
-
     model_config = ConfigDict(extra="forbid")
     preset: str
     mode: Literal["turns", "together"] = "turns"
@@ -97,16 +87,15 @@ class Start(BaseModel):
 
 
 def create_app(sides: Sequence[Side]) -> FastAPI:
-    """The routes. Pages of other sites cannot use them: the host must be this one, and a command must say that it is
-    JSON, which a browser allows no other site without asking."""
+    """The routes. Pages of other sites cannot use them: the host must be this one, and FastAPI takes a command's body
+    only as `application/json`, which a browser lets another site send only after asking this one."""
+    arena, numbers = Arena(sides), [side.number for side in sides]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         yield
-        if arena.race is not None:
-            arena.race.stop()
+        arena.stop()
 
-    arena = Arena(sides, Hub([side.stage for side in sides]))
     app = FastAPI(title="FoloVLLM arena", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -121,10 +110,9 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
 
     @app.get("/api/setup")
     async def setup() -> dict[str, Any]:
-        """What there is to choose from."""
-        presets = [*presets_for(arena.numbers), OWN]
+        presets = [*presets_for(numbers), OWN]
         return {
-            "sides": [{"stage": side.stage, "title": side.title} for side in arena.sides],
+            "sides": [{"stage": side.stage, "title": side.title} for side in sides],
             "presets": [{"key": p.key, "title": p.title, "claim": p.claim, "watch": p.watch} for p in presets],
             "figures": {key: {"title": figure.title, "unit": figure.unit} for key, figure in FIGURES.items()},
             "cores": usable_cpus(),
@@ -133,30 +121,18 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
     @app.get("/api/events")
     async def events() -> StreamingResponse:
         """Server-sent events: see `player` and `race`."""
-        return StreamingResponse(
-            arena.hub.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
+        return StreamingResponse(arena.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     @app.post("/api/race", status_code=202)
     async def start(body: Start) -> Response:
         if arena.race is not None:
             return JSONResponse({"error": "a race is on: stop it first"}, 409)
-        loop = asyncio.get_running_loop()
-
-        def tell(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(arena.hub.tell, event)
-
-        preset = find(body.preset, arena.numbers, body.prompts)
-        arena.start(Race(arena.sides, preset, body.mode, tell), loop)
+        preset = find(body.preset, numbers, body.prompts)
+        arena.start(preset, body.mode)
         return JSONResponse({"started": preset.key}, 202)
 
     @app.post("/api/stop")
-    async def stop(request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return JSONResponse({"error": "say that it is application/json"}, 415)
-        if arena.race is not None:
-            arena.race.stop()
-        return JSONResponse({"stopped": arena.race is not None})
+    async def stop(body: dict[str, Any]) -> dict[str, bool]:
+        return {"stopped": arena.stop()}
 
     return app

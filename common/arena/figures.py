@@ -1,4 +1,4 @@
-"""The figures of a run as it goes on. The page and the terminal show them; they compute none of their own."""
+"""The figures of a run as it goes on. The page and the terminal only show them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WINDOW = 1.0
-"""Seconds that the live tokens/s looks back."""
+"""Seconds over which the live tokens/s is counted."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """more_wins: is a higher value the better one?"""
+    """more_wins: a higher value is better. better: the verdict's words, after 'x times'."""
 
     title: str
     unit: str
     more_wins: bool
-    won: str
+    better: str
 
 
 FIGURES = {
@@ -34,13 +34,12 @@ FIGURES = {
 
 @dataclass
 class Figures:
-    """Fed with what each step brought; all times in seconds since the start of the run.
+    """Counts what each step brought; all times in seconds since the start of the run. `total`: answers of the run.
 
     The longest pause is between two tokens of one answer, so it does not count waiting for the first one.
     """
 
     total: int
-    """How many answers there will be."""
     arrivals: dict[int, float] = field(default_factory=dict[int, float])
     _tokens: int = 0
     _done: int = 0
@@ -96,7 +95,7 @@ class Figures:
 
 
 def shown(key: str, value: float | None) -> str:
-    """`'0.132 s'`: a figure as people read it."""
+    """A figure with its unit, such as `'0.13 s'`."""
     figure = FIGURES[key]
     if value is None:
         return "–"
@@ -106,7 +105,7 @@ def shown(key: str, value: float | None) -> str:
 
 
 def verdict(watch: str, ends: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """One sentence on the figure that the preset is about, from the (stage, figures at the end) of all who played."""
+    """One sentence on the preset's figure, from the (stage, final figures) of all sides."""
     figure = FIGURES[watch]
     said = ", ".join(f"{stage} {shown(watch, figures[watch])}" for stage, figures in ends)
     known = [(stage, float(figures[watch])) for stage, figures in ends if figures[watch]]
@@ -117,4 +116,4 @@ def verdict(watch: str, ends: Sequence[tuple[str, dict[str, Any]]]) -> str:
     ratio = max(best, worst) / min(best, worst)
     if ratio < 1.05:
         return f"{figure.title}: {said}. Within 5 %: no difference to speak of."
-    return f"{figure.title}: {said}. {winner}: {ratio:.1f} × {figure.won}."
+    return f"{figure.title}: {said}. {winner}: {ratio:.1f} × {figure.better}."

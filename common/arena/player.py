@@ -1,15 +1,15 @@
 """A stage that plays: `python -m stages.m1_kv_cache play`, a process that takes commands as lines of JSON on standard
-input and tells what happens as lines of JSON on standard output. When its input closes, it ends.
+input and writes events as lines of JSON to standard output. It ends when its input closes.
 
 A run's events, in order; every `t` is in seconds since the start of the run:
 
-    loading    before that, as it goes on: `text`, and `done` of `total` where that is known
-    prepared   what the engine has: `capacity` and `row` of its KV memory in token slots, `threads`, and the `answers`
+    loading    before that: `text`, and `done` of `total` where that is known
+    prepared   `capacity` and `row` of the KV memory in token slots, `threads`, and the `answers`
     started
     arrived    `answers` that wait from now on
     step       `begin`, `t` (its end), `chunks` [answer, kind, tokens], `preempted`, `gained` [answer, text, tokens,
-               finish reason], `kv` (what changed in the memory), `figures`
-    ended      how it stands at the end; `cost`: the share of the time that went into these events
+               finish reason], `kv` (changes in the memory), `figures`
+    ended      the final state; `cost`: the share of the time that went into these events
     failed     instead of any of them: `message`
 """
 
@@ -21,8 +21,9 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TextIO
 
 import torch
@@ -40,7 +41,7 @@ from common.watch.progress import listening
 
 WARMUP_TOKENS = 4
 LOADING_PAUSE = 0.3
-"""Seconds between two words about how far the loading is."""
+"""Seconds between two `loading` events."""
 
 
 class Player:
@@ -75,14 +76,14 @@ class Player:
         self._run.play()
 
     def drop(self) -> None:
-        """After a failure nobody knows what state the engine is in: the next race builds another one."""
+        """After a failure the engine's state is unknown: the next race builds another one."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
 
     def _progress(self, text: str, done: int, total: int) -> None:
         now = time.perf_counter()
-        if not total or now - self._last_word >= LOADING_PAUSE:  # a line has no total, and is never left out
+        if not total or now - self._last_word >= LOADING_PAUSE:  # a line has no total, and is always told
             self._last_word = now
             self._tell({"event": "loading", "text": text, "done": done, "total": total})
 
@@ -98,14 +99,13 @@ class Player:
         model = open_source(base.model, base.torch_device, progress=None).config
         options = {**limits, "max_model_len": min(limits["max_model_len"], model.max_position_embeddings)}
         options["kv_cache_memory"] = options.pop("kv_tokens") * kv_bytes_per_token(model, base.torch_dtype)
-        given = {name: getattr(base, name) for name in base.__dataclass_fields__}
-        self._engine = self._build(EngineConfig(**{**given, **stage_options(self._number, options)}))
+        self._engine = self._build(replace(base, **stage_options(self._number, options)))
         self._built = wanted
         return self._engine
 
     def _warm_up(self, engine: Engine, asks: Sequence[Ask]) -> None:
-        """First steps are slow: libraries choose their kernels in them. Prompts of the same lengths as those that come,
-        and nothing like them, so that no prefix cache knows them."""
+        """First steps are slow: libraries choose their kernels in them. The prompts have the lengths of the race's, but
+        other tokens, so that no prefix cache finds them."""
         vocab = engine.runner.model.config.vocab_size
         lengths = [len(encode(engine, ask)) for ask in asks]
         prompts = [[(7 * i + 31 * number + 1) % vocab for i in range(length)] for number, length in enumerate(lengths)]
@@ -115,7 +115,6 @@ class Player:
 
 
 def play(build: Callable[[EngineConfig], Engine], number: int, config: EngineConfig) -> None:
-    """The whole of the process."""
     out = _own_output()
 
     def tell(event: dict[str, Any]) -> None:
@@ -135,15 +134,13 @@ def play(build: Callable[[EngineConfig], Engine], number: int, config: EngineCon
         except UserError as error:
             tell({"event": "failed", "message": str(error)})
         except Exception as error:
-            import traceback
-
             traceback.print_exc()
             player.drop()
             tell({"event": "failed", "message": f"{type(error).__name__}: {error}"})
 
 
 def _listen(commands: queue.SimpleQueue[dict[str, Any]], stop: threading.Event) -> None:
-    """`stop` takes effect at once; the rest waits for its turn. A closed input means that the parent is gone."""
+    """`stop` takes effect at once; other commands are queued. A closed input means that the parent has ended."""
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "stop":
@@ -154,15 +151,11 @@ def _listen(commands: queue.SimpleQueue[dict[str, Any]], stop: threading.Event) 
 
 
 def _own_output() -> TextIO:
-    """Standard output, for events alone: what libraries print goes to standard error."""
+    """Standard output, for events alone; what libraries print goes to standard error."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return out
 
 
-def command_line(do: str, **what: Any) -> str:
-    return json.dumps({"do": do, **what}) + "\n"
-
-
-def prepare_line(asks: Sequence[Ask], limits: dict[str, Any], threads: int) -> str:
-    return command_line("prepare", asks=[asdict(ask) for ask in asks], limits=limits, threads=threads)
+def prepare_command(asks: Sequence[Ask], limits: dict[str, Any], threads: int) -> dict[str, Any]:
+    return {"do": "prepare", "asks": [asdict(ask) for ask in asks], "limits": limits, "threads": threads}

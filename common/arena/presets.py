@@ -1,16 +1,16 @@
-"""What a race can be about: prompts that show one claim each, small enough for an audience to wait for."""
+"""The presets of a race: each has prompts that show one claim, and is short enough for an audience."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.errors import require, unknown
 
 MOST_PROMPTS = 16
 MOST_CHARACTERS = 8000
-"""Of an audience's own prompts: as many as the page can show, as long as the context can hold."""
+"""Of an audience's own prompts: what the page can show, and the context can hold."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Ask:
     """One prompt of a race.
 
     title: what a viewer sees; the prompt itself may be long.
-    n: so many samples of it, drawn at random; one is the likeliest answer.
+    n: number of samples, drawn at random; a single one is greedy.
     after: seconds after the start that it arrives.
-    after_tokens: instead, when the first prompt's answer has so many tokens, so that it meets every stage at work.
+    after_tokens: instead, when the first prompt's answer has this many tokens, so that every stage is decoding.
     """
 
     title: str
@@ -56,8 +56,8 @@ class Preset:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def _asks(max_tokens: Sequence[int], questions: Sequence[str], **options: Any) -> tuple[Ask, ...]:
-    return tuple(Ask(q, q, most, **options) for q, most in zip(questions, max_tokens, strict=True))
+def _asks(max_tokens: Sequence[int], questions: Sequence[str]) -> tuple[Ask, ...]:
+    return tuple(Ask(q, q, most) for q, most in zip(questions, max_tokens, strict=True))
 
 
 QUESTIONS = (
@@ -85,12 +85,20 @@ RULES = "You are the guide of a small museum. Answer in one short sentence. Thes
         ("sit down", "take pictures", "speak softly", "draw", "drink water", "ask questions") * 4, 1
     )
 )
+VISITORS = (
+    "May I draw in the glass room?",
+    "When may I sit down?",
+    "Is there water?",
+    "May I take pictures?",
+    "How loud may I speak?",
+    "Where may I ask questions?",
+)
 
 PRESETS = (
     Preset(
         "many",
         "Many short requests",
-        "Twelve questions, room for four: a static batch waits for its longest answer; from m2 on whoever is done "
+        "Twelve questions, room for four: a static batch waits for its longest answer; from m2 on a finished answer "
         "makes room at once.",
         "speed",
         _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS),
@@ -101,8 +109,8 @@ PRESETS = (
     Preset(
         "long",
         "A long prompt arrives",
-        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all stand still until "
-        "it is read; m5 reads it in pieces.",
+        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all wait until it is "
+        "read; m5 reads it in pieces.",
         "gap",
         (
             *_asks((110, 110, 110), (QUESTIONS[0], QUESTIONS[4], QUESTIONS[8])),
@@ -116,21 +124,9 @@ PRESETS = (
     Preset(
         "shared",
         "A shared system prompt",
-        "Six questions, one after the other, all under the same long instructions: m6 has read them before.",
+        "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
         "ttft",
-        tuple(
-            Ask(q, q, 20, system=RULES, after=1.2 * number)
-            for number, q in enumerate(
-                (
-                    "May I draw in the glass room?",
-                    "When may I sit down?",
-                    "Is there water?",
-                    "May I take pictures?",
-                    "How loud may I speak?",
-                    "Where may I ask questions?",
-                )
-            )
-        ),
+        tuple(Ask(q, q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS)),
         kv_tokens=6 * 1024,
         max_num_seqs=6,
         max_model_len=1024,
@@ -138,8 +134,8 @@ PRESETS = (
     Preset(
         "memory",
         "Memory pressure",
-        "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to whoever "
-        "needs one, until somebody must step back.",
+        "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to the "
+        "answers that need one, until one is preempted.",
         "together",
         _asks((120,) * 10, [f"{q} Take your time." for q in QUESTIONS[:10]]),
         kv_tokens=768,
@@ -167,16 +163,24 @@ PRESETS = (
         needs=7,
     ),
 )
-OWN = Preset("own", "Your own prompts", "One prompt a line; each answer has up to 96 tokens.", "speed", ())
+OWN = Preset(
+    "own",
+    "Your own prompts",
+    "One prompt a line; each answer has up to 96 tokens.",
+    "speed",
+    (),
+    kv_tokens=4 * 2048,
+    max_model_len=2048,
+)
 
 
 def presets_for(stages: Sequence[int]) -> list[Preset]:
-    """Those that show something with these stages."""
+    """The presets that show something with these stages."""
     return [preset for preset in PRESETS if any(stage >= preset.needs for stage in stages)]
 
 
 def find(key: str, stages: Sequence[int], prompts: Sequence[str] = ()) -> Preset:
-    """A preset by its key; `own` is made of `prompts`. Raises `UserError` for what does not exist or is too much."""
+    """A preset by its key; `own` is made of `prompts`. `UserError` for an unknown key, or prompts over the limits."""
     if key == OWN.key:
         return own(prompts)
     known = {preset.key: preset for preset in presets_for(stages)}
@@ -193,5 +197,4 @@ def own(prompts: Sequence[str]) -> Preset:
         all(len(text) <= MOST_CHARACTERS for text in texts),
         f"a prompt is over {MOST_CHARACTERS:,} characters: shorten it",
     )
-    asks = tuple(Ask(text[:60], text, 96) for text in texts)
-    return Preset(OWN.key, OWN.title, OWN.claim, OWN.watch, asks, 4 * 2048, 8, 2048)
+    return replace(OWN, asks=tuple(Ask(text[:60], text, 96) for text in texts))

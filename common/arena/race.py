@@ -1,48 +1,44 @@
-"""A race: every side gets the same prompts, and everybody who watches the same events.
+"""A race: every side gets the same prompts, and every viewer the same events.
 
 *In turns*, each side has the whole machine, one after the other; the recordings are then shown side by side, in real
-time. That is the fair way on one machine. *Together*, all run at once, with the cores shared out: nobody waits, and
-nobody is as fast as alone.
+time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores and slower than
+alone.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 from common.arena.figures import verdict
-from common.arena.player import command_line, prepare_line
+from common.arena.player import prepare_command
 from common.arena.presets import Preset
 from common.arena.side import Event, OnEvent, Side
-from common.errors import UserError, unknown
+from common.errors import UserError
 from common.execution.threads import usable_cpus
-
-MODES = ("turns", "together")
 
 
 class Race:
-    """Its own events, beside those of the sides, which get the number of their `side`:
+    """`mode`: `turns` or `together`. Its own events, next to those of the sides, which get the number of their `side`:
 
     race      what it is about: `preset`, `mode`
     turn      `sides` that play from now on
-    finished  `verdict`: one sentence, empty where somebody failed or was stopped
+    finished  `verdict`: one sentence, empty where a side failed or was stopped
     """
 
     def __init__(self, sides: Sequence[Side], preset: Preset, mode: str, tell: OnEvent) -> None:
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
         self._sides, self._preset, self._mode, self._tell = sides, preset, mode, tell
         self._ends: dict[int, dict[str, Any]] = {}
         self._stopped = False
 
     def run(self) -> None:
-        """From loading to the verdict; returns when all is told."""
+        """From loading to the verdict."""
         preset = self._preset
         race = {"preset": preset.key, "title": preset.title, "claim": preset.claim, "watch": preset.watch}
         self._tell({"event": "race", "mode": self._mode, **race})
         try:
-            everybody = range(len(self._sides))
             cores = usable_cpus()
             threads = cores if self._mode == "turns" else max(1, cores // len(self._sides))
             limits = {
@@ -51,8 +47,8 @@ class Race:
                 "max_model_len": preset.max_model_len,
                 **preset.options,
             }
-            line = prepare_line(preset.asks, limits, threads)
-            ready = [number for number in everybody if self._follow(number, line) == "prepared"]
+            command = prepare_command(preset.asks, limits, threads)
+            ready = [number for number in range(len(self._sides)) if self._follow(number, command) == "prepared"]
             for turn in ([number] for number in ready) if self._mode == "turns" else [ready]:
                 self._play(turn)
         finally:
@@ -63,7 +59,7 @@ class Race:
             self._tell({"event": "finished", "verdict": said})
 
     def stop(self) -> None:
-        """No further turn; whoever plays ends after the step that is on, whoever loads ends at once."""
+        """No further turn; a side that plays ends after the current step, a side that loads ends at once."""
         self._stopped = True
         for side in self._sides:
             side.stop()
@@ -72,21 +68,17 @@ class Race:
         if self._stopped:
             return
         self._tell({"event": "turn", "sides": list(turn)})
-        line = command_line("play")
-        threads = [threading.Thread(target=self._follow, args=(number, line)) for number in turn]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._follow, turn, repeat({"do": "play"})))
 
-    def _follow(self, number: int, line: str) -> str:
+    def _follow(self, number: int, command: Event) -> str:
         """Pass on the events of a command; the name of the last one."""
         if self._stopped:
             return ""
         event: Event = {"event": ""}
-        for event in self._sides[number].do(line):
-            if event["event"] == "failed" and self._stopped:
-                return ""  # it was ended while it loaded
+        for event in self._sides[number].do(command):
+            if self._stopped and event["event"] in ("loading", "failed"):
+                continue  # it was ended while it loaded
             self._tell({"side": number, **event})
         if event["event"] == "ended" and not event["stopped"]:
             self._ends[number] = event["figures"]

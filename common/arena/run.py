@@ -1,15 +1,13 @@
-"""One race of one engine, told as events."""
+"""One race of one engine, as events."""
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.arena.figures import Figures
-from common.arena.memory_map import MemoryMap
 from common.arena.presets import Ask
 from common.engine import Engine
 from common.kv_cache import PrefixCache, Region
@@ -19,11 +17,6 @@ from common.watch.trace import StepTrace
 
 IDLE_SLEEP = 0.002
 Tell = Callable[[dict[str, Any]], None]
-
-
-def answers_of(asks: Sequence[Ask]) -> list[tuple[int, int]]:
-    """(number of the ask, sample) of each answer: events speak of answers by their place in this list."""
-    return [(number, sample) for number, ask in enumerate(asks) for sample in range(ask.n)]
 
 
 def encode(engine: Engine, ask: Ask) -> list[int]:
@@ -38,54 +31,49 @@ def encode(engine: Engine, ask: Ask) -> list[int]:
 
 
 class Run:
-    """One race of one engine."""
+    """One race of one engine. `name`: also its cache salt, so that nothing of an earlier race is found."""
 
-    def __init__(self, engine: Engine, asks: Sequence[Ask], salt: str, tell: Tell, stop: threading.Event) -> None:
-        self._engine, self._asks, self._tell, self._stop = engine, asks, tell, stop
-        self._name = salt
-        self._salt: dict[str, Any] = {"cache_salt": salt} if _takes_salt(engine) else {}
+    def __init__(self, engine: Engine, asks: Sequence[Ask], name: str, tell: Tell, stop: threading.Event) -> None:
+        self._engine, self._asks, self._name, self._tell, self._stop = engine, asks, name, tell, stop
         self._prompts = [encode(engine, ask) for ask in asks]
-        answers = answers_of(asks)
+        # (ask, sample) of each answer: events number the answers by their place in this list
+        self._answers = [(number, sample) for number, ask in enumerate(asks) for sample in range(ask.n)]
         # the engine's id of each answer; the samples of a prompt have its id and their number
-        ids = [f"{salt}-{number}" + (f"#{sample}" if sample else "") for number, sample in answers]
+        ids = [f"{name}-{number}" + (f"#{sample}" if sample else "") for number, sample in self._answers]
         self._answer = {id: index for index, id in enumerate(ids)}
         self._text = [0] * len(ids)
         self._tokens = [0] * len(ids)
         self._done = [False] * len(ids)
-        self._first = [answers.index((number, 0)) for number in range(len(asks))]
         self._figures = Figures(len(ids))
-        self._map = MemoryMap(self._answer)
-        self._seen = -1  # index of the last step that was told
+        self._told: dict[int, tuple[int, int, tuple[int, ...]]] = {}  # the regions of the KV memory, by their starts
+        self._seen = -1  # index of the last step that was reported
         self._start = 0.0
         self._cost = 0.0
 
     def prepared(self, threads: int) -> None:
-        engine = self._engine
-        usage = engine.scheduler.cache.usage()
-        blocks = getattr(engine.scheduler.cache, "block_size", None)
+        engine, cache = self._engine, self._engine.scheduler.cache
         self._tell(
             {
                 "event": "prepared",
                 "model": engine.config.model,
                 "dtype": str(engine.config.torch_dtype).removeprefix("torch."),
                 "threads": threads,
-                "capacity": usage.capacity,
-                "row": blocks or getattr(engine.scheduler.cache, "row_length", None) or engine.max_model_len,
-                "paged": blocks is not None,
+                "capacity": cache.usage().capacity,
+                "row": getattr(cache, "block_size", 0) or getattr(cache, "row_length", 0) or engine.max_model_len,
                 "answers": [
                     {
                         "title": self._asks[number].title + (f" ({sample + 1})" if self._asks[number].n > 1 else ""),
                         "prompt_tokens": len(self._prompts[number]),
                         "max_tokens": self._asks[number].max_tokens,
                     }
-                    for number, sample in answers_of(self._asks)
+                    for number, sample in self._answers
                 ],
             }
         )
 
     def check(self) -> None:
-        """Every prompt goes to the engine once and leaves again: what cannot run is refused here, with `UserError`, and
-        not in the middle of the race."""
+        """Give every prompt to the engine once and abort it: one that cannot run raises `UserError` here, not in the
+        middle of the race."""
         try:
             for number in range(len(self._asks)):
                 self._add(number, time.perf_counter())
@@ -93,7 +81,7 @@ class Run:
             self._clear()
 
     def play(self) -> None:
-        """From the first request to the last token, or to `stop`. Whatever happens, nothing is left in the engine."""
+        """From the first request to the last token, or to `stop`. Leaves nothing in the engine, also after an error."""
         engine = self._engine
         engine.reset_prefix_cache()  # of the warm-up, and of races before
         trace = engine.trace = StepTrace(max_steps=8, regions=True)
@@ -107,8 +95,7 @@ class Run:
                     self._report(engine.step())
                 else:
                     time.sleep(IDLE_SLEEP)
-            stopped = self._stop.is_set()
-            end = self._now()
+            stopped, end = self._stop.is_set(), self._now()
         finally:
             self._clear()
             engine.trace = None
@@ -124,25 +111,30 @@ class Run:
         )
 
     def _changes(self, held: Iterable[Region]) -> dict[str, Any]:
-        """Of the memory's picture: what requests hold, and what a prefix cache keeps of those that have ended."""
+        """What a picture of the KV memory has to redraw: `set` lists [start, length, stored, owners] of new and changed
+        regions, `free` the starts of those that are gone. In token slots. What a prefix cache keeps has no owners."""
         cache = self._engine.scheduler.cache
         kept = cache.kept_regions() if isinstance(cache, PrefixCache) else []
-        return self._map.changes([*kept, *held])  # a region that somebody holds again counts as held
+        now = {  # a kept region that a request holds again counts as held
+            region.start: (region.length, region.stored, tuple(self._answer.get(id, -1) for id in region.owners))
+            for region in (*kept, *held)
+        }
+        changed = [[start, *what] for start, what in now.items() if self._told.get(start) != what]
+        gone = [start for start in self._told if start not in now]
+        self._told = now
+        return {"set": changed, "free": gone}
 
     def _clear(self) -> None:
         for number in range(len(self._asks)):
-            self._engine.abort(self._id(number))
+            self._engine.abort(f"{self._name}-{number}")
         while self._engine.has_unfinished:
             self._engine.step()
 
     def _now(self) -> float:
         return time.perf_counter() - self._start
 
-    def _id(self, number: int) -> str:
-        return f"{self._name}-{number}"
-
     def _arrives(self, number: int) -> bool:
-        """Hand a prompt to the engine if its time has come. One that fell due during a step has waited since then."""
+        """Give a prompt to the engine if it is due. One that fell due during a step has waited since then."""
         ask, now = self._asks[number], self._now()
         due = ask.after
         if ask.after_tokens is not None:
@@ -152,7 +144,7 @@ class Run:
         if due > now:
             return False
         self._add(number, self._start + due)
-        answers = [self._first[number] + sample for sample in range(ask.n)]
+        answers = [answer for answer, (asked, _) in enumerate(self._answers) if asked == number]
         self._figures.arrivals.update(dict.fromkeys(answers, due))
         self._tell({"event": "arrived", "t": round(due, 4), "answers": answers})
         return True
@@ -160,9 +152,8 @@ class Run:
     def _add(self, number: int, arrival: float) -> None:
         ask = self._asks[number]
         seeded = SamplingParams(max_tokens=ask.max_tokens, n=ask.n, temperature=0.8 if ask.n > 1 else 0.0, seed=number)
-        self._engine.add_request(
-            self._prompts[number], seeded, request_id=self._id(number), arrival_time=arrival, **self._salt
-        )
+        name, salt = f"{self._name}-{number}", self._name
+        self._engine.add_request(self._prompts[number], seeded, request_id=name, arrival_time=arrival, cache_salt=salt)
 
     def _report(self, outputs: Sequence[RequestOutput]) -> None:
         trace = self._engine.trace
@@ -184,10 +175,7 @@ class Run:
                 "chunks": [[self._answer[c.request_id], c.kind, c.length] for c in record.chunks],
                 "preempted": [self._answer[id] for id in record.preempted],
                 "gained": gained,
-                "waiting": record.waiting,
-                "running": record.running,
                 "reserved": record.kv_reserved,
-                "stored": record.kv_stored,
                 "kv": self._changes(record.regions or ()),
                 "figures": self._figures.now(),
             }
@@ -208,8 +196,3 @@ class Run:
             self._text[answer], self._tokens[answer] = len(text), count
             self._done[answer] = sample.finish_reason is not None
         return gained
-
-
-def _takes_salt(engine: Engine) -> bool:
-    """A stage with a prefix cache: every race starts with nothing that an earlier one left behind."""
-    return "cache_salt" in inspect.signature(engine.add_request).parameters

@@ -1,29 +1,27 @@
-"""One side of a race, seen from outside: the process of a stage, and the events that it tells."""
+"""One side of a race, from outside: the process of a stage, and its events."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-LAST = {"prepare": ("prepared", "failed"), "play": ("ended", "failed")}
-"""The event after which a command is done."""
+LAST = ("prepared", "ended", "failed")
+"""The events after which a command is done."""
 
 
 class Side:
     """`folder`: of the stage, such as `m1_kv_cache`; `arguments`: of its command line, such as `--model`, `...`.
 
-    A process that has ended, or was ended while it loaded, is started anew for the next race.
+    A process that has ended, or was ended while it loaded, is started again for the next race.
     """
 
     def __init__(self, folder: str, arguments: Sequence[str]) -> None:
@@ -38,7 +36,6 @@ class Side:
     def _start(self) -> None:
         self._log.seek(0)
         self._log.truncate()
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             self._command,
             cwd=ROOT,
@@ -49,36 +46,33 @@ class Side:
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C reaches the parent alone, which closes the sides
         )
-        Thread(target=self._read, args=(self._process, self._events), daemon=True).start()
 
-    def do(self, line: str) -> Iterator[Event]:
+    def do(self, command: Event) -> Iterator[Event]:
         """Send a command; its events as they come, the last one included. A process that has ended is a failure."""
-        command = json.loads(line)["do"]
-        last = LAST[command]
-        if command == "prepare" and self._process.poll() is not None:
+        self._loads = command["do"] == "prepare"
+        if self._loads and self._process.poll() is not None:
             self._close_input()
             self._start()
-        self._loads = command == "prepare"
-        self._send(line)
+        self._send(command)
+        assert self._process.stdout is not None
         while True:
-            event = self._events.get()
-            over = event is None or event["event"] in last
+            line = self._process.stdout.readline()
+            ended = not line.endswith("\n")  # a killed process may leave half a line
+            event = {"event": "failed", "message": self._last_words()} if ended else json.loads(line)
+            over = event["event"] in LAST
             self._loads = self._loads and not over
-            if event is None:
-                self._events.put(None)  # the end stays the end
-                event = {"event": "failed", "message": self._last_words()}
             yield event
             if over:
                 return
 
     def stop(self) -> None:
-        """End the run that is on; its `ended` follows. Loading has nothing to come back from: its process is ended."""
+        """End the current run; its `ended` event follows. Loading cannot be interrupted: its process is ended."""
         if self._loads:
             self._process.kill()
-        self._send(json.dumps({"do": "stop"}) + "\n")
+        self._send({"do": "stop"})
 
     def close(self) -> None:
-        """End the process: it leaves when its input closes, and is killed where it does not."""
+        """End the process: it exits when its input closes, or is killed."""
         self._close_input()
         try:
             self._process.wait(5)
@@ -92,20 +86,11 @@ class Side:
             if self._process.stdin is not None:
                 self._process.stdin.close()
 
-    def _send(self, line: str) -> None:
+    def _send(self, command: Event) -> None:
         with contextlib.suppress(OSError):  # it has ended: `do` finds out
             if self._process.stdin is not None:
-                self._process.stdin.write(line)
+                self._process.stdin.write(json.dumps(command) + "\n")
                 self._process.stdin.flush()
-
-    @staticmethod
-    def _read(process: subprocess.Popen[str], events: queue.SimpleQueue[Event | None]) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                if line.endswith("\n"):  # not the half of one that a process leaves which is killed
-                    events.put(json.loads(line))
-        events.put(None)
 
     def _last_words(self) -> str:
         self._process.wait()

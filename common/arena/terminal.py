@@ -25,13 +25,13 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "
 STEPS = {"prefill": ("P", "yellow"), "fork": ("P", "yellow"), "decode": ("d", "blue"), "recompute": ("R", "magenta"),
          "idle": ("-", "bright_black")}  # fmt: skip
 MARKS = "123456789abcdefg"
-"""Of the answers, a character each, also in the memory: colours alone would not tell them apart."""
+"""One character for each answer, also in the memory: colours alone would not tell them apart."""
 MEMORY_LINES = 3
-PAUSE = 0.15  # seconds between two pictures: drawing takes processor time from the engine
+PAUSE = 0.15  # seconds between two pictures: drawing takes CPU time from the engine
 
 
 class LaneView:
-    """What the events of one side have made of it so far."""
+    """The state of one side after its events so far."""
 
     def __init__(self, title: str, watch: str) -> None:
         self.title, self._watch = title, watch
@@ -45,7 +45,6 @@ class LaneView:
         self._texts: list[str] = []
         self._states: list[str] = []
         self._kinds: list[tuple[str, str]] = []  # of the last steps
-        self.ended = False
 
     def apply(self, event: Event) -> None:
         name = event["event"]
@@ -65,7 +64,6 @@ class LaneView:
         for start, length, stored, owners in event.get("kv", {}).get("set", ()):
             self._regions[start] = (length, stored, owners)
         self._figures = event.get("figures", self._figures)
-        self.ended = self.ended or name == "ended"
 
     def _step(self, event: Event) -> None:
         for answer, kind, _ in event["chunks"]:
@@ -78,39 +76,35 @@ class LaneView:
             self._states[answer] = "✓" if reason else "d"
         kinds = {kind for _, kind, _ in event["chunks"]}
         mixed = "decode" in kinds and kinds & {"prefill", "recompute"}
-        letter, colour = ("M", "green") if mixed else STEPS[next((k for k in STEPS if k in kinds), "idle")]
-        self._kinds.append((letter, colour))
+        self._kinds.append(("M", "green") if mixed else STEPS[next((k for k in STEPS if k in kinds), "idle")])
 
     def picture(self, width: int, lines: int) -> Panel:
         """A panel of `width` columns, borders included."""
         inner = width - 4
-        parts = [self._figures_table(), self._memory(inner), self._steps(inner)]
-        parts.append(self._answers(inner, max(1, lines - 2 - 3 - MEMORY_LINES - 1 - 1)))
+        answers = self._answers(inner, max(1, lines - 2 - 3 - MEMORY_LINES - 1 - 1))
+        parts = Group(self._figures_table(), self._memory(inner), self._steps(inner), answers)
         style = "bold green" if self.badge in ("live", "replay") else "white"
         title = Text(f" {self.title} ", "bold") + Text(f"[{self.badge or 'ready'}] ", style)
-        return Panel(Group(*parts), title=title, title_align="left", padding=(0, 1), border_style=style)
+        return Panel(parts, title=title, title_align="left", padding=(0, 1), border_style=style)
 
     def _figures_table(self) -> Table:
         table = Table.grid(expand=True, padding=(0, 1))
         for _ in range(4):
             table.add_column(no_wrap=True)
-        names = {"speed": "output", "ttft": "1st token", "gap": "pause", "together": "at once", "memory": "KV peak",
-                 "time": "time"}  # fmt: skip
-        keys = list(FIGURES)
-        for left, right in zip(keys[::2], keys[1::2], strict=True):
-            cells: list[Text] = []
-            for key in (left, right):
-                style = "bold reverse" if key == self._watch else "bold"
-                value = shown(key, self._figures.get(key)).replace("answers", "").replace("tokens", "tok")
-                cells += [Text(names[key], "dim"), Text(value.strip(), style)]
-            table.add_row(*cells)
+        cells: list[Text] = []
+        for key, name in zip(FIGURES, ("output", "1st token", "pause", "at once", "KV peak", "time"), strict=True):
+            style = "bold reverse" if key == self._watch else "bold"
+            value = shown(key, self._figures.get(key)).replace("answers", "").replace("tokens", "tok")
+            cells += [Text(name, "dim"), Text(value.strip(), style)]
+        for row in range(0, len(cells), 4):
+            table.add_row(*cells[row : row + 4])
         return table
 
     def _memory(self, width: int) -> Text:
         """The token slots in order, 1, 2, 4, ... to a character, so that all fit."""
         prepared = self._prepared
         if prepared is None or not prepared["capacity"]:
-            text = "no KV cache: everything is computed anew" if prepared else ""
+            text = "no KV cache: everything is recomputed" if prepared else ""
             return Text(text + "\n" * (MEMORY_LINES - 1), "dim")
         unit = 1
         while prepared["capacity"] > unit * width * MEMORY_LINES:
@@ -129,8 +123,7 @@ class LaneView:
             last = mark
             text.append(mark if begins else glyph, f"{style} reverse" if begins and glyph == "█" else style)
             text.append("\n" if (index + 1) % width == 0 else "")
-        missing = MEMORY_LINES - 1 - text.plain.count("\n")
-        return text.append("\n" * max(0, missing))
+        return text.append("\n" * (MEMORY_LINES - 1 - text.plain.count("\n")))
 
     def _steps(self, width: int) -> Text:
         text = Text("steps ", "dim")
@@ -151,7 +144,7 @@ class LaneView:
 
 
 class Screen:
-    """All lanes, what the race is about above them, and how it stands below."""
+    """All lanes, with the preset's claim above and the status below."""
 
     def __init__(self, sides: Sequence[Side], preset: Preset, mode: str) -> None:
         self._preset, self._mode = preset, mode
@@ -160,7 +153,6 @@ class Screen:
         self.status = "Loading and warming up."
         self.verdict = ""
         self.failures: list[str] = []
-        self._over = False
 
     def tell(self, event: Event) -> None:
         """An event of the race, as it comes."""
@@ -190,7 +182,7 @@ class Screen:
         height = min(console.height, 40) - 1
         layout.split_column(Layout(name="head", size=3), Layout(name="lanes"), Layout(name="foot", size=2))
         layout["head"].update(Group(Text(self._preset.title, "bold"), Text(self._preset.claim, "dim")))
-        layout["foot"].update(Text(self.verdict if self.verdict and self._over else self.status, "bold"))
+        layout["foot"].update(Text(self.status, "bold"))
         width = console.width // len(self.lanes)
         layout["lanes"].split_row(*(Layout(lane.picture(width, height - 5)) for lane in self.lanes))
         yield from console.render(layout, options.update(height=height))
@@ -214,12 +206,12 @@ class Screen:
             time.sleep(PAUSE / 2)
 
     def over(self) -> None:
-        self._over = True
+        self.status = self.verdict or self.status
 
 
 def show(sides: Sequence[Side], preset: Preset, mode: str) -> None:
-    """A race from loading to verdict; Ctrl-C stops it and raises. Where nobody looks (a pipe), only the verdict.
-    `UserError` where a side has failed."""
+    """A race from loading to verdict; Ctrl-C stops it and raises. Into a pipe goes only the verdict. `UserError` if a
+    side has failed."""
     console = Console()
     screen = Screen(sides, preset, mode)
     race = Race(sides, preset, mode, screen.tell)

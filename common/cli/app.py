@@ -1,10 +1,11 @@
-"""The commands that every stage has, and how a command line ends when something is wrong."""
+"""The commands that every stage has, and how errors end them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -18,22 +19,21 @@ from common.cli.serve import serve
 from common.config import EngineConfig
 from common.errors import UserError
 from common.sampling_params import SamplingParams
+from common.serving.options import ServerOptions
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 def stage_main(main_file: str, build: Build) -> NoReturn:
-    """The whole of a stage's `__main__.py`: its folder, and how it builds its engine."""
     run_app(stage_app(Path(main_file).parent, build))
 
 
 def stage_app(folder: Path, build: Build) -> typer.Typer:
-    """The commands of the stage in `folder`."""
     name = folder.name.split("_")[0]
     number = int(name[1:])
     app = typer.Typer(
-        help=f"Stage {name[1:]} ({folder.name}). Each command has a page of its own: `COMMAND --help`.",
+        help=f"Stage {name[1:]} ({folder.name}). Run COMMAND --help for details.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -79,39 +79,14 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     @with_options(number)
     def serve_command(
         config: EngineConfig,
-        host: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-        port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+        server: ServerOptions,
         api_key: Annotated[
             list[str] | None,
-            typer.Option(envvar="FOLOVLLM_API_KEYS", help="Who has it may use the server; may be given several times."),
-        ] = None,
-        served_name: Annotated[str | None, typer.Option(help="The model's name for clients.")] = None,
-        max_queue: Annotated[int, typer.Option(help="Most answers that wait; then 429.")] = 256,
-        max_body: Annotated[int, typer.Option(help="Most bytes of a request's body.")] = 1 << 20,
-        max_prompt_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt.")] = None,
-        max_n: Annotated[int, typer.Option(help="Most answers to one request: prompts × n.")] = 16,
-        max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
-        drain: Annotated[float, typer.Option(help="Seconds that open requests have after SIGTERM.")] = 30.0,
-        spans: Annotated[
-            str | None, typer.Option(help="OpenTelemetry spans of each request: console, or otlp.")
+            typer.Option(envvar="FOLOVLLM_API_KEYS", help="Only requests with it are answered; may be repeated."),
         ] = None,
     ) -> None:
         """Answer OpenAI's clients over HTTP, until Ctrl-C."""
-        serve(
-            build,
-            config,
-            host=host,
-            port=port,
-            api_keys=tuple(api_key or ()),
-            served_name=served_name,
-            max_queue=max_queue,
-            max_body=max_body,
-            max_prompt_tokens=max_prompt_tokens,
-            max_n=max_n,
-            max_tokens=max_tokens,
-            drain=drain,
-            spans=spans,
-        )
+        serve(build, config, replace(server, api_keys=tuple(api_key or ())))
 
     @app.command("play", hidden=True)
     @with_options(number)
@@ -121,21 +96,17 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
         play(build, number, config)
 
-    @app.command("bench", add_help_option=False, context_settings={"ignore_unknown_options": True})
-    def bench_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-        """Measure this stage alone; takes the options of `python -m benchmarks compare`."""
-        command = ["-m", "benchmarks", "compare", "--stages", name, *(arguments or ())]
-        sys.exit(_wait([sys.executable, *command]))
+    def add_benchmark(verb: str, text: str, *command: str) -> None:
+        """A command that the harness carries out: it takes the options of `python -m benchmarks ...`."""
 
-    @app.command("trace", add_help_option=False, context_settings={"ignore_unknown_options": True})
-    def trace_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-        """Draw what each step did and who held which memory; takes the options of `python -m benchmarks trace`."""
-        sys.exit(_wait([sys.executable, "-m", "benchmarks", "trace", "--stage", name, *(arguments or ())]))
+        @app.command(verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True})
+        def benchmark(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+            sys.exit(_wait([sys.executable, "-m", "benchmarks", *command, name, *(arguments or ())]))
 
-    @app.command("profile", add_help_option=False, context_settings={"ignore_unknown_options": True})
-    def profile_command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-        """Show where the time of its steps goes; takes the options of `python -m benchmarks profile`."""
-        sys.exit(_wait([sys.executable, "-m", "benchmarks", "profile", "--stage", name, *(arguments or ())]))
+    takes = "takes the options of `python -m benchmarks"
+    add_benchmark("bench", f"Measure this stage alone; {takes} compare`.", "compare", "--stages")
+    add_benchmark("trace", f"Draw each step and the memory that requests hold; {takes} trace`.", "trace", "--stage")
+    add_benchmark("profile", f"Show where the time of its steps goes; {takes} profile`.", "profile", "--stage")
 
     @app.command("diff")
     def diff_command() -> None:
@@ -146,7 +117,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line. Whatever the user can fix is one line on standard error and exit status 2; Ctrl-C is 130."""
+    """Run a command line. An error that the user can fix is one line on standard error and status 2; Ctrl-C is 130."""
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()
@@ -168,13 +139,12 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
 
 
 def fail(message: str) -> NoReturn:
-    """One line on standard error, exit status 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def _wait(command: Sequence[str]) -> int:
-    """Run a command to its end; Ctrl-C reaches it too, and how it ends then is its own business."""
+    """Run a command to its end; its exit status. Ctrl-C reaches it too, and it decides how to end."""
     process = subprocess.Popen(command)
     while True:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -21,7 +21,7 @@ COMMANDS = "/reset forgets the conversation, /quit ends it"
 
 @dataclass
 class Conversation:
-    """Questions and answers so far. The oldest are forgotten when the next prompt would no longer fit.
+    """Questions and answers so far. The oldest are dropped when the next prompt would not fit.
 
     room: most tokens of a prompt, so that a whole answer still fits after it.
     """
@@ -39,7 +39,7 @@ class Conversation:
                 return token_ids
             if not self.turns:
                 raise UserError(
-                    f"the question has {len(token_ids)} tokens, and {self.room} fit beside the answer: "
+                    f"the question has {len(token_ids)} tokens, and {self.room} fit next to the answer: "
                     "shorten it, lower --max-tokens or raise --max-model-len"
                 )
             self.turns.pop(0)
@@ -53,7 +53,7 @@ class Conversation:
 
 
 def chat(build: Build, config: EngineConfig, params: SamplingParams, system: str | None) -> None:
-    """Answer a question a line, until the input ends; in a terminal, an error or Ctrl-C ends one answer only."""
+    """Answer one question per line, until the input ends; in a terminal, an error or Ctrl-C ends only one answer."""
     console = Console(stderr=True, highlight=False)
     interactive = sys.stdin.isatty()
     with ready_engine(build, config) as engine:
@@ -70,7 +70,9 @@ def chat(build: Build, config: EngineConfig, params: SamplingParams, system: str
                 console.print(f"{question.split()[0]} is no command: {COMMANDS}.", style="dim", markup=False)
             elif question:
                 try:
-                    _answer(engine, conversation, question, params, console)
+                    outputs = run(engine, [conversation.prompt(question)], params, write_out)
+                    conversation.turns.append((question, outputs[0].text))
+                    console.print(figures(engine, outputs), style="dim", soft_wrap=True)
                 except (UserError, KeyboardInterrupt) as error:
                     if not interactive:
                         raise
@@ -98,12 +100,3 @@ def _questions(interactive: bool) -> Iterator[str]:
         except EOFError:
             print(file=sys.stderr)
             return
-
-
-def _answer(
-    engine: Engine, conversation: Conversation, question: str, params: SamplingParams, console: Console
-) -> None:
-    prompt: Sequence[int] = conversation.prompt(question)
-    outputs = run(engine, [prompt], params, write_out)
-    conversation.turns.append((question, outputs[0].text))
-    console.print(figures(engine, outputs), style="dim", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`diff`: the lesson of a stage, file by file in the order in which one reads it."""
+"""`diff`: the lesson of a stage, file by file in reading order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.style import Style
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 NO_LESSONS = ("fast", "checkpoint", "kernels")
-"""Sub-folders of a stage that are no part of its lesson, even where its README names a file in them."""
+"""Sub-folders that are not part of a stage's lesson, even where its README names a file in them."""
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
 Line = tuple[str, str]
@@ -24,7 +24,7 @@ Line = tuple[str, str]
 
 @dataclass(frozen=True)
 class Lesson:
-    """A file of a stage that one reads, what it is about, and the earlier stage's file that it replaces (None: new)."""
+    """A file of a stage to read, what it is about, and the earlier stage's file that it replaces (None: new)."""
 
     path: Path
     about: str
@@ -32,9 +32,8 @@ class Lesson:
 
 
 def reading_list(folder: Path) -> dict[str, str]:
-    """The table under 'The code' in the stage's README: each file that its first column links, and the sentence beside
-    it ('' in a row of several files). In the order of the table; what lies elsewhere (`../../common/batch.py`) and
-    folders too."""
+    """The table under 'The code' in the stage's README, in its order: each file or folder that its first column links,
+    also outside of the stage (`../../common/batch.py`), and the sentence next to it ('' in a row of several files)."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     section = re.search(r"^## The code\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
@@ -91,15 +90,6 @@ def used_unchanged(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def other_folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """The sub-folders, each with those of its files that are no lesson."""
-    shown = {lesson.path for lesson in lessons(folder)}
-    for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(p for p in sub.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p not in shown)
-        if files:
-            yield sub, files
-
-
 def lesson_lines(lesson: Lesson, root: Path) -> Iterator[Line]:
     """What the file is about; then the whole file, as a unified diff against what it replaces, or as it is."""
     name = str(lesson.path.relative_to(root))
@@ -116,13 +106,16 @@ def lesson_lines(lesson: Lesson, root: Path) -> Iterator[Line]:
 
 
 def diff_lines(folder: Path) -> Iterator[Line]:
-    """All that `diff` prints."""
-    root = folder.parent.parent
-    for lesson in lessons(folder):
+    """The lessons, then the names of other files and of the modules that are used unchanged."""
+    root, shown = folder.parent.parent, lessons(folder)
+    for lesson in shown:
         yield from lesson_lines(lesson, root)
         yield "none", ""
-    listed = reading_list(folder)
-    for sub, files in other_folders(folder):
+    listed, known = reading_list(folder), {lesson.path for lesson in shown}
+    for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = [p for p in sub.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p not in known]
+        if not files:
+            continue
         about = f": {listed[sub.name]}" if listed.get(sub.name) else ""
         count = sum(len(_lines(path)) for path in files)
         yield "bold", f"not shown: {sub.relative_to(root)}/ ({len(files)} files, {count} lines){about}"
@@ -131,13 +124,13 @@ def diff_lines(folder: Path) -> Iterator[Line]:
 
 
 def show_diff(folder: Path) -> None:
-    """Print it, coloured in a terminal."""
+    """Print them, coloured in a terminal."""
     coloured = sys.stdout.isatty()
     try:
         for style, text in diff_lines(folder):
             print(Style.parse(style).render(text) if coloured else text)
         sys.stdout.flush()
-    except BrokenPipeError:  # `... | head` has seen enough
+    except BrokenPipeError:  # as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -166,8 +159,7 @@ def _file_of(folder: Path, parts: list[str]) -> Path | None:
     """The file that holds what `parts` name: a module, or a package that holds code."""
     for length in range(len(parts), 0, -1):
         path = folder.joinpath(*parts[:length])
-        if path.with_suffix(".py").is_file():
-            return path.with_suffix(".py")
-        if (path / "__init__.py").is_file():
-            return path / "__init__.py" if _holds_code(path / "__init__.py") else None
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file if _holds_code(file) else None
     return None

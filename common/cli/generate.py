@@ -29,7 +29,7 @@ Write = Callable[[str], object]
 
 @contextmanager
 def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, None]:
-    """An engine that has taken its first steps, which are slow: libraries choose their kernels in them."""
+    """An engine after its first steps, which are slow: libraries choose their kernels in them."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts, with a bar of its own
     engine = build(config)  # with bars of its own: loading, and m7's quantising
     with Console(stderr=True).status("warming up"):
@@ -40,47 +40,53 @@ def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, 
         yield engine
 
 
-def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
-    """Run prompts together and write the output of each as it comes, in input order; between two, a line break.
+def run(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    write: Write,
+    begin: Callable[[int], object] = lambda number: None,
+) -> list[RequestOutput]:
+    """Run prompts together and write the output of each as it comes, in input order, each with a line break. Before the
+    output of a prompt, `begin` is called with its number.
 
-    A prompt's output waits while an earlier one is still being written. A model without a tokenizer shows token ids.
-    Whatever ends this early, such as Ctrl-C, aborts the requests.
+    A prompt's output waits while an earlier one is still being written. An exception, such as Ctrl-C, aborts the
+    requests.
     """
     ids: list[str] = []
+    latest: dict[str, RequestOutput] = {}
+    current, shown = 0, 0
     try:
         for prompt in prompts:
             ids.append(engine.add_request(prompt, params))
-        return _write_all(engine, ids, write)
+        while engine.has_unfinished:
+            latest.update((output.request_id, output) for output in engine.step())
+            while current < len(ids) and ids[current] in latest:
+                output = latest[ids[current]]
+                text = _readable(engine, output)
+                if not shown and (text or output.finished):
+                    begin(current)
+                write(text[shown:])
+                shown = len(text)
+                if not output.finished:
+                    break
+                write("\n")
+                for sample in output.outputs[1:]:
+                    write(f"{_readable(engine, sample)}\n")
+                current, shown = current + 1, 0
+        return [latest[request_id] for request_id in ids]
     finally:
         for request_id in ids:
             engine.abort(request_id)
 
 
-def _write_all(engine: Engine, ids: Sequence[str], write: Write) -> list[RequestOutput]:
-    latest: dict[str, RequestOutput] = {}
-    current, shown = 0, 0
-    while engine.has_unfinished:
-        latest.update((output.request_id, output) for output in engine.step())
-        while current < len(ids) and ids[current] in latest:
-            output = latest[ids[current]]
-            text = _readable(engine, output)
-            write(text[shown:])
-            shown = len(text)
-            if not output.finished:
-                break
-            write("\n")
-            for sample in output.outputs[1:]:
-                write(f"{_readable(engine, sample)}\n")
-            current, shown = current + 1, 0
-    return [latest[request_id] for request_id in ids]
-
-
 def _readable(engine: Engine, output: RequestOutput | CompletionOutput) -> str:
+    """A model without a tokenizer shows token ids."""
     return output.text if engine.tokenizer is not None else "".join(f"{token} " for token in output.token_ids)
 
 
 def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:
-    """One line: how much, how fast. TTFT: until the first token; TPOT: each further one; medians of several."""
+    """One line. TTFT: time to the first token; TPOT: for each further one; medians of several."""
     tokens = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
     begin = min(output.arrival_time for output in outputs)
     seconds = max(output.arrival_time + (output.e2e or 0.0) for output in outputs) - begin
@@ -95,7 +101,7 @@ def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:
 
 
 def show_choices(engine: Engine) -> None:
-    """One line on standard error about what the engine chose by itself, and why; nothing where it had no choice."""
+    """One line on standard error about the engine's own choices and their reasons; nothing if it had none."""
     chosen = engine.metrics()["attention"]
     if chosen is not None:
         sys.stdout.flush()
@@ -106,7 +112,7 @@ def show_choices(engine: Engine) -> None:
 
 
 def read_prompts(arguments: Sequence[str] | None, token_ids: bool) -> list[Prompt]:
-    """Prompts of the command line, else lines of standard input; as token ids where asked."""
+    """Prompts of the command line, else lines of standard input; with `token_ids`, each is parsed as token ids."""
     texts = list(arguments or ())
     if not texts:
         if sys.stdin.isatty():
@@ -152,7 +158,6 @@ def generate(
 
 
 def write_out(text: str) -> None:
-    """To standard output, now."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -180,7 +185,7 @@ def to_json(output: RequestOutput) -> dict[str, object]:
 
 
 def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParams) -> None:
-    """What the stage changes, by its README; a few questions, answered together; where to go from here."""
+    """What the stage changes, from its README; a few questions, answered together; what to try next."""
     console = Console(highlight=False)
     stage = f"stage{folder.name[1]}"
     for line in _introduction(folder):
@@ -189,20 +194,11 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
     console.print(f"\nIts own files: {files}. See `make {stage} diff`.\n", style="dim")
     with ready_engine(build, config) as engine:
         titles, prompts = _demo_prompts(engine)
-        remaining = iter(titles)
 
-        def write(text: str) -> None:
-            """The question goes before the first piece of its answer."""
-            nonlocal at_start
-            if at_start and text:
-                console.print(f"> {next(remaining)}", style="bold", markup=False)
-                at_start = False
-            write_out(text)
-            if text == "\n":
-                at_start = True
+        def ask(number: int) -> None:
+            console.print(f"> {titles[number]}", style="bold", markup=False)
 
-        at_start = True
-        outputs = run(engine, prompts, params, write)
+        outputs = run(engine, prompts, params, write_out, ask)
         console.print(f"\nAll {len(prompts)} at once: {figures(engine, outputs)}")
         show_choices(engine)
     console.print(f"Next: `make {stage} chat`, `make {stage} bench`, or `make bench` to race all stages.", style="dim")
@@ -210,10 +206,7 @@ def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParam
 
 def _introduction(folder: Path) -> Iterable[str]:
     """Title and first paragraph of the stage's README."""
-    readme = folder / "README.md"
-    if not readme.exists():
-        return []
-    title, _, rest = readme.read_text(encoding="utf-8").partition("\n")
+    title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
     return [title.lstrip("# "), "", rest.strip().split("\n\n")[0]]
 
 

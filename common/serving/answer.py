@@ -4,68 +4,57 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from common.serving.engine_thread import Delta, EngineThread, Event, Job
-from common.serving.errors import ApiError
-
-
-@dataclass
-class Usage:
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class ClientGone(Exception):
-    """Nobody is there to read the answer."""
+    """The client left before it was answered."""
 
 
 class Answer:
-    """Collects the events of its jobs, one for each prompt; answer i of prompt p has the index p·n + i."""
+    """Collects the events of its jobs, one for each prompt."""
 
     def __init__(self, thread: EngineThread, jobs: Sequence[Job]) -> None:
         self._thread = thread
-        self._jobs = {job: number * job.params.n for number, job in enumerate(jobs)}
+        self._jobs = jobs
         self._open = len(jobs)
-        self._events: asyncio.Queue[Delta | ApiError | ClientGone | None] = asyncio.Queue()
-        self.usage = Usage(prompt_tokens=sum(len(job.prompt) for job in jobs))
-        self.num_choices = sum(job.params.n for job in jobs)
+        self._deltas: list[Delta] = []
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        self._prompt_tokens = sum(len(job.prompt) for job in jobs)
+        self._completion_tokens = 0
 
-    def start(self) -> None:
-        for job in self._jobs:
-            self._thread.submit(job)
+    @property
+    def usage(self) -> dict[str, int]:
+        prompt, completion = self._prompt_tokens, self._completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def receive(self, job: Job, event: Event) -> None:
-        """An event of one of the jobs."""
+    def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
-            self.usage.completion_tokens += len(event.token_ids)
-            self._events.put_nowait(replace(event, index=self._jobs[job] + event.index))
-            return
-        self._open -= 1
-        if event.error is not None:
-            self._events.put_nowait(event.error)
-        if self._open == 0:
-            self._events.put_nowait(None)
+            self._completion_tokens += len(event.token_ids)
+            self._deltas.append(event)
+        else:
+            self._open -= 1
+            self._error = self._error or event.error
+        if self._deltas or self._error or not self._open:
+            self._news.set()
 
     def cancel(self, gone: bool = False) -> None:
-        """Abort what still runs. `gone`: because the client left, which ends whoever waits in `next`."""
+        """Abort what still runs. `gone`: because the client left; `next` then raises `ClientGone`."""
         if self._open:
             for job in self._jobs:
                 self._thread.abort(job)
         if gone:
-            self._events.put_nowait(ClientGone())
+            self._error = self._error or ClientGone()
+            self._news.set()
 
     async def next(self) -> list[Delta]:
-        """All that has come since the last call, at least one; none at the end. Raises the error of a failed job."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        deltas: list[Delta] = []
-        for event in events:
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                self._events.put_nowait(None)  # the end stays the end
-                break
-            deltas.append(event)
+        """The deltas since the last call, at least one; none at the end. Raises the error of a failed job."""
+        await self._news.wait()
+        if self._error is not None:
+            raise self._error
+        if self._open:  # else the end stays the end
+            self._news.clear()
+        deltas, self._deltas = self._deltas, []
         return deltas

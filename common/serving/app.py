@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import json
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -20,13 +18,14 @@ from common.serving import errors, openapi, parameters
 from common.serving.answer import Answer, ClientGone
 from common.serving.engine_thread import Delta
 from common.serving.errors import ApiError, shutting_down
-from common.serving.formats import ChatFormat, Format, TextFormat
+from common.serving.formats import ChatFormat, Format, TextFormat, as_event
 from common.serving.schema import ChatRequest, CompletionRequest, Sampling
 from common.serving.service import Service
+from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
 CLIENT_GONE = 499
-"""nginx's status for a client that left before it was answered. Nobody reads it, but the log has it."""
+"""nginx's status for a client that left before it was answered; it only appears in the log."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -49,20 +48,14 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", **openapi.COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
-        _check(body, service)
-        prompt = parameters.chat_messages(body.messages)
-        top = body.top_logprobs or 0
-        form = ChatFormat(_id(request), name, engine.stage, engine.tokenizer, _usage_wanted(body), top)
-        return await _respond(request, body, form, await _submit(service, body, [prompt], request))
+        prompts = [parameters.chat_messages(body.messages)]
+        return await _complete(service, body, request, prompts, ChatFormat, body.top_logprobs or 0)
 
     @app.post("/v1/completions", **openapi.COMPLETIONS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text, or several."""
-        _check(body, service)
         prompts = parameters.completion_prompts(body)
-        top = body.logprobs or 0
-        form = TextFormat(_id(request), name, engine.stage, engine.tokenizer, _usage_wanted(body), top)
-        return await _respond(request, body, form, await _submit(service, body, prompts, request))
+        return await _complete(service, body, request, prompts, TextFormat, body.logprobs or 0)
 
     @app.get("/v1/models", **openapi.PLAIN)
     async def models() -> dict[str, Any]:
@@ -102,36 +95,23 @@ def create_app(service: Service) -> FastAPI:
 # -- a request ---------------------------------------------------------------------------------------------------------
 
 
-def _check(body: Sampling, service: Service) -> None:
-    if body.model != service.model_name:
-        raise _unknown_model(body.model, service.model_name)
-    parameters.refuse_unsupported(body)
-
-
 def _unknown_model(wanted: str, name: str) -> ApiError:
     message = f"The model '{wanted}' does not exist here. This server has '{name}'."
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def _id(request: Request) -> str:
-    return request.state.request_id
-
-
-def _usage_wanted(body: Sampling) -> bool:
-    return body.stream_options is not None and body.stream_options.include_usage
-
-
-async def _submit(service: Service, body: Sampling, prompts: list[Any], request: Request) -> Answer:
-    parent = request.headers.get("traceparent")
-    return await service.submit(body, prompts, _id(request), request.state.salt, parent)
-
-
-# -- its answer --------------------------------------------------------------------------------------------------------
-
-
-async def _respond(request: Request, body: Sampling, form: Format, answer: Answer) -> Response:
-    """Wait for the first token before the status line is sent: whatever goes wrong until then has a status of its own.
-    A client that leaves, now or later, aborts its request."""
+async def _complete(
+    service: Service, body: Sampling, request: Request, prompts: Sequence[Prompt], kind: type[Format], top: int
+) -> Response:
+    """Wait for the first token before the status line is sent: an error until then has a status of its own. A client
+    that leaves, now or later, aborts its request."""
+    if body.model != service.model_name:
+        raise _unknown_model(body.model, service.model_name)
+    request_id, engine = request.state.request_id, service.engine
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    form = kind(request_id, service.model_name, engine.stage, engine.tokenizer, include_usage, top)
+    trace_parent = request.headers.get("traceparent")
+    answer = await service.submit(body, prompts, request_id, request.state.salt, trace_parent)
     watch = asyncio.create_task(_watch(request, answer))
     try:
         deltas = await answer.next()
@@ -151,39 +131,40 @@ async def _respond(request: Request, body: Sampling, form: Format, answer: Answe
         if isinstance(error, asyncio.CancelledError):  # the server ends, and waits no longer
             raise shutting_down() from None
         raise
-    pieces = _pieces(answer, form, deltas, _usage_wanted(body), watch)
+    pieces = _pieces(answer, form, deltas, watch)
     return EventStream(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
+# -- its answer --------------------------------------------------------------------------------------------------------
+
+
 class EventStream(StreamingResponse):
-    """Without Starlette's own look-out for the client's good-bye, in a second task: `_watch` is there."""
+    """Without the second task in which Starlette waits for a disconnect: `_watch` does that."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.stream_response(send)
 
 
 async def _watch(request: Request, answer: Answer) -> None:
-    """The body has been read: the next that comes from the client is its good-bye."""
+    """The body has been read: the client's next message is its disconnect."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     answer.cancel(gone=True)
 
 
-async def _pieces(
-    answer: Answer, form: Format, deltas: list[Delta], include_usage: bool, watch: asyncio.Task[None]
-) -> AsyncIterator[bytes]:
+async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyncio.Task[None]) -> AsyncIterator[bytes]:
     """Server-sent events. An error in the middle is an event too; without `[DONE]` clients know that it is not all."""
     try:
         while deltas:
-            yield b"".join(_event(piece) for delta in deltas for piece in form.pieces(delta))
+            yield b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
             deltas = await answer.next()
-        if include_usage:
-            yield _event(form.usage_piece(answer.usage))
+        if form.include_usage:
+            yield as_event(form.usage_piece(answer.usage))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
-        yield _event(error.body())
+        yield as_event(error.body())
     except asyncio.CancelledError:  # as above
-        yield _event(shutting_down().body())
+        yield as_event(shutting_down().body())
     except ClientGone:
         return
     finally:
@@ -191,13 +172,9 @@ async def _pieces(
         answer.cancel()
 
 
-def _event(piece: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
 def _copy_of_trace(engine: Engine) -> StepTrace:
-    """Quick: the engine waits for it. Turning it into JSON is not."""
+    """Quick, since the engine waits for it; turning it into JSON is slow."""
     assert engine.trace is not None
-    steps = copy.copy(engine.trace)
-    steps.steps, steps.arrivals = deque(steps.steps), dict(steps.arrivals)
-    return steps
+    trace = StepTrace()
+    trace.steps = engine.trace.steps.copy()
+    return trace

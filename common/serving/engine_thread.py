@@ -1,18 +1,17 @@
-"""One thread owns the engine: commands reach it between two steps, and what it says goes to the event loop."""
+"""One thread owns the engine: commands reach it between two steps, and its events go to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -20,19 +19,18 @@ from common.engine import Engine
 from common.errors import UserError
 from common.outputs import CompletionOutput, RequestOutput
 from common.sampling_params import SamplingParams
-from common.serving.errors import ApiError, refused, shutting_down, step_failed
+from common.serving.errors import ApiError, shutting_down, step_failed
 
 T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
 FAILING_AFTER = 8
-"""So many failed steps with no token between them are no accident: whoever waits is told, and `healthy` is False until
-a step works."""
+"""After this many failed steps in a row, open requests get an error, and `healthy` is False until a step works."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one answer gained: text, and the tokens it came from. Indices count the answers of one prompt."""
+    """What one answer gained: text, and the tokens it came from."""
 
     index: int
     text: str
@@ -54,19 +52,20 @@ Event = Delta | Ended
 
 @dataclass(eq=False)
 class Job:
-    """One prompt on its way through the engine. `post` is called on the event loop, with each `Event`.
+    """One prompt on its way through the engine.
 
+    first_index: of its n answers, among all answers to the client's request.
     stream: events as tokens come, instead of all at the end.
     salt: only prompts of the same salt may share cached blocks.
     trace_parent: the client's W3C trace context, for spans.
     """
 
     id: str
+    first_index: int
     prompt: list[int]
     params: SamplingParams
     stream: bool
     salt: str | None
-    post: Callable[[Job, Event], None]
     trace_parent: str | None = None
     arrival_time: float = field(default_factory=time.perf_counter)
     # the engine thread's own notes, an entry for each of the n answers
@@ -86,11 +85,15 @@ class EngineThread:
     """`submit`, `abort` and `call` may be called from any thread; they take effect before the next step.
 
     observe: called in the engine's thread, with each job that a step has touched and its output so far.
+    post: called on the event loop, with each event.
     """
 
-    def __init__(self, engine: Engine, observe: Callable[[Job, RequestOutput], None]) -> None:
+    def __init__(
+        self, engine: Engine, observe: Callable[[Job, RequestOutput], None], post: Callable[[Job, Event], None]
+    ) -> None:
         self._engine = engine
         self._observe = observe
+        self._post = post
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []
@@ -99,12 +102,10 @@ class EngineThread:
         self._stopping = False
         self._failures = 0  # failed steps in a row
         self._deadline = float("inf")
-        self._takes_salt = "cache_salt" in inspect.signature(engine.add_request).parameters
 
-    # -- for everybody ----------------------------------------------------------------------------------------------
+    # -- from any thread --------------------------------------------------------------------------------------------
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run; events go to `loop`."""
         self._loop = loop
         self._thread.start()
 
@@ -120,7 +121,7 @@ class EngineThread:
         answer: Future[T] = Future()
 
         def command() -> None:
-            if not answer.set_running_or_notify_cancel():  # nobody waits any more
+            if not answer.set_running_or_notify_cancel():  # the caller has stopped waiting
                 return
             try:
                 answer.set_result(question(self._engine))
@@ -131,20 +132,13 @@ class EngineThread:
         return await asyncio.wrap_future(answer)
 
     def drain(self, deadline: float) -> None:
-        """Whoever is not done by then, on `time.perf_counter()`'s clock, gets 503."""
-
-        def command() -> None:
-            self._deadline = min(self._deadline, deadline)
-
-        self._commands.put(command)
+        """A request that is not done by then, on `time.perf_counter()`'s clock, gets 503."""
+        self._deadline = min(self._deadline, deadline)
+        self._commands.put(lambda: None)  # wakes the thread
 
     def stop(self) -> None:
-        """End the thread, and with 503 whoever is still there; returns when it has ended."""
-
-        def command() -> None:
-            self._stopping = True
-
-        self._commands.put(command)
+        """End the thread, and with 503 the requests that are still there; returns when it has ended."""
+        self._commands.put(lambda: setattr(self, "_stopping", True))
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -155,8 +149,9 @@ class EngineThread:
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        device = self._engine.config.torch_device  # CUDA's current device belongs to a thread
         try:
-            with _on_device(self._engine.config.torch_device):
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 while not self._stopping:
                     self._obey()
                     if time.perf_counter() > self._deadline:
@@ -169,7 +164,7 @@ class EngineThread:
             self._flush()
 
     def _has_work(self) -> bool:
-        """With nobody left to answer, a step that keeps failing is not tried again before somebody comes."""
+        """Without an open request, a step that keeps failing is not tried again until a request comes."""
         return self._engine.has_unfinished and (bool(self._jobs) or self._failures == 0)
 
     def _obey(self) -> None:
@@ -200,7 +195,7 @@ class EngineThread:
                 self._take(job, output)
 
     def _take(self, job: Job, output: RequestOutput) -> None:
-        """Pass on what a request gained. `abort` without anybody asking: the step that computed it has failed."""
+        """Pass on what a request gained. An `abort` that was not asked for: the step that computed it has failed."""
         try:
             self._observe(job, output)
             if not job.cancelled and any(sample.finish_reason == "abort" for sample in output.outputs):
@@ -217,7 +212,7 @@ class EngineThread:
             self._end(job, output)
 
     def _gained(self, job: Job, sample: CompletionOutput) -> None:
-        """Text that a stop string or half a character holds back comes later, and its tokens with it."""
+        """Text held back for a stop string or an incomplete character comes later, with its tokens."""
         index = sample.index
         if job.done[index]:
             return
@@ -230,7 +225,8 @@ class EngineThread:
         token_ids = sample.token_ids[start:]
         job.sent_text[index] += len(text)
         job.sent_tokens[index] += len(token_ids)
-        self._outbox.append((job, Delta(index, text, token_ids, logprobs, sample.finish_reason)))
+        delta = Delta(job.first_index + index, text, token_ids, logprobs, sample.finish_reason)
+        self._outbox.append((job, delta))
 
     def _text(self, sample: CompletionOutput) -> str:
         """A model without a tokenizer shows token ids."""
@@ -239,12 +235,13 @@ class EngineThread:
         return "".join(f"{token} " for token in sample.token_ids)
 
     def _add(self, job: Job) -> None:
-        salted: dict[str, Any] = {"cache_salt": job.salt} if self._takes_salt else {}
         try:
-            self._engine.add_request(job.prompt, job.params, request_id=job.id, arrival_time=job.arrival_time, **salted)
+            self._engine.add_request(
+                job.prompt, job.params, request_id=job.id, arrival_time=job.arrival_time, cache_salt=job.salt
+            )
             self._jobs[job.id] = job
         except UserError as error:
-            job.error = refused(error)
+            job.error = ApiError(400, str(error))
         except Exception:
             log.exception("request failed", extra={"fields": {"request_id": job.id}})
             job.error = step_failed()
@@ -272,23 +269,12 @@ class EngineThread:
         """One wake-up of the event loop for all that a step has brought."""
         batch, self._outbox = self._outbox, []
         if batch and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
-                self._loop.call_soon_threadsafe(_deliver, batch)
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(self._deliver, batch)
 
-
-def _deliver(batch: list[tuple[Job, Event]]) -> None:
-    for job, event in batch:
-        try:
-            job.post(job, event)
-        except Exception:  # the others' events still count
-            log.exception("event failed", extra={"fields": {"request_id": job.id}})
-
-
-@contextlib.contextmanager
-def _on_device(device: torch.device) -> Generator[None]:
-    """CUDA's current device is the thread's own."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        yield
+    def _deliver(self, batch: list[tuple[Job, Event]]) -> None:
+        for job, event in batch:
+            try:
+                self._post(job, event)
+            except Exception:  # the others' events still count
+                log.exception("event failed", extra={"fields": {"request_id": job.id}})

@@ -17,7 +17,7 @@ UNREADABLE = "We could not parse the JSON body of your request."
 
 
 class ApiError(HTTPException):
-    """An answer that is no answer. `param`: the field at fault; `code`: for programs, where OpenAI has one."""
+    """`param`: the field at fault; `code`: for programs, where OpenAI has one."""
 
     def __init__(
         self,
@@ -43,11 +43,6 @@ class ApiError(HTTPException):
         return Response(json.dumps(self.body()), self.status_code, self.headers, "application/json")
 
 
-def refused(error: UserError) -> ApiError:
-    """The engine's own refusals: one line that says what to do."""
-    return ApiError(400, str(error))
-
-
 def step_failed() -> ApiError:
     """Details are in the log: they may name paths or other people's requests."""
     return ApiError(500, "The step that computed this request failed. Try again.", code="step_failed")
@@ -58,35 +53,31 @@ def shutting_down() -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Whatever goes wrong in `app` is answered in OpenAI's form."""
+    """Every error in `app` is answered in OpenAI's form."""
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, ApiError):
-            return error.response()
-        assert isinstance(error, HTTPException)
-        messages = {
-            400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take
-            404: f"Invalid URL ({request.method} {request.url.path})",
-            405: f"Not allowed to {request.method} {request.url.path}",
-        }
-        message = messages.get(error.status_code, error.detail or HTTPStatus(error.status_code).phrase)
-        return ApiError(error.status_code, message, headers=error.headers).response()
+    async def answer(request: Request, error: Exception) -> Response:
+        return as_api_error(request, error).response()
 
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return from_validation(error.errors()).response()
+    for kind in (HTTPException, RequestValidationError, UserError, Exception):
+        app.add_exception_handler(kind, answer)
 
-    async def user_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, UserError)
-        return refused(error).response()
 
-    async def defect(_: Request, error: Exception) -> Response:
-        return ApiError(500, "The server failed to answer this request.").response()
-
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(UserError, user_error)
-    app.add_exception_handler(Exception, defect)
+def as_api_error(request: Request, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return ApiError(400, str(error))
+    if isinstance(error, RequestValidationError):
+        return from_validation(error.errors())
+    if not isinstance(error, HTTPException):
+        return ApiError(500, "The server failed to answer this request.")
+    messages = {
+        400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take
+        404: f"Invalid URL ({request.method} {request.url.path})",
+        405: f"Not allowed to {request.method} {request.url.path}",
+    }
+    message = messages.get(error.status_code, error.detail or HTTPStatus(error.status_code).phrase)
+    return ApiError(error.status_code, message, headers=error.headers)
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -99,12 +90,13 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, "The name of a parameter is not valid Unicode.", code="unknown_parameter")
     if not location:
         return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.")
+    name, field = ".".join(location), location[0]
     if first["type"] == "extra_forbidden":
-        name = ".".join(location)
         return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    field = location[0]
     if first["type"] == "missing":
-        name = ".".join(location)
         return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    if first["type"] == "unsupported":
+        message = f"Unsupported parameter: '{name}' is not supported by this server."
+        return ApiError(400, message, param=name, code="unsupported_parameter")
     complaints = dict.fromkeys(str(e["msg"]) for e in errors if e["loc"][1:2] == first["loc"][1:2])
     return ApiError(400, f"Invalid '{field}': {'; or '.join(complaints)}.", param=field, code="invalid_value")

@@ -2,91 +2,97 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any
 
-from common.serving.answer import Usage
 from common.serving.engine_thread import Delta
 from common.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
 
-class Format(Protocol):
-    """One of the two endpoints' ways to say the same."""
-
-    def whole(self, choices: Sequence[Delta], usage: Usage) -> Json:
-        """`choices`: for each answer everything that it gained, as one delta."""
-        ...
-
-    def pieces(self, delta: Delta) -> Iterator[Json]:
-        """What a stream says when an answer gains something."""
-        ...
-
-    def usage_piece(self, usage: Usage) -> Json:
-        """The last one, with `stream_options: {"include_usage": true}`."""
-        ...
+def as_event(piece: Json) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-class _Head:
-    """The fields around the choices. `include_usage`: pieces have a `usage` too, null in all but the last."""
+class Format:
+    """The answers of an endpoint.
+
+    include_usage: pieces have a `usage` too, null in all but the last. top: how many of the likeliest tokens are listed
+    with each token, where log-probabilities were asked for.
+    """
+
+    id_prefix: str
+    kind: str
+    piece_kind: str
 
     def __init__(
-        self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, kind: str, piece: str
+        self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, top: int
     ) -> None:
-        self._words = TokenText(tokenizer)
-        self._include_usage = include_usage
-        self._kinds = (kind, piece)
+        self.include_usage = include_usage
+        self._tokenizer = tokenizer
+        self._top = top
+        self._offsets: dict[int, int] = {}  # where the next token of each begun answer starts, in characters
         self._fields = {
-            "id": id, "created": int(time.time()), "model": model, "system_fingerprint": f"folovllm-{stage}",
+            "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,
+            "system_fingerprint": f"folovllm-{stage}",
         }  # fmt: skip
 
-    def _whole(self, choices: Sequence[Json], usage: Usage) -> Json:
-        return {**self._fields, "object": self._kinds[0], "choices": list(choices), "usage": _usage(usage)}
+    def whole(self, choices: Sequence[Delta], usage: Json) -> Json:
+        """`choices`: for each answer everything that it gained, as one delta."""
+        return {**self._fields, "object": self.kind, "choices": [self._choice(c) for c in choices], "usage": usage}
+
+    def pieces(self, delta: Delta) -> Iterator[Json]:
+        """What a stream sends when an answer gains something."""
+        yield self._piece(self._choice(delta))
+
+    def usage_piece(self, usage: Json) -> Json:
+        """The last piece, with `stream_options: {"include_usage": true}`."""
+        return {**self._fields, "object": self.piece_kind, "choices": [], "usage": usage}
 
     def _piece(self, choice: Json) -> Json:
-        empty = {"usage": None} if self._include_usage else {}
-        return {**self._fields, "object": self._kinds[1], "choices": [choice], **empty}
+        empty = {"usage": None} if self.include_usage else {}
+        return {**self._fields, "object": self.piece_kind, "choices": [choice], **empty}
 
-    def usage_piece(self, usage: Usage) -> Json:
-        return {**self._fields, "object": self._kinds[1], "choices": [], "usage": _usage(usage)}
+    def _choice(self, delta: Delta) -> Json:
+        raise NotImplementedError
+
+    def _text(self, token_id: int) -> str:
+        """One token as text; a token that is only part of a character becomes a replacement character."""
+        if self._tokenizer is None:
+            return f"{token_id} "
+        return self._tokenizer.backend.decode([token_id], skip_special_tokens=False)
+
+    def _likeliest(self, values: dict[int, float]) -> list[tuple[int, float]]:
+        return sorted(values.items(), key=lambda item: -item[1])[: self._top]
 
 
-class ChatFormat(_Head):
+class ChatFormat(Format):
     """/v1/chat/completions."""
 
-    def __init__(self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, top: int):
-        """`top`: so many likeliest tokens beside each token, where log-probabilities were asked for."""
-        super().__init__(
-            f"chatcmpl-{id}", model, stage, tokenizer, include_usage, "chat.completion", "chat.completion.chunk"
-        )
-        self._top = top
-        self._begun: set[int] = set()
-
-    def whole(self, choices: Sequence[Delta], usage: Usage) -> Json:
-        return self._whole(
-            [
-                {
-                    "index": choice.index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": self._logprobs(choice),
-                    "finish_reason": choice.finish_reason,
-                }
-                for choice in choices
-            ],
-            usage,
-        )
+    id_prefix, kind, piece_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def pieces(self, delta: Delta) -> Iterator[Json]:
         """First the role, then text, then the reason for the end."""
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
+        if delta.index not in self._offsets:
+            self._offsets[delta.index] = 0
             yield self._chunk(delta.index, {"role": "assistant", "content": ""})
         if delta.text or delta.logprobs:
             yield self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta))
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=delta.finish_reason)
+
+    def _choice(self, delta: Delta) -> Json:
+        return {
+            "index": delta.index,
+            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "logprobs": self._logprobs(delta),
+            "finish_reason": delta.finish_reason,
+        }
 
     def _chunk(self, index: int, gained: Json, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
         return self._piece({"index": index, "delta": gained, "logprobs": logprobs, "finish_reason": finish_reason})
@@ -96,27 +102,22 @@ class ChatFormat(_Head):
             return None
         content = [
             {
-                **self._words.entry(token, values[token]),
-                "top_logprobs": [self._words.entry(other, value) for other, value in _likeliest(values, self._top)],
+                **self._entry(token, values[token]),
+                "top_logprobs": [self._entry(other, value) for other, value in self._likeliest(values)],
             }
             for token, values in zip(delta.token_ids, delta.logprobs, strict=True)
         ]
         return {"content": content, "refusal": None}
 
+    def _entry(self, token_id: int, logprob: float) -> Json:
+        text = self._text(token_id)
+        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
-class TextFormat(_Head):
+
+class TextFormat(Format):
     """/v1/completions."""
 
-    def __init__(self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, top: int):
-        super().__init__(f"cmpl-{id}", model, stage, tokenizer, include_usage, "text_completion", "text_completion")
-        self._top = top
-        self._offsets: dict[int, int] = {}  # of each answer's next token, in characters
-
-    def whole(self, choices: Sequence[Delta], usage: Usage) -> Json:
-        return self._whole([self._choice(choice) for choice in choices], usage)
-
-    def pieces(self, delta: Delta) -> Iterator[Json]:
-        yield self._piece(self._choice(delta))
+    id_prefix, kind, piece_kind = "cmpl", "text_completion", "text_completion"
 
     def _choice(self, delta: Delta) -> Json:
         return {
@@ -129,11 +130,9 @@ class TextFormat(_Head):
     def _logprobs(self, delta: Delta) -> Json | None:
         if delta.logprobs is None:
             return None
-        texts = [self._words.text(token) for token in delta.token_ids]
-        offsets: list[int] = []
-        for text in texts:
-            offsets.append(self._offsets.get(delta.index, 0))
-            self._offsets[delta.index] = offsets[-1] + len(text)
+        texts = [self._text(token) for token in delta.token_ids]
+        start = self._offsets.get(delta.index, 0)
+        *offsets, self._offsets[delta.index] = accumulate(map(len, texts), initial=start)
         pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
         return {
             "tokens": texts,
@@ -143,38 +142,9 @@ class TextFormat(_Head):
         }
 
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
-        """By text: the likeliest tokens, and the one that was sampled. Of those that are part of a character, and so
-        have the same text, the likeliest one counts."""
+        """The likeliest tokens and the sampled one, by text. Of several with the same text (parts of characters), the
+        likeliest counts."""
         found: Json = {}
-        for token, value in [*_likeliest(values, self._top), (sampled, values[sampled])]:
-            found.setdefault(self._words.text(token), value)
+        for token, value in [*self._likeliest(values), (sampled, values[sampled])]:
+            found.setdefault(self._text(token), value)
         return found
-
-
-class TokenText:
-    """Single tokens as text."""
-
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
-
-    def text(self, token_id: int) -> str:
-        """A token that is part of a character only shows as a replacement character."""
-        if self._tokenizer is None:
-            return f"{token_id} "
-        return self._tokenizer.backend.decode([token_id], skip_special_tokens=False)
-
-    def entry(self, token_id: int, logprob: float) -> Json:
-        text = self.text(token_id)
-        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
-
-
-def _likeliest(values: dict[int, float], count: int) -> list[tuple[int, float]]:
-    return sorted(values.items(), key=lambda item: -item[1])[:count]
-
-
-def _usage(usage: Usage) -> Json:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }

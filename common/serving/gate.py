@@ -1,4 +1,4 @@
-"""What every request passes: on its way in an id, a key and a limit on its body, on its way out a line of the log."""
+"""What every request passes: its id, host, key and size are checked on the way in, and it is logged on the way out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from common.serving.metrics import ServerMetrics
 from common.serving.options import ServerOptions
 
 OPEN = ("/health",)
-"""Paths that need no key: whoever watches over the server has none."""
+"""Paths that need no key, for a health check that has none."""
 
 WATCHED = ("/health", "/metrics")
-"""Asked every few seconds by machines: no line of the log for each."""
+"""Polled every few seconds: not logged."""
 
 log = logging.getLogger("folovllm.serving")
 
@@ -31,7 +31,7 @@ class Gate:
     def __init__(self, app: ASGIApp, options: ServerOptions, metrics: ServerMetrics) -> None:
         self._app = app
         self._keys = [key.encode() for key in options.api_keys]
-        here = options.loopback and not options.api_keys
+        here = options.loopback and not options.api_keys  # then other names are refused, which blocks DNS rebinding
         self._hosts = {"127.0.0.1", "localhost", "[::1]", options.host.lower()} if here else None
         self._max_body = options.max_body
         self._metrics = metrics
@@ -72,7 +72,7 @@ class Gate:
         log.log(logging.DEBUG if scope["path"] in WATCHED else logging.INFO, "response", extra={"fields": fields})
 
     def _enter(self, scope: Scope) -> str | None:
-        """The salt of whoever may come in."""
+        """The cache salt of a request that may enter; raises `ApiError` for the others."""
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         lengths = [value for name, value in headers if name == b"content-length"]
         if lengths and int(lengths[0]) > self._max_body:
@@ -86,7 +86,7 @@ class Gate:
             return None
         given = next((value for name, value in headers if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
-        known = [secrets.compare_digest(key.strip(), one) for one in self._keys]  # all of them: no early end to time
+        known = [secrets.compare_digest(key.strip(), one) for one in self._keys]  # all of them, in constant time
         if scheme.lower() != b"bearer" or not any(known):
             said = "Incorrect API key provided." if given else "You did not provide an API key."
             message = f"{said} Send it as a header: Authorization: Bearer YOUR_KEY."
@@ -112,5 +112,5 @@ class Gate:
 
 
 def salt_of(key: bytes) -> str:
-    """Prompts of two keys never share cached blocks; the key itself goes no further than here."""
+    """Prompts of two keys never share cached blocks; the key itself is not passed on."""
     return hashlib.sha256(b"folovllm cache salt:" + key).hexdigest()

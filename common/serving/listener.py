@@ -10,7 +10,7 @@ from common.serving.options import ServerOptions
 
 
 def listen(options: ServerOptions) -> socket.socket:
-    """A socket that listens, so that a port in use is known before a model is loaded; who comes until then waits."""
+    """A socket that listens: a port in use is found before a model is loaded, and early clients wait."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

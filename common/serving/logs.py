@@ -9,7 +9,7 @@ import sys
 
 
 class JsonLines(logging.Formatter):
-    """Message and level, and whatever was given as `extra={"fields": {...}}`, the request's id above all."""
+    """Message and level, and what `extra={"fields": {...}}` holds, such as the request's id."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -25,7 +25,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up() -> None:
-    """Ours and the libraries' go the same way; uvicorn's own line for each request is off, for ours says more."""
+    """For our log and the libraries'; uvicorn's own line for each request is off, since ours says more."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     levels = {"folovllm.serving": logging.INFO, "uvicorn": logging.WARNING, "opentelemetry": logging.WARNING}

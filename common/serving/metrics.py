@@ -26,26 +26,30 @@ GAUGES = {
     "kv_pool_bytes": ("kv_pool_bytes", "Bytes of KV memory."),
     "kv_reserved_bytes": ("kv_reserved_bytes", "Bytes of it that requests hold."),
     "kv_used_bytes": ("kv_used_bytes", "Bytes of it that store a token's keys and values."),
+    "kv_usage_ratio": ("kv_usage", "Share of the KV memory that is held."),
+    "prefix_hit_rate": ("prefix_hit_rate", "Share of prompt tokens found in the prefix cache."),
 }
 COUNTERS = {
     "steps": ("steps", "Steps of the engine."),
     "step_seconds": ("busy_time_s", "Seconds spent in steps."),
-    "computed_tokens": ("computed_tokens", "Token positions computed for somebody."),
+    "computed_tokens": ("computed_tokens", "Token positions computed for a request."),
     "generation_tokens": ("output_tokens", "Tokens generated."),
     "prefix_saved_tokens": ("tokens_saved", "Tokens of prompts found in the prefix cache."),
-    "preemptions": ("preemptions", "Times that an answer lost its KV memory to another one."),
+    "preemptions": ("preemptions", "Times that an answer lost its KV memory to another."),
     "swaps": ("swaps", "Preemptions that moved blocks to CPU memory."),
 }
-"""Name here: (name in `Engine.metrics()`, help). What an engine has not got is left out."""
+"""Name here: (name in `Engine.metrics()`, or in `collect`; help). What an engine does not have is left out."""
 
 
-class ServerMetrics:
-    """A registry of its own, so that two servers live in one process."""
+class ServerMetrics(Collector):
+    """What clients felt is counted here; the engine's own counters are read from its last snapshot. A registry of its
+    own, so that two servers can share a process."""
 
     def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._snapshot: Snapshot = {}
         self._registry = CollectorRegistry()
-        self._engine = EngineCollector(stage)
-        self._registry.register(self._engine)
+        self._registry.register(self)
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", REQUEST_SECONDS)
         self._tpot = self._histogram(
             "time_per_output_token_seconds", "Mean time between an answer's tokens.", TOKEN_SECONDS
@@ -71,21 +75,18 @@ class ServerMetrics:
         self._responses.labels(path, str(status)).inc()
 
     def gained(self, job: Job, output: RequestOutput) -> None:
-        """A step has brought tokens to a job. In the engine's thread, for an answer may take minutes to its end."""
+        """A step has brought tokens to a job. Called in the engine's thread: an answer may take minutes to its end."""
         for sample in output.outputs:
             seen = job.timed_tokens[sample.index]
             times = sample.times_from(max(seen - 1, 0))
             if seen == sample.index == 0 and times:
-                self._started(job, output, times[0])
+                self._prompt_tokens.inc(len(job.prompt))
+                self._ttft.observe(times[0] - output.arrival_time)
+                if output.queue_time is not None:
+                    self._queue.observe(output.queue_time)
             for earlier, later in pairwise(times):
                 self._itl.observe(later - earlier)
             job.timed_tokens[sample.index] = max(seen - 1, 0) + len(times)
-
-    def _started(self, job: Job, output: RequestOutput, first_token: float) -> None:
-        self._prompt_tokens.inc(len(job.prompt))
-        self._ttft.observe(first_token - output.arrival_time)
-        if output.queue_time is not None:
-            self._queue.observe(output.queue_time)
 
     def ended(self, output: RequestOutput | None, outcome: str) -> None:
         """A job is over; `output` is None if the engine never took it."""
@@ -98,33 +99,20 @@ class ServerMetrics:
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, with the engine's figures as they were between two steps."""
-        self._engine.snapshot = snapshot
+        self._snapshot = snapshot
         return generate_latest(self._registry)
-
-
-class EngineCollector(Collector):
-    """Reads the engine's own counters instead of keeping them a second time."""
-
-    def __init__(self, stage: str) -> None:
-        self.snapshot: Snapshot = {}
-        self._stage = stage
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         info = GaugeMetricFamily(f"{PREFIX}_info", "Which engine this is.", labels=["stage"])
         info.add_metric([self._stage], 1)
         yield info
+        figures = {name: value for name, value in self._snapshot.items() if isinstance(value, int | float)}
+        if "kv_pool_bytes" in figures:
+            pool = figures["kv_pool_bytes"]
+            figures["kv_usage"] = min(1.0, figures["kv_reserved_bytes"] / pool) if pool else 0.0
+        if "tokens_saved" in figures:
+            figures.setdefault("prefix_hit_rate", 0.0)  # before the first prompt
         for kind, entries in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
             for name, (source, text) in entries.items():
-                value = self.snapshot.get(source)
-                if isinstance(value, int | float):
-                    yield kind(f"{PREFIX}_{name}", text, value=value)
-        pool, reserved = self.snapshot.get("kv_pool_bytes"), self.snapshot.get("kv_reserved_bytes")
-        if isinstance(pool, int | float) and isinstance(reserved, int | float):
-            usage = min(1.0, reserved / pool) if pool else 0.0
-            yield GaugeMetricFamily(f"{PREFIX}_kv_usage_ratio", "Share of the KV memory that is held.", value=usage)
-        if self.snapshot.get("tokens_saved") is not None:
-            rate = self.snapshot.get("prefix_hit_rate")  # None before the first prompt
-            text = "Share of prompt tokens found in the prefix cache."
-            yield GaugeMetricFamily(
-                f"{PREFIX}_prefix_hit_rate", text, value=rate if isinstance(rate, int | float) else 0.0
-            )
+                if source in figures:
+                    yield kind(f"{PREFIX}_{name}", text, value=figures[source])

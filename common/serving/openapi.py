@@ -21,25 +21,13 @@ class ErrorBody(BaseModel):
     error: ErrorFields
 
 
-Responses = dict[int | str, dict[str, Any]]
-
-
-def _errors(*statuses: int) -> Responses:
-    return {status: {"model": ErrorBody} for status in statuses}
-
-
-def _success(media_types: dict[str, Any]) -> Responses:
-    return {200: {"content": {kind: {"schema": schema} for kind, schema in media_types.items()}}}
+def _responses(content: dict[str, Any], *errors: int) -> dict[str, Any]:
+    """Of a route: its answers by media type, and the statuses of its errors."""
+    success = {200: {"content": {kind: {"schema": schema} for kind, schema in content.items()}}}
+    return {"responses": success | {status: {"model": ErrorBody} for status in errors}}
 
 
 _OBJECT = {"type": "object"}
-_USAGE = {
-    "type": "object",
-    "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-    "properties": {
-        name: {"type": "integer", "minimum": 0} for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-    },
-}
 _COMPLETION = {
     "type": "object",
     "required": ["id", "object", "created", "model", "choices", "usage"],
@@ -53,23 +41,21 @@ _COMPLETION = {
             "minItems": 1,
             "items": {"type": "object", "required": ["index", "finish_reason"]},
         },
-        "usage": _USAGE,
+        "usage": {
+            "type": "object",
+            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
+            "additionalProperties": {"type": "integer", "minimum": 0},
+        },
     },
 }
-_UNKNOWN: Responses = {404: {"model": ErrorBody}}
+_JSON = {"application/json": _OBJECT}
 
-COMPLETIONS: dict[str, Any] = {
-    "responses": _success({"application/json": _COMPLETION, "text/event-stream": {"type": "string"}})
-    | _errors(400, 401, 404, 413, 429, 500, 503)
-}
-PLAIN: dict[str, Any] = {"responses": _success({"application/json": _OBJECT}) | _errors(400, 401, 413)}
-NAMED: dict[str, Any] = {"responses": _success({"application/json": _OBJECT}) | _errors(400, 401, 404, 413)}
-METRICS: dict[str, Any] = {"responses": _success({"text/plain": {"type": "string"}}) | _errors(400, 401, 413)}
-HEALTH: dict[str, Any] = {
-    "responses": _success({"application/json": _OBJECT})
-    | _errors(400, 413)
-    | {503: {"content": {"application/json": {"schema": _OBJECT}}}}
-}
+COMPLETIONS = _responses({"application/json": _COMPLETION, "text/event-stream": {}}, 400, 401, 404, 413, 429, 500, 503)
+PLAIN = _responses(_JSON, 400, 401, 413)
+NAMED = _responses(_JSON, 400, 401, 404, 413)
+METRICS = _responses({"text/plain": {"type": "string"}}, 400, 401, 413)
+HEALTH = _responses(_JSON, 400, 413)
+HEALTH["responses"][503] = dict(HEALTH["responses"][200])
 
 
 def describe(app: FastAPI, needs_key: bool) -> None:

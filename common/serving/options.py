@@ -1,12 +1,13 @@
-"""Where the server listens, who may use it, and how much one request may ask for."""
+"""Where the server listens, which clients it answers, and the limits of a request."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Annotated
 
-from common.errors import refuse_unknown_options, require
+from common.errors import refuse_unknown_options, require, unknown
 
 SPAN_EXPORTERS = ("console", "otlp")
 
@@ -14,32 +15,19 @@ SPAN_EXPORTERS = ("console", "otlp")
 @refuse_unknown_options
 @dataclass(frozen=True)
 class ServerOptions:
-    """Options of the server; impossible values raise `UserError`.
+    """Options of the server; impossible values raise `UserError`. The notes are the help texts of `serve`."""
 
-    host, port: where it listens; port 0 takes a free one. On loopback and without keys, only requests to that host or
-        to localhost are answered: a web page whose name was made to lead here (DNS rebinding) is not.
-    api_keys: whoever has one of them may use the server; without any, everybody who can reach it.
-    served_name: the model's name for clients; None takes its own.
-    max_queue: so many answers may wait beside the `max_num_seqs` that run; further requests get 429.
-    max_body: most bytes of a request's body.
-    max_prompt_tokens: most tokens of a prompt; None: as many as `max_model_len` leaves room for.
-    max_n: most answers to one request: prompts × n.
-    max_tokens: most tokens of one answer; None: as many as `max_model_len` leaves room for.
-    drain: after SIGTERM or Ctrl-C, so many seconds for the requests that are already there.
-    spans: `console` or `otlp`: OpenTelemetry spans of each request; None: none.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: tuple[str, ...] = ()
-    served_name: str | None = None
-    max_queue: int = 256
-    max_body: int = 1 << 20
-    max_prompt_tokens: int | None = None
-    max_n: int = 16
-    max_tokens: int | None = None
-    drain: float = 30.0
-    spans: str | None = None
+    host: Annotated[str, "Address to listen on; 0.0.0.0 is everywhere."] = "127.0.0.1"
+    port: Annotated[int, "0 takes a free one."] = 8000
+    api_keys: Annotated[tuple[str, ...], "Requests need one of them; without any, all are answered."] = ()
+    served_name: Annotated[str | None, "The model's name for clients. Without it: its own."] = None
+    max_queue: Annotated[int, "Most answers that wait, next to those that run; then 429."] = 256
+    max_body: Annotated[int, "Most bytes of a request's body."] = 1 << 20
+    max_prompt_tokens: Annotated[int | None, "Most tokens of a prompt. Without it: what --max-model-len allows."] = None
+    max_n: Annotated[int, "Most answers to one request: prompts × n."] = 16
+    max_tokens: Annotated[int | None, "Most tokens of one answer. Without it: what --max-model-len allows."] = None
+    drain: Annotated[float, "Seconds that open requests have after SIGTERM or Ctrl-C."] = 30.0
+    spans: Annotated[str | None, "OpenTelemetry spans of each request: console, or otlp."] = None
 
     def __post_init__(self) -> None:
         require(bool(self.host), "host must not be empty: 127.0.0.1 is this machine alone, 0.0.0.0 is everywhere")
@@ -51,14 +39,12 @@ class ServerOptions:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(0 <= self.drain < math.inf, f"drain must be 0 seconds or more, and not endless: {self.drain}")
-        require(
-            self.spans is None or self.spans in SPAN_EXPORTERS,
-            f"unknown spans {self.spans!r}. Choose from: {', '.join(SPAN_EXPORTERS)}",
-        )
+        if self.spans not in (None, *SPAN_EXPORTERS):
+            raise unknown("spans", self.spans, SPAN_EXPORTERS)
 
     @property
     def loopback(self) -> bool:
-        """Does it listen to this machine alone?"""
+        """Does it listen on this machine alone?"""
         try:
             return ip_address(self.host).is_loopback
         except ValueError:

@@ -10,67 +10,40 @@ from common.engine import Engine
 from common.sampling_params import SamplingParams
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
-from common.serving.schema import Body, ChatRequest, CompletionRequest, Message, Sampling
+from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling
 from common.text.prompts import Prompt, encode_prompt
 
 COMPLETION_TOKENS = 16
 """Of /v1/completions without `max_tokens`, as OpenAI has it. A chat's answer may fill the context."""
 
-ASKS_FOR_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "tool_calls": ([],),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "logit_bias": ({},),
-    "store": (False,),
-    "echo": (False,),
-    "suffix": ("",),
-    "best_of": (1,),
-}
-"""Values of unsupported fields that change nothing, beside null."""
-
-
-def refuse_unsupported(body: Body, where: str = "") -> None:
-    """400 for a field that OpenAI's API has and this server has not."""
-    for name, info in type(body).model_fields.items():
-        value = getattr(body, name)
-        unsupported = (info.description or "").startswith("Answered with 400")
-        if unsupported and value is not None and value not in ASKS_FOR_NOTHING.get(name, ()):
-            message = f"Unsupported parameter: '{where}{name}' is not supported by this server."
-            raise ApiError(400, message, param=f"{where}{name}", code="unsupported_parameter")
+PASSED_ON = {
+    "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "stop", "stop_token_ids", "min_tokens", "ignore_eos",
+}  # fmt: skip
+"""Fields that `SamplingParams` has under the same name."""
 
 
 def chat_messages(messages: list[Message]) -> list[dict[str, str]]:
     """As the model's template takes them: text only; OpenAI's newer `developer` is `system`."""
     result: list[dict[str, str]] = []
     for index, message in enumerate(messages):
-        where = f"messages.{index}"
-        refuse_unsupported(message, f"{where}.")
         role = "system" if message.role == "developer" else message.role
         parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
         for part in parts:
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 text = "Only parts of the form {'type': 'text', 'text': '...'} are supported."
-                raise ApiError(400, text, param=f"{where}.content", code="unsupported_parameter")
+                raise ApiError(400, text, param=f"messages.{index}.content", code="unsupported_parameter")
         result.append({"role": role, "content": "".join(part["text"] for part in parts)})
     return result
 
 
 def completion_prompts(body: CompletionRequest) -> list[Prompt]:
-    """One prompt, or several: texts or token ids."""
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if all(isinstance(token, int) for token in prompt):
-        return [[token for token in prompt if isinstance(token, int)]]
-    return [one for one in prompt if not isinstance(one, int)]
+    prompt: Any = body.prompt
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
 
 def longest_text(engine: Engine, options: ServerOptions) -> int | None:
-    """Characters that no prompt has which fits: each token were the longest one of the vocabulary."""
+    """Most characters of a prompt that fits: as if each token were the longest of the vocabulary."""
     if engine.tokenizer is None:
         return None
     tokens = min(options.max_prompt_tokens or engine.max_model_len, engine.max_model_len)
@@ -85,7 +58,7 @@ def text_length(prompt: Prompt) -> int:
 
 
 def encode(engine: Engine, prompt: Prompt, options: ServerOptions) -> list[int]:
-    """Token ids of a prompt; may run beside the engine's thread, for it only reads. Takes a while: not for the loop."""
+    """Token ids of a prompt. Only reads, so it may run next to the engine's thread; too slow for the event loop."""
     token_ids = encode_prompt(prompt, engine.tokenizer, engine.runner.model.config.vocab_size)
     longest = options.max_prompt_tokens
     if longest is not None and len(token_ids) > longest:
@@ -94,26 +67,15 @@ def encode(engine: Engine, prompt: Prompt, options: ServerOptions) -> list[int]:
 
 
 def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions) -> SamplingParams:
-    """`UserError` or `ApiError` for what is not possible."""
+    """Raises `UserError` or `ApiError` for what is not possible."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "'stream_options' is only allowed with 'stream': true.", param="stream_options")
-    n = body.n or 1
-    given: dict[str, Any] = {
-        name: value
-        for name in (
-            "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-            "stop", "stop_token_ids", "min_tokens", "ignore_eos",
-        )
-        if (value := getattr(body, name)) is not None
-    }  # fmt: skip
+    given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
     return SamplingParams(
-        n=n,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        **given,
         seed=None if body.seed is None else body.seed % 2**63,
         logprobs=_logprobs(body),
-        max_tokens=_max_tokens(engine, body, num_prompt_tokens, n, options),
-        **given,
+        max_tokens=_max_tokens(engine, body, num_prompt_tokens, options),
     )
 
 
@@ -125,7 +87,7 @@ def _logprobs(body: Sampling) -> int | None:
     return body.logprobs if isinstance(body, CompletionRequest) else None
 
 
-def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, n: int, options: ServerOptions) -> int:
+def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions) -> int:
     """What was asked for, if it fits; without it, what fits."""
     name = "max_tokens"
     asked = body.max_tokens
@@ -135,18 +97,15 @@ def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, n: int, 
         raise ApiError(
             400, f"{name} is too large: {asked}. This server gives at most {options.max_tokens}.", param=name
         )
-    room = _longest(engine, n) - num_prompt_tokens
+    room = _longest(engine, body.n or 1) - num_prompt_tokens
     if room < (asked or 1):
         message = (
             f"This model's maximum context length is {num_prompt_tokens + room} tokens. However, you requested "
             f"{num_prompt_tokens + (asked or 1)} ({num_prompt_tokens} in the prompt, {asked or 1} in the answer)."
         )
         raise ApiError(400, message, code="context_length_exceeded")
-    if asked is None:
-        asked = min(
-            room, options.max_tokens or room, COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
-        )
-    return asked
+    usual = COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
+    return asked or min(room, options.max_tokens or room, usual)
 
 
 def _longest(engine: Engine, n: int) -> int:

@@ -1,14 +1,15 @@
-"""The requests, field by field, as OpenAI's reference has them; what only this server has is marked so.
+"""The requests, field by field, as OpenAI's reference has them; fields of this server alone are marked.
 
-A field that OpenAI does not have either is refused (`extra="forbid"`), as their API does. Fields that they have and
-this server cannot serve are known here, so that `parameters.refuse_unsupported` can say so.
+Unknown fields are refused (`extra="forbid"`), as by OpenAI. Fields of OpenAI's that this server does not support are
+listed, and refused as such.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from common.sampling_params import MAX_LOGPROBS
 
@@ -20,13 +21,28 @@ Stop = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Ignored = Annotated[Any, Field(description="Accepted, without effect.")]
-Unsupported = Annotated[Any, Field(description="Answered with 400 unless it is null or asks for nothing.")]
+
+
+def _unsupported(*neutral: Any) -> AfterValidator:
+    """Refuses a field of OpenAI's that this server does not support. Null and the `neutral` values change nothing."""
+
+    def refuse(value: Any) -> None:
+        if value is not None and value not in neutral:
+            raise PydanticCustomError("unsupported", "not supported by this server")
+
+    return AfterValidator(refuse)
+
+
+DESCRIPTION = Field(description="Answered with 400 unless it is null or asks for nothing.")
+Unsupported = Annotated[Any, DESCRIPTION, _unsupported()]
+UnsupportedList = Annotated[Any, DESCRIPTION, _unsupported([])]
+UnsupportedChoice = Annotated[Any, DESCRIPTION, _unsupported("none", "auto")]
 
 
 class Body(BaseModel):
     """Types are taken literally: no text where a number is due, no NaN.
 
-    Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would hold up everybody else's answers.
+    Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would delay all other answers.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -66,7 +82,7 @@ class Sampling(Body):
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
-    logit_bias: Unsupported = None
+    logit_bias: Annotated[Any, DESCRIPTION, _unsupported({})] = None
 
 
 class CompletionRequest(Sampling):
@@ -79,9 +95,9 @@ class CompletionRequest(Sampling):
         | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    best_of: Unsupported = None
-    echo: Unsupported = None
-    suffix: Unsupported = None
+    best_of: Annotated[Any, DESCRIPTION, _unsupported(1)] = None
+    echo: Annotated[Any, DESCRIPTION, _unsupported(False)] = None
+    suffix: Annotated[Any, DESCRIPTION, _unsupported("")] = None
 
 
 class Message(Body):
@@ -94,8 +110,8 @@ class Message(Body):
     refusal: Ignored = None
     annotations: Ignored = None
     audio: Unsupported = None
-    tool_calls: Unsupported = None
-    function_call: Unsupported = None
+    tool_calls: UnsupportedList = None
+    function_call: UnsupportedChoice = None
 
 
 class ChatRequest(Sampling):
@@ -107,14 +123,14 @@ class ChatRequest(Sampling):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     parallel_tool_calls: Ignored = None
     audio: Unsupported = None
-    function_call: Unsupported = None
-    functions: Unsupported = None
-    modalities: Unsupported = None
+    function_call: UnsupportedChoice = None
+    functions: UnsupportedList = None
+    modalities: Annotated[Any, DESCRIPTION, _unsupported(["text"])] = None
     prediction: Unsupported = None
     reasoning_effort: Unsupported = None
-    response_format: Unsupported = None
-    store: Unsupported = None
-    tool_choice: Unsupported = None
-    tools: Unsupported = None
+    response_format: Annotated[Any, DESCRIPTION, _unsupported({"type": "text"})] = None
+    store: Annotated[Any, DESCRIPTION, _unsupported(False)] = None
+    tool_choice: UnsupportedChoice = None
+    tools: UnsupportedList = None
     verbosity: Unsupported = None
     web_search_options: Unsupported = None

@@ -19,11 +19,11 @@ from common.serving.service import Service
 from common.serving.spans import Spans
 
 GRACE = 5
-"""Seconds between the end of the drain, when everybody has been told, and the cutting of connections."""
+"""Seconds between the end of the drain, when every client has an answer, and the closing of connections."""
 
 
 def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: Spans | None) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let the requests that are there finish."""
+    """Serve until SIGTERM or Ctrl-C, then let open requests finish."""
     logs.set_up()
     server = Server(Service(engine, options, spans))
     previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
@@ -34,8 +34,8 @@ def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: 
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which on a signal closes the door and waits for those inside. Here it first drains, with the door open:
-    who asks /health hears that it does."""
+    """On a signal, uvicorn stops listening and waits for open requests. This one drains first and still listens, so
+    that /health can report it."""
 
     def __init__(self, service: Service) -> None:
         options = service.options
@@ -53,12 +53,12 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: drain. A second one: with no more time for anybody."""
+        """The first signal drains; a second one ends the wait."""
         self.service.drain(self.service.options.drain if self._signal is None else 0.0)
         self._signal = sig
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn asks ten times a second whether to go."""
+        """uvicorn calls this ten times a second, to learn whether to exit."""
         if self._signal is not None and self.service.drained:
             super().handle_exit(self._signal, None)
         return await super().on_tick(counter)
@@ -69,4 +69,7 @@ class Server(uvicorn.Server):
             url = address(sockets[0])
             print(f"{self.service.model_name} on {self.service.engine.stage}: {url}/v1 (Ctrl-C ends it)", flush=True)
             if not self.service.options.api_keys and not self.service.options.loopback:
-                print("warning: whoever reaches this machine can use it; --api-key asks for a key", file=sys.stderr)
+                print(
+                    "warning: any client that reaches it can use it; --api-key asks for a key",
+                    file=sys.stderr,
+                )

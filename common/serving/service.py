@@ -1,4 +1,4 @@
-"""What the endpoints share: admission, and what is noted when a request ends."""
+"""What the endpoints share: admission, and the records of a request that has ended."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14
-"""Characters. Longer prompts are encoded one after the other, so that others need not wait for many of them."""
+"""Characters. Longer prompts are encoded one at a time, so that short ones do not wait for many of them."""
 FIGURES_WITHIN = 0.25
-"""Seconds that /metrics waits for the end of a step; after a longer one it says how things stood before."""
+"""Seconds that /metrics waits for the end of a step; after that it shows the figures from before the step."""
 log = logging.getLogger("folovllm.serving")
 
 
 class Service:
-    """The engine's thread, and who is in it. Everything here runs on the event loop."""
+    """The engine's thread and its open requests. Everything here runs on the event loop."""
 
     def __init__(self, engine: Engine, options: ServerOptions, spans: Spans | None = None) -> None:
         self.engine = engine
         self.options = options
         self.metrics = ServerMetrics(engine.stage)
-        self.thread = EngineThread(engine, self.metrics.gained)
+        self.thread = EngineThread(engine, self.metrics.gained, self._post)
         self.model_name = options.served_name or _public_name(engine.config.model)
         self._deadline: float | None = None  # of the drain
         self._spans = spans
@@ -59,17 +59,16 @@ class Service:
 
     @property
     def drained(self) -> bool:
-        """Nobody is left, or those who are had their time."""
+        """All requests have ended, or the time of the drain is over."""
         return self._deadline is not None and (self.open_choices == 0 or time.perf_counter() > self._deadline)
 
     def drain(self, seconds: float) -> None:
-        """Take nothing more; who is there gets 503 after so many seconds."""
+        """Refuse new requests; open ones get 503 after `seconds`."""
         self._deadline = time.perf_counter() + seconds
         log.info("draining", extra={"fields": {"open": self.open_choices, "seconds": seconds}})
         self.thread.drain(self._deadline)
 
     async def figures(self) -> Snapshot:
-        """The engine's, as they stand between two steps."""
         with contextlib.suppress(TimeoutError):
             self._figures = await asyncio.wait_for(self.thread.call(Engine.metrics), FIGURES_WITHIN)
         return self._figures
@@ -77,7 +76,7 @@ class Service:
     async def submit(
         self, body: Sampling, prompts: Sequence[Prompt], request_id: str, salt: str | None, trace_parent: str | None
     ) -> Answer:
-        """Hand prompts to the engine. Raises `ApiError` or `UserError` for what cannot be, and 429 when it is full."""
+        """Hand prompts to the engine. Raises `ApiError` or `UserError` for a bad request, and 429 for a full queue."""
         choices = len(prompts) * (body.n or 1)
         self._admit(choices)
         self._arriving += choices  # their places are taken from now on
@@ -88,22 +87,23 @@ class Service:
         jobs = [
             Job(
                 id=request_id if len(encoded) == 1 else f"{request_id}-{number}",
+                first_index=number * (body.n or 1),
                 prompt=token_ids,
                 params=parameters.sampling_params(self.engine, body, len(token_ids), self.options),
                 stream=bool(body.stream),
                 salt=salt,
-                post=self._post,
                 trace_parent=trace_parent,
             )
             for number, token_ids in enumerate(encoded)
         ]
         answer = Answer(self.thread, jobs)
-        self._answers.update(dict.fromkeys(jobs, answer))
-        answer.start()
+        for job in jobs:
+            self._answers[job] = answer
+            self.thread.submit(job)
         return answer
 
     async def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids. What is too long for sure is refused before anybody works on it."""
+        """Token ids. Text that cannot fit is refused before it is encoded."""
         lengths = [parameters.text_length(prompt) for prompt in prompts]
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
@@ -126,13 +126,12 @@ class Service:
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "1"})
 
     def _post(self, job: Job, event: Event) -> None:
-        self._answers[job].receive(job, event)
+        self._answers[job].receive(event)
         if isinstance(event, Ended):
             del self._answers[job]
             self._note(job, event)
 
     def _note(self, job: Job, ended: Ended) -> None:
-        """Metrics, spans and a line of the log."""
         output = ended.output
         outcome = "error" if ended.error else "abort" if job.cancelled else "ok"
         self.metrics.ended(output, outcome)
@@ -156,6 +155,6 @@ class Service:
 
 
 def _public_name(model: str) -> str:
-    """Of a folder or file the last part only: clients need not know where it lies."""
+    """The last part of a folder's or file's path: clients need not know where it is."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model

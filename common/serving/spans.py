@@ -1,12 +1,13 @@
-"""OpenTelemetry spans: for each prompt one, and in it `queue`, `prefill` and `decode`.
+"""OpenTelemetry spans: one for each prompt, and in it `queue`, `prefill` and `decode`.
 
-The library is behind the extra `spans`: nothing here is imported unless it is asked for.
+The library is behind the extra `spans` and imported only where spans are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -22,18 +23,16 @@ log = logging.getLogger("folovllm.serving")
 
 
 class Spans:
-    """Written when a request has ended, from the times that the engine notes anyway: a step pays nothing for them."""
+    """Written when a request has ended, from times that the engine records anyway: they cost a step nothing."""
 
     def __init__(self, provider: Any) -> None:
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
         self._tracer = provider.get_tracer("folovllm.serving")
-        self._propagator = TraceContextTextMapPropagator()
 
     def record(self, job: Job, output: RequestOutput, outcome: str) -> None:
         from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # From the engine's clock to the one on the wall, each time anew: only the latter is set, or goes on while the
+        # From the engine's clock to wall time, for each request: only the wall clock can be set, or runs while the
         # machine sleeps.
         epoch = time.time() - time.perf_counter()
 
@@ -51,9 +50,8 @@ class Spans:
             "prompt_tokens": len(job.prompt),
             "output_tokens": sum(len(sample.token_ids) for sample in output.outputs),
         }
-        root = self._tracer.start_span(
-            "request", self._propagator.extract(carrier), start_time=nanoseconds(arrival), attributes=attributes
-        )
+        parent = TraceContextTextMapPropagator().extract(carrier)
+        root = self._tracer.start_span("request", parent, start_time=nanoseconds(arrival), attributes=attributes)
         inside = trace.set_span_in_context(root)
         for name, begin, finish in (("queue", arrival, started), ("prefill", started, first), ("decode", first, end)):
             if finish > begin:
@@ -64,7 +62,7 @@ class Spans:
 
 @contextlib.contextmanager
 def spans_to(exporter: str | None) -> Generator[Spans | None]:
-    """Spans for a server, all of which have been exported at the end if they can be; None if nobody asked for any."""
+    """Spans for a server, exported at the end at the latest; None without an exporter."""
     if exporter is None:
         yield None
         return
@@ -81,22 +79,16 @@ def spans_to(exporter: str | None) -> Generator[Spans | None]:
 
 def _provider(exporter: str) -> Any:
     """A provider that writes JSON to standard error (`console`), or sends to `OTEL_EXPORTER_OTLP_ENDPOINT` (`otlp`).
-
-    The other `OTEL_` variables count too; what they say about the service goes before our own name for it.
-    """
-    import sys
-
+    `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override our service name."""
     try:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
         if exporter == "otlp":
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # pyright: ignore
-                OTLPSpanExporter,
-            )
+            import opentelemetry.exporter.otlp.proto.http.trace_exporter as otlp  # pyright: ignore
 
-            chosen: Any = OTLPSpanExporter()
+            chosen: Any = otlp.OTLPSpanExporter()
         else:
             chosen = ConsoleSpanExporter(out=sys.stderr)
     except ImportError as error:

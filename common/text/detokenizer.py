@@ -1,4 +1,4 @@
-"""Token ids to text, a token at a time, that never shows half a character."""
+"""Token ids to text, a token at a time, in whole characters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Text of one request's output, decoded only as far as somebody asks.
+    """Text of one request's output, decoded only as far as it is read.
 
     A byte-level token may hold part of a UTF-8 character: such a token adds no text until the character is whole.
-    `text(count)` is stable: asked for the same count it always returns the same text. A stop string is cut off, and
-    while one might still be completed, its possible beginning is held back. One that is complete before
-    `min_tokens` tokens are there does not count.
+    For the same `count`, `text` always returns the same. A stop string is cut off, and while one might still be
+    completed, its possible beginning is held back. One that is complete before token `min_tokens` does not count.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class Detokenizer:
         self._stop_count = 0  # the output token that completed it
 
     def finds_stop(self, token_ids: Sequence[int]) -> bool:
-        """Decode what is new in `token_ids` (prompt and output): does the output contain a stop string now?"""
+        """Does the output contain a stop string? Decodes what is new in `token_ids` (prompt and output)."""
         self._catch_up(token_ids)
         return self._stop_at is not None
 
@@ -71,10 +70,10 @@ class Detokenizer:
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        lengths = [
+            length
+            for stop in self._stop
+            for length in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:length])
+        ]
+        return max(lengths, default=0)

@@ -1,4 +1,4 @@
-"""The three forms of a prompt, checked at the door."""
+"""The three forms of a prompt, and the checks of each."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
         f"not {type(prompt).__name__}: to generate from one prompt, pass [prompt]",
     )
     require(len(prompt) > 0, "the prompt is empty: give text, token ids or chat messages")
-    if isinstance(prompt, str):
-        token_ids = _need(tokenizer).encode(prompt)
-    elif all(isinstance(message, Mapping) for message in prompt):
-        token_ids = _need(tokenizer).chat([dict(m) for m in prompt if isinstance(m, Mapping)])
+    if isinstance(prompt, str) or all(isinstance(message, Mapping) for message in prompt):
+        if tokenizer is None:
+            hint = "it takes prompts as token ids; add tokenizer.json to its folder"
+            raise UserError(f"this model has no tokenizer, so {hint}")
+        messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
+        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages)
     else:
         token_ids = [t for t in prompt if isinstance(t, int) and not isinstance(t, bool)]
         require(len(token_ids) == len(prompt), "a prompt of token ids holds whole numbers only")
@@ -30,11 +32,3 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
     require(0 <= worst < vocab_size, f"token id {worst} is outside of the vocabulary (0 ... {vocab_size - 1})")
     return token_ids
-
-
-def _need(tokenizer: Tokenizer | None) -> Tokenizer:
-    if tokenizer is None:
-        raise UserError(
-            "this model has no tokenizer, so it takes prompts as token ids; add tokenizer.json to its folder"
-        )
-    return tokenizer

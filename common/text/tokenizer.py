@@ -1,7 +1,6 @@
 """Text to token ids and back, and the model's own chat template.
 
-Built on the `tokenizers` library alone: importing transformers for the same files takes over a second, which is most
-of the time that `chat` needs to start.
+Built on the `tokenizers` library alone: importing transformers for the same files would slow down every start.
 """
 
 from __future__ import annotations
@@ -61,19 +60,22 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens (such as a BOS) that the model expects around a prompt."""
-        return self._encode(text)
+        return self._encode(text, add_special_tokens=True)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins."""
         return self._encode(self.render(messages), add_special_tokens=False)
 
-    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """As a batch of one: the library's `encode` would stop all other threads meanwhile, an engine's among them."""
-        return self.backend.encode_batch_fast([_valid(text)], add_special_tokens=add_special_tokens)[0].ids
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
+            raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The conversation as text in the model's own format."""
@@ -84,18 +86,9 @@ class Tokenizer:
             return _compile(self.chat_template).render(
                 messages=[dict(m) for m in messages], add_generation_prompt=True, **self.special_tokens
             )
-        except Exception as error:  # the template is a foreign program: it can fail in any way
+        except Exception as error:  # the template is a program from the model's folder: it can fail in any way
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the model's chat template refuses these messages: {reason}") from error
-
-
-def _valid(text: str) -> str:
-    """Lone surrogates, as undecodable bytes on standard input become, are no text for a tokenizer."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
-    return text
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
@@ -111,8 +104,8 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _compile(template: str) -> Any:
-    """A chat template comes from a model file: it runs in a sandbox, with what such templates expect to find. Kept,
-    for compiling takes some 10 ms, as long as a short prompt's prefill."""
+    """A chat template comes from a model file, so it runs in a sandbox, with the functions that such templates use.
+    Cached: compiling takes as long as a short prompt's prefill."""
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -145,13 +138,13 @@ def _read_backend(folder: Path) -> FastTokenizer | None:
 
 
 def _convert_slow(folder: Path) -> FastTokenizer:
-    """Older folders lack tokenizer.json: transformers builds the fast tokenizer from the files that there are."""
+    """Older folders lack tokenizer.json: transformers builds the fast tokenizer from their other files."""
     from transformers import AutoTokenizer
 
     try:
         slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return FastTokenizer.from_str(slow.backend_tokenizer.to_str())
-    except Exception as error:  # whatever goes wrong in a conversion, the way out is the same
+    except Exception as error:  # of whatever kind
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} has no tokenizer.json, and converting its tokenizer failed: {reason}") from error
 

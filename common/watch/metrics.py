@@ -1,4 +1,4 @@
-"""Counters of an engine, kept while it runs: what was computed, for whom, and how full the KV cache was."""
+"""Counters of an engine, kept while it runs: what was computed, and how full the KV cache was."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class EngineMetrics:
     """Totals since the engine was built, or since `Engine.reset_metrics()`. Times are in seconds."""
 
     steps: int = 0
-    busy_time: float = 0.0
-    plan_time: float = 0.0  # of the host, deciding what a step does
-    host_time: float = 0.0  # of the host, until a step was started: on a CPU it computes the step itself
+    busy_time_s: float = 0.0
+    plan_time_s: float = 0.0  # of the host, deciding what a step does
+    host_time_s: float = 0.0  # of the host, until a step was started: on a CPU it computes the step itself
     computed_tokens: int = 0
     padded_tokens: int = 0
     output_tokens: int = 0
@@ -31,13 +31,13 @@ class EngineMetrics:
     swaps: int = 0
     kv_peak_reserved: int = 0
     kv_peak_stored: int = 0
-    _kv_utilization_time: float = 0.0  # integral over time of stored / reserved
-    _kv_time: float = 0.0
+    kv_utilization_time: float = 0.0  # integral over time of stored / reserved
+    kv_time: float = 0.0
 
     def record_step(self, plan: StepPlan, usage: KVUsage, num_running: int, duration: float) -> None:
         """`usage` and `num_running` as they were while the step ran."""
         self.steps += 1
-        self.busy_time += duration
+        self.busy_time_s += duration
         self.computed_tokens += plan.num_tokens
         self.padded_tokens += plan.padded_tokens
         self.preemptions += len(plan.preempted)
@@ -46,66 +46,41 @@ class EngineMetrics:
         self.kv_peak_reserved = max(self.kv_peak_reserved, usage.reserved)
         self.kv_peak_stored = max(self.kv_peak_stored, usage.stored)
         if usage.reserved:
-            self._kv_utilization_time += duration * usage.stored / usage.reserved
-            self._kv_time += duration
-
-    @property
-    def kv_utilization(self) -> float | None:
-        """Tokens stored over the token capacity of what running requests hold, averaged over the running time."""
-        return self._kv_utilization_time / self._kv_time if self._kv_time else None
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the computed positions that nobody needed."""
-        total = self.computed_tokens + self.padded_tokens
-        return self.padded_tokens / total if total else 0.0
+            self.kv_utilization_time += duration * usage.stored / usage.reserved
+            self.kv_time += duration
 
 
 def snapshot(
     stage: str, metrics: EngineMetrics, scheduler: Scheduler, attention: Attention, token_bytes: int
 ) -> Metrics:
-    """What an engine does now, and what it has done since its counters began. token_bytes: K and V of one token."""
-    m, usage = metrics, scheduler.cache.usage()
+    """What an engine does now, and what it has done since its counters began. token_bytes: K and V of one token.
+
+    padding_share: of the computed positions, those that no request needed. kv_utilization: tokens stored over the slots
+    that running requests held, averaged over the running time. Figures of a prefix cache are None without one."""
+    m, cache, usage = metrics, scheduler.cache, scheduler.cache.usage()
+    prefix = cache.prefix_stats() if isinstance(cache, PrefixCache) else None
+    computed = m.computed_tokens + m.padded_tokens
     return {
         "stage": stage,
         "attention": description(attention),
         "waiting": len(scheduler.waiting),
         "running": len(scheduler.running),
         "swapped": len(scheduler.swapped),
-        "steps": m.steps,
-        "busy_time_s": m.busy_time,
-        "plan_time_s": m.plan_time,
-        "host_time_s": m.host_time,
-        "computed_tokens": m.computed_tokens,
-        "padded_tokens": m.padded_tokens,
-        "padding_share": m.padding_share,
-        "output_tokens": m.output_tokens,
-        "finished": m.finished,
-        "aborted": m.aborted,
-        "peak_running": m.peak_running,
-        "preemptions": m.preemptions,
-        "swaps": m.swaps,
+        **{name: value for name, value in vars(m).items() if not name.startswith("kv_")},
+        "padding_share": m.padded_tokens / computed if computed else 0.0,
         "kv_blocks_used": usage.blocks,
         "kv_pool_bytes": attention.kv_bytes(),
         "kv_reserved_bytes": usage.reserved * token_bytes,
         "kv_used_bytes": usage.stored * token_bytes,
         "kv_reserved_peak_bytes": m.kv_peak_reserved * token_bytes,
         "kv_used_peak_bytes": m.kv_peak_stored * token_bytes,
-        "kv_utilization": m.kv_utilization,
-        **_prefix_metrics(scheduler.cache),
-    }
-
-
-def _prefix_metrics(cache: object) -> Metrics:
-    """The same names for all stages; None where there is no prefix cache."""
-    stats = cache.prefix_stats() if isinstance(cache, PrefixCache) else None
-    return {
-        "prefix_hit_rate": stats and stats.hit_rate,
-        "tokens_saved": stats and stats.saved,
-        "tokens_recovered": stats and stats.recovered,
-        "blocks_shared": stats and stats.blocks,
-        "blocks_shared_now": stats and stats.shared,
-        "blocks_shared_peak": stats and stats.peak_shared,
-        "blocks_cached": stats and stats.cached,
-        "evictions": stats and stats.evictions,
+        "kv_utilization": m.kv_utilization_time / m.kv_time if m.kv_time else None,
+        "prefix_hit_rate": prefix and prefix.hit_rate,
+        "tokens_saved": prefix and prefix.saved,
+        "tokens_recovered": prefix and prefix.recovered,
+        "blocks_shared": prefix and prefix.blocks,
+        "blocks_shared_now": prefix and prefix.shared,
+        "blocks_shared_peak": prefix and prefix.peak_shared,
+        "blocks_cached": prefix and prefix.cached,
+        "evictions": prefix and prefix.evictions,
     }

@@ -1,4 +1,4 @@
-"""Progress bars for long work, and lines that say what takes so long; or both to whoever listens instead."""
+"""Progress bars for long work, and lines that say what takes so long; a listener can take both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 class Advance(Protocol):
     def __call__(self, amount: int, note: str = "") -> None:
-        """`amount` more is done; a note stands behind the bar's description."""
+        """`amount` more is done; a note follows the bar's description."""
         ...
 
 
@@ -23,7 +23,7 @@ _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None, None, None]:
-    """Within, this thread's bars and lines go to the listener: nobody sees what the process prints."""
+    """Within, this thread's bars and lines go to the listener instead of to standard error."""
     token = _listener.set(listener)
     try:
         yield
@@ -45,39 +45,20 @@ def progress_bar(description: str, total: int, *, show: bool | None = None) -> G
     """Yield `advance(amount)`. `show=None` draws the bar where standard error is a terminal, or tells a listener."""
     listener = _listener.get()
     if show is None and listener is not None:
-        yield _telling(listener, description, total)
-        return
-    if not (sys.stderr.isatty() if show is None else show):
+        yield _advance(listener, description, total)
+    elif not (sys.stderr.isatty() if show is None else show):
         yield lambda amount, note="": None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    else:
+        from rich import progress as rich
+        from rich.console import Console
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total)
-
-        def advance(amount: int, note: str = "") -> None:
-            bar.update(task, advance=amount, description=f"{description} {note}".rstrip())
-
-        yield advance
+        columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn())
+        with rich.Progress(*columns, "left", rich.TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(description, total=total)
+            yield _advance(lambda text, done, _: bar.update(task, completed=done, description=text), description, total)
 
 
-def _telling(listener: Listener, description: str, total: int) -> Advance:
+def _advance(listener: Listener, description: str, total: int) -> Advance:
     done = 0
     listener(description, done, total)
 

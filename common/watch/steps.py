@@ -1,10 +1,10 @@
-"""What is noted of every step: counters always, and a trace where somebody wants one."""
+"""What is recorded of every step: counters always, and a trace where one is set."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.kv_cache import KVUsage
 from common.plan import StepPlan
@@ -16,19 +16,14 @@ from common.watch.trace import StepRecord, StepTrace
 
 @dataclass(slots=True)
 class PlannedStep:
-    """How things stood when a step was planned: when it is collected, the next one may be planned already.
+    """The state when a step was planned: when it is collected, the next one may be planned already.
     plan_time, host_time: seconds that planning it took, and planning and starting it together."""
 
-    plan: StepPlan
-    scheduler: Scheduler
+    usage: KVUsage
+    queues: Queues
     plan_time: float
     host_time: float = 0.0
     record: StepRecord | None = None
-    usage: KVUsage = field(init=False)
-    queues: Queues = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.usage, self.queues = self.scheduler.cache.usage(), self.scheduler.queues()
 
 
 class StepWatch:
@@ -42,10 +37,11 @@ class StepWatch:
         self._last_end = 0.0  # when a step was collected last
 
     def planned(self, plan: StepPlan) -> None:
-        step = PlannedStep(plan, self._scheduler, time.perf_counter() - plan.planned_at)
+        cache, queues = self._scheduler.cache, self._scheduler.queues()
+        step = PlannedStep(cache.usage(), queues, time.perf_counter() - plan.planned_at)
         self._steps.append(step)
         if self.trace is not None:
-            step.record = self.trace.open(plan, self._scheduler.cache, step.queues)
+            step.record = self.trace.open(plan, cache, queues)
 
     def started(self, plan: StepPlan) -> None:
         self._steps[-1].host_time = time.perf_counter() - plan.planned_at
@@ -53,11 +49,12 @@ class StepWatch:
     def collected(self, plan: StepPlan, device_time: DeviceTime | None) -> None:
         step = self._steps.popleft()
         begin, self._last_end = max(plan.planned_at, self._last_end), time.perf_counter()
-        self.metrics.plan_time += step.plan_time
-        self.metrics.host_time += step.host_time
+        self.metrics.plan_time_s += step.plan_time
+        self.metrics.host_time_s += step.host_time
         self.metrics.record_step(plan, step.usage, step.queues.running, self._last_end - begin)
         if self.trace is not None and step.record is not None:
-            self.trace.close(step.record, plan, begin, self._last_end, step.host_time, device_time)
+            step.record.host_time = step.host_time
+            self.trace.close(step.record, begin, self._last_end, device_time)
 
     def forget(self) -> None:
         """The steps that were planned are not collected."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from common.arena.figures import Figures
-from common.arena.server import Server
+from common.arena.server import server_of
 from common.arena.side import Event, Side
 from common.serving.listener import address, listen
 from common.serving.options import ServerOptions
@@ -32,8 +31,7 @@ class Actor(Side):
         self.stopped = threading.Event()
         self._asks: list[dict[str, Any]] = []
 
-    def do(self, line: str) -> Iterator[Event]:
-        command = json.loads(line)
+    def do(self, command: Event) -> Iterator[Event]:
         self.stopped.clear()
         if command["do"] in self.fails:
             yield {"event": "failed", "message": self.fails[command["do"]]}
@@ -59,7 +57,7 @@ class Actor(Side):
         answers = [{"title": title, "prompt_tokens": 40, "max_tokens": 96} for title in samples]
         self._count = len(answers)
         about = {"model": "smollm2-135m-instruct", "dtype": "bfloat16", "threads": 2}
-        return {"event": "prepared", **about, "capacity": capacity, "row": 16, "paged": True, "answers": answers}
+        return {"event": "prepared", **about, "capacity": capacity, "row": 16, "answers": answers}
 
     def _play(self) -> Iterator[Event]:
         """Every answer writes in every step, into a block of its own."""
@@ -94,7 +92,7 @@ class Stage:
         listener = listen(ServerOptions(port=port))
         self.url = address(listener)
         self.port = listener.getsockname()[1]
-        self._server = Server(actors)
+        self._server = server_of(actors)
         self._actors = actors
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()

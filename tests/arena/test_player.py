@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 
 import stages
 from common import Engine, SamplingParams
-from common.arena.player import Player, prepare_line
+from common.arena.player import Player, prepare_command
 from common.arena.presets import Ask
 from common.arena.run import Run
 from common.config import EngineConfig
@@ -109,7 +108,7 @@ def test_an_engine_serves_two_races_of_the_same_limits_and_a_new_one_others() ->
     player = Player(build, 3, EngineConfig("random:tiny-llama", device="cpu"), told.append)
     limits = {"kv_tokens": 512, "max_num_seqs": 4, "max_model_len": 128}
     for most in (4, 4, 2):
-        command = json.loads(prepare_line(TWO.asks, limits | {"max_num_seqs": most}, 1))
+        command = prepare_command(TWO.asks, limits | {"max_num_seqs": most}, 1)
         player.prepare(command)
         player.play()
     assert len(built) == 2
@@ -127,9 +126,9 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_race_and_the_next_one_r
     limits = {"kv_tokens": 512, "max_num_seqs": 4, "max_model_len": 128}
     fits, too_long = Ask("short", "short", 5), Ask("long", "x" * 124, 5)
     with pytest.raises(UserError, match="the prompt has 124 tokens"):
-        player.prepare(json.loads(prepare_line((fits, too_long), limits, 1)))
+        player.prepare(prepare_command((fits, too_long), limits, 1))
     assert {event["event"] for event in told} == {"loading"}
-    player.prepare(json.loads(prepare_line((fits,), limits, 1)))
+    player.prepare(prepare_command((fits,), limits, 1))
     player.play()
     assert told[-1]["figures"]["done"] == told[-1]["figures"]["total"] == 1
     player.drop()

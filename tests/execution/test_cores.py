@@ -19,6 +19,7 @@ from common.config import EngineConfig
 from common.execution import cores
 from common.execution.cores import INTERVAL, STALE, SharedCores, idle_seconds, in_own_thread
 from common.execution.threads import usable_cpus
+from common.serving.options import ServerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -202,7 +203,7 @@ def test_the_server_loads_in_a_thread_that_has_ended_when_it_serves(monkeypatch:
 
     monkeypatch.setattr(command, "ready_engine", ready)
     monkeypatch.setattr(server, "run", run)
-    command.serve(lambda config: pytest.fail("nothing is built"), EngineConfig(), port=0)
+    command.serve(lambda config: pytest.fail("nothing is built"), EngineConfig(), ServerOptions(port=0))
     assert seen[1] is threading.main_thread()
 
 

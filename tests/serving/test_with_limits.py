@@ -254,7 +254,6 @@ def test_the_cache_salt_follows_the_key(serve: Serve, monkeypatch: pytest.Monkey
         return add(prompt, params, **options)
 
     monkeypatch.setattr(running.engine, "add_request", add_request)
-    monkeypatch.setattr(running.service.thread, "_takes_salt", True)
     for key in "aba":
         running.post("/v1/completions", PROMPT, headers={"Authorization": f"Bearer {key}"})
     assert salts == [salt_of(b"a"), salt_of(b"b"), salt_of(b"a")]

@@ -15,8 +15,8 @@ export function type(size, weight = "") {
   return `${weight} ${size}px system-ui, "DejaVu Sans", sans-serif`;
 }
 
-// A colour for each answer: neighbours are far apart on the wheel, and all equally light (oklch), so that each stands
-// out from the page as much as any other.
+// A colour for each answer: neighbours are far apart on the wheel, and all are equally light (oklch), so that all have
+// the same contrast to the page.
 export function colourOf(answer) {
   return `oklch(${style("--cell")} 0.14 ${(answer * 137 + 250) % 360})`;
 }

@@ -82,7 +82,7 @@ export class Lane {
     if (event.event === "ended") {
       this.ended = true;
       this.part("note").textContent =
-        `Recording and telling these events took ${(event.cost * 100).toFixed(1)} % of the time.`;
+        `Recording these events took ${(event.cost * 100).toFixed(1)} % of the time.`;
     }
   }
 
@@ -129,7 +129,7 @@ export class Lane {
     this.part("held").textContent = this.memory.summary();
   }
 
-  // For those who hear the page: before a turn and at its end is enough.
+  // For screen readers: before a turn and at its end is enough.
   describe() {
     const nothing = "nothing yet";
     this.part("timeline").setAttribute("aria-label", `Steps of ${this.stage}: ${this.timeline.summary() || nothing}`);

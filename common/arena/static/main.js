@@ -36,7 +36,7 @@ function fairness(mode) {
       "is slower than alone.";
 }
 
-// What is claimed of the race that is shown; what was chosen since then stands below it.
+// The claim of the race on the screen; below it, what was chosen since.
 function explain() {
   const { preset, mode } = chosen();
   const next = race && (race.preset !== preset.key || race.mode !== mode);
@@ -96,7 +96,7 @@ function buttons() {
 // -- events -----------------------------------------------------------------------------------------------------------
 
 const handlers = {
-  welcome(event) { // also of an arena that was started anew: nothing of before holds
+  welcome(event) { // also after a restart of the arena: all earlier state is void
     if (event.stages.join() !== stages.join()) location.reload();
     catchingUp = true;
     race = playback = null;

@@ -27,7 +27,7 @@ export class MemoryMap {
 
   summary() {
     if (!this.known) return "";
-    if (!this.capacity) return "none: everything is computed anew in each step";
+    if (!this.capacity) return "none: everything is recomputed in each step";
     let held = 0, filled = 0, shared = 0, kept = 0;
     for (const [length, stored, owners] of this.regions.values()) {
       if (!owners.length) {

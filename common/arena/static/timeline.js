@@ -31,7 +31,7 @@ export class Timeline {
     for (const [answer, , , reason] of event.gained) if (reason) this.ended[answer] = event.t;
   }
 
-  // span: seconds of the whole picture, the same for every lane; now: where the clock stands
+  // span: seconds of the whole picture, the same for every lane; now: the time of the clock
   draw(span, now) {
     const { context, width, height } = prepare(this.canvas);
     if (!this.answers) return; // nothing is known yet
