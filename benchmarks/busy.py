@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_atomically, write_json
+from benchmarks.files import write_json
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
@@ -156,6 +156,7 @@ def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
 def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_MODEL) -> bool:
     """Measure, write `path` and the picture beside it, print both tables. Is everything met?"""
     from benchmarks.plots.busy import draw
+    from benchmarks.plots.picture import save_picture
 
     lines = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
     results: dict[str, Any] = {
@@ -166,9 +167,10 @@ def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_M
         "records": [asdict(line) | {"setting": str(line.setting), "tokens_per_s": line.rate} for line in lines],
     }
     write_json(path, results)
-    write_atomically(path.with_suffix(".png"), draw(results, short_hardware(results["environment"], "cpu")).savefig)
+    hardware = short_hardware(results["environment"], "cpu")
+    picture = save_picture(path.with_suffix(".png"), lambda: draw(results, hardware))
     print_tables(lines, results["verdicts"])
-    print(f"wrote {path} and {path.with_suffix('.png')}")
+    print(f"wrote {path} and {picture}")
     return all(verdict["met"] for verdict in results["verdicts"])
 
 

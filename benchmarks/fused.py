@@ -1,9 +1,9 @@
-"""The fused kernels alone: each operation of `common.models.ops` against its definition, beside a copy's bandwidth.
+"""The fused kernels alone: each operation of `common.models.ops` against its definition and a copy's bandwidth.
 
 On a GPU every time is that of one call within a CUDA graph, so launches from the host cost nothing on either side.
 The calls of one graph take turns over copies of the weights that together exceed the caches, as the layers of a model
-do. `fused` lets a kernel start while the one in front of it ends; `apart` does not. GB/s counts weights and logits,
-read once; for the operations between the products, their inputs and outputs.
+do. `fused` lets a kernel start while the previous one ends; `apart` does not. GB/s counts weights and logits, read
+once; for the operations between the products, their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -124,13 +124,7 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
 
 
 def run(
-    device: str = "auto",
-    dtype: str = "bf16",
-    model: str = "qwen3-0.6b",
-    json: Path | None = None,
-    quick: bool = False,
-    tune: bool = False,
-    out_dir: Path = Path("reports/local"),
+    device: str, dtype: str, model: str, json: Path | None, quick: bool, tune: bool, out_dir: Path
 ) -> dict[str, Any]:
     """Measure, print a table, write `fused.json` (or `json`) in `out_dir`."""
     target, kind = parse_device(device), parse_dtype(dtype)
@@ -143,19 +137,18 @@ def run(
     fused, apart, plain = FusedOps(target), FusedOps(target, pdl=False), Ops()
     measured: list[Measurement] = []
     tuned: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        copy, _ = ceilings(target, kind, quick)
-        with progress_bar("fused kernels", 11 * len(rows)) as advance:
-            for case in cases(config, kind, target, rows):
-                times = [
-                    seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)
-                    for ops in (fused, apart, plain)
-                ]
-                rate = case.bytes / times[0]
-                measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
-                advance(1)
-        if tune:
-            tuned = tune_products(config, kind, target, fused.launch, copy, quick)
+    with torch.inference_mode(), progress_bar("fused kernels", 11 * len(rows)) as advance:
+        copy = ceilings(target, kind, quick).copy
+        for case in cases(config, kind, target, rows):
+            times = [
+                seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)
+                for ops in (fused, apart, plain)
+            ]
+            rate = case.bytes / times[0]
+            measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
+            advance(1)
+    if tune:
+        tuned = tune_products(config, kind, target, fused.launch, copy, quick)
     results = {
         "schema": "fused-1",
         "environment": environment(),
@@ -164,12 +157,14 @@ def run(
         "records": [asdict(m) for m in measured],
         "tuned": tuned,
     }
-    write_json(json or out_dir / "fused.json", results)
+    path = json or out_dir / "fused.json"
+    write_json(path, results)
     print_table(results, measured)
-    Console(stderr=True).print(f"wrote {json or out_dir / 'fused.json'}", highlight=False)
+    Console(stderr=True).print(f"wrote {path}", highlight=False)
     return results
 
 
+@torch.inference_mode()
 def tune_products(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, launch: dict[str, Any], copy: float, quick: bool
 ) -> list[dict[str, Any]]:
@@ -186,7 +181,8 @@ def tune_products(
         taken = gemv_config(outputs, x.shape[1], dtype.itemsize, gated, case.rows)
         row_bytes = weights[0].nbytes // outputs
         others = [replace(taken, out=out, num_warps=warps) for out in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
-        others = [c for c in others if c != taken and 64 <= out_bytes(c, row_bytes) <= 256]
+        bytes_a_thread = {c: c.out * row_bytes // (32 * c.num_warps) for c in others}
+        others = [c for c, size in bytes_a_thread.items() if c != taken and 64 <= size <= 256]
         jobs += [(case, c) for c in [taken, *others[: 1 if quick else None]]]
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
@@ -207,11 +203,6 @@ def tune_products(
     return results
 
 
-def out_bytes(config: Any, row_bytes: int) -> int:
-    """Bytes of weights that one thread holds."""
-    return config.out * row_bytes // (32 * config.num_warps)
-
-
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     console = Console()
     copy = results["ceilings"]["copy_gb_per_s"]
@@ -227,11 +218,8 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in results["tuned"]):
         tried = [t for t in results["tuned"] if (t["name"], t["rows"]) == (name, rows)]
         best, chosen = min(tried, key=lambda t: t["seconds"]), next(t for t in tried if t["chosen"])
-        console.print(
-            f"{name}, {rows} rows: best {_described(best)}; chosen {_described(chosen)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"{name}, {rows} rows: best {_described(best)}; chosen {_described(chosen)}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _described(tried: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""The 4-bit linear layers alone: each of a model's shapes at 1 to 64 rows, beside a 16-bit product in the same run.
+"""The 4-bit linear layers alone: each of a model's shapes at 1 to 64 rows, against a 16-bit product in the same run.
 
 A row is a token of the step. Copies of a layer are visited in turn and together exceed the caches, as in a model. The
 ceiling is the time to read the 4-bit weight at the speed of a copy measured in the same run: no kernel can be faster
 while it reads the weight from memory.
 
-On a GPU our kernels for few tokens start while the one in front still runs, as in the engine (`int4`); what they would
-be without that stands beside it (`int4 in order`).
+On a GPU our kernels for few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order`
+is the same without that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ from rich.table import Table
 
 from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import read_json, write_atomically, write_json
+from benchmarks.files import read_json, write_json
 from common.config import parse_device
 from common.errors import require
-from common.models.linear import OneDnnLinear, Projection, make_linear
+from common.models.linear import Linear, OneDnnLinear, Projection, make_linear
 from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
@@ -72,30 +71,25 @@ class Measurement:
 
 
 def run(
-    device: str = "auto",
-    json: Path | None = None,
-    quick: bool = False,
-    out_dir: Path = Path("reports/local"),
-    group: int | None = None,
-    resume: bool = False,
+    device: str, json: Path | None, quick: bool, out_dir: Path, group: int | None = None, resume: bool = False
 ) -> dict[str, Any]:
     """Measure, print a table and the verdicts, write `int4.json` (or `json`) and `int4.png` in `out_dir`.
 
     The file is written after each shape. resume: shapes that it has, measured on the same machine, are not measured
     again.
     """
-    from benchmarks.plots.int4 import draw, save
+    from benchmarks.plots.int4 import draw
+    from benchmarks.plots.picture import save_picture
 
     target, path = parse_device(device), json or out_dir / "int4.json"
     group = group or (32 if quick else GROUP[target.type])
     shapes = QUICK_SHAPES if quick else SHAPES[target.type]
     rows = ROWS[:2] if quick else ROWS
-    found = environment()
     config = {"device": str(target), "group_size": group, "rows": list(rows)}
-    results: dict[str, Any] = {"schema": SCHEMA, "environment": found, "config": config}
-    measured = earlier(path, results) if resume else []
+    results: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "config": config}
+    measured = [Measurement(**record) for record in earlier(path, results)] if resume else []
     with torch.inference_mode(), progress_bar("int4", len(shapes)) as advance:
-        copy, _ = ceilings(target, BF16, quick)
+        copy = ceilings(target, BF16, quick).copy
         results["ceilings"] = {"copy_gb_per_s": copy / 1e9}
         for name, shape in shapes.items():
             if all(m.shape != name for m in measured):
@@ -104,32 +98,32 @@ def run(
             write_json(path, results)
             advance(1, name)
     print_table(results, measured)
-    figure = draw(results, short_hardware(found, target.type))
-    write_atomically(out_dir / "int4.png", lambda path: save(figure, path))
-    Console(stderr=True).print(f"wrote {path} and {out_dir / 'int4.png'}", highlight=False)
+    hardware = short_hardware(results["environment"], target.type)
+    picture = save_picture(out_dir / "int4.png", lambda: draw(results, hardware))
+    Console(stderr=True).print(f"wrote {path} and {picture}", highlight=False)
     return results
 
 
-def earlier(path: Path, results: dict[str, Any]) -> list[Measurement]:
-    """What an interrupted run has left in the file; `UserError` if it measured something else, or elsewhere."""
+def earlier(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of an interrupted run; `UserError` if it had other settings or ran on another machine."""
     if not path.exists():
         return []
     old = read_json(path)
     same = (old.get("schema"), old.get("config")) == (results["schema"], results["config"])
     same = same and old.get("environment", {}).get("hardware") == results["environment"]["hardware"]
     require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
-    return [Measurement(**record) for record in old["records"]]
+    return old["records"]
 
 
 def verdicts(measured: list[Measurement]) -> list[dict[str, Any]]:
-    """Of each shape: how many times as fast as bf16 at one row, whether that is the goal, and the fewest rows at which
-    the advantage has ended (None: it has not)."""
+    """Of each shape: the speedup over bf16 at one row, whether it meets the goal, and the fewest rows at which the
+    advantage has ended (None: it has not)."""
     result: list[dict[str, Any]] = []
     for name in dict.fromkeys(m.shape for m in measured):
         line = sorted((m for m in measured if m.shape == name and m.layer == "int4"), key=lambda m: m.rows)
-        ends = next((m.rows for m in line if m.speedup < 1), None)
-        met = line[0].speedup >= GOAL
-        result.append({"shape": name, "speedup": line[0].speedup, "goal": GOAL, "met": met, "ends_at_rows": ends})
+        ends, speedup = next((m.rows for m in line if m.speedup < 1), None), line[0].speedup
+        met = speedup >= GOAL
+        result.append({"shape": name, "speedup": speedup, "goal": GOAL, "met": met, "ends_at_rows": ends})
     return result
 
 
@@ -149,23 +143,17 @@ def measure(
         layers = [first, *(make() for _ in range(count - 1))]
         for n in rows:
             x = torch.randn(n, inputs, device=device).to(BF16)
-            seconds = seconds_per_call(partial(_call, layers, x), device, count, quick)
+            seconds = seconds_per_call(lambda i, layers=layers, x=x: layers[i](x), device, count, quick)
             plain.setdefault(n, seconds)
             result.append(Measurement(name, inputs, outputs, n, kind, seconds, size / seconds / 1e9,
                                       plain[n] / seconds, floor / seconds))  # fmt: skip
     return result
 
 
-def _call(layers: list[Projection | Plain], x: torch.Tensor, index: int) -> object:
-    return layers[index](x)
-
-
-def kinds(
-    shape: tuple[int, int], group: int, device: torch.device
-) -> Iterator[tuple[str, Callable[[], Projection | Plain]]]:
+def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Projection]]]:
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
-    yield "bf16", lambda: Plain(weight)
+    yield "bf16", lambda: Linear(weight.to(BF16, copy=True))  # F.linear: cuBLAS on a GPU
     if isinstance(make_linear(weight.to(BF16)), OneDnnLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
@@ -174,19 +162,6 @@ def kinds(
     yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
     if isinstance(layer, TritonInt4Linear):
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
-
-
-class Plain:
-    """F.linear in bfloat16: cuBLAS on a GPU."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight.to(BF16)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
-
-    def weights_bytes(self) -> int:
-        return self.weight.nbytes
 
 
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
@@ -211,27 +186,16 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
         console.print(f"{said}; {end}", highlight=False)
 
 
-def tune(
-    device: str = "auto",
-    json: Path | None = None,
-    group: int = 128,
-    resume: bool = False,
-    out_dir: Path = Path("reports/local"),
-) -> dict[str, Any]:
+def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
     """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
 
     Every try is written to `int4-tune.json` (or `json`) at once; resume: those that it has are not tried again.
     """
-    target, path = parse_device(device), json or out_dir / "int4-tune.json"
+    target, path, group = parse_device(device), json or out_dir / "int4-tune.json", GROUP["cuda"]
     require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
-    found = environment()
     config = {"device": str(target), "group_size": group}
-    results: dict[str, Any] = {"schema": "int4-tune-1", "environment": found, "config": config, "records": []}
-    if resume and path.exists():
-        old = read_json(path)
-        same = old.get("config") == config and old.get("environment", {}).get("hardware") == found["hardware"]
-        require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
-        results["records"] = old["records"]
+    results: dict[str, Any] = {"schema": "int4-tune-1", "environment": environment(), "config": config}
+    results["records"] = earlier(path, results) if resume else []
     began = time.perf_counter()
     with torch.inference_mode():
         for name, (inputs, outputs) in SHAPES["cuda"].items():
@@ -240,7 +204,6 @@ def tune(
             for rows in TUNED_ROWS:
                 _tune_one(name, rounded, rows, target, results, path, began)
     print_best(results["records"])
-    return results
 
 
 def _tune_one(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import stages
-from benchmarks.plots.prefix_tree import draw_prefix_tree
-from benchmarks.recipes import Draw
+from benchmarks.plots.picture import save_picture
+from benchmarks.plots.prefix_tree import prefix_tree_figure
+from benchmarks.recipes import BLOCK, Draw
 from common import Engine, SamplingParams
 from common.kv_cache import PrefixCache, PrefixNode
 
 SYSTEM, EXAMPLES, QUESTION, ANSWER = 96, (64, 48), (10, 30), 12
 """Tokens of the system prompt, of the few-shot examples of two tasks, of a question, and of an answer."""
 QUESTIONS, FOLLOW_UPS = (5, 3), 2
-"""So many questions on each task; after the first one the user goes on asking."""
-BLOCK = 16
+"""Questions on each task, and further ones in the chat of the first."""
 
 
 def record_prefixes(stage: str, model: str, device: str, dtype: str) -> tuple[list[PrefixNode], float]:
@@ -43,4 +43,4 @@ def _ask(engine: Engine, prompt: list[int]) -> list[int]:
 
 def prefix_tree(model: str, device: str, dtype: str, path: Path) -> Path:
     nodes, hit_rate = record_prefixes("m6", model, device, dtype)
-    return draw_prefix_tree(nodes, hit_rate, path)
+    return save_picture(path, lambda: prefix_tree_figure(nodes, hit_rate))

@@ -1,4 +1,4 @@
-"""Speed beside other processes, by how long idle threads spin, and with threads that follow the load."""
+"""Speed next to busy processes, by how long idle threads spin, and with threads that follow the load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.style import RC, SOFT, color, title
+from benchmarks.style import SOFT, color, title
 
 STYLES = {0: "o-", 2: "s--", 8: "^:"}
 
@@ -17,32 +17,26 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
     records, ours = results["records"], results["config"]["ours"]
     settings = list(dict.fromkeys(record["setting"] for record in records))
     names = list(dict.fromkeys(record["stage"] for record in records))
-    with plt.rc_context(RC):
-        figure, panels = plt.subplots(1, len(names), figsize=(13, 6), squeeze=False)
-        for axes, stage in zip(panels[0], names, strict=True):
-            for busy in sorted({record["busy"] for record in records}):
-                line = [r for r in records if r["stage"] == stage and r["busy"] == busy]
-                rates = {r["setting"]: r["tokens_per_s"] for r in line}
-                heights = [rates[setting] for setting in settings]
-                label = f"beside {busy} busy loops" if busy else "quiet machine"
-                style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
-                axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
-                axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
-            places = [*range(len(settings) - 1), len(settings) - 0.7]
-            axes.set_xticks(places, [_name(each, results["config"]["default"]) for each in settings])
-            axes.tick_params(axis="x", labelsize=11)
-            axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
-            axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
-            axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
-        figure.suptitle(_finding(records, ours, results["config"]["default"]), x=0.02, ha="left", fontweight="bold")
-        figure.text(
-            0.02,
-            0.015,
-            f"{hardware}. Rightmost, what the engines do: as many threads as others leave CPUs.",
-            color=SOFT,
-            fontsize=12,
-        )
-        figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure, panels = plt.subplots(1, len(names), figsize=(13, 6), squeeze=False)
+    for axes, stage in zip(panels[0], names, strict=True):
+        for busy in sorted({record["busy"] for record in records}):
+            line = [r for r in records if r["stage"] == stage and r["busy"] == busy]
+            rates = {r["setting"]: r["tokens_per_s"] for r in line}
+            heights = [rates[setting] for setting in settings]
+            label = f"beside {busy} busy loops" if busy else "quiet machine"
+            style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
+            axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
+            axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
+        places = [*range(len(settings) - 1), len(settings) - 0.7]
+        axes.set_xticks(places, [_name(each, results["config"]["default"]) for each in settings])
+        axes.tick_params(axis="x", labelsize=11)
+        axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
+        axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
+        axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
+    figure.suptitle(_finding(records, ours, results["config"]["default"]), x=0.02, ha="left", fontweight="bold")
+    note = f"{hardware}. Rightmost, what the engines do: as many threads as other programs leave CPUs."
+    figure.text(0.02, 0.015, note, color=SOFT, fontsize=12)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
 

@@ -59,9 +59,9 @@ def test_verdicts() -> None:
     assert (found["met"], found["ends_at_rows"]) == (False, None)
 
 
-def test_tuning_without_a_gpu_is_refused() -> None:
+def test_tuning_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="need a GPU"):
-        int4.tune("cpu")
+        int4.tune("cpu", None, False, tmp_path)
 
 
 def test_the_best_configurations_come_first(capsys: pytest.CaptureFixture[str]) -> None:
