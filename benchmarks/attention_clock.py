@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ ATTENDS = ("attend", "fused_qkv")
 
 
 class AttentionClock:
-    """While its block runs, adds up the time inside `attention.attend`, storing K and V included, and inside of
-    `fused_qkv`, where there is one, which also normalises and rotates.
+    """While its block runs, adds up the time inside `attention.attend`, storing K and V included, or `fused_qkv`, which
+    also normalises and rotates.
 
     On a GPU it is the stream's time between an event before and one after each call: if the CPU launches kernels more
     slowly than the GPU computes them, the gaps count too.
@@ -53,13 +52,11 @@ class AttentionClock:
         for name in ATTENDS:
             if (attend := getattr(self._attention, name, None)) is not None:
                 timed = partial(self._timed, attend)
-                vars(timed)["__self__"] = self._attention  # fused operations ask whose it is
+                vars(timed)["__self__"] = self._attention  # fused operations read the owner of the method
                 vars(self._attention)[name] = timed  # hides the class's, for this one object
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for name in ATTENDS:
             vars(self._attention).pop(name, None)
 

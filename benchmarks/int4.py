@@ -153,7 +153,7 @@ def measure(
 def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Projection]]]:
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
-    yield "bf16", lambda: Linear(weight.to(BF16, copy=True))  # F.linear: cuBLAS on a GPU
+    yield "bf16", lambda: Linear(weight.to(BF16))  # F.linear: cuBLAS on a GPU
     if isinstance(make_linear(weight.to(BF16)), OneDnnLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))

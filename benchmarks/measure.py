@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 import torch
-
-from common.config import parse_device
 
 SAMPLE_EVERY = 0.1  # seconds
 
 
 def reset_peak_memory() -> bool:
-    """Start the peaks anew, so that loading and converting weights do not hide what running needs.
-
-    The process's peak can only be reset on Linux; elsewhere (False) it counts from the process's start.
-    """
+    """Forget the peaks of loading and converting weights. The process's peak can only be reset on Linux; elsewhere
+    (False) it counts from the process's start."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -63,15 +59,13 @@ class ActivationPeak:
         self._device = device
 
     def __enter__(self) -> ActivationPeak:
-        with contextlib.suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
+        with suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
             ctypes.CDLL(None).malloc_trim(0)
         self._known = reset_peak_memory() or self._device.type == "cuda"
         self._before = self._peak()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         after = self._peak()
         if self._known and self._before is not None and after is not None:
             self.bytes = after - self._before
@@ -81,37 +75,24 @@ class ActivationPeak:
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _peak_resident()
 
 
-class DeviceUse:
-    """Samples the GPU's utilisation (share of time in which a kernel runs, by NVML) while its block runs.
+@contextmanager
+def gpu_utilization(device: torch.device) -> Generator[list[float]]:
+    """Samples of the share of time in which a kernel runs, by NVML, while its block runs; none on a CPU, or where
+    `nvidia-ml-py` is not installed."""
+    samples: list[float] = []
+    stop = threading.Event()
 
-    `mean` is in 0 ... 1; None on a CPU, or where `nvidia-ml-py` is not installed.
-    """
+    def sample() -> None:
+        with suppress(ImportError, RuntimeError):
+            while not stop.wait(SAMPLE_EVERY):
+                samples.append(torch.cuda.utilization(device) / 100)
 
-    def __init__(self, device: str) -> None:
-        self._device = parse_device(device)
-        self._samples: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_EVERY):
-            try:
-                self._samples.append(torch.cuda.utilization(self._device) / 100)
-            except (ImportError, RuntimeError):
-                return
-
-    def __enter__(self) -> DeviceUse:
-        if self._device.type == "cuda":
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    @property
-    def mean(self) -> float | None:
-        return sum(self._samples) / len(self._samples) if self._samples else None
+    thread = threading.Thread(target=sample, daemon=True)
+    if device.type == "cuda":
+        thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()

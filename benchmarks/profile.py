@@ -13,8 +13,9 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, record_function
@@ -24,6 +25,7 @@ from benchmarks.attention_clock import ATTENDS
 from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
+from benchmarks.plots.picture import save_picture
 from benchmarks.profile_parts import (
     ATTENTION,
     ELEMENTWISE,
@@ -38,7 +40,7 @@ from benchmarks.profile_parts import (
     parts_on_gpu,
 )
 from benchmarks.stage_contestant import StageContestant
-from benchmarks.style import RC, title
+from benchmarks.style import title
 from benchmarks.worker import warmup_requests
 from benchmarks.workloads import BenchRequest, find_size
 from common import Engine, SamplingParams, runner
@@ -142,13 +144,10 @@ def profile(
     """Profile some steps of a workload; print the table; returns the files written."""
     place = parse_device(device)
     name = stages.short_name(stage)
-    trace, picture = folder / f"{name}_profile.chrome.json", folder / f"{name}_profile.png"
+    trace, picture, numbers = (folder / f"{name}_profile.{ending}" for ending in ("chrome.json", "png", "json"))
     size = find_size(workload, None, "quick" if quick else "gpu" if place.type == "cuda" else "cpu")
     wanted = stage_options(stages.number(stage), {**size.options, **options})
-    setting = Setting.of(model, dtype, str(place), size, {})
-    setting.options.clear()
-    setting.options.update(wanted)
-    contestant = StageContestant(name, setting)
+    contestant = StageContestant(name, Setting.of(model, dtype, str(place), size, wanted))
     engine = contestant.engine
     try:
         requests = size.requests(contestant.vocab_size, run=1)
@@ -165,46 +164,35 @@ def profile(
     finally:
         contestant.close()
     heading = f"{title(name)}, {workload}, {steps} steps · {model} · {dtype} · {place}"
-    Console().print(table(parts, heading, steps))
-    write_atomically(picture, lambda path: draw(parts, heading, steps, path))
-    numbers = folder / f"{name}_profile.json"
-    write_json(numbers, record(parts, heading, steps))
+    times = {name: seconds / steps * 1e3 for name, seconds in parts.items()}
+    Console().print(table(times, heading))
+    save_picture(picture, lambda: bars(times, heading))
+    rows = [{"where": name, "ms_per_step": ms} for name, ms in times.items()]
+    write_json(numbers, {"schema": SCHEMA, "environment": environment(), "profiled": heading, "records": rows})
     return [trace, picture, numbers]
 
 
-def record(parts: dict[str, float], heading: str, steps: int) -> dict[str, Any]:
-    """The table with where it comes from, to be kept beside the picture."""
-    rows = [{"where": name, "ms_per_step": seconds / steps * 1e3} for name, seconds in parts.items()]
-    return {"schema": SCHEMA, "environment": environment(), "profiled": heading, "records": rows}
-
-
-def table(parts: dict[str, float], heading: str, steps: int) -> Table:
-    whole = sum(parts.values()) or 1.0
+def table(times: dict[str, float], heading: str) -> Table:
+    """times: milliseconds a step."""
+    whole = sum(times.values()) or 1.0
     result = Table(title=heading, title_justify="left", title_style="", box=None)
     for column in ("where", "ms a step", "share"):
         result.add_column(column, justify="left" if column == "where" else "right")
-    for name, seconds in parts.items():
-        result.add_row(name, f"{seconds / steps * 1e3:.2f}", f"{seconds / whole:.0%}")
+    for name, ms in times.items():
+        result.add_row(name, f"{ms:.2f}", f"{ms / whole:.0%}")
     return result
 
 
-def draw(parts: dict[str, float], heading: str, steps: int, path: Path) -> None:
-    """One bar from left to right, with each part's name, time and share."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with matplotlib.rc_context(RC):
-        figure, axis = plt.subplots(figsize=(11, 4.2))
-        whole = sum(parts.values()) or 1.0
-        for row, (name, seconds) in enumerate(parts.items()):
-            axis.barh(row, seconds / steps * 1e3, color=COLORS[name])
-            axis.text(
-                seconds / steps * 1e3, row, f"  {seconds / steps * 1e3:.2f} ms, {seconds / whole:.0%}", va="center"
-            )
-        axis.set_yticks(range(len(parts)), list(parts))
-        axis.invert_yaxis()
-        axis.margins(x=0.2)
-        axis.set_xlabel("milliseconds a step")
-        axis.set_title(heading, loc="left")
-        figure.savefig(path)
-        plt.close(figure)
+def bars(times: dict[str, float], heading: str) -> Figure:
+    """A bar for each part, with its time and share."""
+    figure, axis = plt.subplots(figsize=(11, 4.2))
+    whole = sum(times.values()) or 1.0
+    for row, (name, ms) in enumerate(times.items()):
+        axis.barh(row, ms, color=COLORS[name])
+        axis.text(ms, row, f"  {ms:.2f} ms, {ms / whole:.0%}", va="center")
+    axis.set_yticks(range(len(times)), list(times))
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+    axis.set_xlabel("milliseconds a step")
+    axis.set_title(heading, loc="left")
+    return figure

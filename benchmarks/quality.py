@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.environment import environment
-from benchmarks.files import check_writable, write_atomically
+from benchmarks.files import check_writable, write_json
 from benchmarks.plots.quality import draw
 from common.errors import UserError
 from common.models.decoder import Decoder
@@ -34,9 +34,7 @@ TOKENS = 30 * CONTEXT
 @dataclass
 class Row:
     """One way to hold the weights. agreement: share of positions at which the likeliest next token is bf16's.
-
-    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model; commit:
-    what measured it."""
+    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model."""
 
     name: str
     perplexity: float
@@ -69,9 +67,8 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
     def change(settings: Settings) -> tuple[str, Change]:
         def apply(source: ModelSource, model: Decoder) -> int:
             size = 0
-            for layer, result in zip(
-                model.layers, quantize_layers(source, token_ids, settings, model.device), strict=True
-            ):
+            results = quantize_layers(source, token_ids, settings, model.device)
+            for layer, result in zip(model.layers, results, strict=True):
                 for projection in PROJECTIONS:
                     weight = result.weights[projection]
                     size += weight.weights_bytes()
@@ -114,7 +111,7 @@ def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tenso
     likeliest: list[torch.Tensor] = []
     for part in token_ids.to(model.device).split(CONTEXT):
         positions = torch.arange(len(part), device=model.device)
-        logits = model.logits(model(part, positions, _attend)).float()
+        logits = model.logits(model(part, positions, attend)).float()
         total += float(F.cross_entropy(logits[:-1], part[1:], reduction="sum"))
         count += len(part) - 1
         likeliest.append(logits.argmax(-1).cpu())
@@ -122,21 +119,14 @@ def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tenso
 
 
 @torch.inference_mode()
-def measure_all(
-    model: str,
-    device: torch.device,
-    out: Path,
-    only: str = "",
-    again: bool = False,
-    progress: bool | None = None,
-) -> list[Row]:
+def measure_all(model: str, device: torch.device, out: Path, only: str, again: bool) -> None:
     """Measure every row, or those whose name has `only` in it; each is written to `out` when it is done.
 
     again: those too that an earlier run has measured.
     """
     path = out / "quality.json"
     check_writable(path, out / "quality.png")
-    source = open_plain(model, device, progress)
+    source = open_plain(model, device, None)
     tokenizer = load_tokenizer(model)
     calibration = calibration_tokens(tokenizer)
     text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]
@@ -144,8 +134,8 @@ def measure_all(
     commit = environment()["commit"]
     every = list(rows(source, calibration))
     chosen = [(name, change) for name, change in every if only in name and name not in known]
-    reference = _plain_choice(source, text, device) if chosen else torch.empty(0)
-    with progress_bar("quality", len(chosen), show=progress) as advance:
+    reference = measure(build_decoder(source, torch.bfloat16, device, False), text)[1] if chosen else torch.empty(0)
+    with progress_bar("quality", len(chosen)) as advance:
         for name, change in chosen:
             decoder = build_decoder(source, torch.bfloat16, device, False)
             size = change(source, decoder)
@@ -162,7 +152,6 @@ def measure_all(
     _write(path, model, len(text), known)
     if "bf16" in known:
         draw([asdict(row) for row in known.values()], out / "quality.png")
-    return list(known.values())
 
 
 def projection_bytes(model: Decoder) -> int:
@@ -199,16 +188,10 @@ def _write(path: Path, model: str, count: int, known: dict[str, Row]) -> None:
         row.over_bf16 = row.perplexity / known["bf16"].perplexity - 1 if "bf16" in known else 0.0
     figures = {"context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
     record = {"environment": environment(), "model": model, **figures}
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(path, record)
 
 
-def _plain_choice(source: ModelSource, text: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """What the model that is not quantised finds likeliest."""
-    return measure(build_decoder(source, torch.bfloat16, device, False), text)[1]
-
-
-def _attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """One whole sequence, causal."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)

@@ -17,7 +17,7 @@ import llama_cpp
 import numpy as np
 import torch
 
-from benchmarks.contestant import OnTokens, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
 from common.config import DEFAULT_MODEL
@@ -51,7 +51,7 @@ def _silent(level: int, text: bytes, data: Any) -> None:
     pass
 
 
-class LlamaCpp:
+class LlamaCpp(Contestant):
     def __init__(self, setting: Setting) -> None:
         path = gguf_path(setting.model)
         on_gpu = setting.device.type == "cuda"
@@ -66,9 +66,9 @@ class LlamaCpp:
         if not self._model:
             raise UserError(f"llama.cpp cannot load {path}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = setting.kv_tokens
-        params.n_seq_max = setting.max_num_seqs
-        params.n_batch = params.n_ubatch = max(512, setting.max_model_len)
+        params.n_ctx = setting.size.kv_budget_tokens
+        params.n_seq_max = setting.size.max_num_seqs
+        params.n_batch = params.n_ubatch = max(512, setting.size.max_model_len)
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -78,7 +78,7 @@ class LlamaCpp:
         self._batch = llama_cpp.llama_batch_init(self._batch_limit, 0, 1)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocabulary))
-        self._rows = setting.max_num_seqs
+        self._rows = setting.size.max_num_seqs
         self.outputs: list[list[int]] = []
         """Tokens of the last run, in the order of the requests."""
 
@@ -142,9 +142,6 @@ class LlamaCpp:
         batch.token[at], batch.pos[at] = token, position
         batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
         batch.logits[at] = 0
-
-    def attention_clock(self) -> None:
-        return None
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.contestant import OnTokens, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.peers.hf_model import load_hf_model
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
@@ -23,7 +23,7 @@ PAGE_SIZE = {"cpu": 16, "cuda": 256}
 POLL = 0.05  # seconds
 
 
-class ContinuousTransformers:
+class ContinuousTransformers(Contestant):
     def __init__(self, setting: Setting) -> None:
         try:
             from transformers import ContinuousBatchingConfig
@@ -36,8 +36,8 @@ class ContinuousTransformers:
         page = PAGE_SIZE[setting.device.type]
         wanted = {
             "page_size": page,
-            "num_blocks": math.ceil(setting.kv_tokens / page),
-            "max_requests_per_batch": setting.max_num_seqs,
+            "num_blocks": math.ceil(setting.size.kv_budget_tokens / page),
+            "max_requests_per_batch": setting.size.max_num_seqs,
         }
         known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
         self._manager: Any = model.init_continuous_batching(
@@ -77,9 +77,6 @@ class ContinuousTransformers:
         return self._manager.add_request(
             list(request.prompt), max_new_tokens=request.max_tokens, eos_token_id=NO_EOS, record_timestamps=True
         )
-
-    def attention_clock(self) -> None:
-        return None
 
     def close(self) -> None:
         self._manager.stop(block=True, timeout=5)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.contestant import OnTokens, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.peers.hf_model import load_hf_model
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
@@ -42,7 +42,7 @@ class StepClock(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-class StaticTransformers:
+class StaticTransformers(Contestant):
     def __init__(self, setting: Setting) -> None:
         self._model, self.note = load_hf_model(setting)
         self._setting = setting
@@ -60,7 +60,7 @@ class StaticTransformers:
             time.sleep(max(0.0, start + waiting[0].arrival - time.perf_counter()))
             now = time.perf_counter() - start
             batch: list[BenchRequest] = []
-            while waiting and len(batch) < self._setting.max_num_seqs and (not batch or waiting[0].arrival <= now):
+            while waiting and len(batch) < self._setting.size.max_num_seqs and (not batch or waiting[0].arrival <= now):
                 batch.append(waiting.popleft())
             times = self._batch(batch, on_tokens)
             timelines += [Timeline(start + r.arrival, t) for r, t in zip(batch, times, strict=True)]
@@ -86,9 +86,3 @@ class StaticTransformers:
         rows = result[:, longest:].tolist()
         self.outputs += [row[: r.max_tokens] for row, r in zip(rows, batch, strict=True)]
         return clock.times
-
-    def attention_clock(self) -> None:
-        return None
-
-    def close(self) -> None:
-        pass

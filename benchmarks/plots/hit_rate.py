@@ -58,13 +58,10 @@ def _draw(axis: Axes, lines: dict[str, Line], rates: Sequence[int]) -> None:
         for name, width, solid in (("p50", 3.0, 1.0), ("p99", 1.2, 0.45)):
             ys = [_ttft(record, name) * unit for record in line.values()]
             axis.plot(list(line), ys, marker="o", markersize=2 + 2 * width, linewidth=width, color=ink, alpha=solid)
-    for at, side, align in ((rates[0], -1, "right"), (rates[-1], 1, "left")):
-        here = sorted(((_ttft(line[at]), stage) for stage, line in lines.items() if at in line))
-        heights = _apart([max(y, top * 0.03) for y, _ in here], top * 0.075)
-        for (y, stage), height in zip(here, heights, strict=True):
-            name = f"{stage} " if side < 0 and stage not in PEERS else "" if side < 0 else f"{title(stage)}: "
-            axis.text(at + 2 * side, height * unit, f"{name}{seconds(y)}", ha=align, va="center",
-                      color=SOFT if stage in PEERS else color(stage), fontweight="bold", fontsize=13)  # fmt: skip
+    ends = (rates[0], rates[-1])
+    first, last = ([(_ttft(line[at]), stage) for stage, line in lines.items() if at in line] for at in ends)
+    _name_ends(axis, rates[0] - 2, first, top, unit, "right")
+    _name_ends(axis, rates[-1] + 2, last, top, unit, "left")
     axis.set_ylim(0, top * 1.08 * unit)
     axis.set_xlim(rates[0] - 20, rates[-1] + 48)
     axis.set_xticks(rates, [f"{rate} %" for rate in rates])
@@ -72,6 +69,15 @@ def _draw(axis: Axes, lines: dict[str, Line], rates: Sequence[int]) -> None:
     axis.set_title(f"time to first token in {word} (less is better)", loc="left")
     axis.spines["bottom"].set_bounds(rates[0], rates[-1])
     axis.grid(axis="y", color="#E4E4E4")
+
+
+def _name_ends(axis: Axes, x: float, ends: list[tuple[float, str]], top: float, unit: float, align: str) -> None:
+    """Name and value of each line's end, (seconds, stage), moved up and down until they do not overlap."""
+    ends.sort()
+    for (y, stage), height in zip(ends, _apart([max(y, top * 0.03) for y, _ in ends], top * 0.075), strict=True):
+        name = f"{title(stage)}: " if align == "left" else "" if stage in PEERS else f"{stage} "
+        axis.text(x, height * unit, f"{name}{seconds(y)}", ha=align, va="center",
+                  color=SOFT if stage in PEERS else color(stage), fontweight="bold", fontsize=13)  # fmt: skip
 
 
 def _finding(lines: dict[str, Line]) -> str:
@@ -97,7 +103,7 @@ def _finding(lines: dict[str, Line]) -> str:
 
 
 def _apart(heights: list[float], distance: float) -> list[float]:
-    """Heights of labels, the lowest first, moved up and down until they do not overlap."""
+    """Heights, the lowest first, at least `distance` apart."""
     up = spread(heights, distance)
     down = [-height for height in reversed(spread([-height for height in reversed(heights)], distance))]
     return [(a + b) / 2 for a, b in zip(up, down, strict=True)]
@@ -114,12 +120,10 @@ def by_turn(results: Results, workload: str) -> Figure | None:
     top = max(max(ys) for ys in series.values())
     unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
     ends = sorted((ys[-1], stage) for stage, ys in series.items())
-    heights = _apart([max(y, top * 0.03) for y, _ in ends], top * 0.075)
-    for (y, stage), height in zip(ends, heights, strict=True):
+    for _, stage in ends:
         values = [value * unit for value in series[stage]]
         axis.plot(range(1, len(values) + 1), values, marker="o", markersize=8, linewidth=3, color=color(stage))
-        axis.text(turns + turns * 0.03, height * unit, f"{title(stage)}: {seconds(y)}", va="center",
-                  color=color(stage), fontweight="bold", fontsize=13)  # fmt: skip
+    _name_ends(axis, turns * 1.03, ends, top, unit, "left")
     axis.set_ylim(0, top * 1.1 * unit)
     axis.set_xlim(0.8, turns * 1.5)
     axis.set_xticks(range(1, turns + 1))

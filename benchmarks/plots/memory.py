@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,9 +27,8 @@ def memory(results: Results, workload: str) -> Figure | None:
     left.set_title("KV cache at its peak: used of reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
     how = "Solid: bytes of stored tokens; pale: bytes that running requests hold. The share is the mean over time."
-    how += " The whole peak includes the weights." + (
-        " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
-    )
+    how += " The whole peak includes the weights."
+    how += " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
     return finish(figure, results, workload, records, _finding(records), how)
 
 
@@ -42,14 +43,10 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
         use = "" if record.kv_utilization is None else f" ({record.kv_utilization:.0%} used)"
         return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)}{use}"
 
-    bars(
-        axis,
-        records,
-        workload,
-        lambda r: r.kv_used_peak_bytes if r.kv_reserved_bytes else None,
-        lambda r: r.kv_reserved_bytes,
-        label,
-    )
+    def used(record: Record) -> float | None:
+        return record.kv_used_peak_bytes if record.kv_reserved_bytes else None
+
+    bars(axis, records, workload, used, lambda r: r.kv_reserved_bytes, label)
     for row, record in enumerate(records):
         if record.kv_reserved_bytes:
             axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.3, zorder=0)
@@ -57,16 +54,9 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
 
 
 def _finding(records: list[Record]) -> str:
-    kept = [r for r in records if r.kv_utilization is not None]
+    kept = [(r.kv_utilization, r.stage) for r in records if r.kv_utilization is not None]
     if not kept:
         return "Nothing here keeps a KV cache that it reports"
-    best = max(kept, key=lambda r: r.kv_utilization or 0.0)
-    worst = min(kept, key=lambda r: r.kv_utilization or 0.0)
-    assert best.kv_utilization is not None
-    assert worst.kv_utilization is not None
-    if best is worst:
-        return f"{title(best.stage)} fills {best.kv_utilization:.0%} of the KV memory that it reserves"
-    return (
-        f"{title(best.stage)} fills {best.kv_utilization:.0%} of the KV memory that it reserves, "
-        f"{title(worst.stage)} {worst.kv_utilization:.0%}"
-    )
+    (most, best), (least, worst) = max(kept, key=itemgetter(0)), min(kept, key=itemgetter(0))
+    finding = f"{title(best)} fills {most:.0%} of the KV memory that it reserves"
+    return finding if best == worst else f"{finding}, {title(worst)} {least:.0%}"

@@ -31,14 +31,13 @@ from common.models.sources.random_weights import PRESETS
 
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
-OUTPUT_OF_LONG = 16
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
 
 def _growth(record: Record, _: Results) -> float | None:
-    """How much dearer the last quarter of the tokens is than the first."""
+    """Time of the last quarter of the tokens over that of the first."""
     times = [duration for _, duration in record.itl_by_position or []]
     quarter = len(times) // 4
     return statistics.median(times[-quarter:]) / statistics.median(times[:quarter]) if quarter else None
@@ -58,19 +57,8 @@ def _formula(_: Record, results: Results) -> float | None:
 
 
 def _padding_bound(record: Record, _: Results) -> float | None:
-    """The factor that computing nothing for nobody could win."""
+    """The factor that computing no padding could gain."""
     return None if record.padding_share is None else 1 / (1 - record.padding_share)
-
-
-def _longest_prompt(record: Record, results: Results) -> float | None:
-    """Of all prompts that the stage could run, here and in the sweep."""
-    ran = [r for r in results.records + results.sweeps if r.stage == record.stage and r.workload == record.workload]
-    lengths = [
-        round(OUTPUT_OF_LONG * (r.total_tokens_per_s / r.output_tokens_per_s - 1))
-        for r in ran
-        if r.ok and r.total_tokens_per_s and r.output_tokens_per_s
-    ]
-    return max(lengths, default=None)
 
 
 def _longer_context(record: Record, results: Results) -> float | None:
@@ -105,10 +93,8 @@ DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
     "kv_bytes_per_token": _bytes_per_token,
     "kv_formula": _formula,
     "padding_bound": _padding_bound,
-    "longest_prompt": _longest_prompt,
     "longer_context": _longer_context,
     "sweet_spot": _sweet_spot,
-    "memory": lambda record, _: record.peak_device_memory_bytes or record.peak_memory_bytes,
 }
 
 

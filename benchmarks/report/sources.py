@@ -1,4 +1,4 @@
-"""Which results there are: every JSON file of a folder, known by its content and never by its name."""
+"""Which results there are: every JSON file of a folder, recognised by its content and never by its name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Machine:
     """The results of a folder, of one device: a folder with runs on the CPU and on a GPU is two.
 
     benches: in the order in which a figure is looked for: those that ran with an engine's defaults first, then those
-    with more records. left_out: files that nobody here understands, and why. prefix: of its pictures.
+    with more records. left_out: files that are no results, and why. prefix: of its pictures.
     """
 
     name: str
@@ -83,12 +83,8 @@ def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
     return {name: machine for name, machine in machines.items() if folder_of(machine) != "local"}
 
 
-def read_machine(folder: Path) -> Machine | None:
-    """Of the folder's results those on the CPU, or on the GPU where there are no others; None where there are none."""
-    return next(iter(_read(folder)), None)
-
-
-def _read(folder: Path) -> list[Machine]:
+def read_folder(folder: Path) -> list[Machine]:
+    """What a folder holds: nothing, one machine, or its results on the CPU and on the GPU as two."""
     found = _read_all(folder)
     if not found.benches and not found.sheets:
         return []
@@ -115,8 +111,7 @@ def _read_all(folder: Path) -> Machine:
     machine = Machine(folder.name, folder.name)
     for path in sorted(folder.glob("*.json")):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            found = _recognise(path, values)
+            found = _recognise(path, json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, UserError) as error:
             machine.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
             continue
@@ -131,7 +126,7 @@ def read_machines(reports: Path = REPORTS) -> dict[str, Machine]:
     """All folders of `reports` that hold results: the kept ones, and `local` first where there is one."""
     folders = [folder for folder in reports.iterdir() if folder.is_dir()]
     folders.sort(key=lambda folder: (folder.name != "local", folder.name))
-    found = [machine for folder in folders for machine in _read(folder)]
+    found = [machine for folder in folders for machine in read_folder(folder)]
     return {machine.name: machine for machine in found}
 
 
@@ -154,7 +149,7 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
 
 
 def _interop_rows(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each checkpoint, by whoever wrote it."""
+    """One for each checkpoint, with its writer."""
     return [
         {"written by": writer, "checkpoint": name, **found}
         for writer, side in (("m7", "ours"), ("GPTQModel", "theirs"))

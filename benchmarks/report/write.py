@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.environment import ROOT
 from benchmarks.files import check_writable, write_atomically
+from benchmarks.report.blocks import to_markdown
 from benchmarks.report.content import report
 from benchmarks.report.fill import Filler
 from benchmarks.report.html import to_html
-from benchmarks.report.markdown import to_markdown
 from benchmarks.report.pictures import draw
-from benchmarks.report.readme import OWN, readmes
 from benchmarks.report.reflow import reflow
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import UserError
@@ -20,12 +20,15 @@ from common.watch.progress import progress_bar
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}
+READMES = {"README.md": ("stages.md", "en"), "README.zh-CN.md": ("stages.zh-CN.md", "zh")}
+PART = re.compile(r"(<!-- figures: [^\n]*-->\n).*?(<!-- end of figures -->)", flags=re.S)
+"""The part of a README that holds figures."""
 KEPT = "cpu"
-"""Whose figures the kept guide tells, and the reader's guide where the reader's own results have none."""
+"""The machine of the READMEs and of the kept guide; its figures also fill the gaps of the reader's own guide."""
 
 
 def write_all(reports: Path = REPORTS) -> Iterator[Path]:
-    """From the kept results into `reports`; where the reader has own ones, from all of them into `reports/local`."""
+    """From the kept results into `reports`; if there are own ones too, from all of them into `reports/local`."""
     machines = read_machines(reports)
     if not machines:
         raise UserError(f"no results under {reports}: run `make bench` first")
@@ -45,20 +48,32 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
         yield _write(folder / "report.md", to_markdown(blocks, folder))
         for name, text in guides(found, folder).items():
             yield _write(folder / name, text)
-    if reports == REPORTS and OWN in repository:
+    if reports == REPORTS and KEPT in repository:
         for name, text in readmes(repository).items():
             yield _write(ROOT / name, text)
 
 
 def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
     """The interview guide in each language, by file name. Figures are the reader's own where there are any."""
-    own = "local" if "local" in machines else KEPT
+    own, fallback = ("local", KEPT) if "local" in machines else (KEPT, None)
     filled: dict[str, str] = {}
     for name, language in GUIDES.items():
-        fallback = KEPT if own != KEPT else None
         filler = Filler(machines, own, folder, language, fallback)
         text = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
         filled[name] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at
+    return filled
+
+
+def readmes(machines: Mapping[str, Machine]) -> dict[str, str]:
+    """Both READMEs with the figures of the kept results, by file name; `UserError` where one has lost its marks."""
+    filled: dict[str, str] = {}
+    for name, (template, language) in READMES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if len(PART.findall(text)) != 1:
+            raise UserError(f"{name} has no table of figures: put it back between its two marks (benchmarks/report)")
+        filler = Filler(machines, KEPT, ROOT, language, missing="–")
+        figures = filler.fill((TEMPLATES / template).read_text(encoding="utf-8"))
+        filled[name] = PART.sub(lambda match, figures=figures: match[1] + figures + match[2], text)
     return filled
 
 
