@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import stages
-from benchmarks.plots.picture import save_picture
-from benchmarks.plots.prefix_tree import prefix_tree_figure
+from benchmarks.plots.prefix_tree import draw_prefix_tree
 from benchmarks.recipes import BLOCK, Draw
 from common import Engine, SamplingParams
 from common.kv_cache import PrefixCache, PrefixNode
@@ -43,4 +42,4 @@ def _ask(engine: Engine, prompt: list[int]) -> list[int]:
 
 def prefix_tree(model: str, device: str, dtype: str, path: Path) -> Path:
     nodes, hit_rate = record_prefixes("m6", model, device, dtype)
-    return save_picture(path, lambda: prefix_tree_figure(nodes, hit_rate))
+    return draw_prefix_tree(nodes, hit_rate, path)

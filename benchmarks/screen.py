@@ -13,8 +13,8 @@ from benchmarks.table import seconds, speed
 from benchmarks.worker import Job
 
 
-def label(one: Job | Record) -> str:
-    return " · ".join(part for part in (one.stage, one.workload, one.variant) if part)
+def label(stage: str, workload: str, variant: str | None) -> str:
+    return " · ".join(part for part in (stage, workload, variant) if part)
 
 
 class Screen:
@@ -34,7 +34,7 @@ class Screen:
         self._one = self._bars.add_task("starting", total=1)
 
     def started(self, number: int, total: int, job: Job) -> OnMessage:
-        name = label(job)
+        name = label(job.stage, job.workload, job.variant)
         self._bars.update(self._all, total=total, completed=number - 1)
         self._bars.reset(self._one, description=name, total=1)
 
@@ -50,10 +50,11 @@ class Screen:
 
     def finished(self, record: Record) -> None:
         self._bars.advance(self._all)
-        name = label(record)
-        if record.ok:
-            gap = f", {seconds(record.itl_s['p50'])} between tokens" if record.itl_s else ""
-            self._console.print(f"{name}: {speed(record)} tokens/s{gap}")
+        name = label(record.stage, record.workload, record.variant)
+        if record.ok and record.itl_s is not None:
+            self._console.print(f"{name}: {speed(record)} tokens/s, {seconds(record.itl_s['p50'])} between tokens")
+        elif record.ok:
+            self._console.print(f"{name}: {speed(record)} tokens/s")
         else:
             self._console.print(f"{name}: failed: {record.error}", style="red", soft_wrap=True, markup=False)
 
