@@ -1,8 +1,8 @@
-"""What an engine keeps of its speed beside other processes: by how long idle OpenMP threads spin, and with threads that
+"""What an engine keeps of its speed next to busy processes: by how long idle OpenMP threads spin, and with threads that
 follow the load.
 
-Each stage runs once with each setting, in processes that live side by side and take turns: a round visits every load
-(busy loops beside the run) and every process. So settings are compared within the same minutes of the same machine.
+Each stage has a process for each setting. They take turns: a round visits every load (busy loops next to the run) and
+every process, so settings are compared within the same minutes of the same machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from rich.table import Table
 
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_json
-from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
@@ -31,11 +30,11 @@ SCHEMA = "busy-1"
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
 QUIET_SHARE = 0.95
-"""Of the runtime's default, on a quiet machine."""
+"""Required share of the speed with the runtime's default, on a quiet machine."""
 BUSY_SHARES = {2: 0.42, 8: 0.12}
-"""Of the own speed on a quiet machine with two cores, by busy loops beside it: what is asked."""
+"""Required share of the own speed on a quiet machine with two cores, by the number of busy loops."""
 SECONDS = 5.0
-"""One run ends here: with the default, beside eight processes, it would take minutes."""
+"""A run ends here: with the default, next to eight processes, it would take minutes."""
 
 
 class Setting(NamedTuple):
@@ -55,7 +54,7 @@ SWEEP = [Setting(count, follows=False) for count in (0, 1_000, 10_000, 30_000, 1
 
 @dataclass
 class Line:
-    """Output tokens per second of a stage with a setting, run by run, beside `busy` loops."""
+    """Output tokens per second of a stage with a setting, run by run, next to `busy` loops."""
 
     stage: str
     setting: Setting
@@ -104,7 +103,7 @@ class Contestant:
 
 @contextmanager
 def busy_loops(count: int) -> Generator[None]:
-    """So many other processes, each of which wants a CPU all the time."""
+    """`count` other processes, each of which wants a CPU all the time."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -114,10 +113,8 @@ def busy_loops(count: int) -> Generator[None]:
             loop.wait()
 
 
-def measure(
-    settings: Sequence[Setting], rounds: int, model: str, loads: Sequence[int] = LOADS, seconds: float = SECONDS
-) -> list[Line]:
-    lines = {(s, setting, n): Line(s, setting, n) for s in STAGES for n in loads for setting in settings}
+def measure(settings: Sequence[Setting], rounds: int, model: str) -> list[Line]:
+    lines = {(s, setting, n): Line(s, setting, n) for s in STAGES for n in LOADS for setting in settings}
     with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(settings) + rounds * len(lines)) as advance:
         contestants: list[Contestant] = []
         for stage in STAGES:
@@ -126,35 +123,32 @@ def measure(
                 stack.callback(contestants[-1].close)
                 advance(1, f"{stage} is ready")
         for _ in range(rounds):
-            for busy in loads:
+            for busy in LOADS:
                 with busy_loops(busy):
                     for one in contestants:
-                        lines[one.stage, one.setting, busy].runs.append(one.rate(seconds))
+                        lines[one.stage, one.setting, busy].runs.append(one.rate(SECONDS))
                         advance(1, f"{one.stage} beside {busy}")
     return list(lines.values())
 
 
 def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """What is asked of `OURS`: each with the share reached, the share asked, and whether that is met."""
+    """What is required of `OURS`: the share reached, the share asked, and whether that is met."""
     rates = {(line.stage, line.setting, line.busy): line.rate for line in lines}
-    found: list[dict[str, Any]] = []
+    asked: list[tuple[str, str, float, float]] = []
     for stage in STAGES:
         quiet = rates[stage, OURS, 0]
-        asked = [("quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE)]
-        asked += [
-            (f"beside {busy} busy loops, of its quiet speed", rates[stage, OURS, busy] / quiet, share)
-            for busy, share in BUSY_SHARES.items()
-            if (stage, OURS, busy) in rates
-        ]
-        found += [
-            {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
-            for what, reached, share in asked
-        ]
-    return found
+        asked.append((stage, "quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE))
+        for busy, share in BUSY_SHARES.items():
+            what = f"beside {busy} busy loops, of its quiet speed"
+            asked.append((stage, what, rates[stage, OURS, busy] / quiet, share))
+    return [
+        {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
+        for stage, what, reached, share in asked
+    ]
 
 
-def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_MODEL) -> bool:
-    """Measure, write `path` and the picture beside it, print both tables. Is everything met?"""
+def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
+    """Measure, write `path` and the picture next to it, print both tables. Is everything met?"""
     from benchmarks.plots.busy import draw
     from benchmarks.plots.picture import save_picture
 
@@ -186,7 +180,5 @@ def print_tables(lines: Sequence[Line], found: Sequence[dict[str, Any]]) -> None
     console = Console()
     console.print(table)
     for verdict in found:
-        met = "met" if verdict["met"] else "NOT MET"
-        console.print(
-            f"{verdict['stage']} {verdict['what']}: {verdict['reached']:.2f} (asked {verdict['asked']}) {met}"
-        )
+        figures = f"{verdict['reached']:.2f} (asked {verdict['asked']})"
+        console.print(f"{verdict['stage']} {verdict['what']}: {figures} {'met' if verdict['met'] else 'NOT MET'}")

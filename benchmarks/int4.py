@@ -47,8 +47,6 @@ GROUP = {"cpu": 64, "cuda": 128}
 QUICK_SHAPES = {"small": (128, 64)}
 BF16 = torch.bfloat16
 SCHEMA = "int4-3"
-GOAL = 1.5
-"""Times as fast as a bf16 product at one row: what a GPU's kernel is held to on each shape."""
 TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
 TUNE_SECONDS = 150.0
 """Tuning stops here with what it has: compiling takes most of it."""
@@ -73,7 +71,7 @@ class Measurement:
 def run(
     device: str, json: Path | None, quick: bool, out_dir: Path, group: int | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Measure, print a table and the verdicts, write `int4.json` (or `json`) and `int4.png` in `out_dir`.
+    """Measure, print a table, write `int4.json` (or `json`) and `int4.png` in `out_dir`.
 
     The file is written after each shape. resume: shapes that it has, measured on the same machine, are not measured
     again.
@@ -94,7 +92,7 @@ def run(
         for name, shape in shapes.items():
             if all(m.shape != name for m in measured):
                 measured += measure(name, shape, rows, group, target, copy, quick)
-            results |= {"verdicts": verdicts(measured), "records": [asdict(m) for m in measured]}
+            results["records"] = [asdict(m) for m in measured]
             write_json(path, results)
             advance(1, name)
     print_table(results, measured)
@@ -113,18 +111,6 @@ def earlier(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
     same = same and old.get("environment", {}).get("hardware") == results["environment"]["hardware"]
     require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
     return old["records"]
-
-
-def verdicts(measured: list[Measurement]) -> list[dict[str, Any]]:
-    """Of each shape: the speedup over bf16 at one row, whether it meets the goal, and the fewest rows at which the
-    advantage has ended (None: it has not)."""
-    result: list[dict[str, Any]] = []
-    for name in dict.fromkeys(m.shape for m in measured):
-        line = sorted((m for m in measured if m.shape == name and m.layer == "int4"), key=lambda m: m.rows)
-        ends, speedup = next((m.rows for m in line if m.speedup < 1), None), line[0].speedup
-        met = speedup >= GOAL
-        result.append({"shape": name, "speedup": speedup, "goal": GOAL, "met": met, "ends_at_rows": ends})
-    return result
 
 
 def measure(
@@ -176,14 +162,7 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for m in sorted(measured, key=lambda m: (m.inputs * m.outputs, m.shape, m.rows)):
         table.add_row(f"{m.shape} {m.inputs} → {m.outputs}", str(m.rows), m.layer, f"{m.seconds * 1e6:.1f} µs",
                       f"{m.gb_per_s:.0f}", f"{m.speedup:.2f}", f"{m.share:.0%}")  # fmt: skip
-    console = Console()
-    console.print(table)
-    for v in results["verdicts"]:
-        said = f"{v['shape']}: {v['speedup']:.2f} × bf16 at one row"
-        if results["config"]["device"].startswith("cuda"):
-            said += f", goal {v['goal']}: {'met' if v['met'] else 'not met'}"
-        end = f"slower from {v['ends_at_rows']} rows on" if v["ends_at_rows"] else "faster at all rows measured"
-        console.print(f"{said}; {end}", highlight=False)
+    Console().print(table)
 
 
 def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:

@@ -47,10 +47,10 @@ def _peak_resident() -> int | None:
 
 
 class ActivationPeak:
-    """The most memory, in bytes, that its block holds over what was there before it.
+    """The most memory, in bytes, that its block holds over what was there before it, weights and KV cache included.
 
-    On a GPU that is PyTorch's own count. On a CPU it is the resident set, which can be off by a megabyte or two, and
-    None where the system cannot reset its peak. Weights and KV cache must have been touched before.
+    On a GPU that is PyTorch's count; on a CPU the resident set, right to a megabyte or two, or None where the system
+    cannot reset its peak.
     """
 
     bytes: int | None = None

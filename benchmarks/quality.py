@@ -51,18 +51,6 @@ Change = Callable[[ModelSource, Decoder], int]
 
 def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Change]]:
     """Every row of the table: its name, and what it does to the model."""
-    hidden = source.config.hidden_size
-
-    def name(settings: Settings) -> str:
-        if settings.method == "nf4":
-            return f"NF4, block {settings.group_size}"
-        method = "GPTQ" if settings.method == "gptq" else "RTN"
-        group = settings.group_size
-        text = f"int{settings.bits} {method}, " + ("per channel" if group == PER_CHANNEL else f"group {group}")
-        text += ", symmetric" if settings.symmetric else ", asymmetric"
-        text += ", act-order" if settings.desc_act else ""
-        tail = hidden % settings.group_of(hidden)
-        return text + (f" (last group {tail})" if tail else "")
 
     def change(settings: Settings) -> tuple[str, Change]:
         def apply(source: ModelSource, model: Decoder) -> int:
@@ -75,7 +63,7 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
                     setattr(layer, projection, make_linear(weight.dequantize(model.dtype), weight.bias))
             return size
 
-        return name(settings), apply
+        return name_of(settings, source.config.hidden_size), apply
 
     yield "bf16", lambda source, model: projection_bytes(model)
     yield change(Settings(bits=8, group_size=PER_CHANNEL, symmetric=True, method="rtn"))
@@ -91,6 +79,20 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
     name_of_ours, ours = change(Settings())
     yield "int8 head alone", with_head(lambda source, model: projection_bytes(model))
     yield f"int8 head, {name_of_ours}", with_head(ours)
+
+
+def name_of(settings: Settings, hidden: int) -> str:
+    """hidden: the width of the layers, which may leave a shorter last group."""
+    if settings.method == "nf4":
+        return f"NF4, block {settings.group_size}"
+    group, tail = settings.group_size, hidden % settings.group_of(hidden)
+    parts = [
+        f"int{settings.bits} {settings.method.upper()}",
+        "per channel" if group == PER_CHANNEL else f"group {group}",
+        "symmetric" if settings.symmetric else "asymmetric",
+        *(["act-order"] if settings.desc_act else []),
+    ]
+    return ", ".join(parts) + (f" (last group {tail})" if tail else "")
 
 
 def with_head(change: Change) -> Change:

@@ -1,6 +1,6 @@
 """llama.cpp through its C interface (llama-cpp-python): several sequences in one batch, refilled as they end.
 
-It runs the model's own GGUF file, 4-bit weights and all: the same model, in fewer bytes.
+It runs the model's own GGUF file: the same model in 4 bits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Slot:
     index: int
     request: BenchRequest
     length: int = 0
-    row: int = 0  # of the batch in hand, where this request's logits are
+    row: int = 0  # of its logits in the current batch
     tokens: list[int] = field(default_factory=list[int])
     times: list[float] = field(default_factory=list[float])
 
@@ -107,7 +107,7 @@ class LlamaCpp(Contestant):
         return Run(start, timelines, {"peak_running": peak, "padding_share": 0.0})
 
     def _admit(self, waiting: deque[tuple[int, BenchRequest]], running: dict[int, Slot], now: float) -> None:
-        """Fill free sequences, as long as their prompts fit into the batch beside the decodes."""
+        """Fill free sequences, as long as their prompts fit into the batch with the decodes."""
         room = self._batch_limit - len(running)
         free = [sequence for sequence in range(self._rows) if sequence not in running]
         while free and waiting and waiting[0][1].arrival <= now and len(waiting[0][1].prompt) <= room:
@@ -118,30 +118,25 @@ class LlamaCpp(Contestant):
     def _step(self, running: dict[int, Slot]) -> None:
         """One `llama_decode`: whole prompts of new requests and one token of the others; then the likeliest tokens."""
         count = 0
+        batch = self._batch
         for sequence, slot in running.items():
-            new = slot.tokens[-1:] or slot.request.prompt
-            for token in new:
-                self._put(count, token, slot.length, sequence)
+            for token in slot.tokens[-1:] or slot.request.prompt:
+                batch.token[count], batch.pos[count], batch.logits[count] = token, slot.length, 0
+                batch.n_seq_id[count], batch.seq_id[count][0] = 1, sequence
                 slot.length += 1
                 count += 1
             slot.row = count - 1
-            self._batch.logits[slot.row] = 1
-        self._batch.n_tokens = count
-        status = llama_cpp.llama_decode(self._context, self._batch)
+            batch.logits[slot.row] = 1
+        batch.n_tokens = count
+        status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
         for slot in running.values():
             logits = llama_cpp.llama_get_logits_ith(self._context, slot.row)
             slot.tokens.append(int(np.argmax(np.ctypeslib.as_array(logits, shape=(self.vocab_size,)))))
-        now = time.perf_counter()
+        now = time.perf_counter()  # after all of them
         for slot in running.values():
             slot.times.append(now)
-
-    def _put(self, at: int, token: int, position: int, sequence: int) -> None:
-        batch = self._batch
-        batch.token[at], batch.pos[at] = token, position
-        batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-        batch.logits[at] = 0
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)

@@ -67,11 +67,8 @@ class ContinuousTransformers(Contestant):
             elif result is None and not self._manager.is_running():
                 raise RuntimeError("transformers' generation thread ended before all requests had")
         self.outputs = [list(results[i].generated_tokens) for i in ids]
-        timelines = [
-            Timeline(start + request.arrival, list(results[i].timestamps))
-            for i, request in zip(ids, requests, strict=True)
-        ]
-        return Run(start, timelines)
+        times = [list(results[i].timestamps) for i in ids]
+        return Run(start, [Timeline(start + r.arrival, t) for r, t in zip(requests, times, strict=True)])
 
     def _add(self, request: BenchRequest) -> str:
         return self._manager.add_request(

@@ -20,9 +20,7 @@ PAD = 0
 
 class StepClock(StoppingCriteria):
     """Called by `generate` after every step: notes the time of each wanted token, and ends rows that have theirs.
-
-    A row that has ended is computed along until the whole batch has; its further tokens are not counted.
-    """
+    `generate` still computes an ended row until the whole batch has ended; its further tokens are not counted."""
 
     def __init__(self, wanted: Sequence[int], device: torch.device, on_tokens: OnTokens) -> None:
         self._wanted = wanted
@@ -72,8 +70,7 @@ class StaticTransformers(Contestant):
 
     @torch.inference_mode()
     def _batch(self, batch: Sequence[BenchRequest], on_tokens: OnTokens) -> list[list[float]]:
-        longest = max(len(r.prompt) for r in batch)
-        device = self._setting.device
+        longest, device = max(len(r.prompt) for r in batch), self._setting.device
         ids = torch.tensor([[PAD] * (longest - len(r.prompt)) + r.prompt for r in batch], device=device)
         mask = torch.tensor([[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in batch], device=device)
         clock = StepClock([r.max_tokens for r in batch], device, on_tokens)

@@ -45,8 +45,10 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
     slope = (low * matmul / copy) ** 0.5
     axes.annotate(f"copy, measured:\n{copy * 1e3:.0f} GB/s", (slope, slope * copy), xytext=(-10, 10),
                   textcoords="offset points", ha="right", color=INK)  # fmt: skip
-    for record in records:  # each backend a little next to the others; ours on top, and filled
-        nudge = (high / low) ** (0.010 * _places(records)[record["backend"]])
+    backends = list(dict.fromkeys(r["backend"] for r in records))
+    middle = next((i for i, backend in enumerate(backends) if backend in OWN), (len(backends) - 1) / 2)
+    for record in records:  # our backend in the middle of a shape's column, the others to its left and right
+        nudge = (high / low) ** (0.010 * (backends.index(record["backend"]) - middle))
         axes.plot(record["flop_per_byte"] * nudge, record["tflop_per_s"], MARKERS[record["kind"]],
                   **_look(record["backend"]))  # fmt: skip
     _label_columns(axes, records)
@@ -54,7 +56,7 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
     axes.set_ylabel("TFLOP/s")
     axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
-    for backend in dict.fromkeys(r["backend"] for r in records):
+    for backend in backends:
         axes.plot([], [], "o", label=NAMES.get(backend, backend), **_look(backend))
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.42, 0.02))
     figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
@@ -73,13 +75,6 @@ def _look(backend: str) -> dict[str, Any]:
     if backend in OWN:
         return {"color": ink, "markersize": 10, "markeredgecolor": "white", "zorder": 4}
     return {"markerfacecolor": "none", "markeredgecolor": ink, "markeredgewidth": 2, "markersize": 9, "zorder": 3}
-
-
-def _places(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Steps to the left or right of a shape's column: our backend in the middle, the others around it."""
-    backends = list(dict.fromkeys(r["backend"] for r in records))
-    middle = next((i for i, backend in enumerate(backends) if backend in OWN), (len(backends) - 1) / 2)
-    return {backend: i - middle for i, backend in enumerate(backends)}
 
 
 def _label_columns(axes: Any, records: list[dict[str, Any]]) -> None:

@@ -48,7 +48,6 @@ def _bytes_per_token(record: Record, _: Results) -> float | None:
 
 
 def _formula(_: Record, results: Results) -> float | None:
-    """Bytes of a token by the formula."""
     model, dtype = results.config["model"], parse_dtype(results.config["dtype"])
     if model == DEFAULT_MODEL:
         return 2 * 30 * 3 * 64 * dtype.itemsize

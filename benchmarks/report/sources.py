@@ -70,7 +70,7 @@ class Machine:
 
     @property
     def is_gpu(self) -> bool:
-        return any(_on_gpu(b.results.config) for b in self.benches)
+        return any(_on_gpu(bench.results.config) for bench in self.benches)
 
 
 def folder_of(machine: Machine) -> str:
@@ -85,7 +85,14 @@ def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
 
 def read_folder(folder: Path) -> list[Machine]:
     """What a folder holds: nothing, one machine, or its results on the CPU and on the GPU as two."""
-    found = _read_all(folder)
+    found = Machine(folder.name, folder.name)
+    for path in sorted(folder.glob("*.json")):
+        try:
+            one = _recognise(path, json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, UserError) as error:
+            found.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
+            continue
+        (found.benches if isinstance(one, Bench) else found.sheets).append(one)
     if not found.benches and not found.sheets:
         return []
     on_gpu = [bench for bench in found.benches if _on_gpu(bench.results.config)]
@@ -107,21 +114,6 @@ def _on_gpu(config: Mapping[str, Any]) -> bool:
     return str(config.get("device", "cpu")).startswith("cuda")
 
 
-def _read_all(folder: Path) -> Machine:
-    machine = Machine(folder.name, folder.name)
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found = _recognise(path, json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, UserError) as error:
-            machine.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
-            continue
-        if isinstance(found, Bench):
-            machine.benches.append(found)
-        else:
-            machine.sheets.append(found)
-    return machine
-
-
 def read_machines(reports: Path = REPORTS) -> dict[str, Machine]:
     """All folders of `reports` that hold results: the kept ones, and `local` first where there is one."""
     folders = [folder for folder in reports.iterdir() if folder.is_dir()]
@@ -141,20 +133,13 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
             raise UserError("quick sizes: a test of the harness, not a measurement")
         return Bench(path, results)
     if isinstance(values.get("ours"), dict) and isinstance(values.get("theirs"), dict):
-        return Sheet(path, "interop", values, _interop_rows(values))
+        sides = {"m7": values["ours"], "GPTQModel": values["theirs"]}
+        rows = [{"written by": w, "checkpoint": name, **row} for w, side in sides.items() for name, row in side.items()]
+        return Sheet(path, "interop", values, rows)
     rows = values.get("rows") or values.get("records")
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         return Sheet(path, "quality" if "perplexity" in rows[0] else "other", values, rows)
     raise UserError("no list of records or rows")
-
-
-def _interop_rows(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each checkpoint, with its writer."""
-    return [
-        {"written by": writer, "checkpoint": name, **found}
-        for writer, side in (("m7", "ours"), ("GPTQModel", "theirs"))
-        for name, found in values[side].items()
-    ]
 
 
 def _title(machine: Machine) -> str:
