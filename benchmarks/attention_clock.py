@@ -26,26 +26,22 @@ class AttentionClock:
 
     def __init__(self, attention: Attention, device: torch.device, expected_calls: Callable[[], int]) -> None:
         self._attention = attention
+        self._on_gpu = device.type == "cuda"
         self._expected_calls = expected_calls
-        self._timed = self._timed_by_events if device.type == "cuda" else self._timed_by_clock
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._seconds = 0.0
-        self._calls = 0
+        self._calls: list[tuple[Any, Any]] = []
+        """Begin and end: events of the GPU, or seconds."""
 
-    def _timed_by_clock(self, attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-        self._calls += 1
-        start = time.perf_counter()
-        out = attend(*arguments)
-        self._seconds += time.perf_counter() - start
-        return out
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
-    def _timed_by_events(self, attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-        self._calls += 1
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+    def _timed(self, attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        begin = self._now()
         out = attend(*arguments)
-        end.record()
-        self._events.append((start, end))
+        self._calls.append((begin, self._now()))
         return out
 
     def __enter__(self) -> AttentionClock:
@@ -62,8 +58,9 @@ class AttentionClock:
 
     def seconds(self) -> float | None:
         """None if some steps went past the clock: part of a time would look like a win."""
-        if self._calls != self._expected_calls():
+        if len(self._calls) != self._expected_calls():
             return None
-        if self._events:
-            torch.cuda.synchronize()
-        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
+        if not self._on_gpu:
+            return sum(end - begin for begin, end in self._calls)
+        torch.cuda.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in self._calls) / 1e3

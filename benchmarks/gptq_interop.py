@@ -12,7 +12,9 @@ import importlib.metadata
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,8 @@ def compare(folder: Path, text: torch.Tensor, count: int = CONTEXT) -> dict[str,
     }
 
 
-def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
-    """GPTQModel's plain algorithm (no act_group_aware) on our calibration text; seconds that it took."""
+def quantize_theirs(source: Path, settings: Settings, folder: Path) -> None:
+    """GPTQModel's plain algorithm (no act_group_aware) on our calibration text."""
     from gptqmodel import GPTQModel, QuantizeConfig  # pyright: ignore[reportMissingImports]
 
     config = QuantizeConfig(
@@ -86,22 +88,20 @@ def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
         sym=settings.symmetric,
         desc_act=settings.desc_act,
         act_group_aware=False,
-        **({} if settings.symmetric else {"format": "gptq_v2"}),
     )
     ids = calibration_tokens(load_tokenizer(DEFAULT_MODEL))
     text = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
-    started = time.perf_counter()
     model = GPTQModel.load(str(source), config, device="cpu")
     model.quantize(text, batch_size=8)
     model.save(str(folder))
-    return time.perf_counter() - started
 
 
-def quantize_ours(settings: Settings, folder: Path) -> float:
-    """By our quantiser, written to a new folder; seconds that it took."""
+def measured(make: Callable[[], object], folder: Path, text: torch.Tensor, count: int) -> dict[str, Any]:
+    """Both programs on the folder that `make` writes, and the seconds that this took."""
     started = time.perf_counter()
-    quantize(DEFAULT_MODEL, settings, folder)
-    return time.perf_counter() - started
+    make()
+    seconds = time.perf_counter() - started
+    return {**compare(folder, text, count), "seconds": seconds}
 
 
 def main() -> None:
@@ -123,17 +123,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for settings in (*OURS, ACT_ORDER):
             folder = Path(scratch) / settings.name
-            seconds = quantize_ours(settings, folder)
-            ours[settings.name] = {**compare(folder, text), "seconds": seconds}
+            ours[settings.name] = measured(partial(quantize, DEFAULT_MODEL, settings, folder), folder, text, CONTEXT)
             _write(path, record, ours[settings.name])
         for settings in THEIRS:
             folder = Path(scratch) / f"theirs-{settings.name}"
-            seconds = quantize_theirs(source.folder, settings, folder)
-            theirs[settings.name] = {**compare(folder, text, TOKENS), "seconds": seconds}
+            make = partial(quantize_theirs, source.folder, settings, folder)
+            theirs[settings.name] = measured(make, folder, text, TOKENS)
             same = replace(settings, search=False)  # GPTQModel's own, `mse`, is off by default
             folder = Path(scratch) / f"ours-{same.name}"
-            seconds = quantize_ours(same, folder)
-            ours[same.name] = {**compare(folder, text, TOKENS), "seconds": seconds}
+            ours[same.name] = measured(partial(quantize, DEFAULT_MODEL, same, folder), folder, text, TOKENS)
             theirs[settings.name]["perplexity_of_ours"] = ours[same.name]["perplexity"]
             _write(path, record, theirs[settings.name])
     rows = [*ours.values(), *theirs.values()]

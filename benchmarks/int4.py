@@ -175,35 +175,23 @@ def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
     config = {"device": str(target), "group_size": group}
     results: dict[str, Any] = {"schema": "int4-tune-1", "environment": environment(), "config": config}
     results["records"] = earlier(path, results) if resume else []
+    records: list[dict[str, Any]] = results["records"]
+    done = {(r["shape"], r["rows"], r["config"]) for r in records}
     began = time.perf_counter()
     with torch.inference_mode():
-        for name, (inputs, outputs) in SHAPES["cuda"].items():
-            weight = torch.randn(outputs, inputs, device=target).mul_(inputs**-0.5)
-            rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-            for rows in TUNED_ROWS:
-                _tune_one(name, rounded, rows, target, results, path, began)
-    print_best(results["records"])
-
-
-def _tune_one(
-    name: str, weight: QuantizedWeight, rows: int, device: torch.device, results: dict[str, Any], path: Path,
-    began: float,
-) -> None:  # fmt: skip
-    """Every configuration of one shape at so many rows, as long as there is time."""
-    records: list[dict[str, Any]] = results["records"]
-    done = {r["config"] for r in records if (r["shape"], r["rows"]) == (name, rows)}
-    for label, call, count in _tries(weight, rows, device):
-        if time.perf_counter() - began > TUNE_SECONDS:
-            return
-        if label in done:
-            continue
-        record: dict[str, Any] = {"shape": name, "rows": rows, "config": label, "seconds": None, "error": None}
-        try:
-            record["seconds"] = seconds_per_call(call, device, count, True)
-        except RuntimeError as error:  # more shared memory than there is
-            record["error"] = str(error).splitlines()[0]
-        records.append(record)
-        write_json(path, results)
+        for name, rows, label, call, count in _all_tries(group, target):
+            if time.perf_counter() - began > TUNE_SECONDS:
+                break
+            if (name, rows, label) in done:
+                continue
+            record: dict[str, Any] = {"shape": name, "rows": rows, "config": label, "seconds": None, "error": None}
+            try:
+                record["seconds"] = seconds_per_call(call, target, count, True)
+            except RuntimeError as error:  # more shared memory than there is
+                record["error"] = str(error).splitlines()[0]
+            records.append(record)
+            write_json(path, results)
+    print_best(records)
 
 
 def print_best(records: list[dict[str, Any]]) -> None:
@@ -216,9 +204,20 @@ def print_best(records: list[dict[str, Any]]) -> None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _tries(
-    weight: QuantizedWeight, rows: int, device: torch.device
-) -> Iterator[tuple[str, Callable[[int], object], int]]:
+Try = tuple[str, Callable[[int], object], int]
+"""Configuration, call, and copies of the weight."""
+
+
+def _all_tries(group: int, device: torch.device) -> Iterator[tuple[str, int, *Try]]:
+    for name, (inputs, outputs) in SHAPES["cuda"].items():
+        weight = torch.randn(outputs, inputs, device=device).mul_(inputs**-0.5)
+        rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
+        for rows in TUNED_ROWS:
+            for one in _tries(rounded, rows, device):
+                yield name, rows, *one
+
+
+def _tries(weight: QuantizedWeight, rows: int, device: torch.device) -> Iterator[Try]:
     """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
     many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_int4_config`'s limits."""
     from common.execution.gpu.launch import launch_options

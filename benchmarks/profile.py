@@ -41,7 +41,7 @@ from benchmarks.profile_parts import (
 )
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import title
-from benchmarks.worker import warmup_requests
+from benchmarks.worker import warm_up
 from benchmarks.workloads import BenchRequest, find_size
 from common import Engine, SamplingParams, runner
 from common.config import parse_device, stage_options
@@ -151,7 +151,7 @@ def profile(
     engine = contestant.engine
     try:
         requests = size.requests(contestant.vocab_size, run=1)
-        contestant.run(warmup_requests(requests, size.max_num_seqs, 4), lambda tokens: None)
+        warm_up(contestant, size, 4)
         known: dict[str, str] = {}
         if place.type == "cuda":
             graphs, engine.runner.graphs = engine.runner.graphs, None

@@ -83,11 +83,6 @@ class Progress:
             tell(**more, done=done, total=total)
 
 
-def warmup_requests(size_requests: list[BenchRequest], max_num_seqs: int, tokens: int) -> list[BenchRequest]:
-    """One batch of the workload's own prompts, a few tokens each, all at once."""
-    return [BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in size_requests[:max_num_seqs]]
-
-
 def run_job(job: Job) -> Record:
     """Build the contestant, warm it up, run the workload `repeats` times; the record is that of the median run."""
     size = find_size(job.workload, job.variant, job.preset)
@@ -134,8 +129,9 @@ def probe(
 
 
 def warm_up(contestant: Contestant, size: Size, tokens: int) -> None:
-    first = timed(size.requests(contestant.vocab_size, run=0))
-    contestant.run(warmup_requests(first, size.max_num_seqs, tokens), lambda tokens: None)
+    """One batch of the workload's own prompts, a few tokens each, all at once."""
+    batch = timed(size.requests(contestant.vocab_size, run=0))[: size.max_num_seqs]
+    contestant.run([BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in batch], lambda tokens: None)
 
 
 def timed_runs(

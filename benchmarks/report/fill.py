@@ -24,9 +24,8 @@ from common.errors import UserError
 PLACEHOLDER = re.compile(r"\{(figure|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
 MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
-"""Marks a figure that the reader's own results lack: it comes from the kept ones."""
+"""Marks a figure from the kept results, which the reader's own lack."""
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
-STAGE = re.compile(r"^stages/m\d_\w+")
 
 
 @cache
@@ -62,9 +61,9 @@ def line_of(path: str, symbol: str) -> int:
 
 @dataclass(frozen=True)
 class Filler:
-    """`machines`: all that was read. `own`: whose figures a placeholder without a machine means; where that lacks one
-    and `fallback` names another machine, its figure stands there with a mark. `folder`: where the text will lie.
-    `missing`: what stands for a figure that nobody measured, instead of the command that measures it."""
+    """`own`: the machine of a placeholder that names none; where it lacks a figure, that of `fallback` takes its place,
+    with a mark. `folder`: where the text will lie. `missing`: written for a figure that no machine has, instead of the
+    command that measures it."""
 
     machines: Mapping[str, Machine]
     own: str
@@ -101,18 +100,11 @@ class Filler:
 
     def _code(self, what: str, label: str | None) -> str:
         path, _, symbol = what.partition(":")
-        stage = STAGE.match(path)
-        text = f"`{label or symbol or path}`"
-        if stage and not (ROOT / stage[0]).is_dir():  # a stage to come
-            return text
         anchor = f"#L{line_of(path, symbol)}" if symbol else ""
-        return f"[{text}]({self._target(path)}{anchor})"
+        return f"[`{label or symbol or path}`]({self._target(path)}{anchor})"
 
     def _link(self, what: str, label: str | None) -> str:
         path, hash_sign, heading = what.partition("#")
-        stage = STAGE.match(path)
-        if stage and not (ROOT / stage[0]).is_dir():
-            return label or what
         return f"[{label or what}]({self._target(path)}{hash_sign}{heading})"
 
     def _target(self, path: str) -> str:

@@ -43,11 +43,11 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
             continue
         check_writable(folder / "report.html")
         fillers = {name: Filler(found, name, folder) for name in found}
-        blocks = report(list(found.values()), fillers, pictures)
-        yield _write(folder / "report.html", to_html("FoloVLLM: what was measured", blocks))
-        yield _write(folder / "report.md", to_markdown(blocks, folder))
-        for name, text in guides(found, folder).items():
-            yield _write(folder / name, text)
+        text = to_markdown(report(list(found.values()), fillers, pictures), folder)
+        yield _write(folder / "report.html", to_html("FoloVLLM: what was measured", text, folder))
+        yield _write(folder / "report.md", text)
+        for name, guide in guides(found, folder).items():
+            yield _write(folder / name, guide)
     if reports == REPORTS and KEPT in repository:
         for name, text in readmes(repository).items():
             yield _write(ROOT / name, text)
