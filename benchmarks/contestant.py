@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.attention_clock import AttentionClock
+from benchmarks.measure import AttentionClock
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run
 from benchmarks.workloads import Size

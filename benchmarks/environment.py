@@ -24,12 +24,13 @@ def environment() -> dict[str, Any]:
 
     A copy without the project's git history (carried to a GPU machine, say) names its commit in FOLOVLLM_COMMIT.
     """
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     told, git, not_code = os.environ.get("FOLOVLLM_COMMIT"), ("git", "-C", str(ROOT)), (":!reports", ":!*.ipynb")
     return {
         "hardware": {
             "cpu": _cpu_name(),
             "cpu_cores": os.cpu_count(),
-            "cpu_flags": _cpu_flags(),
+            "cpu_flags": [flag for flag in FLAGS_THAT_MATTER if flag in flags],
             "threads": torch.get_num_threads(),
             "memory_bytes": _memory_bytes(),
             "gpu": _gpu("name"),
@@ -87,11 +88,6 @@ def _cpuinfo(key: str) -> str:
 def _cpu_name() -> str:
     name = _cpuinfo("model name") or _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     return name if name and name != "unknown" else platform.machine()
-
-
-def _cpu_flags() -> list[str]:
-    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return [flag for flag in FLAGS_THAT_MATTER if flag in present]
 
 
 def _memory_bytes() -> int | None:

@@ -21,10 +21,10 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, record_function
 
 import stages
-from benchmarks.attention_clock import ATTENDS
 from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
+from benchmarks.measure import ATTENDS
 from benchmarks.plots.picture import save_picture
 from benchmarks.profile_parts import (
     ATTENTION,

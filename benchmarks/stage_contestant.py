@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import stages
 from benchmarks.arrivals import Arrival, Arrivals
-from benchmarks.attention_clock import AttentionClock
 from benchmarks.contestant import OnTokens, Setting
+from benchmarks.measure import AttentionClock
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
 from common import RequestOutput, SamplingParams

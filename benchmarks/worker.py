@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,9 +24,10 @@ from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.failure import of_error
 from benchmarks.files import write_json
 from benchmarks.measure import ActivationPeak, gpu_utilization, peak_memory, reset_peak_memory
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, build_peer
 from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
+from benchmarks.stage_contestant import StageContestant
 from benchmarks.workloads import Size, find, find_size
 from common.errors import UserError
 from common.watch.progress import listening
@@ -153,9 +155,6 @@ def timed_runs(
 
 
 def build_contestant(job: Job, setting: Setting) -> Contestant:
-    from benchmarks.peers import build_peer
-    from benchmarks.stage_contestant import StageContestant
-
     return build_peer(job.stage, setting) if job.stage in PEERS else StageContestant(job.stage, setting)
 
 
@@ -193,8 +192,6 @@ def main() -> None:
         record = Record.failed(job.stage, job.workload, of_error(error), job.variant)
         record.note = job.note
         if not isinstance(error, ValueError):
-            import traceback
-
             traceback.print_exc()
     write_json(job.result_path, record.to_json())
     sys.stdout.flush()

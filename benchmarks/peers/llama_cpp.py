@@ -79,8 +79,6 @@ class LlamaCpp(Contestant):
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocabulary))
         self._rows = setting.size.max_num_seqs
-        self.outputs: list[list[int]] = []
-        """Tokens of the last run, in the order of the requests."""
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         start = time.perf_counter()
@@ -102,7 +100,7 @@ class LlamaCpp(Contestant):
                     llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
                     ended[slot.index] = running.pop(sequence)
         slots = [ended[i] for i in range(len(requests))]
-        self.outputs = [slot.tokens for slot in slots]
+        self.outputs = [slot.tokens for slot in slots]  # of the last run
         timelines = [Timeline(start + slot.request.arrival, slot.times) for slot in slots]
         return Run(start, timelines, {"peak_running": peak, "padding_share": 0.0})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -31,18 +30,15 @@ class ContinuousTransformers(Contestant):
             raise UserError("continuous batching is missing: run `pip install 'transformers>=5.17'`") from None
         model, self.note = load_hf_model(setting)
         self.vocab_size: int = model.config.vocab_size
-        self.outputs: list[list[int]] = []
-        """Tokens of the last run, in the order of the requests."""
         page = PAGE_SIZE[setting.device.type]
-        wanted = {
-            "page_size": page,
-            "num_blocks": math.ceil(setting.size.kv_budget_tokens / page),
-            "max_requests_per_batch": setting.size.max_num_seqs,
-        }
-        known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+        config = ContinuousBatchingConfig(
+            page_size=page,
+            num_blocks=math.ceil(setting.size.kv_budget_tokens / page),
+            max_requests_per_batch=setting.size.max_num_seqs,
+        )
         self._manager: Any = model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=NO_EOS, max_new_tokens=16),
-            continuous_batching_config=ContinuousBatchingConfig(**{k: v for k, v in wanted.items() if k in known}),
+            continuous_batching_config=config,
         )
         if setting.device.type == "cuda":
             with torch.no_grad():
@@ -66,7 +62,7 @@ class ContinuousTransformers(Contestant):
                 on_tokens(len(result.generated_tokens))
             elif result is None and not self._manager.is_running():
                 raise RuntimeError("transformers' generation thread ended before all requests had")
-        self.outputs = [list(results[i].generated_tokens) for i in ids]
+        self.outputs = [list(results[i].generated_tokens) for i in ids]  # of the last run
         times = [list(results[i].timestamps) for i in ids]
         return Run(start, [Timeline(start + r.arrival, t) for r, t in zip(requests, times, strict=True)])
 

@@ -45,14 +45,12 @@ class StaticTransformers(Contestant):
         self._model, self.note = load_hf_model(setting)
         self._setting = setting
         self.vocab_size: int = self._model.config.vocab_size
-        self.outputs: list[list[int]] = []
-        """Tokens of the last run, in the order of the requests."""
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         start = time.perf_counter()
         waiting = deque(requests)
         timelines: list[Timeline] = []
-        self.outputs = []
+        self.outputs: list[list[int]] = []  # of the last run
         computed = wanted = widest = 0
         while waiting:
             time.sleep(max(0.0, start + waiting[0].arrival - time.perf_counter()))

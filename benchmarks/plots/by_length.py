@@ -67,13 +67,8 @@ def _lines(results: Results, workload: str) -> dict[str, Line]:
     return {stage: sorted(line, key=lambda point: point[0]) for stage, line in lines.items() if line}
 
 
-def _points(line: Line, value: Value) -> list[tuple[int, float]]:
-    """What a logarithmic axis can show."""
-    return [(length, found) for length, record in line if record.ok and (found := value(record) or 0) > 0]
-
-
 def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Callable[[float | None], str]) -> None:
-    points = {stage: _points(line, value) for stage, line in lines.items()}
+    points = {stage: [(n, y) for n, r in line if r.ok and (y := value(r) or 0) > 0] for stage, line in lines.items()}
     failed = {stage: fails for stage, line in lines.items() if (fails := [n for n, r in line if not r.ok])}
     everything = [y for line in points.values() for _, y in line] or [1.0]
     lengths = sorted({length for line in lines.values() for length, _ in line})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,8 +26,23 @@ def hit_rate(results: Results, workload: str) -> Figure | None:
     if len(rates) < 2:
         return None
     figure, axis = plt.subplots(figsize=(WIDTH + 1, 5.6))
-    _draw(axis, lines, rates)
     records = [record for line in lines.values() for record in line.values()]
+    top = max(_ttft(record, "p99") for record in records)
+    unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
+    for stage, line in lines.items():
+        for name, width, solid in (("p50", 3.0, 1.0), ("p99", 1.2, 0.45)):
+            ys, look = [_ttft(record, name) * unit for record in line.values()], {"color": color(stage), "alpha": solid}
+            axis.plot(list(line), ys, marker="o", markersize=2 + 2 * width, linewidth=width, **look)
+    for at, offset, align in ((rates[0], -2, "right"), (rates[-1], 2, "left")):
+        ends = [(_ttft(line[at]), stage) for stage, line in lines.items() if at in line]
+        _name_ends(axis, at + offset, ends, top, unit, align)
+    axis.set_ylim(0, top * 1.08 * unit)
+    axis.set_xlim(rates[0] - 20, rates[-1] + 48)
+    axis.set_xticks(rates, [f"{rate} %" for rate in rates])
+    axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
+    axis.set_title(f"time to first token in {word} (less is better)", loc="left")
+    axis.spines["bottom"].set_bounds(rates[0], rates[-1])
+    axis.grid(axis="y", color="#E4E4E4")
     how = "Line: median; thin line above: 99th percentile. Prompts are equally long at every hit rate."
     return finish(figure, results, workload, records, _finding(lines), how)
 
@@ -48,27 +61,6 @@ def _lines(results: Results, workload: str) -> dict[str, Line]:
 def _ttft(record: Record, name: str = "p50") -> float:
     assert record.ttft_s
     return record.ttft_s[name]
-
-
-def _draw(axis: Axes, lines: dict[str, Line], rates: Sequence[int]) -> None:
-    top = max(_ttft(r, "p99") for line in lines.values() for r in line.values())
-    unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
-    for stage, line in lines.items():
-        ink = color(stage)
-        for name, width, solid in (("p50", 3.0, 1.0), ("p99", 1.2, 0.45)):
-            ys = [_ttft(record, name) * unit for record in line.values()]
-            axis.plot(list(line), ys, marker="o", markersize=2 + 2 * width, linewidth=width, color=ink, alpha=solid)
-    ends = (rates[0], rates[-1])
-    first, last = ([(_ttft(line[at]), stage) for stage, line in lines.items() if at in line] for at in ends)
-    _name_ends(axis, rates[0] - 2, first, top, unit, "right")
-    _name_ends(axis, rates[-1] + 2, last, top, unit, "left")
-    axis.set_ylim(0, top * 1.08 * unit)
-    axis.set_xlim(rates[0] - 20, rates[-1] + 48)
-    axis.set_xticks(rates, [f"{rate} %" for rate in rates])
-    axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
-    axis.set_title(f"time to first token in {word} (less is better)", loc="left")
-    axis.spines["bottom"].set_bounds(rates[0], rates[-1])
-    axis.grid(axis="y", color="#E4E4E4")
 
 
 def _name_ends(axis: Axes, x: float, ends: list[tuple[float, str]], top: float, unit: float, align: str) -> None:

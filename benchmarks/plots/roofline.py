@@ -10,21 +10,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.style import INK, SOFT
 
-COLORS = {
-    "naive": "#882255",
-    "torch": "#DDAA33",
-    "triton": "#117733",
-    "cpu": "#117733",
-    "flash_attn": "#332288",
-    "contiguous": "#8C8C8C",
+BACKENDS = {
+    "naive": ("#882255", "naive (the lesson)"),
+    "torch": ("#DDAA33", "torch: gather, then SDPA"),
+    "triton": ("#117733", "triton (ours)"),
+    "cpu": ("#117733", "cpu (ours)"),
+    "flash_attn": ("#332288", "flash_attn"),
+    "contiguous": ("#8C8C8C", "SDPA, K and V in one piece"),
 }
-NAMES = {
-    "naive": "naive (the lesson)",
-    "torch": "torch: gather, then SDPA",
-    "triton": "triton (ours)",
-    "cpu": "cpu (ours)",
-    "contiguous": "SDPA, K and V in one piece",
-}
+"""Colours and names."""
 MARKERS = {"decode": "o", "prefill": "s"}
 OWN = ("triton", "cpu")
 
@@ -57,7 +51,7 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
     axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
     for backend in backends:
-        axes.plot([], [], "o", label=NAMES.get(backend, backend), **_look(backend))
+        axes.plot([], [], "o", label=BACKENDS[backend][1], **_look(backend))
     axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.42, 0.02))
     figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
     config = results["config"]
@@ -71,7 +65,7 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
 
 
 def _look(backend: str) -> dict[str, Any]:
-    ink = COLORS.get(backend, SOFT)
+    ink = BACKENDS[backend][0]
     if backend in OWN:
         return {"color": ink, "markersize": 10, "markeredgecolor": "white", "zorder": 4}
     return {"markerfacecolor": "none", "markeredgecolor": ink, "markeredgewidth": 2, "markersize": 9, "zorder": 3}

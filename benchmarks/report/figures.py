@@ -43,21 +43,12 @@ def _growth(record: Record, _: Results) -> float | None:
     return statistics.median(times[-quarter:]) / statistics.median(times[:quarter]) if quarter else None
 
 
-def _bytes_per_token(record: Record, _: Results) -> float | None:
-    return record.kv_used_peak_bytes / SINGLE_TOKENS if record.kv_used_peak_bytes else None
-
-
 def _formula(_: Record, results: Results) -> float | None:
     model, dtype = results.config["model"], parse_dtype(results.config["dtype"])
     if model == DEFAULT_MODEL:
         return 2 * 30 * 3 * 64 * dtype.itemsize
     preset = PRESETS.get(model.removeprefix("random:"))
     return None if preset is None else kv_bytes_per_token(preset, dtype)
-
-
-def _padding_bound(record: Record, _: Results) -> float | None:
-    """The factor that computing no padding could gain."""
-    return None if record.padding_share is None else 1 / (1 - record.padding_share)
 
 
 def _longer_context(record: Record, results: Results) -> float | None:
@@ -89,9 +80,9 @@ def _sweet_spot(record: Record, results: Results) -> float | None:
 
 DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
     "itl_growth": _growth,
-    "kv_bytes_per_token": _bytes_per_token,
+    "kv_bytes_per_token": lambda record, _: (record.kv_used_peak_bytes or 0) / SINGLE_TOKENS or None,
     "kv_formula": _formula,
-    "padding_bound": _padding_bound,
+    "padding_bound": lambda record, _: None if record.padding_share is None else 1 / (1 - record.padding_share),
     "longer_context": _longer_context,
     "sweet_spot": _sweet_spot,
 }
@@ -131,15 +122,11 @@ def evaluate(machine: Machine, expression: str) -> float | None:
 
 
 def _evaluate(machine: Machine, expression: str) -> float | None:
-    names = names_in(expression)
-    for bench in machine.benches:  # one run is compared with itself where that is possible
-        values = [_look_up(machine, name, bench) for name in names]
-        if None not in values:
-            break
-    else:
-        values = [_anywhere(machine, name) for name in names]
+    runs = [[_look_up(machine, name, bench) for name in names_in(expression)] for bench in machine.benches or [None]]
+    each = [next((value for value in values if value is not None), None) for values in zip(*runs, strict=True)]
+    values = next((run for run in runs if None not in run), each)  # one run is compared with itself where possible
     numbers = [value for value in values if value is not None]
-    if len(numbers) < len(names) or (len(numbers) == 2 and not numbers[1]):
+    if len(numbers) < len(values) or (len(numbers) == 2 and not numbers[1]):
         return None
     result = numbers[0] if len(numbers) == 1 else numbers[0] / numbers[1]
     result = 1 - result if expression.startswith("1 - ") else result
@@ -170,11 +157,6 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
     options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
     options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
     return " ".join([f"make bench WORKLOAD={workload}", *options])
-
-
-def _anywhere(machine: Machine, name: str) -> float | None:
-    found = (_look_up(machine, name, bench) for bench in machine.benches or [None])
-    return next((value for value in found if value is not None), None)
 
 
 def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:

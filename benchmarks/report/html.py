@@ -1,4 +1,4 @@
-"""The report's Markdown as one HTML page that needs no other file: pictures are data URIs; it is light or dark as asked."""
+"""The report's Markdown as one HTML page, for light and dark screens, that needs no other file: pictures are in it."""
 
 from __future__ import annotations
 

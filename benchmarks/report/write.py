@@ -10,10 +10,9 @@ from benchmarks.environment import ROOT
 from benchmarks.files import check_writable, write_atomically
 from benchmarks.report.blocks import to_markdown
 from benchmarks.report.content import report
-from benchmarks.report.fill import Filler
+from benchmarks.report.fill import Filler, reflow
 from benchmarks.report.html import to_html
 from benchmarks.report.pictures import draw
-from benchmarks.report.reflow import reflow
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import UserError
 from common.watch.progress import progress_bar

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.attention_clock import AttentionClock
 from benchmarks.contestant import Setting
-from benchmarks.measure import ActivationPeak
+from benchmarks.measure import ActivationPeak, AttentionClock
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.worker import probe
 from benchmarks.workloads import find_size

@@ -17,8 +17,7 @@ from benchmarks.report.blocks import to_markdown
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.execution import execution_blocks
 from benchmarks.report.figures import evaluate
-from benchmarks.report.fill import Filler, line_of
-from benchmarks.report.reflow import reflow
+from benchmarks.report.fill import Filler, line_of, reflow
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
 from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge

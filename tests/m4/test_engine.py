@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from benchmarks.attention_clock import AttentionClock
 from benchmarks.contestant import Setting
+from benchmarks.measure import AttentionClock
 from benchmarks.stage_contestant import StageContestant
 from common import Engine
 from common.cli import run_app, stage_app
