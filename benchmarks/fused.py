@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from common.config import parse_device, parse_dtype
@@ -196,15 +196,15 @@ def tune_products(
                 device, case.copies, quick,
             )  # fmt: skip
             rate = case.bytes / seconds
-            record = {"name": case.name, "rows": case.rows, **asdict(candidate), "seconds": seconds}
-            first = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)
-            results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy, "chosen": first})
+            label = f"out={candidate.out} num_warps={candidate.num_warps}"
+            chosen = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)
+            record = {"name": case.name, "rows": case.rows, "config": label, "seconds": seconds, "chosen": chosen}
+            results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy})
             advance(1)
     return results
 
 
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
-    console = Console()
     copy = results["ceilings"]["copy_gb_per_s"]
     title = f"fused kernels, {results['config']['model']}, {results['config']['dtype']}"
     table = Table(title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
@@ -214,13 +214,5 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for m in measured:
         times = [f"{seconds * 1e6:.1f} µs" for seconds in (m.fused, m.apart, m.plain)]
         table.add_row(m.name, str(m.rows), *times, f"{m.plain / m.fused:.2f}×", f"{m.gb_per_s:.0f}", f"{m.share:.0%}")
-    console.print(table)
-    for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in results["tuned"]):
-        tried = [t for t in results["tuned"] if (t["name"], t["rows"]) == (name, rows)]
-        best, chosen = min(tried, key=lambda t: t["seconds"]), next(t for t in tried if t["chosen"])
-        line = f"{name}, {rows} rows: best {_described(best)}; chosen {_described(chosen)}"
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def _described(tried: dict[str, Any]) -> str:
-    return f"out={tried['out']} num_warps={tried['num_warps']} {tried['seconds'] * 1e6:.1f} µs"
+    Console().print(table)
+    print_best(results["tuned"])

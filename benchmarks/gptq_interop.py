@@ -101,7 +101,9 @@ def measured(make: Callable[[], object], folder: Path, text: torch.Tensor, count
     started = time.perf_counter()
     make()
     seconds = time.perf_counter() - started
-    return {**compare(folder, text, count), "seconds": seconds}
+    found = {**compare(folder, text, count), "seconds": seconds}
+    print(found, flush=True)
+    return found
 
 
 def main() -> None:
@@ -113,18 +115,13 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ("gptqmodel", "transformers", "torch")}
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
-    record = {
-        "environment": environment(),
-        "versions": versions,
-        "model": DEFAULT_MODEL,
-        "ours": ours,
-        "theirs": theirs,
-    }
+    record: dict[str, Any] = {"environment": environment(), "versions": versions, "model": DEFAULT_MODEL}
+    record |= {"ours": ours, "theirs": theirs}
     with tempfile.TemporaryDirectory() as scratch:
         for settings in (*OURS, ACT_ORDER):
             folder = Path(scratch) / settings.name
             ours[settings.name] = measured(partial(quantize, DEFAULT_MODEL, settings, folder), folder, text, CONTEXT)
-            _write(path, record, ours[settings.name])
+            write_json(path, record)
         for settings in THEIRS:
             folder = Path(scratch) / f"theirs-{settings.name}"
             make = partial(quantize_theirs, source.folder, settings, folder)
@@ -133,16 +130,11 @@ def main() -> None:
             folder = Path(scratch) / f"ours-{same.name}"
             ours[same.name] = measured(partial(quantize, DEFAULT_MODEL, same, folder), folder, text, TOKENS)
             theirs[settings.name]["perplexity_of_ours"] = ours[same.name]["perplexity"]
-            _write(path, record, theirs[settings.name])
+            write_json(path, record)
     rows = [*ours.values(), *theirs.values()]
     wrong = [row for row in rows if not row["within_tolerance"] or not math.isfinite(row["perplexity"])]
     print(f"{len(rows) - len(wrong)} of {len(rows)} checkpoints give the same logits in both; written to {path}")
     raise SystemExit(bool(wrong))
-
-
-def _write(path: Path, record: dict[str, Any], last: dict[str, Any]) -> None:
-    write_json(path, record)
-    print(last, flush=True)
 
 
 if __name__ == "__main__":

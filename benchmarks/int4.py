@@ -1,11 +1,8 @@
 """The 4-bit linear layers alone: each of a model's shapes at 1 to 64 rows, against a 16-bit product in the same run.
 
 A row is a token of the step. Copies of a layer are visited in turn and together exceed the caches, as in a model. The
-ceiling is the time to read the 4-bit weight at the speed of a copy measured in the same run: no kernel can be faster
-while it reads the weight from memory.
-
-On a GPU our kernels for few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order`
-is the same without that.
+ceiling is the time to read the 4-bit weight at the speed of a copy measured in the same run. On a GPU our kernels for
+few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
 from __future__ import annotations
@@ -16,16 +13,21 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import read_json, write_json
+from benchmarks.plots.picture import save_picture
+from benchmarks.style import INK, SOFT
 from common.config import parse_device
 from common.errors import require
 from common.models.linear import Linear, OneDnnLinear, Projection, make_linear
@@ -45,6 +47,7 @@ SHAPES = {
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 GROUP = {"cpu": 64, "cuda": 128}
 QUICK_SHAPES = {"small": (128, 64)}
+COLORS = {"qkv": "#332288", "o": "#117733", "gate_up": "#CC6677", "down": "#DDAA33"}
 BF16 = torch.bfloat16
 SCHEMA = "int4-3"
 TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
@@ -68,19 +71,13 @@ class Measurement:
     share: float
 
 
-def run(
-    device: str, json: Path | None, quick: bool, out_dir: Path, group: int | None = None, resume: bool = False
-) -> dict[str, Any]:
-    """Measure, print a table, write `int4.json` (or `json`) and `int4.png` in `out_dir`.
+def run(device: str, json: Path | None, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Measure, print a table, write `int4.json` (or `json`, after each shape) and `int4.png` in `out_dir`.
 
-    The file is written after each shape. resume: shapes that it has, measured on the same machine, are not measured
-    again.
+    resume: shapes that the file has from the same machine are not measured again.
     """
-    from benchmarks.plots.int4 import draw
-    from benchmarks.plots.picture import save_picture
-
     target, path = parse_device(device), json or out_dir / "int4.json"
-    group = group or (32 if quick else GROUP[target.type])
+    group = 32 if quick else GROUP[target.type]
     shapes = QUICK_SHAPES if quick else SHAPES[target.type]
     rows = ROWS[:2] if quick else ROWS
     config = {"device": str(target), "group_size": group, "rows": list(rows)}
@@ -165,6 +162,40 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     Console().print(table)
 
 
+def draw(results: dict[str, Any], hardware: str) -> Figure:
+    """Speed of `int4` over `bf16`, one line a shape, against rows."""
+    records = results["records"]
+    rows = sorted({r["rows"] for r in records})
+    figure, axes = plt.subplots(figsize=(11, 6.5))
+    for shape in dict.fromkeys(r["shape"] for r in records):
+        color = COLORS.get(shape, SOFT)
+        line = [r for r in records if r["shape"] == shape and r["layer"] == "int4"]
+        label = f"{shape} {line[0]['inputs']} → {line[0]['outputs']}"
+        axes.plot([r["rows"] for r in line], [r["speedup"] for r in line], "o-", color=color, label=label)
+    if packed := [r for r in records if r["layer"] == "bf16 packed"]:
+        means = [mean([r["speedup"] for r in packed if r["rows"] == n]) for n in rows]
+        axes.plot(rows, means, "s--", color=SOFT, label="bf16 packed by oneDNN, mean of the shapes")
+    axes.axhline(1.0, color=INK, linewidth=1.5)
+    axes.set(xscale="log", xticks=rows, xlabel="rows (tokens of one step)", ylabel="times as fast as bf16", ylim=0)
+    axes.set_xticklabels([str(n) for n in rows])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    axes.set_title(f"{hardware} · groups of {results['config']['group_size']}, bf16 activations", loc="left",
+                   fontsize=12, color=SOFT)  # fmt: skip
+    figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def _finding(records: list[dict[str, Any]]) -> str:
+    int4 = [r for r in records if r["layer"] == "int4"]
+    one = [r["speedup"] for r in int4 if r["rows"] == min(r["rows"] for r in int4)]
+    rows = sorted({r["rows"] for r in int4})
+    slower = [n for n in rows if mean([r["speedup"] for r in int4 if r["rows"] == n]) < 1]
+    end = f"on average slower from {slower[0]} rows on" if slower else f"faster up to {rows[-1]} rows"
+    return f"4-bit layers: {min(one):.1f} to {max(one):.1f} times bf16 at {rows[0]} row, {end}"
+
+
 def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
     """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
 
@@ -173,10 +204,10 @@ def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
     target, path, group = parse_device(device), json or out_dir / "int4-tune.json", GROUP["cuda"]
     require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
     config = {"device": str(target), "group_size": group}
-    results: dict[str, Any] = {"schema": "int4-tune-1", "environment": environment(), "config": config}
+    results: dict[str, Any] = {"schema": "int4-tune-2", "environment": environment(), "config": config}
     results["records"] = earlier(path, results) if resume else []
     records: list[dict[str, Any]] = results["records"]
-    done = {(r["shape"], r["rows"], r["config"]) for r in records}
+    done = {(r["name"], r["rows"], r["config"]) for r in records}
     began = time.perf_counter()
     with torch.inference_mode():
         for name, rows, label, call, count in _all_tries(group, target):
@@ -184,7 +215,7 @@ def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
                 break
             if (name, rows, label) in done:
                 continue
-            record: dict[str, Any] = {"shape": name, "rows": rows, "config": label, "seconds": None, "error": None}
+            record: dict[str, Any] = {"name": name, "rows": rows, "config": label, "seconds": None, "error": None}
             try:
                 record["seconds"] = seconds_per_call(call, target, count, True)
             except RuntimeError as error:  # more shared memory than there is
@@ -192,16 +223,6 @@ def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
             records.append(record)
             write_json(path, results)
     print_best(records)
-
-
-def print_best(records: list[dict[str, Any]]) -> None:
-    """The three fastest configurations of each shape and number of rows."""
-    console = Console()
-    for name, rows in dict.fromkeys((r["shape"], r["rows"]) for r in records):
-        tried = [r for r in records if (r["shape"], r["rows"]) == (name, rows) and r["seconds"] is not None]
-        for r in sorted(tried, key=lambda r: r["seconds"])[:3]:
-            line = f"{name}, {rows} rows: {r['seconds'] * 1e6:6.1f} µs  {r['config']}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 Try = tuple[str, Callable[[int], object], int]

@@ -110,7 +110,6 @@ class AttentionClock:
 
     On a GPU it is the stream's time between an event before and one after each call: if the CPU launches kernels more
     slowly than the GPU computes them, the gaps count too.
-
     expected_calls: how many calls the run should have made. Steps replayed from a CUDA graph call nothing.
     """
 

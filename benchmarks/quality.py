@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks.environment import environment
 from benchmarks.files import check_writable, write_json
-from benchmarks.plots.quality import draw
+from benchmarks.plots.picture import save_picture
+from benchmarks.style import SOFT, color
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.linear import Linear, OneDnnLinear, make_linear
@@ -153,7 +158,7 @@ def measure_all(model: str, device: torch.device, out: Path, only: str, again: b
     known = {name: known[name] for name, _ in every if name in known}  # in the table's order
     _write(path, model, len(text), known)
     if "bf16" in known:
-        draw([asdict(row) for row in known.values()], out / "quality.png")
+        save_picture(out / "quality.png", lambda: bars([asdict(row) for row in known.values()]))
 
 
 def projection_bytes(model: Decoder) -> int:
@@ -197,3 +202,22 @@ def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
     """One whole sequence, causal."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+def bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Perplexity over bf16 of every row, one bar each; the bytes of the quantised layers next to it."""
+    reference = next(row for row in rows if row["name"] == "bf16")
+    shown = [row for row in rows if row is not reference]
+    figure, axis = plt.subplots(figsize=(12, 0.5 * len(shown) + 1.8))
+    for y, row in enumerate(reversed(shown)):
+        over = row["perplexity"] / reference["perplexity"] - 1
+        axis.barh(y, over, color=color("m7") if "GPTQ" in row["name"] else "#B0B0B0", height=0.65)
+        text = f"{over:+.1%}   {row['layer_bytes'] / 1e6:.0f} MB   agrees {row['agreement']:.0%}"
+        axis.annotate(text, (max(over, 0), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=12)
+    axis.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)])
+    axis.axvline(0, color=SOFT, linewidth=1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.35)
+    axis.set_xlabel(f"perplexity over bf16's {reference['perplexity']:.2f}")
+    axis.set_title(f"What 4 bits cost (quantised layers: {reference['layer_bytes'] / 1e6:.0f} MB in bf16)", loc="left")
+    return figure

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import stages
-from benchmarks.arrivals import Arrival, Arrivals
+from benchmarks.arrivals import Arrivals
 from benchmarks.contestant import OnTokens, Setting
 from benchmarks.measure import AttentionClock
 from benchmarks.recipes import BenchRequest
@@ -43,8 +43,10 @@ class StageContestant:
         finished: dict[int, RequestOutput] = {}
         start = time.perf_counter()
         while arrivals.left or engine.has_unfinished:
-            for arrival in arrivals.due(time.perf_counter() - start):
-                numbers[self._add(arrival, requests[arrival.number].max_tokens, start)] = arrival.number
+            for due, number, prompt in arrivals.due(time.perf_counter() - start):
+                params = SamplingParams(max_tokens=requests[number].max_tokens, ignore_eos=True)
+                id = engine.add_request(prompt, params, arrival_time=start + due)  # it waited while a step was running
+                numbers[id] = number
             if not engine.has_unfinished:
                 arrivals.check_idle()
                 time.sleep(IDLE_SLEEP)
@@ -62,11 +64,6 @@ class StageContestant:
         metrics = engine.metrics()
         metrics["kv_reserved_bytes"] = metrics["kv_reserved_peak_bytes"]
         return Run(start, [Timeline(o.arrival_time, o.outputs[0].token_times) for o in ended], metrics)
-
-    def _add(self, arrival: Arrival, max_tokens: int, start: float) -> str:
-        """A request that fell due while a step was running has waited since then, not since we noticed."""
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        return self.engine.add_request(arrival.prompt, params, arrival_time=start + arrival.time)
 
     def attention_clock(self) -> AttentionClock:
         engine = self.engine

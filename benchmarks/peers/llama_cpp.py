@@ -1,7 +1,5 @@
-"""llama.cpp through its C interface (llama-cpp-python): several sequences in one batch, refilled as they end.
-
-It runs the model's own GGUF file: the same model in 4 bits.
-"""
+"""llama.cpp through its C interface (llama-cpp-python), with the model's own GGUF file, in 4 bits: several sequences in
+one batch, refilled as they end."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, require
 from common.models.sources.embedded import find_gguf
 
 
@@ -63,16 +61,14 @@ class LlamaCpp(Contestant):
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 999 if on_gpu else 0
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
-        if not self._model:
-            raise UserError(f"llama.cpp cannot load {path}")
+        require(bool(self._model), f"llama.cpp cannot load {path}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = setting.size.kv_budget_tokens
         params.n_seq_max = setting.size.max_num_seqs
         params.n_batch = params.n_ubatch = max(512, setting.size.max_model_len)
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise UserError(f"llama.cpp cannot make a context of {params.n_ctx} tokens")
+        require(bool(self._context), f"llama.cpp cannot make a context of {params.n_ctx} tokens")
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch_limit = int(params.n_batch)
         self._batch = llama_cpp.llama_batch_init(self._batch_limit, 0, 1)

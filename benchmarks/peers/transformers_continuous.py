@@ -52,7 +52,11 @@ class ContinuousTransformers(Contestant):
         while len(results) < len(requests):
             now = time.perf_counter() - start
             while len(ids) < len(requests) and requests[len(ids)].arrival <= now:
-                ids.append(self._add(requests[len(ids)]))
+                request = requests[len(ids)]
+                options = {"eos_token_id": NO_EOS, "record_timestamps": True}
+                ids.append(
+                    self._manager.add_request(list(request.prompt), max_new_tokens=request.max_tokens, **options)
+                )
             pause = min(POLL, requests[len(ids)].arrival - now) if len(ids) < len(requests) else POLL
             result = self._manager.get_result(timeout=max(pause, 1e-3))
             if result is not None and result.is_finished():
@@ -65,11 +69,6 @@ class ContinuousTransformers(Contestant):
         self.outputs = [list(results[i].generated_tokens) for i in ids]  # of the last run
         times = [list(results[i].timestamps) for i in ids]
         return Run(start, [Timeline(start + r.arrival, t) for r, t in zip(requests, times, strict=True)])
-
-    def _add(self, request: BenchRequest) -> str:
-        return self._manager.add_request(
-            list(request.prompt), max_new_tokens=request.max_tokens, eos_token_id=NO_EOS, record_timestamps=True
-        )
 
     def close(self) -> None:
         self._manager.stop(block=True, timeout=5)

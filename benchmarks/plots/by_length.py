@@ -52,7 +52,12 @@ def by_length(results: Results, workload: str) -> Figure | None:
     place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.02), "ncols": COLUMNS}
     figure.legend(names, [title(stage) for stage in stages], frameon=False, handlelength=1.4, **place)
     records = [record for line in lines.values() for _, record in line]
-    figure = finish(figure, results, workload, records, _finding(lines), _how(lines))
+    how = "One request, both axes logarithmic. Time in attention: of the whole run, prompt and output. "
+    how += "Activations: what a run holds at its peak over weights and KV cache."
+    if failed := [record for record in records if not record.ok]:
+        memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
+        how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
+    figure = finish(figure, results, workload, records, _finding(lines), how)
     figure.subplots_adjust(top=0.91 - 0.07 * -(-len(lines) // COLUMNS))
     return figure
 
@@ -118,15 +123,6 @@ def _scale(
 def _label(axis: Axes, x: float, y: float, text: str, stage: str) -> None:
     axis.annotate(text, (x, y), xytext=(10, 0), textcoords="offset points", va="center", color=color(stage),
                   fontweight="bold", fontsize=12)  # fmt: skip
-
-
-def _how(lines: dict[str, Line]) -> str:
-    how = "One request, both axes logarithmic. Time in attention: of the whole run, prompt and output. "
-    how += "Activations: what a run holds at its peak over weights and KV cache."
-    if failed := [record for line in lines.values() for _, record in line if not record.ok]:
-        memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
-        how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
-    return how
 
 
 def _finding(lines: dict[str, Line]) -> str:

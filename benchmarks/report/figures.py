@@ -25,7 +25,7 @@ from benchmarks.report import reference
 from benchmarks.report.sources import Bench, Machine
 from benchmarks.table import rate, seconds, size
 from common.config import DEFAULT_MODEL, parse_dtype
-from common.errors import UserError
+from common.errors import UserError, require
 from common.memory import kv_bytes_per_token
 from common.models.sources.random_weights import PRESETS
 
@@ -134,8 +134,7 @@ def _evaluate(machine: Machine, expression: str) -> float | None:
 
 
 def show(value: float, form: str) -> str:
-    if form not in FORMS:
-        raise UserError(f"no form {form!r} of figures. Choose from: {', '.join(FORMS)}")
+    require(form in FORMS, f"no form {form!r} of figures. Choose from: {', '.join(FORMS)}")
     return FORMS[form](value)
 
 
@@ -196,8 +195,7 @@ def find_record(results: Results, head: str, stage: str) -> Record | None:
 def _field(record: Record, results: Results, fields: list[str]) -> float | None:
     if fields[0] in DERIVED:
         return DERIVED[fields[0]](record, results)
-    if not hasattr(record, fields[0]):
-        raise UserError(f"a record has no {fields[0]!r}: see benchmarks/record.py")
+    require(hasattr(record, fields[0]), f"a record has no {fields[0]!r}: see benchmarks/record.py")
     value: Any = getattr(record, fields[0])
     for key in fields[1:]:
         value = value.get(key) if value is not None else None

@@ -20,7 +20,7 @@ from benchmarks.environment import ROOT
 from benchmarks.report import reference
 from benchmarks.report.figures import command_for, evaluate, show
 from benchmarks.report.sources import Machine
-from common.errors import UserError
+from common.errors import require
 
 PLACEHOLDER = re.compile(r"\{(figure|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
 MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
@@ -57,12 +57,9 @@ def _symbols(path: Path) -> Mapping[str, int]:
 
 def line_of(path: str, symbol: str) -> int:
     """Where a symbol of a file of this repository is defined, from 1; `UserError` if it is not."""
-    file = ROOT / path
-    if not file.is_file():
-        raise UserError(f"{path} does not exist: correct the placeholder {{code:{path}:{symbol}}}")
-    lines = _symbols(file)
-    if symbol not in lines:
-        raise UserError(f"{path} defines no {symbol}: correct the placeholder {{code:{path}:{symbol}}}")
+    require((ROOT / path).is_file(), f"{path} does not exist: correct the placeholder {{code:{path}:{symbol}}}")
+    lines = _symbols(ROOT / path)
+    require(symbol in lines, f"{path} defines no {symbol}: correct the placeholder {{code:{path}:{symbol}}}")
     return lines[symbol]
 
 
@@ -115,8 +112,7 @@ class Filler:
         return f"[{label or what}]({self._target(path)}{hash_sign}{heading})"
 
     def _target(self, path: str) -> str:
-        if not (ROOT / path).exists():
-            raise UserError(f"{path} does not exist: correct the placeholder that names it")
+        require((ROOT / path).exists(), f"{path} does not exist: correct the placeholder that names it")
         return os.path.relpath(ROOT / path, self.folder).replace(os.sep, "/")
 
 

@@ -6,9 +6,8 @@ from functools import partial
 
 from matplotlib import pyplot as plt
 
-from benchmarks import attention
-from benchmarks.int4 import SCHEMA as INT4
-from benchmarks.plots import PICTURES, int4, quality
+from benchmarks import attention, int4, quality
+from benchmarks.plots import PICTURES
 from benchmarks.plots.picture import save_picture
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
@@ -50,10 +49,10 @@ def draw(machine: Machine) -> list[Picture]:
         drawn.append(Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels"))
     for sheet in machine.sheets_of("quality"):
         if any(row["name"] == "bf16" for row in sheet.rows):
-            path = quality.draw(sheet.rows, sheet.path.with_name("quality.png"))
+            path = save_picture(sheet.path.with_name("quality.png"), partial(quality.bars, sheet.rows))
             drawn.append(Picture(path, "perplexity over bf16 of each kind of weights"))
     for sheet in machine.sheets:
-        if sheet.values.get("schema") == INT4:
+        if sheet.values.get("schema") == int4.SCHEMA:
             path = save_picture(sheet.path.with_name("int4.png"), partial(int4.draw, sheet.values, machine.title))
             drawn.append(Picture(path, "speed of 4-bit linear layers over 16-bit ones"))
     return drawn

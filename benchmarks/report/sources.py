@@ -12,7 +12,7 @@ from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, require
 
 REPORTS = ROOT / "reports"
 
@@ -129,8 +129,7 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
         return Sheet(path, "attention", values, values["records"])
     if "sweeps" in values:
         results = Results.read(path)
-        if results.config.get("quick"):
-            raise UserError("quick sizes: a test of the harness, not a measurement")
+        require(not results.config.get("quick"), "quick sizes: a test of the harness, not a measurement")
         return Bench(path, results)
     if isinstance(values.get("ours"), dict) and isinstance(values.get("theirs"), dict):
         sides = {"m7": values["ours"], "GPTQModel": values["theirs"]}

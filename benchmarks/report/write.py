@@ -14,7 +14,7 @@ from benchmarks.report.fill import Filler, reflow
 from benchmarks.report.html import to_html
 from benchmarks.report.pictures import draw
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
-from common.errors import UserError
+from common.errors import require
 from common.watch.progress import progress_bar
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -29,8 +29,7 @@ KEPT = "cpu"
 def write_all(reports: Path = REPORTS) -> Iterator[Path]:
     """From the kept results into `reports`; if there are own ones too, from all of them into `reports/local`."""
     machines = read_machines(reports)
-    if not machines:
-        raise UserError(f"no results under {reports}: run `make bench` first")
+    require(bool(machines), f"no results under {reports}: run `make bench` first")
     repository = kept(machines)
     with progress_bar("drawing", len(machines)) as advance:
         pictures = {}
@@ -68,8 +67,8 @@ def readmes(machines: Mapping[str, Machine]) -> dict[str, str]:
     filled: dict[str, str] = {}
     for name, (template, language) in READMES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        if len(PART.findall(text)) != 1:
-            raise UserError(f"{name} has no table of figures: put it back between its two marks (benchmarks/report)")
+        marked = len(PART.findall(text)) == 1
+        require(marked, f"{name} has no table of figures: put it back between its two marks (benchmarks/report)")
         filler = Filler(machines, KEPT, ROOT, language, missing="–")
         figures = filler.fill((TEMPLATES / template).read_text(encoding="utf-8"))
         filled[name] = PART.sub(lambda match, figures=figures: match[1] + figures + match[2], text)
