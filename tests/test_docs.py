@@ -14,8 +14,9 @@ from typer.core import TyperGroup
 
 import stages
 from benchmarks.__main__ import app as benchmarks_app
+from benchmarks.report.readme import readmes
 from benchmarks.report.sources import REPORTS, kept, read_machines
-from benchmarks.report.write import guides, readmes
+from benchmarks.report.write import guides
 from common.cli import stage_app
 from stages.__main__ import app as stages_app
 from stages.m7_gptq.checkpoint.cli import add_commands

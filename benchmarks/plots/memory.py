@@ -27,8 +27,9 @@ def memory(results: Results, workload: str) -> Figure | None:
     left.set_title("KV cache at its peak: used of reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
     how = "Solid: bytes of stored tokens; pale: bytes that running requests hold. The share is the mean over time."
-    how += " The whole peak includes the weights."
-    how += " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
+    how += " The whole peak includes the weights." + (
+        " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
+    )
     return finish(figure, results, workload, records, _finding(records), how)
 
 
@@ -43,10 +44,14 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
         use = "" if record.kv_utilization is None else f" ({record.kv_utilization:.0%} used)"
         return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)}{use}"
 
-    def used(record: Record) -> float | None:
-        return record.kv_used_peak_bytes if record.kv_reserved_bytes else None
-
-    bars(axis, records, workload, used, lambda r: r.kv_reserved_bytes, label)
+    bars(
+        axis,
+        records,
+        workload,
+        lambda r: r.kv_used_peak_bytes if r.kv_reserved_bytes else None,
+        lambda r: r.kv_reserved_bytes,
+        label,
+    )
     for row, record in enumerate(records):
         if record.kv_reserved_bytes:
             axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.3, zorder=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,17 +12,15 @@ from benchmarks.report.content import report
 from benchmarks.report.fill import Filler, reflow
 from benchmarks.report.html import to_html
 from benchmarks.report.pictures import draw
+from benchmarks.report.readme import OWN, readmes
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import require
 from common.watch.progress import progress_bar
 
 TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}
-READMES = {"README.md": ("stages.md", "en"), "README.zh-CN.md": ("stages.zh-CN.md", "zh")}
-PART = re.compile(r"(<!-- figures: [^\n]*-->\n).*?(<!-- end of figures -->)", flags=re.S)
-"""The part of a README that holds figures."""
 KEPT = "cpu"
-"""The machine of the READMEs and of the kept guide; its figures also fill the gaps of the reader's own guide."""
+"""The machine of the kept guide; its figures also fill the gaps of the reader's own guide."""
 
 
 def write_all(reports: Path = REPORTS) -> Iterator[Path]:
@@ -46,7 +43,7 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
         yield _write(folder / "report.md", text)
         for name, guide in guides(found, folder).items():
             yield _write(folder / name, guide)
-    if reports == REPORTS and KEPT in repository:
+    if reports == REPORTS and OWN in repository:
         for name, text in readmes(repository).items():
             yield _write(ROOT / name, text)
 
@@ -59,19 +56,6 @@ def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
         filler = Filler(machines, own, folder, language, fallback)
         text = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
         filled[name] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at
-    return filled
-
-
-def readmes(machines: Mapping[str, Machine]) -> dict[str, str]:
-    """Both READMEs with the figures of the kept results, by file name; `UserError` where one has lost its marks."""
-    filled: dict[str, str] = {}
-    for name, (template, language) in READMES.items():
-        text = (ROOT / name).read_text(encoding="utf-8")
-        marked = len(PART.findall(text)) == 1
-        require(marked, f"{name} has no table of figures: put it back between its two marks (benchmarks/report)")
-        filler = Filler(machines, KEPT, ROOT, language, missing="–")
-        figures = filler.fill((TEMPLATES / template).read_text(encoding="utf-8"))
-        filled[name] = PART.sub(lambda match, figures=figures: match[1] + figures + match[2], text)
     return filled
 
 
