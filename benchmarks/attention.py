@@ -159,9 +159,8 @@ def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: f
     except (RuntimeError, ValueError) as error:  # out of memory, a shape that a library refuses
         m.error = str(error).splitlines()[0]
         return m
-    decode = step.kind == "decode"
-    m.rate = kv_bytes / m.seconds / 1e9 if decode else flop / m.seconds / 1e12
-    m.share = kv_bytes / m.seconds / copy if decode else flop / m.seconds / matmul
+    work, ceiling, unit = (kv_bytes, copy, 1e9) if step.kind == "decode" else (flop, matmul, 1e12)
+    m.rate, m.share = work / m.seconds / unit, work / m.seconds / ceiling
     m.tflop_per_s, m.flop_per_byte = flop / m.seconds / 1e12, flop / (kv_bytes + q_bytes)
     return m
 

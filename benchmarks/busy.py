@@ -30,7 +30,6 @@ from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
 
-SCHEMA = "busy-1"
 STYLES = {0: "o-", 2: "s--", 8: "^:"}
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
@@ -156,7 +155,7 @@ def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
     """Measure, write `path` and the picture next to it, print both tables. Is everything met?"""
     lines = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
     results: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": "busy-1",
         "environment": environment(),
         "config": {"model": model, "ours": str(OURS), "default": str(LIBRARYS), "rounds": rounds},
         "verdicts": verdicts(lines),
@@ -191,12 +190,11 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
     records, ours = results["records"], results["config"]["ours"]
     settings = list(dict.fromkeys(record["setting"] for record in records))
     names = list(dict.fromkeys(record["stage"] for record in records))
+    rates = {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
     figure, panels = plt.subplots(1, len(names), figsize=(13, 6), squeeze=False)
     for axes, stage in zip(panels[0], names, strict=True):
         for busy in sorted({record["busy"] for record in records}):
-            line = [r for r in records if r["stage"] == stage and r["busy"] == busy]
-            rates = {r["setting"]: r["tokens_per_s"] for r in line}
-            heights = [rates[setting] for setting in settings]
+            heights = [rates[stage, busy, setting] for setting in settings]
             label = f"beside {busy} busy loops" if busy else "quiet machine"
             style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
             axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)

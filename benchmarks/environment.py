@@ -26,6 +26,7 @@ def environment() -> dict[str, Any]:
     """
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     told, git, not_code = os.environ.get("FOLOVLLM_COMMIT"), ("git", "-C", str(ROOT)), (":!reports", ":!*.ipynb")
+    libraries = {name: _version(name) for name in LIBRARIES}
     return {
         "hardware": {
             "cpu": _cpu_name(),
@@ -36,11 +37,7 @@ def environment() -> dict[str, Any]:
             "gpu": _gpu("name"),
             "gpu_driver": _gpu("driver_version"),
         },
-        "versions": {
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            **{name: _version(name) for name in LIBRARIES},
-        },
+        "versions": {"python": platform.python_version(), "system": platform.platform(), **libraries},
         "commit": told or _output(*git, "rev-parse", "HEAD") or None,
         "uncommitted_changes": not told and bool(_output(*git, "status", "--porcelain", "--", ".", *not_code)),
     }

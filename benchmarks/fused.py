@@ -171,7 +171,7 @@ def tune_products(
     """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
     from common.execution.gpu.triton_gemv import gemv, gemv_config
 
-    jobs: list[tuple[Case, Any]] = []
+    jobs: list[tuple[Case, Any, Callable[[int], object]]] = []
     for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):
         if case.product is None:
             continue
@@ -183,18 +183,15 @@ def tune_products(
         others = [replace(taken, out=out, num_warps=warps) for out in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
         bytes_a_thread = {c: c.out * row_bytes // (32 * c.num_warps) for c in others}
         others = [c for c, size in bytes_a_thread.items() if c != taken and 64 <= size <= 256]
-        jobs += [(case, c) for c in [taken, *others[: 1 if quick else None]]]
+        for c in [taken, *others[: 1 if quick else None]]:
+            jobs.append((case, c, lambda i, w=weights, x=x, o=options, c=c: gemv(x, w[i], launch, config=c, **o)))
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     with progress_bar("tuning", len(jobs)) as advance:
-        for case, candidate in jobs:
+        for case, candidate, call in jobs:
             if time.perf_counter() - began > TUNE_SECONDS:
                 break
-            weights, x, options = case.product or ([], torch.empty(0), {})
-            seconds = seconds_per_call(
-                lambda i, w=weights, x=x, o=options, c=candidate: gemv(x, w[i], launch, config=c, **o),
-                device, case.copies, quick,
-            )  # fmt: skip
+            seconds = seconds_per_call(call, device, case.copies, quick)
             rate = case.bytes / seconds
             label = f"out={candidate.out} num_warps={candidate.num_warps}"
             chosen = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,6 @@ from common.models.config import ModelConfig
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 
-SCHEMA = "limits-1"
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -52,8 +50,8 @@ def measure(path: Path, workloads: Sequence[str], model: str, dtype: str, device
         name: tokens_per_s(find_size(name, None, preset).requests(config.vocab_size), config, kind, found)
         for name in workloads
     }
-    results: dict[str, Any] = {
-        "schema": SCHEMA,
+    results = {
+        "schema": "limits-1",
         "environment": environment(),
         "config": {"model": model, "dtype": dtype, "device": str(target), "preset": preset},
         "ceilings": {"copy_gb_per_s": found.copy / 1e9, "matmul_tflop_per_s": found.matmul / 1e12},

@@ -55,8 +55,7 @@ def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None)
         env={**environment, "PYTHONPATH": path},
         start_new_session=True,  # Ctrl-C reaches us alone, and we end the worker
     )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
+    assert worker.stdin is not None and worker.stdout is not None
     timer = threading.Timer(timeout or threading.TIMEOUT_MAX, _kill, (worker,))
     began = time.monotonic()
     try:
@@ -81,5 +80,4 @@ def _kill(worker: subprocess.Popen[str]) -> None:
         os.killpg(worker.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError, AttributeError):
         worker.kill()
-    if worker.poll() is None:
-        worker.wait()
+    worker.wait()

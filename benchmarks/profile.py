@@ -54,7 +54,6 @@ COLORS = {
     HOST: "#8C8C8C",
     IDLE: "#DDDDDD",
 }
-SCHEMA = "profile-1"
 SKIPPED = 8
 """Steps before the profile begins: the first ones only prefill."""
 
@@ -168,7 +167,7 @@ def profile(
     Console().print(table(times, heading))
     save_picture(picture, lambda: bars(times, heading))
     rows = [{"where": name, "ms_per_step": ms} for name, ms in times.items()]
-    write_json(numbers, {"schema": SCHEMA, "environment": environment(), "profiled": heading, "records": rows})
+    write_json(numbers, {"schema": "profile-1", "environment": environment(), "profiled": heading, "records": rows})
     return [trace, picture, numbers]
 
 

@@ -66,7 +66,10 @@ def _ttft(record: Record, name: str = "p50") -> float:
 def _name_ends(axis: Axes, x: float, ends: list[tuple[float, str]], top: float, unit: float, align: str) -> None:
     """Name and value of each line's end, (seconds, stage), moved up and down until they do not overlap."""
     ends.sort()
-    for (y, stage), height in zip(ends, _apart([max(y, top * 0.03) for y, _ in ends], top * 0.075), strict=True):
+    heights, apart = [max(y, top * 0.03) for y, _ in ends], top * 0.075
+    up, down = spread(heights, apart), spread([-height for height in reversed(heights)], apart)
+    for (y, stage), a, b in zip(ends, up, reversed(down), strict=True):
+        height = (a - b) / 2
         name = f"{title(stage)}: " if align == "left" else "" if stage in PEERS else f"{stage} "
         axis.text(x, height * unit, f"{name}{seconds(y)}", ha=align, va="center",
                   color=SOFT if stage in PEERS else color(stage), fontweight="bold", fontsize=13)  # fmt: skip
@@ -92,13 +95,6 @@ def _finding(lines: dict[str, Line]) -> str:
         cost = _ttft(lines[last][0]) / _ttft(lines[before][0]) - 1
         finding += f"; without hits {last} is {abs(cost):.1%} {'later' if cost >= 0 else 'sooner'}"
     return finding
-
-
-def _apart(heights: list[float], distance: float) -> list[float]:
-    """Heights, the lowest first, at least `distance` apart."""
-    up = spread(heights, distance)
-    down = [-height for height in reversed(spread([-height for height in reversed(heights)], distance))]
-    return [(a + b) / 2 for a, b in zip(up, down, strict=True)]
 
 
 def by_turn(results: Results, workload: str) -> Figure | None:

@@ -64,4 +64,4 @@ def _finding(records: list[Record]) -> str:
         return "Nothing here keeps a KV cache that it reports"
     (most, best), (least, worst) = max(kept, key=itemgetter(0)), min(kept, key=itemgetter(0))
     finding = f"{title(best)} fills {most:.0%} of the KV memory that it reserves"
-    return finding if best == worst else f"{finding}, {title(worst)} {least:.0%}"
+    return finding if most == least else f"{finding}, {title(worst)} {least:.0%}"

@@ -50,8 +50,7 @@ def to_html(title: str, text: str, folder: Path) -> str:
     """text: Markdown that names pictures as seen from `folder`."""
     body = MarkdownIt("commonmark").enable("table").render(text)
     headings: list[str] = re.findall("<h2>(.*?)</h2>", body)
-    for heading in headings:
-        body = body.replace(f"<h2>{heading}</h2>", f'<h2 id="{_anchor(heading)}">{heading}</h2>')
+    body = re.sub("<h2>(.*?)</h2>", lambda match: f'<h2 id="{_anchor(match[1])}">{match[1]}</h2>', body)
     links = "".join(f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in headings)
     body = body.replace("</h1>", f"</h1>\n<nav>{links}</nav>")
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")

@@ -35,9 +35,7 @@ def draw(machine: Machine) -> list[Picture]:
     drawn: list[Picture] = []
     for workload, name in SHOWN:
         with_sweep = [b for b in machine.benches if any(r.workload == workload for r in b.results.sweeps)]
-        for bench in [machine.bench_of(workload), *with_sweep]:
-            if bench is None:
-                continue
+        for bench in filter(None, [machine.bench_of(workload), *with_sweep]):
             with plt.rc_context(RC):
                 figure = PICTURES[name](bench.results, workload)
             if figure is not None:

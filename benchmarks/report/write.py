@@ -12,15 +12,12 @@ from benchmarks.report.content import report
 from benchmarks.report.fill import Filler, reflow
 from benchmarks.report.html import to_html
 from benchmarks.report.pictures import draw
-from benchmarks.report.readme import OWN, readmes
+from benchmarks.report.readme import OWN, TEMPLATES, readmes
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import require
 from common.watch.progress import progress_bar
 
-TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}
-KEPT = "cpu"
-"""The machine of the kept guide; its figures also fill the gaps of the reader's own guide."""
 
 
 def write_all(reports: Path = REPORTS) -> Iterator[Path]:
@@ -50,7 +47,7 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
 
 def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
     """The interview guide in each language, by file name. Figures are the reader's own where there are any."""
-    own, fallback = ("local", KEPT) if "local" in machines else (KEPT, None)
+    own, fallback = ("local", OWN) if "local" in machines else (OWN, None)
     filled: dict[str, str] = {}
     for name, language in GUIDES.items():
         filler = Filler(machines, own, folder, language, fallback)
