@@ -131,7 +131,7 @@ def measure(settings: Sequence[Setting], rounds: int, model: str) -> list[Line]:
                 with busy_loops(busy):
                     for one in contestants:
                         lines[one.stage, one.setting, busy].runs.append(one.rate(SECONDS))
-                        advance(1, f"{one.stage} beside {busy}")
+                        advance(1, f"{one.stage} next to {busy}")
     return list(lines.values())
 
 
@@ -143,7 +143,7 @@ def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
         quiet = rates[stage, OURS, 0]
         asked.append((stage, "quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE))
         for busy, share in BUSY_SHARES.items():
-            what = f"beside {busy} busy loops, of its quiet speed"
+            what = f"next to {busy} busy loops, of its quiet speed"
             asked.append((stage, what, rates[stage, OURS, busy] / quiet, share))
     return [
         {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
@@ -195,7 +195,7 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
     for axes, stage in zip(panels[0], names, strict=True):
         for busy in sorted({record["busy"] for record in records}):
             heights = [rates[stage, busy, setting] for setting in settings]
-            label = f"beside {busy} busy loops" if busy else "quiet machine"
+            label = f"next to {busy} busy loops" if busy else "quiet machine"
             style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
             axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
             axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
@@ -223,5 +223,5 @@ def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
     parts: list[str] = []
     for busy in sorted({record["busy"] for record in records}):
         over = [rate[stage, ours, busy] / rate[stage, default, busy] for stage in stages]
-        parts.append(f"{f'beside {busy}' if busy else 'quiet'} {min(over):.1f} to {max(over):.1f}")
+        parts.append(f"{f'next to {busy}' if busy else 'quiet'} {min(over):.1f} to {max(over):.1f}")
     return f"Times as fast as with the default: {', '.join(parts)}"

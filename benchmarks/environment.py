@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
     A copy without the project's git history (carried to a GPU machine, say) names its commit in FOLOVLLM_COMMIT.
     """
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    told, git, not_code = os.environ.get("FOLOVLLM_COMMIT"), ("git", "-C", str(ROOT)), (":!reports", ":!*.ipynb")
+    given, git, not_code = os.environ.get("FOLOVLLM_COMMIT"), ("git", "-C", str(ROOT)), (":!reports", ":!*.ipynb")
     libraries = {name: _version(name) for name in LIBRARIES}
     return {
         "hardware": {
@@ -38,8 +38,8 @@ def environment() -> dict[str, Any]:
             "gpu_driver": _gpu("driver_version"),
         },
         "versions": {"python": platform.python_version(), "system": platform.platform(), **libraries},
-        "commit": told or _output(*git, "rev-parse", "HEAD") or None,
-        "uncommitted_changes": not told and bool(_output(*git, "status", "--porcelain", "--", ".", *not_code)),
+        "commit": given or _output(*git, "rev-parse", "HEAD") or None,
+        "uncommitted_changes": not given and bool(_output(*git, "status", "--porcelain", "--", ".", *not_code)),
     }
 
 

@@ -1,7 +1,7 @@
 """Where the time of some steps goes: linear layers, attention, norms and rotary, sampling, host, idle.
 
 On a CPU the parts are ranges of one clock. On a GPU they are kernels: a first pass, without CUDA graphs, learns which
-kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are told by name.
+kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are recognised by name.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ OPS = {
     **dict.fromkeys(("norm", "swiglu", "qk_norm_rope"), ELEMENTWISE),
     "sample": SAMPLING,
 }
-"""A norm in front of a matrix product is told from it where it is a kernel of its own; where the two are one kernel,
-that counts as linear."""
+"""A norm before a matrix product counts apart where it is a kernel of its own, and as linear where the two are one."""
 
 
 @contextmanager

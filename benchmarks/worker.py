@@ -64,7 +64,7 @@ class Progress:
     """Tells the parent ten times a second at most."""
 
     def __init__(self, total: int = 0) -> None:
-        self._total, self._done, self._told = total, 0, 0.0
+        self._total, self._done, self._last = total, 0, 0.0
 
     def tokens(self, count: int) -> None:
         """So many more have come, of `total` over all repeats."""
@@ -80,8 +80,8 @@ class Progress:
 
     def _tell(self, *, done: int, total: int, **more: str) -> None:
         now = time.monotonic()
-        if now - self._told > 0.1 or done >= total:
-            self._told = now
+        if now - self._last > 0.1 or done >= total:
+            self._last = now
             tell(**more, done=done, total=total)
 
 
