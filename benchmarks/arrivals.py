@@ -1,4 +1,4 @@
-"""When each request of a run is submitted: by the clock, by what others have made, or at the end of another."""
+"""When each request of a run is submitted: by the clock, by the tokens of others, or at the end of another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Arrival(NamedTuple):
 
 
 class Arrivals:
-    """Hands out each request once. Whoever runs them reports every token (`gained`) and every end (`ended`)."""
+    """Hands out each request once. Its caller reports every token (`gained`) and every end (`ended`)."""
 
     def __init__(self, requests: Sequence[BenchRequest]) -> None:
         self._requests = requests
@@ -47,7 +47,7 @@ class Arrivals:
     def check_idle(self) -> None:
         """With nothing running, only the clock can bring the next one."""
         if self.left and not self._due:
-            raise RuntimeError(f"{self.left} requests wait for tokens that nobody makes: the workload is wrong")
+            raise RuntimeError(f"{self.left} requests wait for tokens that no request makes: the workload is wrong")
 
     def gained(self, indices: Iterable[int], now: float) -> None:
         """These requests have a token more."""

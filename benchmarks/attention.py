@@ -1,4 +1,4 @@
-"""The attention kernels alone: each backend on each shape, beside the ceilings of the same machine in the same run.
+"""The attention kernels alone: each backend on each shape, against the ceilings of the same machine in the same run.
 
 Decode reads all of K and V once and is measured in bytes of K and V per second, against a copy; prefill is measured
 in floating-point operations (4 x heads x head_dim for each query and key that it may see) against a matrix product.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -20,7 +20,7 @@ from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_atomically, write_json
+from benchmarks.files import write_json
 from common.batch import RaggedBatch
 from common.config import parse_device, parse_dtype
 from common.watch.progress import progress_bar
@@ -88,13 +88,7 @@ class Measurement:
     error: str | None = None
 
 
-def run(
-    device: str = "auto",
-    dtype: str = "bf16",
-    json: Path | None = None,
-    quick: bool = False,
-    out_dir: Path = Path("reports/local"),
-) -> dict[str, Any]:
+def run(device: str, dtype: str, json: Path | None, quick: bool, out_dir: Path) -> dict[str, Any]:
     """Measure, print a table, write `attention.json` (or `json`) and `attention-roofline.png` in `out_dir`."""
     target, kind = parse_device(device), parse_dtype(dtype)
     heads, kv_heads, head_dim = HEADS[target.type]
@@ -104,14 +98,13 @@ def run(
     if target.type == "cuda":
         refused["naive"] = "it is for reading: on a GPU it would launch a million tiny kernels"
     names = [*(name for name in select.MODULES if name not in refused), "contiguous"]
-    with torch.inference_mode():
+    jobs = [(step, name) for step in steps for name in names]
+    measured: list[Measurement] = []
+    with torch.inference_mode(), progress_bar("attention", len(jobs)) as advance:
         copy, matmul = ceilings(target, kind, quick)
-        jobs = [(step, name) for step in steps for name in names]
-        measured: list[Measurement] = []
-        with progress_bar("attention", len(jobs)) as advance:
-            for step, name in jobs:
-                measured.append(measure(name, shape, step, copy, matmul, quick))
-                advance(1)
+        for step, name in jobs:
+            measured.append(measure(name, shape, step, copy, matmul, quick))
+            advance(1)
     results = {
         "schema": SCHEMA,
         "environment": environment(),
@@ -120,32 +113,36 @@ def run(
         "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12},
         "records": [asdict(m) for m in measured],
     }  # fmt: skip
-    print_table(results, measured)
-    write_json(json or out_dir / "attention.json", results)
-    picture = draw(results, out_dir)
-    Console(stderr=True).print(f"wrote {json or out_dir / 'attention.json'} and {picture}", highlight=False)
+    print_table(results)
+    path = json or out_dir / "attention.json"
+    write_json(path, results)
+    Console(stderr=True).print(f"wrote {path} and {draw(results, out_dir)}", highlight=False)
     return results
 
 
 def draw(results: dict[str, Any], folder: Path) -> Path:
     """The picture of results, those of an earlier run too; returns its file."""
-    from benchmarks.plots.roofline import roofline, save
+    from benchmarks.plots.picture import save_picture
+    from benchmarks.plots.roofline import roofline
 
-    device = torch.device(results["config"]["device"]).type
-    figure = roofline(results, short_hardware(results["environment"], device))
-    picture = folder / "attention-roofline.png"
-    write_atomically(picture, lambda path: save(figure, path))
-    return picture
+    hardware = short_hardware(results["environment"], results["config"]["device"])
+    return save_picture(folder / "attention-roofline.png", lambda: roofline(results, hardware))
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> tuple[float, float]:
-    """Bytes per second of a copy (read and written), operations per second of a large matrix product."""
+class Ceilings(NamedTuple):
+    """copy: bytes a second, read and written; matmul: operations a second of a large product."""
+
+    copy: float
+    matmul: float
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> Ceilings:
     source = torch.ones((4 << 20) if quick else COLD_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / seconds_per_call(lambda _: target.copy_(source), device, 1, quick)
     n = 128 if quick else {"cpu": 2048, "cuda": 8192}[device.type]
     a = torch.randn(n, n, device=device).to(dtype)
-    return copy, 2 * n**3 / seconds_per_call(lambda _: a @ a, device, 1, quick)
+    return Ceilings(copy, 2 * n**3 / seconds_per_call(lambda _: a @ a, device, 1, quick))
 
 
 def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: float, quick: bool) -> Measurement:
@@ -162,22 +159,18 @@ def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: f
     except (RuntimeError, ValueError) as error:  # out of memory, a shape that a library refuses
         m.error = str(error).splitlines()[0]
         return m
-    decode = step.kind == "decode"
-    m.rate = kv_bytes / m.seconds / 1e9 if decode else flop / m.seconds / 1e12
-    m.share = kv_bytes / m.seconds / copy if decode else flop / m.seconds / matmul
+    work, ceiling, unit = (kv_bytes, copy, 1e9) if step.kind == "decode" else (flop, matmul, 1e12)
+    m.rate, m.share = work / m.seconds / unit, work / m.seconds / ceiling
     m.tflop_per_s, m.flop_per_byte = flop / m.seconds / 1e12, flop / (kv_bytes + q_bytes)
     return m
 
 
 def paged(name: str, shape: AttentionShape, step: Step, layers: int) -> Callable[[int], object]:
     """`attend` of one layer, over blocks dealt in random order."""
-    per_sequence = -(-step.context // shape.block_size)
-    blocks = step.sequences * per_sequence
-    kv = torch.zeros(layers, 2, blocks, shape.block_size, shape.num_kv_heads, shape.head_dim,
-                     dtype=shape.dtype, device=shape.device)  # fmt: skip
-    kv.normal_()
+    blocks = step.sequences * -(-step.context // shape.block_size)
+    kv = _random(shape, layers, 2, blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
     tokens = step.sequences * step.queries
-    q = torch.randn(tokens, shape.num_heads, shape.head_dim, device=shape.device).to(shape.dtype)
+    q = _random(shape, tokens, shape.num_heads, shape.head_dim)
     tables = torch.randperm(blocks, device=shape.device).view(step.sequences, -1).int()
     positions = torch.arange(step.context - step.queries, step.context, device=shape.device).repeat(step.sequences)
     owner = torch.arange(step.sequences, device=shape.device).repeat_interleave(step.queries)
@@ -200,12 +193,14 @@ def paged(name: str, shape: AttentionShape, step: Step, layers: int) -> Callable
     return lambda layer: backend.attend(q, kv[layer])
 
 
+def _random(shape: AttentionShape, *sizes: int) -> torch.Tensor:
+    return torch.empty(*sizes, dtype=shape.dtype, device=shape.device).normal_()
+
+
 def contiguous(shape: AttentionShape, step: Step, layers: int) -> Callable[[int], object]:
     """PyTorch's SDPA with K and V laid out as it likes them best."""
-    kv = torch.zeros(layers, 2, step.sequences, shape.num_kv_heads, step.context, shape.head_dim,
-                     dtype=shape.dtype, device=shape.device)  # fmt: skip
-    kv.normal_()
-    q = torch.randn(step.sequences, shape.num_heads, step.queries, shape.head_dim, device=shape.device).to(shape.dtype)
+    kv = _random(shape, layers, 2, step.sequences, shape.num_kv_heads, step.context, shape.head_dim)
+    q = _random(shape, step.sequences, shape.num_heads, step.queries, shape.head_dim)
     options: dict[str, Any] = {"enable_gqa": shape.group > 1}
     if step.queries == step.context:
         options["is_causal"] = True
@@ -219,7 +214,6 @@ def seconds_per_call(call: Callable[[int], object], device: torch.device, layers
     """The median over rounds through the layers; on a GPU a round is one CUDA graph, so launches cost nothing."""
     call(0)  # compiles
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
 
     def one_round() -> None:
         for layer in range(layers):
@@ -252,7 +246,15 @@ def _captured(one_round: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
+def cells(record: dict[str, Any]) -> list[str]:
+    """Time, rate and share of the ceiling; of a backend that could not run, why."""
+    if record["seconds"] is None:
+        return ["–", record["error"] or "–", "–"]
+    unit = "GB/s" if record["kind"] == "decode" else "TFLOP/s"
+    return [f"{record['seconds'] * 1e3:.3f} ms", f"{record['rate']:.3g} {unit}", f"{record['share']:.0%}"]
+
+
+def print_table(results: dict[str, Any]) -> None:
     top, config = results["ceilings"], results["config"]
     table = Table(
         title=f"attention, {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}",
@@ -264,14 +266,21 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for column in ("time", "rate", "of ceiling"):
         table.add_column(column, justify="right")
     last = ""
-    for m in measured:
-        unit = "GB/s" if m.kind == "decode" else "TFLOP/s"
-        cells = ["-", "-", m.error or "-"]
-        if m.seconds is not None and m.rate is not None and m.share is not None:
-            cells = [f"{m.seconds * 1e3:.3f} ms", f"{m.rate:.3g} {unit}", f"{m.share:.0%}"]
-        table.add_row(m.step if m.step != last else "", m.backend, *cells, end_section=False)
-        last = m.step
+    for record in results["records"]:
+        table.add_row(record["step"] if record["step"] != last else "", record["backend"], *cells(record))
+        last = record["step"]
     console = Console()
     console.print(table)
     for name, reason in config["refused"].items():
         console.print(f"not {name}: {reason}", highlight=False, soft_wrap=True)
+
+
+def print_best(tried: list[dict[str, Any]]) -> None:
+    """Of each layer and number of rows the three fastest configurations, and the one that is chosen by default."""
+    for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in tried):
+        mine = [t for t in tried if (t["name"], t["rows"]) == (name, rows) and t["seconds"] is not None]
+        for place, one in enumerate(sorted(mine, key=lambda t: t["seconds"])):
+            if place < 3 or one.get("chosen"):
+                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}"
+                line += " (chosen)" if one.get("chosen") else ""
+                Console().print(line, highlight=False, markup=False, soft_wrap=True)

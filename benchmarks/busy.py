@@ -1,8 +1,8 @@
-"""What an engine keeps of its speed beside other processes: by how long idle OpenMP threads spin, and with threads that
+"""What an engine keeps of its speed next to busy processes: by how long idle OpenMP threads spin, and with threads that
 follow the load.
 
-Each stage runs once with each setting, in processes that live side by side and take turns: a round visits every load
-(busy loops beside the run) and every process. So settings are compared within the same minutes of the same machine.
+Each stage has a process for each setting. They take turns: a round visits every load (busy loops next to the run) and
+every process, so settings are compared within the same minutes of the same machine.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_atomically, write_json
-from common.config import DEFAULT_MODEL
+from benchmarks.files import write_json
+from benchmarks.plots.picture import save_picture
+from benchmarks.style import SOFT, color, title
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
 
-SCHEMA = "busy-1"
+STYLES = {0: "o-", 2: "s--", 8: "^:"}
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
 QUIET_SHARE = 0.95
-"""Of the runtime's default, on a quiet machine."""
+"""Required share of the speed with the runtime's default, on a quiet machine."""
 BUSY_SHARES = {2: 0.42, 8: 0.12}
-"""Of the own speed on a quiet machine with two cores, by busy loops beside it: what is asked."""
+"""Required share of the own speed on a quiet machine with two cores, by the number of busy loops."""
 SECONDS = 5.0
-"""One run ends here: with the default, beside eight processes, it would take minutes."""
+"""A run ends here: with the default, next to eight processes, it would take minutes."""
 
 
 class Setting(NamedTuple):
@@ -55,7 +58,7 @@ SWEEP = [Setting(count, follows=False) for count in (0, 1_000, 10_000, 30_000, 1
 
 @dataclass
 class Line:
-    """Output tokens per second of a stage with a setting, run by run, beside `busy` loops."""
+    """Output tokens per second of a stage with a setting, run by run, next to `busy` loops."""
 
     stage: str
     setting: Setting
@@ -104,7 +107,7 @@ class Contestant:
 
 @contextmanager
 def busy_loops(count: int) -> Generator[None]:
-    """So many other processes, each of which wants a CPU all the time."""
+    """`count` other processes, each of which wants a CPU all the time."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -114,10 +117,8 @@ def busy_loops(count: int) -> Generator[None]:
             loop.wait()
 
 
-def measure(
-    settings: Sequence[Setting], rounds: int, model: str, loads: Sequence[int] = LOADS, seconds: float = SECONDS
-) -> list[Line]:
-    lines = {(s, setting, n): Line(s, setting, n) for s in STAGES for n in loads for setting in settings}
+def measure(settings: Sequence[Setting], rounds: int, model: str) -> list[Line]:
+    lines = {(s, setting, n): Line(s, setting, n) for s in STAGES for n in LOADS for setting in settings}
     with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(settings) + rounds * len(lines)) as advance:
         contestants: list[Contestant] = []
         for stage in STAGES:
@@ -126,49 +127,45 @@ def measure(
                 stack.callback(contestants[-1].close)
                 advance(1, f"{stage} is ready")
         for _ in range(rounds):
-            for busy in loads:
+            for busy in LOADS:
                 with busy_loops(busy):
                     for one in contestants:
-                        lines[one.stage, one.setting, busy].runs.append(one.rate(seconds))
-                        advance(1, f"{one.stage} beside {busy}")
+                        lines[one.stage, one.setting, busy].runs.append(one.rate(SECONDS))
+                        advance(1, f"{one.stage} next to {busy}")
     return list(lines.values())
 
 
 def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """What is asked of `OURS`: each with the share reached, the share asked, and whether that is met."""
+    """What is required of `OURS`: the share reached, the share asked, and whether that is met."""
     rates = {(line.stage, line.setting, line.busy): line.rate for line in lines}
-    found: list[dict[str, Any]] = []
+    asked: list[tuple[str, str, float, float]] = []
     for stage in STAGES:
         quiet = rates[stage, OURS, 0]
-        asked = [("quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE)]
-        asked += [
-            (f"beside {busy} busy loops, of its quiet speed", rates[stage, OURS, busy] / quiet, share)
-            for busy, share in BUSY_SHARES.items()
-            if (stage, OURS, busy) in rates
-        ]
-        found += [
-            {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
-            for what, reached, share in asked
-        ]
-    return found
+        asked.append((stage, "quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE))
+        for busy, share in BUSY_SHARES.items():
+            what = f"next to {busy} busy loops, of its quiet speed"
+            asked.append((stage, what, rates[stage, OURS, busy] / quiet, share))
+    return [
+        {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
+        for stage, what, reached, share in asked
+    ]
 
 
-def run(path: Path, sweep: bool = False, rounds: int = 5, model: str = DEFAULT_MODEL) -> bool:
-    """Measure, write `path` and the picture beside it, print both tables. Is everything met?"""
-    from benchmarks.plots.busy import draw
-
+def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
+    """Measure, write `path` and the picture next to it, print both tables. Is everything met?"""
     lines = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
     results: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": "busy-1",
         "environment": environment(),
         "config": {"model": model, "ours": str(OURS), "default": str(LIBRARYS), "rounds": rounds},
         "verdicts": verdicts(lines),
         "records": [asdict(line) | {"setting": str(line.setting), "tokens_per_s": line.rate} for line in lines],
     }
     write_json(path, results)
-    write_atomically(path.with_suffix(".png"), draw(results, short_hardware(results["environment"], "cpu")).savefig)
+    hardware = short_hardware(results["environment"], "cpu")
+    picture = save_picture(path.with_suffix(".png"), lambda: draw(results, hardware))
     print_tables(lines, results["verdicts"])
-    print(f"wrote {path} and {path.with_suffix('.png')}")
+    print(f"wrote {path} and {picture}")
     return all(verdict["met"] for verdict in results["verdicts"])
 
 
@@ -184,7 +181,47 @@ def print_tables(lines: Sequence[Line], found: Sequence[dict[str, Any]]) -> None
     console = Console()
     console.print(table)
     for verdict in found:
-        met = "met" if verdict["met"] else "NOT MET"
-        console.print(
-            f"{verdict['stage']} {verdict['what']}: {verdict['reached']:.2f} (asked {verdict['asked']}) {met}"
-        )
+        figures = f"{verdict['reached']:.2f} (asked {verdict['asked']})"
+        console.print(f"{verdict['stage']} {verdict['what']}: {figures} {'met' if verdict['met'] else 'NOT MET'}")
+
+
+def draw(results: dict[str, Any], hardware: str) -> Figure:
+    """Output tokens per second by setting, a panel for each stage, a line for each number of busy loops."""
+    records, ours = results["records"], results["config"]["ours"]
+    settings = list(dict.fromkeys(record["setting"] for record in records))
+    names = list(dict.fromkeys(record["stage"] for record in records))
+    rates = {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
+    figure, panels = plt.subplots(1, len(names), figsize=(13, 6), squeeze=False)
+    for axes, stage in zip(panels[0], names, strict=True):
+        for busy in sorted({record["busy"] for record in records}):
+            heights = [rates[stage, busy, setting] for setting in settings]
+            label = f"next to {busy} busy loops" if busy else "quiet machine"
+            style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
+            axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
+            axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
+        places = [*range(len(settings) - 1), len(settings) - 0.7]
+        axes.set_xticks(places, [_name(each, results["config"]["default"]) for each in settings])
+        axes.tick_params(axis="x", labelsize=11)
+        axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
+        axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
+        axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
+    figure.suptitle(_finding(records, ours, results["config"]["default"]), x=0.02, ha="left", fontweight="bold")
+    note = f"{hardware}. Rightmost, what the engines do: as many threads as other programs leave CPUs."
+    figure.text(0.02, 0.015, note, color=SOFT, fontsize=12)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    return figure
+
+
+def _name(setting: str, default: str) -> str:
+    short = setting.replace(",000", "k").replace(" + following", "\nengines")
+    return f"{short}\ndefault" if setting == default else short
+
+
+def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
+    stages = list(dict.fromkeys(record["stage"] for record in records))
+    rate = {(r["stage"], r["setting"], r["busy"]): r["tokens_per_s"] for r in records}
+    parts: list[str] = []
+    for busy in sorted({record["busy"] for record in records}):
+        over = [rate[stage, ours, busy] / rate[stage, default, busy] for stage in stages]
+        parts.append(f"{f'next to {busy}' if busy else 'quiet'} {min(over):.1f} to {max(over):.1f}")
+    return f"Times as fast as with the default: {', '.join(parts)}"

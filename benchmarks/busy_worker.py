@@ -1,4 +1,4 @@
-"""One engine that runs the same small batch whenever its parent asks: `python -m benchmarks.busy_worker STAGE MODEL`.
+"""One engine that runs the same small batch when its parent asks: `python -m benchmarks.busy_worker STAGE MODEL`.
 
 A line on standard input is the seconds that a run may take; the answer is a line with its output tokens per second.
 """
@@ -15,8 +15,7 @@ REQUESTS, PROMPT, TOKENS = 8, 8, 64
 
 
 def rate(engine: Engine, seconds: float) -> float:
-    """Output tokens per second of the batch, from the step on in which all have a token; cut short after the step in
-    which `seconds` are over."""
+    """Output tokens per second of the batch from when all requests have a token, for `seconds` at most."""
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
     for number in range(REQUESTS):
         engine.add_request([(7 * i + 31 * number + 1) % 400 for i in range(PROMPT)], params)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from benchmarks.attention_clock import AttentionClock
+from benchmarks.measure import AttentionClock
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run
 from benchmarks.workloads import Size
@@ -20,34 +20,18 @@ OnTokens = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contestant of a comparison gets.
-
-    kv_tokens: what its KV cache may hold.
-    defaults: the workload's engine options, for those who have them.
-    options: the caller's, which override them; one that a stage does not have is an error.
-    """
+    """What every contestant of a comparison gets. options: the caller's, which override those of the workload
+    (`size.options`); one that a stage does not have is an error."""
 
     model: str
     dtype: torch.dtype
     device: torch.device
-    max_num_seqs: int
-    max_model_len: int
-    kv_tokens: int
-    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    size: Size
+    options: dict[str, Any]
 
     @classmethod
     def of(cls, model: str, dtype: str, device: str, size: Size, options: dict[str, Any]) -> Setting:
-        return cls(
-            model,
-            parse_dtype(dtype),
-            parse_device(device),
-            size.max_num_seqs,
-            size.max_model_len,
-            size.kv_budget_tokens,
-            dict(size.options),
-            options,
-        )
+        return cls(model, parse_dtype(dtype), parse_device(device), size, options)
 
 
 class Contestant(Protocol):
@@ -63,6 +47,6 @@ class Contestant(Protocol):
 
     def attention_clock(self) -> AttentionClock | None:
         """Adds up the time in attention over the next run; None where nothing tells us (peers)."""
-        ...
+        return None
 
     def close(self) -> None: ...

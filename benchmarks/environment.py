@@ -22,29 +22,29 @@ ROOT = Path(__file__).resolve().parent.parent
 def environment() -> dict[str, Any]:
     """Hardware, versions and commit as plain JSON values; null where something cannot be found out.
 
-    A copy whose git history is not the project's (carried to a GPU machine, say) tells in FOLOVLLM_COMMIT where it
-    comes from.
+    A copy without the project's git history (carried to a GPU machine, say) names its commit in FOLOVLLM_COMMIT.
     """
-    told = os.environ.get("FOLOVLLM_COMMIT")
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    given, git, not_code = os.environ.get("FOLOVLLM_COMMIT"), ("git", "-C", str(ROOT)), (":!reports", ":!*.ipynb")
+    libraries = {name: _version(name) for name in LIBRARIES}
     return {
         "hardware": {
-            "cpu": cpu_name(),
+            "cpu": _cpu_name(),
             "cpu_cores": os.cpu_count(),
-            "cpu_flags": _cpu_flags(),
+            "cpu_flags": [flag for flag in FLAGS_THAT_MATTER if flag in flags],
             "threads": torch.get_num_threads(),
             "memory_bytes": _memory_bytes(),
             "gpu": _gpu("name"),
             "gpu_driver": _gpu("driver_version"),
         },
-        "versions": {"python": platform.python_version(), "system": platform.platform(), **_library_versions()},
-        "commit": told or _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or None,
-        "uncommitted_changes": not told
-        and bool(_output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!reports", ":!*.ipynb")),
+        "versions": {"python": platform.python_version(), "system": platform.platform(), **libraries},
+        "commit": given or _output(*git, "rev-parse", "HEAD") or None,
+        "uncommitted_changes": not given and bool(_output(*git, "status", "--porcelain", "--", ".", *not_code)),
     }
 
 
 INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 for bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
-"""What decides how fast a CPU multiplies, the best first: clouds name very different ones alike."""
+"""What decides how fast a CPU multiplies, the best first: clouds give very different CPUs the same name."""
 
 
 def short_hardware(found: dict[str, Any], device: str) -> str:
@@ -67,7 +67,7 @@ def _output(*command: str) -> str:
 
 
 def _gpu(field: str) -> str | None:
-    """Of the card that a run uses: the first that CUDA_VISIBLE_DEVICES names, of several in the host."""
+    """Of the card that a run uses: the first of CUDA_VISIBLE_DEVICES."""
     card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if not card:
         return None
@@ -82,14 +82,9 @@ def _cpuinfo(key: str) -> str:
     return ""
 
 
-def cpu_name() -> str:
+def _cpu_name() -> str:
     name = _cpuinfo("model name") or _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     return name if name and name != "unknown" else platform.machine()
-
-
-def _cpu_flags() -> list[str]:
-    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return [flag for flag in FLAGS_THAT_MATTER if flag in present]
 
 
 def _memory_bytes() -> int | None:
@@ -99,11 +94,8 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _library_versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -8,7 +8,7 @@ import signal
 import torch
 
 OUT_OF_MEMORY = "out of memory"
-"""In every message that tells of it, so that tables and pictures can name it."""
+"""In every such message, so that tables and pictures can name it."""
 _SIGNS = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
 _WANTED = re.compile(r"tr(?:ied|ying) to allocate ([\d.]+) (bytes|[KMGTP]iB)", re.IGNORECASE)
 
@@ -16,15 +16,10 @@ _WANTED = re.compile(r"tr(?:ied|ying) to allocate ([\d.]+) (bytes|[KMGTP]iB)", r
 def of_error(error: Exception) -> str:
     """What an exception in the worker means."""
     text = " ".join(str(error).split())
-    if _is_out_of_memory(error, text.lower()):
+    signs = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _SIGNS)
+    if signs or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return f"{OUT_OF_MEMORY}: {_wanted(text)}"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-
-def _is_out_of_memory(error: Exception, text: str) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
 
 
 def _wanted(text: str) -> str:
@@ -41,15 +36,9 @@ def of_exit(status: int, log: str) -> str:
     if status == -signal.SIGKILL:
         reason = f"the system killed the worker: most likely {OUT_OF_MEMORY}"
     elif status < 0:
-        reason = f"the worker was killed by {_signal_name(-status)}"
+        known = -status in set(signal.Signals)
+        reason = f"the worker was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
     else:
         reason = f"the worker ended with status {status} and no result"
     lines = log.strip().splitlines()
     return f"{reason}; its last words: {lines[-1].strip()}" if lines else reason
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

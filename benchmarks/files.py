@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Record
 from common.errors import UserError
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """`write` gets a path beside `path`, with the same ending; the finished file then takes `path`'s place."""
+    """`write` gets a path next to `path`, with the same ending; the finished file then takes `path`'s place."""
     path = Path(path)
     scratch = _scratch_beside(path)
     try:
@@ -63,7 +62,3 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "records" not in value:
         raise UserError(f"{path} is no results file (it has no 'records'): choose the JSON of a bench run")
     return value
-
-
-def read_record(path: str | Path) -> Record:
-    return Record(**json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,9 +1,9 @@
-"""The fused kernels alone: each operation of `common.models.ops` against its definition, beside a copy's bandwidth.
+"""The fused kernels alone: each operation of `common.models.ops` against its definition and a copy's bandwidth.
 
 On a GPU every time is that of one call within a CUDA graph, so launches from the host cost nothing on either side.
 The calls of one graph take turns over copies of the weights that together exceed the caches, as the layers of a model
-do. `fused` lets a kernel start while the one in front of it ends; `apart` does not. GB/s counts weights and logits,
-read once; for the operations between the products, their inputs and outputs.
+do. `fused` lets a kernel start while the previous one ends; `apart` does not. GB/s counts weights and logits, read
+once; for the operations between the products, their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from common.config import parse_device, parse_dtype
@@ -124,13 +124,7 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
 
 
 def run(
-    device: str = "auto",
-    dtype: str = "bf16",
-    model: str = "qwen3-0.6b",
-    json: Path | None = None,
-    quick: bool = False,
-    tune: bool = False,
-    out_dir: Path = Path("reports/local"),
+    device: str, dtype: str, model: str, json: Path | None, quick: bool, tune: bool, out_dir: Path
 ) -> dict[str, Any]:
     """Measure, print a table, write `fused.json` (or `json`) in `out_dir`."""
     target, kind = parse_device(device), parse_dtype(dtype)
@@ -143,19 +137,18 @@ def run(
     fused, apart, plain = FusedOps(target), FusedOps(target, pdl=False), Ops()
     measured: list[Measurement] = []
     tuned: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        copy, _ = ceilings(target, kind, quick)
-        with progress_bar("fused kernels", 11 * len(rows)) as advance:
-            for case in cases(config, kind, target, rows):
-                times = [
-                    seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)
-                    for ops in (fused, apart, plain)
-                ]
-                rate = case.bytes / times[0]
-                measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
-                advance(1)
-        if tune:
-            tuned = tune_products(config, kind, target, fused.launch, copy, quick)
+    with torch.inference_mode(), progress_bar("fused kernels", 11 * len(rows)) as advance:
+        copy = ceilings(target, kind, quick).copy
+        for case in cases(config, kind, target, rows):
+            times = [
+                seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)
+                for ops in (fused, apart, plain)
+            ]
+            rate = case.bytes / times[0]
+            measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
+            advance(1)
+    if tune:
+        tuned = tune_products(config, kind, target, fused.launch, copy, quick)
     results = {
         "schema": "fused-1",
         "environment": environment(),
@@ -164,19 +157,21 @@ def run(
         "records": [asdict(m) for m in measured],
         "tuned": tuned,
     }
-    write_json(json or out_dir / "fused.json", results)
+    path = json or out_dir / "fused.json"
+    write_json(path, results)
     print_table(results, measured)
-    Console(stderr=True).print(f"wrote {json or out_dir / 'fused.json'}", highlight=False)
+    Console(stderr=True).print(f"wrote {path}", highlight=False)
     return results
 
 
+@torch.inference_mode()
 def tune_products(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, launch: dict[str, Any], copy: float, quick: bool
 ) -> list[dict[str, Any]]:
     """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
     from common.execution.gpu.triton_gemv import gemv, gemv_config
 
-    jobs: list[tuple[Case, Any]] = []
+    jobs: list[tuple[Case, Any, Callable[[int], object]]] = []
     for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):
         if case.product is None:
             continue
@@ -186,34 +181,27 @@ def tune_products(
         taken = gemv_config(outputs, x.shape[1], dtype.itemsize, gated, case.rows)
         row_bytes = weights[0].nbytes // outputs
         others = [replace(taken, out=out, num_warps=warps) for out in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
-        others = [c for c in others if c != taken and 64 <= out_bytes(c, row_bytes) <= 256]
-        jobs += [(case, c) for c in [taken, *others[: 1 if quick else None]]]
+        bytes_a_thread = {c: c.out * row_bytes // (32 * c.num_warps) for c in others}
+        others = [c for c, size in bytes_a_thread.items() if c != taken and 64 <= size <= 256]
+        for c in [taken, *others[: 1 if quick else None]]:
+            jobs.append((case, c, lambda i, w=weights, x=x, o=options, c=c: gemv(x, w[i], launch, config=c, **o)))
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     with progress_bar("tuning", len(jobs)) as advance:
-        for case, candidate in jobs:
+        for case, candidate, call in jobs:
             if time.perf_counter() - began > TUNE_SECONDS:
                 break
-            weights, x, options = case.product or ([], torch.empty(0), {})
-            seconds = seconds_per_call(
-                lambda i, w=weights, x=x, o=options, c=candidate: gemv(x, w[i], launch, config=c, **o),
-                device, case.copies, quick,
-            )  # fmt: skip
+            seconds = seconds_per_call(call, device, case.copies, quick)
             rate = case.bytes / seconds
-            record = {"name": case.name, "rows": case.rows, **asdict(candidate), "seconds": seconds}
-            first = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)
-            results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy, "chosen": first})
+            label = f"out={candidate.out} num_warps={candidate.num_warps}"
+            chosen = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)
+            record = {"name": case.name, "rows": case.rows, "config": label, "seconds": seconds, "chosen": chosen}
+            results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy})
             advance(1)
     return results
 
 
-def out_bytes(config: Any, row_bytes: int) -> int:
-    """Bytes of weights that one thread holds."""
-    return config.out * row_bytes // (32 * config.num_warps)
-
-
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
-    console = Console()
     copy = results["ceilings"]["copy_gb_per_s"]
     title = f"fused kernels, {results['config']['model']}, {results['config']['dtype']}"
     table = Table(title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
@@ -223,16 +211,5 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for m in measured:
         times = [f"{seconds * 1e6:.1f} µs" for seconds in (m.fused, m.apart, m.plain)]
         table.add_row(m.name, str(m.rows), *times, f"{m.plain / m.fused:.2f}×", f"{m.gb_per_s:.0f}", f"{m.share:.0%}")
-    console.print(table)
-    for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in results["tuned"]):
-        tried = [t for t in results["tuned"] if (t["name"], t["rows"]) == (name, rows)]
-        best, chosen = min(tried, key=lambda t: t["seconds"]), next(t for t in tried if t["chosen"])
-        console.print(
-            f"{name}, {rows} rows: best {_described(best)}; chosen {_described(chosen)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _described(tried: dict[str, Any]) -> str:
-    return f"out={tried['out']} num_warps={tried['num_warps']} {tried['seconds'] * 1e6:.1f} µs"
+    Console().print(table)
+    print_best(results["tuned"])

@@ -1,28 +1,28 @@
 """Checkpoints back and forth between m7 and GPTQModel: `make gptq-interop`, in an environment that has GPTQModel.
 
-For the format most of ours are rounded to nearest, because that takes seconds and the format is the same; act-order,
-whose groups are dealt by the algorithm, is quantised. Theirs are made by GPTQModel's own quantiser from our calibration
-text. For the algorithm, the same settings quantised by ours, from the same text: two perplexities and two times side by
-side, all in float32.
+Most of ours are rounded to nearest: that takes seconds, and the format is the same. With act-order the algorithm deals
+the groups, so that one is quantised. Theirs are made by GPTQModel's own quantiser from our calibration text, and the
+same settings by ours from the same text: two perplexities and two times to compare, all in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.environment import environment
-from benchmarks.quality import CONTEXT, TOKENS, measure
+from benchmarks.files import write_json
+from benchmarks.quality import CONTEXT, TOKENS, attend, measure
 from common.config import DEFAULT_MODEL
 from common.models.load import load_tokenizer
 from common.models.sources.embedded import open_embedded
@@ -64,7 +64,7 @@ def compare(folder: Path, text: torch.Tensor, count: int = CONTEXT) -> dict[str,
     ours = build_decoder(GPTQFolder(folder), torch.float32, torch.device("cpu"), False)
     perplexity, _ = measure(ours, text[:count])
     head = text[:256]
-    hidden = ours(head, torch.arange(len(head)), _causal)
+    hidden = ours(head, torch.arange(len(head)), attend)
     mine = ours.logits(hidden)
     theirs = load_theirs(folder)(input_ids=head[None]).logits[0].float()
     difference = float((mine - theirs).abs().max())
@@ -78,8 +78,8 @@ def compare(folder: Path, text: torch.Tensor, count: int = CONTEXT) -> dict[str,
     }
 
 
-def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
-    """GPTQModel's plain algorithm (no act_group_aware) on our calibration text; seconds that it took."""
+def quantize_theirs(source: Path, settings: Settings, folder: Path) -> None:
+    """GPTQModel's plain algorithm (no act_group_aware) on our calibration text."""
     from gptqmodel import GPTQModel, QuantizeConfig  # pyright: ignore[reportMissingImports]
 
     config = QuantizeConfig(
@@ -88,70 +88,53 @@ def quantize_theirs(source: Path, settings: Settings, folder: Path) -> float:
         sym=settings.symmetric,
         desc_act=settings.desc_act,
         act_group_aware=False,
-        **({} if settings.symmetric else {"format": "gptq_v2"}),
     )
     ids = calibration_tokens(load_tokenizer(DEFAULT_MODEL))
     text = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in ids]
-    started = time.perf_counter()
     model = GPTQModel.load(str(source), config, device="cpu")
     model.quantize(text, batch_size=8)
     model.save(str(folder))
-    return time.perf_counter() - started
 
 
-def quantize_ours(settings: Settings, folder: Path) -> float:
-    """By our quantiser, written to a new folder; seconds that it took."""
+def measured(make: Callable[[], object], folder: Path, text: torch.Tensor, count: int) -> dict[str, Any]:
+    """Both programs on the folder that `make` writes, and the seconds that this took."""
     started = time.perf_counter()
-    quantize(DEFAULT_MODEL, settings, folder)
-    return time.perf_counter() - started
-
-
-def _causal(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+    make()
+    seconds = time.perf_counter() - started
+    found = {**compare(folder, text, count), "seconds": seconds}
+    print(found, flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("reports/local/gptq_interop.json"))
-    parser.add_argument("--ours-only", action="store_true", help="leave out GPTQModel's own quantiser (minutes)")
-    parser.add_argument("--only", default="", help="checkpoints whose name has this in it, such as desc_act")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="evaluation tokens, where algorithms are compared")
-    arguments = parser.parse_args()
+    path: Path = parser.parse_args().json
     source = open_embedded()
-    text = tokens(load_tokenizer(DEFAULT_MODEL), DATA / "evaluation.txt")[: max(CONTEXT, arguments.tokens)]
+    text = tokens(load_tokenizer(DEFAULT_MODEL), DATA / "evaluation.txt")[:TOKENS]
     versions = {name: importlib.metadata.version(name) for name in ("gptqmodel", "transformers", "torch")}
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
     record: dict[str, Any] = {"environment": environment(), "versions": versions, "model": DEFAULT_MODEL}
-    record |= {"ours": {}, "theirs": {}}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    record |= {"ours": ours, "theirs": theirs}
     with tempfile.TemporaryDirectory() as scratch:
-        for settings in (s for s in (*OURS, ACT_ORDER) if arguments.only in s.name):
+        for settings in (*OURS, ACT_ORDER):
             folder = Path(scratch) / settings.name
-            seconds = quantize_ours(settings, folder)
-            record["ours"][settings.name] = {**compare(folder, text), "seconds": seconds}
-            _write(arguments.json, record)
-        for settings in (s for s in THEIRS if arguments.only in s.name and not arguments.ours_only):
+            ours[settings.name] = measured(partial(quantize, DEFAULT_MODEL, settings, folder), folder, text, CONTEXT)
+            write_json(path, record)
+        for settings in THEIRS:
             folder = Path(scratch) / f"theirs-{settings.name}"
-            seconds = quantize_theirs(source.folder, settings, folder)
-            record["theirs"][settings.name] = {**compare(folder, text, arguments.tokens), "seconds": seconds}
-            _write(arguments.json, record)
+            make = partial(quantize_theirs, source.folder, settings, folder)
+            theirs[settings.name] = measured(make, folder, text, TOKENS)
             same = replace(settings, search=False)  # GPTQModel's own, `mse`, is off by default
             folder = Path(scratch) / f"ours-{same.name}"
-            seconds = quantize_ours(same, folder)
-            record["ours"][same.name] = {**compare(folder, text, arguments.tokens), "seconds": seconds}
-            record["theirs"][settings.name]["perplexity_of_ours"] = record["ours"][same.name]["perplexity"]
-            _write(arguments.json, record)
-    rows = [*record["ours"].values(), *record["theirs"].values()]
+            ours[same.name] = measured(partial(quantize, DEFAULT_MODEL, same, folder), folder, text, TOKENS)
+            theirs[settings.name]["perplexity_of_ours"] = ours[same.name]["perplexity"]
+            write_json(path, record)
+    rows = [*ours.values(), *theirs.values()]
     wrong = [row for row in rows if not row["within_tolerance"] or not math.isfinite(row["perplexity"])]
-    print(
-        f"{len(rows) - len(wrong)} of {len(rows)} checkpoints give the same logits in both; written to {arguments.json}"
-    )
+    print(f"{len(rows) - len(wrong)} of {len(rows)} checkpoints give the same logits in both; written to {path}")
     raise SystemExit(bool(wrong))
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record[("theirs" if record["theirs"] else "ours")], indent=1), flush=True)
 
 
 if __name__ == "__main__":

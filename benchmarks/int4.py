@@ -1,11 +1,8 @@
-"""The 4-bit linear layers alone: each of a model's shapes at 1 to 64 rows, beside a 16-bit product in the same run.
+"""The 4-bit linear layers alone: each of a model's shapes at 1 to 64 rows, against a 16-bit product in the same run.
 
 A row is a token of the step. Copies of a layer are visited in turn and together exceed the caches, as in a model. The
-ceiling is the time to read the 4-bit weight at the speed of a copy measured in the same run: no kernel can be faster
-while it reads the weight from memory.
-
-On a GPU our kernels for few tokens start while the one in front still runs, as in the engine (`int4`); what they would
-be without that stands beside it (`int4 in order`).
+ceiling is the time to read the 4-bit weight at the speed of a copy measured in the same run. On a GPU our kernels for
+few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
 from __future__ import annotations
@@ -15,21 +12,25 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import read_json, write_atomically, write_json
+from benchmarks.files import read_json, write_json
+from benchmarks.plots.picture import save_picture
+from benchmarks.style import INK, SOFT
 from common.config import parse_device
 from common.errors import require
-from common.models.linear import OneDnnLinear, Projection, make_linear
+from common.models.linear import Linear, OneDnnLinear, Projection, make_linear
 from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
@@ -46,10 +47,9 @@ SHAPES = {
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 GROUP = {"cpu": 64, "cuda": 128}
 QUICK_SHAPES = {"small": (128, 64)}
+COLORS = {"qkv": "#332288", "o": "#117733", "gate_up": "#CC6677", "down": "#DDAA33"}
 BF16 = torch.bfloat16
 SCHEMA = "int4-3"
-GOAL = 1.5
-"""Times as fast as a bf16 product at one row: what a GPU's kernel is held to on each shape."""
 TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
 TUNE_SECONDS = 150.0
 """Tuning stops here with what it has: compiling takes most of it."""
@@ -71,66 +71,43 @@ class Measurement:
     share: float
 
 
-def run(
-    device: str = "auto",
-    json: Path | None = None,
-    quick: bool = False,
-    out_dir: Path = Path("reports/local"),
-    group: int | None = None,
-    resume: bool = False,
-) -> dict[str, Any]:
-    """Measure, print a table and the verdicts, write `int4.json` (or `json`) and `int4.png` in `out_dir`.
+def run(device: str, json: Path | None, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Measure, print a table, write `int4.json` (or `json`, after each shape) and `int4.png` in `out_dir`.
 
-    The file is written after each shape. resume: shapes that it has, measured on the same machine, are not measured
-    again.
+    resume: shapes that the file has from the same machine are not measured again.
     """
-    from benchmarks.plots.int4 import draw, save
-
     target, path = parse_device(device), json or out_dir / "int4.json"
-    group = group or (32 if quick else GROUP[target.type])
+    group = 32 if quick else GROUP[target.type]
     shapes = QUICK_SHAPES if quick else SHAPES[target.type]
     rows = ROWS[:2] if quick else ROWS
-    found = environment()
     config = {"device": str(target), "group_size": group, "rows": list(rows)}
-    results: dict[str, Any] = {"schema": SCHEMA, "environment": found, "config": config}
-    measured = earlier(path, results) if resume else []
+    results: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "config": config}
+    measured = [Measurement(**record) for record in earlier(path, results)] if resume else []
     with torch.inference_mode(), progress_bar("int4", len(shapes)) as advance:
-        copy, _ = ceilings(target, BF16, quick)
+        copy = ceilings(target, BF16, quick).copy
         results["ceilings"] = {"copy_gb_per_s": copy / 1e9}
         for name, shape in shapes.items():
             if all(m.shape != name for m in measured):
                 measured += measure(name, shape, rows, group, target, copy, quick)
-            results |= {"verdicts": verdicts(measured), "records": [asdict(m) for m in measured]}
+            results["records"] = [asdict(m) for m in measured]
             write_json(path, results)
             advance(1, name)
     print_table(results, measured)
-    figure = draw(results, short_hardware(found, target.type))
-    write_atomically(out_dir / "int4.png", lambda path: save(figure, path))
-    Console(stderr=True).print(f"wrote {path} and {out_dir / 'int4.png'}", highlight=False)
+    hardware = short_hardware(results["environment"], target.type)
+    picture = save_picture(out_dir / "int4.png", lambda: draw(results, hardware))
+    Console(stderr=True).print(f"wrote {path} and {picture}", highlight=False)
     return results
 
 
-def earlier(path: Path, results: dict[str, Any]) -> list[Measurement]:
-    """What an interrupted run has left in the file; `UserError` if it measured something else, or elsewhere."""
+def earlier(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of an interrupted run; `UserError` if it had other settings or ran on another machine."""
     if not path.exists():
         return []
     old = read_json(path)
     same = (old.get("schema"), old.get("config")) == (results["schema"], results["config"])
     same = same and old.get("environment", {}).get("hardware") == results["environment"]["hardware"]
     require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
-    return [Measurement(**record) for record in old["records"]]
-
-
-def verdicts(measured: list[Measurement]) -> list[dict[str, Any]]:
-    """Of each shape: how many times as fast as bf16 at one row, whether that is the goal, and the fewest rows at which
-    the advantage has ended (None: it has not)."""
-    result: list[dict[str, Any]] = []
-    for name in dict.fromkeys(m.shape for m in measured):
-        line = sorted((m for m in measured if m.shape == name and m.layer == "int4"), key=lambda m: m.rows)
-        ends = next((m.rows for m in line if m.speedup < 1), None)
-        met = line[0].speedup >= GOAL
-        result.append({"shape": name, "speedup": line[0].speedup, "goal": GOAL, "met": met, "ends_at_rows": ends})
-    return result
+    return old["records"]
 
 
 def measure(
@@ -149,23 +126,17 @@ def measure(
         layers = [first, *(make() for _ in range(count - 1))]
         for n in rows:
             x = torch.randn(n, inputs, device=device).to(BF16)
-            seconds = seconds_per_call(partial(_call, layers, x), device, count, quick)
+            seconds = seconds_per_call(lambda i, layers=layers, x=x: layers[i](x), device, count, quick)
             plain.setdefault(n, seconds)
             result.append(Measurement(name, inputs, outputs, n, kind, seconds, size / seconds / 1e9,
                                       plain[n] / seconds, floor / seconds))  # fmt: skip
     return result
 
 
-def _call(layers: list[Projection | Plain], x: torch.Tensor, index: int) -> object:
-    return layers[index](x)
-
-
-def kinds(
-    shape: tuple[int, int], group: int, device: torch.device
-) -> Iterator[tuple[str, Callable[[], Projection | Plain]]]:
+def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Projection]]]:
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
-    yield "bf16", lambda: Plain(weight)
+    yield "bf16", lambda: Linear(weight.to(BF16))  # F.linear: cuBLAS on a GPU
     if isinstance(make_linear(weight.to(BF16)), OneDnnLinear):
         yield "bf16 packed", lambda: make_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
@@ -174,19 +145,6 @@ def kinds(
     yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
     if isinstance(layer, TritonInt4Linear):
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
-
-
-class Plain:
-    """F.linear in bfloat16: cuBLAS on a GPU."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight.to(BF16)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
-
-    def weights_bytes(self) -> int:
-        return self.weight.nbytes
 
 
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
@@ -201,82 +159,86 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     for m in sorted(measured, key=lambda m: (m.inputs * m.outputs, m.shape, m.rows)):
         table.add_row(f"{m.shape} {m.inputs} → {m.outputs}", str(m.rows), m.layer, f"{m.seconds * 1e6:.1f} µs",
                       f"{m.gb_per_s:.0f}", f"{m.speedup:.2f}", f"{m.share:.0%}")  # fmt: skip
-    console = Console()
-    console.print(table)
-    for v in results["verdicts"]:
-        said = f"{v['shape']}: {v['speedup']:.2f} × bf16 at one row"
-        if results["config"]["device"].startswith("cuda"):
-            said += f", goal {v['goal']}: {'met' if v['met'] else 'not met'}"
-        end = f"slower from {v['ends_at_rows']} rows on" if v["ends_at_rows"] else "faster at all rows measured"
-        console.print(f"{said}; {end}", highlight=False)
+    Console().print(table)
 
 
-def tune(
-    device: str = "auto",
-    json: Path | None = None,
-    group: int = 128,
-    resume: bool = False,
-    out_dir: Path = Path("reports/local"),
-) -> dict[str, Any]:
+def draw(results: dict[str, Any], hardware: str) -> Figure:
+    """Speed of `int4` over `bf16`, one line a shape, against rows."""
+    records = results["records"]
+    rows = sorted({r["rows"] for r in records})
+    figure, axes = plt.subplots(figsize=(11, 6.5))
+    for shape in dict.fromkeys(r["shape"] for r in records):
+        color = COLORS.get(shape, SOFT)
+        line = [r for r in records if r["shape"] == shape and r["layer"] == "int4"]
+        label = f"{shape} {line[0]['inputs']} → {line[0]['outputs']}"
+        axes.plot([r["rows"] for r in line], [r["speedup"] for r in line], "o-", color=color, label=label)
+    if packed := [r for r in records if r["layer"] == "bf16 packed"]:
+        means = [mean([r["speedup"] for r in packed if r["rows"] == n]) for n in rows]
+        axes.plot(rows, means, "s--", color=SOFT, label="bf16 packed by oneDNN, mean of the shapes")
+    axes.axhline(1.0, color=INK, linewidth=1.5)
+    axes.set(xscale="log", xticks=rows, xlabel="rows (tokens of one step)", ylabel="times as fast as bf16", ylim=0)
+    axes.set_xticklabels([str(n) for n in rows])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    axes.set_title(f"{hardware} · groups of {results['config']['group_size']}, bf16 activations", loc="left",
+                   fontsize=12, color=SOFT)  # fmt: skip
+    figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def _finding(records: list[dict[str, Any]]) -> str:
+    int4 = [r for r in records if r["layer"] == "int4"]
+    one = [r["speedup"] for r in int4 if r["rows"] == min(r["rows"] for r in int4)]
+    rows = sorted({r["rows"] for r in int4})
+    slower = [n for n in rows if mean([r["speedup"] for r in int4 if r["rows"] == n]) < 1]
+    end = f"on average slower from {slower[0]} rows on" if slower else f"faster up to {rows[-1]} rows"
+    return f"4-bit layers: {min(one):.1f} to {max(one):.1f} times bf16 at {rows[0]} row, {end}"
+
+
+def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
     """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
 
     Every try is written to `int4-tune.json` (or `json`) at once; resume: those that it has are not tried again.
     """
-    target, path = parse_device(device), json or out_dir / "int4-tune.json"
+    target, path, group = parse_device(device), json or out_dir / "int4-tune.json", GROUP["cuda"]
     require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
-    found = environment()
     config = {"device": str(target), "group_size": group}
-    results: dict[str, Any] = {"schema": "int4-tune-1", "environment": found, "config": config, "records": []}
-    if resume and path.exists():
-        old = read_json(path)
-        same = old.get("config") == config and old.get("environment", {}).get("hardware") == found["hardware"]
-        require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
-        results["records"] = old["records"]
+    results: dict[str, Any] = {"schema": "int4-tune-2", "environment": environment(), "config": config}
+    results["records"] = earlier(path, results) if resume else []
+    records: list[dict[str, Any]] = results["records"]
+    done = {(r["name"], r["rows"], r["config"]) for r in records}
     began = time.perf_counter()
     with torch.inference_mode():
-        for name, (inputs, outputs) in SHAPES["cuda"].items():
-            weight = torch.randn(outputs, inputs, device=target).mul_(inputs**-0.5)
-            rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-            for rows in TUNED_ROWS:
-                _tune_one(name, rounded, rows, target, results, path, began)
-    print_best(results["records"])
-    return results
+        for name, rows, label, call, count in _all_tries(group, target):
+            if time.perf_counter() - began > TUNE_SECONDS:
+                break
+            if (name, rows, label) in done:
+                continue
+            record: dict[str, Any] = {"name": name, "rows": rows, "config": label, "seconds": None, "error": None}
+            try:
+                record["seconds"] = seconds_per_call(call, target, count, True)
+            except RuntimeError as error:  # more shared memory than there is
+                record["error"] = str(error).splitlines()[0]
+            records.append(record)
+            write_json(path, results)
+    print_best(records)
 
 
-def _tune_one(
-    name: str, weight: QuantizedWeight, rows: int, device: torch.device, results: dict[str, Any], path: Path,
-    began: float,
-) -> None:  # fmt: skip
-    """Every configuration of one shape at so many rows, as long as there is time."""
-    records: list[dict[str, Any]] = results["records"]
-    done = {r["config"] for r in records if (r["shape"], r["rows"]) == (name, rows)}
-    for label, call, count in _tries(weight, rows, device):
-        if time.perf_counter() - began > TUNE_SECONDS:
-            return
-        if label in done:
-            continue
-        record: dict[str, Any] = {"shape": name, "rows": rows, "config": label, "seconds": None, "error": None}
-        try:
-            record["seconds"] = seconds_per_call(call, device, count, True)
-        except RuntimeError as error:  # more shared memory than there is
-            record["error"] = str(error).splitlines()[0]
-        records.append(record)
-        write_json(path, results)
+Try = tuple[str, Callable[[int], object], int]
+"""Configuration, call, and copies of the weight."""
 
 
-def print_best(records: list[dict[str, Any]]) -> None:
-    """The three fastest configurations of each shape and number of rows."""
-    console = Console()
-    for name, rows in dict.fromkeys((r["shape"], r["rows"]) for r in records):
-        tried = [r for r in records if (r["shape"], r["rows"]) == (name, rows) and r["seconds"] is not None]
-        for r in sorted(tried, key=lambda r: r["seconds"])[:3]:
-            line = f"{name}, {rows} rows: {r['seconds'] * 1e6:6.1f} µs  {r['config']}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+def _all_tries(group: int, device: torch.device) -> Iterator[tuple[str, int, *Try]]:
+    for name, (inputs, outputs) in SHAPES["cuda"].items():
+        weight = torch.randn(outputs, inputs, device=device).mul_(inputs**-0.5)
+        rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
+        for rows in TUNED_ROWS:
+            for one in _tries(rounded, rows, device):
+                yield name, rows, *one
 
 
-def _tries(
-    weight: QuantizedWeight, rows: int, device: torch.device
-) -> Iterator[tuple[str, Callable[[int], object], int]]:
+def _tries(weight: QuantizedWeight, rows: int, device: torch.device) -> Iterator[Try]:
     """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
     many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_int4_config`'s limits."""
     from common.execution.gpu.launch import launch_options

@@ -1,21 +1,18 @@
 """What a workload's decoding would reach if the GPU did nothing but read, at the rate of a copy measured now.
 
 Every step reads all weights once, and for each token that it makes the K and V of all tokens before it. Prompts are
-matrix products, at the rate of a large one. A copy writes as much as it reads; reading alone can be a
-few per cent faster: a yardstick with that much play.
+matrix products, at the rate of a large one. Reading alone can be a few per cent faster than a copy, which also writes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.attention import ceilings
+from benchmarks.attention import Ceilings, ceilings
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from benchmarks.recipes import BenchRequest
@@ -26,16 +23,7 @@ from common.models.config import ModelConfig
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 
-SCHEMA = "limits-1"
 EMBEDDING = "model.embed_tokens.weight"
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """copy: bytes a second, read and written; matmul: operations a second of a large product."""
-
-    copy: float
-    matmul: float
 
 
 def tokens_per_s(requests: Sequence[BenchRequest], config: ModelConfig, dtype: torch.dtype, found: Ceilings) -> float:
@@ -55,15 +43,15 @@ def measure(path: Path, workloads: Sequence[str], model: str, dtype: str, device
     """Measure the ceilings, write them and each workload's limit to `path`, return the limits."""
     target, kind = parse_device(device), parse_dtype(dtype)
     with torch.inference_mode():
-        found = Ceilings(*ceilings(target, kind, quick))
+        found = ceilings(target, kind, quick)
     config = open_source(model, target).config
     preset = "quick" if quick else "gpu" if target.type == "cuda" else "cpu"
     limits = {
         name: tokens_per_s(find_size(name, None, preset).requests(config.vocab_size), config, kind, found)
         for name in workloads
     }
-    results: dict[str, Any] = {
-        "schema": SCHEMA,
+    results = {
+        "schema": "limits-1",
         "environment": environment(),
         "config": {"model": model, "dtype": dtype, "device": str(target), "preset": preset},
         "ceilings": {"copy_gb_per_s": found.copy / 1e9, "matmul_tflop_per_s": found.matmul / 1e12},

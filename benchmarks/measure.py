@@ -1,25 +1,27 @@
-"""Peak memory of this process and of the device, and how busy the GPU was."""
+"""What is measured of a run besides its tokens: peaks of memory, how busy the GPU was, and the time in attention."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import torch
 
-from common.config import parse_device
+from common.attention import Attention
 
 SAMPLE_EVERY = 0.1  # seconds
+ATTENDS = ("attend", "fused_qkv")
 
 
 def reset_peak_memory() -> bool:
-    """Start the peaks anew, so that loading and converting weights do not hide what running needs.
-
-    The process's peak can only be reset on Linux; elsewhere (False) it counts from the process's start.
-    """
+    """Forget the peaks of loading and converting weights. The process's peak can only be reset on Linux; elsewhere
+    (False) it counts from the process's start."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -51,10 +53,10 @@ def _peak_resident() -> int | None:
 
 
 class ActivationPeak:
-    """The most memory, in bytes, that its block holds over what was there before it.
+    """The most memory, in bytes, that its block holds over what was there before it, weights and KV cache included.
 
-    On a GPU that is PyTorch's own count. On a CPU it is the resident set, which can be off by a megabyte or two, and
-    None where the system cannot reset its peak. Weights and KV cache must have been touched before.
+    On a GPU that is PyTorch's count; on a CPU the resident set, right to a megabyte or two, or None where the system
+    cannot reset its peak.
     """
 
     bytes: int | None = None
@@ -63,15 +65,13 @@ class ActivationPeak:
         self._device = device
 
     def __enter__(self) -> ActivationPeak:
-        with contextlib.suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
+        with suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
             ctypes.CDLL(None).malloc_trim(0)
         self._known = reset_peak_memory() or self._device.type == "cuda"
         self._before = self._peak()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         after = self._peak()
         if self._known and self._before is not None and after is not None:
             self.bytes = after - self._before
@@ -81,37 +81,75 @@ class ActivationPeak:
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _peak_resident()
 
 
-class DeviceUse:
-    """Samples the GPU's utilisation (share of time in which a kernel runs, by NVML) while its block runs.
+@contextmanager
+def gpu_utilization(device: torch.device) -> Generator[list[float]]:
+    """Samples of the share of time in which a kernel runs, by NVML, while its block runs; none on a CPU, or where
+    `nvidia-ml-py` is not installed."""
+    samples: list[float] = []
+    stop = threading.Event()
 
-    `mean` is in 0 ... 1; None on a CPU, or where `nvidia-ml-py` is not installed.
+    def sample() -> None:
+        with suppress(ImportError, RuntimeError):
+            while not stop.wait(SAMPLE_EVERY):
+                samples.append(torch.cuda.utilization(device) / 100)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    if device.type == "cuda":
+        thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+
+
+class AttentionClock:
+    """While its block runs, adds up the time inside `attention.attend`, storing K and V included, or `fused_qkv`, which
+    also normalises and rotates.
+
+    On a GPU it is the stream's time between an event before and one after each call: if the CPU launches kernels more
+    slowly than the GPU computes them, the gaps count too.
+    expected_calls: how many calls the run should have made. Steps replayed from a CUDA graph call nothing.
     """
 
-    def __init__(self, device: str) -> None:
-        self._device = parse_device(device)
-        self._samples: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+    def __init__(self, attention: Attention, device: torch.device, expected_calls: Callable[[], int]) -> None:
+        self._attention = attention
+        self._on_gpu = device.type == "cuda"
+        self._expected_calls = expected_calls
+        self._calls: list[tuple[Any, Any]] = []
+        """Begin and end: events of the GPU, or seconds."""
 
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_EVERY):
-            try:
-                self._samples.append(torch.cuda.utilization(self._device) / 100)
-            except (ImportError, RuntimeError):
-                return
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
-    def __enter__(self) -> DeviceUse:
-        if self._device.type == "cuda":
-            self._thread.start()
+    def _timed(self, attend: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        begin = self._now()
+        out = attend(*arguments)
+        self._calls.append((begin, self._now()))
+        return out
+
+    def __enter__(self) -> AttentionClock:
+        for name in ATTENDS:
+            if (attend := getattr(self._attention, name, None)) is not None:
+                timed = partial(self._timed, attend)
+                vars(timed)["__self__"] = self._attention  # fused operations read the owner of the method
+                vars(self._attention)[name] = timed  # hides the class's, for this one object
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def __exit__(self, *_: object) -> None:
+        for name in ATTENDS:
+            vars(self._attention).pop(name, None)
 
-    @property
-    def mean(self) -> float | None:
-        return sum(self._samples) / len(self._samples) if self._samples else None
+    def seconds(self) -> float | None:
+        """None if some steps went past the clock: part of a time would look like a win."""
+        if len(self._calls) != self._expected_calls():
+            return None
+        if not self._on_gpu:
+            return sum(end - begin for begin, end in self._calls)
+        torch.cuda.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in self._calls) / 1e3

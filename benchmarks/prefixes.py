@@ -8,15 +8,14 @@ from typing import Any
 
 import stages
 from benchmarks.plots.prefix_tree import draw_prefix_tree
-from benchmarks.recipes import Draw
+from benchmarks.recipes import BLOCK, Draw
 from common import Engine, SamplingParams
 from common.kv_cache import PrefixCache, PrefixNode
 
 SYSTEM, EXAMPLES, QUESTION, ANSWER = 96, (64, 48), (10, 30), 12
 """Tokens of the system prompt, of the few-shot examples of two tasks, of a question, and of an answer."""
 QUESTIONS, FOLLOW_UPS = (5, 3), 2
-"""So many questions on each task; after the first one the user goes on asking."""
-BLOCK = 16
+"""Questions on each task, and further ones in the chat of the first."""
 
 
 def record_prefixes(

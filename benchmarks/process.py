@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 from benchmarks.environment import ROOT
 from benchmarks.execution import PLAIN
 from benchmarks.failure import of_exit
-from benchmarks.files import read_record
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.worker import MARK, Job
@@ -27,7 +27,7 @@ OnMessage = Callable[[dict[str, Any]], None]
 
 
 def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) -> Record:
-    """The record of a job, whatever happens to the worker: a crash or a timeout gives a failed record."""
+    """The record of a job; a failed one where the worker crashes or takes too long."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result = Path(folder) / "record.json"
         log = Path(folder) / "stderr.txt"
@@ -35,7 +35,7 @@ def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) ->
         with log.open("wb") as errors:
             timed_out, status = _follow(told, errors, on_message, timeout)
         if result.exists():
-            return read_record(result)
+            return Record(**json.loads(result.read_text(encoding="utf-8")))
         said = log.read_text(errors="replace")
         reason = f"no result after {timeout:g} s (--timeout)" if timed_out else of_exit(status, said)
     record = Record.failed(job.stage, job.workload, reason, job.variant)
@@ -44,7 +44,7 @@ def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) ->
 
 
 def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> tuple[bool, int]:
-    """Run the worker to its end. Was it stopped because its time was up, and its exit status."""
+    """Run the worker to its end: was its time up, and its exit status."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = without_bounds(os.environ) if job.stage in PEERS else dict(os.environ)
     worker = subprocess.Popen(
@@ -56,18 +56,11 @@ def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None)
         env={**environment, "PYTHONPATH": path},
         start_new_session=True,  # Ctrl-C reaches us alone, and we end the worker
     )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        _kill(worker)
-
-    timer = threading.Timer(timeout, expire) if timeout else None
+    assert worker.stdin is not None and worker.stdout is not None
+    timer = threading.Timer(timeout or threading.TIMEOUT_MAX, _kill, (worker,))
+    began = time.monotonic()
     try:
-        if timer:
-            timer.start()
+        timer.start()
         worker.stdin.write(job.to_line())
         worker.stdin.flush()
         for line in worker.stdout:
@@ -77,17 +70,15 @@ def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None)
     except BrokenPipeError:  # it died before it read its job; its log says why
         worker.wait()
     finally:
-        if timer:
-            timer.cancel()
+        timer.cancel()
         _kill(worker)
-    return expired.is_set(), worker.returncode
+    return timeout is not None and time.monotonic() - began >= timeout, worker.returncode
 
 
 def _kill(worker: subprocess.Popen[str]) -> None:
-    """End the worker and whatever it started."""
+    """End the worker and the processes that it started."""
     try:
         os.killpg(worker.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError, AttributeError):
         worker.kill()
-    if worker.poll() is None:
-        worker.wait()
+    worker.wait()

@@ -1,7 +1,7 @@
 """Where the time of some steps goes: linear layers, attention, norms and rotary, sampling, host, idle.
 
 On a CPU the parts are ranges of one clock. On a GPU they are kernels: a first pass, without CUDA graphs, learns which
-kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are told by name.
+kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are recognised by name.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, record_function
 
 import stages
-from benchmarks.attention_clock import ATTENDS
 from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
+from benchmarks.measure import ATTENDS
+from benchmarks.plots.picture import save_picture
 from benchmarks.profile_parts import (
     ATTENTION,
     ELEMENTWISE,
@@ -38,8 +40,8 @@ from benchmarks.profile_parts import (
     parts_on_gpu,
 )
 from benchmarks.stage_contestant import StageContestant
-from benchmarks.style import RC, title
-from benchmarks.worker import warmup_requests
+from benchmarks.style import title
+from benchmarks.worker import warm_up
 from benchmarks.workloads import BenchRequest, find_size
 from common import Engine, SamplingParams, runner
 from common.config import parse_device, stage_options
@@ -52,7 +54,6 @@ COLORS = {
     HOST: "#8C8C8C",
     IDLE: "#DDDDDD",
 }
-SCHEMA = "profile-1"
 SKIPPED = 8
 """Steps before the profile begins: the first ones only prefill."""
 
@@ -80,8 +81,7 @@ OPS = {
     **dict.fromkeys(("norm", "swiglu", "qk_norm_rope"), ELEMENTWISE),
     "sample": SAMPLING,
 }
-"""A norm in front of a matrix product is told from it where it is a kernel of its own; where the two are one kernel,
-that counts as linear."""
+"""A norm before a matrix product counts apart where it is a kernel of its own, and as linear where the two are one."""
 
 
 @contextmanager
@@ -142,17 +142,14 @@ def profile(
     """Profile some steps of a workload; print the table; returns the files written."""
     place = parse_device(device)
     name = stages.short_name(stage)
-    trace, picture = folder / f"{name}_profile.chrome.json", folder / f"{name}_profile.png"
+    trace, picture, numbers = (folder / f"{name}_profile.{ending}" for ending in ("chrome.json", "png", "json"))
     size = find_size(workload, None, "quick" if quick else "gpu" if place.type == "cuda" else "cpu")
     wanted = stage_options(stages.number(stage), {**size.options, **options})
-    setting = Setting.of(model, dtype, str(place), size, {})
-    setting.options.clear()
-    setting.options.update(wanted)
-    contestant = StageContestant(name, setting)
+    contestant = StageContestant(name, Setting.of(model, dtype, str(place), size, wanted))
     engine = contestant.engine
     try:
         requests = size.requests(contestant.vocab_size, run=1)
-        contestant.run(warmup_requests(requests, size.max_num_seqs, 4), lambda tokens: None)
+        warm_up(contestant, size, 4)
         known: dict[str, str] = {}
         if place.type == "cuda":
             graphs, engine.runner.graphs = engine.runner.graphs, None
@@ -165,46 +162,35 @@ def profile(
     finally:
         contestant.close()
     heading = f"{title(name)}, {workload}, {steps} steps · {model} · {dtype} · {place}"
-    Console().print(table(parts, heading, steps))
-    write_atomically(picture, lambda path: draw(parts, heading, steps, path))
-    numbers = folder / f"{name}_profile.json"
-    write_json(numbers, record(parts, heading, steps))
+    times = {name: seconds / steps * 1e3 for name, seconds in parts.items()}
+    Console().print(table(times, heading))
+    save_picture(picture, lambda: bars(times, heading))
+    rows = [{"where": name, "ms_per_step": ms} for name, ms in times.items()]
+    write_json(numbers, {"schema": "profile-1", "environment": environment(), "profiled": heading, "records": rows})
     return [trace, picture, numbers]
 
 
-def record(parts: dict[str, float], heading: str, steps: int) -> dict[str, Any]:
-    """The table with where it comes from, to be kept beside the picture."""
-    rows = [{"where": name, "ms_per_step": seconds / steps * 1e3} for name, seconds in parts.items()]
-    return {"schema": SCHEMA, "environment": environment(), "profiled": heading, "records": rows}
-
-
-def table(parts: dict[str, float], heading: str, steps: int) -> Table:
-    whole = sum(parts.values()) or 1.0
+def table(times: dict[str, float], heading: str) -> Table:
+    """times: milliseconds a step."""
+    whole = sum(times.values()) or 1.0
     result = Table(title=heading, title_justify="left", title_style="", box=None)
     for column in ("where", "ms a step", "share"):
         result.add_column(column, justify="left" if column == "where" else "right")
-    for name, seconds in parts.items():
-        result.add_row(name, f"{seconds / steps * 1e3:.2f}", f"{seconds / whole:.0%}")
+    for name, ms in times.items():
+        result.add_row(name, f"{ms:.2f}", f"{ms / whole:.0%}")
     return result
 
 
-def draw(parts: dict[str, float], heading: str, steps: int, path: Path) -> None:
-    """One bar from left to right, with each part's name, time and share."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with matplotlib.rc_context(RC):
-        figure, axis = plt.subplots(figsize=(11, 4.2))
-        whole = sum(parts.values()) or 1.0
-        for row, (name, seconds) in enumerate(parts.items()):
-            axis.barh(row, seconds / steps * 1e3, color=COLORS[name])
-            axis.text(
-                seconds / steps * 1e3, row, f"  {seconds / steps * 1e3:.2f} ms, {seconds / whole:.0%}", va="center"
-            )
-        axis.set_yticks(range(len(parts)), list(parts))
-        axis.invert_yaxis()
-        axis.margins(x=0.2)
-        axis.set_xlabel("milliseconds a step")
-        axis.set_title(heading, loc="left")
-        figure.savefig(path)
-        plt.close(figure)
+def bars(times: dict[str, float], heading: str) -> Figure:
+    """A bar for each part, with its time and share."""
+    figure, axis = plt.subplots(figsize=(11, 4.2))
+    whole = sum(times.values()) or 1.0
+    for row, (name, ms) in enumerate(times.items()):
+        axis.barh(row, ms, color=COLORS[name])
+        axis.text(ms, row, f"  {ms:.2f} ms, {ms / whole:.0%}", va="center")
+    axis.set_yticks(range(len(times)), list(times))
+    axis.invert_yaxis()
+    axis.margins(x=0.2)
+    axis.set_xlabel("milliseconds a step")
+    axis.set_title(heading, loc="left")
+    return figure

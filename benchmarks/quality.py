@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks.environment import environment
-from benchmarks.files import check_writable, write_atomically
-from benchmarks.plots.quality import draw
+from benchmarks.files import check_writable, write_json
+from benchmarks.plots.picture import save_picture
+from benchmarks.style import SOFT, color
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.linear import Linear, OneDnnLinear, make_linear
@@ -34,9 +39,7 @@ TOKENS = 30 * CONTEXT
 @dataclass
 class Row:
     """One way to hold the weights. agreement: share of positions at which the likeliest next token is bf16's.
-
-    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model; commit:
-    what measured it."""
+    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model."""
 
     name: str
     perplexity: float
@@ -53,32 +56,19 @@ Change = Callable[[ModelSource, Decoder], int]
 
 def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Change]]:
     """Every row of the table: its name, and what it does to the model."""
-    hidden = source.config.hidden_size
-
-    def name(settings: Settings) -> str:
-        if settings.method == "nf4":
-            return f"NF4, block {settings.group_size}"
-        method = "GPTQ" if settings.method == "gptq" else "RTN"
-        group = settings.group_size
-        text = f"int{settings.bits} {method}, " + ("per channel" if group == PER_CHANNEL else f"group {group}")
-        text += ", symmetric" if settings.symmetric else ", asymmetric"
-        text += ", act-order" if settings.desc_act else ""
-        tail = hidden % settings.group_of(hidden)
-        return text + (f" (last group {tail})" if tail else "")
 
     def change(settings: Settings) -> tuple[str, Change]:
         def apply(source: ModelSource, model: Decoder) -> int:
             size = 0
-            for layer, result in zip(
-                model.layers, quantize_layers(source, token_ids, settings, model.device), strict=True
-            ):
+            results = quantize_layers(source, token_ids, settings, model.device)
+            for layer, result in zip(model.layers, results, strict=True):
                 for projection in PROJECTIONS:
                     weight = result.weights[projection]
                     size += weight.weights_bytes()
                     setattr(layer, projection, make_linear(weight.dequantize(model.dtype), weight.bias))
             return size
 
-        return name(settings), apply
+        return name_of(settings, source.config.hidden_size), apply
 
     yield "bf16", lambda source, model: projection_bytes(model)
     yield change(Settings(bits=8, group_size=PER_CHANNEL, symmetric=True, method="rtn"))
@@ -94,6 +84,20 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
     name_of_ours, ours = change(Settings())
     yield "int8 head alone", with_head(lambda source, model: projection_bytes(model))
     yield f"int8 head, {name_of_ours}", with_head(ours)
+
+
+def name_of(settings: Settings, hidden: int) -> str:
+    """hidden: the width of the layers, which may leave a shorter last group."""
+    if settings.method == "nf4":
+        return f"NF4, block {settings.group_size}"
+    group, tail = settings.group_size, hidden % settings.group_of(hidden)
+    parts = [
+        f"int{settings.bits} {settings.method.upper()}",
+        "per channel" if group == PER_CHANNEL else f"group {group}",
+        "symmetric" if settings.symmetric else "asymmetric",
+        *(["act-order"] if settings.desc_act else []),
+    ]
+    return ", ".join(parts) + (f" (last group {tail})" if tail else "")
 
 
 def with_head(change: Change) -> Change:
@@ -114,7 +118,7 @@ def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tenso
     likeliest: list[torch.Tensor] = []
     for part in token_ids.to(model.device).split(CONTEXT):
         positions = torch.arange(len(part), device=model.device)
-        logits = model.logits(model(part, positions, _attend)).float()
+        logits = model.logits(model(part, positions, attend)).float()
         total += float(F.cross_entropy(logits[:-1], part[1:], reduction="sum"))
         count += len(part) - 1
         likeliest.append(logits.argmax(-1).cpu())
@@ -122,21 +126,14 @@ def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tenso
 
 
 @torch.inference_mode()
-def measure_all(
-    model: str,
-    device: torch.device,
-    out: Path,
-    only: str = "",
-    again: bool = False,
-    progress: bool | None = None,
-) -> list[Row]:
+def measure_all(model: str, device: torch.device, out: Path, only: str, again: bool) -> None:
     """Measure every row, or those whose name has `only` in it; each is written to `out` when it is done.
 
     again: those too that an earlier run has measured.
     """
     path = out / "quality.json"
     check_writable(path, out / "quality.png")
-    source = open_plain(model, device, progress)
+    source = open_plain(model, device, None)
     tokenizer = load_tokenizer(model)
     calibration = calibration_tokens(tokenizer)
     text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]
@@ -144,8 +141,8 @@ def measure_all(
     commit = environment()["commit"]
     every = list(rows(source, calibration))
     chosen = [(name, change) for name, change in every if only in name and name not in known]
-    reference = _plain_choice(source, text, device) if chosen else torch.empty(0)
-    with progress_bar("quality", len(chosen), show=progress) as advance:
+    reference = measure(build_decoder(source, torch.bfloat16, device, False), text)[1] if chosen else torch.empty(0)
+    with progress_bar("quality", len(chosen)) as advance:
         for name, change in chosen:
             decoder = build_decoder(source, torch.bfloat16, device, False)
             size = change(source, decoder)
@@ -161,8 +158,7 @@ def measure_all(
     known = {name: known[name] for name, _ in every if name in known}  # in the table's order
     _write(path, model, len(text), known)
     if "bf16" in known:
-        draw([asdict(row) for row in known.values()], out / "quality.png")
-    return list(known.values())
+        save_picture(out / "quality.png", lambda: bars([asdict(row) for row in known.values()]))
 
 
 def projection_bytes(model: Decoder) -> int:
@@ -199,16 +195,29 @@ def _write(path: Path, model: str, count: int, known: dict[str, Row]) -> None:
         row.over_bf16 = row.perplexity / known["bf16"].perplexity - 1 if "bf16" in known else 0.0
     figures = {"context": CONTEXT, "tokens": count, "rows": [asdict(row) for row in known.values()]}
     record = {"environment": environment(), "model": model, **figures}
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(path, record)
 
 
-def _plain_choice(source: ModelSource, text: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """What the model that is not quantised finds likeliest."""
-    return measure(build_decoder(source, torch.bfloat16, device, False), text)[1]
-
-
-def _attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """One whole sequence, causal."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+def bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Perplexity over bf16 of every row, one bar each; the bytes of the quantised layers next to it."""
+    reference = next(row for row in rows if row["name"] == "bf16")
+    shown = [row for row in rows if row is not reference]
+    figure, axis = plt.subplots(figsize=(12, 0.5 * len(shown) + 1.8))
+    for y, row in enumerate(reversed(shown)):
+        over = row["perplexity"] / reference["perplexity"] - 1
+        axis.barh(y, over, color=color("m7") if "GPTQ" in row["name"] else "#B0B0B0", height=0.65)
+        text = f"{over:+.1%}   {row['layer_bytes'] / 1e6:.0f} MB   agrees {row['agreement']:.0%}"
+        axis.annotate(text, (max(over, 0), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=12)
+    axis.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)])
+    axis.axvline(0, color=SOFT, linewidth=1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.35)
+    axis.set_xlabel(f"perplexity over bf16's {reference['perplexity']:.2f}")
+    axis.set_title(f"What 4 bits cost (quantised layers: {reference['layer_bytes'] / 1e6:.0f} MB in bf16)", loc="left")
+    return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Run:
-    """One timed run of a workload. start: when the first request arrived. metrics: the contestant's own counters,
-    under the names of `Record`'s fields."""
+    """One timed run of a workload. start: when the first request arrived. metrics: the contestant's own counters; those
+    with the name of a `Record`'s field are recorded."""
 
     start: float
     timelines: list[Timeline]
@@ -65,7 +65,7 @@ class Record:
     allocated. kv_reserved_bytes: peak of what running requests hold. kv_utilization: tokens stored over the token
     capacity of what running requests hold, averaged over the time in which anything runs. itl_by_position: for a
     workload of one request, [position in the sequence, seconds that its token took], at most 64 points.
-    attention_time_s and peak_activation_bytes: of one more run of a probed workload (see `benchmarks.probe`).
+    attention_time_s and peak_activation_bytes: of one more run of a probed workload (`benchmarks.worker.probe`).
     itl_s and tpot_s are those of the steady group, where a workload has one. ttft_by_group: for each group of requests.
     prefix_hit_rate: tokens that came from the prefix cache over all prompt tokens; tokens_saved: those tokens;
     blocks_shared: blocks taken from the prefix cache; evictions: blocks that it gave up for others. plain: the idea
@@ -125,23 +125,6 @@ class Record:
         return cls(stage, workload, status="failed", error=" ".join(error.split()), variant=variant)
 
 
-METRIC_FIELDS = (
-    "kv_pool_bytes",
-    "kv_reserved_bytes",
-    "kv_used_peak_bytes",
-    "kv_utilization",
-    "padding_share",
-    "peak_running",
-    "preemptions",
-    "prefix_hit_rate",
-    "tokens_saved",
-    "blocks_shared",
-    "evictions",
-    "plan_time_s",
-    "host_time_s",
-)
-
-
 def summarize(values: Sequence[float]) -> Summary | None:
     """Mean, percentiles (linear between neighbours) and maximum; None of nothing."""
     if not values:
@@ -163,9 +146,9 @@ def record_runs(stage: str, workload: str, requests: Sequence[BenchRequest], run
     gaps = [t.itl for t in steady or run.timelines]
     prompt_tokens = sum(r.prompt_length for r in requests)
     output_tokens = sum(len(t.token_times) for t in run.timelines)
-    counters: dict[str, Any] = {name: run.metrics.get(name) for name in METRIC_FIELDS}
+    names = {field.name for field in fields(Record)}
+    values = {name: value for name, value in run.metrics.items() if name in names} | {"stage": stage}
     return Record(
-        stage=stage,
         workload=workload,
         repeats=len(runs),
         output_tokens_per_s=run.output_tokens_per_s,
@@ -178,7 +161,7 @@ def record_runs(stage: str, workload: str, requests: Sequence[BenchRequest], run
         output_tokens_per_s_repeats=[r.output_tokens_per_s for r in runs],
         itl_by_position=itl_by_position(len(requests[0].prompt), gaps[0]) if len(requests) == 1 else None,
         ttft_by_group=ttft_by_group(requests, run),
-        **counters,
+        **values,
     )
 
 

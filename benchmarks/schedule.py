@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import stages
-from benchmarks.plots.schedule import draw_schedule
+from benchmarks.plots.picture import save_picture
+from benchmarks.plots.schedule import schedule_figure
 from benchmarks.recipes import Draw
 from common import Engine, SamplingParams
 from common.config import parse_device, stage_options
@@ -16,9 +17,9 @@ SHORT, LONG, CHUNK = 16, 1000, 256
 """Tokens of the prompts, and of the chunks that the long one comes in: half of both, a quarter, ... for a model that is
 too short for them."""
 STEPS_BEFORE, STEPS_AFTER = 3, 3
-"""So many decode steps are drawn before the long prompt arrives, and after its first token."""
+"""Decode steps that are drawn before the long prompt arrives, and after its first token."""
 OUTPUTS = STEPS_BEFORE + STEPS_AFTER + LONG // CHUNK + 3
-"""More tokens than anybody makes before the run ends."""
+"""More tokens than a request makes before the run ends."""
 
 
 def record_schedule(stage: str, model: str, device: str, dtype: str) -> StepTrace:
@@ -54,4 +55,4 @@ def _run(engine: Engine, draw: Draw, length: int) -> None:
 def schedule(stages_to_draw: list[str], model: str, device: str, dtype: str, path: Path) -> Path:
     """One panel a stage, on one scale of time."""
     traces = {stage: record_schedule(stage, model, device, dtype) for stage in stages_to_draw}
-    return draw_schedule(traces, path)
+    return save_picture(path, lambda: schedule_figure(traces))

@@ -1,8 +1,7 @@
-"""What a person sees while a comparison runs: a bar for all, a bar for the run in hand, a line for each result."""
+"""What a comparison shows while it runs: a bar for all, a bar for the current run, a line for each result."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -63,7 +62,5 @@ class Screen:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()

@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 
 import stages
-from benchmarks.arrivals import Arrival, Arrivals
-from benchmarks.attention_clock import AttentionClock
+from benchmarks.arrivals import Arrivals
 from benchmarks.contestant import OnTokens, Setting
+from benchmarks.measure import AttentionClock
 from benchmarks.recipes import BenchRequest
-from benchmarks.record import METRIC_FIELDS, Run, Timeline
+from benchmarks.record import Run, Timeline
 from common import RequestOutput, SamplingParams
 from common.config import stage_options
 from common.memory import kv_bytes_per_token
@@ -23,10 +23,10 @@ class StageContestant:
     def __init__(self, stage: str, setting: Setting) -> None:
         config = open_source(setting.model, setting.device).config
         options = {
-            "max_num_seqs": setting.max_num_seqs,
-            "max_model_len": setting.max_model_len,
-            "kv_cache_memory": setting.kv_tokens * kv_bytes_per_token(config, setting.dtype),
-            **stage_options(stages.number(stage), setting.defaults),
+            "max_num_seqs": setting.size.max_num_seqs,
+            "max_model_len": setting.size.max_model_len,
+            "kv_cache_memory": setting.size.kv_budget_tokens * kv_bytes_per_token(config, setting.dtype),
+            **stage_options(stages.number(stage), setting.size.options),
             **setting.options,
         }
         self.vocab_size = config.vocab_size
@@ -43,8 +43,10 @@ class StageContestant:
         finished: dict[int, RequestOutput] = {}
         start = time.perf_counter()
         while arrivals.left or engine.has_unfinished:
-            for arrival in arrivals.due(time.perf_counter() - start):
-                numbers[self._add(arrival, requests[arrival.number].max_tokens, start)] = arrival.number
+            for due, number, prompt in arrivals.due(time.perf_counter() - start):
+                params = SamplingParams(max_tokens=requests[number].max_tokens, ignore_eos=True)
+                id = engine.add_request(prompt, params, arrival_time=start + due)  # it waited while a step was running
+                numbers[id] = number
             if not engine.has_unfinished:
                 arrivals.check_idle()
                 time.sleep(IDLE_SLEEP)
@@ -59,27 +61,18 @@ class StageContestant:
                     arrivals.ended(index, whole, output.outputs[0].token_times[-1] - start)
             on_tokens(len(outputs))
         ended = [finished[index] for index in range(len(requests))]
-        return Run(start, [Timeline(o.arrival_time, o.outputs[0].token_times) for o in ended], self._metrics())
-
-    def _add(self, arrival: Arrival, max_tokens: int, start: float) -> str:
-        """A request that fell due while a step was running has waited since then, not since we noticed."""
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        return self.engine.add_request(arrival.prompt, params, arrival_time=start + arrival.time)
-
-    def _metrics(self) -> dict[str, float | int | str | None]:
-        metrics = self.engine.metrics()
-        named = {name: metrics.get(name) for name in METRIC_FIELDS}
-        named["kv_reserved_bytes"] = metrics.get("kv_reserved_peak_bytes")
-        return named
+        metrics = engine.metrics()
+        metrics["kv_reserved_bytes"] = metrics["kv_reserved_peak_bytes"]
+        return Run(start, [Timeline(o.arrival_time, o.outputs[0].token_times) for o in ended], metrics)
 
     def attention_clock(self) -> AttentionClock:
         engine = self.engine
         layers = engine.runner.model.config.num_layers
-
-        def expected_calls() -> int:
-            return int(engine.metrics()["steps"] or 0) * layers  # `run` has reset them
-
-        return AttentionClock(engine.runner.attention, engine.config.torch_device, expected_calls)
+        return AttentionClock(
+            engine.runner.attention,
+            engine.config.torch_device,
+            lambda: int(engine.metrics()["steps"] or 0) * layers,  # `run` has reset them
+        )
 
     def close(self) -> None:
         self.engine.close()

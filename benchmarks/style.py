@@ -1,36 +1,27 @@
 """Colours and text sizes of every picture in the repository: a stage has one colour, wherever it is drawn.
 
 The eight colours are Paul Tol's `muted` scheme (https://sronpersonalpages.nl/~pault/), which readers with any kind of
-colour blindness can tell apart; peers are greys. Names beside the data say the same again, for prints in grey.
+colour blindness can tell apart; peers are greys. Names next to the data repeat it, for prints in grey.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-STAGE_COLORS = {
-    "m0": "#882255",
-    "m1": "#CC6677",
-    "m2": "#DDAA33",
-    "m3": "#999933",
-    "m4": "#117733",
-    "m5": "#44AA99",
-    "m6": "#66AADD",
-    "m7": "#332288",
+STAGES = {
+    "m0": ("#882255", "m0 baseline"),
+    "m1": ("#CC6677", "m1 KV cache"),
+    "m2": ("#DDAA33", "m2 continuous batching"),
+    "m3": ("#999933", "m3 paged KV"),
+    "m4": ("#117733", "m4 flash attention"),
+    "m5": ("#44AA99", "m5 chunked prefill"),
+    "m6": ("#66AADD", "m6 prefix caching"),
+    "m7": ("#332288", "m7 GPTQ"),
 }
+STAGE_COLORS = {stage: color for stage, (color, _) in STAGES.items()}
+STAGE_TITLES = {stage: title for stage, (_, title) in STAGES.items()}
 PEER_COLORS = {"transformers-static": "#B8B8B8", "transformers-continuous": "#8C8C8C", "llama.cpp": "#606060"}
 INK, SOFT = "#222222", "#707070"
-
-STAGE_TITLES = {
-    "m0": "m0 baseline",
-    "m1": "m1 KV cache",
-    "m2": "m2 continuous batching",
-    "m3": "m3 paged KV",
-    "m4": "m4 flash attention",
-    "m5": "m5 chunked prefill",
-    "m6": "m6 prefix caching",
-    "m7": "m7 GPTQ",
-}
 
 
 def color(stage: str) -> str:

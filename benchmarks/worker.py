@@ -12,20 +12,23 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.execution import PLAIN
 from benchmarks.failure import of_error
 from benchmarks.files import write_json
-from benchmarks.measure import DeviceUse, peak_memory, reset_peak_memory
-from benchmarks.peers import PEERS
-from benchmarks.probe import probe
+from benchmarks.measure import ActivationPeak, gpu_utilization, peak_memory, reset_peak_memory
+from benchmarks.peers import PEERS, build_peer
 from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
+from benchmarks.stage_contestant import StageContestant
 from benchmarks.workloads import Size, find, find_size
 from common.errors import UserError
 from common.watch.progress import listening
@@ -60,37 +63,28 @@ def tell(**message: Any) -> None:
 
 
 class Progress:
-    """Counts tokens over all repeats; tells the parent ten times a second at most."""
+    """Tells the parent ten times a second at most."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._told = total, 0, 0.0
+    def __init__(self, total: int = 0) -> None:
+        self._total, self._done, self._last = total, 0, 0.0
 
-    def __call__(self, tokens: int) -> None:
-        self._done += tokens
-        now = time.monotonic()
-        if now - self._told > 0.1 or self._done >= self._total:
-            self._told = now
-            tell(done=self._done, total=self._total)
+    def tokens(self, count: int) -> None:
+        """So many more have come, of `total` over all repeats."""
+        self._done += count
+        self._tell(done=self._done, total=self._total)
 
-
-class BuildNews:
-    """Passes on what the loading of a model says: m7's quantising, the first time, takes minutes."""
-
-    def __init__(self) -> None:
-        self._told = 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if not total:
+    def loading(self, what: str, done: int, total: int) -> None:
+        """What the loading of a model says: m7's quantising, the first time, takes minutes."""
+        if total:
+            self._tell(phase=what, done=done, total=total)
+        else:
             tell(line=what)
-        elif now - self._told > 0.1 or done >= total:
-            self._told = now
-            tell(phase=what, done=done, total=total)
 
-
-def warmup_requests(size_requests: list[BenchRequest], max_num_seqs: int, tokens: int) -> list[BenchRequest]:
-    """One batch of the workload's own prompts, a few tokens each, all at once."""
-    return [BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in size_requests[:max_num_seqs]]
+    def _tell(self, *, done: int, total: int, **more: str) -> None:
+        now = time.monotonic()
+        if now - self._last > 0.1 or done >= total:
+            self._last = now
+            tell(**more, done=done, total=total)
 
 
 def run_job(job: Job) -> Record:
@@ -100,25 +94,24 @@ def run_job(job: Job) -> Record:
         raise UserError(f"not applicable: {job.workload} follows the tokens of a run, which peers do not tell in time")
     tell(phase="loading")
     setting = Setting.of(job.model, job.dtype, job.device, size, job.options)
-    with listening(BuildNews()):
+    with listening(Progress().loading):
         contestant = build_contestant(job, setting)
     try:
         tell(phase="warming up")
         warm_up(contestant, size, WARMUP_TOKENS[job.preset])
         reset_peak_memory()
-        use = DeviceUse(job.device)
         progress = Progress(job.repeats * total_output(timed(size.requests(contestant.vocab_size))))
 
         def started(repeat: int) -> None:
             tell(phase=f"run {repeat} of {job.repeats}" if job.repeats > 1 else "running")
 
-        with use:
-            requests, runs = timed_runs(contestant, size, job.repeats, started, progress)
+        with gpu_utilization(setting.device) as use:
+            requests, runs = timed_runs(contestant, size, job.repeats, started, progress.tokens)
         record = record_runs(job.stage, job.workload, requests, runs)
         record.variant, record.plain = job.variant, job.execution == PLAIN
         record.note = "; ".join(note for note in (job.note, contestant.note) if note) or None
         record.peak_memory_bytes, record.peak_device_memory_bytes = peak_memory()
-        record.gpu_utilization = use.mean
+        record.gpu_utilization = sum(use) / len(use) if use else None
         if find(job.workload).probed:
             tell(phase="measuring attention and activations")
             again = size.requests(contestant.vocab_size, run=job.repeats + 1)
@@ -128,9 +121,21 @@ def run_job(job: Job) -> Record:
         contestant.close()
 
 
+def probe(
+    contestant: Contestant, requests: Sequence[BenchRequest], device: torch.device
+) -> tuple[float | None, int | None]:
+    """Seconds in attention and bytes of activations at their peak, over one more run: watching costs time (a clock at
+    every layer, on a GPU two events), so the timed runs go without. None: not known here."""
+    clock, memory = contestant.attention_clock(), ActivationPeak(device)
+    with memory, clock or contextlib.nullcontext():
+        contestant.run(requests, lambda tokens: None)
+    return clock.seconds() if clock else None, memory.bytes
+
+
 def warm_up(contestant: Contestant, size: Size, tokens: int) -> None:
-    first = timed(size.requests(contestant.vocab_size, run=0))
-    contestant.run(warmup_requests(first, size.max_num_seqs, tokens), lambda tokens: None)
+    """One batch of the workload's own prompts, a few tokens each, all at once."""
+    batch = timed(size.requests(contestant.vocab_size, run=0))[: size.max_num_seqs]
+    contestant.run([BenchRequest(r.prompt, min(tokens, r.max_tokens)) for r in batch], lambda tokens: None)
 
 
 def timed_runs(
@@ -152,9 +157,6 @@ def timed_runs(
 
 
 def build_contestant(job: Job, setting: Setting) -> Contestant:
-    from benchmarks.peers import build_peer
-    from benchmarks.stage_contestant import StageContestant
-
     return build_peer(job.stage, setting) if job.stage in PEERS else StageContestant(job.stage, setting)
 
 
@@ -177,7 +179,7 @@ def end_with_parent() -> None:
 
 
 def die_first() -> None:
-    """When the system runs out of memory, it shall kill this process and not the one that keeps the results."""
+    """Out of memory, the system shall kill this process and not the one that keeps the results."""
     with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -188,12 +190,10 @@ def main() -> None:
     die_first()
     try:
         record = run_job(job)
-    except Exception as error:  # whatever went wrong with one contestant, the others go on
+    except Exception as error:  # the other contestants go on
         record = Record.failed(job.stage, job.workload, of_error(error), job.variant)
         record.note, record.plain = job.note, job.execution == PLAIN
         if not isinstance(error, ValueError):
-            import traceback
-
             traceback.print_exc()
     write_json(job.result_path, record.to_json())
     sys.stdout.flush()

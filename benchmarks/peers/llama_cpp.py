@@ -1,7 +1,5 @@
-"""llama.cpp through its C interface (llama-cpp-python): several sequences in one batch, refilled as they end.
-
-It runs the model's own GGUF file, 4-bit weights and all: the same model, in fewer bytes.
-"""
+"""llama.cpp through its C interface (llama-cpp-python), with the model's own GGUF file, in 4 bits: several sequences in
+one batch, refilled as they end."""
 
 from __future__ import annotations
 
@@ -17,11 +15,11 @@ import llama_cpp
 import numpy as np
 import torch
 
-from benchmarks.contestant import OnTokens, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, require
 from common.models.sources.embedded import find_gguf
 
 
@@ -41,7 +39,7 @@ class Slot:
     index: int
     request: BenchRequest
     length: int = 0
-    row: int = 0  # of the batch in hand, where this request's logits are
+    row: int = 0  # of its logits in the current batch
     tokens: list[int] = field(default_factory=list[int])
     times: list[float] = field(default_factory=list[float])
 
@@ -51,7 +49,7 @@ def _silent(level: int, text: bytes, data: Any) -> None:
     pass
 
 
-class LlamaCpp:
+class LlamaCpp(Contestant):
     def __init__(self, setting: Setting) -> None:
         path = gguf_path(setting.model)
         on_gpu = setting.device.type == "cuda"
@@ -63,24 +61,20 @@ class LlamaCpp:
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 999 if on_gpu else 0
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
-        if not self._model:
-            raise UserError(f"llama.cpp cannot load {path}")
+        require(bool(self._model), f"llama.cpp cannot load {path}")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = setting.kv_tokens
-        params.n_seq_max = setting.max_num_seqs
-        params.n_batch = params.n_ubatch = max(512, setting.max_model_len)
+        params.n_ctx = setting.size.kv_budget_tokens
+        params.n_seq_max = setting.size.max_num_seqs
+        params.n_batch = params.n_ubatch = max(512, setting.size.max_model_len)
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
         self._context = llama_cpp.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise UserError(f"llama.cpp cannot make a context of {params.n_ctx} tokens")
+        require(bool(self._context), f"llama.cpp cannot make a context of {params.n_ctx} tokens")
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch_limit = int(params.n_batch)
         self._batch = llama_cpp.llama_batch_init(self._batch_limit, 0, 1)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocabulary))
-        self._rows = setting.max_num_seqs
-        self.outputs: list[list[int]] = []
-        """Tokens of the last run, in the order of the requests."""
+        self._rows = setting.size.max_num_seqs
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         start = time.perf_counter()
@@ -102,12 +96,12 @@ class LlamaCpp:
                     llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
                     ended[slot.index] = running.pop(sequence)
         slots = [ended[i] for i in range(len(requests))]
-        self.outputs = [slot.tokens for slot in slots]
+        self.outputs = [slot.tokens for slot in slots]  # of the last run
         timelines = [Timeline(start + slot.request.arrival, slot.times) for slot in slots]
         return Run(start, timelines, {"peak_running": peak, "padding_share": 0.0})
 
     def _admit(self, waiting: deque[tuple[int, BenchRequest]], running: dict[int, Slot], now: float) -> None:
-        """Fill free sequences, as long as their prompts fit into the batch beside the decodes."""
+        """Fill free sequences, as long as their prompts fit into the batch with the decodes."""
         room = self._batch_limit - len(running)
         free = [sequence for sequence in range(self._rows) if sequence not in running]
         while free and waiting and waiting[0][1].arrival <= now and len(waiting[0][1].prompt) <= room:
@@ -118,33 +112,25 @@ class LlamaCpp:
     def _step(self, running: dict[int, Slot]) -> None:
         """One `llama_decode`: whole prompts of new requests and one token of the others; then the likeliest tokens."""
         count = 0
+        batch = self._batch
         for sequence, slot in running.items():
-            new = slot.tokens[-1:] or slot.request.prompt
-            for token in new:
-                self._put(count, token, slot.length, sequence)
+            for token in slot.tokens[-1:] or slot.request.prompt:
+                batch.token[count], batch.pos[count], batch.logits[count] = token, slot.length, 0
+                batch.n_seq_id[count], batch.seq_id[count][0] = 1, sequence
                 slot.length += 1
                 count += 1
             slot.row = count - 1
-            self._batch.logits[slot.row] = 1
-        self._batch.n_tokens = count
-        status = llama_cpp.llama_decode(self._context, self._batch)
+            batch.logits[slot.row] = 1
+        batch.n_tokens = count
+        status = llama_cpp.llama_decode(self._context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
         for slot in running.values():
             logits = llama_cpp.llama_get_logits_ith(self._context, slot.row)
             slot.tokens.append(int(np.argmax(np.ctypeslib.as_array(logits, shape=(self.vocab_size,)))))
-        now = time.perf_counter()
+        now = time.perf_counter()  # after all of them
         for slot in running.values():
             slot.times.append(now)
-
-    def _put(self, at: int, token: int, position: int, sequence: int) -> None:
-        batch = self._batch
-        batch.token[at], batch.pos[at] = token, position
-        batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-        batch.logits[at] = 0
-
-    def attention_clock(self) -> None:
-        return None
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.contestant import OnTokens, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.peers.hf_model import load_hf_model
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
@@ -23,7 +22,7 @@ PAGE_SIZE = {"cpu": 16, "cuda": 256}
 POLL = 0.05  # seconds
 
 
-class ContinuousTransformers:
+class ContinuousTransformers(Contestant):
     def __init__(self, setting: Setting) -> None:
         try:
             from transformers import ContinuousBatchingConfig
@@ -31,18 +30,15 @@ class ContinuousTransformers:
             raise UserError("continuous batching is missing: run `pip install 'transformers>=5.17'`") from None
         model, self.note = load_hf_model(setting)
         self.vocab_size: int = model.config.vocab_size
-        self.outputs: list[list[int]] = []
-        """Tokens of the last run, in the order of the requests."""
         page = PAGE_SIZE[setting.device.type]
-        wanted = {
-            "page_size": page,
-            "num_blocks": math.ceil(setting.kv_tokens / page),
-            "max_requests_per_batch": setting.max_num_seqs,
-        }
-        known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+        config = ContinuousBatchingConfig(
+            page_size=page,
+            num_blocks=math.ceil(setting.size.kv_budget_tokens / page),
+            max_requests_per_batch=setting.size.max_num_seqs,
+        )
         self._manager: Any = model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=NO_EOS, max_new_tokens=16),
-            continuous_batching_config=ContinuousBatchingConfig(**{k: v for k, v in wanted.items() if k in known}),
+            continuous_batching_config=config,
         )
         if setting.device.type == "cuda":
             with torch.no_grad():
@@ -56,7 +52,11 @@ class ContinuousTransformers:
         while len(results) < len(requests):
             now = time.perf_counter() - start
             while len(ids) < len(requests) and requests[len(ids)].arrival <= now:
-                ids.append(self._add(requests[len(ids)]))
+                request = requests[len(ids)]
+                options = {"eos_token_id": NO_EOS, "record_timestamps": True}
+                ids.append(
+                    self._manager.add_request(list(request.prompt), max_new_tokens=request.max_tokens, **options)
+                )
             pause = min(POLL, requests[len(ids)].arrival - now) if len(ids) < len(requests) else POLL
             result = self._manager.get_result(timeout=max(pause, 1e-3))
             if result is not None and result.is_finished():
@@ -66,20 +66,9 @@ class ContinuousTransformers:
                 on_tokens(len(result.generated_tokens))
             elif result is None and not self._manager.is_running():
                 raise RuntimeError("transformers' generation thread ended before all requests had")
-        self.outputs = [list(results[i].generated_tokens) for i in ids]
-        timelines = [
-            Timeline(start + request.arrival, list(results[i].timestamps))
-            for i, request in zip(ids, requests, strict=True)
-        ]
-        return Run(start, timelines)
-
-    def _add(self, request: BenchRequest) -> str:
-        return self._manager.add_request(
-            list(request.prompt), max_new_tokens=request.max_tokens, eos_token_id=NO_EOS, record_timestamps=True
-        )
-
-    def attention_clock(self) -> None:
-        return None
+        self.outputs = [list(results[i].generated_tokens) for i in ids]  # of the last run
+        times = [list(results[i].timestamps) for i in ids]
+        return Run(start, [Timeline(start + r.arrival, t) for r, t in zip(requests, times, strict=True)])
 
     def close(self) -> None:
         self._manager.stop(block=True, timeout=5)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.contestant import OnTokens, Setting
+from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.peers.hf_model import load_hf_model
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
@@ -20,9 +20,7 @@ PAD = 0
 
 class StepClock(StoppingCriteria):
     """Called by `generate` after every step: notes the time of each wanted token, and ends rows that have theirs.
-
-    A row that has ended is computed along until the whole batch has; its further tokens are not counted.
-    """
+    `generate` still computes an ended row until the whole batch has ended; its further tokens are not counted."""
 
     def __init__(self, wanted: Sequence[int], device: torch.device, on_tokens: OnTokens) -> None:
         self._wanted = wanted
@@ -42,25 +40,23 @@ class StepClock(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)
 
 
-class StaticTransformers:
+class StaticTransformers(Contestant):
     def __init__(self, setting: Setting) -> None:
         self._model, self.note = load_hf_model(setting)
         self._setting = setting
         self.vocab_size: int = self._model.config.vocab_size
-        self.outputs: list[list[int]] = []
-        """Tokens of the last run, in the order of the requests."""
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
         start = time.perf_counter()
         waiting = deque(requests)
         timelines: list[Timeline] = []
-        self.outputs = []
+        self.outputs: list[list[int]] = []  # of the last run
         computed = wanted = widest = 0
         while waiting:
             time.sleep(max(0.0, start + waiting[0].arrival - time.perf_counter()))
             now = time.perf_counter() - start
             batch: list[BenchRequest] = []
-            while waiting and len(batch) < self._setting.max_num_seqs and (not batch or waiting[0].arrival <= now):
+            while waiting and len(batch) < self._setting.size.max_num_seqs and (not batch or waiting[0].arrival <= now):
                 batch.append(waiting.popleft())
             times = self._batch(batch, on_tokens)
             timelines += [Timeline(start + r.arrival, t) for r, t in zip(batch, times, strict=True)]
@@ -72,8 +68,7 @@ class StaticTransformers:
 
     @torch.inference_mode()
     def _batch(self, batch: Sequence[BenchRequest], on_tokens: OnTokens) -> list[list[float]]:
-        longest = max(len(r.prompt) for r in batch)
-        device = self._setting.device
+        longest, device = max(len(r.prompt) for r in batch), self._setting.device
         ids = torch.tensor([[PAD] * (longest - len(r.prompt)) + r.prompt for r in batch], device=device)
         mask = torch.tensor([[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in batch], device=device)
         clock = StepClock([r.max_tokens for r in batch], device, on_tokens)
@@ -86,9 +81,3 @@ class StaticTransformers:
         rows = result[:, longest:].tolist()
         self.outputs += [row[: r.max_tokens] for row, r in zip(rows, batch, strict=True)]
         return clock.times
-
-    def attention_clock(self) -> None:
-        return None
-
-    def close(self) -> None:
-        pass

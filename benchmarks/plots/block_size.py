@@ -59,7 +59,7 @@ def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | N
 def _finding(points: list[Record]) -> str:
     smallest, largest = min(points, key=_size), max(points, key=_size)
     low, high = _empty(smallest) or 0.0, _empty(largest) or 0.0
-    return (
-        f"Blocks of {_size(largest)} leave {high:.0%} of what they reserve empty, those of {_size(smallest)} "
-        f"leave {low:.0%}; {largest.peak_running} requests run at once instead of {smallest.peak_running}"
+    finding = (
+        f"Blocks of {_size(largest)} leave {high:.0%} of what they reserve empty, those of {_size(smallest)} leave"
     )
+    return f"{finding} {low:.0%}; {largest.peak_running} requests run at once instead of {smallest.peak_running}"

@@ -29,8 +29,8 @@ PANELS: tuple[tuple[str, Value, Callable[[float | None], str]], ...] = (
     ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
     ("activations at their peak", lambda r: r.peak_activation_bytes, size),
 )
-LABELS_APART, MARKS_APART = 0.075, 0.075
-"""Of the panel's height."""
+APART = 0.075
+"""Between labels, and between marks: of the panel's height."""
 COLUMNS = 4
 """Names in a row of the legend."""
 
@@ -49,10 +49,15 @@ def by_length(results: Results, workload: str) -> Figure | None:
     axes[0].set_xlabel("tokens of the prompt", loc="left")
     stages = [stage for column in range(COLUMNS) for stage in list(lines)[column::COLUMNS]]  # legends fill columns
     names = [Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
-    figure.legend(names, [title(stage) for stage in stages], loc="upper left", ncols=COLUMNS, frameon=False,
-                  bbox_to_anchor=(0.0, 1.02), handlelength=1.4)  # fmt: skip
+    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.02), "ncols": COLUMNS}
+    figure.legend(names, [title(stage) for stage in stages], frameon=False, handlelength=1.4, **place)
     records = [record for line in lines.values() for _, record in line]
-    figure = finish(figure, results, workload, records, _finding(lines), _how(lines))
+    how = "One request, both axes logarithmic. Time in attention: of the whole run, prompt and output. "
+    how += "Activations: what a run holds at its peak over weights and KV cache."
+    if failed := [record for record in records if not record.ok]:
+        memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
+        how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
+    figure = finish(figure, results, workload, records, _finding(lines), how)
     figure.subplots_adjust(top=0.91 - 0.07 * -(-len(lines) // COLUMNS))
     return figure
 
@@ -67,24 +72,18 @@ def _lines(results: Results, workload: str) -> dict[str, Line]:
     return {stage: sorted(line, key=lambda point: point[0]) for stage, line in lines.items() if line}
 
 
-def _points(line: Line, value: Value) -> list[tuple[int, float]]:
-    """What a logarithmic axis can show."""
-    return [(length, found) for length, record in line if record.ok and (found := value(record) or 0) > 0]
-
-
 def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Callable[[float | None], str]) -> None:
-    points = {stage: _points(line, value) for stage, line in lines.items()}
-    failed = {
-        stage: [n for n, r in line if not r.ok] for stage, line in lines.items() if any(not r.ok for _, r in line)
-    }
+    points = {stage: [(n, y) for n, r in line if r.ok and (y := value(r) or 0) > 0] for stage, line in lines.items()}
+    failed = {stage: fails for stage, line in lines.items() if (fails := [n for n, r in line if not r.ok])}
     everything = [y for line in points.values() for _, y in line] or [1.0]
     lengths = sorted({length for line in lines.values() for length, _ in line})
-    height = _scale(axis, lengths, min(everything), max(everything), len(failed), write)
+    _scale(axis, lengths, min(everything), max(everything), len(failed), write)
+    panel = axis.transScale + axis.transLimits  # from values to shares of the panel
     for stage, line in points.items():
         if line:
             axis.plot(*zip(*line, strict=True), color=color(stage), linewidth=3, marker="o", markersize=7)
     for row, (stage, fails) in enumerate(failed.items()):
-        mark = height(0.96 - MARKS_APART * row)
+        mark = float(panel.inverted().transform((0, 0.96 - APART * row))[1])
         axis.plot(fails, [mark] * len(fails), "X", markersize=10, color=color(stage), zorder=4)
         _label(axis, fails[-1], mark, f"{stage} failed", stage)
         done = [point for point in points[stage] if point[0] < fails[0]]
@@ -92,37 +91,24 @@ def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Callable[[fl
             axis.plot([done[-1][0], fails[0]], [done[-1][1], mark], ":", color=color(stage), linewidth=1.5)
     below = math.inf
     for stage, (length, end) in sorted(((s, line[-1]) for s, line in points.items() if line), key=lambda x: -x[1][1]):
+        text = f"{'' if stage in PEERS else stage} {write(end)}".strip()
         if length == lengths[-1]:
-            share = min(height.share(end), below - LABELS_APART)
-            below = share
-            _label(axis, length, height(share), f"{'' if stage in PEERS else stage} {write(end)}".strip(), stage)
-        elif stage not in failed:  # nobody asked it for more
-            _label(axis, length, end, f"{'' if stage in PEERS else stage} {write(end)}".strip(), stage)
-
-
-class _Height:
-    """Shares of a logarithmic panel's height as values, and back."""
-
-    def __init__(self, axis: Axes) -> None:
-        self._low, self._high = (math.log(y) for y in axis.get_ylim())
-
-    def __call__(self, share: float) -> float:
-        return math.exp(self._low + share * (self._high - self._low))
-
-    def share(self, value: float) -> float:
-        return (math.log(value) - self._low) / (self._high - self._low)
+            below = min(float(panel.transform((length, end))[1]), below - APART)
+            _label(axis, length, float(panel.inverted().transform((0, below))[1]), text, stage)
+        elif stage not in failed:  # it was not asked for more
+            _label(axis, length, end, text, stage)
 
 
 def _scale(
     axis: Axes, lengths: list[int], low: float, high: float, rows: int, write: Callable[[float | None], str]
-) -> _Height:
+) -> None:
     """Both axes, with room on the right for labels and on top for a row of marks for each stage that failed."""
     axis.set_xscale("log", base=2)
     axis.set_xlim(lengths[0] / 1.2, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.6)
     ticks = [2 ** round(math.log2(length)) for length in lengths][:: -2 if len(lengths) > 5 else -1]
     axis.set_xticks(ticks, [f"{t // 1024}k" if t >= 1024 else str(t) for t in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
-    bottom, top = 0.05, 0.94 - (MARKS_APART * rows + 0.04 if rows else 0.0)
+    bottom, top = 0.05, 0.94 - (APART * rows + 0.04 if rows else 0.0)
     unit = math.log(max(high / low, 4.0)) / (top - bottom)  # the logarithm's range over the whole height
     axis.set_yscale("log")
     axis.set_ylim(low * math.exp(-bottom * unit), low * math.exp((1 - bottom) * unit))
@@ -132,26 +118,11 @@ def _scale(
     axis.tick_params(labelsize=12)
     axis.grid(axis="y", color="#E4E4E4")
     axis.set_axisbelow(True)
-    return _Height(axis)
 
 
 def _label(axis: Axes, x: float, y: float, text: str, stage: str) -> None:
     axis.annotate(text, (x, y), xytext=(10, 0), textcoords="offset points", va="center", color=color(stage),
                   fontweight="bold", fontsize=12)  # fmt: skip
-
-
-def _failed(lines: dict[str, Line]) -> list[Record]:
-    return [record for line in lines.values() for _, record in line if not record.ok]
-
-
-def _how(lines: dict[str, Line]) -> str:
-    how = "One request, both axes logarithmic. Time in attention: of the whole run, prompt and output. "
-    how += "Activations: what a run holds at its peak over weights and KV cache."
-    failed = _failed(lines)
-    if failed:
-        memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
-        how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
-    return how
 
 
 def _finding(lines: dict[str, Line]) -> str:
@@ -179,6 +150,9 @@ def _share(share: float) -> str:
 
 def _limit(lines: dict[str, Line]) -> str:
     """Which stages fail, and from which length on."""
-    first = {s: min(n for n, r in line if not r.ok) for s, line in lines.items() if any(not r.ok for _, r in line)}
-    groups = [(length, [s for s in first if first[s] == length]) for length in sorted(set(first.values()))]
-    return "".join(f"; {' and '.join(names)} fail{'s' * (len(names) == 1)} at {length:,}" for length, names in groups)
+    groups: dict[int, list[str]] = {}
+    for stage, line in lines.items():
+        if fails := [length for length, record in line if not record.ok]:
+            groups.setdefault(min(fails), []).append(stage)
+    parts = [f"{' and '.join(names)} fail{'s' * (len(names) == 1)} at {n:,}" for n, names in sorted(groups.items())]
+    return "".join(f"; {part}" for part in parts)

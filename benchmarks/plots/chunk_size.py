@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ from benchmarks.table import rate, seconds
 Value = Callable[[Record], float | None]
 PREFIX = "chunk="
 NO_SIZE = "auto"
-"""Stands apart, without a line."""
+"""A dot apart, without a line."""
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
 """Behind numbers that a line may cross."""
 
@@ -29,8 +30,7 @@ def _itl(name: str) -> Value:
 
 
 def _long(record: Record) -> float | None:
-    found = group_ttft(LONG)(record)
-    return found["p50"] if found else None
+    return found["p50"] if (found := group_ttft(LONG)(record)) else None
 
 
 def _brief(value: float | None) -> str:
@@ -39,8 +39,7 @@ def _brief(value: float | None) -> str:
 
 
 def chunk_size(results: Results, workload: str) -> Figure | None:
-    """From a sweep whose variants are named `chunk=256` and `chunk=auto`; None where there is none. Stages that take
-    prompts whole are dashed lines."""
+    """From a sweep whose variants are named `chunk=256` and `chunk=auto`; None where there is none."""
     points = [r for r in results.sweeps if r.ok and r.workload == workload and (r.variant or "").startswith(PREFIX)]
     if not points:
         return None
@@ -52,10 +51,9 @@ def chunk_size(results: Results, workload: str) -> Figure | None:
     _line(axes[0], points, whole, "p99", _itl("p99"), _brief, (0, -8), "center", "top")
     _line(axes[1], points, whole, "", _long, _brief, (5, 6), "left", "bottom")
     _line(axes[2], points, whole, "", lambda r: r.output_tokens_per_s, rate, (0, 9), "center", "bottom")
-    names = ("time between tokens of those that run", "first token of the long prompt", "output tokens per second")
-    for axis, name, write in zip(axes, names, (_brief, _brief, rate), strict=True):
-        _scale(axis, points, write)
-        axis.set_title(name, loc="left")
+    _scale(axes[0], points, _brief, "time between tokens of those that run")
+    _scale(axes[1], points, _brief, "first token of the long prompt")
+    _scale(axes[2], points, rate, "output tokens per second")
     how = f"{', '.join(title(stage) for stage in swept)}; auto chooses a size from the time that steps take. "
     if whole:
         how += f"Dashed: {', '.join(title(r.stage) for r in whole)}, with prompts taken whole. "
@@ -73,17 +71,11 @@ def _names(points: Sequence[Record]) -> list[str]:
 
 
 def _line(
-    axis: Axes,
-    points: Sequence[Record],
-    whole: Sequence[Record],
-    label: str,
-    value: Value,
-    write: Callable[[float | None], str],
-    offset: tuple[int, int],
-    side: str,
-    edge: str,
-) -> None:
-    """One figure of every stage over the sizes; each number stands `offset` points from its dot, on that side."""
+    axis: Axes, points: Sequence[Record], whole: Sequence[Record], label: str, value: Value,
+    write: Callable[[float | None], str], offset: tuple[int, int], side: str, edge: str,
+) -> None:  # fmt: skip
+    """One figure of every stage over the sizes, each number `offset` points from its dot, on that side; dashed lines
+    for the stages that take prompts whole."""
     names = _names(points)
     thick = 3.0 if edge == "bottom" else 1.8
     for stage in dict.fromkeys(r.stage for r in points):
@@ -94,23 +86,24 @@ def _line(
         if NO_SIZE in found:
             axis.plot(names.index(NO_SIZE), found[NO_SIZE], marker="D", markersize=7, color=color(stage))
         if label and sizes:
-            axis.annotate(label, (xs[0], found[sizes[0]]), xytext=(-9, 0), textcoords="offset points", ha="right",
-                          va="center", fontsize=11)  # fmt: skip
+            _write(axis, label, (xs[0], found[sizes[0]]), (-9, 0), ha="right", va="center")
         for name, y in found.items():
-            axis.annotate(write(y), (names.index(name), y), xytext=offset, textcoords="offset points", ha=side, va=edge,
-                          fontsize=11, bbox=PAPER)  # fmt: skip
+            _write(axis, write(y), (names.index(name), y), offset, ha=side, va=edge, bbox=PAPER)
     for record in whole:
-        y = value(record)
-        if y is not None:
+        if (y := value(record)) is not None:
             axis.axhline(y, color=color(record.stage), linestyle="--", linewidth=thick - 0.8)
             text = " ".join(part for part in (record.stage, label, write(y)) if part)
-            drop = 3 if edge == "bottom" else -3
-            axis.annotate(text, (0.01, y), xycoords=("axes fraction", "data"), xytext=(0, drop),
-                          textcoords="offset points", va=edge, color=color(record.stage), fontweight="bold",
-                          fontsize=12)  # fmt: skip
+            look = {"color": color(record.stage), "fontweight": "bold", "fontsize": 12}
+            drop = (0, 3 if edge == "bottom" else -3)
+            _write(axis, text, (0.01, y), drop, xycoords=("axes fraction", "data"), va=edge, **look)
 
 
-def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None], str]) -> None:
+def _write(axis: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **look: Any) -> None:
+    axis.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 11, **look})
+
+
+def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None], str], title: str) -> None:
+    axis.set_title(title, loc="left")
     names = _names(points)
     axis.set_xticks(range(len(names)), names)
     axis.tick_params(axis="x", labelsize=12)

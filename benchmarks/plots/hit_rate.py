@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,8 +26,23 @@ def hit_rate(results: Results, workload: str) -> Figure | None:
     if len(rates) < 2:
         return None
     figure, axis = plt.subplots(figsize=(WIDTH + 1, 5.6))
-    _draw(axis, lines, rates)
     records = [record for line in lines.values() for record in line.values()]
+    top = max(_ttft(record, "p99") for record in records)
+    unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
+    for stage, line in lines.items():
+        for name, width, solid in (("p50", 3.0, 1.0), ("p99", 1.2, 0.45)):
+            ys, look = [_ttft(record, name) * unit for record in line.values()], {"color": color(stage), "alpha": solid}
+            axis.plot(list(line), ys, marker="o", markersize=2 + 2 * width, linewidth=width, **look)
+    for at, offset, align in ((rates[0], -2, "right"), (rates[-1], 2, "left")):
+        ends = [(_ttft(line[at]), stage) for stage, line in lines.items() if at in line]
+        _name_ends(axis, at + offset, ends, top, unit, align)
+    axis.set_ylim(0, top * 1.08 * unit)
+    axis.set_xlim(rates[0] - 20, rates[-1] + 48)
+    axis.set_xticks(rates, [f"{rate} %" for rate in rates])
+    axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
+    axis.set_title(f"time to first token in {word} (less is better)", loc="left")
+    axis.spines["bottom"].set_bounds(rates[0], rates[-1])
+    axis.grid(axis="y", color="#E4E4E4")
     how = "Line: median; thin line above: 99th percentile. Prompts are equally long at every hit rate."
     return finish(figure, results, workload, records, _finding(lines), how)
 
@@ -50,28 +63,16 @@ def _ttft(record: Record, name: str = "p50") -> float:
     return record.ttft_s[name]
 
 
-def _draw(axis: Axes, lines: dict[str, Line], rates: Sequence[int]) -> None:
-    top = max(_ttft(r, "p99") for line in lines.values() for r in line.values())
-    unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
-    for stage, line in lines.items():
-        ink = color(stage)
-        for name, width, solid in (("p50", 3.0, 1.0), ("p99", 1.2, 0.45)):
-            ys = [_ttft(record, name) * unit for record in line.values()]
-            axis.plot(list(line), ys, marker="o", markersize=2 + 2 * width, linewidth=width, color=ink, alpha=solid)
-    for at, side, align in ((rates[0], -1, "right"), (rates[-1], 1, "left")):
-        here = sorted(((_ttft(line[at]), stage) for stage, line in lines.items() if at in line))
-        heights = _apart([max(y, top * 0.03) for y, _ in here], top * 0.075)
-        for (y, stage), height in zip(here, heights, strict=True):
-            name = f"{stage} " if side < 0 and stage not in PEERS else "" if side < 0 else f"{title(stage)}: "
-            axis.text(at + 2 * side, height * unit, f"{name}{seconds(y)}", ha=align, va="center",
-                      color=SOFT if stage in PEERS else color(stage), fontweight="bold", fontsize=13)  # fmt: skip
-    axis.set_ylim(0, top * 1.08 * unit)
-    axis.set_xlim(rates[0] - 20, rates[-1] + 48)
-    axis.set_xticks(rates, [f"{rate} %" for rate in rates])
-    axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
-    axis.set_title(f"time to first token in {word} (less is better)", loc="left")
-    axis.spines["bottom"].set_bounds(rates[0], rates[-1])
-    axis.grid(axis="y", color="#E4E4E4")
+def _name_ends(axis: Axes, x: float, ends: list[tuple[float, str]], top: float, unit: float, align: str) -> None:
+    """Name and value of each line's end, (seconds, stage), moved up and down until they do not overlap."""
+    ends.sort()
+    heights, apart = [max(y, top * 0.03) for y, _ in ends], top * 0.075
+    up, down = spread(heights, apart), spread([-height for height in reversed(heights)], apart)
+    for (y, stage), a, b in zip(ends, up, reversed(down), strict=True):
+        height = (a - b) / 2
+        name = f"{title(stage)}: " if align == "left" else "" if stage in PEERS else f"{stage} "
+        axis.text(x, height * unit, f"{name}{seconds(y)}", ha=align, va="center",
+                  color=SOFT if stage in PEERS else color(stage), fontweight="bold", fontsize=13)  # fmt: skip
 
 
 def _finding(lines: dict[str, Line]) -> str:
@@ -96,13 +97,6 @@ def _finding(lines: dict[str, Line]) -> str:
     return finding
 
 
-def _apart(heights: list[float], distance: float) -> list[float]:
-    """Heights of labels, the lowest first, moved up and down until they do not overlap."""
-    up = spread(heights, distance)
-    down = [-height for height in reversed(spread([-height for height in reversed(heights)], distance))]
-    return [(a + b) / 2 for a, b in zip(up, down, strict=True)]
-
-
 def by_turn(results: Results, workload: str) -> Figure | None:
     """The median time to the first token of each turn of a chat; None where there are no turns."""
     records = [r for r in results.records if r.ok and r.workload == workload and "turn 1" in (r.ttft_by_group or {})]
@@ -114,12 +108,10 @@ def by_turn(results: Results, workload: str) -> Figure | None:
     top = max(max(ys) for ys in series.values())
     unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
     ends = sorted((ys[-1], stage) for stage, ys in series.items())
-    heights = _apart([max(y, top * 0.03) for y, _ in ends], top * 0.075)
-    for (y, stage), height in zip(ends, heights, strict=True):
+    for _, stage in ends:
         values = [value * unit for value in series[stage]]
         axis.plot(range(1, len(values) + 1), values, marker="o", markersize=8, linewidth=3, color=color(stage))
-        axis.text(turns + turns * 0.03, height * unit, f"{title(stage)}: {seconds(y)}", va="center",
-                  color=color(stage), fontweight="bold", fontsize=13)  # fmt: skip
+    _name_ends(axis, turns * 1.03, ends, top, unit, "left")
     axis.set_ylim(0, top * 1.1 * unit)
     axis.set_xlim(0.8, turns * 1.5)
     axis.set_xticks(range(1, turns + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,8 +21,8 @@ def latency(results: Results, workload: str) -> Figure | None:
     if not records or find(workload).columns == "stalls":  # those have a picture that tells groups apart
         return None
     figure, (left, right) = figure_with_rows(2, len(records))
-    summary_bars(left, records, workload, [r.ttft_s for r in records])
-    summary_bars(right, records, workload, [r.itl_s for r in records])
+    summary_bars(left, records, workload, lambda r: r.ttft_s, "p99")
+    summary_bars(right, records, workload, lambda r: r.itl_s, "p99")
     name_rows(left, records, workload)
     right.tick_params(axis="y", length=0)
     left.set_title("time to first token (less is better)", loc="left")
@@ -34,34 +34,23 @@ def latency(results: Results, workload: str) -> Figure | None:
 
 
 def summary_bars(
-    axis: Axes,
-    records: Sequence[Record],
-    workload: str,
-    summaries: Sequence[Summary | None],
-    ends: Sequence[str] = ("p99",),
+    axis: Axes, records: Sequence[Record], workload: str, summary_of: Callable[[Record], Summary | None], *ends: str
 ) -> None:
     """A bar up to the median, a dot at the last of these other figures of the summary, and all of them behind it."""
     end = ends[-1]
-    by_row = {(r.stage, r.plain): s for r, s in zip(records, summaries, strict=True)}
 
-    def value(record: Record) -> float | None:
-        summary = by_row[record.stage, record.plain]
-        return summary["p50"] if summary else None
-
-    def reach(record: Record) -> float | None:
-        summary = by_row[record.stage, record.plain]
-        return summary[end] if summary else None
+    def value(record: Record, name: str = "p50") -> float | None:
+        return (summary_of(record) or {}).get(name)
 
     def label(record: Record) -> str:
-        summary = by_row[record.stage, record.plain]
-        if not summary:
+        if not (summary := summary_of(record)):
             return DASH
         return ", ".join([f" {seconds(summary['p50'])}", *(f"{name} {seconds(summary[name])}" for name in ends)])
 
-    bars(axis, records, workload, value, reach, label)
-    widest = max([s[end] for s in summaries if s], default=1.0)
+    bars(axis, records, workload, value, lambda record: value(record, end), label)
+    widest = max((value(record, end) or 0.0 for record in records), default=0.0) or 1.0
     axis.set_xlim(0, widest * (1.2 + len(ends)))
-    for row, summary in enumerate(summaries):
+    for row, summary in enumerate(map(summary_of, records)):
         if summary:
             axis.plot([summary["p50"], summary[end]], [row, row], color=INK, linewidth=1.4)
             axis.plot(summary[end], row, "o", color=INK, markersize=6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,16 +59,9 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
 
 
 def _finding(records: list[Record]) -> str:
-    kept = [r for r in records if r.kv_utilization is not None]
+    kept = [(r.kv_utilization, r.stage) for r in records if r.kv_utilization is not None]
     if not kept:
         return "Nothing here keeps a KV cache that it reports"
-    best = max(kept, key=lambda r: r.kv_utilization or 0.0)
-    worst = min(kept, key=lambda r: r.kv_utilization or 0.0)
-    assert best.kv_utilization is not None
-    assert worst.kv_utilization is not None
-    if best is worst:
-        return f"{title(best.stage)} fills {best.kv_utilization:.0%} of the KV memory that it reserves"
-    return (
-        f"{title(best.stage)} fills {best.kv_utilization:.0%} of the KV memory that it reserves, "
-        f"{title(worst.stage)} {worst.kv_utilization:.0%}"
-    )
+    (most, best), (least, worst) = max(kept, key=itemgetter(0)), min(kept, key=itemgetter(0))
+    finding = f"{title(best)} fills {most:.0%} of the KV memory that it reserves"
+    return finding if most == least else f"{finding}, {title(worst)} {least:.0%}"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.style import INK, RC, title
+from benchmarks.plots.picture import headed, save_picture
+from benchmarks.style import INK, title
 from benchmarks.traced import Traced
 
 CELL = 16
@@ -19,19 +21,15 @@ COLUMNS = 16
 
 def draw_memory_map(runs: Sequence[Traced], path: Path) -> Path:
     """Each run at the step in which most requests run, and of those the one that stores most; side by side."""
-    kept = [run for run in runs if run.capacity]
-    with plt.rc_context(RC):
-        rows = max(-(-run.capacity // CELL // COLUMNS) for run in kept)
-        figure, axes = plt.subplots(1, len(kept), figsize=(7 * len(kept), 2.6 + 0.42 * rows), squeeze=False)
-        summaries = [_panel(axis, run) for axis, run in zip(axes[0], kept, strict=True)]
-        figure.suptitle(" → ".join(summaries), x=0.01, ha="left", fontsize=17, fontweight="bold")
-        note = f"A cell is {CELL} token slots. Solid: tokens stored. Pale: reserved, empty. White: free."
-        figure.text(0.01, 0.01, note, fontsize=12)
-        figure.tight_layout(rect=(0, 0.06, 1, 0.97))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
-    return path
+    return save_picture(path, lambda: _maps([run for run in runs if run.capacity]))
+
+
+def _maps(runs: Sequence[Traced]) -> Figure:
+    rows = max(-(-run.capacity // CELL // COLUMNS) for run in runs)
+    figure, axes = plt.subplots(1, len(runs), figsize=(7 * len(runs), 2.6 + 0.42 * rows), squeeze=False)
+    summaries = [_panel(axis, run) for axis, run in zip(axes[0], runs, strict=True)]
+    note = f"A cell is {CELL} token slots. Solid: tokens stored. Pale: reserved, empty. White: free."
+    return headed(figure, " → ".join(summaries), note)
 
 
 def _panel(axis: Axes, run: Traced) -> str:
@@ -58,9 +56,6 @@ def _panel(axis: Axes, run: Traced) -> str:
     axis.set_axis_off()
     held = {id for region in step.regions or () for id in region.owners}
     use = step.kv_stored / step.kv_reserved if step.kv_reserved else 0.0
-    axis.set_title(
-        f"{title(run.stage)}: {len(held)} requests hold {step.kv_reserved} of {run.capacity} slots,\n"
-        f"{use:.0%} of them filled",
-        loc="left",
-    )
+    held_slots = f"{len(held)} requests hold {step.kv_reserved} of {run.capacity} slots"
+    axis.set_title(f"{title(run.stage)}: {held_slots},\n{use:.0%} of them filled", loc="left")
     return f"{run.stage}: {len(held)} requests hold memory, {use:.0%} of it filled"

@@ -20,18 +20,17 @@ def longest(results: Results, workload: str) -> list[Record]:
     """For each contestant its longest series, of the headline or of a sweep's point."""
     found: dict[str, Record] = {}
     for record in results.records + results.sweeps:
-        if record.ok and record.workload == workload and len(record.itl_by_position or []) >= 2 * ENDS:
-            if _series(record)[-1][0] - _series(record)[0][0] < ENOUGH:
-                continue
+        series = _series(record)
+        if record.ok and record.workload == workload and len(series) >= 2 * ENDS:
             known = found.get(record.stage)
-            if known is None or _series(record)[-1][0] > _series(known)[-1][0]:
+            longer = known is None or series[-1][0] > _series(known)[-1][0]
+            if longer and series[-1][0] - series[0][0] >= ENOUGH:
                 found[record.stage] = record
     return list(found.values())
 
 
 def _series(record: Record) -> list[list[float]]:
-    assert record.itl_by_position is not None
-    return record.itl_by_position
+    return record.itl_by_position or []
 
 
 def _level(points: list[list[float]]) -> float:
@@ -50,8 +49,8 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     for record, height in zip(records, heights, strict=True):
         positions, gaps = zip(*_series(record), strict=True)
         axis.plot(positions, [g * 1e3 for g in gaps], color=color(record.stage), linewidth=3)
-        text, ink = f"{title(record.stage)}: {seconds(_end_level(record))}", color(record.stage)
-        ink = SOFT if record.stage in PEERS else ink
+        text = f"{title(record.stage)}: {seconds(_end_level(record))}"
+        ink = SOFT if record.stage in PEERS else color(record.stage)
         axis.text(positions[-1] + (last - start) * 0.015, height, text, va="center", color=ink, fontweight="bold")
     axis.set_ylim(0, top * 1.08)
     axis.set_xlim(start, start + (last - start) * 1.45)  # room for the names
@@ -82,15 +81,10 @@ def _finding(records: list[Record]) -> str:
     def change(stage: str) -> str:
         series = _series(by_stage[stage])
         growth = times(_level(series[-ENDS:]) / _level(series[:ENDS]))
-        return f"{growth} its cost at {series[0][0]:.0f}"
-
-    def end(stage: str) -> str:
-        return f"{_series(by_stage[stage])[-1][0]:.0f}"
+        return f"{series[-1][0]:.0f} costs {growth} its cost at {series[0][0]:.0f}"
 
     if "m0" in by_stage and "m1" in by_stage:
-        return (
-            f"Without a KV cache the token at position {end('m0')} costs {change('m0')}; "
-            f"with one, the token at {end('m1')} costs {change('m1')}"
-        )
+        finding = f"Without a KV cache the token at position {change('m0')}"
+        return f"{finding}; with one, the token at {change('m1')}"
     last = max([s for s in by_stage if s not in PEERS] or list(by_stage))
-    return f"{title(last)}: the token at position {end(last)} costs {change(last)}"
+    return f"{title(last)}: the token at position {change(last)}"

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.style import INK, RC, SOFT, color
+from benchmarks.plots.picture import headed, save_picture
+from benchmarks.style import INK, SOFT, color
 from common.kv_cache import PrefixNode
 
 
@@ -69,20 +70,12 @@ def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("tokens from the beginning of the prompt")
     finding = f"{hit_rate:.0%} of all prompt tokens were found in the cache, computed once for all"
-    figure.suptitle(finding, x=0.01, ha="left", fontsize=17, fontweight="bold")
     note = f"A box is a block of {size} tokens. The number: requests that started with it, without computing it."
-    figure.text(0.01, 0.01, note, fontsize=12, color=SOFT)
-    figure.tight_layout(rect=(0, 0.05, 1, 0.99))
-    return figure
+    return headed(figure, finding, note)
 
 
 def draw_prefix_tree(nodes: Sequence[PrefixNode], hit_rate: float, path: Path) -> Path:
-    with plt.rc_context(RC):
-        figure = prefix_tree_figure(nodes, hit_rate)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
-    return path
+    return save_picture(path, lambda: prefix_tree_figure(nodes, hit_rate))
 
 
 def _deepest(run: Run) -> int:
@@ -93,10 +86,8 @@ def _draw(axis: Axes, run: Run, size: int, most: int) -> None:
     for offset, hits in enumerate(run.hits):
         left = (run.start + offset) * size
         share = hits / most if most else 0.0
-        axis.add_patch(
-            Rectangle((left + 0.6, run.row - 0.33), size - 1.2, 0.66, facecolor=color("m6"), alpha=0.08 + 0.85 * share,
-                      linewidth=0)
-        )  # fmt: skip
+        look = {"facecolor": color("m6"), "alpha": 0.08 + 0.85 * share, "linewidth": 0}
+        axis.add_patch(Rectangle((left + 0.6, run.row - 0.33), size - 1.2, 0.66, **look))
         axis.text(left + size / 2, run.row, str(hits), ha="center", va="center", color=INK, fontsize=11)
     for child in run.children:
         end = run.end * size

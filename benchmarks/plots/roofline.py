@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.style import INK, RC, SOFT
+from benchmarks.style import INK, SOFT
 
-COLORS = {
-    "naive": "#882255",
-    "torch": "#DDAA33",
-    "triton": "#117733",
-    "cpu": "#117733",
-    "flash_attn": "#332288",
-    "contiguous": "#8C8C8C",
+BACKENDS = {
+    "naive": ("#882255", "naive (the lesson)"),
+    "torch": ("#DDAA33", "torch: gather, then SDPA"),
+    "triton": ("#117733", "triton (ours)"),
+    "cpu": ("#117733", "cpu (ours)"),
+    "flash_attn": ("#332288", "flash_attn"),
+    "contiguous": ("#8C8C8C", "SDPA, K and V in one piece"),
 }
-NAMES = {
-    "naive": "naive (the lesson)",
-    "torch": "torch: gather, then SDPA",
-    "triton": "triton (ours)",
-    "cpu": "cpu (ours)",
-    "contiguous": "SDPA, K and V in one piece",
-}
+"""Colours and names."""
 MARKERS = {"decode": "o", "prefill": "s"}
 OWN = ("triton", "cpu")
 
@@ -34,65 +27,48 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
     """Operations per second against operations per byte, both axes logarithmic. One dot a backend and shape."""
     records = [r for r in results["records"] if r["tflop_per_s"]]
     copy, matmul = results["ceilings"]["copy_gb_per_s"] / 1e3, results["ceilings"]["matmul_tflop_per_s"]
-    with plt.rc_context(RC):
-        figure, axes = plt.subplots(figsize=(12, 7))
-        intensities = [r["flop_per_byte"] for r in records]
-        low, high = min(intensities) / 4, max(*intensities, matmul / copy) * 4
-        x = np.geomspace(low, high, 200)
-        axes.plot(x, np.minimum(x * copy, matmul), color=INK, linewidth=2.5)
-        bottom = min(r["tflop_per_s"] for r in records) / 25  # room for the names below the dots
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, matmul * 3))
-        axes.annotate(f"matrix product, measured: {matmul:.3g} TFLOP/s", (high / 1.1, matmul), xytext=(0, 7),
-                      textcoords="offset points", ha="right", color=INK)  # fmt: skip
-        slope = (low * matmul / copy) ** 0.5
-        axes.annotate(f"copy, measured:\n{copy * 1e3:.0f} GB/s", (slope, slope * copy), xytext=(-10, 10),
-                      textcoords="offset points", ha="right", color=INK)  # fmt: skip
-        for record in records:  # each backend a little beside the others; ours on top, and filled
-            nudge = (high / low) ** (0.010 * _places(records)[record["backend"]])
-            axes.plot(record["flop_per_byte"] * nudge, record["tflop_per_s"], MARKERS[record["kind"]],
-                      **_look(record["backend"]))  # fmt: skip
-        _label_columns(axes, records)
-        axes.set_xlabel("floating-point operations for each byte of q, K, V and output")
-        axes.set_ylabel("TFLOP/s")
-        axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        for backend in dict.fromkeys(r["backend"] for r in records):
-            axes.plot([], [], "o", label=_legend(backend), **_look(backend))
-        axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.42, 0.02))
-        figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
-        config = results["config"]
-        axes.set_title(
-            f"{hardware} · {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']} · "
-            "○ decode (sequences × context)   □ prefill (sequences × prompt)",
-            loc="left", fontsize=12, color=SOFT, pad=12,
-        )  # fmt: skip
-        figure.tight_layout()
+    figure, axes = plt.subplots(figsize=(12, 7))
+    intensities = [r["flop_per_byte"] for r in records]
+    low, high = min(intensities) / 4, max(*intensities, matmul / copy) * 4
+    x = np.geomspace(low, high, 200)
+    axes.plot(x, np.minimum(x * copy, matmul), color=INK, linewidth=2.5)
+    bottom = min(r["tflop_per_s"] for r in records) / 25  # room for the names below the dots
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, matmul * 3))
+    axes.annotate(f"matrix product, measured: {matmul:.3g} TFLOP/s", (high / 1.1, matmul), xytext=(0, 7),
+                  textcoords="offset points", ha="right", color=INK)  # fmt: skip
+    slope = (low * matmul / copy) ** 0.5
+    axes.annotate(f"copy, measured:\n{copy * 1e3:.0f} GB/s", (slope, slope * copy), xytext=(-10, 10),
+                  textcoords="offset points", ha="right", color=INK)  # fmt: skip
+    backends = list(dict.fromkeys(r["backend"] for r in records))
+    middle = next((i for i, backend in enumerate(backends) if backend in OWN), (len(backends) - 1) / 2)
+    for record in records:  # our backend in the middle of a shape's column, the others to its left and right
+        nudge = (high / low) ** (0.010 * (backends.index(record["backend"]) - middle))
+        axes.plot(record["flop_per_byte"] * nudge, record["tflop_per_s"], MARKERS[record["kind"]],
+                  **_look(record["backend"]))  # fmt: skip
+    _label_columns(axes, records)
+    axes.set_xlabel("floating-point operations for each byte of q, K, V and output")
+    axes.set_ylabel("TFLOP/s")
+    axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for backend in backends:
+        axes.plot([], [], "o", label=BACKENDS[backend][1], **_look(backend))
+    axes.legend(loc="lower center", frameon=False, bbox_to_anchor=(0.42, 0.02))
+    figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
+    config = results["config"]
+    axes.set_title(
+        f"{hardware} · {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']} · "
+        "○ decode (sequences × context)   □ prefill (sequences × prompt)",
+        loc="left", fontsize=12, color=SOFT, pad=12,
+    )  # fmt: skip
+    figure.tight_layout()
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the file and forget the figure."""
-    with plt.rc_context(RC):
-        figure.savefig(path)
-    plt.close(figure)
-
-
 def _look(backend: str) -> dict[str, Any]:
-    ink = COLORS.get(backend, SOFT)
+    ink = BACKENDS[backend][0]
     if backend in OWN:
         return {"color": ink, "markersize": 10, "markeredgecolor": "white", "zorder": 4}
     return {"markerfacecolor": "none", "markeredgecolor": ink, "markeredgewidth": 2, "markersize": 9, "zorder": 3}
-
-
-def _places(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Steps to the left or right of a shape's column: our backend in the middle, the others around it."""
-    backends = list(dict.fromkeys(r["backend"] for r in records))
-    middle = next((i for i, backend in enumerate(backends) if backend in OWN), (len(backends) - 1) / 2)
-    return {backend: i - middle for i, backend in enumerate(backends)}
-
-
-def _legend(backend: str) -> str:
-    return NAMES.get(backend, backend)
 
 
 def _label_columns(axes: Any, records: list[dict[str, Any]]) -> None:

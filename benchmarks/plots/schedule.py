@@ -1,21 +1,18 @@
-"""Steps as boxes on an axis of time, a row for each request: who was computed, how many tokens, and who stood still."""
+"""Steps as boxes on an axis of time, a row for each request: what was computed, how many tokens, and what waited."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.plots.picture import headed
 from benchmarks.plots.timeline import KINDS
-from benchmarks.style import RC, SOFT, title
+from benchmarks.style import title
 from common.watch.trace import StepTrace
-
-DARK = ("prefill",)
-"""Kinds whose boxes take white text."""
 
 
 def longest_gap(trace: StepTrace, request_id: str) -> float:
@@ -30,22 +27,10 @@ def schedule_figure(traces: Mapping[str, StepTrace]) -> Figure:
     for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
         _panel(axis, stage, trace)
     axes[-1, 0].set_xlabel("milliseconds")
-    figure.suptitle(_finding(traces), x=0.01, ha="left", fontsize=17, fontweight="bold")
-    figure.text(
-        0.01, 0.01, "Every box is a step of a real run; the number says how many tokens of the prompt it computes. "
-        "The narrow pale boxes are decodes.", color=SOFT,
-    )  # fmt: skip
-    figure.tight_layout(rect=(0, 0.04, 1, 0.99))
-    return figure
-
-
-def draw_schedule(traces: Mapping[str, StepTrace], path: Path) -> Path:
-    with plt.rc_context(RC):
-        figure = schedule_figure(traces)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
-    return path
+    note = (
+        "A box is a step of a real run; the number: prompt tokens that it computes. The narrow pale boxes are decodes."
+    )
+    return headed(figure, _finding(traces), note)
 
 
 def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:
@@ -57,10 +42,8 @@ def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:
         for chunk in step.chunks:
             axis.barh(rows[chunk.request_id], width, left=left, height=0.8, color=KINDS[chunk.kind], edgecolor="white")
             if chunk.length > 1:
-                color = "white" if chunk.kind in DARK else "black"
-                axis.text(
-                    left + width / 2, rows[chunk.request_id], str(chunk.length), ha="center", va="center", color=color
-                )
+                middle, ink = left + width / 2, "white" if chunk.kind == "prefill" else "black"
+                axis.text(middle, rows[chunk.request_id], str(chunk.length), ha="center", va="center", color=ink)
     axis.set_yticks(range(len(rows)), ["ABCDEFGH"[row] for row in rows.values()])
     axis.tick_params(axis="y", length=0)
     axis.invert_yaxis()
@@ -71,4 +54,4 @@ def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:
 def _finding(traces: Mapping[str, StepTrace]) -> str:
     gaps = {stage: longest_gap(trace, next(iter(trace.arrivals))) * 1e3 for stage, trace in traces.items()}
     parts = ", ".join(f"{gap:.0f} ms in {stage}" for stage, gap in gaps.items())
-    return f"A long prompt arrives: the longest stall of those who decode is {parts}"
+    return f"A long prompt arrives: the longest stall of the decoding requests is {parts}"

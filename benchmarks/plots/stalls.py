@@ -1,4 +1,4 @@
-"""Who waits for a long prompt: those that decode, the prompt itself, and a short one behind it."""
+"""What waits for a long prompt: requests that decode, the prompt itself, and a short one behind it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stalls(results: Results, workload: str) -> Figure | None:
         ("first token of a short one behind", group_ttft(SHORT), ("p99",)),
     )
     for axis, (name, summary, ends) in zip(axes, panels, strict=True):
-        summary_bars(axis, records, workload, [summary(record) for record in records], ends)
+        summary_bars(axis, records, workload, summary, *ends)
         axis.set_title(name, loc="left")
         axis.tick_params(axis="y", length=0)
     name_rows(axes[0], records, workload)
@@ -47,11 +47,10 @@ def _finding(records: list[Record]) -> str:
     if len(own) < 2:
         record = records[-1]
         assert record.itl_s
-        return f"{title(record.stage)}: whoever decodes waits up to {seconds(record.itl_s['max'])} for a token"
+        return f"{title(record.stage)}: decoding requests wait up to {seconds(record.itl_s['max'])} for a token"
     before, last = ("m4", "m5") if {"m4", "m5"} <= own.keys() else list(own)[-2:]
     there, here = own[before], own[last]
-    assert there.itl_s
-    assert here.itl_s
+    assert there.itl_s and here.itl_s
     finding = (
         f"Beside long prompts the p99 time between tokens is {seconds(here.itl_s['p99'])} with {title(last)}, "
         f"{seconds(there.itl_s['p99'])} with {title(before)}"

@@ -1,4 +1,4 @@
-"""Requests down, steps across: what was done for whom, and who had to wait."""
+"""Requests down, steps across: what each step did for each request, and which requests waited."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks.style import RC, SOFT, title
+from benchmarks.plots.picture import headed, save_picture
+from benchmarks.style import SOFT, title
 from benchmarks.traced import Traced
 
 KINDS = {
@@ -24,7 +26,7 @@ KINDS = {
     "swapped": "#C9B3E6",
     "idle": "#FFFFFF",
 }
-"""Names and colours; `idle` is hatched: a finished request's row that is computed for nobody."""
+"""Names and colours; `idle` is hatched: the row of a finished request, computed all the same."""
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _NOTHING = len(KINDS)
 
@@ -51,29 +53,27 @@ def states(run: Traced) -> np.ndarray:
 
 
 def draw_timeline(runs: Sequence[Traced], path: Path) -> Path:
+    return save_picture(path, lambda: _timeline(runs))
+
+
+def _timeline(runs: Sequence[Traced]) -> Figure:
     """One panel for each run, on one scale of steps."""
     grids = [states(run) for run in runs]
     longest = max(grid.shape[1] for grid in grids)
-    with plt.rc_context(RC):
-        height = 1.6 + sum(0.9 + 0.19 * len(grid) for grid in grids)
-        figure, axes = plt.subplots(
-            len(runs), 1, figsize=(13, height), squeeze=False, sharex=True, height_ratios=[len(g) for g in grids]
-        )
-        for axis, run, grid in zip(axes[:, 0], runs, grids, strict=True):
-            _panel(axis, run, grid, longest)
-        axes[-1, 0].set_xlabel("step")
-        used = [kind for kind, code in _CODES.items() if any((grid == code).any() for grid in grids)]
-        patches = [
-            Patch(facecolor=KINDS[k], edgecolor=SOFT, linewidth=0.5, hatch="////" if k == "idle" else None, label=k)
-            for k in used
-        ]
-        figure.suptitle(_finding(runs, grids), x=0.01, ha="left", fontsize=17, fontweight="bold")
-        figure.tight_layout(rect=(0, 0.06, 1, 0.99))
-        figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-        plt.close(figure)
-    return path
+    height = 1.6 + sum(0.9 + 0.19 * len(grid) for grid in grids)
+    figure, axes = plt.subplots(
+        len(runs), 1, figsize=(13, height), squeeze=False, sharex=True, height_ratios=[len(g) for g in grids]
+    )
+    for axis, run, grid in zip(axes[:, 0], runs, grids, strict=True):
+        _panel(axis, run, grid, longest)
+    axes[-1, 0].set_xlabel("step")
+    used = [kind for kind, code in _CODES.items() if any((grid == code).any() for grid in grids)]
+    patches = [
+        Patch(facecolor=KINDS[k], edgecolor=SOFT, linewidth=0.5, hatch="////" if k == "idle" else None, label=k)
+        for k in used
+    ]
+    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False)
+    return headed(figure, _finding(runs, grids))
 
 
 def _panel(axis: Axes, run: Traced, grid: np.ndarray, longest: int) -> None:

@@ -1,7 +1,8 @@
-"""What a report is made of, before it is HTML or Markdown. Text may hold `code`, *emphasis* and **weight**."""
+"""What a report is made of, and how it is written as Markdown. Text may hold `code`, *emphasis* and **weight**."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Folded:
-    """Closed until somebody opens it."""
+    """Closed until the reader opens it."""
 
     title: str
     blocks: list[Block] = field(default_factory=list["Block"])
@@ -57,3 +58,31 @@ def from_rich(table: RichTable) -> Table:
 
     columns = [[plain(cell) for cell in column.cells] for column in table.columns]
     return Table([plain(column.header) for column in table.columns], list(zip(*columns, strict=True)))
+
+
+def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
+    """`folder`: where the file will lie; pictures are linked from there."""
+    return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
+
+
+def _markdown(block: Block, folder: Path) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {text}"
+        case Paragraph(text):
+            return text
+        case Table():
+            return _table(block)
+        case Picture(path, alt):
+            return f"![{alt}]({os.path.relpath(path, folder).replace(os.sep, '/')})"
+        case Folded(title, inner):
+            return f"<details><summary>{title}</summary>\n\n{to_markdown(inner, folder)}\n</details>"
+
+
+def _table(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    sides = ["---"] * table.words + ["---:"] * (len(table.headers) - table.words)
+    lines = [line(table.headers), line(sides), *map(line, table.rows)]
+    return (f"{table.caption}\n\n" if table.caption else "") + "\n".join(lines)

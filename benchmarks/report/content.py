@@ -41,7 +41,8 @@ def report(
     blocks += [Heading("The ladder"), *_ladders(machines, pictures)]
     blocks += [Heading("Claims"), *_claims(machines, filler_for)]
     blocks += [Heading("Peers"), *_peers(machines)]
-    blocks += [Heading("Execution on a GPU"), *_execution(machines)]
+    execution = [block for machine in machines for block in execution_blocks(machine)]
+    blocks += [Heading("Execution on a GPU"), *(execution or [Paragraph("Not measured yet: run `make gpu-bench`.")])]
     blocks += [Heading("Kernels"), *_sheets(machines, KERNELS)]
     blocks += [Heading("Quality of 4-bit weights, and their checkpoints"), *_quality(machines)]
     blocks += [Heading("Pictures")]
@@ -62,10 +63,8 @@ def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> s
         verdicts = [verdict.verdict for _, verdict in found]
         missed = [f"{c.stage}, {c.said} ({v.value})" for c, v in found if v.verdict == NOT_MET]
         measured = len(verdicts) - verdicts.count(NOT_MEASURED)
-        parts.append(
-            f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met."
-            + (f" Not met: {'; '.join(missed)}." if missed else "")
-        )
+        said = f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met."
+        parts.append(said + (f" Not met: {'; '.join(missed)}." if missed else ""))
     text = "Written by `make report` from the JSON files that the benchmarks left; no figure is typed by hand. "
     return text + " ".join(parts)
 
@@ -79,15 +78,10 @@ def _machines(machines: Sequence[Machine]) -> Table:
             continue
         hardware = found[0]["hardware"]
         models = dict.fromkeys(f"{b.results.config['model']}, {b.results.config['dtype']}" for b in machine.benches)
-        rows.append(
-            [
-                f"`reports/{folder_of(machine)}`",
-                str(hardware["gpu"] or "–"),
-                f"{hardware['cpu']}, {hardware['cpu_cores']} cores, {size(hardware['memory_bytes'])}",
-                "; ".join(models) or "–",
-                str(len(machine.benches) + len(machine.sheets)),
-            ]
-        )
+        cpu = f"{hardware['cpu']}, {hardware['cpu_cores']} cores, {size(hardware['memory_bytes'])}"
+        files = str(len(machine.benches) + len(machine.sheets))
+        gpu = str(hardware["gpu"] or "–")
+        rows.append([f"`reports/{folder_of(machine)}`", gpu, cpu, "; ".join(models) or "–", files])
     return Table(("folder", "GPU", "CPU", "model", "files"), rows, words=4)
 
 
@@ -106,10 +100,8 @@ def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]])
             kept = [i for i, name in enumerate(table.headers) if name in LADDER_COLUMNS]
             headers = [LADDER_COLUMNS[table.headers[i]] for i in kept]
             rows = [[row[i] if i < len(row) else "" for i in kept] for row in table.rows]
-            blocks += [
-                Heading(f"{workload} on {machine.title}", 3),
-                Table(headers, rows, caption=_caption(bench, workload)),
-            ]
+            blocks.append(Heading(f"{workload} on {machine.title}", 3))
+            blocks.append(Table(headers, rows, caption=_caption(bench, workload)))
             blocks += _notes(bench, workload)
             blocks += [p for p in pictures[machine.name] if p.path.name == f"{machine.prefix}{workload}-throughput.png"]
     return blocks or [Paragraph("Not measured yet: run `make bench`.")]
@@ -161,10 +153,9 @@ def _peers(machines: Sequence[Machine]) -> list[Block]:
     headers = ("machine", "workload", "peer", "output tokens/s", "our fastest", "output tokens/s", "× the peer")
     blocks: list[Block] = [Table(headers, rows, words=3)] if rows else []
     names = reference.WORKLOADS
-    known = [
-        [name, *(f"{values[w]:,.0f}" if w in values else "–" for w in names)]
-        for name, values in reference.PEERS.items()
-    ]
+    known: list[list[str]] = []
+    for name, values in reference.PEERS.items():
+        known.append([name, *(f"{values[w]:,.0f}" if w in values else "–" for w in names)])
     known += [row for machine in machines for row in peer_rows(machine)]
     caption = "output tokens/s on one H100, Qwen3-0.6B's shape with random weights, bf16, November 2026"
     return [
@@ -175,11 +166,6 @@ def _peers(machines: Sequence[Machine]) -> list[Block]:
         ),
         Table(["", *names], known, caption=caption),
     ]
-
-
-def _execution(machines: Sequence[Machine]) -> list[Block]:
-    blocks = [block for machine in machines for block in execution_blocks(machine)]
-    return blocks or [Paragraph("Not measured yet: run `make gpu-bench` on a machine with a GPU.")]
 
 
 def _sheets(machines: Sequence[Machine], kinds: Sequence[str]) -> list[Block]:
@@ -208,15 +194,12 @@ def _workloads(machines: Sequence[Machine]) -> list[Block]:
         for bench in machine.benches:
             inner: list[Block] = []
             for workload in dict.fromkeys(r.workload for r in bench.results.records):
-                if any(r.workload == workload for r in bench.results.records):
-                    table = from_rich(workload_table(bench.results, workload))
-                    inner += [Table(table.headers, table.rows, caption=_caption(bench, workload))]
-                    inner += _notes(bench, workload)
+                table = from_rich(workload_table(bench.results, workload))
+                inner += [Table(table.headers, table.rows, caption=_caption(bench, workload))]
+                inner += _notes(bench, workload)
             for workload in dict.fromkeys(r.workload for r in bench.results.sweeps):
-                table = sweep_table(workload, [r for r in bench.results.sweeps if r.workload == workload])
-                flat = from_rich(table)
-                flat = Table(["point", *flat.headers[1:]], flat.rows, caption=f"sweep of `{workload}`")
-                inner.append(flat)
+                table = from_rich(sweep_table(workload, [r for r in bench.results.sweeps if r.workload == workload]))
+                inner += [Table(["point", *table.headers[1:]], table.rows, caption=f"sweep of `{workload}`")]
             blocks.append(Folded(f"{machine.title}: {bench.path.name}", inner))
     return blocks
 
@@ -233,8 +216,7 @@ def _files(machines: Sequence[Machine]) -> list[Block]:
             state = changed[values.get("uncommitted_changes")] if "commit" in values else ""
             note = "; ".join(part for part in (state, values.get("note"), values.get("commit_note")) if part)
             text = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
-            rows.append(
-                [f"`{folder_of(machine)}/{path.name}`", str(values.get("commit") or "–")[:10], text or "–", note]
-            )
+            commit = str(values.get("commit") or "–")[:10]
+            rows.append([f"`{folder_of(machine)}/{path.name}`", commit, text or "–", note])
         rows += [[f"`{folder_of(machine)}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]
     return [Table(("file", "commit", "versions", "notes"), rows, words=4)]

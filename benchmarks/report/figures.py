@@ -26,52 +26,30 @@ from benchmarks.report import reference
 from benchmarks.report.sources import Bench, Machine
 from benchmarks.table import rate, seconds, size
 from common.config import DEFAULT_MODEL, parse_dtype
-from common.errors import UserError
+from common.errors import UserError, require
 from common.memory import kv_bytes_per_token
 from common.models.sources.random_weights import PRESETS
 
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
-OUTPUT_OF_LONG = 16
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
 
 def _growth(record: Record, _: Results) -> float | None:
-    """How much dearer the last quarter of the tokens is than the first."""
+    """Time of the last quarter of the tokens over that of the first."""
     times = [duration for _, duration in record.itl_by_position or []]
     quarter = len(times) // 4
     return statistics.median(times[-quarter:]) / statistics.median(times[:quarter]) if quarter else None
 
 
-def _bytes_per_token(record: Record, _: Results) -> float | None:
-    return record.kv_used_peak_bytes / SINGLE_TOKENS if record.kv_used_peak_bytes else None
-
-
 def _formula(_: Record, results: Results) -> float | None:
-    """Bytes of a token by the formula."""
     model, dtype = results.config["model"], parse_dtype(results.config["dtype"])
     if model == DEFAULT_MODEL:
         return 2 * 30 * 3 * 64 * dtype.itemsize
     preset = PRESETS.get(model.removeprefix("random:"))
     return None if preset is None else kv_bytes_per_token(preset, dtype)
-
-
-def _padding_bound(record: Record, _: Results) -> float | None:
-    """The factor that computing nothing for nobody could win."""
-    return None if record.padding_share is None else 1 / (1 - record.padding_share)
-
-
-def _longest_prompt(record: Record, results: Results) -> float | None:
-    """Of all prompts that the stage could run, here and in the sweep."""
-    ran = [r for r in results.records + results.sweeps if r.stage == record.stage and r.workload == record.workload]
-    lengths = [
-        round(OUTPUT_OF_LONG * (r.total_tokens_per_s / r.output_tokens_per_s - 1))
-        for r in ran
-        if r.ok and r.total_tokens_per_s and r.output_tokens_per_s
-    ]
-    return max(lengths, default=None)
 
 
 def _longer_context(record: Record, results: Results) -> float | None:
@@ -103,13 +81,11 @@ def _sweet_spot(record: Record, results: Results) -> float | None:
 
 DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
     "itl_growth": _growth,
-    "kv_bytes_per_token": _bytes_per_token,
+    "kv_bytes_per_token": lambda record, _: (record.kv_used_peak_bytes or 0) / SINGLE_TOKENS or None,
     "kv_formula": _formula,
-    "padding_bound": _padding_bound,
-    "longest_prompt": _longest_prompt,
+    "padding_bound": lambda record, _: None if record.padding_share is None else 1 / (1 - record.padding_share),
     "longer_context": _longer_context,
     "sweet_spot": _sweet_spot,
-    "memory": lambda record, _: record.peak_device_memory_bytes or record.peak_memory_bytes,
 }
 
 
@@ -147,15 +123,11 @@ def evaluate(machine: Machine, expression: str) -> float | None:
 
 
 def _evaluate(machine: Machine, expression: str) -> float | None:
-    names = names_in(expression)
-    for bench in machine.benches:  # one run is compared with itself where that is possible
-        values = [_look_up(machine, name, bench) for name in names]
-        if None not in values:
-            break
-    else:
-        values = [_anywhere(machine, name) for name in names]
+    runs = [[_look_up(machine, name, bench) for name in names_in(expression)] for bench in machine.benches or [None]]
+    each = [next((value for value in values if value is not None), None) for values in zip(*runs, strict=True)]
+    values = next((run for run in runs if None not in run), each)  # one run is compared with itself where possible
     numbers = [value for value in values if value is not None]
-    if len(numbers) < len(names) or (len(numbers) == 2 and not numbers[1]):
+    if len(numbers) < len(values) or (len(numbers) == 2 and not numbers[1]):
         return None
     result = numbers[0] if len(numbers) == 1 else numbers[0] / numbers[1]
     result = 1 - result if expression.startswith("1 - ") else result
@@ -163,8 +135,7 @@ def _evaluate(machine: Machine, expression: str) -> float | None:
 
 
 def show(value: float, form: str) -> str:
-    if form not in FORMS:
-        raise UserError(f"no form {form!r} of figures. Choose from: {', '.join(FORMS)}")
+    require(form in FORMS, f"no form {form!r} of figures. Choose from: {', '.join(FORMS)}")
     return FORMS[form](value)
 
 
@@ -186,11 +157,6 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
     options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
     options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
     return " ".join([f"make bench WORKLOAD={workload}", *options])
-
-
-def _anywhere(machine: Machine, name: str) -> float | None:
-    found = (_look_up(machine, name, bench) for bench in machine.benches or [None])
-    return next((value for value in found if value is not None), None)
 
 
 def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
@@ -232,8 +198,7 @@ def find_record(results: Results, head: str, stage: str) -> Record | None:
 def _field(record: Record, results: Results, fields: list[str]) -> float | None:
     if fields[0] in DERIVED:
         return DERIVED[fields[0]](record, results)
-    if not hasattr(record, fields[0]):
-        raise UserError(f"a record has no {fields[0]!r}: see benchmarks/record.py")
+    require(hasattr(record, fields[0]), f"a record has no {fields[0]!r}: see benchmarks/record.py")
     value: Any = getattr(record, fields[0])
     for key in fields[1:]:
         value = value.get(key) if value is not None else None

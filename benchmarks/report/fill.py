@@ -1,4 +1,4 @@
-"""Placeholders in texts, filled from the results and from the source.
+"""Placeholders in texts, filled from the results and from the source; then the text is wrapped again.
 
 {figure:mixed.m2.ttft_s.p50|s}  {figure:h100:...}     a figure (`benchmarks.report.figures`), of a named machine
 {code:common/engine.py:Engine.step}                   a link to the line that defines it
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,14 +20,19 @@ from benchmarks.environment import ROOT
 from benchmarks.report import reference
 from benchmarks.report.figures import command_for, evaluate, show
 from benchmarks.report.sources import Machine
-from common.errors import UserError
+from common.errors import require
 
 PLACEHOLDER = re.compile(r"\{(figure|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
 MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
-"""Marks a figure that the reader's own results lack: it comes from the kept ones."""
+"""Marks a figure from the kept results, which the reader's own lack."""
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
-STAGE = re.compile(r"^stages/m\d_\w+")
+WIDTH = 120
+ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
+WHOLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
+UNIT = re.compile(r"(\d) (?=(?:%|s\b|ms\b|[kMG]B\b))")
+"""Code and links, and a number before its unit: never broken."""
+GLUE = "\x00"
 
 
 @cache
@@ -51,20 +57,17 @@ def _symbols(path: Path) -> Mapping[str, int]:
 
 def line_of(path: str, symbol: str) -> int:
     """Where a symbol of a file of this repository is defined, from 1; `UserError` if it is not."""
-    file = ROOT / path
-    if not file.is_file():
-        raise UserError(f"{path} does not exist: correct the placeholder {{code:{path}:{symbol}}}")
-    lines = _symbols(file)
-    if symbol not in lines:
-        raise UserError(f"{path} defines no {symbol}: correct the placeholder {{code:{path}:{symbol}}}")
+    require((ROOT / path).is_file(), f"{path} does not exist: correct the placeholder {{code:{path}:{symbol}}}")
+    lines = _symbols(ROOT / path)
+    require(symbol in lines, f"{path} defines no {symbol}: correct the placeholder {{code:{path}:{symbol}}}")
     return lines[symbol]
 
 
 @dataclass(frozen=True)
 class Filler:
-    """`machines`: all that was read. `own`: whose figures a placeholder without a machine means; where that lacks one
-    and `fallback` names another machine, its figure stands there with a mark. `folder`: where the text will lie.
-    `missing`: what stands for a figure that nobody measured, instead of the command that measures it."""
+    """`own`: the machine of a placeholder that names none; where it lacks a figure, that of `fallback` takes its place,
+    with a mark. `folder`: where the text will lie. `missing`: written for a figure that no machine has, instead of the
+    command that measures it."""
 
     machines: Mapping[str, Machine]
     own: str
@@ -101,21 +104,43 @@ class Filler:
 
     def _code(self, what: str, label: str | None) -> str:
         path, _, symbol = what.partition(":")
-        stage = STAGE.match(path)
-        text = f"`{label or symbol or path}`"
-        if stage and not (ROOT / stage[0]).is_dir():  # a stage to come
-            return text
         anchor = f"#L{line_of(path, symbol)}" if symbol else ""
-        return f"[{text}]({self._target(path)}{anchor})"
+        return f"[`{label or symbol or path}`]({self._target(path)}{anchor})"
 
     def _link(self, what: str, label: str | None) -> str:
         path, hash_sign, heading = what.partition("#")
-        stage = STAGE.match(path)
-        if stage and not (ROOT / stage[0]).is_dir():
-            return label or what
         return f"[{label or what}]({self._target(path)}{hash_sign}{heading})"
 
     def _target(self, path: str) -> str:
-        if not (ROOT / path).exists():
-            raise UserError(f"{path} does not exist: correct the placeholder that names it")
+        require((ROOT / path).exists(), f"{path} does not exist: correct the placeholder that names it")
         return os.path.relpath(ROOT / path, self.folder).replace(os.sep, "/")
+
+
+def reflow(text: str) -> str:
+    """Markdown with its paragraphs and list items wrapped at `WIDTH`; headings and tables as they are."""
+    out: list[str] = []
+    pending: list[str] = []
+    for line in [*text.split("\n"), ""]:
+        plain = line.strip()
+        stands_alone = not plain or plain.startswith(("#", "|", "```"))
+        if pending and (stands_alone or ITEM.match(line)):
+            out += _wrap(pending)
+            pending = []
+        if stands_alone:
+            out.append(line)
+        else:
+            pending.append(line)
+    return "\n".join(out[:-1])
+
+
+def _wrap(lines: list[str]) -> list[str]:
+    item = ITEM.match(lines[0])
+    start = item[0] if item else ""
+    indent = " " * len(start)
+    words = " ".join([lines[0][len(start) :].strip(), *(line.strip() for line in lines[1:])])
+    words = WHOLE.sub(lambda whole: whole[0].replace(" ", GLUE), words)
+    words = UNIT.sub(rf"\1{GLUE}", words)
+    wrapped = textwrap.wrap(
+        words, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace(GLUE, " ") for line in wrapped]

@@ -1,9 +1,8 @@
-"""Engines that people use, measured once beside these stages on one H100, without a results file that could be kept.
+"""Engines that people use, measured once on one H100 as these stages were; of them no results file was kept.
 
 Qwen3-0.6B's shape with random weights, bfloat16, November 2026. `nano`: 256 requests, inputs and outputs uniform in
-100 ... 1024; `decode_one` and `decode`: one sequence, and 64. Output tokens per second.
-
-What reading at the rate of a copy allows does have a file, kept from `make gpu-bench`.
+100 ... 1024; `decode_one` and `decode`: one sequence, and 64. Output tokens per second. What reading at the rate of a
+copy allows does have a file, kept from `make gpu-bench`.
 """
 
 from __future__ import annotations

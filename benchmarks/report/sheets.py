@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.attention import cells
 from benchmarks.report.blocks import Block, Folded, Paragraph, Table
 from benchmarks.report.sources import Sheet
 from benchmarks.table import size
@@ -13,25 +14,15 @@ MANY = 30
 
 
 def sheet_blocks(sheet: Sheet) -> list[Block]:
-    if sheet.kind == "attention":
-        return _attention(sheet)
-    if sheet.kind == "quality":
-        return _quality(sheet)
-    if sheet.kind == "interop":
-        return _interop(sheet)
+    if sheet.kind in KINDS:
+        return KINDS[sheet.kind](sheet)
     table = _anything(sheet.rows)
     return [Folded(f"{len(sheet.rows)} measurements", [table]) if len(sheet.rows) > MANY else table]
 
 
 def _attention(sheet: Sheet) -> list[Block]:
     config, top = sheet.values["config"], sheet.values["ceilings"]
-    rows: list[list[str]] = []
-    for r in sheet.rows:
-        unit = "GB/s" if r["kind"] == "decode" else "TFLOP/s"
-        cells = ["–", r["error"] or "–", "–"]
-        if r["seconds"] is not None:
-            cells = [f"{r['seconds'] * 1e3:.3f} ms", f"{r['rate']:.3g} {unit}", f"{r['share']:.0%}"]
-        rows.append([r["step"], r["backend"], *cells])
+    rows = [[r["step"], r["backend"], *cells(r)] for r in sheet.rows]
     text = (
         f"{config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}, blocks of "
         f"{config['block_size']}. Decode: sequences × context; prefill: sequences × prompt. Of the ceiling of the same "
@@ -50,10 +41,8 @@ def _quality(sheet: Sheet) -> list[Block]:
         rows.append([row["name"], f"{row['perplexity']:.2f}", over, f"{row['agreement']:.1%}", *sizes])
     headers = ("weights", "perplexity", "over bf16", "same likeliest token", "quantised layers", "whole model")
     rows.sort(key=lambda row: row[0] != "bf16")
-    where = (
-        f"{sheet.values.get('model')}, {sheet.values.get('tokens')} tokens in contexts of {sheet.values.get('context')}"
-    )
-    return [Table(headers, rows, caption=where)]
+    model, tokens, context = (sheet.values.get(name) for name in ("model", "tokens", "context"))
+    return [Table(headers, rows, caption=f"{model}, {tokens} tokens in contexts of {context}")]
 
 
 def _interop(sheet: Sheet) -> list[Block]:
@@ -65,7 +54,7 @@ def _interop(sheet: Sheet) -> list[Block]:
     absent = [who for who, side in (("m7", "ours"), ("GPTQModel", "theirs")) if not sheet.values[side]]
     if absent:
         text += f" Not measured yet: checkpoints written by {' and '.join(absent)} (`make gptq-interop`)."
-    return [Paragraph(text), _anything(sheet.rows)] if sheet.rows else [Paragraph(text)]
+    return [Paragraph(text), *([_anything(sheet.rows)] if sheet.rows else [])]
 
 
 def _anything(rows: list[dict[str, Any]]) -> Table:
@@ -76,8 +65,8 @@ def _anything(rows: list[dict[str, Any]]) -> Table:
     caption = ", ".join(f"{name.replace('_', ' ')}: {_cell(rows[0][name])}" for name in same)
     words = [n for n in names if any(isinstance(row.get(n), str) for row in rows)]
     names = words + [n for n in names if n not in words]
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    return Table([name.replace("_", " ") for name in names], cells, words=len(words), caption=caption)
+    values = [[_cell(row.get(name)) for name in names] for row in rows]
+    return Table([name.replace("_", " ") for name in names], values, words=len(words), caption=caption)
 
 
 def _cell(value: Any) -> str:
@@ -86,3 +75,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+KINDS = {"attention": _attention, "quality": _quality, "interop": _interop}

@@ -1,4 +1,4 @@
-"""Which results there are: every JSON file of a folder, known by its content and never by its name."""
+"""Which results there are: every JSON file of a folder, recognised by its content and never by its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, require
 
 REPORTS = ROOT / "reports"
 
@@ -40,7 +40,7 @@ class Machine:
     """The results of a folder, of one device: a folder with runs on the CPU and on a GPU is two.
 
     benches: in the order in which a figure is looked for: those that ran with an engine's defaults first, then those
-    with more records. left_out: files that nobody here understands, and why. prefix: of its pictures.
+    with more records. left_out: files that are no results, and why. prefix: of its pictures.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Machine:
 
     @property
     def is_gpu(self) -> bool:
-        return any(_on_gpu(b.results.config) for b in self.benches)
+        return any(_on_gpu(bench.results.config) for bench in self.benches)
 
 
 def folder_of(machine: Machine) -> str:
@@ -83,13 +83,16 @@ def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
     return {name: machine for name, machine in machines.items() if folder_of(machine) != "local"}
 
 
-def read_machine(folder: Path) -> Machine | None:
-    """Of the folder's results those on the CPU, or on the GPU where there are no others; None where there are none."""
-    return next(iter(_read(folder)), None)
-
-
-def _read(folder: Path) -> list[Machine]:
-    found = _read_all(folder)
+def read_folder(folder: Path) -> list[Machine]:
+    """What a folder holds: nothing, one machine, or its results on the CPU and on the GPU as two."""
+    found = Machine(folder.name, folder.name)
+    for path in sorted(folder.glob("*.json")):
+        try:
+            one = _recognise(path, json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, UserError) as error:
+            found.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
+            continue
+        (found.benches if isinstance(one, Bench) else found.sheets).append(one)
     if not found.benches and not found.sheets:
         return []
     on_gpu = [bench for bench in found.benches if _on_gpu(bench.results.config)]
@@ -111,27 +114,11 @@ def _on_gpu(config: Mapping[str, Any]) -> bool:
     return str(config.get("device", "cpu")).startswith("cuda")
 
 
-def _read_all(folder: Path) -> Machine:
-    machine = Machine(folder.name, folder.name)
-    for path in sorted(folder.glob("*.json")):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            found = _recognise(path, values)
-        except (ValueError, UserError) as error:
-            machine.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
-            continue
-        if isinstance(found, Bench):
-            machine.benches.append(found)
-        else:
-            machine.sheets.append(found)
-    return machine
-
-
 def read_machines(reports: Path = REPORTS) -> dict[str, Machine]:
     """All folders of `reports` that hold results: the kept ones, and `local` first where there is one."""
     folders = [folder for folder in reports.iterdir() if folder.is_dir()]
     folders.sort(key=lambda folder: (folder.name != "local", folder.name))
-    found = [machine for folder in folders for machine in _read(folder)]
+    found = [machine for folder in folders for machine in read_folder(folder)]
     return {machine.name: machine for machine in found}
 
 
@@ -142,24 +129,16 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
         return Sheet(path, "attention", values, values["records"])
     if "sweeps" in values:
         results = Results.read(path)
-        if results.config.get("quick"):
-            raise UserError("quick sizes: a test of the harness, not a measurement")
+        require(not results.config.get("quick"), "quick sizes: a test of the harness, not a measurement")
         return Bench(path, results)
     if isinstance(values.get("ours"), dict) and isinstance(values.get("theirs"), dict):
-        return Sheet(path, "interop", values, _interop_rows(values))
+        sides = {"m7": values["ours"], "GPTQModel": values["theirs"]}
+        rows = [{"written by": w, "checkpoint": name, **row} for w, side in sides.items() for name, row in side.items()]
+        return Sheet(path, "interop", values, rows)
     rows = values.get("rows") or values.get("records")
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         return Sheet(path, "quality" if "perplexity" in rows[0] else "other", values, rows)
     raise UserError("no list of records or rows")
-
-
-def _interop_rows(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each checkpoint, by whoever wrote it."""
-    return [
-        {"written by": writer, "checkpoint": name, **found}
-        for writer, side in (("m7", "ours"), ("GPTQModel", "theirs"))
-        for name, found in values[side].items()
-    ]
 
 
 def _title(machine: Machine) -> str:

@@ -14,10 +14,8 @@ MET, NOT_MET, NOT_MEASURED = "met", "not met", "not measured here"
 
 @dataclass(frozen=True)
 class Verdict:
-    """`verdict`: one of the three above. `why`: the reason, a note, or the command that would measure it.
-
-    `workload`: which of the claim's it was measured on.
-    """
+    """`verdict`: one of the three above. `workload`: that on which it was measured. `why`: the reason, a note,
+    or the command that would measure it."""
 
     verdict: str
     workload: str

@@ -7,28 +7,23 @@ from pathlib import Path
 
 from benchmarks.environment import ROOT
 from benchmarks.files import check_writable, write_atomically
+from benchmarks.report.blocks import to_markdown
 from benchmarks.report.content import report
-from benchmarks.report.fill import Filler
+from benchmarks.report.fill import Filler, reflow
 from benchmarks.report.html import to_html
-from benchmarks.report.markdown import to_markdown
 from benchmarks.report.pictures import draw
-from benchmarks.report.readme import OWN, readmes
-from benchmarks.report.reflow import reflow
+from benchmarks.report.readme import OWN, TEMPLATES, readmes
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
-from common.errors import UserError
+from common.errors import require
 from common.watch.progress import progress_bar
 
-TEMPLATES = Path(__file__).parent / "templates"
 GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}
-KEPT = "cpu"
-"""Whose figures the kept guide tells, and the reader's guide where the reader's own results have none."""
 
 
 def write_all(reports: Path = REPORTS) -> Iterator[Path]:
-    """From the kept results into `reports`; where the reader has own ones, from all of them into `reports/local`."""
+    """From the kept results into `reports`; if there are own ones too, from all of them into `reports/local`."""
     machines = read_machines(reports)
-    if not machines:
-        raise UserError(f"no results under {reports}: run `make bench` first")
+    require(bool(machines), f"no results under {reports}: run `make bench` first")
     repository = kept(machines)
     with progress_bar("drawing", len(machines)) as advance:
         pictures = {}
@@ -40,11 +35,11 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
             continue
         check_writable(folder / "report.html")
         fillers = {name: Filler(found, name, folder) for name in found}
-        blocks = report(list(found.values()), fillers, pictures)
-        yield _write(folder / "report.html", to_html("FoloVLLM: what was measured", blocks))
-        yield _write(folder / "report.md", to_markdown(blocks, folder))
-        for name, text in guides(found, folder).items():
-            yield _write(folder / name, text)
+        text = to_markdown(report(list(found.values()), fillers, pictures), folder)
+        yield _write(folder / "report.html", to_html("FoloVLLM: what was measured", text, folder))
+        yield _write(folder / "report.md", text)
+        for name, guide in guides(found, folder).items():
+            yield _write(folder / name, guide)
     if reports == REPORTS and OWN in repository:
         for name, text in readmes(repository).items():
             yield _write(ROOT / name, text)
@@ -52,10 +47,9 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
 
 def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
     """The interview guide in each language, by file name. Figures are the reader's own where there are any."""
-    own = "local" if "local" in machines else KEPT
+    own, fallback = ("local", OWN) if "local" in machines else (OWN, None)
     filled: dict[str, str] = {}
     for name, language in GUIDES.items():
-        fallback = KEPT if own != KEPT else None
         filler = Filler(machines, own, folder, language, fallback)
         text = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
         filled[name] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at

@@ -49,7 +49,7 @@ def test_a_turn_begins_with_what_was_said_and_comes_when_its_reader_has_thought(
 
 def test_a_trigger_that_never_comes_is_an_error_and_no_endless_wait() -> None:
     arrivals = Arrivals([BenchRequest([1], 1, after_tokens=5)])
-    with pytest.raises(RuntimeError, match="1 requests wait for tokens that nobody makes"):
+    with pytest.raises(RuntimeError, match="1 requests wait for tokens that no request makes"):
         arrivals.check_idle()
 
 

@@ -73,7 +73,7 @@ def test_the_command_writes_results_and_a_picture(tmp_path: Path, capsys: pytest
     assert {record["setting"] for record in found["records"]} == {*map(str, busy.SWEEP), str(LIBRARYS), str(OURS)}
     assert all(record["tokens_per_s"] == record["runs"][0] for record in found["records"])
     assert (tmp_path / "busy.png").stat().st_size > 10_000
-    assert "m6 beside 8 busy loops, of its quiet speed: 0.50 (asked 0.12) met" in capsys.readouterr().out
+    assert "m6 next to 8 busy loops, of its quiet speed: 0.50 (asked 0.12) met" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fake")

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.attention_clock import AttentionClock
 from benchmarks.contestant import Setting
-from benchmarks.measure import ActivationPeak
-from benchmarks.probe import probe
+from benchmarks.measure import ActivationPeak, AttentionClock
 from benchmarks.stage_contestant import StageContestant
+from benchmarks.worker import probe
 from benchmarks.workloads import find_size
 
 CPU = torch.device("cpu")

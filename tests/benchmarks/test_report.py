@@ -13,14 +13,13 @@ import pytest
 
 from benchmarks.compare import Results
 from benchmarks.execution import WAYS
+from benchmarks.report.blocks import to_markdown
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.execution import execution_blocks
 from benchmarks.report.figures import evaluate
-from benchmarks.report.fill import Filler, line_of
-from benchmarks.report.markdown import to_markdown
-from benchmarks.report.reflow import reflow
+from benchmarks.report.fill import Filler, line_of, reflow
 from benchmarks.report.sheets import sheet_blocks
-from benchmarks.report.sources import REPORTS, Machine, read_machine, read_machines
+from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
 from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
 from benchmarks.report.write import write_all
 from common.errors import UserError
@@ -52,8 +51,7 @@ def put(tmp_path: Path) -> Put:
 
 
 def read(folder: Path) -> Machine:
-    machine = read_machine(folder)
-    assert machine is not None
+    [machine] = read_folder(folder)
     return machine
 
 
@@ -92,7 +90,7 @@ def test_quick_sizes_and_foreign_files_are_left_out(put: Put, tmp_path: Path) ->
     machine = read(tmp_path / "cpu")
     assert [bench.path.name for bench in machine.benches] == ["a.json"]
     assert [reason.split(":")[0] for reason in machine.left_out] == ["broken.json", "other.json", "quick.json"]
-    assert read_machine(tmp_path) is None
+    assert read_folder(tmp_path) == []
 
 
 @pytest.mark.parametrize(("speed", "verdict"), [(30.0, MET), (99.0, MET), (29.0, NOT_MET)])

@@ -10,9 +10,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from benchmarks.attention_clock import AttentionClock
 from benchmarks.contestant import Setting
+from benchmarks.measure import AttentionClock
 from benchmarks.stage_contestant import StageContestant
+from benchmarks.workloads import find_size
 from common import Engine
 from common.cli import run_app, stage_app
 from common.execution.cpu.fused_cpu import CompiledOps
@@ -125,8 +126,7 @@ def test_stage_without_a_choice_reports_none(build: Build) -> None:
 
 
 def test_record_of_a_bench_says_which_backend_ran() -> None:
-    place: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
-    setting = Setting(TINY[0], **place, max_num_seqs=2, max_model_len=64, kv_tokens=128)
+    setting = Setting.of(TINY[0], "fp32", "cpu", find_size("mixed", None, "quick"), {})
     notes: list[str | None] = []
     for stage in ("m3", "m4"):
         contestant = StageContestant(stage, setting)

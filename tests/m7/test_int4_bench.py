@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import int4
+from benchmarks import attention, int4
 from common import UserError
 
 
@@ -43,28 +43,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
     results = int4.run("cpu", path, quick=True, out_dir=tmp_path, resume=True)
     assert calls == ["one", "two", "two"]
     assert results["records"][: len(before)] == before
-    assert [v["shape"] for v in results["verdicts"]] == ["one", "two"]
+    assert list(dict.fromkeys(r["shape"] for r in results["records"])) == ["one", "two"]
+    monkeypatch.setattr(int4, "ROWS", (1, 4))
     with pytest.raises(UserError, match="leave out --resume"):
-        int4.run("cpu", path, quick=True, out_dir=tmp_path, resume=True, group=64)
+        int4.run("cpu", path, quick=True, out_dir=tmp_path, resume=True)
 
 
-def test_verdicts() -> None:
-    def at(rows: int, speedup: float, layer: str = "int4") -> int4.Measurement:
-        return int4.Measurement("o", 64, 64, rows, layer, 1.0, 1.0, speedup, 0.5)
-
-    assert int4.verdicts([at(1, 1.0, "bf16"), at(1, 1.6), at(2, 1.0), at(4, 0.9), at(8, 0.8)]) == [
-        {"shape": "o", "speedup": 1.6, "goal": 1.5, "met": True, "ends_at_rows": 4}
-    ]
-    (found,) = int4.verdicts([at(1, 1.4), at(2, 1.2)])
-    assert (found["met"], found["ends_at_rows"]) == (False, None)
-
-
-def test_tuning_without_a_gpu_is_refused() -> None:
+def test_tuning_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="need a GPU"):
-        int4.tune("cpu")
+        int4.tune("cpu", None, False, tmp_path)
 
 
 def test_the_best_configurations_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     tried = [("slow", 4e-6), ("fast", 1e-6), ("broken", None), ("middle", 2e-6), ("slowest", 5e-6)]
-    int4.print_best([{"shape": "o", "rows": 1, "config": c, "seconds": s, "error": None} for c, s in tried])
+    attention.print_best([{"name": "o", "rows": 1, "config": c, "seconds": s, "error": None} for c, s in tried])
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["fast", "middle", "slow"]

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.contestant import Setting
 from benchmarks.stage_contestant import StageContestant
+from benchmarks.workloads import find_size
 from common import Engine, SamplingParams, UserError
 from common.config import DEFAULT_MODEL
 from common.models.linear import Linear
@@ -73,10 +74,11 @@ def test_a_model_that_is_not_quantised_is_quantised_once(
 def test_random_weights_are_rounded_and_the_record_says_so(build: Build) -> None:
     engine = build("m7", dtype="bf16")
     assert isinstance(engine.runner.model.layers[0].qkv_proj, CpuInt4Linear)
-    contestant = StageContestant("m7", Setting(TINY[0], torch.bfloat16, CPU, 2, 64, 128))
+    setting = Setting.of(TINY[0], "bf16", "cpu", find_size("mixed", None, "quick"), {})
+    contestant = StageContestant("m7", setting)
     assert contestant.note is not None and "rounded to nearest" in contestant.note
     contestant.close()
-    contestant = StageContestant("m6", Setting(TINY[0], torch.bfloat16, CPU, 2, 64, 128))
+    contestant = StageContestant("m6", setting)
     assert "rounded" not in str(contestant.note)
     contestant.close()
 
