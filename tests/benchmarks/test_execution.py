@@ -16,7 +16,7 @@ from benchmarks.plots.latency import latency
 from benchmarks.plots.throughput import throughput
 from benchmarks.record import Record
 from benchmarks.report.figures import evaluate
-from benchmarks.report.sources import read_machine
+from benchmarks.report.sources import read_machines
 from benchmarks.table import render
 from common.errors import UserError
 from tests.benchmarks.conftest import bench_here
@@ -115,8 +115,7 @@ def test_plain_rows_survive_the_file_and_have_figures(tmp_path: Path) -> None:
 
     write_json(folder / "bench.json", results.to_json())
     assert Results.read(folder / "bench.json") == results
-    machine = read_machine(folder)
-    assert machine is not None
+    machine = read_machines(tmp_path)["gpu"]
     assert evaluate(machine, "mixed.m4.plain.output_tokens_per_s / mixed.m3.output_tokens_per_s") == 1.3
     assert evaluate(machine, "mixed.m3.plain.output_tokens_per_s") is None
 
