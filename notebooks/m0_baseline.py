@@ -133,7 +133,7 @@ m0's steps are full of arithmetic already, and **{four.padding_share:.0%}** of i
 # %% [markdown]
 # ## The picture
 #
-# Four requests in three rows, as the engine's trace records them. Every step of m0 is a prefill of everything so far.
+# Four requests in three rows, as the engine's trace records them. After its first step m0 recomputes everything in each step.
 
 # %%
 with stages.build("m0", max_num_seqs=3, max_model_len=64, **HERE) as engine:
@@ -159,7 +159,7 @@ computed where {needed} would do**, if nothing were computed twice or wasted.
 long = measure("m0", Size(uniform(1, (192, 192), (8, 8)), max_num_seqs=1, max_model_len=256))
 heads, tokens = model.config.num_heads, 4096
 table(
-    ["what", "how much", "who removes it"],
+    ["what", "how much", "removed by"],
     [
         ["a token at position 64 … 96", seconds(one.itl_s["p50"]), "m1"],
         ["a token at position 192 … 200", seconds(long.itl_s["p50"]), "m1"],

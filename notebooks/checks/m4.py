@@ -25,7 +25,7 @@ def _part(scores: torch.Tensor, values: torch.Tensor) -> Part:
 
 @check
 def merge(answer: Callable[[Part, Part], Part]) -> str:
-    """answer(part, part) -> the part that stands for the keys of both."""
+    """answer(part, part) -> the part for the keys of both."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(12, 4, generator=generator)
     noise = torch.randn(12, generator=generator)
