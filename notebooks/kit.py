@@ -6,7 +6,7 @@ import inspect
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16, **opt
 
 
 @contextmanager
-def _warm(stage: str, size: Size, options: Mapping[str, Any]) -> Iterator[StageContestant]:
+def _warm(stage: str, size: Size, options: Mapping[str, Any]) -> Generator[StageContestant]:
     wanted = stage_options(number(stage), options)
     contestant = StageContestant(stage, Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted))
     try:
