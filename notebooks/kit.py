@@ -107,7 +107,8 @@ def draw_bars(records: Sequence[Record], panels: Mapping[str, tuple[Value, Calla
     for axis, (heading, (value, write)) in zip(axes, panels.items(), strict=True):
         bars(axis, records, "notebook", value, lambda r: None, lambda r, v=value, w=write: w(v(r)))
         axis.set_title(heading, loc="left")
-        name_rows(axis, records, "notebook")
+        axis.tick_params(axis="y", length=0)
+    name_rows(axes[0], records, "notebook")
     figure.tight_layout(w_pad=2)
     plt.show()
 
