@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 00: overview
 #
-# Eight engines for language models, each one idea further than the one before. This notebook shows the whole ladder on this
-# machine, the loop that all eight share, and which idea cures which pain. The other notebooks take the stages one by one;
-# `99_compare` puts them side by side.
+# Eight engines for language models; each adds one idea to the previous one. This notebook runs all of them on this machine
+# and shows the loop that they share. The other notebooks take the stages one by one; `99_compare` puts them side by side.
 #
 # You need: PyTorch, and what a transformer is. About 15 minutes.
 
@@ -11,23 +10,22 @@
 import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
-import matplotlib.pyplot as plt
 import torch
 
 from benchmarks.recipes import first, uniform
-from benchmarks.style import color, title
+from benchmarks.style import title
 from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
 from common import Engine, SamplingParams
 from notebooks.checks import overview as check
-from notebooks.kit import HERE, measure, say, show_source, table
+from notebooks.kit import HERE, draw_bars, measure, say, show_source, table
 
 # %% [markdown]
 # ## The problem
 #
-# A model that is *served* has many users at once. Each feels three times: until the first token (TTFT), between tokens
-# (ITL), and until the end. Whoever pays feels a fourth: tokens per second for the machine. Here are eight users on the
-# simplest engine that is right, m0, at most four at a time:
+# A model that is *served* has many users at once. Each of them notices three times: until the first token (TTFT), between
+# tokens (ITL), and until the end. The operator cares about a fourth figure: tokens per second of the machine. Here are eight
+# users on the simplest correct engine, m0, at most four at a time:
 
 # %%
 users = Size(first(find("mixed").sizes["cpu"].recipe, 8, 24), max_num_seqs=4, max_model_len=256)
@@ -36,7 +34,7 @@ m0 = ladder["m0"]
 say(f"""
 With {torch.get_num_threads()} of the machine's threads, in {HERE["dtype"]}: **{rate(m0.output_tokens_per_s)} tokens a second for all of them
 together**. The first token comes after {seconds(m0.ttft_s["p50"])} (median) and {seconds(m0.ttft_s["max"])} at worst, each
-further one after {seconds(m0.itl_s["p50"])}; {m0.padding_share:.0%} of what was computed was for nobody.
+further one after {seconds(m0.itl_s["p50"])}; {m0.padding_share:.0%} of the computed positions were wasted.
 """)
 
 # %% [markdown]
@@ -44,7 +42,7 @@ further one after {seconds(m0.itl_s["p50"])}; {m0.padding_share:.0%} of what was
 #
 # One idea carries the whole repository: **the model never changes.** A stage changes only *who runs when* (scheduler), *where
 # keys and values live* (KV cache), *how attention reads them*, or *what the weights are made of*. The engine around them is a
-# loop of three lines. Here it is in small, with a "model" that counts:
+# loop of three lines. Here is a small one, with a "model" that counts:
 
 
 # %%
@@ -60,19 +58,15 @@ while waiting or running:
         running[name] = (tokens, len(tokens) + wanted)
     sampled = model({name: tokens for name, (tokens, _) in running.items()})  # execute
     log.append(sampled)
-    for name, token in sampled.items():  # update: take the tokens; who has ended leaves
+    for name, token in sampled.items():  # update: take the tokens; finished requests leave
         running[name][0].append(token)
     running = {name: (tokens, end) for name, (tokens, end) in running.items() if len(tokens) < end}
-say(
-    f"{len(log)} steps: "
-    + "; ".join(", ".join(f"{name} → {token}" for name, token in step.items()) for step in log)
-    + "."
-)
+say(f"{len(log)} steps: {log}")
 
 # %% [markdown]
 # ## The code
 #
-# The real loop, the same for all eight stages. It also keeps a step in flight on a GPU while it plans the next one:
+# The real loop, the same for all eight stages. On a GPU it also plans the next step while one is running:
 
 # %%
 show_source(Engine.step, Engine._step, Engine._start, Engine._finish)
@@ -91,15 +85,22 @@ table(["part of m6", "from"], [[f"`{type(part).__name__}`", f"`{type(part).__mod
 # %% [markdown]
 # ## Measured
 #
-# The same eight users on all stages. A small workload and one run each: `make bench` measures properly, and each stage's own
-# notebook shows the workload on which its idea counts.
+# The same eight users on all stages: a small workload, one run each. `make bench` measures properly; each stage's own
+# notebook shows the workload that its idea is for.
 
 # %%
 for stage in map(stages.short_name, stages.names()):
     if stage not in ladder:
         ladder[stage] = measure(stage, users)
 table(
-    ["stage", "output tokens/s", "first token, median", "between tokens, median", "KV slots filled", "for nobody"],
+    [
+        "stage",
+        "output tokens/s",
+        "first token, median",
+        "between tokens, median",
+        "KV slots filled",
+        "wasted positions",
+    ],
     [
         [
             title(stage),
@@ -117,27 +118,18 @@ table(
 # ## The picture
 
 # %%
-figure, axis = plt.subplots(figsize=(11, 5))
+draw_bars(
+    list(ladder.values()), {"output tokens a second, eight short requests": (lambda r: r.output_tokens_per_s, rate)}
+)
 speeds = {stage: r.output_tokens_per_s for stage, r in ladder.items()}
-axis.barh([title(stage) for stage in speeds], list(speeds.values()), color=[color(stage) for stage in speeds])
-for row, speed in enumerate(speeds.values()):
-    axis.text(speed, row, f"  {rate(speed)}", va="center")
-axis.invert_yaxis()
-axis.spines["bottom"].set_visible(False)
-axis.tick_params(axis="both", length=0)
-axis.set_xticks([])
-axis.set_title("output tokens a second, eight short requests (more is better)", loc="left")
-plt.show()
-
-# %%
 best = max(speeds, key=speeds.get)
 say(f"From m0 to {best}: **{speeds[best] / speeds['m0']:.0f} times**, on the same model and the same machine.")
 
 # %% [markdown]
 # ## Where it loses
 #
-# The ladder is not a staircase. Each idea has a workload on which it wins, and others on which it costs. One request alone,
-# for example, has nobody to share a step with, no memory to fight for, and no prefix in common with anybody:
+# Each idea has a workload on which it gains, and others on which it costs. One request alone, for example, shares no step,
+# competes for no memory, and has no prefix in common with another:
 
 # %%
 alone = Size(uniform(1, (32, 32), (32, 32)), max_num_seqs=1, max_model_len=128)
@@ -145,8 +137,7 @@ single = {stage: measure(stage, alone).output_tokens_per_s for stage in ("m1", "
 say(f"""
 One request alone: {", ".join(f"{stage} {rate(speed)}" for stage, speed in single.items())} tokens a second. From the slowest
 to the fastest of these five it is {max(single.values()) / min(single.values()):.2f} times; with eight users it was
-{max(speeds[s] for s in single) / min(speeds[s] for s in single):.1f} times. Where each stage loses stands in its notebook and its
-README, with figures.
+{max(speeds[s] for s in single) / min(speeds[s] for s in single):.1f} times. Each stage's notebook and README say where it loses.
 """)
 
 # %% [markdown]
@@ -156,7 +147,7 @@ README, with figures.
 #
 # ### Exercise 1: what a user feels
 #
-# A request arrived at `arrival` and got tokens at `token_times` (seconds). Give TTFT, the mean time between tokens, and the
+# A request arrived at `arrival` and got tokens at `token_times` (seconds). Return TTFT, the mean time between tokens, and the
 # time to the end. The start below has one of the three right.
 
 
@@ -173,7 +164,7 @@ check.latencies(latencies)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The first token waits for the prompt, the others for one step each: two different things, and so two figures.
+# The first token waits for the prompt, the others for one step each: two figures.
 #
 # ```python
 # def latencies(arrival, token_times):
@@ -184,12 +175,11 @@ check.latencies(latencies)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 2: the limit
 #
-# To decode one token for `requests` requests together, a step has to read all weights from memory. If nothing else took any
-# time, how many output tokens a second would there be?
+# To decode one token for each of `requests` requests, a step has to read all weights from memory. If nothing else took time,
+# how many output tokens a second would there be?
 
 
 # %% tags=["exercise"]
@@ -208,8 +198,7 @@ check.bandwidth_limit(bandwidth_limit)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 3: which idea cures which pain?
 #
 # Fill in `"m1"` … `"m7"`. The names of the stages above are a hint.
@@ -220,7 +209,7 @@ cures = {
     "short requests wait for a long one of their batch": "m5",
     "memory is full of reserved, empty slots": "",
     "attention writes a score matrix of length²": "",
-    "a long prompt makes everybody else stall": "",
+    "a long prompt stalls all decodes": "",
     "the same system prompt is computed for every request": "",
     "reading the weights takes all the time": "",
 }
@@ -235,15 +224,14 @@ check.cures(cures)
 #     "short requests wait for a long one of their batch": "m2",
 #     "memory is full of reserved, empty slots": "m3",
 #     "attention writes a score matrix of length²": "m4",
-#     "a long prompt makes everybody else stall": "m5",
+#     "a long prompt stalls all decodes": "m5",
 #     "the same system prompt is computed for every request": "m6",
 #     "reading the weights takes all the time": "m7",
 # }
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
@@ -252,10 +240,8 @@ check.cures(cures)
 say(f"""
 - **Q1: what is the project?** Eight engines that share one model and one loop; each changes one thing. From m0 to {best} it is
   {speeds[best] / speeds["m0"]:.0f} times the throughput on the small workload above.
-- **Q11: how would you design an inference system?** Requests, a scheduler, a KV cache manager, a runner with model and
-  attention: the four parts in the table above, and the loop *plan, execute, update* between them.
+- **Q11: how would you design an inference system?** The four parts in the table above, and the loop *plan, execute, update*.
 - **Q14: how do you analyse performance?** By what users feel (first token {seconds(m0.ttft_s["p50"])} on m0,
-  {seconds(ladder[best].ttft_s["p50"])} on {best}) and what the machine does (share computed for nobody, share of memory
-  filled); then a profile: `make stage4 profile`.
-- **Follow-up 5: what does each optimisation win?** The table above for one workload; `reports/` for those that isolate each.
+  {seconds(ladder[best].ttft_s["p50"])} on {best}) and what the machine does (wasted positions, filled memory); then a profile:
+  `make stage4 profile`.
 """)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.watch.progress import progress_bar
 from notebooks.execute import CellFailedError, execute, show_failure
-from notebooks.pairs import find, names, read_source, source_path, write_notebook, write_pictures
+from notebooks.pairs import find, names, read_source, source_path, write_notebook
 from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 
@@ -24,11 +23,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     chosen: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="m1 00; none: all.")] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Write the pictures of the kept outputs there, run nothing.")
-    ] = None,
 ) -> None:
-    """Execute notebooks from their .py files and write the .ipynb beside each, once all of its cells ran."""
+    """Execute notebooks from their .py files and write each .ipynb once all of its cells ran."""
     try:
         todo = list(dict.fromkeys(find(name) for name in chosen)) if chosen else names()
         cells = sum(cell.cell_type == "code" for name in todo for cell in read_source(name).cells)
@@ -38,10 +34,6 @@ def main(
         raise UserError(
             f"the notebooks need {error.name}, which is not installed: pip install '.[notebooks]'"
         ) from None
-    if pictures is not None:
-        for name in todo:
-            write_pictures(name, pictures)
-        return
     prepare(todo)
     failures: list[CellFailedError] = []
     times: list[str] = []
@@ -63,7 +55,7 @@ def main(
 
 
 def prepare(todo: list[str]) -> None:
-    """Make m7's 4-bit model, for notebooks that build m7: some minutes, the first time, that belong in no cell."""
+    """Make m7's 4-bit model for notebooks that build m7: the first time it takes minutes, too long for a cell."""
     if any('"m7"' in source_path(name).read_text(encoding="utf-8") for name in todo):
         quantize(DEFAULT_MODEL, Settings())
 

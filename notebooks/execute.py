@@ -1,4 +1,4 @@
-"""Executes a notebook from its .py file in a kernel of its own."""
+"""Execute a notebook from its .py file in a kernel of its own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> A
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise _failure(name, here[0] if here else None, error) from None
     except AssertionError:
-        if client.km is None:  # nbclient has taken Ctrl-C for itself, and has shut the kernel down
+        if client.km is None:  # nbclient handled Ctrl-C and shut the kernel down
             raise KeyboardInterrupt from None
         raise
     return notebook
@@ -77,6 +77,6 @@ def _first_line(text: str) -> str:
 
 
 def show_failure(failure: CellFailedError) -> None:
-    """The cell's traceback, for whoever has to mend it."""
+    """Print the end of the cell's traceback."""
     if failure.traceback:
         print("\n".join(failure.traceback.strip().splitlines()[-25:]), file=sys.stderr)

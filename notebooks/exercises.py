@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import stages
+from common import Engine, SamplingParams
+
 T = TypeVar("T")
+
+
+def tiny(stage: str, **options: Any) -> Engine:
+    """A stage on a small random model, in float32."""
+    options = {"max_model_len": 128} | options
+    return stages.build(stage, model="random:tiny-llama", device="cpu", dtype="float32", **options)
+
+
+def outputs_of(counts: Sequence[int]) -> list[SamplingParams]:
+    """Parameters of requests that make so many tokens."""
+    return [SamplingParams(max_tokens=count, ignore_eos=True) for count in counts]
 
 
 @dataclass(frozen=True)
@@ -21,11 +35,11 @@ class Verdict:
         return f"**{'Right.' if self.right else 'Not yet.'}** {self.message}"
 
     def __repr__(self) -> str:
-        return f"{'Right.' if self.right else 'Not yet.'} {self.message}"
+        return self._repr_markdown_().replace("**", "", 2)
 
 
 class NotYetError(Exception):
-    """An answer is wrong: the message says what about it."""
+    """An answer is wrong; the message says why."""
 
 
 def expect(condition: bool, message: str) -> None:
@@ -34,7 +48,7 @@ def expect(condition: bool, message: str) -> None:
 
 
 def answered(got: T | None, case: str | None = None) -> T:
-    """What an answer returned; None tells of a `return` that is missing. case: what was asked, in words."""
+    """What an answer returned; None means a missing `return`. case: what was asked, in words."""
     if got is None:
         raise NotYetError(f"{'Your' if case is None else f'{case}: your'} answer is None. Is there a `return`?")
     return got
@@ -47,8 +61,8 @@ def expect_equal(got: object, wanted: object, case: str) -> None:
 
 
 def check(judge: Callable[[Any], str]) -> Callable[[Any], Verdict]:
-    """A check from a judge, which takes the answer and returns what to say about a right one; for a wrong one it calls
-    `expect`. An answer that breaks is no traceback through our code either."""
+    """A check from a judge, which takes the answer and returns what to say about a right one, and calls `expect` for a
+    wrong one. An answer that raises gives a verdict too, not a traceback through our code."""
 
     @functools.wraps(judge)
     def verdict(answer: Any) -> Verdict:

@@ -1,21 +1,27 @@
-"""What the notebooks share: measuring a stage, showing its source, and writing figures into text."""
+"""What the notebooks share: measuring a stage, drawing, showing source, and writing figures into text."""
 
 from __future__ import annotations
 
 import inspect
+import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
 
 from benchmarks.contestant import Setting
 from benchmarks.measure import ActivationPeak
+from benchmarks.plots.bars import bars, figure_with_rows, name_rows
 from benchmarks.recipes import uniform
 from benchmarks.record import Record, record_runs
 from benchmarks.stage_contestant import StageContestant
-from benchmarks.style import RC
+from benchmarks.style import RC, color
 from benchmarks.worker import WARMUP_TOKENS, timed_runs, warm_up
 from benchmarks.workloads import Size
 from common.cli.options import fastest_dtype
@@ -26,57 +32,104 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE: dict[str, Any] = {"model": DEFAULT_MODEL, "dtype": fastest_dtype("cpu"), "device": "cpu"}
 """The options of every engine that a notebook builds: `stages.build("m1", **HERE)`."""
 
+Value = Callable[[Record], float | None]
 plt.rcParams.update(RC)
 
 
-def measure(stage: str, size: Size, repeats: int = 1, **options: Any) -> Record:
+def measure(stage: str, size: Size, **options: Any) -> Record:
     """Run a workload on a stage as `make bench` does, but in this process: build, warm up, run, write down.
 
     options: further engine options; one that the stage does not have yet is left out, as in the benchmark.
     """
-    wanted = stage_options(number(stage), options)
-    setting = Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted)
-    contestant = StageContestant(stage, setting)
-    try:
-        warm_up(contestant, size, WARMUP_TOKENS["cpu"])
-        requests, runs = timed_runs(contestant, size, repeats, lambda run: None, lambda tokens: None)
-        return record_runs(short_name(stage), "notebook", requests, runs)
-    finally:
-        contestant.close()
+    with _warm(stage, size, options) as contestant:
+        return _run(stage, contestant, size)
 
 
 def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16, **options: Any) -> list[Record]:
-    """One prompt after the other through one engine, which has seen the longest of these lengths before: with the time
-    in attention and the memory of activations. (The clock at every layer costs a CPU nothing that can be measured.)"""
+    """One prompt after the other through one engine, warmed up with the longest: with the time in attention and the
+    memory of activations. (The clock at every layer costs a CPU nothing that can be measured.)"""
 
     def alone(length: int) -> Size:
         return Size(uniform(1, (length, length), (outputs, outputs)), 1, max(lengths) + outputs)
 
-    longest = alone(max(lengths))
-    wanted = stage_options(number(stage), options)
-    setting = Setting.of(HERE["model"], HERE["dtype"], HERE["device"], longest, wanted)
-    contestant = StageContestant(stage, setting)
     records: list[Record] = []
-    try:
-        warm_up(contestant, longest, WARMUP_TOKENS["cpu"])
+    with _warm(stage, alone(max(lengths)), options) as contestant:
         for length in lengths:
-            clock, memory = contestant.attention_clock(), ActivationPeak(setting.device)
+            clock, memory = contestant.attention_clock(), ActivationPeak(torch.device("cpu"))
             with memory, clock:
-                requests, runs = timed_runs(contestant, alone(length), 1, lambda run: None, lambda tokens: None)
-            records.append(record_runs(short_name(stage), "notebook", requests, runs))
+                records.append(_run(stage, contestant, alone(length)))
             records[-1].attention_time_s, records[-1].peak_activation_bytes = clock.seconds(), memory.bytes
-        return records
+    return records
+
+
+@contextmanager
+def _warm(stage: str, size: Size, options: Mapping[str, Any]) -> Generator[StageContestant]:
+    wanted = stage_options(number(stage), options)
+    contestant = StageContestant(stage, Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted))
+    try:
+        warm_up(contestant, size, WARMUP_TOKENS["cpu"])
+        yield contestant
     finally:
         contestant.close()
 
 
+def _run(stage: str, contestant: StageContestant, size: Size) -> Record:
+    requests, runs = timed_runs(contestant, size, 1, lambda run: None, lambda tokens: None)
+    return record_runs(short_name(stage), "notebook", requests, runs)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second at which this machine reads memory: the best of six sums over more than any cache holds."""
+    memory, times = torch.ones(2**26), list[float]()
+    for _ in range(6):
+        started = time.perf_counter()
+        memory.sum()
+        times.append(time.perf_counter() - started)
+    return memory.nbytes / min(times)
+
+
+def draw_lines(axis: Axes, heading: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Curves above 0, each with its name at its end and, where that is a stage, in the stage's colour."""
+    highest = max(y[-1] for _, y in lines.values())
+    for name, (x, y) in lines.items():
+        axis.plot(x, y, marker="o" if len(x) < 10 else None, linewidth=3, color=color(name))
+        axis.annotate(name, (x[-1], y[-1]), xytext=(8, 0), textcoords="offset points", color=color(name),
+                      fontweight="bold", va="bottom" if y[-1] == highest else "top", annotation_clip=False)  # fmt: skip
+    axis.set_ylim(0, None)
+    axis.set_title(heading, loc="left", pad=20)
+    axis.grid(axis="y", color="#E4E4E4")
+
+
+def draw_bars(records: Sequence[Record], panels: Mapping[str, tuple[Value, Callable[[Any], str]]]) -> None:
+    """A row for each record. panels: what is drawn, by heading, and how its figures are written."""
+    figure, axes = figure_with_rows(len(panels), len(records))
+    figure.set_size_inches(14, 5)
+    for axis, (heading, (value, write)) in zip(axes, panels.items(), strict=True):
+        bars(axis, records, "notebook", value, lambda r: None, lambda r, v=value, w=write: w(v(r)))
+        axis.set_title(heading, loc="left")
+        axis.tick_params(axis="y", length=0)
+    name_rows(axes[0], records, "notebook")
+    figure.tight_layout(w_pad=2)
+    plt.show()
+
+
+def show_picture(draw: Callable[[Path], Path]) -> None:
+    """Show a picture that the harness writes into a file."""
+    from IPython.display import Image, display
+
+    with tempfile.TemporaryDirectory() as folder:
+        display(Image(data=draw(Path(folder) / "picture.png").read_bytes()))
+
+
 def say(text: str) -> None:
-    """Show Markdown; a cell that says a figure puts it in with an f-string, so that no figure is typed by hand."""
-    _show(textwrap.dedent(text).strip())
+    """Show Markdown; figures come in through f-strings, so that none is typed by hand."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(textwrap.dedent(text).strip()))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Show a table. The first column stands on the left, the others on the right."""
+    """Show a table. The first column is aligned left, the others right."""
     lines = [f"| {' | '.join(headers)} |", f"|{'|'.join([':--'] + ['--:'] * (len(headers) - 1))}|"]
     lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
     say("\n".join(lines))
@@ -89,24 +142,10 @@ def compare(records: Sequence[Record], **columns: Callable[[Record], object]) ->
 
 
 def show_source(*objects: Any) -> None:
-    """The code that really runs: each function, method or class, under a link to its file."""
+    """The code that runs: each function, method or class, under a link to its file."""
     parts: list[str] = []
     for one in objects:
         path = Path(inspect.getsourcefile(one) or "").resolve().relative_to(ROOT).as_posix()
         code = textwrap.dedent(inspect.getsource(one)).rstrip()
         parts.append(f"`{one.__qualname__}` in [{path}](../{path})\n\n```python\n{code}\n```")
-    _show("\n\n".join(parts))
-
-
-def _show(markdown: str) -> None:
-    """In a notebook as Markdown; elsewhere as it is."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import Markdown, display
-    except ModuleNotFoundError:
-        print(markdown)
-        return
-    if get_ipython() is None:
-        print(markdown)
-    else:
-        display(Markdown(markdown))
+    say("\n\n".join(parts))

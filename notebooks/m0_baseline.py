@@ -1,8 +1,8 @@
 # %% [markdown]
 # # m0: the baseline
 #
-# The shortest program that is right: pad some prompts into one tensor, run the model, take each row's last logits, append
-# a token to each row, and run the whole tensor again. Everything that follows in this repository is measured against it.
+# The shortest correct program: pad some prompts into one tensor, run the model, take each row's last logits, append a token
+# to each row, and run the whole tensor again. All later stages are measured against it.
 #
 # You need: PyTorch, and what a transformer decoder is. About 20 minutes.
 
@@ -10,18 +10,18 @@
 import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
-import matplotlib.pyplot as plt
 import torch
 
+from benchmarks.plots.timeline import draw_timeline
 from benchmarks.recipes import uniform
-from benchmarks.style import SOFT, color
 from benchmarks.table import rate, seconds
+from benchmarks.traced import Traced
 from benchmarks.workloads import Size, find
 from common import Engine, SamplingParams
 from common.models import load_model, load_tokenizer
 from common.watch.trace import StepTrace
 from notebooks.checks import m0 as check
-from notebooks.kit import HERE, measure, say, show_source, table
+from notebooks.kit import HERE, measure, say, show_picture, show_source, table
 from stages.m0_baseline.attention import FullAttention
 from stages.m0_baseline.batch import pad_batch
 from stages.m0_baseline.scheduler import StaticScheduler
@@ -29,14 +29,12 @@ from stages.m0_baseline.scheduler import StaticScheduler
 # %% [markdown]
 # ## The problem
 #
-# A language model does not write text. It says how likely each token is to come next. To write, one asks it again and
-# again:
+# A language model says how likely each token is to come next. To write text, one asks it again and again:
 
 # %%
 model = load_model(HERE["model"], dtype=HERE["dtype"])
 tokenizer = load_tokenizer(HERE["model"])
 token_ids = tokenizer.encode("The capital of France is")
-logits = []
 
 
 def causal(layer, q, k, v):
@@ -56,7 +54,7 @@ with torch.inference_mode():
 say(f"It writes: **{tokenizer.decode(token_ids)}**")
 
 # %% [markdown]
-# Right, and slow. How slow, the benchmark's own `measure` says for one request of 64 tokens in and 32 out:
+# Correct, and slow. How slow? The benchmark's own `measure`, for one request of 64 tokens in and 32 out:
 
 # %%
 one = measure("m0", Size(uniform(1, (64, 64), (32, 32)), max_num_seqs=1, max_model_len=128))
@@ -69,28 +67,20 @@ say(f"""
 # %% [markdown]
 # ## The idea
 #
-# Several users at once: a *batch*. A tensor has rows of one length, so shorter rows are filled up with padding. On the
-# right: causal attention never looks there from the left.
+# Several users at once: a *batch*. A tensor has rows of one length, so shorter rows are padded on the right, where causal
+# attention never looks.
 
 # %%
 prompts = [tokenizer.encode(text) for text in ("One, two, three, four, five,", "Water boils at", "Hello")]
 longest = max(map(len, prompts))
 padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts])
 real = sum(map(len, prompts))
-say(f"""
-Rows of {", ".join(str(len(ids)) for ids in prompts)} tokens make a tensor of {list(padded.shape)}: **{padded.numel()}
-positions, of which {real} are asked for**. {padded.numel() - real} are computed for nobody.
-""")
-
-# %% [markdown]
-# And every further step computes the whole rectangle again, one column wider, to learn one token for each row. For one row
-# of 64 tokens in and 32 out:
-
-# %%
 passes = [64 + made for made in range(32)]
 say(f"""
-{sum(passes):,} positions go through the model, for 64 + 32 tokens of text: each token is computed
-{sum(passes) / (64 + 32):.0f} times on average.
+Rows of {", ".join(str(len(ids)) for ids in prompts)} tokens make a tensor of {list(padded.shape)}: **{padded.numel()}
+positions, of which {padded.numel() - real} are padding**. And every further step computes the whole rectangle again, one column
+wider, to get one token for each row: for one row of 64 tokens in and 32 out {sum(passes):,} positions go through the model, each
+token {sum(passes) / (64 + 32):.0f} times on average.
 """)
 
 # %% [markdown]
@@ -103,8 +93,8 @@ say(f"""
 show_source(Engine.step)
 
 # %% [markdown]
-# m0's policy. A batch starts together; the next one waits until all of this one have ended. A request that has ended keeps
-# its row, computed for nobody, because the rectangle cannot have a hole:
+# m0's policy. A batch starts together; the next one waits until all of this one have ended. A finished request keeps its
+# row, and is still computed, because the rectangle cannot have a hole:
 
 # %%
 show_source(StaticScheduler.plan, StaticScheduler._row)
@@ -118,8 +108,8 @@ show_source(pad_batch, FullAttention.attend)
 # %% [markdown]
 # ## Measured
 #
-# There is no stage before this one. But there is a question to ask even here: what does a batch win? The benchmark's
-# `ladder`, the first six of its requests, one row at a time and four:
+# There is no stage before this one, but what does a batch gain? The first six requests of the benchmark's `ladder`, one row
+# at a time and four:
 
 
 # %%
@@ -129,23 +119,21 @@ def six(draw):
 
 alone, four = (measure("m0", Size(six, max_num_seqs=rows, max_model_len=512)) for rows in (1, 4))
 table(
-    ["rows", "output tokens/s", "first token, median", "time between tokens, median", "positions for nobody"],
+    ["rows", "output tokens/s", "first token, median", "time between tokens, median", "wasted positions"],
     [
         [rows, rate(r.output_tokens_per_s), seconds(r.ttft_s["p50"]), seconds(r.itl_s["p50"]), f"{r.padding_share:.0%}"]
         for rows, r in ((1, alone), (4, four))
     ],
 )
-
-# %%
 say(f"""
 Four rows give **{four.output_tokens_per_s / alone.output_tokens_per_s:.1f} times** the throughput of one, not four times:
-m0's steps are full of arithmetic already, and **{four.padding_share:.0%}** of it is for nobody.
+m0's steps are full of arithmetic already, and **{four.padding_share:.0%}** of it is wasted.
 """)
 
 # %% [markdown]
 # ## The picture
 #
-# What each step computes, request by request. The engine's trace has recorded it.
+# Four requests in three rows, as the engine's trace records them. After its first step m0 recomputes everything in each step.
 
 # %%
 with stages.build("m0", max_num_seqs=3, max_model_len=64, **HERE) as engine:
@@ -154,57 +142,37 @@ with stages.build("m0", max_num_seqs=3, max_model_len=64, **HERE) as engine:
     engine.generate([prompts[0], prompts[1], prompts[2], prompts[1]], params)
     steps = list(engine.trace.steps)
 
-figure, axis = plt.subplots(figsize=(13, 4))
-names = list(engine.trace.arrivals)
-for step in steps:
-    widest = max(chunk.length for chunk in step.chunks)
-    for chunk in step.chunks:
-        row, idle = names.index(chunk.request_id), chunk.kind == "idle"
-        axis.barh(row, 0.9, left=step.index, color="white" if idle else color("m0"), edgecolor=SOFT, linewidth=0.6,
-                  hatch="///" if idle else None)  # fmt: skip
-        axis.text(step.index + 0.45, row, "" if idle else f"{chunk.length}", ha="center", va="center", fontsize=11,
-                  color=SOFT if idle else "white")  # fmt: skip
-        if chunk is step.chunks[0]:
-            axis.text(step.index + 0.45, row - 0.62, f"{widest}", ha="center", fontsize=11, color=SOFT)
-axis.set(ylim=(len(names) - 0.4, -1.1), yticks=range(len(names)), yticklabels=[f"request {n}" for n in range(len(names))],
-         xlabel="step (above each: the width of its rectangle)")  # fmt: skip
-axis.set_title("positions computed of each request; hatched: it has ended, and keeps its row", loc="left")
-plt.show()
-
-# %%
+show_picture(lambda path: draw_timeline([Traced("m0", engine.trace, 0, None)], path))
 needed = sum(len(p) + count.max_tokens - 1 for p, count in zip((*prompts, prompts[1]), params, strict=True))
 computed = sum(len(step.chunks) * max(chunk.length for chunk in step.chunks) for step in steps)
 say(f"""
-The last request waits {steps[-1].index + 1 - params[-1].max_tokens} steps for a batch that it has nothing to do with. In all
-**{computed} positions were computed where {needed} would do**, if nothing were computed twice and nothing for nobody.
+The last request waits {len(steps) - params[-1].max_tokens} steps for the batch before it. In all **{computed} positions were
+computed where {needed} would do**, if nothing were computed twice or wasted.
 """)
 
 # %% [markdown]
 # ## Where it loses
 #
-# Everywhere, and each of the next stages takes away one reason. Three of them as figures:
+# Everywhere, and each of the next stages removes one reason:
 
 # %%
 long = measure("m0", Size(uniform(1, (192, 192), (8, 8)), max_num_seqs=1, max_model_len=256))
 heads, tokens = model.config.num_heads, 4096
 table(
-    ["what", "how much", "who removes it"],
+    ["what", "how much", "removed by"],
     [
         ["a token at position 64 … 96", seconds(one.itl_s["p50"]), "m1"],
         ["a token at position 192 … 200", seconds(long.itl_s["p50"]), "m1"],
-        ["positions computed for nobody", f"{four.padding_share:.0%}", "m2"],
+        ["wasted positions", f"{four.padding_share:.0%}", "m2"],
         ["score matrix of one layer and row at 4,096 tokens", f"{heads * tokens**2 * 2 / 1e6:,.0f} MB", "m4"],
     ],
 )
 
 # %% [markdown]
 # What it does *not* lose is correctness. Nothing is remembered, so nothing can be stale: every later stage's greedy tokens
-# are held against m0's.
-
-# %% [markdown]
-# ## Exercises
+# are compared with m0's.
 #
-# Run a cell, read what the check says, change the cell, run it again.
+# ## Exercises
 #
 # ### Exercise 1: causal attention
 #
@@ -232,9 +200,8 @@ check.attention(attention)
 # ```
 #
 # </details>
-
-# %% [markdown]
-# ### Exercise 2: what is computed for nobody
+#
+# ### Exercise 2: what is wasted
 #
 # One batch of m0: lists of prompt lengths and output lengths. Which share of all positions that it computes, over all its
 # steps, is padding or a row that has ended? The start below only counts the first step.
@@ -251,8 +218,8 @@ check.padding_share(padding_share)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# There are as many steps as the longest output has tokens. A row grows by one with each token until it has ended; a request
-# that has made `outputs` tokens keeps the length `prompt + output`, and no longer counts as useful.
+# There are as many steps as the longest output has tokens. A row grows by one with each token; a finished request keeps its
+# length, and no longer counts as useful.
 #
 # ```python
 # def padding_share(prompts, outputs):
@@ -265,8 +232,7 @@ check.padding_share(padding_share)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 3: the score matrix
 #
 # How many bytes does `scores` take in `FullAttention.attend`, for one layer?
@@ -290,8 +256,7 @@ check.score_bytes(score_bytes)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
@@ -301,9 +266,7 @@ say(f"""
 - **Q4: what does it cost to have no KV cache?** A token at position 192 took {seconds(long.itl_s["p50"])}, one at 64
   {seconds(one.itl_s["p50"])}: the whole text goes through the model for each of them.
 - **Q7: what is wrong with static batches?** They pad to the longest prompt and run to the longest answer:
-  {four.padding_share:.0%} of the positions above were for nobody, and whoever came late waited for a whole batch.
-- **Q6, its beginning: what makes plain attention expensive?** The score matrix: at 4,096 tokens
-  {heads * tokens**2 * 2 / 1e6:,.0f} MB for one layer of this small model.
-- **Follow-up 7: how do you know that an engine is right?** One compares it with something too simple to be wrong. In this
-  repository that is m0, and m0 itself is compared with transformers.
+  {four.padding_share:.0%} of the positions above were wasted, and a late request waited for a whole batch.
+- **Follow-up 7: how do you know that an engine is right?** Compare it with something too simple to be wrong: here m0, which
+  is itself compared with transformers.
 """)

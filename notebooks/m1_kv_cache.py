@@ -1,28 +1,25 @@
 # %% [markdown]
 # # m1: the KV cache
 #
-# m0 reads the whole text again for every token that it writes. m1 remembers. That is all that changes between the two,
-# and it is the largest single step in this repository for one request.
+# m0 reads the whole text again for every token that it writes. m1 keeps what it has computed. Nothing else changes.
 #
 # You need: PyTorch, and what a decoder does (`m0_baseline`). About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
 import matplotlib.pyplot as plt
 import torch
 
 from benchmarks.recipes import uniform
-from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
 from benchmarks.workloads import Size, find
-from common import SamplingParams
 from common.memory import kv_bytes_per_token
 from common.models import load_model, load_tokenizer
 from notebooks.checks import m1 as check
-from notebooks.kit import HERE, compare, measure, say, show_source
+from notebooks.kit import HERE, compare, draw_lines, measure, say, show_source
 from stages.m0_baseline.scheduler import StaticScheduler
 from stages.m1_kv_cache.attention import RowAttention
 from stages.m1_kv_cache.kv_cache import RowCache
@@ -35,21 +32,18 @@ from stages.m1_kv_cache.kv_cache import RowCache
 # %%
 one_request = Size(uniform(1, (64, 64), (96, 96)), max_num_seqs=1, max_model_len=256)
 m0 = measure("m0", one_request)
-
-# %%
 (early, first_token), (late, last_token) = m0.itl_by_position[0], m0.itl_by_position[-1]
 say(f"""
 m0 makes **{rate(m0.output_tokens_per_s)} tokens a second**. The token at position {early:.0f} took
 {seconds(first_token)}, the one at position {late:.0f} took **{seconds(last_token)}, {last_token / first_token:.1f} times
-as long**: each new token costs a pass over all tokens before it. A chat of some thousand tokens would come to a halt.
+as long**: each new token costs a pass over all tokens before it.
 """)
 
 # %% [markdown]
 # ## The idea
 #
-# What of the last pass could have been kept? Let us look at what the model computes for the same text twice: once
-# without its last token, once with it. The model reaches attention only through `attend(layer, q, k, v)`, so a function
-# of our own in that place sees the keys and values of every layer.
+# What of the last pass could have been kept? Run the model on the same text twice, without its last token and with it.
+# It reaches attention only through `attend(layer, q, k, v)`, so a function of our own there sees every layer's keys.
 
 # %%
 model = load_model(HERE["model"])  # in float32, to compare exactly
@@ -57,7 +51,7 @@ text = load_tokenizer(HERE["model"]).encode("A decoder predicts one token at a t
 
 
 def causal(q, k, v):
-    """q [L, Hq, D], k and v [C, Hkv, D], the queries standing last; [L, Hq, D]."""
+    """q [L, Hq, D], k and v [C, Hkv, D], the queries are the last tokens; [L, Hq, D]."""
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for x in (k, v))
     future = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).triu(1 + k.shape[1] - q.shape[1])
@@ -86,10 +80,10 @@ largest difference is **{difference:.1g}**, of values up to {largest:.0f}: nothi
 """)
 
 # %% [markdown]
-# Causal attention lets a token see only what stands before it, so nothing that comes later changes its keys and values,
-# in any layer. They can be kept for ever. Queries need no keeping: a past query asked its question, and got its answer.
+# A token sees only the tokens before it, so nothing that comes later changes its keys and values, in any layer: they can be
+# kept. Past queries are never used again.
 #
-# So here is a KV cache. `past` holds keys and values of each layer, and only the new tokens go through the model:
+# Here is a KV cache. `past` holds keys and values of each layer, and only the new tokens go through the model:
 
 
 # %%
@@ -124,7 +118,7 @@ The same 24 tokens: **{plain == kept}**. Positions that went through the model: 
 # ## The code
 #
 # `torch.cat` copies everything for each token. m1 instead allocates rows of `max_model_len` token slots once and writes
-# into them. Three places hold the idea. The scheduler is m0's, unchanged; it computes whatever is not computed yet:
+# into them. Three places hold the idea. The scheduler is m0's, unchanged; it computes what is not computed yet:
 
 # %%
 show_source(StaticScheduler._row)
@@ -136,14 +130,11 @@ show_source(StaticScheduler._row)
 show_source(RowCache.mark_computed, RowCache.grow)
 
 # %% [markdown]
-# And attention stores what is new and reads what is there. `self._future` hides slots behind each query, which are
-# empty, or hold what an earlier request left:
+# Attention stores the new K and V and reads the row. `self._future` hides the slots after each query: they are empty, or
+# hold what an earlier request left. `make stage1 diff` shows both files against m0's.
 
 # %%
 show_source(RowAttention.attend)
-
-# %% [markdown]
-# `make stage1 diff` shows both files against m0's.
 
 # %% [markdown]
 # ## Measured against m0
@@ -168,27 +159,17 @@ speedup = m1.output_tokens_per_s / m0.output_tokens_per_s
 # %%
 token_bytes = kv_bytes_per_token(model.config, torch.bfloat16)
 figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), width_ratios=(3, 2))
-for record in (m0, m1):
-    positions, times = zip(*record.itl_by_position, strict=True)
-    left.plot(positions, [1e3 * t for t in times], linewidth=3, color=color(record.stage))
-    left.annotate(
-        title(record.stage), (positions[-1], 1e3 * times[-1]), xytext=(8, 0), textcoords="offset points",
-        color=color(record.stage), fontweight="bold", va="center", annotation_clip=False,
-    )  # fmt: skip
-left.set(ylim=(0, None), xlabel="position of the token", title="time of one token in ms (less is better)")
-lengths = torch.tensor([0, 2048, 4096, 8192])
-right.plot(lengths, lengths * token_bytes / 1e6, linewidth=3, color=color("m1"))
-right.set(ylim=(0, None), xlabel="tokens kept", title="its price: KV cache in MB, bfloat16", xticks=lengths.tolist())
-for axis in (left, right):
-    axis.title.set_horizontalalignment("left")
-    axis.title.set_x(0)
-    axis.grid(axis="y", color="#E4E4E4")
+times = {r.stage: ([p for p, _ in r.itl_by_position], [1e3 * t for _, t in r.itl_by_position]) for r in (m0, m1)}
+draw_lines(left, "time of one token in ms, by its position", times)
+lengths = (0, 2048, 4096, 8192)
+draw_lines(
+    right, "its price: KV cache in MB, by tokens kept", {"m1": (lengths, [n * token_bytes / 1e6 for n in lengths])}
+)
+right.set_xticks(lengths)
 figure.tight_layout(w_pad=6)
 plt.show()
-
-# %%
 say(f"""
-m1 is **{speedup:.1f} times** as fast here, and its tokens cost the same wherever they stand. The price is memory:
+m1 is **{speedup:.1f} times** as fast here, and its tokens cost the same at every position. The price is memory:
 {token_bytes:,} bytes a token ({model.config.num_layers} layers × 2 × {model.config.num_kv_heads} KV heads ×
 {model.config.head_dim} × 2 bytes).
 """)
@@ -208,8 +189,8 @@ say(f"""
 """)
 
 # %% [markdown]
-# And a decode step does little arithmetic with much memory: it reads all weights for a single token. If that is what it
-# waits for, then a second and a third token in the same step cost next to nothing:
+# And a decode step reads all weights to compute a single token. If it waits for that, further tokens in the same step cost
+# next to nothing:
 
 # %%
 rows = (1, 2, 4, 8)
@@ -217,19 +198,16 @@ batches = [measure("m1", Size(uniform(n, (32, 32), (24, 24)), max_num_seqs=n, ma
 steps = [record.itl_s["p50"] for record in batches]
 say(f"""
 A step takes {", ".join(f"{seconds(step)} for {n}" for n, step in zip(rows, steps, strict=True))} requests:
-**{rows[-1]} times the tokens in {steps[-1] / steps[0]:.1f} times the time.** One request alone wastes most of what it reads.
-That is why everything from here on is about putting requests together.
+**{rows[-1]} times the tokens in {steps[-1] / steps[0]:.1f} times the time.** That is why the next stages put requests together.
 """)
 
 # %% [markdown]
 # ## Exercises
 #
-# Run a cell, read what the check says, change the cell, run it again.
-#
 # ### Exercise 1: how much memory?
 #
-# The formula that one meets most often in interviews is below. It was right for the models of 2020. What would it have to
-# be for models with grouped-query attention? `config` has `num_layers`, `num_heads`, `num_kv_heads`, `head_dim`.
+# Below is the formula most often given in interviews. What must it be for models with grouped-query attention? `config` has
+# `num_layers`, `num_heads`, `num_kv_heads`, `head_dim`.
 
 
 # %% tags=["exercise"]
@@ -251,12 +229,11 @@ check.kv_bytes(kv_bytes)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 2: one decode step of attention
 #
-# `keys` and `values` are a request's row, `[H, slots, D]`. Only the first `length` slots are written; behind them lies
-# what an earlier request left. Compute the output `[H, D]` of one query `[H, D]`.
+# `keys` and `values` are a request's row, `[H, slots, D]`. Only the first `length` slots are written; the others hold what an
+# earlier request left. Compute the output `[H, D]` of one query `[H, D]`.
 
 
 # %% tags=["exercise"]
@@ -279,8 +256,7 @@ check.decode_attention(decode_attention)
 # m1 has many rows of different lengths in one tensor, so it cannot cut; it sets the scores of hidden slots to −∞.
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 3: count the work
 #
 # How many positions go through the model for `prompt` tokens in and `outputs` tokens out, with and without a cache? The
@@ -299,7 +275,7 @@ check.positions(positions)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The last token is sampled and handed out. It would go through the model only to ask for the one behind it.
+# The last token is sampled and returned. It would go through the model only to predict the next one.
 #
 # ```python
 # def positions(prompt, outputs, cached):
@@ -309,25 +285,18 @@ check.positions(positions)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
 
 # %%
-with stages.build("m1", max_model_len=256, max_num_seqs=1, **HERE) as engine:
-    [output] = engine.generate(["The capital of France is"], SamplingParams(max_tokens=8))
-    metrics = engine.metrics()
 say(f"""
 - **Q4: what is a KV cache, and why do we need it?** Keys and values of past tokens never change (above: a difference of
   {difference:.1g}), so a step computes only what is new: {with_cache} positions instead of {without_cache} for 24 tokens.
   Here that is {speedup:.1f} times the speed, and a token whose cost no longer grows with its position.
 - **Q4, follow-up: how much memory does it take?** 2 × layers × *KV* heads × head dimension × tokens × bytes, here
-  {token_bytes:,} bytes a token. The formula with `hidden_size` would say
+  {token_bytes:,} bytes a token. The formula with `hidden_size` gives
   {model.config.num_heads // model.config.num_kv_heads} times as much.
-- **Q4, beyond the textbook: is decoding O(n) now?** The linear layers are. Attention still reads every kept token for each
-  new one; at short lengths that hides behind the weights.
-- **Q15, its beginning:** for "{output.prompt}" m1 reserved {written(metrics["kv_reserved_peak_bytes"])} and filled
-  {written(metrics["kv_used_peak_bytes"])}.
+- **Q4: is decoding O(n) now?** The linear layers are. Attention still reads every kept token for each new one.
 """)

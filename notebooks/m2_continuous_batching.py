@@ -1,30 +1,28 @@
 # %% [markdown]
 # # m2: continuous batching
 #
-# m1 decides who runs once for a whole batch. m2 decides it anew in every step: a request joins as soon as there is room, and
-# leaves the moment it ends.
+# m1 decides once for a whole batch who runs. m2 decides it in every step: a request joins as soon as there is room, and
+# leaves when it ends.
 #
 # You need: `m1_kv_cache`. About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
 from collections import deque
 from itertools import accumulate, pairwise
 
-import matplotlib.pyplot as plt
 import torch
 
+from benchmarks.plots.timeline import draw_timeline
 from benchmarks.recipes import first, uniform
-from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
+from benchmarks.trace import record
 from benchmarks.workloads import Size, find
-from common import SamplingParams
 from common.scheduler import Scheduler
-from common.watch.trace import StepTrace
 from notebooks.checks import m2 as check
-from notebooks.kit import HERE, compare, measure, say, show_source, table
+from notebooks.kit import HERE, compare, measure, say, show_picture, show_source, table
 from stages.m2_continuous_batching.attention import SlotAttention
 from stages.m2_continuous_batching.batch import ragged_batch
 from stages.m2_continuous_batching.kv_cache import SlotCache
@@ -33,23 +31,22 @@ from stages.m2_continuous_batching.scheduler import ContinuousScheduler
 # %% [markdown]
 # ## The problem
 #
-# Twenty requests at once, eight rows. Most want a short answer, a few a long one, as users do. (They are the first of the
-# benchmark's `mixed`, their outputs cut.) On m1:
+# Twenty requests at once, eight rows; most want a short answer, a few a long one (the first of the benchmark's `mixed`, with
+# outputs cut). On m1:
 
 # %%
 requests = Size(first(find("mixed").sizes["cpu"].recipe, 20, 96), max_num_seqs=8, max_model_len=256)
 m1 = measure("m1", requests)
 say(f"""
 {rate(m1.output_tokens_per_s)} output tokens a second. The median request waits **{seconds(m1.ttft_s["p50"])} for its first
-token**, and **{m1.padding_share:.0%} of all positions were computed for nobody**: padding, and rows of requests that had
-ended long before the longest of their batch.
+token**, and **{m1.padding_share:.0%} of all positions were wasted**: padding, and rows of finished requests.
 """)
 
 # %% [markdown]
 # ## The idea
 #
-# Forget tensors for a moment. A request is the number of tokens that it still wants; a step gives one to everybody who runs.
-# Here are both policies, on the same requests:
+# Without tensors, a request is the number of tokens that it still wants, and a step gives one to each that runs. Both
+# policies, on the same requests:
 
 # %%
 wants = [r.max_tokens for r in requests.requests(vocab_size=100)]
@@ -76,7 +73,7 @@ def continuous(wants, rows):
 
 
 table(
-    ["policy", "steps", "rows computed", "of them for nobody"],
+    ["policy", "steps", "rows computed", "of them wasted"],
     [
         [name, len(steps), sum(map(len, steps)), f"{1 - sum(wants) / sum(map(len, steps)):.0%}"]
         for name, steps in (("static", static(wants, 8)), ("continuous", continuous(wants, 8)))
@@ -84,9 +81,9 @@ table(
 )
 
 # %% [markdown]
-# That is the whole idea; it was new in 2022 (Orca), since tensors stand in its way: those who join bring a whole prompt,
-# those who run bring one token. The way out is to give up the rectangle. A linear layer treats every token alike, so all
-# tokens can lie end to end; only attention has to know where a sequence begins:
+# That is the whole idea (Orca, 2022). Tensors make it hard: a request that joins brings a whole prompt, one that runs brings
+# one token. So give up the rectangle. A linear layer treats every token alike, so all tokens can be laid end to end; only
+# attention has to know where a sequence begins:
 
 # %%
 lengths = [5, 2, 1]  # two prompts, and a request that decodes
@@ -103,19 +100,19 @@ same numbers (largest difference {(together - apart).abs().max().item():.1g}).
 # %% [markdown]
 # ## The code
 #
-# The policy. Newcomers first; if there are none, or no room, one token for everyone:
+# The policy. New requests first; if there are none, or no room, one token for each running one:
 
 # %%
 show_source(ContinuousScheduler.plan, ContinuousScheduler._prefill)
 
 # %% [markdown]
-# Who has ended leaves in `update`, which all stages share, and gives back its slot at once:
+# A finished request leaves in `update`, which all stages share, and its slot is free at once:
 
 # %%
 show_source(Scheduler.update, SlotCache.free)
 
 # %% [markdown]
-# The step's tensors, without padding, and the one place that still looks at sequences one by one:
+# The step's tensors, without padding, and attention, which still looks at sequences one by one:
 
 # %%
 show_source(ragged_batch, SlotAttention.attend)
@@ -131,59 +128,29 @@ compare(
     first_token_median=lambda r: seconds(r.ttft_s["p50"]),
     end_mean=lambda r: seconds(r.e2e_s["mean"]),
     end_p99=lambda r: seconds(r.e2e_s["p99"]),
-    positions_for_nobody=lambda r: f"{r.padding_share:.0%}",
+    wasted_positions=lambda r: f"{r.padding_share:.0%}",
 )
 gain = m2.output_tokens_per_s / m1.output_tokens_per_s
-
-# %%
 say(f"""
-**{gain:.1f} times** the throughput. One reads of 3 to 5 times. The most that can be won is what was wasted: m1 computed
-{m1.padding_share:.0%} for nobody, which allows {1 / (1 - m1.padding_share):.1f} times if all positions cost the same.
+**{gain:.1f} times** the throughput. The usual claim is 3–5x. The most that can be gained is what was wasted: m1's
+{m1.padding_share:.0%} allow {1 / (1 - m1.padding_share):.1f} times if all positions cost the same.
 """)
 
 # %% [markdown]
 # ## The picture
 #
-# Ten small requests in four rows, as the engines' own traces have recorded them.
-
+# Sixteen requests in the memory of two slots, recorded step by step: the scenario of `make stage2 trace`.
 
 # %%
-KINDS = {"prefill": "#0F6FC6", "decode": "#8CC5F0", "idle": "#FFFFFF"}
-
-
-def record(stage):
-    with stages.build(stage, max_num_seqs=4, max_model_len=64, **HERE) as engine:
-        engine.trace = StepTrace()
-        outputs = (3, 4, 22, 5, 6, 3, 14, 4, 5, 3)
-        params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in outputs]
-        engine.generate([list(range(100, 108))] * len(outputs), params)
-        return engine.trace
-
-
-figure, axes = plt.subplots(2, 1, figsize=(13, 7.5), sharex=True)
-traces = {stage: record(stage) for stage in ("m1", "m2")}
-for axis, (stage, trace) in zip(axes, traces.items(), strict=True):
-    names = list(trace.arrivals)
-    for step in trace.steps:
-        for chunk in step.chunks:
-            idle = chunk.kind == "idle"
-            axis.barh(names.index(chunk.request_id), 1, left=step.index, height=0.84, linewidth=0.4, edgecolor="#B0B0B0" if idle
-                      else "white", facecolor=KINDS[chunk.kind], hatch="////" if idle else None)  # fmt: skip
-    axis.invert_yaxis()
-    axis.set(yticks=range(len(names)), yticklabels=range(len(names)), ylabel="request")
-    axis.set_title(f"{title(stage)}: {len(trace.steps)} steps", loc="left", color=color(stage), fontweight="bold")
-axes[1].set_xlabel(
-    "step        dark: prompt, light: one token, hatched: it has ended and is computed for nobody", loc="left"
-)
-figure.tight_layout()
-plt.show()
+traces = {stage: record(stage, **HERE) for stage in ("m1", "m2")}
+show_picture(lambda path: draw_timeline(list(traces.values()), path))
 
 # %% [markdown]
 # ## Where it loses
 #
-# Eight requests of one length start and end together: nobody joins, nobody leaves, nothing is padded. Whatever differs then
-# is not the scheduling, but what attention pays for slots that come and go. And m2 reserves memory as m1 does: a slot of `max_model_len` tokens
-# for each request. With the memory of two slots, two requests run, however short they are:
+# Eight requests of one length start and end together: none joins or leaves, nothing is padded. What differs then is what
+# attention pays for slots that come and go. And m2 reserves memory as m1 does, a slot of `max_model_len` tokens for each
+# request: with the memory of two slots, two requests run, however short they are:
 
 # %%
 even = Size(uniform(8, (32, 32), (32, 32)), max_num_seqs=8, max_model_len=128)
@@ -196,18 +163,16 @@ say(f"""
 - In the memory of two slots of 512 tokens m2 runs **{two.peak_running} requests at once** and makes
   {rate(two.output_tokens_per_s)} tokens a second; with room for eight, {rate(eight.output_tokens_per_s)}. Yet of those two
   slots only **{two.kv_utilization:.0%}** were filled. That is what m3 is for.
-- A long prompt is a step of its own, during which nobody else gets a token. That is what m5 is for.
+- A long prompt is a step of its own, during which no other request gets a token. That is what m5 is for.
 """)
 
 # %% [markdown]
 # ## Exercises
 #
-# Run a cell, read what the check says, change the cell, run it again.
-#
 # ### Exercise 1: how many steps?
 #
 # Requests that want `outputs` tokens arrive at once; m2 has `slots` for them. A prefill step gives each newcomer its first
-# token. How many *decode* steps follow in all? Below is what a static batch would take.
+# token. How many *decode* steps follow in all? Below is what a static batch takes.
 
 
 # %% tags=["exercise"]
@@ -221,8 +186,8 @@ check.steps(steps)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Let in who waits while there is room; each decode step takes one from what everybody still wants. Who wants one token only
-# is done with the prefill step, and his slot is free for the next one before anybody decodes.
+# Start waiting requests while there is room; each decode step takes one from what each still wants. A request for a single
+# token is done with the prefill step, and its slot is free again before any decode.
 #
 # ```python
 # def steps(outputs, slots):
@@ -239,8 +204,7 @@ check.steps(steps)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 2: end to end
 #
 # Sequence i has `starts[i]` tokens in the cache and `lengths[i]` new ones. Give `query_start_loc` (where each sequence's new
@@ -269,12 +233,11 @@ check.ragged(ragged_batch)
 # ```
 #
 # </details>
-
-# %% [markdown]
-# ### Exercise 3: who joins?
 #
-# `prompts` are the lengths of those who wait, in order of arrival. `slots` are free, and a prefill step should compute no
-# more than `budget` tokens. How many start in this step? The start below can leave a request waiting for ever.
+# ### Exercise 3: which requests join?
+#
+# `prompts` are the lengths of the waiting prompts, in order of arrival. `slots` are free, and a prefill step should compute
+# no more than `budget` tokens. How many start in this step? The start below can leave a request waiting for ever.
 
 
 # %% tags=["exercise"]
@@ -291,7 +254,7 @@ check.admit(admit)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# A prompt that is longer than the whole budget goes alone: otherwise it would never go, and nobody behind it.
+# A prompt that is longer than the whole budget goes alone: otherwise it and all behind it would wait for ever.
 #
 # ```python
 # def admit(prompts, slots, budget):
@@ -303,21 +266,19 @@ check.admit(admit)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
 
 # %%
 say(f"""
-- **Q7: how does continuous batching work?** `plan` is asked before every step: newcomers while there is room, else one token
-  for everyone. Above: {len(traces["m1"].steps)} steps with static batches, {len(traces["m2"].steps)} with continuous ones.
-- **Q7, what does it win?** {gain:.1f} times the throughput here, and a first token after {seconds(m2.ttft_s["p50"])} instead of
-  {seconds(m1.ttft_s["p50"])} (median). The factor is the share of the static batch that nobody needed, so it depends on how
-  different the answers are in length: with equal ones it was {even2.output_tokens_per_s / even1.output_tokens_per_s:.2f}.
+- **Q7: how does continuous batching work?** `plan` is asked before every step: new requests while there is room, else one token
+  for each running one. In the picture: {len(traces["m1"].trace.steps)} steps with static batches,
+  {len(traces["m2"].trace.steps)} with continuous ones.
+- **Q7, what does it gain?** {gain:.1f} times the throughput here, and a first token after {seconds(m2.ttft_s["p50"])} instead of
+  {seconds(m1.ttft_s["p50"])} (median). The factor depends on how different the answers are in length: with equal ones it was
+  {even2.output_tokens_per_s / even1.output_tokens_per_s:.2f}.
 - **Q7, what is hard about it?** Sequences of different lengths in one batch (the ragged tensors above), cache slots whose
-  owners come and go, and that nothing may be freed while a step that uses it is in flight.
-- **Q3, the part on scheduling;** **Q14: low utilisation of the device** is what padding and idle rows look like from outside.
-- **Follow-up 1: what is your scheduling algorithm?** First come, first served, prefill first, or by priority with ageing.
+  owners change, and that nothing may be freed while a running step uses it.
 """)

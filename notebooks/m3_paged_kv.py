@@ -1,29 +1,24 @@
 # %% [markdown]
 # # m3: the paged KV cache
 #
-# m2 reserves room for the longest request that might come. m3 gives a request small blocks, one by one, as it grows: what
-# operating systems have done with memory for sixty years.
+# m2 reserves room for the longest possible request. m3 gives a request small blocks, one by one, as it grows: paging, as in
+# operating systems.
 #
 # You need: `m2_continuous_batching`. About 25 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
+import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
-import matplotlib.pyplot as plt
 import torch
 
+from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.recipes import uniform
-from benchmarks.style import color, title
 from benchmarks.table import rate, seconds
+from benchmarks.trace import record
 from benchmarks.workloads import Size
-from common import SamplingParams
-from common.config import parse_dtype
-from common.memory import kv_bytes_per_token
-from common.models.load import open_source
-from common.watch.trace import StepTrace
 from notebooks.checks import m3 as check
-from notebooks.kit import HERE, compare, measure, say, show_source, table
+from notebooks.kit import HERE, compare, measure, say, show_picture, show_source, table
 from stages.m3_paged_kv.attention import GatherAttention
 from stages.m3_paged_kv.block_pool import BlockPool
 from stages.m3_paged_kv.kv_cache import PagedCache
@@ -39,15 +34,15 @@ from stages.m3_paged_kv.preemption import Preemption
 pressure = Size(uniform(24, (24, 56), (24, 56)), max_num_seqs=24, max_model_len=512, kv_tokens=3 * 512)
 m2 = measure("m2", pressure)
 say(f"""
-**{m2.peak_running} requests run at once**, the others wait, the median one {seconds(m2.ttft_s["p50"])} for its first token.
-And the memory that they wait for is nearly empty: of what is reserved, **{m2.kv_utilization:.0%} holds a token**.
+**{m2.peak_running} requests run at once**, and the median one waits {seconds(m2.ttft_s["p50"])} for its first token. Yet the
+memory is nearly empty: of what is reserved, **{m2.kv_utilization:.0%} holds a token**.
 """)
 
 # %% [markdown]
 # ## The idea
 #
-# How long an answer will be is known when it is over. So do not reserve; take what is needed *now*. Cut the memory into
-# blocks of 16 token slots, and keep for each request a **block table**: the list of its blocks, in order.
+# The length of an answer is known only at its end. So take what is needed *now*. Cut the memory into blocks of 16 token slots,
+# and keep for each request a **block table**: the list of its blocks, in order.
 
 # %%
 BLOCK = 16
@@ -67,9 +62,9 @@ for turn in range(40):
     if turn < 20:
         append_token("B")
 say(f"""
-A has {lengths["A"]} tokens in the blocks {tables["A"]}, B has {lengths["B"]} in {tables["B"]}: mixed up, and it does not
-matter. Token 35 of A lies in block {tables["A"][35 // BLOCK]}, at offset {35 % BLOCK}. Empty are
-{sum(len(t) * BLOCK - lengths[r] for r, t in tables.items())} slots, the tails of two last blocks.
+A has {lengths["A"]} tokens in the blocks {tables["A"]}, B has {lengths["B"]} in {tables["B"]}. Token 35 of A lies in block
+{tables["A"][35 // BLOCK]}, at offset {35 % BLOCK}. {sum(len(t) * BLOCK - lengths[r] for r, t in tables.items())} slots are empty:
+the tails of two last blocks.
 """)
 
 # %% [markdown]
@@ -84,11 +79,10 @@ gathered = memory[torch.tensor(tables["A"])].flatten(0, 1)[: lengths["A"]]
 say(f"Gathered through the table, A's keys are those that were stored: **{torch.equal(gathered, keys)}**.")
 
 # %% [markdown]
-# Two gifts come with it. All blocks have one size, so whatever is free fits: no hole is ever too small (no external
-# fragmentation). And two requests with the same text before them can point at the *same* block, with a count of owners;
-# whoever wants to write into it first takes a copy (*copy on write*).
-
-# %% [markdown]
+# Two benefits follow. All blocks have one size, so any free block fits (no external fragmentation). And two requests with the
+# same beginning can point at the *same* block, with a count of owners; a request that writes into a shared block first takes
+# a copy (*copy on write*).
+#
 # ## The code
 #
 # The pool is forty lines: a free list, and how many owners each block has.
@@ -97,20 +91,20 @@ say(f"Gathered through the table, A's keys are those that were stored: **{torch.
 show_source(BlockPool.take, BlockPool.share, BlockPool.release)
 
 # %% [markdown]
-# `grow` is the heart: how many blocks are missing, and which ones that are about to be written have other owners?
+# `grow`: how many blocks are missing, and which of those about to be written have other owners?
 
 # %%
 show_source(PagedCache.blocks_for, PagedCache.grow)
 
 # %% [markdown]
-# A request may fail to grow. Then the least urgent one gives up its blocks: to a pool on the CPU if that has room, otherwise
-# for good, and its tokens are computed again later.
+# If a request cannot grow, the least urgent one is preempted: its blocks are swapped to a pool on the CPU if that has room,
+# otherwise they are freed and recomputed later.
 
 # %%
 show_source(Preemption.make_room, Preemption.preempt)
 
 # %% [markdown]
-# And attention, the plain way, copies each context together before it computes. m4 will read the blocks in place.
+# Attention, the plain way, gathers each context into a copy before it computes. m4 reads the blocks in place.
 
 # %%
 show_source(GatherAttention._gather)
@@ -125,7 +119,7 @@ m3 = measure("m3", pressure)
 compare(
     [m2, m3],
     requests_at_once=lambda r: r.peak_running,
-    filled_of_what_is_reserved=lambda r: f"{r.kv_utilization:.0%}",
+    reserved_slots_filled=lambda r: f"{r.kv_utilization:.0%}",
     output_tokens_per_s=lambda r: rate(r.output_tokens_per_s),
     first_token_median=lambda r: seconds(r.ttft_s["p50"]),
     end_mean=lambda r: seconds(r.e2e_s["mean"]),
@@ -136,62 +130,20 @@ gain = m3.output_tokens_per_s / m2.output_tokens_per_s
 # %% [markdown]
 # ## The picture
 #
-# The KV memory, a cell for 16 token slots, at the moment in which most requests run. Pale: reserved and empty.
+# The KV memory when most requests run, in the scenario of `make stage3 trace`: sixteen requests, the memory of two slots.
 
 # %%
-token_bytes = kv_bytes_per_token(open_source(HERE["model"]).config, parse_dtype(HERE["dtype"]))
-COLUMNS, CAPACITY = 16, 3 * 256
-
-
-def fullest(stage):
-    """The step in which most requests run, of the same 12 requests in the same memory."""
-    options = {"max_num_seqs": 12, "max_model_len": 256, "kv_cache_memory": CAPACITY * token_bytes}
-    with stages.build(stage, **options, **HERE) as engine:
-        engine.trace = StepTrace(regions=True)
-        prompts = [list(range(100, 120 + 4 * n)) for n in range(12)]
-        engine.generate(prompts, SamplingParams(max_tokens=14, ignore_eos=True))
-        return max(engine.trace.steps, key=lambda step: (step.running, step.kv_stored))
-
-
-figure, axes = plt.subplots(1, 2, figsize=(14, 3.6))
-for axis, stage in zip(axes, ("m2", "m3"), strict=True):
-    step = fullest(stage)
-    owners = sorted({region.owners[0] for region in step.regions}, key=lambda name: int(name.split("-")[1]))
-    for cell in range(CAPACITY // BLOCK):
-        axis.add_patch(
-            plt.Rectangle((cell % COLUMNS, cell // COLUMNS), 0.94, 0.9, facecolor="white", edgecolor="#C8C8C8")
-        )
-    for region in step.regions:
-        number = owners.index(region.owners[0])
-        for offset in range(0, region.length, BLOCK):
-            x, y = (region.start + offset) // BLOCK % COLUMNS, (region.start + offset) // BLOCK // COLUMNS
-            filled = min(BLOCK, max(0, region.stored - offset)) / BLOCK
-            ink = plt.get_cmap("tab20")(number)
-            axis.add_patch(plt.Rectangle((x, y), 0.94, 0.9, facecolor=ink, alpha=0.25))
-            axis.add_patch(plt.Rectangle((x, y), 0.94 * filled, 0.9, facecolor=ink))
-            if filled:
-                axis.text(x + 0.47, y + 0.47, number, ha="center", va="center", fontsize=11)
-    axis.set(xlim=(0, COLUMNS), ylim=(CAPACITY // BLOCK // COLUMNS, 0))
-    axis.set_axis_off()
-    axis.set_title(
-        f"{title(stage)}: {step.running} requests, {step.kv_stored / step.kv_reserved:.0%} filled",
-        loc="left", fontsize=13, color=color(stage), fontweight="bold",
-    )  # fmt: skip
-figure.tight_layout(w_pad=3)
-plt.show()
-
-# %%
+show_picture(lambda path: draw_memory_map([record(stage, **HERE) for stage in ("m2", "m3")], path))
 say(f"""
-**{m3.peak_running / m2.peak_running:.0f} times** as many requests at once, **{gain:.1f} times** the tokens a second. Attention
-did not get faster, and the model did not get smaller: there are simply more requests in each step to share the weights.
+In the measurement above: **{m3.peak_running / m2.peak_running:.0f} times** as many requests at once, **{gain:.1f} times** the
+tokens a second. Attention did not get faster: more requests share the weights in each step.
 """)
 
 # %% [markdown]
 # ## Where it loses
 #
-# **Attention copies.** Where memory is not short, that is all that differs from m2: equal requests, room for all.
-# **Blocks have a size**: small ones waste little and need long tables; large ones waste their tails. And **a pool that is too
-# small** has to preempt: what is computed again was computed for nothing.
+# **Attention copies.** Where memory is not short, that is all that differs from m2. **Blocks have a size**: small ones waste
+# little and need long tables; large ones waste their tails. And **a pool that is too small** has to preempt.
 
 # %%
 even = Size(uniform(8, (96, 96), (32, 32)), max_num_seqs=8, max_model_len=128)
@@ -218,11 +170,9 @@ say(f"""
 # %% [markdown]
 # ## Exercises
 #
-# Run a cell, read what the check says, change the cell, run it again.
-#
 # ### Exercise 1: where does a token lie?
 #
-# Blocks lie one behind the other, so slot `s` is token `s % block_size` of block `s // block_size`. In which slot does token
+# Slot `s` is token `s % block_size` of block `s // block_size`. In which slot does token
 # `position` of a request lie?
 
 
@@ -236,7 +186,7 @@ check.slot(slot)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The start takes the blocks to be neighbours. The table says where each of them is.
+# The start takes the blocks to be neighbours; the table says where each of them is.
 #
 # ```python
 # def slot(block_table, position, block_size):
@@ -244,12 +194,10 @@ check.slot(slot)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 2: when is a block missing?
 #
-# A request holds `held` blocks and is to have room for its first `tokens` tokens. How many blocks does it lack? Published
-# engines have shipped the line below.
+# A request holds `held` blocks and needs room for its first `tokens` tokens. How many blocks does it lack?
 
 
 # %% tags=["exercise"]
@@ -262,8 +210,8 @@ check.missing_blocks(missing_blocks)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The start is right for one token after another, and for nothing else: not for a prompt, not after a preemption, not for
-# chunks. Ask what is needed (rounded up), and what is there.
+# The start is right for one token after another, but not for a prompt, after a preemption, or for chunks. Subtract what is
+# held from what is needed, rounded up.
 #
 # ```python
 # def missing_blocks(held, tokens, block_size):
@@ -271,12 +219,11 @@ check.missing_blocks(missing_blocks)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 3: copy on write
 #
 # A request is about to write into its block `table[index]`, which others may hold as well. Make it a block that the request
-# may write into. `pool` has `take(count)`, `release(blocks)`, `ref_counts`. (Copying the numbers is somebody else's task.)
+# may write into. `pool` has `take(count)`, `release(blocks)`, `ref_counts`. (The numbers are copied elsewhere.)
 
 
 # %% tags=["exercise"]
@@ -300,8 +247,7 @@ check.write(write)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
@@ -311,10 +257,9 @@ say(f"""
 - **Q5: how does PagedAttention work?** A pool of blocks, a block table for each request, attention that reads through the table.
   In the same bytes {m3.peak_running} requests ran instead of {m2.peak_running}.
 - **Q15: how does it reduce fragmentation?** What is reserved is filled to {m3.kv_utilization:.0%} instead of
-  {m2.kv_utilization:.0%}: only the tail of each last block is empty, and every free block fits everybody.
+  {m2.kv_utilization:.0%}: only the tail of each last block is empty, and every free block fits.
 - **Follow-up 2: how do you choose the block size?** Tail waste against table length: blocks of {sizes[0]}, {sizes[1]} and
-  {sizes[2]} were filled to {", ".join(f"{r.kv_utilization:.0%}" for r in swept)}. The number of layers has no say in it.
+  {sizes[2]} were filled to {", ".join(f"{r.kv_utilization:.0%}" for r in swept)}.
 - **Follow-up 4: what happens when memory runs out?** Admission waits for free blocks; if growth fails anyway, the least urgent
-  request is preempted, by swap or by recompute ({scarce.preemptions} times above). What can never fit is refused at the door.
-- **Q9, its last part: copy on write.** Reference counts, and a copy at the first write into a shared block: `PagedCache.grow`.
+  request is preempted ({scarce.preemptions} times above). A request that can never fit is refused when it is added.
 """)

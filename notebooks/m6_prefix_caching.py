@@ -2,7 +2,7 @@
 # # m6: prefix caching
 #
 # Most prompts begin like others: the same system prompt, the same examples, the conversation so far. m5 computes that
-# beginning every time. m6 computes it once, and finds it again.
+# beginning every time; m6 computes it once and finds it again.
 #
 # You need: `m3_paged_kv`. About 30 minutes.
 
@@ -17,14 +17,13 @@ import matplotlib.pyplot as plt
 from benchmarks.plots.prefix_tree import prefix_tree_figure
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import chats
-from benchmarks.style import color, title
 from benchmarks.table import count, seconds
 from benchmarks.workloads import Size
 from common import SamplingParams
 from common.memory import kv_bytes_per_token
 from common.models.load import load_tokenizer
 from notebooks.checks import m6 as check
-from notebooks.kit import HERE, compare, measure, say, show_source, table
+from notebooks.kit import HERE, compare, draw_lines, measure, say, show_source, table
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, _is, chain_hash
 from stages.m6_prefix_caching.prefix_cache import PrefixPagedCache
@@ -32,8 +31,8 @@ from stages.m6_prefix_caching.prefix_cache import PrefixPagedCache
 # %% [markdown]
 # ## The problem
 #
-# One chat on m5, five turns, on a system prompt of 640 tokens. A turn's prompt is all that was said so far, and a new
-# message of about 40 tokens. (`chats` is a recipe of the benchmark.)
+# One chat on m5, five turns, with a system prompt of 640 tokens. A turn's prompt is all that was said so far and a new message
+# of about 40 tokens. (`chats` is a recipe of the benchmark.)
 
 # %%
 PREFIX, TURNS = 640, 5
@@ -50,16 +49,14 @@ asked = [request.prompt_length for request in chat().requests(100) if not reques
 new = asked[0] - PREFIX + sum(b - a - 16 for a, b in pairwise(asked))
 say(f"""
 The user waits **{seconds(m5.ttft_s["p50"])}** for each first token, in the last turn
-{seconds(m5.ttft_by_group[f"turn {TURNS}"]["p50"])}. The prompts had {sum(asked):,} tokens together. What the user wrote
-were {new:,}. All others, **{1 - new / sum(asked):.0%}**, had been computed before, to the very same numbers: keys and
-values of a token depend on nothing but the tokens up to it (`m1_kv_cache` shows it).
+{seconds(m5.ttft_by_group[f"turn {TURNS}"]["p50"])}. The prompts had {sum(asked):,} tokens together, of which the user wrote {new:,}.
+The K and V of all others, **{1 - new / sum(asked):.0%}**, had been computed before: they depend only on the tokens up to them.
 """)
 
 # %% [markdown]
 # ## The idea
 #
-# m3's blocks can have several owners. So nothing has to be copied; what is missing is a way to *find* a block. By its
-# tokens? Not quite:
+# m3's blocks can have several owners. What is missing is a way to *find* a block. By its tokens? Not quite:
 
 # %%
 tokenizer = load_tokenizer(HERE["model"])
@@ -76,13 +73,12 @@ says, denies = blocks_of(sentence.format("says")), blocks_of(sentence.format("de
 same = [one for one in says if one in denies]
 say(f"""
 In blocks of {BLOCK} tokens these two sentences have **{len(same)}** of {len(says)} blocks in common:
-{", ".join(f"`{tokenizer.decode(list(block))}`" for block in same)}. Their keys and values are *not* the same: every
-token there has seen a different beginning.
+{", ".join(f"`{tokenizer.decode(list(block))}`" for block in same)}. Their K and V differ: what comes before them differs.
 """)
 
 # %% [markdown]
-# A block is known by its tokens **and the block before it**, which is known in the same way. So let the key of a block
-# be a hash of the key before and its own tokens. One key then stands for everything from the first token on:
+# A block is identified by its tokens **and the block before it**. So let the key of a block be a hash of the key before and
+# its own tokens. One key then represents everything from the first token on:
 
 
 # %%
@@ -95,7 +91,7 @@ def keys_of(blocks, salt=None):
 
 
 class ToyCache:
-    """A dictionary from keys to numbers of blocks; reference counts; and who was released longest ago."""
+    """A dictionary from keys to block numbers; reference counts; and the idle keys, least recently released first."""
 
     def __init__(self, num_blocks):
         self.blocks, self.owners, self.empty, self.idle = {}, {}, list(range(num_blocks)), []
@@ -109,7 +105,7 @@ class ToyCache:
                 if self.owners[key] == 0:
                     self.idle.remove(key)
             else:
-                if not self.empty:  # nobody holds it, and nobody has for the longest time
+                if not self.empty:  # evict the least recently released block
                     oldest = self.idle.pop(0)
                     self.empty.append(self.blocks.pop(oldest))
                 self.blocks[key], self.owners[key] = self.empty.pop(0), 0
@@ -118,7 +114,7 @@ class ToyCache:
         return table, found
 
     def end(self, keys):
-        """The blocks stay where they are, to be found again. The end of a prompt goes before its beginning."""
+        """The blocks stay, to be found again. The end of a prompt is released before its beginning."""
         for key in reversed(keys):
             self.owners[key] -= 1
             if self.owners[key] == 0:
@@ -136,36 +132,33 @@ for question, salt in ((cats, None), (dogs, None), (moon, None), (cats, "Eve")):
 table(["question behind the system prompt", "salt", "blocks found", "block table"], rows)
 
 # %% [markdown]
-# The first question pays for all. The fourth one has the same text as the first, and finds nothing: a *salt* begins
-# another chain. Whoever sees how fast a first token comes can guess what others have asked. Those who must not share
-# get a salt each.
+# The first question pays for all. The fourth has the same text as the first, and finds nothing: a *salt* begins another chain,
+# for tenants who must not learn from a fast first token what others have asked.
 #
 # ## The code
 #
-# The key, and what a hit must satisfy. A hash alone is never trusted: the block's tokens are compared, and its parent
-# by identity, which stands for the whole prefix:
+# The key, and what a hit must satisfy. A hash alone is never trusted: the block's tokens are compared, and its parent by
+# identity, which covers the whole prefix:
 
 # %%
 show_source(chain_hash, _is, HashIndex.find)
 
 # %% [markdown]
-# At admission a request walks along the chain. `_usable` leaves out the last token: its logits choose the first new
-# token, and the cache holds no logits.
+# At admission a request walks along the chain. `_usable` leaves out the last token, whose logits choose the first new token.
 
 # %%
 show_source(PrefixPagedCache._match, PrefixPagedCache._usable)
 
 # %% [markdown]
-# A released block that the index knows stays where it is. Empty blocks are taken first, then the one released longest
-# ago:
+# A released block that is in the index stays. Empty blocks are taken first, then the least recently released one:
 
 # %%
 show_source(BlockPool.release, BlockPool._evict)
 
 # %% [markdown]
-# Ends of tables are released before beginnings, and whoever holds a block holds the one before it. So the block
-# released longest ago never has a child that can be found, and evicting needs no search. Scheduler and attention are
-# m5's and m4's, and never learn who else holds a block. `make stage6 diff` shows the two files that were rewritten.
+# A request that holds a block also holds the one before it, and ends of tables are released before beginnings. So the least
+# recently released block never has a child in the index, and evicting needs no search. Scheduler and attention are m5's and
+# m4's. `make stage6 diff` shows the two files that were rewritten.
 #
 # ## Measured against m5
 #
@@ -183,7 +176,7 @@ columns = {
 compare([m5, m6], **columns)
 
 # %% [markdown]
-# That is one user. Sharing is memory too: six requests at once, behind one system prompt.
+# Sharing saves memory too: six requests at once, with one system prompt.
 
 # %%
 system_ids = list(range(1000, 1256))
@@ -195,15 +188,15 @@ for stage in ("m5", "m6"):
         held[stage] = engine.metrics()["kv_reserved_peak_bytes"]
 block_bytes = 16 * kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
 say(f"""
-m5 holds {held["m5"] // block_bytes} blocks, m6 **{held["m6"] // block_bytes}**: the {len(system_ids) // 16} blocks of
-the system prompt exist once. That holds although all six start in the same step: a step stores the keys and values of
-all its tokens before it reads any, so a block can be found as soon as the step is *planned*.
+m5 holds {held["m5"] // block_bytes} blocks, m6 **{held["m6"] // block_bytes}**: the {len(system_ids) // 16} blocks of the system
+prompt exist once, although all six start in the same step. A step stores the K and V of all its tokens before it reads any, so
+a block can be found as soon as the step is *planned*.
 """)
 
 # %% [markdown]
 # ## The picture
 #
-# Left: the chat. Right: the same chat, but of each prompt only a share is what was said before, and the rest is new.
+# Left: the chat. Right: the same chat, but only a share of each prompt is what was said before; the rest is new.
 
 # %%
 shares = (0.0, 0.5, 0.8)
@@ -211,31 +204,20 @@ partly = [measure("m6", chat(share)) for share in shares]
 points = sorted((r.prefix_hit_rate or 0.0, 1e3 * r.ttft_s["p50"]) for r in (*partly, m6))
 figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
 turns = range(1, TURNS + 1)
-for record in (m5, m6):
-    times = [1e3 * record.ttft_by_group[f"turn {turn}"]["p50"] for turn in turns]
-    left.plot(turns, times, marker="o", linewidth=3, color=color(record.stage))
-    left.annotate(
-        title(record.stage), (TURNS, times[-1]), xytext=(-4, 9), textcoords="offset points", color=color(record.stage),
-        fontweight="bold", ha="right",
-    )  # fmt: skip
-left.set(ylim=(0, None), xlabel="turn of the chat", xticks=list(turns))
-left.set_title("time to the first token, ms", loc="left")
-right.plot(
-    *zip(*[(100 * rate, time) for rate, time in points], strict=True), marker="o", linewidth=3, color=color("m6")
+by_turn = {r.stage: (turns, [1e3 * r.ttft_by_group[f"turn {turn}"]["p50"] for turn in turns]) for r in (m5, m6)}
+draw_lines(left, "time to the first token, ms", by_turn)
+left.set(xlabel="turn of the chat", xticks=turns)
+hits, times = zip(*[(100 * rate, time) for rate, time in points], strict=True)
+draw_lines(
+    right, "its median over the turns, ms", {"m5": ((0, 100), [1e3 * m5.ttft_s["p50"]] * 2), "m6": (hits, times)}
 )
-right.axhline(1e3 * m5.ttft_s["p50"], color=color("m5"), linestyle="--", linewidth=2)
-right.annotate("m5", (1, 1e3 * m5.ttft_s["p50"]), xycoords=("axes fraction", "data"), xytext=(5, 0), va="center",
-               textcoords="offset points", color=color("m5"), fontweight="bold")  # fmt: skip
-right.set(ylim=(0, None), xlim=(-3, 100), xlabel="share of the prompt in the cache, %")
-right.set_title("time to the first token, ms (median of the turns)", loc="left")
-for axis in (left, right):
-    axis.grid(axis="y", color="#E4E4E4")
+right.set_xlabel("share of the prompt in the cache, %")
 figure.tight_layout(w_pad=4)
 plt.show()
 
 # %% [markdown]
-# And this is what is in the cache after some chats on two tasks with one system prompt. A chain of hashes is a tree,
-# though nobody stored one. `prefix_index="radix"` does store it, and can then find matches that end *inside* a block.
+# And the cache after some chats on two tasks with one system prompt: a chain of hashes is a tree. `prefix_index="radix"` stores
+# it as one, and then finds matches that end *inside* a block.
 
 # %%
 nodes, hit_rate = record_prefixes("m6", **HERE)
@@ -271,27 +253,23 @@ with stages.build("m6", **HERE, max_num_seqs=1, max_model_len=512, kv_cache_memo
         cached(engine, [3000 + stranger] * 100)
     evicted, evictions = cached(engine, TEXT + "Who wrote Ulysses?"), engine.metrics()["evictions"]
 say(f"""
-- **Nothing in common, nothing won.** With no shared beginning the first token takes {seconds(nothing.ttft_s["p50"])},
-  and in m5 {seconds(m5.ttft_s["p50"])}. Planning, hashes included, took m6 {seconds(nothing.plan_time_s)} for all
-  {TURNS} turns, m5 {seconds(m5.plan_time_s)}.
-- **Only equal *beginnings* count.** The second question behind the same system prompt finds {again[0]} of {again[1]}
-  tokens. With the time of day in front of it: **{dated[0]}** of {dated[1]}.
-- **Memory decides what is kept.** In a pool of 24 blocks, after four prompts of strangers ({evictions} evictions), the
-  same question finds **{evicted[0]}**. Least recently used is not the same as least useful.
+- **Nothing in common, nothing gained.** With no shared beginning the first token takes {seconds(nothing.ttft_s["p50"])}, in m5
+  {seconds(m5.ttft_s["p50"])}. Planning, with hashes, took m6 {seconds(nothing.plan_time_s)} in all, m5 {seconds(m5.plan_time_s)}.
+- **Only equal *beginnings* count.** The second question after the same system prompt finds {again[0]} of {again[1]} tokens.
+  With the time of day before the prompt: **{dated[0]}** of {dated[1]}.
+- **Memory decides what is kept.** In a pool of 24 blocks, after four unrelated prompts ({evictions} evictions), the same
+  question finds **{evicted[0]}**. Least recently used is not least useful.
 - **Decoding gets no faster:** {seconds(m6.itl_s["p50"])} for a token, against {seconds(m5.itl_s["p50"])}.
-- **A match ends at a block's end.** Of {again[1]} tokens a few more were equal than the {again[0]} that were found.
-  Larger blocks find less; `radix` copies the part of a block.
+- **A match ends at a block's end.** Larger blocks find less; `radix` copies the part of a block.
 """)
 
 # %% [markdown]
 # ## Exercises
 #
-# Run a cell, read what the check says, change the cell, run it again.
-#
 # ### Exercise 1: what can be reused?
 #
-# m6 has served the prompts `earlier` (lists of token ids), one after the other. How many tokens of `prompt` come from
-# the cache?
+# m6 has served the prompts `earlier` (lists of token ids), one after the other. How many tokens of `prompt` come from the
+# cache?
 
 
 # %% tags=["exercise"]
@@ -308,15 +286,14 @@ check.reusable(reusable)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Three rules: only full blocks; a block counts only behind all the same ones before it; and the last token is computed
-# in any case, so that there are logits.
+# Only full blocks count, each only if all before it match, and the last token is always computed, for its logits.
 #
 # ```python
 # def reusable(prompt, earlier, block_size):
 #     known = set()
 #     for one in earlier:
 #         for end in range(block_size, len(one) + 1, block_size):
-#             known.add(tuple(one[:end]))  # the whole prefix: what a chain of hashes stands for
+#             known.add(tuple(one[:end]))  # the whole prefix, as a chain of hashes
 #     end = 0
 #     while end + block_size < len(prompt) and tuple(prompt[: end + block_size]) in known:
 #         end += block_size
@@ -324,12 +301,11 @@ check.reusable(reusable)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 2: how many blocks?
 #
-# `requests` prompts arrive together. Each begins with the same `shared` tokens, and has `own` tokens of its own behind
-# them. How many blocks do they hold together?
+# `requests` prompts arrive together. Each begins with the same `shared` tokens, followed by `own` tokens of its own. How many
+# blocks do they hold together?
 
 
 # %% tags=["exercise"]
@@ -342,8 +318,7 @@ check.blocks_held(blocks_held)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Full shared blocks exist once. A block in which the shared part ends belongs to each request alone: the tokens behind
-# that point differ.
+# Full shared blocks exist once. The block in which the shared part ends differs, so each request has its own.
 #
 # ```python
 # def blocks_held(requests, shared, own, block_size):
@@ -353,12 +328,11 @@ check.blocks_held(blocks_held)
 # ```
 #
 # </details>
-
-# %% [markdown]
-# ### Exercise 3: who is evicted?
 #
-# Requests come one after the other, each with a beginning of one block, named by a letter. The cache has room for
-# `room` beginnings; when it is full, one has to go. Say for each request whether its beginning is found.
+# ### Exercise 3: what is evicted?
+#
+# Requests come one after the other, each with a beginning of one block, named by a letter. The cache has room for `room`
+# beginnings; when it is full, one is evicted. Say for each request whether its beginning is found.
 
 
 # %% tags=["exercise"]
@@ -378,7 +352,7 @@ check.hits(hits)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# First in, first out forgets what is needed all the time. Least recently *used*: a hit makes it the newest again.
+# First in, first out evicts what is always in use. Least recently *used*: a hit makes a beginning the newest again.
 #
 # ```python
 # def hits(names, room):
@@ -394,27 +368,20 @@ check.hits(hits)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
 
 # %%
 say(f"""
-- **Q9: how does prefix caching work?** Full blocks are known by a chain of hashes. A new request shares the blocks of
-  its longest known beginning, and computes the rest. In the chat above {m6.prefix_hit_rate:.0%} of all prompt tokens
-  came from the cache, and the first token after {seconds(m6.ttft_s["p50"])} instead of {seconds(m5.ttft_s["p50"])}:
-  **{m5.ttft_s["p50"] / m6.ttft_s["p50"]:.1f} times sooner**.
-- **Q9, a correction: `hash(token_ids[:prefix_len])`?** That hashes the whole prefix again for every block. A chain
-  takes the parent's key, and costs one block each. And a hit is compared, so that a collision never gives a wrong
-  answer.
-- **Q9, a correction: copy-on-write?** A full block is never written again, so that sharing it needs no copy. Copies are
-  for samples of one prompt that part (m3), and for matches that end inside a block (`radix`).
-- **Q9, follow-up: what does it do for memory?** Six requests behind one system prompt of {len(system_ids)} tokens hold
+- **Q9: how does prefix caching work?** Full blocks are identified by a chain of hashes. A new request shares the blocks of its
+  longest known beginning, and computes the rest. In the chat above {m6.prefix_hit_rate:.0%} of all prompt tokens came from the
+  cache, and the first token **{m5.ttft_s["p50"] / m6.ttft_s["p50"]:.1f} times sooner**.
+- **Q9, a correction: `hash(token_ids[:prefix_len])`?** That hashes the whole prefix again for every block; a chain hashes one
+  block each. And a hit is compared, so that a collision never gives a wrong answer.
+- **Q9, a correction: copy-on-write?** A full block is never written again, so sharing it needs no copy. Copies are for samples
+  of one prompt that diverge (m3), and for matches that end inside a block (`radix`).
+- **Q9, follow-up: what does it do for memory?** Six requests with one system prompt of {len(system_ids)} tokens hold
   {held["m6"] // block_bytes} blocks instead of {held["m5"] // block_bytes}.
-- **Follow-up 3: how is a prefix matched efficiently?** One lookup in a dictionary for each block, until the first that
-  is not there. It is the same tree that a trie stores; the dictionary only leaves out the pointers.
-- **Q3, "COW and matching are what is difficult":** harder is what nobody sees: the last token must be computed,
-  duplicates of one step must not be freed under somebody, and eviction must never leave a child without its parent.
 """)

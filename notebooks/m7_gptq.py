@@ -1,17 +1,15 @@
 # %% [markdown]
 # # m7: GPTQ
 #
-# m7 is m6 with other numbers in its linear layers: 4 bits for a weight instead of 16. Scheduler, cache and attention are
-# untouched. What it takes to make that a usable model is the subject here.
+# m7 is m6 with 4 bits for a weight in its linear layers instead of 16. Scheduler, cache and attention are unchanged.
 #
-# You need: PyTorch, a little linear algebra, and to know what a decode step is (`m1_kv_cache`). About 30 minutes.
+# You need: PyTorch, a little linear algebra, and `m1_kv_cache`. About 30 minutes.
 
 # %% tags=["setup"]
 import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
 import copy
-import time
 
 import matplotlib.pyplot as plt
 import torch
@@ -19,7 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks import quality
 from benchmarks.recipes import uniform
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
 from benchmarks.workloads import Size
@@ -27,7 +25,7 @@ from common.models import load_model, load_tokenizer
 from common.models.load import open_source
 from common.models.weights import loader
 from notebooks.checks import m7 as check
-from notebooks.kit import HERE, compare, measure, say, show_source, table
+from notebooks.kit import HERE, compare, draw_lines, measure, read_bandwidth, say, show_source, table
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.fast.choose import choose_fast
@@ -38,8 +36,7 @@ from stages.m7_gptq.load import build_quantized_decoder
 from stages.m7_gptq.settings import Settings
 
 # %% [markdown]
-# m7 needs the model in 4 bits. `make notebooks` makes it before it runs this notebook, where it is not there yet: some
-# minutes, once, with a progress bar. If you read this in Jupyter, run `make stage7 quantize` first.
+# m7 needs the model in 4 bits: `make notebooks` makes it once, in some minutes. In Jupyter, run `make stage7 quantize` first.
 #
 # ## The problem
 #
@@ -55,35 +52,28 @@ ROWS = (1, 4, 16)
 m6 = {rows: decode("m6", rows) for rows in ROWS}
 
 # %% [markdown]
-# A step multiplies every token's vector with every weight of the linear layers and of the head. So it has to read them
-# all, whether for one token or for sixteen. How long does this machine take to read so many bytes, doing nothing else?
+# A step multiplies every token's vector with every weight of the linear layers and of the head, so it has to read them all,
+# for one token as for sixteen. How long does this machine take to read so many bytes?
 
 # %%
 model = load_model(HERE["model"], dtype=HERE["dtype"])
 layers_bytes = quality.projection_bytes(model)
 step_bytes = layers_bytes + model.head.weights_bytes()
 
-memory = torch.ones(2**26)  # 268 MB: more than any cache holds
-times = []
-for _ in range(6):
-    started = time.perf_counter()
-    memory.sum()
-    times.append(time.perf_counter() - started)
-bandwidth = memory.nbytes / min(times)
+bandwidth = read_bandwidth()
 floor, one, many = step_bytes / bandwidth, m6[1].itl_s["p50"], m6[ROWS[-1]].itl_s["p50"]
 say(f"""
 m6's weights for one step are {written(step_bytes)}. Read at {bandwidth / 1e9:.0f} GB/s that takes {seconds(floor)}. A step
-with one request takes **{seconds(one)}: {floor / one:.0%} of it is the time to read the weights.** With {ROWS[-1]} requests
-it is {seconds(many)}: {ROWS[-1]} times the arithmetic in {many / one:.1f} times the time. The processor waits for memory.
-Fewer bytes for the same weights would make a step shorter.
+with one request takes **{seconds(one)}: {floor / one:.0%} of it is the time to read the weights.** With {ROWS[-1]} requests it is
+{seconds(many)}: {ROWS[-1]} times the arithmetic in {many / one:.1f} times the time. Fewer bytes would make a step shorter.
 """)
 
 # %% [markdown]
 # ## The idea
 #
-# Four bits are 16 values. Each output gets, for every 32 inputs, 16 values of its own: evenly spaced, from the smallest
-# of the 32 weights to the largest, with 0 among them. What is stored is the number of the value, and for each group the
-# distance (*scale*) and which number means 0 (*zero point*).
+# Four bits are 16 values. Each output gets, for every 32 inputs, 16 evenly spaced values from the smallest of the 32 weights
+# to the largest, with 0 among them. Stored are the number of the value, and for each group the distance (*scale*) and the
+# number that means 0 (*zero point*).
 
 # %%
 GROUP = 32
@@ -98,8 +88,8 @@ def grid(weights):
 
 
 # %% [markdown]
-# That is *round to nearest*, RTN. It makes each weight's error as small as it can be. Is that what we want? Two weights
-# of 0.4, on a grid of whole numbers, and inputs that always go together:
+# That is *round to nearest*, RTN. It minimises each weight's error. Is that what we want? Two weights of 0.4, on a grid of
+# whole numbers, and inputs that are correlated:
 
 # %%
 inputs, weights = torch.tensor([[1.0, 1.0], [2.0, 2.1]]), torch.tensor([0.4, 0.4])
@@ -120,11 +110,11 @@ table(
 )
 
 # %% [markdown]
-# The third row has the larger errors in its weights, and by far the smaller ones in its outputs: the second weight makes
-# good what rounding has done to the first. **Nobody looks at weights. The outputs must not change.**
+# The third row has larger errors in its weights, and far smaller ones in its outputs: the second weight compensates for the
+# rounding of the first. **It is the outputs that must not change, not the weights.**
 #
-# Do inputs of a real layer go together like this? We take the projection to queries, keys and values of the model's
-# second layer, and listen to what arrives there while the model reads some text.
+# Are the inputs of a real layer correlated like this? Record what arrives at the q, k and v projection of the model's second
+# layer while it reads some text.
 
 # %%
 LAYER = 1
@@ -161,22 +151,21 @@ outlier = int(energy.argmax())
 alike = hessian / (energy[:, None] * energy).sqrt()  # every input scaled to the same size
 strength = torch.linalg.eigvalsh(alike).flip(0)
 say(f"""
-{len(calibration):,} tokens, {len(hessian)} inputs. Input {outlier} alone brings {energy[outlier] / energy.sum():.0%} of all
-that arrives: an *outlier*, as most models have some. With every input scaled to the same size, the 16 strongest of
-{len(hessian)} directions hold **{strength[:16].sum() / strength.sum():.0%}**. Of inputs that had nothing to do with each
-other they would hold {16 / len(hessian):.0%}. So they do go together.
+{len(calibration):,} tokens, {len(hessian)} inputs. Input {outlier} alone has {energy[outlier] / energy.sum():.0%} of the energy: an
+*outlier*. With every input scaled to the same size, the 16 strongest of {len(hessian)} directions hold
+**{strength[:16].sum() / strength.sum():.0%}**; of uncorrelated inputs they would hold {16 / len(hessian):.0%}.
 """)
 
 # %% [markdown]
-# `hessian` is 2 XᵀX: the second derivative of the layer's squared output error. It is all that GPTQ knows of the text.
+# `hessian` is 2 XᵀX: the second derivative of the layer's squared output error. It is all that GPTQ uses of the text.
 # The algorithm takes one input after the other (one *column* of `weight [out, in]`; a row here, because we transpose):
 #
 # 1. round its weights to the grid, for all outputs at once;
 # 2. move the weights of all later inputs such that the outputs change least.
 #
-# The best move has a closed form (Optimal Brain Surgeon, 1993). It needs the inverse of the Hessian of the inputs that are
-# still free, anew after each step; GPTQ's observation is that row i of **the Cholesky factor of the inverse** is just
-# that. Here is the whole algorithm. Without `pass_on` it is RTN.
+# The best move has a closed form (Optimal Brain Surgeon, 1993). It needs the inverse Hessian of the inputs that are still
+# free, after each step; GPTQ's observation is that row i of **the Cholesky factor of the inverse** is just that. Without
+# `pass_on` this is RTN:
 
 
 # %%
@@ -219,85 +208,25 @@ Weights further from where they were, and **{output_error(rtn) / output_error(ou
 """)
 
 # %% [markdown]
-# **What bends these figures.** The embedded model comes from a file in 4 bits: its weights lie on a grid of 16 values for
-# every 32 inputs already. That grid has a real number as its *minimum*; GPTQ's format has a whole number as its zero point,
-# so that 0 is always one of the 16 values. The same weights, rounded with a minimum instead:
-
-
-# %%
-def grid_with_minimum(weights):
-    low = weights.amin(0)
-    scale = (weights.amax(0) - low) / 15
-    return lambda w: ((w - low) / scale).round() * scale + low
-
-
-again = torch.cat([grid_with_minimum(part)(part) for part in weight.T.split(GROUP)]).T
-say(f"""
-With a minimum, rounding to nearest has an output error of **{output_error(again):.1%}**: it finds the grid that is there.
-That would prove nothing, except that this model was rounded before. On the format's grid every weight of a group is off by
-a shift that they all share, and GPTQ makes good a part of that. Expect other figures from a model in 16 bits, and smaller
-losses from a larger one.
-""")
-
-# %% [markdown]
-# Back to GPTQ, and what it chose: the 32 weights of a group in the middle of the layer, of the output where it went
-# furthest from the nearest values.
-
-# %%
-packed, _ = gptq(weight, hessian, Settings(search=False))  # the stage's own
-middle = packed.groups // 2
-part = slice(middle * GROUP, (middle + 1) * GROUP)
-scale, zero, original = packed.scales[middle].float(), packed.zeros[middle].float(), weight.T[part]
-codes, closest = packed.codes()[part].float(), ((original / scale).round() + zero).clamp(0, 15)
-output = int((codes != closest).sum(0).argmax())
-moved, values = (codes != closest)[:, output], ((codes - zero) * scale)[:, output]
-
-figure, axis = plt.subplots(figsize=(10, 5))
-axis.hlines((torch.arange(16) - zero[output]) * scale[output], -0.5, GROUP - 0.5, color="#E4E4E4", zorder=0)
-axis.scatter(range(GROUP), original[:, output], s=90, facecolors="none", edgecolors=SOFT, linewidths=1.5)
-for chosen, shade in ((moved, color("m7")), (~moved, color("m6"))):
-    axis.scatter(torch.arange(GROUP)[chosen], values[chosen], s=36, color=shade)
-axis.set_title("weights of one output: as they were (rings), after GPTQ (dots)", loc="left")
-axis.set(xlabel="input of the group (dark: not the nearest of the 16 values)", xlim=(-0.8, GROUP - 0.2), xticks=[])
-axis.tick_params(axis="y", labelcolor=SOFT)
-plt.show()
-
-# %%
-group = packed.group_index()
-nearest = ((weight.T / packed.scales[group].float()).round() + packed.zeros[group].float()).clamp(0, 15)
-say(f"""
-**{(packed.codes() != nearest).float().mean():.0%}** of this layer's weights did not go to the nearest value. Nearly every ring lies
-between two lines: that is the shift by which the old grid misses the new one.
-""")
-
-# %% [markdown]
+# Expect other figures from a model in 16 bits: the embedded one comes from a file in 4 bits, whose grid has a real number as its
+# *minimum* where GPTQ's format has a whole zero point. A round-to-nearest grid with a minimum would find those values again and
+# prove nothing.
+#
 # ## The code
 #
-# The stage's algorithm is ours with three more thoughts: inputs that are always 0, act-order, and errors that are passed
-# on to later blocks of 128 in one matrix product.
+# The stage's algorithm adds three things: inputs that are always 0, act-order, and errors that are passed on to later blocks
+# of 128 in one matrix product. The factor comes from a Cholesky factorisation of the Hessian, which also detects whether it
+# can be inverted.
 
 # %%
-show_source(gptq)
+show_source(gptq, inverse_factor)
 
 # %% [markdown]
-# The factor is computed from a Cholesky factorisation of the Hessian, which also finds out whether it can be inverted:
+# What multiplies by such weights? The definition is slow, because it dequantises the whole weight at every call. On a CPU runs
+# a kernel that unpacks in registers, for few tokens; for many, the weight is dequantised once for an ordinary product.
 
 # %%
-show_source(inverse_factor)
-
-# %% [markdown]
-# What multiplies by such weights? This says what is computed; it is slow, because the whole weight is written out at
-# every call:
-
-# %%
-show_source(QuantizedLinear.__call__)
-
-# %% [markdown]
-# And this is what runs on a CPU: a kernel that unpacks in registers, for few tokens; for many, the weight is written out
-# once and an ordinary product follows.
-
-# %%
-show_source(CpuInt4Linear.__call__)
+show_source(QuantizedLinear.__call__, CpuInt4Linear.__call__)
 
 # %% [markdown]
 # ## Measured against m6
@@ -317,46 +246,34 @@ m7_step_bytes = m7_layers_bytes + quantised.head.weights_bytes()
 speedup = m7[1].output_tokens_per_s / m6[1].output_tokens_per_s
 say(f"""
 One request: **{speedup:.1f} times** m6's tokens a second. The linear layers went from {written(layers_bytes)} to
-{written(m7_layers_bytes)} (−{1 - m7_layers_bytes / layers_bytes:.0%}: 4 bits for the weight, and for each group a scale
-and a zero point, which this kernel wants in 16 bits each). The head, which is also the embedding, stays as it was, so a step reads {written(m7_step_bytes)} instead of
-{written(step_bytes)} (−{1 - m7_step_bytes / step_bytes:.0%}).
+{written(m7_layers_bytes)} (−{1 - m7_layers_bytes / layers_bytes:.0%}: 4 bits for the weight, and for each group a scale and a zero
+point, in this kernel of 16 bits each). The head, which is also the embedding, is unchanged, so a step reads
+{written(m7_step_bytes)} instead of {written(step_bytes)} (−{1 - m7_step_bytes / step_bytes:.0%}).
 """)
 
 # %% [markdown]
 # ## The picture
 
-
 # %%
-def draw_lines(axis, lines):
-    """lines: (name, x, y, colour). Each has its name at its end, the upper line's above it and the lower one's below."""
-    ends = [y[-1] for _, _, y, _ in lines]
-    for name, x, y, shade in lines:
-        axis.plot(x, y, linewidth=3, color=shade)
-        axis.annotate(name, (x[-1], y[-1]), xytext=(8, 0), textcoords="offset points", color=shade, fontweight="bold",
-                      va="bottom" if y[-1] == max(ends) else "top", annotation_clip=False)  # fmt: skip
-    axis.set_ylim(0, 1.05 * max(max(y) for _, _, y, _ in lines))
-    axis.grid(axis="y", color="#E4E4E4")
-
-
 figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
-found = (("round to nearest", rtn_errors, SOFT), ("GPTQ", our_errors, color("m7")))
-draw_lines(left, [(name, [i for i, _ in errors], [100 * e for _, e in errors], shade) for name, errors, shade in found])
+found = {"RTN": rtn_errors, "m7": our_errors}
+errors = {name: ([i for i, _ in pairs], [100 * error for _, error in pairs]) for name, pairs in found.items()}
+draw_lines(left, "error of the outputs in %", errors)
 left.set(xlabel="inputs of the layer that are quantised", xticks=range(0, len(hessian) + 1, 96))
-left.set_title("error of the outputs in % (less is better)", loc="left", pad=20)
 at = outlier // GROUP * GROUP
 left.annotate(f"the group of input {outlier} ", (at + GROUP / 2, 100 * rtn_errors[-1][1] / 2), ha="right", color=SOFT)
-steps = {stage: [1e3 * records[rows].itl_s["p50"] for rows in ROWS] for stage, records in (("m6", m6), ("m7", m7))}
-draw_lines(right, [(title(stage), ROWS, times, color(stage)) for stage, times in steps.items()])
+steps = {
+    stage: (ROWS, [1e3 * records[rows].itl_s["p50"] for rows in ROWS]) for stage, records in (("m6", m6), ("m7", m7))
+}
+draw_lines(right, "time of a decode step in ms", steps)
 right.set(xlabel="requests in the step", xticks=ROWS)
-right.set_title("time of a decode step in ms (less is better)", loc="left", pad=20)
 figure.tight_layout(w_pad=6)
 plt.show()
 
 # %% [markdown]
 # ## Where it loses
 #
-# **Many tokens in a step.** What was won is bytes. As soon as a step computes longer than it reads, a weight that has to
-# be unpacked first is only more work:
+# **Many tokens in a step.** As soon as a step computes longer than it reads, unpacking a weight is only more work:
 
 # %%
 prompt = Size(uniform(1, (512, 512), (2, 2)), max_num_seqs=1, max_model_len=576)
@@ -372,8 +289,8 @@ table(
 )
 
 # %% [markdown]
-# **Quality.** Perplexity on 1,024 tokens that nobody calibrated on: little, so that it takes seconds. `round to nearest` is
-# the plain one, from the smallest weight to the largest; GPTQ here is the model that m7 runs, whose grids were searched for.
+# **Quality.** Perplexity on 1,024 tokens outside the calibration text. GPTQ here is the model that m7 runs, with a search for
+# each group's grid.
 
 # %%
 page = tokens(tokenizer, DATA / "evaluation.txt")[: quality.CONTEXT]
@@ -398,22 +315,18 @@ table(
 )
 lost = {name: p / perplexity[plain] - 1 for name, p in perplexity.items()}
 say(f"""
-GPTQ costs {lost["4 bits, GPTQ"]:.0%} where rounding costs {lost["4 bits, round to nearest"]:.0%}. That is still a lot: 135
-million weights hold no slack, and these were rounded once before. 1,024 tokens are a small text. `make stage7 quality`
-measures thirty times as much, with 8 bits, NF4, other groups and act-order beside it; its table is in the [README of
-m7](../stages/m7_gptq/README.md), and what it writes on your machine is in `reports/local/`.
+GPTQ costs {lost["4 bits, GPTQ"]:.0%} where rounding costs {lost["4 bits, round to nearest"]:.0%}, on a small text and a small model
+that was rounded once before. `make stage7 quality` measures on thirty times as much text, with 8 bits, NF4, other groups and
+act-order; its table is in the [README of m7](../stages/m7_gptq/README.md).
 """)
 
 # %% [markdown]
 # ## Exercises
 #
-# Run a cell, read what the check says, change the cell, run it again.
-#
 # ### Exercise 1: how many bytes?
 #
 # "4 bits instead of 16: −75 %." How many bytes does a matrix of `outputs` × `inputs` really take? For every group of
-# `group_size` inputs, each output has a scale (16 bits) and a zero point (4 bits). 576 inputs are four and a half groups
-# of 128: the last one is simply shorter.
+# `group_size` inputs, each output has a scale (16 bits) and a zero point (4 bits). The last group may be shorter.
 
 
 # %% tags=["exercise"]
@@ -426,7 +339,7 @@ check.bytes_in_4_bits(bytes_in_4_bits)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# 20 bits more for each group and output; a started group counts as one.
+# 20 bits more for each group and output; a shorter last group counts as one.
 #
 # ```python
 # def bytes_in_4_bits(inputs, outputs, group_size):
@@ -435,13 +348,11 @@ check.bytes_in_4_bits(bytes_in_4_bits)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ### Exercise 2: the formula of the textbooks
 #
-# This is how quantising is usually written down. Two things keep it from being stored in 4 bits and from being right for
-# all weights. Return codes and zero point such that everything is a whole number from 0 to 15, and every weight comes
-# back as `(code - zero) * scale`, at most half a step away.
+# This is how quantising is usually written down. Correct two things: codes and zero point must be whole numbers from 0 to 15,
+# and every weight must come back as `(code - zero) * scale`, at most half a step away.
 
 
 # %% tags=["exercise"]
@@ -458,8 +369,8 @@ check.four_bits(four_bits)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The zero point is a whole number too, and it is between 0 and 15 only if the range includes 0. Rounding it may push the
-# last code to 16, so codes are clamped.
+# The zero point is a whole number, between 0 and 15 only if the range includes 0. Rounding it may push the last code to 16,
+# so codes are clamped. (`fit_grid` in `grid.py` also handles a group of zeros, whose scale would be 0.)
 #
 # ```python
 # def four_bits(weights):
@@ -470,16 +381,13 @@ check.four_bits(four_bits)
 #     return codes, scale, zero
 # ```
 #
-# `fit_grid` in `grid.py` also has an answer for a group of zeros, whose scale would be 0.
-#
 # </details>
-
-# %% [markdown]
-# ### Exercise 3: make good
 #
-# One step of GPTQ. `columns [in, out]` are the weights, those before input `i` are done, `rounded [out]` is what input i
-# was rounded to, `factor` the upper Cholesky factor of the inverse Hessian. Return the columns with input i rounded, and
-# those behind it moved. The check solves the least-squares problem that this is supposed to solve.
+# ### Exercise 3: compensate
+#
+# One step of GPTQ. `columns [in, out]` are the weights, those before input `i` are done, `rounded [out]` is what input i was
+# rounded to, `factor` the upper Cholesky factor of the inverse Hessian. Return the columns with input i rounded and later
+# inputs moved. The check solves the least-squares problem itself.
 
 
 # %% tags=["exercise"]
@@ -506,8 +414,7 @@ check.make_good(make_good)
 # ```
 #
 # </details>
-
-# %% [markdown]
+#
 # ## Interview questions
 #
 # Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
@@ -515,15 +422,12 @@ check.make_good(make_good)
 # %%
 say(f"""
 - **Q10: how does GPTQ work?** It quantises input by input and moves the weights that are still free so that the layer's
-  *outputs* change least; the Hessian 2XᵀX of calibration text says which moves go unnoticed, and one Cholesky factorisation
-  of its inverse replaces an update at every step. On one layer here: {output_error(rtn):.2%} error of the outputs with
-  rounding, {output_error(ours):.2%} with GPTQ.
-- **Q10, "75 % less memory":** of the quantised layers nearly ({1 - m7_layers_bytes / layers_bytes:.0%} here, as scales and
-  zero points count too); a decode step reads {1 - m7_step_bytes / step_bytes:.0%} less, because the head stays.
+  *outputs* change least; one Cholesky factorisation of the inverse Hessian replaces an update at every step. On one layer here:
+  {output_error(rtn):.2%} error of the outputs with rounding, {output_error(ours):.2%} with GPTQ.
+- **Q10, "75 % less memory":** {1 - m7_layers_bytes / layers_bytes:.0%} of the quantised layers here, as scales and zero points
+  count too; a decode step reads {1 - m7_step_bytes / step_bytes:.0%} less, because the head is unchanged.
 - **Q10, "20 to 50 % faster":** with one request {speedup - 1:+.0%}, with {ROWS[-1]} requests {by_rows[-1] - 1:+.0%}, and a
-  prompt of 512 tokens {prompts[0] / prompts[1] - 1:+.0%}. It is a means against waiting for memory, and for nothing else.
-- **Q10, "perplexity within 1 %":** said of models with billions of weights. This one: {lost["4 bits, GPTQ"]:+.0%} on a
-  short text, and {lost["4 bits, round to nearest"]:+.0%} without GPTQ.
-- **Q14: how do you find the bottleneck?** Divide the bytes of a step by the bandwidth ({seconds(floor)} here) and hold it
-  against the step ({seconds(one)}). If they are close, only fewer bytes or more rows help.
+  prompt of 512 tokens {prompts[0] / prompts[1] - 1:+.0%}. It helps where a step is memory-bound.
+- **Q14: how do you find the bottleneck?** Divide the bytes of a step by the bandwidth ({seconds(floor)} here) and compare with the
+  step ({seconds(one)}). If they are close, only fewer bytes or more rows help.
 """)

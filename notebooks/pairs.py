@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.files import write_atomically
 from common.errors import unknown
 
 FOLDER = Path(__file__).resolve().parent
@@ -57,30 +57,11 @@ def read_notebook(name: str) -> Any:
     return nbformat.read(notebook_path(name), as_version=4)
 
 
-def write_notebook(name: str, notebook: Any) -> Path:
-    """All of it, or nothing."""
+def write_notebook(name: str, notebook: Any) -> None:
+    """Atomically: a failure leaves the old file."""
     import nbformat
 
-    path = notebook_path(name)
-    partial = path.with_name(path.name + ".partial")
-    nbformat.write(notebook, partial)
-    os.replace(partial, path)
-    return path
-
-
-def write_pictures(name: str, folder: Path) -> None:
-    """The pictures of a notebook's outputs, to be looked at."""
-    import base64
-
-    folder.mkdir(parents=True, exist_ok=True)
-    images = [
-        output.data["image/png"]
-        for cell in read_notebook(name).cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    ]
-    for number, image in enumerate(images, 1):
-        (folder / f"{name}-{number}.png").write_bytes(base64.b64decode(image))
+    write_atomically(notebook_path(name), lambda partial: nbformat.write(notebook, partial))
 
 
 def line_of(name: str, cell: Any) -> int:

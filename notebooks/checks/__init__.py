@@ -1,1 +1,1 @@
-"""What judges the exercises, a module for each notebook: kept apart, so that a notebook gives no answers away."""
+"""The checks of the exercises, a module for each notebook, kept apart so that a notebook shows no answers."""

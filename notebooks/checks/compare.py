@@ -16,19 +16,19 @@ QWEN_KV = 114_688
 
 PEOPLE = {
     "One user, long answers. The longer an answer gets, the slower it comes.": (
-        "m1", "a token that costs the same wherever it stands needs the past to be kept, and no more than that"
+        "m1", "if the past is kept, a token costs the same at every position"
     ),
     "Many users, all sorts of lengths. Short answers wait for long ones.": (
-        "m2", "whoever is done must be able to leave, and the next to join, at every step"
+        "m2", "finished requests must leave, and the next ones join, at every step"
     ),
     "Short chats, but room for 32,000 tokens must be kept for each. Memory is full with four of them.": (
         "m3", "memory has to be handed out as it is needed, not in advance"
     ),
     "Contracts of 30,000 tokens. The score matrix of a prompt does not fit into memory.": (
-        "m4", "nothing but attention in tiles never writes that matrix"
+        "m4", "only attention in tiles never writes that matrix"
     ),
-    "A chat service. Whenever somebody pastes a long text, all other answers stop for a second.": (
-        "m5", "the long prompt must be cut up, and its parts share steps with those who decode"
+    "A chat service. Whenever one user pastes a long text, all other answers stop for a second.": (
+        "m5", "the long prompt must be cut up, and its parts share steps with decodes"
     ),
     "A thousand questions a minute, all under the same four pages of instructions.": (
         "m6", "those pages need to be computed once, and found again"
@@ -45,7 +45,7 @@ def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float],
     """answer(rows, weights_bytes, kv_bytes_per_row, flops_per_token, bandwidth, flops_per_s) -> tokens a second."""
     cases = (
         (1, 0, "one request, nothing in its cache yet", "Reading and computing go on at the same time."),
-        (64, 1000, "64 requests with 1,000 tokens each", "Who reads the K and V of the other 63?"),
+        (64, 1000, "64 requests with 1,000 tokens each", "A step also reads the K and V of the other 63."),
         (1024, 0, "1,024 requests, nothing in their caches yet", "How long does the arithmetic of so many rows take?"),
         (256, 600, "256 requests with 600 tokens each", "Is the time the sum of reading and computing, or the longer?"),
     )

@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-import stages
-from common import SamplingParams
-from notebooks.exercises import answered, check, expect, expect_equal
-
-TINY = "random:tiny-llama"
+from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
 
 
 @check
@@ -32,24 +28,22 @@ def attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     wanted = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
     far = (got - wanted).abs().max().item()
     expect(far < 1e-4, f"Nothing looks ahead any more, but the output is off by {far:.2f}. Is 1/√D in the scores?")
-    return "Every token sees itself and what stands before it: equal to PyTorch's own, to the last digit that counts."
+    return "Every token sees itself and the tokens before it: equal to PyTorch's own attention, up to rounding."
 
 
 @check
 def padding_share(answer: Callable[[Sequence[int], Sequence[int]], float]) -> str:
-    """answer(prompts, outputs) -> share of the positions that one static batch of m0 computes for nobody."""
+    """answer(prompts, outputs) -> share of the positions that one static batch of m0 wastes."""
     for prompts, outputs in (((4, 4), (3, 3)), ((8, 2), (1, 1)), ((5, 5), (1, 6)), ((7, 3, 4), (2, 9, 1))):
-        with stages.build("m0", model=TINY, device="cpu", max_model_len=64, max_num_seqs=len(prompts)) as engine:
-            params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in outputs]
-            engine.generate([[1] * length for length in prompts], params)
+        with tiny("m0", max_num_seqs=len(prompts)) as engine:
+            engine.generate([[1] * length for length in prompts], outputs_of(outputs))
             measured = engine.metrics()["padding_share"]
         assert isinstance(measured, float)
         got = answered(answer(prompts, outputs))
         expect(
             abs(got - measured) < 1e-9,
-            f"Prompts of {list(prompts)} tokens, outputs of {list(outputs)}: you say {got:.1%}, m0 counts "
-            f"{measured:.1%}. "
-            "A step's rectangle is as wide as its longest row; who has ended keeps a row as long as it was then.",
+            f"Prompts of {list(prompts)} tokens, outputs of {list(outputs)}: you say {got:.1%}, m0 {measured:.1%}. "
+            "A step's rectangle is as wide as its longest row; a finished request keeps its row.",
         )
     return "That is what m0 counts, padding and rows of finished requests alike."
 

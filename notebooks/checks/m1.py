@@ -6,19 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-import stages
-from common import SamplingParams
 from common.models.config import ModelConfig
 from common.models.sources.random_weights import PRESETS
-from notebooks.exercises import answered, check, expect, expect_equal
-
-TINY = "random:tiny-llama"
+from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
 
 
 @check
 def kv_bytes(answer: Callable[[ModelConfig, int, int], int]) -> str:
     """answer(config, num_tokens, bytes_of_a_number) -> bytes, held against what m1 really allocates."""
-    with stages.build("m1", model=TINY, device="cpu", max_model_len=64, max_num_seqs=3) as engine:
+    with tiny("m1", max_model_len=64, max_num_seqs=3) as engine:
         config, allocated = engine.runner.model.config, engine.runner.attention.kv_bytes()
     got = answered(answer(config, 3 * 64, 4))
     expect(
@@ -38,7 +34,7 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
     generator = torch.Generator().manual_seed(0)
     for length in (1, 5, 8):
         q, keys, values = (torch.randn(*shape, generator=generator) for shape in ((2, 4), (2, 8, 4), (2, 8, 4)))
-        keys[:, length:], values[:, length:] = 7.0, 1e4  # what an earlier request has left there
+        keys[:, length:], values[:, length:] = 7.0, 1e4  # what an earlier request left there
         weights = torch.softmax(torch.einsum("hd,hsd->hs", q, keys[:, :length]) / 4**0.5, dim=-1)
         wanted = torch.einsum("hs,hsd->hd", weights, values[:, :length])
         got = answer(q, keys.clone(), values.clone(), length)
@@ -54,10 +50,10 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
         )
         expect(
             far < 1e-4,
-            f"With {length} of 8 slots written your output is off by {far:.3f}. Only slots below `length` are seen: "
-            "they are gone; what of the scale, 1/√D, and the softmax over the slots?",
+            f"With {length} of 8 slots written your output is off by {far:.3f}. Only slots below `length` are seen; "
+            "are the scale, 1/√D, and the softmax over the slots right?",
         )
-    return "It reads the slots that are written, and none beside."
+    return "It reads the slots that are written, and no others."
 
 
 @check
@@ -65,11 +61,11 @@ def positions(answer: Callable[[int, int, bool], int]) -> str:
     """answer(prompt, outputs, cached) -> positions that go through the model, held against the engines' counters."""
     for prompt, outputs in ((5, 1), (5, 2), (7, 6)):
         for stage, cached in (("m0", False), ("m1", True)):
-            with stages.build(stage, model=TINY, device="cpu", max_model_len=64) as engine:
-                engine.generate([list(range(1, prompt + 1))], SamplingParams(max_tokens=outputs, ignore_eos=True))
+            with tiny(stage) as engine:
+                engine.generate([list(range(1, prompt + 1))], outputs_of([outputs]))
                 counted = engine.metrics()["computed_tokens"]
             expect_equal(answer(prompt, outputs, cached), counted, f"{stage}, {prompt} tokens in, {outputs} out")
     return (
         f"For 128 in and 128 out that is {answer(128, 128, False):,} positions without a cache and "
-        f"{answer(128, 128, True):,} with one. The last token never goes through the model: nobody asks what is next."
+        f"{answer(128, 128, True):,} with one. The last token never goes through the model: no token follows it."
     )

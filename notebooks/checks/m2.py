@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-import stages
 from common import SamplingParams
 from common.plan import Chunk, StepPlan
 from common.request import Request
-from notebooks.exercises import check, expect, expect_equal
+from common.watch.trace import StepTrace
+from notebooks.exercises import check, expect, expect_equal, outputs_of, tiny
 from stages.m2_continuous_batching.batch import ragged_batch
-
-TINY = "random:tiny-llama"
 
 
 @check
@@ -22,16 +20,13 @@ def steps(answer: Callable[[Sequence[int], int], int]) -> str:
     for outputs, slots in (((5, 5), 2), ((9, 2, 2), 2), ((2, 9, 3, 4), 2), ((2, 2, 2, 8), 3), ((6, 3, 1, 4, 2), 2)):
         counted = _decode_steps(outputs, slots)
         expect_equal(answer(outputs, slots), counted, f"Outputs of {list(outputs)} tokens in {slots} slots, on m2")
-    return "That is what m2 does: a slot is taken again in the step after its request has ended."
+    return "That is what m2 does: a slot is taken again in the step after its request ends."
 
 
 def _decode_steps(outputs: Sequence[int], slots: int) -> int:
-    with stages.build("m2", model=TINY, device="cpu", max_model_len=32, max_num_seqs=slots) as engine:
-        from common.watch.trace import StepTrace
-
+    with tiny("m2", max_num_seqs=slots) as engine:
         engine.trace = StepTrace()
-        params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in outputs]
-        engine.generate([[1, 2, 3]] * len(outputs), params)
+        engine.generate([[1, 2, 3]] * len(outputs), outputs_of(outputs))
         return sum(all(chunk.kind == "decode" for chunk in step.chunks) for step in engine.trace.steps)
 
 
@@ -59,7 +54,7 @@ def _chunk(start: int, length: int, row: int) -> Chunk:
 
 @check
 def admit(answer: Callable[[Sequence[int], int, int], int]) -> str:
-    """answer(prompts, slots, budget) -> how many of those who wait m2 starts in one prefill step."""
+    """answer(prompts, slots, budget) -> how many waiting requests m2 starts in one prefill step."""
     cases = (
         ((10, 10, 10), 4, 100, "room for all"),
         ((10, 10, 10), 2, 100, "fewer slots than requests"),
@@ -68,13 +63,11 @@ def admit(answer: Callable[[Sequence[int], int, int], int]) -> str:
         ((10, 30, 5), 4, 25, "a second prompt that does not fit, and a third that would"),
     )
     for prompts, slots, budget, what in cases:
-        with stages.build(
-            "m2", model=TINY, device="cpu", max_model_len=64, max_num_seqs=slots, max_num_batched_tokens=budget
-        ) as engine:
+        with tiny("m2", max_num_seqs=slots, max_num_batched_tokens=budget) as engine:
             for length in prompts:
-                engine.add_request([1] * length, SamplingParams(max_tokens=2, ignore_eos=True))
+                engine.add_request([1] * length, SamplingParams(max_tokens=2))
             plan = engine.scheduler.plan()
             started = len(plan.chunks) if plan else 0
         case = f"Prompts of {list(prompts)} tokens, {slots} slots, a budget of {budget} ({what})"
         expect_equal(answer(prompts, slots, budget), started, case)
-    return "That is `ContinuousScheduler._prefill`: in order of arrival, and nobody is too long for ever."
+    return "That is `ContinuousScheduler._prefill`: in order of arrival, and no prompt waits for ever."

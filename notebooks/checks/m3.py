@@ -20,7 +20,7 @@ def slot(answer: Callable[[Sequence[int], int, int], int]) -> str:
             wanted,
             f"Token {position} of a request with the table {table}, blocks of {size}",
         )
-    return "Block from the table, offset in the block: that is all that attention has to know about paging."
+    return "Block from the table, offset in the block: attention needs no more of paging."
 
 
 @check
@@ -61,10 +61,10 @@ def write(answer: Callable[[BlockPool, MutableSequence[int], int], object]) -> s
     expect(
         counts == [2, 1, 1],
         f"Block {parent[0]} is shared by 2, {parent[1]} and {child[1]} belong to one request each; the pool "
-        f"counts {counts}. Who takes a copy gives up the original.",
+        f"counts {counts}. Release the original when you take a copy.",
     )
     expect(pool.num_free == 1, f"3 of 4 blocks are in use, and the pool has {pool.num_free} free.")
     mine = child[1]
     answer(pool, child, 1)
-    expect(child[1] == mine, "A block that nobody shares was copied again: its only owner may write where it is.")
+    expect(child[1] == mine, "A block that is not shared was copied again: its only owner may write in place.")
     return "Copied once, at the first write, and only because it was shared."

@@ -9,25 +9,23 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import stages
-from common import SamplingParams
 from common.models.config import ModelConfig
-from notebooks.exercises import answered, check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
 from stages.m4_flash_attention.attention import B_R, flash_attention
 
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""The largest score, the sum of exponentials relative to it, and the sum over V with these weights, not divided."""
+"""m, l, acc: the largest score, the sum of exponentials relative to it, the sum over V with these weights."""
 
 
 def _part(scores: torch.Tensor, values: torch.Tensor) -> Part:
-    top = scores.max()
-    weights = (scores - top).exp()
-    return top, weights.sum(), weights @ values
+    m = scores.max()
+    p = (scores - m).exp()
+    return m, p.sum(), p @ values
 
 
 @check
 def merge(answer: Callable[[Part, Part], Part]) -> str:
-    """answer(part, part) -> the part that stands for the keys of both."""
+    """answer(part, part) -> the part for the keys of both."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(12, 4, generator=generator)
     noise = torch.randn(12, generator=generator)
@@ -41,16 +39,16 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
         got = answer(_part(scores[:cut], values[:cut]), _part(scores[cut:], values[cut:]))
         expect(
             isinstance(got, tuple) and len(got) == 3,
-            f"For {case} your answer is {type(got).__name__}; it is a part again: (top, weight, out).",
+            f"For {case} your answer is {type(got).__name__}; it is a part again: (m, l, acc).",
         )
-        top, weight, out = got
+        m, l, acc = got  # noqa: E741 - as in the papers
         expect(
-            bool(torch.isfinite(weight)) and bool(torch.isfinite(out).all()),
+            bool(torch.isfinite(l)) and bool(torch.isfinite(acc).all()),
             f"For {case} your sums are not finite: exp() of a score itself overflows from 89 on. Only differences to "
             "the larger maximum go into exp().",
         )
-        expect_equal(float(top), float(scores.max()), f"The largest score of {case}")
-        far = (out / weight - wanted).abs().max().item()
+        expect_equal(float(m), float(scores.max()), f"The largest score of {case}")
+        far = (acc / l - wanted).abs().max().item()
         expect(
             far < 1e-4,
             f"For {case} the output is off by {far:.3f}. The sums of each part are relative to that part's own "
@@ -63,7 +61,7 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
             (both[2] / both[1] - again).abs().max().item() < 1e-4,
             f"{case}: the output is right, but joining your result with a third part is not: did you divide already?",
         )
-    return "So contexts can be cut anywhere and joined in any order: that is all that Flash-Decoding needs."
+    return "So contexts can be cut anywhere and joined in any order: Flash-Decoding needs no more."
 
 
 class _Scores(TorchDispatchMode):
@@ -84,9 +82,9 @@ class _Scores(TorchDispatchMode):
 def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
     """answer(config, queries, context, bytes_of_a_number) -> bytes of one layer's scores, held against m3's tensors."""
     for prompt in (16, 64):
-        with stages.build("m3", model="random:tiny-llama", device="cpu", max_model_len=128, max_num_seqs=1) as engine:
+        with tiny("m3", max_num_seqs=1) as engine:
             config = engine.runner.model.config
-            engine.add_request(list(range(prompt)), SamplingParams(max_tokens=2, ignore_eos=True))
+            engine.add_request(list(range(prompt)), *outputs_of([2]))
             for queries, context, what in ((prompt, prompt, "its prefill"), (1, prompt + 16, "the decode after it")):
                 with _Scores() as scores:
                     engine.step()
@@ -126,7 +124,7 @@ def tiles(answer: Callable[[int, int, int], int]) -> str:
         with _CountTiles() as counted:
             flash_attention(q, blocks, blocks, [list(range(len(blocks)))], [(0, queries, context)])
         got, everything = answer(queries, context, B_R), -(-queries // B_R) * -(-context // B_R)
-        hint = " That is all tiles, those behind the diagonal too." if got == everything else ""
+        hint = " That is all tiles, also those behind the diagonal." if got == everything else ""
         expect(
             got == counted.count,
             f"{queries} queries at the end of a context of {context} ({what}), tiles of {B_R}: you say {got}, and "

@@ -7,31 +7,26 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
-import stages
 from common import SamplingParams
 from common.plan import StepPlan
 from common.watch.trace import StepRecord, StepTrace
-from notebooks.exercises import answered, check, expect, expect_equal
+from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
 from stages.m5_chunked_prefill import chunk_size as chunk_size_module
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize
-
-TINY = "random:tiny-llama"
 
 
 def _run(decoding: int, prompts: Sequence[int], budget: int, chunk: int) -> list[StepRecord]:
     """The steps of m5 in which prompts are computed: `decoding` requests have begun when these prompts arrive."""
-    options = {"max_num_seqs": 16, "max_model_len": 128, "max_num_batched_tokens": budget, "prefill_chunk_size": chunk}
-    with stages.build("m5", model=TINY, device="cpu", dtype="float32", **options) as engine:
+    with tiny("m5", max_num_seqs=16, max_num_batched_tokens=budget, prefill_chunk_size=chunk) as engine:
         for number in range(decoding):
-            engine.add_request([1 + number], SamplingParams(max_tokens=100, ignore_eos=True))
+            engine.add_request([1 + number], *outputs_of([100]))
         if decoding:
             engine.step()
         engine.trace = StepTrace()
-        names = [
+        left = {
             engine.add_request([7] * length, SamplingParams(max_tokens=1), request_id=f"prompt-{number}")
             for number, length in enumerate(prompts)
-        ]
-        left = set(names)
+        }
         while left:
             left -= {output.request_id for output in engine.step() if output.finished}
         return list(engine.trace.steps)
@@ -62,9 +57,7 @@ def plan_step(answer: Callable[[int, list[int], int, int], Sequence[int]]) -> st
             expect(got == wanted, f"{case}: you plan {got}, and m5 plans {wanted}.{hint}")
             left = [n - taken.get(f"prompt-{number}", 0) for number, n in enumerate(left)]
             compared += 1
-    return (
-        f"Your plan is that of m5 in all {compared} steps: decodes first, then as much of the prompts as there is room."
-    )
+    return f"Your plan is that of m5 in all {compared} steps: decodes first, then as much of the prompts as fits."
 
 
 @check
@@ -75,13 +68,11 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
         (0.050, 0.030, 0.00047, "more requests that decode"),
         (0.050, 0.010, 0.00111, "a prompt that has become long, so that its tokens cost more"),
         (0.020, 0.030, 0.00047, "decodes that take longer than the target already"),
-        (9.000, 0.010, 0.00011, "a target that nothing could miss"),
+        (9.000, 0.010, 0.00011, "a target that every step meets"),
     ):
-        wanted = _auto(target, decode, token)
-        got = answer(target, decode, token)
         expect_equal(
-            got,
-            wanted,
+            answer(target, decode, token),
+            _auto(target, decode, token),
             f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes "
             f"{decode * 1e3:.0f} ms, a prompt token {token * 1e3:.2f} ms more",
         )
@@ -89,8 +80,8 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
 
 
 def _auto(target: float, decode: float, token: float) -> int:
-    """What `AutoChunkSize` says when a step of decodes took `decode` seconds and 16 prompt tokens beside it 16 x
-    `token` more, by a clock that we turn."""
+    """What `AutoChunkSize` says when a step of decodes took `decode` seconds and 16 prompt tokens in it 16 x `token`
+    more, by a mocked clock."""
     clock = SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
     chosen = AutoChunkSize(target)
@@ -105,13 +96,13 @@ def _auto(target: float, decode: float, token: float) -> int:
 
 @check
 def read_again(answer: Callable[[int, int], int]) -> str:
-    """answer(prompt, chunk) -> cached tokens that attention reads beside each chunk's own, held against m5's steps."""
+    """answer(prompt, chunk) -> cached tokens that attention reads besides each chunk's own, held against m5's steps."""
     for prompt, chunk in ((64, 64), (64, 32), (64, 16), (70, 16), (10, 1)):
         steps = _run(1, [prompt], 64 + 1, chunk)
-        wanted = sum(c.start for step in steps for c in step.chunks if c.request_id == "prompt-0")
-        got = answer(prompt, chunk)
-        before = ", ".join(str(c.start) for step in steps for c in step.chunks if c.request_id == "prompt-0")
-        expect_equal(got, wanted, f"{prompt} tokens in chunks of {chunk}, which begin at {before}")
+        starts = [c.start for step in steps for c in step.chunks if c.request_id == "prompt-0"]
+        expect_equal(
+            answer(prompt, chunk), sum(starts), f"{prompt} tokens in chunks of {chunk}, which begin at {starts}"
+        )
     few, many = answer(2048, 512), answer(2048, 32)
     return (
         f"A prompt of 2,048 tokens reads {few:,} tokens of its own cache again in chunks of 512, and "

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import stages
-from common import SamplingParams
-from common.engine import Engine
-from common.memory import kv_bytes_per_token
-from notebooks.exercises import answered, check, expect, expect_equal
+import torch
 
-TINY = "random:tiny-llama"
+from common import SamplingParams
+from common.memory import kv_bytes_per_token
+from common.models.sources.random_weights import PRESETS
+from notebooks.exercises import answered, check, expect, expect_equal, tiny
+
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)
 
 
-def _engine(block_size: int, num_blocks: int | None = None, max_num_seqs: int = 8) -> Engine:
-    """An m6 whose pool has so many blocks."""
-    options = {"max_num_seqs": max_num_seqs, "max_model_len": 128, "block_size": block_size}
-    engine = stages.build("m6", model=TINY, device="cpu", dtype="float32", **options)
-    if num_blocks is None:
-        return engine
-    token_bytes = kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
-    engine.close()
-    room = num_blocks * block_size * token_bytes
-    return stages.build("m6", model=TINY, device="cpu", dtype="float32", kv_cache_memory=room, **options)
+BLOCK = 4
+BLOCK_BYTES = BLOCK * kv_bytes_per_token(PRESETS["tiny-llama"], torch.float32)
 
 
 @check
@@ -40,7 +32,7 @@ def reusable(answer: Callable[[list[int], list[list[int]], int], int]) -> str:
         ([*a, *b, *c, 1], [[*a, *b, 1], [*a, *d, 1]], "two earlier prompts begin alike"),
         ([*a, *b, *c, 1], [[*a, *b, 9], [*a, *b, *c, 9]], "the later of two prompts has more"),
     ):
-        with _engine(4) as engine:
+        with tiny("m6", block_size=BLOCK) as engine:
             for one in earlier:
                 engine.generate([one], ONE)
             [output] = engine.generate([prompt], ONE)
@@ -54,21 +46,20 @@ def reusable(answer: Callable[[list[int], list[list[int]], int], int]) -> str:
 def blocks_held(answer: Callable[[int, int, int, int], int]) -> str:
     """answer(requests, shared, own, block_size) -> blocks that they hold together, held against m6."""
     for requests, shared, own in ((1, 16, 4), (4, 16, 4), (4, 16, 6), (4, 18, 4), (3, 0, 8), (8, 30, 1)):
-        with _engine(4) as engine:
+        with tiny("m6", block_size=BLOCK, max_num_seqs=8) as engine:
             prompts = [[*range(1, shared + 1), *[200 + number] * own] for number in range(requests)]
             engine.generate(prompts, ONE)
-            used = int(engine.metrics()["kv_reserved_peak_bytes"] or 0)
-            block = 4 * kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
+            used = int(engine.metrics()["kv_reserved_peak_bytes"] or 0) // BLOCK_BYTES
         got = answered(answer(requests, shared, own, 4))
         alone = requests * -(-(shared + own) // 4)
-        hint = " That is what they need when nobody shares." if got == alone and alone != used // block else ""
+        hint = " That is what they need without sharing." if got == alone and alone != used else ""
         expect(
-            got == used // block,
+            got == used,
             f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4: you say "
-            f"{got}, and m6 holds {used // block}.{hint}",
+            f"{got}, and m6 holds {used}.{hint}",
         )
     few = answer(64, 1024, 32, 16)
-    return f"64 requests behind 1,024 tokens, 32 of their own, hold {few:,} blocks instead of {64 * 66:,}."
+    return f"64 requests with 1,024 shared tokens and 32 of their own hold {few:,} blocks instead of {64 * 66:,}."
 
 
 @check
@@ -76,7 +67,8 @@ def hits(answer: Callable[[Sequence[str], int], Sequence[bool]]) -> str:
     """answer(names, room) -> for each request whether its beginning was cached, held against m6 in a small pool."""
     for names, room in (("AABB", 2), ("ABAB", 2), ("ABCABC", 2), ("ABCABC", 3), ("ABACADAEA", 2), ("ABCADBAC", 3)):
         wanted: list[bool] = []
-        with _engine(4, room + 1, max_num_seqs=1) as engine:  # one block more, for the last token of each prompt
+        memory = (room + 1) * BLOCK_BYTES  # one block more, for the last token of each prompt
+        with tiny("m6", block_size=BLOCK, kv_cache_memory=memory, max_num_seqs=1) as engine:
             for name in names:
                 [output] = engine.generate([[ord(name)] * 4 + [1]], ONE)
                 wanted.append(output.num_cached_tokens > 0)
@@ -87,6 +79,6 @@ def hits(answer: Callable[[Sequence[str], int], Sequence[bool]]) -> str:
             wrong is None,
             f"{', '.join(names)} with room for {room}: you say that request {(wrong or 0) + 1} ({names[wrong or 0]}) "
             f"{'finds' if got[wrong or 0] else 'does not find'} its beginning. In m6 it "
-            f"{'finds it' if wanted[wrong or 0] else 'does not'}. Who was *used* longest ago when room was needed?",
+            f"{'finds it' if wanted[wrong or 0] else 'does not'}. Which was *used* least recently?",
         )
-    return "A hit makes its block the newest again. In A, B, C, A, B, C with room for two nobody ever finds anything."
+    return "A hit makes its block the newest again. In A, B, C, A, B, C with room for two none ever hits."

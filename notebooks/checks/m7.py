@@ -25,7 +25,7 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
         expect(
             got != floored or floored == stored,
             f"{case}: you say {got:,} bytes, and m7 stores {stored:,}. {inputs} inputs are {groups} groups: the last "
-            "one is shorter, and has a scale and a zero point all the same.",
+            "one is shorter, and has a scale and a zero point as well.",
         )
         expect(
             got == stored,
@@ -38,7 +38,7 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
 
 @check
 def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> str:
-    """answer(weights [n]) -> codes [n], scale, zero: whole numbers from 0 to 15 that give the weights back."""
+    """answer(weights [n]) -> codes [n], scale, zero: whole numbers from 0 to 15 that reproduce the weights."""
     generator = torch.Generator().manual_seed(0)
     ordinary = torch.randn(32, generator=generator)
     cases = {
@@ -54,10 +54,8 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
         codes, scale, zero = (torch.as_tensor(part, dtype=torch.float32) for part in result)
         expect(codes.shape == weights.shape, f"{case}: {len(weights)} weights, and codes of shape {list(codes.shape)}.")
         expect(bool(torch.isfinite(codes).all()) and float(scale) > 0, f"{case}: codes or scale are not finite.")
-        expect(
-            float(zero) == round(float(zero)),
-            f"{case}: your zero point is {float(zero):.3f}. Four bits hold whole numbers.",
-        )
+        whole = float(zero) == round(float(zero))
+        expect(whole, f"{case}: your zero point is {float(zero):.3f}. Four bits hold whole numbers.")
         expect(
             0 <= float(zero) <= 15,
             f"{case}: your zero point is {float(zero):.0f}, and four bits hold 0 to 15. Does your range include 0?",
@@ -68,8 +66,8 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
         far = ((codes - zero) * scale - weights).abs().max() / scale
         expect(
             float(far) < 0.501,
-            f"{case}: a weight comes back {float(far):.2f} steps from where it was; half a step is the most that "
-            "rounding may cost.",
+            f"{case}: a weight comes back {float(far):.2f} steps from where it was; rounding may cost half "
+            "a step at most.",
         )
         reach = max(0.0, float(weights.max())) - min(0.0, float(weights.min()))
         expect(
@@ -107,7 +105,7 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         expect(
             error(got) < 1.01 * error(best),
             f"i = {i} of 6: the outputs' squared error is {error(got):.3f} after your step. If the later weights "
-            f"stayed where they are it would be {error(nothing):.3f}, and the least possible is {error(best):.3f}. "
+            f"stayed as they are it would be {error(nothing):.3f}, and the least possible is {error(best):.3f}. "
             "By what is the error divided before it is passed on?",
         )
     return "No other move of the later weights changes the outputs less: it is the least-squares solution."

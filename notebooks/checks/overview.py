@@ -16,10 +16,8 @@ def latencies(answer: Callable[[float, Sequence[float]], tuple[float, float, flo
         expect(isinstance(got, tuple) and len(got) == 3, "Return three numbers: TTFT, time between tokens, end to end.")
         line = Timeline(arrival, list(times))
         case = f"Arrived at {arrival} s, tokens at {times}"
-        expect(
-            abs(got[0] - line.ttft) < 1e-9,
-            f"{case}: TTFT is {line.ttft:.3f} s; you say {got[0]:.3f}. When did it arrive?",
-        )
+        right = abs(got[0] - line.ttft) < 1e-9
+        expect(right, f"{case}: TTFT is {line.ttft:.3f} s; you say {got[0]:.3f}. When did it arrive?")
         gap = sum(line.itl) / len(line.itl)
         expect(
             abs(got[1] - gap) < 1e-9,
@@ -39,10 +37,9 @@ def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
         expect(
             abs(got / wanted - 1) < 1e-6,
             f"{weights / 1e9:g} GB of weights, {speed / 1e9:,.0f} GB/s, {requests} requests together: you say "
-            f"{got:,.1f} tokens/s, the limit is {wanted:,.1f}. A step reads the "
-            "weights once, and gives every request a token.",
+            f"{got:,.1f} tokens/s, the limit is {wanted:,.1f}. A step reads the weights once, for all requests.",
         )
-    return "Weights are read once a step, whoever shares it: this is why batching is the heart of serving."
+    return "Weights are read once a step, however many requests share it: that is what batching gains."
 
 
 STAGES = {
@@ -50,7 +47,7 @@ STAGES = {
     "short requests wait for a long one of their batch": "m2",
     "memory is full of reserved, empty slots": "m3",
     "attention writes a score matrix of length²": "m4",
-    "a long prompt makes everybody else stall": "m5",
+    "a long prompt stalls all decodes": "m5",
     "the same system prompt is computed for every request": "m6",
     "reading the weights takes all the time": "m7",
 }

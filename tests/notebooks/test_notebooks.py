@@ -128,7 +128,7 @@ def test_checks_reject_what_is_not_solved_and_accept_the_solution(name: str) -> 
         exec(setup, namespace)
         verdict = run(code, namespace)
         assert isinstance(verdict, Verdict)
-        assert not verdict.right, f"accepted as it stands: {code}"
+        assert not verdict.right, f"accepted without a change: {code}"
         assert len(verdict.message) > 30, verdict.message
         assert "broke with" not in verdict.message, verdict.message
         call = code.strip().splitlines()[-1]
