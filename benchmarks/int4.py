@@ -29,7 +29,9 @@ from benchmarks.environment import environment, short_hardware
 from benchmarks.files import read_json, write_atomically, write_json
 from common.config import parse_device
 from common.errors import require
-from common.models.linear import OneDnnLinear, Projection, make_linear
+from common.execution.choose import choose_linear
+from common.execution.cpu.bf16_linear import OneDnnLinear
+from common.models.linear import Projection
 from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
@@ -166,8 +168,8 @@ def kinds(
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
     yield "bf16", lambda: Plain(weight)
-    if isinstance(make_linear(weight.to(BF16)), OneDnnLinear):
-        yield "bf16 packed", lambda: make_linear(weight.to(BF16))
+    if isinstance(choose_linear(weight.to(BF16)), OneDnnLinear):
+        yield "bf16 packed", lambda: choose_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
     fast = Int4Layers(BF16, device)
     layer, scratch = quantized_linear(rounded, BF16, device, fast), fast.scratch

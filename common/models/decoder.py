@@ -11,6 +11,9 @@ from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
 from common.models.ops import Attend, Ops
 
+PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+"""The linear layers of a `DecoderLayer`."""
+
 
 @dataclass
 class DecoderLayer:
@@ -47,9 +50,10 @@ class DecoderLayer:
         return ops.residual_linear(x, self.down_proj, wide)
 
     def weights_bytes(self) -> int:
-        projections = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
         norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)
-        return sum(p.weights_bytes() for p in projections) + sum(n.weight.nbytes for n in norms if n is not None)
+        return sum(getattr(self, name).weights_bytes() for name in PROJECTIONS) + sum(
+            n.weight.nbytes for n in norms if n is not None
+        )
 
 
 class Decoder:

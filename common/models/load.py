@@ -10,16 +10,14 @@ from common.config import DEFAULT_MODEL, parse_device, parse_dtype
 from common.errors import UserError
 from common.models.decoder import Decoder
 from common.models.sources.embedded import open_embedded
-from common.models.sources.gptq_folder import GPTQFolder, is_quantized_folder
+from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
 from common.models.sources.hub import fetch, is_hub_id
 from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
+from common.models.sources.quantized_folder import QuantizedFolder, is_quantized_folder
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.tokenizer import Tokenizer
-
-QuantizedFolder = GPTQFolder | NF4Folder
-"""A `ModelSource` that gives dequantised weights, and has a `note` that says so."""
 
 
 def load_model(
@@ -80,8 +78,8 @@ def open_source(
     )
 
 
-def open_quantized_folder(folder: Path, name: str | None = None) -> QuantizedFolder:
-    """A quantised model's folder, in whichever of the formats it says that it is."""
+def open_quantized_folder(folder: Path, name: str | None = None) -> GPTQFolder | NF4Folder:
+    """A quantised model's folder, in the format that it says."""
     return NF4Folder(folder, name) if is_bitsandbytes_folder(folder) else GPTQFolder(folder, name)
 
 

@@ -8,10 +8,11 @@ from typing import Protocol
 import torch
 
 from common.errors import UserError
+from common.execution.choose import choose_linear
 from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
-from common.models.linear import Projection, make_linear
+from common.models.linear import Projection
 from common.text.tokenizer import Tokenizer
 from common.watch.progress import progress_bar
 
@@ -104,7 +105,7 @@ def build_decoder(
         embedding = load(["model.embed_tokens.weight"])
         layers = [build_layer(config, i, load, project) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
-        head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
+        head = choose_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
     return Decoder(config, embedding, layers, norm, head)
 
 
@@ -129,7 +130,7 @@ def loader(
 def plain_projection(load: Load, names: list[str], bias: bool) -> Projection:
     """The layers of these names as one, their weights as `load` reads them."""
     weight = load(f"{name}.weight" for name in names)
-    return make_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
+    return choose_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
 
 
 def build_layer(config: ModelConfig, index: int, load: Load, project: MakeProjection | None = None) -> DecoderLayer:

@@ -7,24 +7,45 @@ inputs that it will really get, and every layer is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from common.models.decoder import DecoderLayer
+from common.models.decoder import PROJECTIONS, DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
+from common.models.quantized_weight import QuantizedWeight
+from common.models.sources.nf4 import NF4Weight
 from common.models.weights import ModelSource, build_layer, loader
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS, Finished, QuantizedLayer
-from stages.m7_gptq.checkpoint.rules import check_shape
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.settings import Settings
 
 CHUNK = 8192
 """Tokens whose inputs are cast and multiplied at once: enough for a fast product."""
+
+
+@dataclass
+class QuantizedLayer:
+    """The projections of a `DecoderLayer` by their names, with the loss of each (none without calibration)."""
+
+    weights: dict[str, QuantizedWeight | NF4Weight]
+    losses: dict[str, float]
+
+    def check(self, index: int) -> None:
+        """`UserError` where a scale is not finite; index: of the layer, for the message."""
+        for name, weight in self.weights.items():
+            if not bool(weight.scales.isfinite().all()):
+                raise UserError(
+                    f"layer {index}, {name}: weights that are not finite, or too large for float16's scales"
+                )
+
+
+Finished = Callable[[int], QuantizedLayer | None]
+"""What an earlier run left of a layer, if anything."""
 
 
 class _Quantizing:
@@ -71,9 +92,7 @@ def calibrate_layers(
         else:
             result = QuantizedLayer({}, {})
             for name in PROJECTIONS:
-                linear = getattr(layer, name)
-                check_shape(settings, f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
-                setattr(layer, name, _Quantizing(name, linear, settings, result))
+                setattr(layer, name, _Quantizing(name, getattr(layer, name), settings, result))
         text.run(layer, index)
         result.check(index)
         yield result

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common import Engine
-from common.models.linear import Linear, make_linear
+from common.execution.choose import choose_linear
+from common.models.linear import Linear
 from stages.m7_gptq.fast.choose import choose_fast
 from stages.m7_gptq.fast.int8_head import Int8Head, why_not
 from stages.m7_gptq.head import HeadWeight, QuantizedHead, eight_bit_head, round_rows
@@ -47,7 +48,7 @@ def test_a_row_of_zeros_stays_zeros() -> None:
 
 
 def test_a_cpu_in_16_bits_keeps_its_head() -> None:
-    for head in (make_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
+    for head in (choose_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
         assert eight_bit_head(head) is head
         assert eight_bit_head(head, choose_fast(BF16, torch.device("cpu"))) is head
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.models.linear import Linear, OneDnnLinear
+from common.execution.cpu.bf16_linear import OneDnnLinear
+from common.models.linear import Linear
 from common.models.quantized_weight import concatenate
 from stages.m7_gptq.fast import cpu_int4
 from stages.m7_gptq.fast.cpu_int4 import DEQUANTIZE_TOKENS, CpuInt4Linear

@@ -16,7 +16,7 @@ from common.execution.fused_qkv import FusingOps
 from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
-from common.models.linear import Adds, Fuses, Linear, Projection
+from common.models.linear import Fuses, Linear, Projection
 
 
 class FusedOps(FusingOps):
@@ -52,7 +52,7 @@ class FusedOps(FusingOps):
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         if (few := _small_batch_kernel(proj, len(x))) is not None:
             return few(y, launch=self.launch, add_to=x)
-        return proj.add_to(x, y) if isinstance(proj, Adds) else x + proj(y)
+        return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)
 
     def qk_norm_rope(
         self,

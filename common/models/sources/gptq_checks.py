@@ -13,6 +13,7 @@ import torch
 
 from common.errors import require
 from common.models.quantized_weight import Format, QuantizedWeight
+from common.models.sources.quantized_folder import AGAIN
 
 LARGEST_WEIGHT = 1000.0
 """No linear layer of a language model holds weights anywhere near it."""
@@ -27,8 +28,6 @@ layer of SmolLM2 this mean is at most 0.01 of 16 steps and 0.09 of 256."""
 SURE = 6.0
 """How many standard errors the mean must be away from 0 besides: 256 steps are so fine that a few thousand weights
 would say nothing."""
-
-AGAIN = "download the checkpoint again, or quantise the model with --again"
 
 
 def check_version(label: str, layer: Sequence[QuantizedWeight], symmetric: bool, form: Format) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from common.models.decoder import PROJECTIONS
 from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
 from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
-from stages.m7_gptq.calibrate import calibrate_layers
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS, Finished, QuantizedLayer
-from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
+from stages.m7_gptq.checkpoint.rules import check_shapes
 from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized
 from stages.m7_gptq.settings import Settings
@@ -68,28 +69,24 @@ def quantize_layers(
     finished: Finished = lambda index: None,
 ) -> Iterator[QuantizedLayer]:
     """Quantise layer after layer by the method of the settings; token_ids [sequences, length]: text, for GPTQ alone."""
+    check_shapes(source, settings)
     if settings.method == "gptq":
         return calibrate_layers(source, token_ids, settings, device, finished)
-    return round_layers(source, settings, device, finished)
+    return _round_layers(source, settings, device, finished)
 
 
-def round_layers(
+def _round_layers(
     source: ModelSource, settings: Settings, device: torch.device, finished: Finished
 ) -> Iterator[QuantizedLayer]:
     """`calibrate_layers` for the baselines: no text, and no outputs computed."""
     load = loader(source, torch.float32, device)
+    rounded = to_nf4 if settings.method == "nf4" else partial(round_to_nearest, settings=settings)
     for index in range(source.config.num_layers):
-        layer, result = build_layer(source.config, index, load), finished(index)
+        result = finished(index)
         if result is None:
-            result = QuantizedLayer({}, {})
-            for name in PROJECTIONS:
-                linear = getattr(layer, name)
-                check_shape(settings, f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
-                result.weights[name] = (
-                    to_nf4(linear.weight, linear.bias)
-                    if settings.method == "nf4"
-                    else round_to_nearest(linear.weight, settings, linear.bias)
-                )
+            layer = build_layer(source.config, index, load)
+            linears = {name: getattr(layer, name) for name in PROJECTIONS}
+            result = QuantizedLayer({name: rounded(one.weight, bias=one.bias) for name, one in linears.items()}, {})
         result.check(index)
         yield result
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from common.config import EngineConfig
+from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models import Decoder
-from common.models.linear import Linear, OneDnnLinear, Projection
+from common.models.decoder import PROJECTIONS
+from common.models.linear import Linear, Projection
 from common.models.sources.random_weights import PREFIX
 from stages.m7_gptq.checkpoint.baselines import ROUNDED
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS
 from stages.m7_gptq.linear import SideBySide
 
 

@@ -22,7 +22,7 @@ from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
 from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.checkpoint.rules import check_shapes, short_name
 from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
@@ -46,7 +46,7 @@ class Report:
 
 def cached_folder(model: str, settings: Settings, text: Path | None = None) -> Path:
     """Where the quantised model lies if no other folder is asked for."""
-    words = f"{model}-{settings.name}" + (f"-{text.stem}" if text else "")
+    words = f"{model}-{short_name(settings)}" + (f"-{text.stem}" if text else "")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")
     if len(name) > LONGEST_NAME:
         name = f"{fingerprint(words.encode())}-{name[-LONGEST_NAME:].strip('-.')}"
@@ -118,7 +118,7 @@ def quantize(
     recipe = recipe_of(source, settings, text, progress)
     if not again and differences(folder, recipe) == []:
         return Report(folder, [])
-    _check_shapes(source, settings)
+    check_shapes(source, settings)
     token_ids = torch.empty(0, 0, dtype=torch.int64)
     if settings.method == "gptq":
         token_ids = calibration_tokens(source.tokenizer(), text)
@@ -175,9 +175,3 @@ def open_plain(model: str, device: torch.device, progress: bool | None) -> Model
         not isinstance(source, QuantizedFolder), f"{model} is quantised already: give the model that it was made from"
     )
     return source
-
-
-def _check_shapes(source: ModelSource, settings: Settings) -> None:
-    for name, shape in tensor_shapes(source.config).items():
-        if name.startswith("model.layers.0.") and name.endswith("_proj.weight"):
-            check_shape(settings, f"{source.config.name}: {name}", shape[1], shape[0])
