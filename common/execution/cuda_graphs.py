@@ -22,7 +22,6 @@ from typing import Protocol
 import torch
 
 from common.attention import Attention
-from common.batch import RaggedBatch
 from common.config import EngineConfig
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
@@ -33,14 +32,13 @@ from common.watch.progress import progress_bar
 MAX_PROMPT_TOKENS = 4096
 """Longer steps keep a GPU busy while the host launches their kernels."""
 FEW_DECODES = 8
-"""A short prompt with few decodes beside it does not drag `max_num_seqs` rows along."""
-
+"""A short prompt with few decodes does not need `max_num_seqs` rows."""
 
 _CAPTURING = threading.Lock()
 
 
 class Recording(Protocol):
-    """What `torch.cuda.CUDAGraph` is to us."""
+    """The part of `torch.cuda.CUDAGraph` that is used."""
 
     def replay(self) -> None: ...
 
@@ -65,9 +63,8 @@ class CudaRecorder:
 
 @contextmanager
 def no_garbage_collection() -> Generator[None]:
-    """An engine that nobody holds any more is freed by Python's garbage collector, whenever that runs. Its tensors,
-    graphs and events are freed by calls that CUDA forbids during a capture: one of them ends it with an error. The
-    collector is the whole process's, and so is what CUDA forbids: one engine captures at a time."""
+    """The garbage collector may free another engine's tensors, graphs and events, by calls that CUDA forbids during a
+    capture. Both the collector and the ban are the whole process's: one engine captures at a time."""
     with _CAPTURING:
         gc.collect()
         enabled = gc.isenabled()
@@ -105,29 +102,20 @@ def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
     return sorted(shapes, key=lambda shape: shape.rows)
 
 
-class Replays(Protocol):
-    """What replays its steps, where they fit into one of its `graphs`: a runner."""
-
-    model: Decoder
-    attention: Attention
-    build_batch: Callable[[StepPlan, torch.device], RaggedBatch]
-    graphs: StepGraphs | None
-
-
 def capture_steps(
-    runner: Replays,
+    model: Decoder,
+    attention: Attention,
+    builder: StepBuilder,
     config: EngineConfig,
     max_model_len: int,
     spare_block: int,
-    record: Record | None = None,
-    progress: bool | None = None,
-) -> None:
-    """Give the runner its graphs. `spare_block`: a block of the KV tensors that the KV cache manager does not know."""
-    assert isinstance(runner.build_batch, StepBuilder)
+) -> StepGraphs:
+    """`spare_block`: a block of the KV tensors that the KV cache manager does not know."""
     shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
-    inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, runner.model.device)
-    runner.graphs = StepGraphs(runner.model, runner.attention, runner.build_batch, inputs, shapes)
-    runner.graphs.capture(record or CudaRecorder(), progress)
+    inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, model.device)
+    graphs = StepGraphs(model, attention, builder, inputs, shapes)
+    graphs.capture(CudaRecorder())
+    return graphs
 
 
 class StepGraphs:
@@ -152,10 +140,10 @@ class StepGraphs:
         self._choice_graphs: dict[int, Recording] = {}
 
     @torch.inference_mode()
-    def capture(self, record: Record, progress: bool | None = None) -> None:
+    def capture(self, record: Record) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
         count = len(self.shapes) + len(self.sizes)
-        with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=progress) as advance:
+        with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=None) as advance:
             for shape in reversed(self.shapes):
                 self._model_graphs[shape] = record(lambda shape=shape: self._run_model(shape))
                 advance(1)

@@ -93,7 +93,7 @@ class StepBuilder:
 
     def __call__(self, plan: StepPlan, device: torch.device) -> RaggedBatch:
         host = self.host(plan)
-        input_ids, positions, query_start_loc, seq_lens, logit_indices, slot_mapping, block_tables = upload(
+        tensors = upload(
             device,
             host.input_ids,
             host.positions,
@@ -103,18 +103,8 @@ class StepBuilder:
             host.slot_mapping,
             host.block_tables,
         )
-        return RaggedBatch(
-            input_ids,
-            positions,
-            query_start_loc,
-            seq_lens,
-            logit_indices,
-            host.max_query_len,
-            host.max_seq_len,
-            host.num_decodes,
-            slot_mapping,
-            block_tables,
-        )
+        sizes = {name: getattr(host, name) for name in ("max_query_len", "max_seq_len", "num_decodes")}
+        return RaggedBatch(*tensors, **sizes)
 
     def host(self, plan: StepPlan) -> HostBatch:
         chunks = plan.chunks

@@ -51,9 +51,8 @@ class DecoderLayer:
 
     def weights_bytes(self) -> int:
         norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)
-        return sum(getattr(self, name).weights_bytes() for name in PROJECTIONS) + sum(
-            n.weight.nbytes for n in norms if n is not None
-        )
+        projections = sum(getattr(self, name).weights_bytes() for name in PROJECTIONS)
+        return projections + sum(norm.weight.nbytes for norm in norms if norm is not None)
 
 
 class Decoder:

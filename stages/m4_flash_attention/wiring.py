@@ -34,7 +34,8 @@ def wire(
     graphs = config.captures and capturable
     kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # graphs' padding rows write into a block that nobody owns
     scheduler = new_scheduler(new_cache(blocks, size, cpu_blocks), config)
-    runner = Runner(model, new_attention(kv), StepBuilder(size), kv.move)
+    attention, builder = new_attention(kv), StepBuilder(size)
+    runner = Runner(model, attention, builder, kv.move)
     if graphs:
-        capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
+        runner.graphs = capture_steps(model, attention, builder, config, loaded.max_model_len, spare_block=blocks)
     return Engine(stage, config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)

@@ -39,9 +39,7 @@ class QuantizedLayer:
         """`UserError` where a scale is not finite; index: of the layer, for the message."""
         for name, weight in self.weights.items():
             if not bool(weight.scales.isfinite().all()):
-                raise UserError(
-                    f"layer {index}, {name}: weights that are not finite, or too large for float16's scales"
-                )
+                raise UserError(f"layer {index}, {name}: weights not finite, or too large for a scale in float16")
 
 
 Finished = Callable[[int], QuantizedLayer | None]

@@ -63,8 +63,7 @@ class QuantizedFolder(HFFolder, abc.ABC):
 
     @abc.abstractmethod
     def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Names and shapes of the tensors that stand for a layer's weight; (-1,): of any length. Empty: the layer is not
-        quantised."""
+        """Names and shapes of the tensors that stand for a layer's weight, (-1,) for any length; {}: not quantised."""
 
     @abc.abstractmethod
     def _check_first_layer(self) -> None:
@@ -96,7 +95,7 @@ OLDER_FILE = "quantize_config.json"
 
 
 def quantization(folder: Path) -> Any:
-    """What describes the quantisation: in config.json or, in older folders, in a file of its own. None: nothing does."""
+    """What describes the quantisation, in config.json or, in older folders, in a file of its own; None: nothing."""
     config, older = folder / "config.json", folder / OLDER_FILE
     found = read_json(config).get("quantization_config") if config.is_file() else None
     return read_json(older) if found is None and older.is_file() else found

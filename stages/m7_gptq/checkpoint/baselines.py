@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from common.models.decoder import PROJECTIONS
+from common.models.linear import Linear
 from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
 from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
@@ -80,15 +80,18 @@ def _round_layers(
 ) -> Iterator[QuantizedLayer]:
     """`calibrate_layers` for the baselines: no text, and no outputs computed."""
     load = loader(source, torch.float32, device)
-    rounded = to_nf4 if settings.method == "nf4" else partial(round_to_nearest, settings=settings)
     for index in range(source.config.num_layers):
         result = finished(index)
         if result is None:
             layer = build_layer(source.config, index, load)
-            linears = {name: getattr(layer, name) for name in PROJECTIONS}
-            result = QuantizedLayer({name: rounded(one.weight, bias=one.bias) for name, one in linears.items()}, {})
+            result = QuantizedLayer({name: _rounded(getattr(layer, name), settings) for name in PROJECTIONS}, {})
         result.check(index)
         yield result
+
+
+def _rounded(linear: Linear, settings: Settings) -> QuantizedWeight | NF4Weight:
+    weight, bias = linear.weight, linear.bias
+    return to_nf4(weight, bias) if settings.method == "nf4" else round_to_nearest(weight, settings, bias)
 
 
 def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:
