@@ -103,8 +103,8 @@ class StepBuilder:
             host.slot_mapping,
             host.block_tables,
         )
-        sizes = {name: getattr(host, name) for name in ("max_query_len", "max_seq_len", "num_decodes")}
-        return RaggedBatch(*tensors, **sizes)
+        longest, context, decodes = host.max_query_len, host.max_seq_len, host.num_decodes
+        return RaggedBatch(*tensors, max_query_len=longest, max_seq_len=context, num_decodes=decodes)
 
     def host(self, plan: StepPlan) -> HostBatch:
         chunks = plan.chunks

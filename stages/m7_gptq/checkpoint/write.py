@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -238,19 +237,8 @@ def check_target(folder: Path) -> None:
 
 def _split(weight: AnyWeight, rows: list[int]) -> list[AnyWeight]:
     """A fused layer as the layers that it was made of."""
-    parts = [slice(end - count, end) for count, end in zip(rows, accumulate(rows), strict=True)]
-    return [weight.rows(part) if isinstance(weight, NF4Weight) else _rows(weight, part) for part in parts]
-
-
-def _rows(weight: QuantizedWeight, part: slice) -> QuantizedWeight:
-    """Some of the outputs."""
-    return replace(
-        weight,
-        qweight=weight.qweight[:, part],
-        scales=weight.scales[:, part],
-        zeros=weight.zeros[:, part],
-        bias=None if weight.bias is None else weight.bias[part],
-    )
+    ends = accumulate(rows)
+    return [weight.outputs(slice(end - count, end)) for count, end in zip(rows, ends, strict=True)]
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

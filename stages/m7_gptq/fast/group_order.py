@@ -56,7 +56,7 @@ class Folded:
         if order is None:
             return weights
         self._sorted[down_name] = down
-        return [select_outputs(weight, order) for weight in gate_and_up]
+        return [weight.outputs(order) for weight in gate_and_up]
 
 
 def in_group_order(weight: QuantizedWeight) -> tuple[QuantizedWeight, torch.Tensor | None]:
@@ -74,15 +74,3 @@ def in_group_order(weight: QuantizedWeight) -> tuple[QuantizedWeight, torch.Tens
     if torch.equal(group, plain):
         return replace(weight, g_idx=None), None
     return replace(weight, qweight=pack(weight.codes()[order], weight.bits), g_idx=None), order
-
-
-def select_outputs(weight: QuantizedWeight, order: torch.Tensor) -> QuantizedWeight:
-    """The weight with its outputs in another order."""
-    bias = None if weight.bias is None else weight.bias[order]
-    return replace(
-        weight,
-        qweight=weight.qweight[:, order],
-        scales=weight.scales[:, order],
-        zeros=weight.zeros[:, order],
-        bias=bias,
-    )

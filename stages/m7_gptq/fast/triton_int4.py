@@ -29,11 +29,8 @@ class TritonInt4Linear:
             triton_int4_tiles,
         )
 
-        self._gemv, self._tiles, self._dequantize = (
-            triton_int4_gemv.gemv,
-            triton_int4_tiles.tiles,
-            triton_int4_dequantize.dequantize,
-        )
+        self._gemv, self._tiles = triton_int4_gemv.gemv, triton_int4_tiles.tiles
+        self._dequantize = triton_int4_dequantize.dequantize
         fits = weight.in_features <= triton_int4_config.MOST_INPUTS
         self._gemv_tokens = triton_int4_config.GEMV_TOKENS if fits else 0
         self._tiles_tokens = triton_int4_config.DEQUANTIZE_TOKENS
