@@ -65,9 +65,9 @@ class EngineConfig:
     max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
     max_num_seqs: most requests that run at the same time.
     max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on); from m5 on most tokens of a step.
-    prefill_chunk_size: most prompt tokens that a step computes while somebody decodes, or `auto`; None: 256 on a CPU,
-        1,024 on a GPU (from m5 on).
-    target_itl: seconds between two tokens of those who decode, which `auto` holds (from m5 on).
+    prefill_chunk_size: most prompt tokens of a step that also decodes, or `auto`; None: 256 on a CPU, 1,024 on a GPU
+        (from m5 on).
+    target_itl: seconds between two tokens of a request, which `auto` aims at (from m5 on).
     scheduling_policy: `fcfs` or `priority` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).

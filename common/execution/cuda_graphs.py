@@ -1,14 +1,11 @@
 """Steps as CUDA graphs: hundreds of kernels started by one call of the host.
 
-Launching a step kernel by kernel takes the host 8 to 20 ms on the machine of our measurements, whatever the step's
-size: over 300 launches with fused kernels and over 1,000 without, for work of which the GPU does a decode step in 1 to
-2 ms and a part of a prompt in a few. So it pays for prompts as much as for decodes.
+Launching a step kernel by kernel takes the host longer than the GPU computes, for decodes and for short prompts.
 
 A graph repeats what was captured, with the same shapes at the same addresses. So steps are captured once for each of a
 few shapes, over tensors that never move, and a step of 13 sequences is run as one of 16: the three padding rows compute
-token 0 at position 0, and write it into a spare block that nobody owns. A step with prompts in it has room for decodes
-first and for prompt tokens behind them, whoever the prompts' tokens belong to: where one prompt ends and the next one
-begins, attention reads on the device.
+token 0 at position 0, and write it into a spare block. A step with prompts has room for decodes first and for prompt
+tokens behind them; where one prompt ends and the next one begins, attention reads on the device.
 """
 
 from __future__ import annotations
@@ -92,8 +89,7 @@ def prompt_sizes(max_num_tokens: int) -> list[int]:
 
 
 def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
-    """What is captured, the fewest rows first. Beside many prompt tokens it does not matter how many decodes there is
-    room for."""
+    """What is captured, the fewest rows first. With many prompt tokens the room for decodes does not matter."""
     shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
     for tokens in prompt_sizes(max_num_tokens):
         shapes.append(StepShape(max_num_seqs, tokens))
@@ -120,8 +116,7 @@ def capture_steps(
 
 class StepGraphs:
     """For each shape a graph of the model, which leaves the hidden states that are sampled in one place; and for each
-    padded size a graph of the greedy choice of tokens from there. The second is left out where somebody wants more
-    than the likeliest token."""
+    padded size a graph of the greedy choice of tokens from there, for steps in which no request samples."""
 
     def __init__(
         self,
@@ -164,7 +159,7 @@ class StepGraphs:
         """Run the model. Returns the hidden states [S, hidden] of the rows that are sampled, valid until the next step
         is started, or None where the plan is larger than every graph.
 
-        rows, tokens: where in `tokens` stands what each request sampled in the step before.
+        rows, tokens: where in `tokens` each request's sample of the step before is.
         """
         batch = self._builder.host(plan)
         shape = self._shape_of(batch)

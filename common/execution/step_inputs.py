@@ -40,7 +40,7 @@ class BlockTableArray:
         self._free: list[int] = []
 
     def of(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """[B, M], M as long as the longest table; what stands behind a table's end means nothing."""
+        """[B, M], M as long as the longest table; numbers behind a table's end mean nothing."""
         known = self._rows
         rows = [known.get(chunk.request.id, -1) for chunk in chunks]
         if -1 in rows:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 ALIGNMENT = 16
-"""Bytes; no kernel wants its data at stranger addresses."""
+"""Bytes; enough for every kernel."""
 
 
 def aligned(num_bytes: int) -> int:

@@ -17,8 +17,8 @@ PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 @dataclass
 class DecoderLayer:
-    """Attention and MLP, each behind a norm and beside a residual. The four projections may be replaced by anything
-    that is a `Projection`; q_norm and k_norm exist where the model normalises heads (Qwen3)."""
+    """Attention and MLP, each behind a norm and with a residual. q_norm and k_norm exist where the model normalises
+    heads (Qwen3)."""
 
     index: int
     num_heads: int

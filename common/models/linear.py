@@ -1,4 +1,4 @@
-"""A linear layer, and what stands in its place. `common.execution.choose` has faster ones for bfloat16 on a CPU."""
+"""A linear layer, and what may replace it. `common.execution.choose` has faster ones for bfloat16 on a CPU."""
 
 from __future__ import annotations
 

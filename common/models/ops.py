@@ -55,7 +55,7 @@ class Ops:
         return self.swiglu(gate_up(self.norm(x, norm)))
 
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        """x + proj(y), y [T, in]. May be written over x: whoever calls has no more use for it."""
+        """x + proj(y), y [T, in]. May be written over x."""
         return x + proj(y)
 
     def qk_norm_rope(

@@ -78,11 +78,8 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 @intrinsic
 def at_address(_typing: Any, address: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
-    """The memory at an address, in the format of the array `like`. Whoever calls keeps it alive, and knows its length.
-
-    A tensor's address is there in a tenth of the time that its NumPy array takes, and kernels are called hundreds of
-    times for a token.
-    """
+    """The memory at an address, in the format of the array `like`. The caller keeps it alive, and knows its length.
+    (A tensor's address costs a tenth of its NumPy array, and a token takes hundreds of calls.)"""
     array = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
+"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer and attention.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
 the library's matrix products, which are at their best there, with fused kernels between them. An attention

@@ -7,7 +7,7 @@ the GPU together, so the whole matrix is on its way at once.
 PDL (see `triton_elementwise`) fits well: weights do not depend on the kernel in front, so they are asked for before
 waiting for it. While one kernel ends, the weights of the next are arriving.
 
-What stands before and behind the product is done on the way, because a kernel of its own would cost more than the
+What comes before and after the product is done on the way, because a kernel of its own would cost more than the
 arithmetic: RMSNorm of x (NORM; every program repeats it, x is small), SiLU of the gate times up (GATED; the program
 has both rows), bias (BIAS), the residual (ADD).
 """

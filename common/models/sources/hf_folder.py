@@ -113,5 +113,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

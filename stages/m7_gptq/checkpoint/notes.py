@@ -8,46 +8,31 @@ from common.config import EngineConfig
 from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models import Decoder
 from common.models.decoder import PROJECTIONS
-from common.models.linear import Linear, Projection
+from common.models.linear import Linear
 from common.models.sources.random_weights import PREFIX
 from stages.m7_gptq.checkpoint.baselines import ROUNDED
 from stages.m7_gptq.linear import SideBySide
 
 
 def dequantized_note(decoder: Decoder, dtype: torch.dtype) -> str | None:
-    """Which share of a checkpoint's projections has no kernel; None: they all have one, or the engine is in float32."""
-    count = _count_dequantized(decoder)
-    if dtype == torch.float32 or not count:
-        return None
-    return (
-        f"{count} of {len(PROJECTIONS) * len(decoder.layers)} projections are multiplied dequantised: no "
-        "kernel here takes their bits, shapes or groups"
-    )
-
-
-def _count_dequantized(decoder: Decoder) -> int:
-    """The projections with any part that is held in full."""
+    """How many of a checkpoint's projections are held in full, at least in part; None: none is, or it is float32."""
     every = [getattr(layer, name) for layer in decoder.layers for name in PROJECTIONS]
     parts = [one.projections if isinstance(one, SideBySide) else [one] for one in every]
-    return sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
+    count = sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
+    if dtype == torch.float32 or not count:
+        return None
+    return f"{count} of {len(every)} projections are multiplied dequantised: no kernel here takes their bits or shapes"
 
 
 def note_of(model: Decoder, config: EngineConfig) -> str | None:
-    """What a reader of the engine's figures must know of its weights."""
-    notes = (model.note or _layers_note(config), _head_note(model.head, config))
-    return "; ".join(note for note in notes if note) or None
-
-
-def _layers_note(config: EngineConfig) -> str | None:
-    if config.torch_dtype == torch.float32:
-        return "in float32 m7 multiplies by dequantised weights: no bytes are saved"
-    if config.model.startswith(PREFIX):
-        return f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
-    return None
-
-
-def _head_note(head: Projection, config: EngineConfig) -> str | None:
-    if not isinstance(head, Linear | OneDnnLinear):
-        return "output head in 8 bits"
-    rounded = config.head_bits == 8 and config.torch_dtype == torch.float32
-    return "output head rounded to 8 bits" if rounded else None
+    layers, head = model.note, None
+    in_full = config.torch_dtype == torch.float32
+    if layers is None and in_full:
+        layers = "in float32 m7 multiplies by dequantised weights: no bytes are saved"
+    elif layers is None and config.model.startswith(PREFIX):
+        layers = f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
+    if not isinstance(model.head, Linear | OneDnnLinear):
+        head = "output head in 8 bits"
+    elif config.head_bits == 8 and in_full:
+        head = "output head rounded to 8 bits"
+    return "; ".join(note for note in (layers, head) if note) or None

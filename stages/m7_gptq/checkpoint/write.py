@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from common.errors import UserError, require
 from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
 from common.models.sources.gptq_checks import check_numbers
-from common.models.sources.hf_folder import INDEX
+from common.models.sources.hf_folder import INDEX, write_json
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
 from common.models.sources.quantized_folder import fused_names, is_quantized
@@ -105,14 +105,14 @@ class Writer:
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
             size += self._shard(index).stat().st_size
-        self._json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_json(self.work / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         options, generation = config.to_hf()
         nf4 = self.settings.method == "nf4"
         quantization = describe_nf4(self.recipe) if nf4 else describe(self.settings, self.form, self.recipe)
-        self._json("config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
+        write_json(self.work / "config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
         if not nf4:
-            self._json("quantize_config.json", quantization)
-        self._json("generation_config.json", generation)
+            write_json(self.work / "quantize_config.json", quantization)
+        write_json(self.work / "generation_config.json", generation)
         tokenizer = self.source.tokenizer()
         if tokenizer is not None:
             tokenizer.save(self.work)
@@ -179,9 +179,6 @@ class Writer:
         path = self._shard(index)
         save_file(tensors, path.with_suffix(".part"), metadata={"format": "pt", **metadata})
         os.replace(path.with_suffix(".part"), path)
-
-    def _json(self, name: str, value: object) -> None:
-        (self.work / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dict[str, Any]:

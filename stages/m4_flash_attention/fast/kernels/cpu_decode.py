@@ -152,11 +152,8 @@ def decode(q, q_stride, keys, values, tables, seq_lens, block_size, heads, group
     ms, ls = np.empty((2 * threads, all_heads), np.float32), np.empty((2 * threads, all_heads), np.float32)
     for thread in prange(threads):
         begin, end, offset = thread * share, (thread + 1) * share, np.int64(0)
-        whole, m, l = (
-            np.empty(all_heads * dim, np.float32),
-            np.empty(all_heads, np.float32),
-            np.empty(all_heads, np.float32),
-        )
+        whole = np.empty(all_heads * dim, np.float32)
+        m, l = np.empty(all_heads, np.float32), np.empty(all_heads, np.float32)
         for b in range(batch):
             length = np.int64(seq_lens[b])
             first, last = max(0, begin - offset), min(length, end - offset)

@@ -120,11 +120,8 @@ def prefill(
         queries, acc = np.zeros(most_rows * dim, np.float32), np.zeros(most_rows * dim, np.float32)
         m, l = np.zeros(most_rows, np.float32), np.zeros(most_rows, np.float32)
         counts = np.zeros(most_rows, np.int64)
-        raw, turned, plain = (
-            np.zeros(TILE * dim, np.float32),
-            np.zeros(TILE * dim, np.float32),
-            np.zeros(TILE * dim, np.float32),
-        )
+        raw, turned = np.zeros(TILE * dim, np.float32), np.zeros(TILE * dim, np.float32)
+        plain = np.zeros(TILE * dim, np.float32)
         scores = np.zeros(4 * TILE, np.float32)
         shrink, fresh = np.zeros(LANES, np.float32), np.zeros(4, np.float32)
         for index in range(thread, tasks.shape[0], threads):
