@@ -32,7 +32,7 @@ def wire(
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     new_attention, capturable = choose_attention(config, model)
     graphs = config.captures and capturable
-    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # graphs' padding rows write into a block that nobody owns
+    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # graphs' padding rows write into a spare block
     scheduler = new_scheduler(new_cache(blocks, size, cpu_blocks), config)
     attention, builder = new_attention(kv), StepBuilder(size)
     runner = Runner(model, attention, builder, kv.move)

@@ -29,13 +29,11 @@ class HeadWeight:
     scales: torch.Tensor
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        return torch.cat([(c * s[:, None]).to(dtype) for c, s in zip(*self._parts(), strict=True)])
+        parts = zip(self.codes.split(PART), self.scales.split(PART), strict=True)
+        return torch.cat([(codes * scales[:, None]).to(dtype) for codes, scales in parts])
 
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
-
-    def _parts(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        return self.codes.split(PART), self.scales.split(PART)
 
 
 def round_rows(weight: torch.Tensor) -> HeadWeight:

@@ -15,6 +15,8 @@ from common.models.sources.gptq_checks import check_numbers, check_version
 from common.models.sources.quantized_folder import QuantizedFolder, is_quantized, linear_names
 from common.models.weights import Shape, tensor_shapes
 
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -93,31 +95,10 @@ class GPTQFolder(QuantizedFolder):
             check_numbers(f"{self.config.name}: {name}", weight, self.stored.symmetric)
 
     def _read_quantized(self, name: str) -> QuantizedWeight:
-        def part(kind: str) -> torch.Tensor:
-            return self._files[f"{name}.{kind}"].get_tensor(f"{name}.{kind}")
-
-        stored, label = self.stored, f"{self.config.name}: {name}"
-        qweight, qzeros, scales = part("qweight"), part("qzeros"), part("scales")
-        for kind, tensor in (("qweight", qweight), ("qzeros", qzeros)):
-            require(tensor.dtype == torch.int32, f"{label}.{kind} holds {tensor.dtype}, not int32: it is mislabelled")
-        require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
-        weight = QuantizedWeight(
-            qweight=qweight,
-            scales=scales,
-            zeros=unpack_zeros(qzeros, stored.bits, stored.form),
-            g_idx=None,
-            bits=stored.bits,
-            group_size=stored.group_of(qweight.shape[0] * WORD // stored.bits),
-            bias=part("bias") if f"{name}.bias" in tensor_shapes(self.config) else None,
-        )
-        if f"{name}.g_idx" in self._files:
-            g_idx = part("g_idx")
-            require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
-            g_idx = g_idx.to(torch.int32)
-            within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
-            require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
-            weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
-        return weight
+        kinds = [*PARTS, "bias"] if f"{name}.bias" in tensor_shapes(self.config) else PARTS
+        files = {kind: self._files[f"{name}.{kind}"] for kind in kinds if f"{name}.{kind}" in self._files}
+        parts = {kind: file.get_tensor(f"{name}.{kind}") for kind, file in files.items()}
+        return from_parts(f"{self.config.name}: {name}", parts, self.stored)
 
     def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
         wanted = self.stored.shapes(*shape)
@@ -134,3 +115,28 @@ class GPTQFolder(QuantizedFolder):
                 require(zeros, f"{self.config.name}: {bias} is not supported in {model}")
                 del shapes[bias]
         return shapes
+
+
+def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) -> QuantizedWeight:
+    """The weight that tensors of these kinds stand for; `UserError` for wrong dtypes, or groups that do not exist."""
+    for kind in ("qweight", "qzeros"):
+        dtype = parts[kind].dtype
+        require(dtype == torch.int32, f"{label}.{kind} holds {dtype}, not int32: it is mislabelled")
+    scales, g_idx = parts["scales"], parts.get("g_idx")
+    require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
+    weight = QuantizedWeight(
+        qweight=parts["qweight"],
+        scales=scales,
+        zeros=unpack_zeros(parts["qzeros"], stored.bits, stored.form),
+        g_idx=None,
+        bits=stored.bits,
+        group_size=stored.group_of(parts["qweight"].shape[0] * WORD // stored.bits),
+        bias=parts.get("bias"),
+    )
+    if g_idx is not None:
+        require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
+        g_idx = g_idx.to(torch.int32)
+        within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
+        require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
+        weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
+    return weight

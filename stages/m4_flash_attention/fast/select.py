@@ -19,10 +19,8 @@ MODULES = {
     "cpu": "cpu",
 }
 PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")}
-"""What `auto` tries, in this order. First our own kernels, which read the blocks in place and are the fastest measured
-at decode, where an engine spends most of its steps (`python -m benchmarks attention`; at long prefills `torch` can be
-faster). Then the library, which also reads in place and which nobody has measured here; last `torch`, which gathers
-and runs everywhere."""
+"""What `auto` tries, in the order of decode speed (`python -m benchmarks attention`; for long prefills `torch` can be
+faster). `flash_attn` was not measured; `torch` runs everywhere."""
 WHY = {
     "triton": "reads the blocks in place; of those measured on a GPU the fastest at decode",
     "flash_attn": "reads the blocks in place",

@@ -28,7 +28,7 @@ from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
 
 VERSION = 1
-"""Raised when the algorithm changes so that other weights come out: what an older one left is then made anew."""
+"""Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
 
 
 LONGEST_NAME = 150
@@ -110,7 +110,7 @@ def quantize(
     require(
         text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"
     )
-    require(not model.startswith(PREFIX), f"{model} is made anew at every start: there is nothing worth a folder")
+    require(not model.startswith(PREFIX), f"{model} is made at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
     place = device or torch.device("cpu")

@@ -1,7 +1,7 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder grows beside its place under
-another name, and moves there at the end.
+Each decoder layer is a shard of its own, written when the layer is done. The folder is written under
+another name, and moved at the end.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.errors import UserError, require
-from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
+from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros
 from common.models.sources.gptq_checks import check_numbers
+from common.models.sources.gptq_folder import PARTS, Stored, from_parts
 from common.models.sources.hf_folder import INDEX, write_json
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
@@ -71,7 +72,7 @@ class Writer:
             weights = {kind: self._join(names, tensors) for kind, names in fused_names(index).items()}
             return QuantizedLayer(weights, losses)
         except (SafetensorError, OSError, UserError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
-            return None  # whatever is wrong with it: the layer is made anew
+            return None  # whatever is wrong with it: the layer is made again
 
     def _check_plain(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """`UserError` unless the norms and biases of a layer are there, finite, and of their shapes."""
@@ -137,14 +138,7 @@ class Writer:
         """The inverse of what `add` does, for one projection; `UserError` where the numbers cannot be right."""
         if self.settings.method == "nf4":
             return concatenate_nf4([self._from_nf4(name, tensors) for name in names])
-        parts = [self._from_gptq(name, tensors) for name in names]
-        for name, part in zip(names, parts, strict=True):
-            columns = tensor_shapes(self.source.config)[f"{name}.weight"][1]
-            groups = -(-columns // part.group_size)
-            right = part.in_features == columns and part.scales.shape == part.zeros.shape == (groups, part.out_features)
-            require(right, f"the parts of {name} are damaged")
-            check_numbers(name, part, self.settings.symmetric)
-        joined = concatenate(parts)
+        joined = concatenate([self._from_gptq(name, tensors) for name in names])
         if joined is None:  # their inputs were quantised together
             raise UserError(f"the parts of {names[0]} are damaged: they do not fit together")
         return joined
@@ -156,17 +150,16 @@ class Writer:
         return NF4Weight.from_parts(parts, shape[0], tensors.get(f"{name}.bias"))
 
     def _from_gptq(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
-        g_idx, qweight = tensors[f"{name}.g_idx"], tensors[f"{name}.qweight"]
-        zeros = unpack_zeros(tensors[f"{name}.qzeros"], self.settings.bits, self.form)
-        return QuantizedWeight(
-            qweight=qweight,
-            scales=tensors[f"{name}.scales"],
-            zeros=zeros,
-            g_idx=g_idx if self.settings.desc_act else None,
-            bits=self.settings.bits,
-            group_size=self.settings.group_of(g_idx.shape[0]),
-            bias=tensors.get(f"{name}.bias"),
+        s, shape = self.settings, tensor_shapes(self.source.config)[f"{name}.weight"]
+        stored = Stored(s.bits, s.group_of(shape[1]), s.symmetric, s.desc_act, self.form)
+        parts = {kind: tensors[f"{name}.{kind}"] for kind in PARTS}
+        right = {kind: tuple(part.shape) for kind, part in parts.items()} == stored.shapes(*shape)
+        require(right, f"the parts of {name} are damaged")
+        weight = from_parts(
+            name, parts | {"bias": tensors[f"{name}.bias"]} if f"{name}.bias" in tensors else parts, stored
         )
+        check_numbers(name, weight, s.symmetric)
+        return weight
 
     def _plain(self, names: Any) -> dict[str, torch.Tensor]:
         shapes = tensor_shapes(self.source.config)

@@ -54,12 +54,10 @@ class TritonInt4Linear:
         return self.weight.nbytes()
 
 
-def why_not(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
-    """What keeps this layer from a weight whose groups lie in order."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"it computes in 16 bits, not in {dtype}"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+def takes(weight: QuantizedWeight, dtype: torch.dtype) -> bool:
+    """Is the weight, whose groups lie in order, one for this layer?"""
+    if dtype not in (torch.bfloat16, torch.float16) or importlib.util.find_spec("triton") is None:
+        return False
     from stages.m7_gptq.fast.kernels import triton_int4_layout
 
-    return triton_int4_layout.why_not(weight)
+    return triton_int4_layout.takes(weight)

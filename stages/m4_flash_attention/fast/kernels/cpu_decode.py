@@ -116,7 +116,7 @@ def _divide(acc, l, dim, row_width, out, begin):
 
 @compiled()
 def _join(owner, acc, ms, ls, dim, row_width, out):
-    """Parts of one sequence stand next to each other; bring them to one maximum and add them up."""
+    """Parts of one sequence are neighbours; bring them to one maximum and add them up."""
     parts, heads = ms.shape
     part = 0
     while part < parts:

@@ -45,7 +45,7 @@ def decode_kernel(
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
     index = tl.arange(0, SEQS)
-    lengths = tl.load(seq_lens + index, mask=index < num_seqs, other=0)  # stand there since the step began
+    lengths = tl.load(seq_lens + index, mask=index < num_seqs, other=0)  # written before the step began
     rows = (index < num_seqs).to(tl.int32)
     sequence, part, count, tiles, first_part = find_part(rows, tl.cdiv(lengths, TILE), tl.program_id(1), TARGET)
     if sequence >= num_seqs:

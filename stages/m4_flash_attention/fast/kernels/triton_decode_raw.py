@@ -21,12 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm
 from stages.m4_flash_attention.fast.kernels.triton_config import raw_config
-from stages.m4_flash_attention.fast.kernels.triton_parts import (
-    Workspace,
-    leave_part,
-    merge_parts,
-    num_sms,
-)
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, leave_part, merge_parts, num_sms
 
 # pyright: basic
 
@@ -101,7 +96,7 @@ def raw_decode_kernel(
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
     part, parts = tl.program_id(1), tl.num_programs(1)
-    length = tl.load(seq_len)  # stands there since the step began
+    length = tl.load(seq_len)  # written before the step began
     tiles = tl.cdiv(tl.cdiv(length, TILE), parts)
     count = tl.cdiv(length, tiles * TILE)
     if part >= count:
@@ -121,7 +116,7 @@ def raw_decode_kernel(
     if PDL:
         gdc_wait()
 
-    # Everything is loaded in front of the first sum over threads: behind it each load would be waited for anew.
+    # Everything is loaded in front of the first sum over threads: behind it each load would be waited for again.
     q, q_partner = pair(qkv + head * DIM, column, DIM, DIM)
     k, k_partner = pair(new_at, column, width, DIM)
     new_value = tl.load(new_at + KV_HEADS * DIM + column, mask=column < width, other=0.0)

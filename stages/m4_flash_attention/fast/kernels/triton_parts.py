@@ -50,7 +50,7 @@ def leave_part(
     ROOM: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Write down acc [ROOM, DIM], of which ROWS count. Returns how many parts of the same `first` were there before.
-    first: the place of the first of them, part: how far behind it this one stands."""
+    first: the place of the first of them, part: how far behind it this one is."""
     row, column = tl.arange(0, ROOM), tl.arange(0, DIM)
     at = ((first + part) * heads + head) * ROWS + row
     tl.store(part_m + at, m, mask=row < ROWS)

@@ -1,4 +1,4 @@
-"""A few tokens times a 4-bit weight: as fast as the weight can be read, and what stands beside it is done on the way.
+"""A few tokens times a 4-bit weight: as fast as the weight can be read, with the neighbours' work on the way.
 
 This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, PDL: that file says what and why). A quarter of
 the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
@@ -12,7 +12,7 @@ thread 4g + t of a warp); `tl.join` and `permute` only tell the compiler so.
 
 A code is multiplied as VALUE + code, which is masked out of a word by one instruction (see `MAGIC`). What that adds,
 (VALUE + zero point) times the sum of x, is taken off the sums; the sum of x is one more product, with ones. Scales are
-applied to sums, and the factor of RMSNorm to the result, so that nobody waits for it; but to x in float16, which could
+applied to sums, and the factor of RMSNorm to the result, so that nothing waits for it; but to x in float16, which could
 not hold x times the norm's weight.
 """
 
