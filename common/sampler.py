@@ -55,12 +55,10 @@ class SamplerOutput:
         top_values: list[list[float]] = self.top_logprobs.tolist()
         result: list[SampledToken] = []
         for row, request in enumerate(requests):
-            k = request.params.logprobs
-            if k is None:
-                result.append(SampledToken(token_ids[row]))
-                continue
-            logprobs = dict(zip(top_ids[row][:k], top_values[row][:k], strict=True))
-            logprobs[token_ids[row]] = sampled[row]
+            k, logprobs = request.params.logprobs, None
+            if k is not None:
+                top = zip(top_ids[row][:k], top_values[row][:k], strict=True)
+                logprobs = dict(top) | {token_ids[row]: sampled[row]}
             result.append(SampledToken(token_ids[row], logprobs))
         return result
 

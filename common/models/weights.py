@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -95,12 +96,11 @@ def build_decoder(
     config = source.config
     with progress_bar(f"loading {config.name}", len(tensor_shapes(config)), show=progress) as advance:
         load = loader(source, dtype, device, advance)
+        make = make_projection or partial(plain_projection, loader(source, dtype, device))
 
         def project(names: list[str], bias: bool) -> Projection:
-            if make_projection is None:
-                return plain_projection(load, names, bias)
             advance(len(names) * (1 + bias))
-            return make_projection(names, bias)
+            return make(names, bias)
 
         embedding = load(["model.embed_tokens.weight"])
         layers = [build_layer(config, i, load, project) for i in range(config.num_layers)]
@@ -135,11 +135,10 @@ def plain_projection(load: Load, names: list[str], bias: bool) -> Projection:
 
 def build_layer(config: ModelConfig, index: int, load: Load, project: MakeProjection | None = None) -> DecoderLayer:
     """One decoder layer, its norms read by `load`, its projections made by `project` or read as well."""
-    at = f"model.layers.{index}"
+    at, make = f"model.layers.{index}", project or partial(plain_projection, load)
 
     def linear(*names: str, bias: bool = False) -> Projection:
-        full = [f"{at}.{name}" for name in names]
-        return plain_projection(load, full, bias) if project is None else project(full, bias)
+        return make([f"{at}.{name}" for name in names], bias)
 
     def norm(name: str) -> RMSNorm:
         return RMSNorm(load([f"{at}.{name}.weight"]), config.rms_norm_eps)

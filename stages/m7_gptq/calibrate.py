@@ -1,8 +1,8 @@
 """Layer by layer over the decoder: calibration text in, quantised layers out, one layer in memory at a time.
 
 All of the calibration text goes through a layer at once. Each of its four projections is quantised when its input
-arrives, and answers with its quantised weight: so whatever comes later, in the same layer too, is quantised on the
-inputs that it will really get, and every layer is computed once.
+arrives, and answers with its quantised weight: so what comes later is quantised on the inputs that it will really get,
+and every layer is computed once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Finished = Callable[[int], QuantizedLayer | None]
 
 
 class _Quantizing:
-    """A `Projection` that quantises itself on the first input it sees."""
+    """Takes a projection's place, and quantises it on the first input it sees."""
 
     def __init__(self, name: str, linear: Linear, settings: Settings, result: QuantizedLayer) -> None:
         self.name = name
@@ -62,9 +62,6 @@ class _Quantizing:
         weight, loss = gptq(self.linear.weight, hessian.matrix, self.settings, self.linear.bias)
         self.result.weights[self.name], self.result.losses[self.name] = weight, loss
         return F.linear(x, weight.dequantize(x.dtype), self.linear.bias)
-
-    def weights_bytes(self) -> int:
-        return self.linear.weights_bytes()
 
 
 def calibrate_layers(

@@ -30,9 +30,8 @@ from stages.m7_gptq.settings import Settings
 VERSION = 1
 """Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
 
-
 LONGEST_NAME = 150
-"""Of a folder in the cache, in letters, where a file system takes 255 with what is put around it."""
+"""Of a folder in the cache, in letters, of the 255 that a file system takes."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ def quantize(
 ) -> Report:
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
-    text: another calibration text. again: even if a whole model lies there. progress: None draws a bar where standard
-    error is a terminal. What the cache holds of an older version, or of other weights, is replaced. One process at a
-    time: others wait. `UserError` before the run for whatever cannot be done.
+    text: another calibration text. again: even if a whole model lies there. progress: None draws a bar on a terminal.
+    In the cache an older version is replaced. One process at a time: others wait.
     """
     require(
         text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"

@@ -152,12 +152,11 @@ class Writer:
     def _from_gptq(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
         s, shape = self.settings, tensor_shapes(self.source.config)[f"{name}.weight"]
         stored = Stored(s.bits, s.group_of(shape[1]), s.symmetric, s.desc_act, self.form)
-        parts = {kind: tensors[f"{name}.{kind}"] for kind in PARTS}
-        right = {kind: tuple(part.shape) for kind, part in parts.items()} == stored.shapes(*shape)
+        kinds = [*PARTS, "bias"] if f"{name}.bias" in tensors else PARTS
+        parts = {kind: tensors[f"{name}.{kind}"] for kind in kinds}
+        right = all(tuple(parts[kind].shape) == wanted for kind, wanted in stored.shapes(*shape).items())
         require(right, f"the parts of {name} are damaged")
-        weight = from_parts(
-            name, parts | {"bias": tensors[f"{name}.bias"]} if f"{name}.bias" in tensors else parts, stored
-        )
+        weight = from_parts(name, parts, stored)
         check_numbers(name, weight, s.symmetric)
         return weight
 

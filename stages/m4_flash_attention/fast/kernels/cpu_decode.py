@@ -1,10 +1,9 @@
 """Decode on a CPU: one query token a sequence, K and V read where they lie, each row once for all heads that share it.
 
-A decode step does two multiplications for every number that it reads, so the only thing that counts is the stream of
-K and V. Hence the loop order: tokens outside, heads inside, so that a block is read from its first byte to its last,
-while the next one is already on its way. Work is shared as in Flash-Decoding, but in equal *tokens*, not in equal
-sequences: the contexts of all sequences are laid end to end and each thread takes one stretch. At most the first and
-the last sequence of a stretch are cut; their parts are joined at the end.
+A decode step does two multiplications for every number that it reads, so only the stream of K and V counts. Hence the
+loop order: tokens outside, heads inside, so that a block is read from its first byte to its last, while the next one is
+on its way. Work is shared in equal *tokens*: the contexts of all sequences are laid end to end and each thread takes
+one stretch. At most the first and the last sequence of a stretch are cut; their parts are joined at the end.
 """
 
 from __future__ import annotations

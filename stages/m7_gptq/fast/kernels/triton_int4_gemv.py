@@ -1,10 +1,9 @@
 """A few tokens times a 4-bit weight: as fast as the weight can be read, with the neighbours' work on the way.
 
-This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, PDL: that file says what and why). A quarter of
-the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
-kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the
-registers that it was read into, as the operand of the tensor cores. Nothing lies in shared memory, so that kernels far
-behind find room beside those that run. Behind the wait 16 rows times 16 inputs take a warp one instruction.
+This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, PDL: see there). In a small model each kernel waits
+for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the registers
+that it was read into, as the operand of the tensor cores. Shared memory stays free for the kernels behind. After the
+wait 16 rows times 16 inputs take a warp one instruction.
 
 No number moves from thread to thread on the way, because of the order in which a tile is read: two times eight rows,
 four words of each row for a thread. The operand wants just that (16 x 16, rows g and g + 8, inputs 4t to 4t + 3 for
