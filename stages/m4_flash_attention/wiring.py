@@ -11,7 +11,7 @@ from common.execution.cuda_graphs import capture_steps
 from common.execution.step_inputs import StepBuilder
 from common.kv_cache import PagedManager
 from common.memory import blocks_in_budget
-from common.models.loaded import Loaded
+from common.models.load import Loaded
 from common.runner import Runner
 from common.scheduler import Scheduler
 from stages.m3_paged_kv.kv_tensors import PagedKV

@@ -18,8 +18,7 @@ import tests.triton_interpreter  # noqa: F401
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint import quantize as module
 from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.checkpoint.rules import short_name
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import freeze

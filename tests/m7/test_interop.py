@@ -12,8 +12,7 @@ from benchmarks.gptq_interop import ACT_ORDER, OURS, compare
 from common.config import DEFAULT_MODEL
 from common.text.tokenizer import Tokenizer
 from stages.m7_gptq.checkpoint import texts
-from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.checkpoint.rules import short_name
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.settings import Settings
 

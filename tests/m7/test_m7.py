@@ -15,8 +15,7 @@ from common.config import DEFAULT_MODEL
 from common.models.linear import Linear
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.quantized_folder import fused_names
-from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.checkpoint.rules import short_name
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY

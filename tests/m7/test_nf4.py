@@ -20,9 +20,8 @@ from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import fused_names
 from stages.m7_gptq.checkpoint import baselines
 from stages.m7_gptq.checkpoint import quantize as quantize_module
-from stages.m7_gptq.checkpoint.baselines import nf4_values, quantize_layers, to_nf4
-from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize
-from stages.m7_gptq.checkpoint.rules import check_shape, short_name
+from stages.m7_gptq.checkpoint.baselines import check_shape, nf4_values, quantize_layers, to_nf4
+from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens

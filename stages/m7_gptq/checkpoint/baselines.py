@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import torch
 
+from common.errors import require
 from common.models.decoder import PROJECTIONS
 from common.models.linear import Linear
-from common.models.quantized_weight import QuantizedWeight
+from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
+from common.models.sources.quantized_folder import is_quantized
 from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
 from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
-from stages.m7_gptq.checkpoint.rules import check_shapes
 from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized
 from stages.m7_gptq.settings import Settings
@@ -73,6 +74,26 @@ def quantize_layers(
     if settings.method == "gptq":
         return calibrate_layers(source, token_ids, settings, device, finished)
     return _round_layers(source, settings, device, finished)
+
+
+def check_shapes(source: ModelSource, settings: Settings) -> None:
+    """`UserError` where the checkpoint format has no place for one of the model's matrices. All layers are alike."""
+    for name, shape in tensor_shapes(source.config).items():
+        if name.startswith("model.layers.0.") and is_quantized(name):
+            check_shape(settings, f"{source.config.name}: {name}", shape[1], shape[0])
+
+
+def check_shape(settings: Settings, name: str, in_features: int, out_features: int) -> None:
+    if settings.method == "nf4":
+        fits = in_features % BLOCK == 0
+        require(fits, f"{name} has {in_features} inputs: they must be a multiple of {BLOCK} to be stored in NF4")
+        return
+    count = WORD // settings.bits
+    require(
+        in_features % count == 0 and out_features % count == 0,
+        f"{name} is {out_features} x {in_features}: both must be multiples of {count} to be stored in "
+        f"{settings.bits} bits",
+    )
 
 
 def _round_layers(

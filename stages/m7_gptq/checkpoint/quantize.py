@@ -18,11 +18,11 @@ from filelock import FileLock, Timeout
 from common.errors import UserError, require
 from common.execution.cache import cache_root
 from common.models.load import QuantizedFolder, open_quantized_folder, open_source
+from common.models.quantized_weight import PER_CHANNEL
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
-from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.rules import check_shapes, short_name
+from stages.m7_gptq.checkpoint.baselines import check_shapes, quantize_layers
 from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
@@ -50,6 +50,16 @@ def cached_folder(model: str, settings: Settings, text: Path | None = None) -> P
     if len(name) > LONGEST_NAME:
         name = f"{fingerprint(words.encode())}-{name[-LONGEST_NAME:].strip('-.')}"
     return cache_root() / "gptq" / name
+
+
+def short_name(settings: Settings) -> str:
+    """For folders: `4bit-g64-sym-gptq`, and whatever is not usual."""
+    if settings.method == "nf4":
+        return f"{settings.bits}bit-g{settings.group_size}-nf4"
+    group = "channel" if settings.group_size == PER_CHANNEL else f"g{settings.group_size}"
+    parts = [f"{settings.bits}bit", group, "sym" if settings.symmetric else "asym", settings.method]
+    parts += ["desc_act"] * settings.desc_act + ["nosearch"] * (not settings.search)
+    return "-".join(parts + [f"damp{settings.damping:g}"] * (settings.damping != Settings.damping))
 
 
 def recipe_of(source: ModelSource, settings: Settings, text: Path | None, progress: bool | None) -> dict[str, Any]:
