@@ -16,7 +16,7 @@ BlockCopies = list[tuple[int, int]]
 class Chunk:
     """Tokens `start ... start + length - 1` of one request, to compute in this step. A decode is a chunk of length 1.
 
-    `block_table`: where the KV cache keeps the request, in units of the cache's block size (empty without a cache).
+    `block_table`: the blocks in which the KV cache keeps the request (empty without a cache).
     `samples`: the chunk reaches the last token, so its logits choose the next one.
     `idle`: a finished request that a static batch carries along; its result is not read.
     `forks`: requests that share the prompt and start here, each drawing its own token from the same logits (n > 1).

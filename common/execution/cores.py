@@ -75,8 +75,7 @@ def idle_seconds(path: Path = CPU_TIMES) -> tuple[int, float] | None:
         allowed, tick = os.sched_getaffinity(0), os.sysconf("SC_CLK_TCK")
     except (OSError, UnicodeDecodeError, AttributeError, ValueError):
         return None
-    idle = 0
-    found = 0
+    idle = found = 0
     for line in lines:
         name, *times = line.split()[:6]  # cpu3 user nice system idle iowait
         if name[3:].isdecimal() and name.startswith("cpu") and int(name[3:]) in allowed and len(times) == 5:

@@ -57,8 +57,8 @@ class GraphInputs:
     """The tensors in one piece of device memory; in front of them `tokens` [N], what the step before sampled, which the
     device writes itself.
 
-    The rest comes from pinned memory, copied in one go but for the prompts' block tables. There are two pieces of that,
-    used in turn: the copy of the step in flight may not have begun when the next step is prepared.
+    The rest comes from pinned memory, in one copy but for the prompts' block tables. Two pieces of that take turns: the
+    copy of the step in flight may not have begun when the next step is prepared.
     """
 
     def __init__(

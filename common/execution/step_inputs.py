@@ -30,8 +30,7 @@ class HostBatch:
 
 
 class BlockTableArray:
-    """Recent requests' block tables as rows of one array. Most tables do not change from step to step; only rows that
-    changed are rewritten."""
+    """Recent requests' block tables as rows of one array; only rows that changed are rewritten."""
 
     def __init__(self) -> None:
         self._array = np.zeros((0, 0), dtype=np.int32)

@@ -59,9 +59,8 @@ class Decoder:
     """`model(input_ids [T], positions [T], attend)` gives hidden states [T, hidden]; `logits` normalises rows of them
     and turns them into logits. The tokens of all sequences are laid end to end: only `attend` knows where one ends.
 
-    `head` is the output projection. With tied embeddings it multiplies by the embedding. `ops` computes everything but
-    attention: plain PyTorch, unless fused kernels are put in its place. `note` is what a reader of its figures must
-    know about its weights.
+    `head` is the output projection; with tied embeddings it multiplies by the embedding. `ops` computes everything but
+    attention, in plain PyTorch or fused kernels. `note`: what a reader of its figures must know about its weights.
     """
 
     def __init__(
@@ -100,8 +99,7 @@ class Decoder:
         return self.ops.norm_linear(hidden, self.norm, self.head)
 
     def weights_bytes(self) -> int:
-        """Bytes of all weights that are held. An embedding that is also the head counts once, unless the head holds
-        its own copy: laid out for the CPU (`OneDnnLinear`), or in other bits."""
+        """Bytes of all weights. An embedding that is also the head counts once, unless the head holds its own copy."""
         head_is_embedding = isinstance(self.head, Linear) and self.head.weight is self.embedding
         head = 0 if head_is_embedding else self.head.weights_bytes()
         layers = sum(layer.weights_bytes() for layer in self.layers)

@@ -1,7 +1,7 @@
-"""What a decoder computes around its attention, as nine operations, in plain PyTorch.
+"""What a decoder computes around its attention, as nine operations: their definition, in plain PyTorch.
 
-This is the definition. `common.execution` has the same nine as fused kernels for a GPU (`gpu.fused`) and some of them
-for a CPU (`cpu.fused_cpu`), and chooses between them (`choose`); tests hold them together.
+`common.execution.choose` has the same as fused kernels for a GPU (`gpu.fused`) and some of them for a CPU
+(`cpu.fused_cpu`); tests hold them together.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_parts_lose_no_token_and_read_only_what_was_written(
     case = make_case(CUT[kind], heads, padded_rows=kind == "decode")
     backend = create("triton", case)
     kernel: Any = getattr(backend, f"_{kind}")
-    rows = kernel.workspace.sums.shape[0] // len(kernel.workspace.arrived)
+    rows = kernel.workspace.acc.shape[0] // len(kernel.workspace.arrived)
     kernel.workspace = Workspace(target, heads[kind == "decode"], rows, 64, torch.device("cpu"))
     kernel.programs = 1 << 20  # prompts are cut until they have so many
     for tensor in kernel.workspace.tensors()[:3]:

@@ -63,10 +63,10 @@ class FusedOps(FusingOps):
         cos: torch.Tensor,
         sin: torch.Tensor,
     ) -> torch.Tensor:
-        if q_norm is None or k_norm is None:
-            return triton_elementwise.qk_norm_rope(heads, num_q, None, None, 0.0, cos, sin, self.launch)
-        weights = (q_norm.weight, k_norm.weight)
-        return triton_elementwise.qk_norm_rope(heads, num_q, *weights, q_norm.eps, cos, sin, self.launch)
+        norms = (None, None, 0.0)
+        if q_norm is not None and k_norm is not None:
+            norms = (q_norm.weight, k_norm.weight, q_norm.eps)
+        return triton_elementwise.qk_norm_rope(heads, num_q, *norms, cos, sin, self.launch)
 
     def sample(
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None

@@ -6,9 +6,8 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from common.config import ATTENTION_BACKENDS, EngineConfig
+from common.config import ATTENTION_BACKENDS
 from common.errors import UserError, unknown
-from common.models import Decoder
 from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 MODULES = {
@@ -52,13 +51,6 @@ def _module(name: str) -> ModuleType:
 def why_not(name: str, shape: AttentionShape) -> str | None:
     """None where the backend can run with this shape, or the reason why it cannot."""
     return _module(name).why_not(shape)
-
-
-def choose_for(config: EngineConfig, model: Decoder) -> Choice:
-    """The backend that `attention_backend` asks for, for this model's heads, dtype and device."""
-    c = model.config
-    shape = AttentionShape(c.num_heads, c.num_kv_heads, c.head_dim, config.block_size, model.dtype, model.device)
-    return choose(config.attention_backend, shape)
 
 
 def choose(name: str, shape: AttentionShape) -> Choice:

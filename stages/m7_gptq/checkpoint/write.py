@@ -43,7 +43,7 @@ WORK = "work.json"
 class Writer:
     """The unfinished folder of one quantisation.
 
-    recipe: all that the result depends on; it is kept in the description. again: what a stopped run left is not used.
+    recipe: all that the result depends on, kept in the description. again: what a stopped run left is not used.
     """
 
     def __init__(

@@ -30,12 +30,9 @@ class Permuted:
 
 
 class Folded:
-    """A reader whose down_proj needs no `Permuted`: with act-order, down_proj wants its inputs sorted. They are made
-    one by one, each from the same output of gate_proj and up_proj: sorting the outputs of those two costs nothing at
-    run time.
-
-    Not for float32, which keeps the order of its sums for comparisons with the dequantised model.
-    """
+    """A reader whose down_proj needs no `Permuted`: each of its inputs comes from the same output of gate_proj and
+    up_proj, and sorting the outputs of those two costs nothing at run time. Not for float32, which keeps the order of
+    its sums for comparisons with the dequantised model."""
 
     def __init__(self, read: ReadQuantized) -> None:
         self._read = read
