@@ -30,7 +30,9 @@ from benchmarks.plots.picture import save_picture
 from benchmarks.style import INK, SOFT
 from common.config import parse_device
 from common.errors import require
-from common.models.linear import Linear, OneDnnLinear, Projection, make_linear
+from common.execution.choose import choose_linear
+from common.execution.cpu.bf16_linear import OneDnnLinear
+from common.models.linear import Linear, Projection
 from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
@@ -137,8 +139,8 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
     yield "bf16", lambda: Linear(weight.to(BF16))  # F.linear: cuBLAS on a GPU
-    if isinstance(make_linear(weight.to(BF16)), OneDnnLinear):
-        yield "bf16 packed", lambda: make_linear(weight.to(BF16))
+    if isinstance(choose_linear(weight.to(BF16)), OneDnnLinear):
+        yield "bf16 packed", lambda: choose_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
     fast = Int4Layers(BF16, device)
     layer, scratch = quantized_linear(rounded, BF16, device, fast), fast.scratch

@@ -20,13 +20,14 @@ from benchmarks.files import check_writable, write_json
 from benchmarks.plots.picture import save_picture
 from benchmarks.style import SOFT, color
 from common.errors import UserError
-from common.models.decoder import Decoder
-from common.models.linear import Linear, OneDnnLinear, make_linear
+from common.execution.choose import choose_linear
+from common.execution.cpu.bf16_linear import OneDnnLinear
+from common.models.decoder import PROJECTIONS, Decoder
+from common.models.linear import Linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS
 from stages.m7_gptq.checkpoint.quantize import open_plain
 from stages.m7_gptq.checkpoint.texts import DATA, calibration_tokens, tokens
 from stages.m7_gptq.head import QuantizedHead, round_rows
@@ -65,7 +66,7 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
                 for projection in PROJECTIONS:
                     weight = result.weights[projection]
                     size += weight.weights_bytes()
-                    setattr(layer, projection, make_linear(weight.dequantize(model.dtype), weight.bias))
+                    setattr(layer, projection, choose_linear(weight.dequantize(model.dtype), weight.bias))
             return size
 
         return name_of(settings, source.config.hidden_size), apply

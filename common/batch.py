@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,8 +19,8 @@ class RaggedBatch:
     input_ids [T], positions [T]; query_start_loc [B + 1]: where each sequence's tokens begin; seq_lens [B]: its
     context after this step, cached tokens included; logit_indices [S]: the tokens whose logits are sampled, in the
     order of the plan's sampling chunks, once for each request that draws from them; slot_mapping [T] and block_tables
-    [B, M]: where the KV cache stores and finds each token (empty without a cache). `num_decodes`: so many of the first
-    sequences have one token each. max_query_len and max_seq_len are on the host, so that no kernel waits for them.
+    [B, M]: where the KV cache stores and finds each token (empty without a cache). `num_decodes`: that many of the
+    first sequences have one token each. The numbers are on the host, so that no kernel waits for them.
     """
 
     input_ids: torch.Tensor
@@ -28,11 +28,11 @@ class RaggedBatch:
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     logit_indices: torch.Tensor
-    max_query_len: int
-    max_seq_len: int
-    num_decodes: int = 0
     slot_mapping: torch.Tensor = NO_CACHE
     block_tables: torch.Tensor = NO_CACHE
+    max_query_len: int = field(kw_only=True)
+    max_seq_len: int = field(kw_only=True)
+    num_decodes: int = 0
 
     @property
     def num_seqs(self) -> int:

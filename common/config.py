@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from common.errors import UserError, refuse_unknown_options, require, unknown
+from common.errors import UserError, refuse_unknown_options, require, require_number, unknown
 
 ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
-POLICIES = ("fcfs", "priority")
-PREFIX_INDICES = ("hash", "radix")
-HEAD_BITS = (8, 16)
+CHOICES = {
+    "scheduling_policy": ("fcfs", "priority"),
+    "attention_backend": ATTENTION_BACKENDS,
+    "prefix_index": ("hash", "radix"),
+    "head_bits": (8, 16),
+}
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DTYPES = {
@@ -62,9 +65,9 @@ class EngineConfig:
     max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
     max_num_seqs: most requests that run at the same time.
     max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on); from m5 on most tokens of a step.
-    prefill_chunk_size: most prompt tokens that a step computes while somebody decodes, or `auto`; None: 256 on a CPU,
-        1,024 on a GPU (from m5 on).
-    target_itl: seconds between two tokens of those who decode, which `auto` holds (from m5 on).
+    prefill_chunk_size: most prompt tokens of a step that also decodes, or `auto`; None: 256 on a CPU, 1,024 on a GPU
+        (from m5 on).
+    target_itl: seconds between two tokens of a request, which `auto` aims at (from m5 on).
     scheduling_policy: `fcfs` or `priority` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
@@ -106,35 +109,26 @@ class EngineConfig:
         self.torch_device = parse_device(self.device)
         named = isinstance(self.model, str) and bool(self.model)
         require(named, f"model must be a name, a folder or a file, as text, for example {DEFAULT_MODEL!r}")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            _require_whole(name, getattr(self, name), 1)
-        for name in ("max_model_len", "kv_cache_memory"):
-            if getattr(self, name) is not None:
-                _require_whole(name, getattr(self, name), 1)
-        for name in ("swap_space", "seed"):
-            _require_whole(name, getattr(self, name), 0)
-        share = self.gpu_memory_utilization
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        require(number and 0 < share <= 1, f"gpu_memory_utilization must be over 0 and at most 1, not {share!r}")
-        require(isinstance(self.cuda_graphs, bool), f"cuda_graphs must be True or False, not {self.cuda_graphs!r}")
-        overlap = self.overlap is None or isinstance(self.overlap, bool)
-        require(overlap, f"overlap must be True, False or None, not {self.overlap!r}")
-        require(self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
-        require(self.block_size <= 256, f"block_size must be in 1 ... 256, not {self.block_size}")
-        self.prefill_chunk_size = _chunk_size(self.prefill_chunk_size)
-        number = isinstance(self.target_itl, int | float) and not isinstance(self.target_itl, bool)
-        positive = number and 0 < self.target_itl < float("inf")
-        require(positive, f"target_itl is a time in seconds, above 0, not {self.target_itl!r}")
-        if self.scheduling_policy not in POLICIES:
-            raise unknown("scheduling_policy", self.scheduling_policy, POLICIES)
-        if self.attention_backend not in ATTENTION_BACKENDS:
-            raise unknown("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
-        fused = self.fused_kernels
-        require(isinstance(fused, bool), f"fused_kernels must be True or False, not {fused!r}")
-        if self.prefix_index not in PREFIX_INDICES:
-            raise unknown("prefix_index", self.prefix_index, PREFIX_INDICES)
-        bits = self.head_bits in HEAD_BITS and isinstance(self.head_bits, int)
-        require(bits, f"head_bits must be 8 or 16, not {self.head_bits!r}")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_memory"):
+            if getattr(self, name) is not None or name.startswith("max_num"):
+                require_number(name, getattr(self, name), int, 1)
+        require_number("block_size", self.block_size, int, 1, 256)
+        require_number("swap_space", self.swap_space, int, 0)
+        require_number("seed", self.seed, int, 0, 2**63 - 1)
+        require_number("gpu_memory_utilization", self.gpu_memory_utilization, int | float, 0, 1, above=True)
+        require_number("target_itl", self.target_itl, int | float, 0, above=True)
+        for name in ("fused_kernels", "cuda_graphs", "overlap"):
+            value = getattr(self, name)
+            known = isinstance(value, bool) or (value is None and name == "overlap")
+            require(known, f"{name} must be True or False, not {value!r}")
+        if isinstance(self.prefill_chunk_size, str) and self.prefill_chunk_size.isdecimal():
+            self.prefill_chunk_size = int(self.prefill_chunk_size)  # as a command line has it
+        if self.prefill_chunk_size not in (None, "auto"):
+            require_number("prefill_chunk_size, unless it is auto,", self.prefill_chunk_size, int, 1)
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices or not isinstance(value, type(choices[0])):
+                raise unknown(name, value, choices)
 
     @property
     def captures(self) -> bool:
@@ -145,24 +139,6 @@ class EngineConfig:
     def overlaps(self) -> bool:
         """`overlap`, decided: where there is no GPU, host and model would share the same cores."""
         return self.torch_device.type == "cuda" if self.overlap is None else self.overlap
-
-
-def _require_whole(name: str, value: object, least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(whole, f"{name} must be a whole number of at least {least}, not {value!r}")
-
-
-def _chunk_size(value: object) -> int | str | None:
-    """A whole number, also one written as text (as a command line has it), or `auto`."""
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if value is None or value == "auto":
-        return None if value is None else "auto"
-    require(
-        isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-        f"prefill_chunk_size must be auto or a whole number of at least 1, not {value!r}",
-    )
-    return value  # type: ignore[return-value]
 
 
 ARRIVED_WITH = {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 from common.admission import Admission
@@ -30,9 +29,8 @@ class Engine:
     """*Plan → execute → update*, over and over. Not thread-safe: one thread drives an engine.
 
     Where the engine overlaps (`EngineConfig.overlap`), it plans and starts step N + 1 before it collects step N, so
-    that the device always has the next step at hand. The tokens are the same. What a request samples after its last
-    token, because that it was the last was not known yet, is dropped. Stages before m2 do not overlap: a static batch
-    has to know who has ended.
+    that the device always has the next step at hand. The tokens are the same; a token that was sampled after a
+    request's last one is dropped. Stages before m2 do not overlap: a static batch has to know which requests ended.
     """
 
     def __init__(
@@ -76,10 +74,9 @@ class Engine:
 
         `priority`: lower is more urgent, under `scheduling_policy="priority"` (from m2 on).
         `arrival_time`: when it came, on `time.perf_counter()`'s clock (default: now).
-        `cache_salt`: only requests with the same salt share cached beginnings (from m6 on; before, nobody shares), so
-        that nobody learns from the time of a first token what somebody else has asked.
-        Raises `UserError` for whatever can never run: an empty prompt, token ids outside of the vocabulary, prompt +
-        max_tokens over max_model_len.
+        `cache_salt`: only requests with the same salt share cached beginnings (from m6 on), so that the time of a first
+        token does not tell what others have asked.
+        Raises `UserError` for what can never run: an empty prompt, unknown token ids, more than max_model_len tokens.
         """
         require(not self._closed, "the engine is closed: build a new one")
         params = params or SamplingParams()
@@ -116,13 +113,13 @@ class Engine:
         return self._finish()
 
     def _step_ahead(self) -> list[Request]:
-        """The same with the next step planned and started before this one is collected. Where penalties need to know
-        every token before, no step is planned ahead."""
+        """The same with the next step planned and started before this one is collected."""
         while len(self._planned) <= self._steps_ahead() and (plan := self._plan()) is not None:
             self._start(plan)
         return self._finish() if self._planned else self.scheduler.take_ended()
 
     def _steps_ahead(self) -> int:
+        """0 where penalties need to know every token before."""
         return int(not any(request.penalised for request in self.scheduler.running))
 
     def _plan(self) -> StepPlan | None:
@@ -150,7 +147,7 @@ class Engine:
         return touched
 
     def _drop_planned(self) -> None:
-        """A step failed, or nobody wants it any more."""
+        """A step failed, or its results are not wanted any more."""
         while self._planned:
             self.scheduler.drop(self._planned.popleft())
         self.watch.forget()
@@ -190,7 +187,7 @@ class Engine:
         cache_salt: str | None = None,
     ) -> Iterator[RequestOutput]:
         """Like `generate`, yielding an output each time a request gains a token; `request_id`s count in input order.
-        Whoever stops reading early aborts what is left."""
+        To stop reading early aborts what is left."""
         return self._run(self._add_all(prompts, params, cache_salt))
 
     def _add_all(
@@ -234,7 +231,7 @@ class Engine:
         return not ids.isdisjoint(self._requests) or any(o.request_id in ids for o in self._undelivered)
 
     def _abandon(self, ids: Iterable[str]) -> None:
-        """Abort requests whose outputs nobody will read."""
+        """Abort requests whose outputs will not be read."""
         for request_id in ids:
             self.abort(request_id)
             self._requests.pop(request_id, None)
@@ -279,8 +276,7 @@ class Engine:
             self._prefix_cache.reset_prefix_stats()
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached beginnings, as if nothing had run before; requests under way go on. Before m6 there are
-        none to forget."""
+        """Forget all cached beginnings (from m6 on); requests under way go on."""
         if self._prefix_cache is not None:
             self._prefix_cache.reset_prefix_cache()
 
@@ -294,7 +290,9 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+Build = Callable[[EngineConfig], Engine]
+"""A stage's way to build its engine."""

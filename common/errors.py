@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterable
+from types import UnionType
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound=type)
@@ -46,3 +48,13 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_number(
+    name: str, value: Any, kind: type | UnionType, low: float, high: float = math.inf, above: bool = False
+) -> None:
+    """`UserError` unless the value is a finite number of that kind in low ... high, low itself left out if `above`."""
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    valid = number and low <= value <= high and value != math.inf and not (above and value == low)
+    limits = f"{'above' if above else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+    require(valid, f"{name} must be a {'whole number' if kind is int else 'number'} {limits}, not {value!r}")

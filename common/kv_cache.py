@@ -1,4 +1,4 @@
-"""What a scheduler asks of a KV cache. Each stage that changes *where K and V live* implements it anew."""
+"""What a scheduler asks of a KV cache. Each stage that changes *where K and V live* implements it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ class PrefixStats:
     """What a prefix cache has saved, since `reset_prefix_stats()`. Tokens of prompts, except `recovered`.
 
     asked: tokens of the requests that started, and saved: those of them that were cached. recovered: tokens that
-    preempted requests found again when they returned, prompt and output; they count nowhere else. blocks: taken from
-    the cache by those who started, instead of computed. evictions: cached blocks whose memory was needed. shared,
-    peak_shared: blocks that several requests hold, now and at most in one step. cached: blocks that can be found now.
+    preempted requests found again, prompt and output. blocks: taken from the cache at a start. evictions: of cached
+    blocks. shared, peak_shared: blocks of several requests, now and at most in one step. cached: blocks in the index.
     """
 
     asked: int = 0
@@ -68,7 +67,7 @@ class PrefixNode:
 
 @runtime_checkable
 class PrefixCache(Protocol):
-    """What a KV cache offers besides if it finds beginnings again (from m6 on). The engine asks with `isinstance`."""
+    """What a KV cache with an index of prefixes also offers (from m6 on). The engine asks with `isinstance`."""
 
     def prefix_stats(self) -> PrefixStats: ...
 
@@ -79,16 +78,16 @@ class PrefixCache(Protocol):
         ...
 
     def kept_regions(self) -> list[Region]:
-        """Memory that nobody holds and that still has a beginning in it: free, until somebody needs it. No owners."""
+        """Free memory that is still in the index. No owners."""
         ...
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached beginnings; those who run keep what they hold."""
+        """Forget all cached beginnings; running requests keep what they hold."""
         ...
 
 
 class KVCacheManager(Protocol):
-    """Bookkeeping in plain Python: who holds which part of the cache. No tensors."""
+    """Bookkeeping in plain Python: which request holds which part of the cache. No tensors."""
 
     def fits(self, num_tokens: int, samples: int = 1) -> bool:
         """Could a request of so many tokens, prompt and output, ever run?"""
@@ -115,7 +114,7 @@ class KVCacheManager(Protocol):
     def usage(self) -> KVUsage: ...
 
     def regions(self) -> list[Region]:
-        """The KV memory as it is held now, for pictures: each region that somebody holds. O(pool)."""
+        """The KV memory as it is held now, for pictures: each region that has an owner. O(pool)."""
         ...
 
     def check_integrity(self) -> None:
@@ -129,7 +128,7 @@ class PagedManager(KVCacheManager, Protocol):
 
     @property
     def tables(self) -> dict[str, list[int]]:
-        """Block tables of those who hold blocks on the device, by request id."""
+        """Block tables of the requests that hold blocks on the device, by their ids."""
         ...
 
     def attach_prefix(self, request: Request) -> None:

@@ -18,12 +18,11 @@ from common.sampler import sample
 from common.sampling_params import SamplingParams
 
 KV_MEMORY_SHARE = 0.25
-"""Share of a CPU's free memory that the KV cache takes where `kv_cache_memory` is not given."""
+"""Of a CPU's free memory, where `kv_cache_memory` is not given."""
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, within a container's limit; on a CPU without /proc/meminfo, half of what is
-    installed."""
+    """Bytes, within a container's limit; on a CPU without /proc/meminfo, half of what is installed."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
@@ -61,9 +60,8 @@ def allocate_kv(shape: Sequence[int], dtype: torch.dtype, device: torch.device, 
 def kv_budget(config: EngineConfig, model: Decoder) -> int:
     """Bytes for K and V of all layers together.
 
-    Where nobody says how many: on a CPU a share of the free memory; on a GPU what is left of
-    `gpu_memory_utilization` after the weights, whatever else lives there, and the largest step. What attention itself
-    needs comes on top: nothing much from m4 on, the score matrix before.
+    Default: on a CPU a share of the free memory; on a GPU what `gpu_memory_utilization` leaves after what is in use and
+    the largest step. What attention itself needs comes on top: little from m4 on, the score matrix before.
     """
     if config.kv_cache_memory is not None:
         return config.kv_cache_memory
@@ -85,8 +83,7 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
 
 @torch.inference_mode()
 def _bytes_of_largest_step(config: EngineConfig, model: Decoder) -> int:
-    """Tried out: `max_num_batched_tokens` tokens through the model and `max_num_seqs` rows through the sampler, with
-    the options that need most."""
+    """Measured: `max_num_batched_tokens` tokens through the model and `max_num_seqs` through the costliest sampling."""
     device, rows = model.device, config.max_num_seqs
     tokens = torch.zeros(max(config.max_num_batched_tokens, rows), dtype=torch.long, device=device)
     params = SamplingParams(temperature=1.0, top_k=2, top_p=0.9, min_p=0.1, logprobs=1)

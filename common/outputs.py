@@ -10,8 +10,7 @@ from common.request import Request
 
 
 class CompletionOutput:
-    """One sample of a request, as it stood when the engine returned it: computed on access, so that a step that nobody
-    looks into costs nothing."""
+    """One sample of a request, as it was when the engine returned it. Computed on access: most are never read."""
 
     def __init__(self, request: Request, index: int, num_tokens: int, finish_reason: str | None) -> None:
         """`num_tokens`: prompt and output, when the engine returned it."""
@@ -45,7 +44,7 @@ class CompletionOutput:
         return self.times_from(0)
 
     def times_from(self, start: int) -> list[float]:
-        """Of `token_times` those from token `start` on, without copying the others: for who looks in each step."""
+        """Of `token_times` those from token `start` on, without copying the others."""
         return self._request.token_times[start : self._count]
 
 
@@ -58,19 +57,19 @@ class RequestOutput:
     """
 
     def __init__(self, samples: Sequence[Request]) -> None:
-        """Notes how things stand, and no more: there is one for each request in each step."""
+        """Notes the progress, and no more: there is one for each request in each step."""
         self._first = samples[0]
         self._samples = samples
-        self._stood = [(len(request.token_ids), request.finish_reason) for request in samples]
+        self._progress = [(len(request.token_ids), request.finish_reason) for request in samples]
         self.request_id = self._first.id
-        self.finished = None not in [reason for _, reason in self._stood]
+        self.finished = None not in [reason for _, reason in self._progress]
         self._finish_time = max(r.finish_time or 0.0 for r in samples) if self.finished else None
 
     @cached_property
     def outputs(self) -> list[CompletionOutput]:
         """The samples, in order."""
-        stood = zip(self._samples, self._stood, strict=True)
-        return [CompletionOutput(request, index, *how) for index, (request, how) in enumerate(stood)]
+        progress = zip(self._samples, self._progress, strict=True)
+        return [CompletionOutput(request, index, *how) for index, (request, how) in enumerate(progress)]
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -99,7 +98,7 @@ class RequestOutput:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that the prefix cache had (from m6 on), so that nobody computed them."""
+        """Prompt tokens that the prefix cache had (from m6 on)."""
         return self._first.num_cached_tokens
 
     @property

@@ -16,9 +16,9 @@ BlockCopies = list[tuple[int, int]]
 class Chunk:
     """Tokens `start ... start + length - 1` of one request, to compute in this step. A decode is a chunk of length 1.
 
-    `block_table`: where the KV cache keeps the request, in units of the cache's block size (empty without a cache).
+    `block_table`: the blocks in which the KV cache keeps the request (empty without a cache).
     `samples`: the chunk reaches the last token, so its logits choose the next one.
-    `idle`: a finished request that a static batch carries along; nobody reads the result.
+    `idle`: a finished request that a static batch carries along; its result is not read.
     `forks`: requests that share the prompt and start here, each drawing its own token from the same logits (n > 1).
     """
 
@@ -57,10 +57,10 @@ class Chunk:
 class StepPlan:
     """One step.
 
-    `padded_tokens`: positions that are computed for nobody (padding, rows of finished requests). What moves before
-    anything is computed, in this order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared
-    blocks that are about to be written). `preempted`: who lost its blocks, by recompute or swap; `resumed`: who came
-    back from the CPU pool. `planned_at`: when planning began, on `time.perf_counter()`'s clock.
+    `padded_tokens`: positions of padding and of finished requests. What moves before anything is computed, in this
+    order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared blocks that are about to be
+    written). `preempted`: requests that lost their blocks; `resumed`: requests back from the CPU pool. `planned_at`:
+    when planning began, on `time.perf_counter()`'s clock.
     """
 
     chunks: list[Chunk] = field(default_factory=list[Chunk])
@@ -74,5 +74,5 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Positions computed for somebody."""
+        """Positions whose results count."""
         return sum(chunk.length for chunk in self.chunks if not chunk.idle)

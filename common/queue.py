@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from common.request import Request
 
 AGEING_SECONDS = 10.0
-"""Under `priority`, so many seconds of waiting are worth one level: whoever waits long enough overtakes, and nobody
-starves."""
+"""Under `priority`, so many seconds of waiting are worth one level, so that no request starves."""
 
 
 class WaitingQueue:
     """Sorted by `order`; the first one is the next to start.
 
-    `fcfs`: by arrival. `priority`: by level (a lower number is more urgent), raised by waiting. A request's urgency at
-    time t is `priority - (t - arrival) / AGEING_SECONDS`; t is the same for all, so that their order never changes,
-    and the constant part, `priority + arrival / AGEING_SECONDS`, is all that needs sorting. Equals keep their order
-    of arrival. A preempted request finds its old place again.
+    `fcfs`: by arrival. `priority`: by level (a lower number is more urgent), raised by waiting: at time t
+    `priority - (t - arrival) / AGEING_SECONDS`. As t is the same for all, the order follows from the constant part,
+    `priority + arrival / AGEING_SECONDS`, and never changes. A preempted request finds its old place again.
     """
 
     def __init__(self, policy: str = "fcfs") -> None:

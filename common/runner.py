@@ -26,7 +26,7 @@ BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step in flight: whose tokens it samples, and where they will stand on the host. None: it samples nothing."""
+    """A step in flight: whose tokens it samples, and where they will be on the host. None: it samples nothing."""
 
     requests: list[Request]
     output: SamplerOutput | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,7 @@ class SamplerOutput:
 
     def start_copy(self) -> SamplerOutput:
         """The same on the host, in pinned memory; on a GPU to be read only after an event recorded behind this call."""
-        return SamplerOutput(*(_on_host(x) for x in (self.token_ids, *self._of_logprobs())))
-
-    def _of_logprobs(self) -> tuple[torch.Tensor | None, ...]:
-        return self.top_ids, self.top_logprobs, self.sampled_logprobs
+        return SamplerOutput(*(_on_host(getattr(self, field.name)) for field in fields(self)))
 
     def to_host(self, requests: Sequence[Request]) -> list[SampledToken]:
         token_ids: list[int] = self.token_ids.tolist()
@@ -58,12 +55,10 @@ class SamplerOutput:
         top_values: list[list[float]] = self.top_logprobs.tolist()
         result: list[SampledToken] = []
         for row, request in enumerate(requests):
-            k = request.params.logprobs
-            if k is None:
-                result.append(SampledToken(token_ids[row]))
-                continue
-            logprobs = dict(zip(top_ids[row][:k], top_values[row][:k], strict=True))
-            logprobs[token_ids[row]] = sampled[row]
+            k, logprobs = request.params.logprobs, None
+            if k is not None:
+                top = zip(top_ids[row][:k], top_values[row][:k], strict=True)
+                logprobs = dict(top) | {token_ids[row]: sampled[row]}
             result.append(SampledToken(token_ids[row], logprobs))
         return result
 

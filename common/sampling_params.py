@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.errors import refuse_unknown_options, require
+from common.errors import refuse_unknown_options, require, require_number
 
 MAX_LOGPROBS = 20
 GREEDY_BELOW = 1e-5
@@ -51,42 +50,26 @@ class SamplingParams:
     def __post_init__(self) -> None:
         require(isinstance(self.stop, Sequence), "stop takes a text or a list of texts")
         require(isinstance(self.stop_token_ids, Sequence), "stop_token_ids takes a list of token ids")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", self.stop_strings)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for name in ("n", "max_tokens", "min_tokens", "top_k"):
-            require(_is_whole(getattr(self, name)), f"{name} must be a whole number")
-        for name in ("seed", "logprobs"):
-            value = getattr(self, name)
-            require(value is None or _is_whole(value), f"{name} must be a whole number or None, not {value!r}")
-        require(self.n >= 1, f"n must be at least 1, not {self.n}")
-        require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
-        require(
-            0 <= self.min_tokens <= self.max_tokens,
-            f"min_tokens must be between 0 and max_tokens ({self.max_tokens}), not {self.min_tokens}",
-        )
-        require(self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}")
-        self._range("temperature", 0.0, 100.0)
-        self._range("top_p", 0.0, 1.0)
-        require(self.top_p > 0.0, "top_p must be greater than 0 (1 switches it off)")
-        self._range("min_p", 0.0, 1.0)
-        self._range("repetition_penalty", 0.0, 100.0)
-        require(self.repetition_penalty > 0.0, "repetition_penalty must be greater than 0 (1 switches it off)")
-        self._range("presence_penalty", -2.0, 2.0)
-        self._range("frequency_penalty", -2.0, 2.0)
-        require(all(isinstance(s, str) and s for s in stop), "stop takes texts that are not empty")
-        require(all(_is_whole(t) and t >= 0 for t in self.stop_token_ids), "stop_token_ids takes token ids >= 0")
-        require(self.seed is None or 0 <= self.seed < 2**63, f"seed must be in 0 ... 2**63-1, not {self.seed}")
-        require(
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            f"logprobs must be in 0 ... {MAX_LOGPROBS}, not {self.logprobs}",
-        )
-
-    def _range(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        valid = number and math.isfinite(value) and low <= value <= high
-        require(valid, f"{name} must be a number in {low:g} ... {high:g}, not {value!r}")
+        for name, least in (("n", 1), ("max_tokens", 1), ("min_tokens", 0), ("top_k", 0)):
+            require_number(name, getattr(self, name), int, least)
+        least, most = self.min_tokens, self.max_tokens
+        require(least <= most, f"min_tokens must be at most max_tokens ({most}), not {least}")
+        require_number("temperature", self.temperature, int | float, 0, 100)
+        require_number("top_p (1 switches it off)", self.top_p, int | float, 0, 1, above=True)
+        require_number("min_p", self.min_p, int | float, 0, 1)
+        penalty = self.repetition_penalty
+        require_number("repetition_penalty (1 switches it off)", penalty, int | float, 0, 100, above=True)
+        require_number("presence_penalty", self.presence_penalty, int | float, -2, 2)
+        require_number("frequency_penalty", self.frequency_penalty, int | float, -2, 2)
+        require(all(isinstance(s, str) and s for s in self.stop), "stop takes texts that are not empty")
+        for token_id in self.stop_token_ids:
+            require_number("each of stop_token_ids", token_id, int, 0)
+        if self.seed is not None:
+            require_number("seed", self.seed, int, 0, 2**63 - 1)
+        if self.logprobs is not None:
+            require_number("logprobs", self.logprobs, int, 0, MAX_LOGPROBS)
 
     @property
     def greedy(self) -> bool:
@@ -100,7 +83,3 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as the tuple that it was normalised to."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

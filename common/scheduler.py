@@ -24,8 +24,7 @@ class Queues(NamedTuple):
 class Scheduler(abc.ABC):
     """Decides who runs when. Owns the queues; asks the KV cache for room; touches no tensor.
 
-    `plans_ahead`: it may be asked for the next plan while a step is in flight. Policies then leave out whoever
-    `ends_in_flight`.
+    `plans_ahead`: may plan while a step is in flight. Policies then leave out requests that `ends_in_flight`.
     """
 
     plans_ahead = True
@@ -41,7 +40,7 @@ class Scheduler(abc.ABC):
 
     @abc.abstractmethod
     def plan(self) -> StepPlan | None:
-        """What to compute in the next step; None when nobody waits and nobody runs."""
+        """What to compute in the next step; None: nothing."""
 
     def add(self, request: Request, siblings: Sequence[Request] = ()) -> None:
         """Queue a request, and the other samples of its prompt (n > 1)."""
@@ -97,8 +96,8 @@ class Scheduler(abc.ABC):
             self._ended.append(request)
 
     def drop(self, plan: StepPlan) -> None:
-        """A step failed: end its requests and give back all that they hold, so that the engine can go on. Nobody knows
-        what the step has written, so that no cached beginning is trusted either."""
+        """A step failed: end its requests and give back all that they hold, so that the engine can go on. What the step
+        has written is unknown, so no cached beginning is trusted either."""
         if isinstance(self.cache, PrefixCache):
             self.cache.reset_prefix_cache()
         for chunk in plan.chunks:
@@ -110,11 +109,11 @@ class Scheduler(abc.ABC):
                 self.abort(request)
         swapped_out = [request for request in plan.preempted if request.status is RequestStatus.SWAPPED]
         for request in (*swapped_out, *plan.resumed):
-            self.abort(request)  # nobody knows whether its blocks have reached the other pool
+            self.abort(request)  # its blocks may not have reached the other pool
 
     def recover(self) -> None:
-        """Planning failed half way, and all steps in flight have been dropped. Nobody knows what the lost plan had
-        moved where: whoever held memory is ended, and who waits goes on waiting."""
+        """Planning failed half way, and all steps in flight have been dropped. What the lost plan had moved is unknown:
+        requests that hold memory are ended, the others go on waiting."""
         if isinstance(self.cache, PrefixCache):
             self.cache.reset_prefix_cache()
         if isinstance(self.cache, PagedManager):

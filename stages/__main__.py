@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -42,12 +42,9 @@ def arena(
         from common.arena.race import open_sides
         from common.serving.listener import listen
         from common.serving.options import ServerOptions
-    with listen(ServerOptions(port=port)) as listener:
-        sides = open_sides(folders(names), arguments(model, device, dtype))
-        try:
-            server.run(sides, listener)
-        finally:
-            _close(sides)
+    wanted = folders(names), arguments(model, device, dtype)
+    with listen(ServerOptions(port=port)) as listener, _closed(open_sides(*wanted)) as sides:
+        server.run(sides, listener)
 
 
 @app.command()
@@ -73,12 +70,9 @@ def race(
     numbers = [stages.number(folder) for folder in chosen]
     key = "own" if prompt else preset
     races = presets_for(numbers) if key == "all" else [find(key, numbers, prompt or ())]
-    sides = open_sides(chosen, arguments(model, device, dtype))
-    try:
+    with _closed(open_sides(chosen, arguments(model, device, dtype))) as sides:
         for one in races:
             show(sides, one, "together" if together else "turns")
-    finally:
-        _close(sides)
 
 
 def folders(names: list[str] | None) -> list[str]:
@@ -92,9 +86,13 @@ def arguments(model: str, device: str, dtype: str) -> list[str]:
     return ["--model", model, "--device", device, "--dtype", dtype]
 
 
-def _close(sides: list[Any]) -> None:
-    for side in sides:
-        side.close()
+@contextmanager
+def _closed(sides: list[Any]) -> Generator[list[Any]]:
+    """Closed at the end, whatever happens."""
+    with ExitStack() as stack:
+        for side in sides:
+            stack.callback(side.close)
+        yield sides
 
 
 @contextmanager

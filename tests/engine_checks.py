@@ -166,7 +166,7 @@ class Driver:
         for request in self.requests:
             p = request.params
             expected = expected_output(request.seed, request.num_prompt_tokens, p.max_tokens, p.ignore_eos)
-            got = tuple(request.output_token_ids)
+            got = tuple(request.token_ids[request.num_prompt_tokens :])
             assert request.finished and request.num_open_chunks == request.num_unseen_tokens == 0
             if request.finish_reason == "abort":
                 assert got == expected[: len(got)]

@@ -20,10 +20,6 @@ FORBIDDEN = [
     ("common.serving", "common.arena"),
     ("common.arena", "common.cli"),
 ]
-TYPE_ONLY = {
-    ("stages.m7_gptq.checkpoint.rules", "stages.m7_gptq.settings"),
-}
-"""Imports for annotations alone that close a circle, and may: what is called is given the caller and names its type."""
 
 
 def graph(root: Path, types: bool = True) -> Graph:
@@ -73,10 +69,7 @@ def crossing(found: Graph, source: str, target: str) -> list[str]:
 
 @pytest.mark.parametrize("types", [False, True], ids=["at_run_time", "with_annotations"])
 def test_no_circle_between_files(types: bool) -> None:
-    found = graph(ROOT, types)
-    if types:
-        found = {module: {o for o in others if (module, o) not in TYPE_ONLY} for module, others in found.items()}
-    assert circle(found) == []
+    assert circle(graph(ROOT, types)) == []
 
 
 @pytest.mark.parametrize(("source", "target"), FORBIDDEN)

@@ -47,6 +47,10 @@ def test_one_file_chooses_the_fused_kernels() -> None:
     assert found == [Path("common/execution/choose.py")]
 
 
+def test_the_definition_of_a_linear_layer_imports_no_compiled_one() -> None:
+    assert within(("common.execution",), (COMMON / "models/linear.py").read_text(encoding="utf-8")) == []
+
+
 def test_the_rules_see_what_they_forbid() -> None:
     assert within(KERNELS, "def f():\n    from common.execution.gpu import fused") == ["common.execution.gpu.fused"]
     assert within(KERNELS, "import triton") == ["triton"]

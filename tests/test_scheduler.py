@@ -82,11 +82,11 @@ def test_a_step_is_planned_while_its_input_token_is_still_in_flight() -> None:
     first, second = plan(scheduler), plan(scheduler)
     assert [(c.start, c.length, c.samples) for c in first.chunks + second.chunks] == [(0, 3, True), (3, 1, True)]
     assert (request.num_open_chunks, request.num_unseen_tokens, request.num_tokens) == (2, 2, 5)
-    assert request.output_token_ids == []
+    assert request.token_ids[request.num_prompt_tokens :] == []
     assert scheduler.update(first, token(request, token_id=4)) == [request]
     assert second.chunks[0].token_ids() == [4]
     scheduler.update(second, token(request, token_id=5))
-    assert request.output_token_ids == [4, 5]
+    assert request.token_ids[request.num_prompt_tokens :] == [4, 5]
     assert (request.num_open_chunks, request.num_unseen_tokens, request.num_tokens) == (0, 0, 5)
 
 
@@ -103,10 +103,10 @@ def test_a_request_that_ended_a_step_ago_keeps_its_memory_until_that_step_is_bac
         touched = scheduler.update(second, token(request, other))
         assert touched == [other], "the token too many is nobody's news"
         assert cache.freed == [request.id]
-        assert request.output_token_ids == [last]
+        assert request.token_ids[request.num_prompt_tokens :] == [last]
         assert request.num_tokens == 3 and request.num_unseen_tokens == 0
         scheduler.update(third, token(other))
-        assert cache.freed == [request.id] and other.output_token_ids == [1, 1, 1]
+        assert cache.freed == [request.id] and other.token_ids[other.num_prompt_tokens :] == [1, 1, 1]
 
 
 def test_an_aborted_request_keeps_its_memory_until_its_last_step_is_back() -> None:
@@ -120,7 +120,7 @@ def test_an_aborted_request_keeps_its_memory_until_its_last_step_is_back() -> No
     assert cache.freed == [] and request not in scheduler.running
     assert scheduler.update(second, token(request, other)) == [other]
     assert cache.freed == [request.id]
-    assert request.output_token_ids == [], "what comes after the abort is not the caller's"
+    assert request.token_ids[request.num_prompt_tokens :] == [], "what comes after the abort is not the caller's"
 
 
 def test_an_abort_between_steps_or_in_the_queue_is_at_once_and_reported_once() -> None:

@@ -13,10 +13,11 @@ import typer
 
 from common.cli.chat import chat
 from common.cli.diff import show_diff
-from common.cli.generate import Build, demo, generate, read_prompts
+from common.cli.generate import demo, generate, read_prompts
 from common.cli.options import with_options
 from common.cli.serve import serve
 from common.config import EngineConfig
+from common.engine import Build
 from common.errors import UserError
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from common.cli.generate import Build, figures, input_lines, ready_engine, run, write_out
+from common.cli.generate import figures, input_lines, ready_engine, run, write_out
 from common.config import EngineConfig
-from common.engine import Engine
+from common.engine import Build, Engine
 from common.errors import UserError
 from common.sampling_params import SamplingParams
 from common.text.tokenizer import Tokenizer

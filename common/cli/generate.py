@@ -14,7 +14,7 @@ from rich.console import Console
 
 from common.cli.diff import lessons
 from common.config import EngineConfig
-from common.engine import Engine
+from common.engine import Build, Engine
 from common.errors import UserError
 from common.models.load import open_source
 from common.outputs import CompletionOutput, RequestOutput
@@ -23,7 +23,6 @@ from common.text.prompts import Prompt
 
 QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Write two lines about the sea.")
 
-Build = Callable[[EngineConfig], Engine]
 Write = Callable[[str], object]
 
 

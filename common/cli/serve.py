@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from common.cli.generate import Build, ready_engine
+from common.cli.generate import ready_engine
 from common.config import EngineConfig
+from common.engine import Build
 from common.errors import UserError
 from common.execution.cores import in_own_thread
 from common.serving.options import ServerOptions

@@ -1,1 +1,1 @@
-"""How a step is executed on the machine at hand: an axis of its own, beside what the stages change."""
+"""How a step is executed on the machine at hand: an axis of its own, next to the stages."""

@@ -1,4 +1,4 @@
-"""The one place that chooses fused kernels, and the only way to them."""
+"""The one place that chooses fused kernels and compiled products, and the only way to them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 
 import torch
 
+from common.execution.cpu.bf16_linear import NumbaLinear, OneDnnLinear, UpcastLinear
+from common.models.linear import Linear
 from common.models.ops import Ops
 
 
@@ -24,3 +26,19 @@ def choose_ops(device: torch.device, fused: bool) -> Ops:
     from common.execution.gpu.fused import FusedOps
 
     return FusedOps(device)
+
+
+def choose_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | OneDnnLinear:
+    """The fastest linear layer for this weight's device and dtype."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return Linear(weight, bias)
+    if _onednn_multiplies_bfloat16():
+        return OneDnnLinear(weight, bias)
+    return NumbaLinear(weight, bias) if NumbaLinear.takes(weight) else UpcastLinear(weight, bias)
+
+
+def _onednn_multiplies_bfloat16() -> bool:
+    """Was PyTorch built with oneDNN, and does this processor take bfloat16?"""
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,10 +1,9 @@
-"""Beside other programs: as many threads as they leave CPUs.
+"""As many threads as other programs leave CPUs.
 
-Threads of one operator wait for the slowest. On a core that another program also uses, one of them is late every time,
-and the others spin or sleep meanwhile; fewer threads, each on a core of its own, are faster than many that share
-(reports/cpu-avx2/busy.json). So between steps the engine asks how much CPU time everybody else took since it last asked
-(proc_stat(5)), and takes the rest. The number of threads may change how sums are grouped, and with that the last bit of
-a result. OMP_DYNAMIC=false keeps the number, and so does an OMP_NUM_THREADS below what this process may use.
+The threads of one operator wait for the slowest, which is the one whose core another program uses too: fewer threads,
+each on a core of its own, are faster (reports/cpu-avx2/busy.json). So between steps the engine looks up how much CPU
+time other programs took (proc_stat(5)), and takes the rest. The number of threads may change the last bit of a sum.
+OMP_DYNAMIC=false keeps the number, and so does an OMP_NUM_THREADS below what this process may use.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ T = TypeVar("T")
 INTERVAL = 0.1
 """Seconds between two looks: the kernel counts in hundredths of a second."""
 STALE = 3.0
-"""Seconds after which a look back says nothing about now: the engine had nothing to do."""
+"""Seconds after which the last look is too old: the engine had nothing to do."""
 
 CPU_TIMES = Path("/proc/stat")
 
 
 class SharedCores:
-    """Follows the load of the machine for one engine; `follow` is called before every step, by the thread that runs
-    it: the number of threads is a property of the thread that starts them."""
+    """Follows the load of the machine for one engine. The number of threads is a property of the thread that starts
+    them, so the thread that runs the steps calls `follow`, before every one."""
 
     def __init__(self, cpu_times: Path = CPU_TIMES) -> None:
         self._cpu_times = cpu_times
@@ -55,7 +54,7 @@ class SharedCores:
             self._follows = False
             return
         (cpus, self._idle), self._own = idle, time.process_time()
-        if torch.get_num_threads() != self._set:  # somebody else has chosen a number: that one is the most now
+        if torch.get_num_threads() != self._set:  # set by other code: that is the most now
             self._most = self._set = torch.get_num_threads()
         seconds = now - before[0]
         if seconds < STALE:
@@ -76,8 +75,7 @@ def idle_seconds(path: Path = CPU_TIMES) -> tuple[int, float] | None:
         allowed, tick = os.sched_getaffinity(0), os.sysconf("SC_CLK_TCK")
     except (OSError, UnicodeDecodeError, AttributeError, ValueError):
         return None
-    idle = 0
-    found = 0
+    idle = found = 0
     for line in lines:
         name, *times = line.split()[:6]  # cpu3 user nice system idle iowait
         if name[3:].isdecimal() and name.startswith("cpu") and int(name[3:]) in allowed and len(times) == 5:

@@ -1,14 +1,11 @@
 """Steps as CUDA graphs: hundreds of kernels started by one call of the host.
 
-Launching a step kernel by kernel takes the host 8 to 20 ms on the machine of our measurements, whatever the step's
-size: over 300 launches with fused kernels and over 1,000 without, for work of which the GPU does a decode step in 1 to
-2 ms and a part of a prompt in a few. So it pays for prompts as much as for decodes.
+Launching a step kernel by kernel takes the host longer than the GPU computes, for decodes and for short prompts.
 
 A graph repeats what was captured, with the same shapes at the same addresses. So steps are captured once for each of a
 few shapes, over tensors that never move, and a step of 13 sequences is run as one of 16: the three padding rows compute
-token 0 at position 0, and write it into a spare block that nobody owns. A step with prompts in it has room for decodes
-first and for prompt tokens behind them, whoever the prompts' tokens belong to: where one prompt ends and the next one
-begins, attention reads on the device.
+token 0 at position 0, and write it into a spare block. A step with prompts has room for decodes first and for prompt
+tokens behind them; where one prompt ends and the next one begins, attention reads on the device.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from typing import Protocol
 import torch
 
 from common.attention import Attention
-from common.batch import RaggedBatch
 from common.config import EngineConfig
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
@@ -33,14 +29,13 @@ from common.watch.progress import progress_bar
 MAX_PROMPT_TOKENS = 4096
 """Longer steps keep a GPU busy while the host launches their kernels."""
 FEW_DECODES = 8
-"""A short prompt with few decodes beside it does not drag `max_num_seqs` rows along."""
-
+"""A short prompt with few decodes does not need `max_num_seqs` rows."""
 
 _CAPTURING = threading.Lock()
 
 
 class Recording(Protocol):
-    """What `torch.cuda.CUDAGraph` is to us."""
+    """The part of `torch.cuda.CUDAGraph` that is used."""
 
     def replay(self) -> None: ...
 
@@ -65,9 +60,8 @@ class CudaRecorder:
 
 @contextmanager
 def no_garbage_collection() -> Generator[None]:
-    """An engine that nobody holds any more is freed by Python's garbage collector, whenever that runs. Its tensors,
-    graphs and events are freed by calls that CUDA forbids during a capture: one of them ends it with an error. The
-    collector is the whole process's, and so is what CUDA forbids: one engine captures at a time."""
+    """The garbage collector may free another engine's tensors, graphs and events, by calls that CUDA forbids during a
+    capture. Both the collector and the ban are the whole process's: one engine captures at a time."""
     with _CAPTURING:
         gc.collect()
         enabled = gc.isenabled()
@@ -95,8 +89,7 @@ def prompt_sizes(max_num_tokens: int) -> list[int]:
 
 
 def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
-    """What is captured, the fewest rows first. Beside many prompt tokens it does not matter how many decodes there is
-    room for."""
+    """What is captured, the fewest rows first. With many prompt tokens the room for decodes does not matter."""
     shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
     for tokens in prompt_sizes(max_num_tokens):
         shapes.append(StepShape(max_num_seqs, tokens))
@@ -105,35 +98,25 @@ def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
     return sorted(shapes, key=lambda shape: shape.rows)
 
 
-class Replays(Protocol):
-    """What replays its steps, where they fit into one of its `graphs`: a runner."""
-
-    model: Decoder
-    attention: Attention
-    build_batch: Callable[[StepPlan, torch.device], RaggedBatch]
-    graphs: StepGraphs | None
-
-
 def capture_steps(
-    runner: Replays,
+    model: Decoder,
+    attention: Attention,
+    builder: StepBuilder,
     config: EngineConfig,
     max_model_len: int,
     spare_block: int,
-    record: Record | None = None,
-    progress: bool | None = None,
-) -> None:
-    """Give the runner its graphs. `spare_block`: a block of the KV tensors that the KV cache manager does not know."""
-    assert isinstance(runner.build_batch, StepBuilder)
+) -> StepGraphs:
+    """`spare_block`: a block of the KV tensors that the KV cache manager does not know."""
     shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
-    inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, runner.model.device)
-    runner.graphs = StepGraphs(runner.model, runner.attention, runner.build_batch, inputs, shapes)
-    runner.graphs.capture(record or CudaRecorder(), progress)
+    inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, model.device)
+    graphs = StepGraphs(model, attention, builder, inputs, shapes)
+    graphs.capture(CudaRecorder())
+    return graphs
 
 
 class StepGraphs:
     """For each shape a graph of the model, which leaves the hidden states that are sampled in one place; and for each
-    padded size a graph of the greedy choice of tokens from there. The second is left out where somebody wants more
-    than the likeliest token."""
+    padded size a graph of the greedy choice of tokens from there, for steps in which no request samples."""
 
     def __init__(
         self,
@@ -152,10 +135,10 @@ class StepGraphs:
         self._choice_graphs: dict[int, Recording] = {}
 
     @torch.inference_mode()
-    def capture(self, record: Record, progress: bool | None = None) -> None:
+    def capture(self, record: Record) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
         count = len(self.shapes) + len(self.sizes)
-        with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=progress) as advance:
+        with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=None) as advance:
             for shape in reversed(self.shapes):
                 self._model_graphs[shape] = record(lambda shape=shape: self._run_model(shape))
                 advance(1)
@@ -176,7 +159,7 @@ class StepGraphs:
         """Run the model. Returns the hidden states [S, hidden] of the rows that are sampled, valid until the next step
         is started, or None where the plan is larger than every graph.
 
-        rows, tokens: where in `tokens` stands what each request sampled in the step before.
+        rows, tokens: where in `tokens` each request's sample of the step before is.
         """
         batch = self._builder.host(plan)
         shape = self._shape_of(batch)

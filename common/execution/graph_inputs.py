@@ -1,4 +1,4 @@
-"""What CUDA graphs read: tensors that never move, filled anew for each step."""
+"""What CUDA graphs read: tensors that never move, filled for each step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fields(Generic[T]):
     """What the host tells the device about a step of at most R rows and B sequences, N of them decodes:
 
     input_ids [R]  tokens that the host knows
-    source [R]     where in (tokens, input_ids) each row's input token stands
+    source [R]     where in (tokens, input_ids) each row's input token is
     positions [R], slot_mapping [R], seq_lens [B], query_start_loc [B + 1], block_tables [B, M]   as in `RaggedBatch`
     sampled [N]    the rows whose hidden states are wanted
     """
@@ -57,8 +57,8 @@ class GraphInputs:
     """The tensors in one piece of device memory; in front of them `tokens` [N], what the step before sampled, which the
     device writes itself.
 
-    The rest comes from pinned memory, copied in one go but for the prompts' block tables. There are two pieces of that,
-    used in turn: the copy of the step in flight may not have begun when the next step is prepared.
+    The rest comes from pinned memory, in one copy but for the prompts' block tables. Two pieces of that take turns: the
+    copy of the step in flight may not have begun when the next step is prepared.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class GraphInputs:
         total = self._begin + sum(aligned(dtype.itemsize * prod(shape)) for dtype, shape in self._layout)
         self._device = torch.zeros(total, dtype=torch.uint8, device=device)
         self._fields = Fields(*self._parts(self._device))
-        self._fields.slot_mapping.fill_(self._spare_slot)  # a capture runs the steps for nobody
+        self._fields.slot_mapping.fill_(self._spare_slot)  # captured steps belong to no request
         self._lookup = self._device[: self._begin + 8 * rows].view(torch.long)  # tokens, then input_ids
         self._ids_at = self._begin // 8
         self.tokens = self._lookup[: largest.decodes]
@@ -104,11 +104,11 @@ class GraphInputs:
         return self.max_prompts if shape.prompt_tokens else 0
 
     def fill(self, plan: StepPlan, batch: HostBatch, shape: StepShape, rows: Mapping[str, int]) -> None:
-        """Put a step in the place of the last one. rows: where in `tokens` stands what a request sampled in the step
-        before, for those whose last token the host does not know.
+        """Put a step in the place of the last one. rows: where in `tokens` the sample of the step before is, for
+        requests whose last token the host does not know.
 
         Padding rows write to the spare block. Those of decodes read whatever block their table named last; those of
-        prompts belong to no sequence, and attention leaves their result undefined. Nobody reads either.
+        prompts belong to no sequence, and attention leaves their result undefined. Neither result is read.
         """
         self._turn = 1 - self._turn
         host, decodes, width = self._host[self._turn], batch.num_decodes, batch.block_tables.shape[1]

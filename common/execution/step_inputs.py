@@ -30,8 +30,7 @@ class HostBatch:
 
 
 class BlockTableArray:
-    """Recent requests' block tables as rows of one array. Most tables do not change from step to step; only rows that
-    changed are rewritten."""
+    """Recent requests' block tables as rows of one array; only rows that changed are rewritten."""
 
     def __init__(self) -> None:
         self._array = np.zeros((0, 0), dtype=np.int32)
@@ -40,7 +39,7 @@ class BlockTableArray:
         self._free: list[int] = []
 
     def of(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """[B, M], M as long as the longest table; what stands behind a table's end means nothing."""
+        """[B, M], M as long as the longest table; numbers behind a table's end mean nothing."""
         known = self._rows
         rows = [known.get(chunk.request.id, -1) for chunk in chunks]
         if -1 in rows:
@@ -93,7 +92,7 @@ class StepBuilder:
 
     def __call__(self, plan: StepPlan, device: torch.device) -> RaggedBatch:
         host = self.host(plan)
-        input_ids, positions, query_start_loc, seq_lens, logit_indices, slot_mapping, block_tables = upload(
+        tensors = upload(
             device,
             host.input_ids,
             host.positions,
@@ -103,18 +102,8 @@ class StepBuilder:
             host.slot_mapping,
             host.block_tables,
         )
-        return RaggedBatch(
-            input_ids,
-            positions,
-            query_start_loc,
-            seq_lens,
-            logit_indices,
-            host.max_query_len,
-            host.max_seq_len,
-            host.num_decodes,
-            slot_mapping,
-            block_tables,
-        )
+        longest, context, decodes = host.max_query_len, host.max_seq_len, host.num_decodes
+        return RaggedBatch(*tensors, max_query_len=longest, max_seq_len=context, num_decodes=decodes)
 
     def host(self, plan: StepPlan) -> HostBatch:
         chunks = plan.chunks

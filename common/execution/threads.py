@@ -2,9 +2,9 @@
 `common` imports it before anything else.
 
 An OpenMP thread that is out of work spins on its core for a while and then sleeps. Spinning is right while the core is
-free: the next operator comes sooner than a sleeping thread wakes. Beside another process it is wrong: the thread that
-has the work waits for a core on which its siblings spin. `SPIN_COUNT` bounds the spinning to about a millisecond, and
-`common.execution.cores` takes fewer threads where others want the CPUs; `make busy` measures what both win and cost.
+free: the next operator comes sooner than a sleeping thread wakes. It is wrong where another process wants the core.
+`SPIN_COUNT` bounds it to about a millisecond, and `common.execution.cores` takes fewer threads where others want the
+CPUs; `make busy` measures both.
 
 libgomp (PyTorch's on Linux), libomp and Intel's runtime read these variables when they are loaded, so a program that
 imports torch before this package keeps their defaults. On Linux, PyTorch's operators and Numba's kernels share one

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 ALIGNMENT = 16
-"""Bytes; no kernel wants its data at stranger addresses."""
+"""Bytes; enough for every kernel."""
 
 
 def aligned(num_bytes: int) -> int:
@@ -14,8 +14,7 @@ def aligned(num_bytes: int) -> int:
 
 
 def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
-    """These arrays as tensors on the device. On a GPU the copy is queued behind the work that is queued already, and
-    the host goes on at once; on a CPU nothing is copied at all."""
+    """These arrays as tensors on the device. On a GPU the copy is queued, on a CPU none is made."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     ends = np.cumsum([aligned(array.nbytes) for array in arrays]).tolist()

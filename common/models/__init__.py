@@ -2,8 +2,7 @@
 
 from common.models.config import ModelConfig
 from common.models.decoder import Attend, Decoder
-from common.models.load import load_model, load_tokenizer
-from common.models.loaded import Loaded, load_for, prepare
+from common.models.load import Loaded, load_for, load_model, load_tokenizer, prepare
 from common.models.sources.random_weights import PRESETS
 
 __all__ = [

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import UnionType
 from typing import Any
 
-from common.errors import UserError, require
+from common.errors import UserError, require, require_number
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+
+HF_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "max_position_embeddings": "max_position_embeddings",
+}
+"""Fields of `ModelConfig` that every config.json has, and their names there."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +59,15 @@ class ModelConfig:
     bos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
-            self._require_positive(field, int)
-        for field in ("num_layers", "num_heads", "num_kv_heads", "head_dim"):
-            self._require_positive(field, int)
+        for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
+            require_number(f"{self.name}: {field}", getattr(self, field), int, 1)
         for field in ("rope_theta", "rms_norm_eps"):
-            self._require_positive(field, int | float)
+            require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"{self.name}: {self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly",
         )
         require(self.head_dim % 2 == 0, f"{self.name}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
-
-    def _require_positive(self, field: str, kind: type | UnionType) -> None:
-        value = getattr(self, field)
-        valid = isinstance(value, kind) and not isinstance(value, bool) and value > 0
-        number = "whole number" if kind is int else "number"
-        require(valid, f"{self.name}: {field} in the model's configuration must be a positive {number}, not {value!r}")
 
     @classmethod
     def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -83,22 +84,18 @@ class ModelConfig:
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         architecture = _architecture(name, config)
         _refuse_unsupported(name, config, architecture)
-        hidden, heads = _int(name, config, "hidden_size"), _int(name, config, "num_attention_heads")
-        positions = _int(name, config, "max_position_embeddings")
-        rope_theta, rope_scaling = _rope(name, config, positions)
+        for key in HF_SIZES.values():
+            require_number(f"{name}: {key} in config.json", config.get(key), int, 1)
+        sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
+        rope_theta, rope_scaling = _rope(name, config, sizes["max_position_embeddings"])
         return cls(
             name=name,
             architecture=architecture,
-            vocab_size=_int(name, config, "vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=_int(name, config, "intermediate_size"),
-            num_layers=_int(name, config, "num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or hidden // heads,
+            **sizes,
+            num_kv_heads=config.get("num_key_value_heads") or sizes["num_heads"],
+            head_dim=config.get("head_dim") or sizes["hidden_size"] // sizes["num_heads"],
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
-            max_position_embeddings=positions,
             rope_scaling=rope_scaling,
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
@@ -116,29 +113,17 @@ class ModelConfig:
         config: dict[str, Any] = {
             "architectures": [name for name, short in ARCHITECTURES.items() if short == self.architecture],
             "model_type": self.architecture,
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
+            **{key: getattr(self, field) for field, key in HF_SIZES.items()},
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
             "hidden_act": "silu",
             "rms_norm_eps": self.rms_norm_eps,
             "rope_parameters": rope,
-            "max_position_embeddings": self.max_position_embeddings,
             "tie_word_embeddings": self.tie_word_embeddings,
             "use_sliding_window": False,
             **tokens,
         }
         return config, tokens
-
-
-def _int(name: str, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name}: config.json needs {key}, a positive whole number, not {value!r}")
-    return value
 
 
 def _architecture(name: str, config: Mapping[str, Any]) -> str:
@@ -175,7 +160,7 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
     if windowed and not config.get("layer_types"):
         first_windowed_layer = config.get("max_window_layers", 0) if architecture != "llama" else 0
         if not isinstance(first_windowed_layer, int):
-            raise refuse(f"max_window_layers {first_windowed_layer!r} beside use_sliding_window=true")
+            raise refuse(f"max_window_layers {first_windowed_layer!r} with use_sliding_window=true")
         if first_windowed_layer < config.get("num_hidden_layers", 0):
             raise refuse(f"sliding_window {config['sliding_window']}")
 
@@ -187,19 +172,20 @@ def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, 
     """
     new, old = _rope_options(name, config, "rope_parameters"), _rope_options(name, config, "rope_scaling")
     rope = old or new
-    theta = _number(name, "rope_theta", rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
     if (rope.get("rope_type") or rope.get("type") or "default") == "default":
-        return theta, None
-    missing = [key for key in ("factor", "low_freq_factor", "high_freq_factor") if not rope.get(key)]
+        return float(theta), None
+    keys = ("factor", "low_freq_factor", "high_freq_factor")
+    missing = [key for key in keys if not rope.get(key)]
     if missing:
         raise UserError(f"{name}: rope_scaling 'llama3' in config.json lacks {', '.join(missing)}")
-    scaling = Llama3Scaling(
-        factor=_number(name, "factor", rope["factor"]),
-        low_freq_factor=_number(name, "low_freq_factor", rope["low_freq_factor"]),
-        high_freq_factor=_number(name, "high_freq_factor", rope["high_freq_factor"]),
-        original_max_position_embeddings=int(rope.get("original_max_position_embeddings") or positions),
+    for key in keys:
+        require_number(f"{name}: {key} in config.json", rope[key], int | float, 0, above=True)
+    original = int(rope.get("original_max_position_embeddings") or positions)
+    return float(theta), Llama3Scaling(
+        **{key: float(rope[key]) for key in keys}, original_max_position_embeddings=original
     )
-    return theta, scaling
 
 
 def _rope_options(name: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -216,12 +202,6 @@ def _rope_options(name: str, config: Mapping[str, Any], key: str) -> Mapping[str
     if options.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{name}: partial_rotary_factor {options['partial_rotary_factor']} is not supported")
     return options
-
-
-def _number(name: str, key: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UserError(f"{name}: {key} in config.json must be a number, not {value!r}")
-    return float(value)
 
 
 def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:

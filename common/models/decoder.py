@@ -11,11 +11,14 @@ from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
 from common.models.ops import Attend, Ops
 
+PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+"""The linear layers of a `DecoderLayer`."""
+
 
 @dataclass
 class DecoderLayer:
-    """Attention and MLP, each behind a norm and beside a residual. The four projections may be replaced by anything
-    that is a `Projection`; q_norm and k_norm exist where the model normalises heads (Qwen3)."""
+    """Attention and MLP, each behind a norm and with a residual. q_norm and k_norm exist where the model normalises
+    heads (Qwen3)."""
 
     index: int
     num_heads: int
@@ -47,18 +50,17 @@ class DecoderLayer:
         return ops.residual_linear(x, self.down_proj, wide)
 
     def weights_bytes(self) -> int:
-        projections = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
         norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)
-        return sum(p.weights_bytes() for p in projections) + sum(n.weight.nbytes for n in norms if n is not None)
+        projections = sum(getattr(self, name).weights_bytes() for name in PROJECTIONS)
+        return projections + sum(norm.weight.nbytes for norm in norms if norm is not None)
 
 
 class Decoder:
     """`model(input_ids [T], positions [T], attend)` gives hidden states [T, hidden]; `logits` normalises rows of them
     and turns them into logits. The tokens of all sequences are laid end to end: only `attend` knows where one ends.
 
-    `head` is the output projection. With tied embeddings it multiplies by the embedding. `ops` computes everything but
-    attention: plain PyTorch, unless fused kernels are put in its place. `note` is what a reader of its figures must
-    know about its weights.
+    `head` is the output projection; with tied embeddings it multiplies by the embedding. `ops` computes everything but
+    attention, in plain PyTorch or fused kernels. `note`: what a reader of its figures must know about its weights.
     """
 
     def __init__(
@@ -97,8 +99,7 @@ class Decoder:
         return self.ops.norm_linear(hidden, self.norm, self.head)
 
     def weights_bytes(self) -> int:
-        """Bytes of all weights that are held. An embedding that is also the head counts once, unless the head holds
-        its own copy: laid out for the CPU (`OneDnnLinear`), or in other bits."""
+        """Bytes of all weights. An embedding that is also the head counts once, unless the head holds its own copy."""
         head_is_embedding = isinstance(self.head, Linear) and self.head.weight is self.embedding
         head = 0 if head_is_embedding else self.head.weights_bytes()
         layers = sum(layer.weights_bytes() for layer in self.layers)

@@ -40,9 +40,8 @@ class RotaryEmbedding:
     """Rotary position embedding (Su et al., 2021), half-split as in Hugging Face checkpoints: dimension i turns
     together with dimension i + D/2.
 
-    One table for all layers and all positions: cosines and sines, computed in float32 and kept in the model's dtype,
-    `table` [positions, 2, 1, D]. The sine's first half is negated already, so that rotating needs no `cat((-second,
-    first))`.
+    `table` [positions, 2, 1, D] is the same for all layers: cosines and sines, computed in float32 and kept in the
+    model's dtype. The sine's first half is negated, so that rotating needs no `cat((-second, first))`.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,25 +1,51 @@
-"""From a model's name to the model and its tokenizer."""
+"""From a model's name to the model and its tokenizer, and what all stages load alike."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from common.config import DEFAULT_MODEL, parse_device, parse_dtype
-from common.errors import UserError
+from common.config import DEFAULT_MODEL, EngineConfig, parse_device, parse_dtype
+from common.errors import UserError, require
+from common.execution.choose import choose_ops
 from common.models.decoder import Decoder
 from common.models.sources.embedded import open_embedded
-from common.models.sources.gptq_folder import GPTQFolder, is_quantized_folder
+from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
 from common.models.sources.hub import fetch, is_hub_id
 from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
+from common.models.sources.quantized_folder import QuantizedFolder, is_quantized_folder
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.tokenizer import Tokenizer
 
-QuantizedFolder = GPTQFolder | NF4Folder
-"""A `ModelSource` that gives dequantised weights, and has a `note` that says so."""
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Decoder
+    tokenizer: Tokenizer | None
+    max_model_len: int
+
+
+def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
+    """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do.
+
+    fused: take fused kernels where they run.
+    """
+    place, dtype = config.torch_device, config.torch_dtype
+    model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
+    return prepare(model, load_tokenizer(config.model), config, fused)
+
+
+def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
+    """A model that is loaded already, with its kernels chosen and its limit checked."""
+    model.ops = choose_ops(model.device, fused)
+    limit = model.config.max_position_embeddings
+    length = config.max_model_len or limit
+    require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
+    return Loaded(model, tokenizer, length)
 
 
 def load_model(
@@ -80,8 +106,8 @@ def open_source(
     )
 
 
-def open_quantized_folder(folder: Path, name: str | None = None) -> QuantizedFolder:
-    """A quantised model's folder, in whichever of the formats it says that it is."""
+def open_quantized_folder(folder: Path, name: str | None = None) -> GPTQFolder | NF4Folder:
+    """A quantised model's folder, in the format that it says."""
     return NF4Folder(folder, name) if is_bitsandbytes_folder(folder) else GPTQFolder(folder, name)
 
 

@@ -1,7 +1,7 @@
-"""What a decoder computes around its attention, as nine operations, in plain PyTorch.
+"""What a decoder computes around its attention, as nine operations: their definition, in plain PyTorch.
 
-This is the definition. `common.execution` has the same nine as fused kernels for a GPU (`gpu.fused`) and some of them
-for a CPU (`cpu.fused_cpu`), and chooses between them (`choose`); tests hold them together.
+`common.execution.choose` has the same as fused kernels for a GPU (`gpu.fused`) and some of them for a CPU
+(`cpu.fused_cpu`); tests hold them together.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ops:
         return self.swiglu(gate_up(self.norm(x, norm)))
 
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        """x + proj(y), y [T, in]. May be written over x: whoever calls has no more use for it."""
+        """x + proj(y), y [T, in]. May be written over x."""
         return x + proj(y)
 
     def qk_norm_rope(

@@ -67,6 +67,11 @@ class QuantizedWeight:
         offset = self.codes().float() - self.zeros[group].float()
         return (offset * self.scales[group].float()).T.contiguous().to(dtype)
 
+    def outputs(self, which: slice | torch.Tensor) -> QuantizedWeight:
+        """Some of the outputs, or all in another order."""
+        parts = {name: getattr(self, name)[:, which] for name in ("qweight", "scales", "zeros")}
+        return replace(self, **parts, bias=None if self.bias is None else self.bias[which])
+
     def weights_bytes(self) -> int:
         """Bytes as a checkpoint has them: zero points packed, and the group index only where there is one."""
         zeros = -(-self.zeros.numel() * self.bits // 8)
@@ -79,20 +84,13 @@ def concatenate(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     some have a bias."""
     first = weights[0]
     for other in weights[1:]:
-        if (other.bits, other.group_size) != (first.bits, first.group_size):
-            return None
-        if (other.bias is None) != (first.bias is None):
-            return None
-        if not torch.equal(other.group_index(), first.group_index()):
+        kinds = [(weight.bits, weight.group_size, weight.bias is None) for weight in (first, other)]
+        if kinds[0] != kinds[1] or not torch.equal(other.group_index(), first.group_index()):
             return None
     biases = [weight.bias for weight in weights if weight.bias is not None]
-    return replace(
-        first,
-        qweight=torch.cat([weight.qweight for weight in weights], dim=1),
-        scales=torch.cat([weight.scales for weight in weights], dim=1),
-        zeros=torch.cat([weight.zeros for weight in weights], dim=1),
-        bias=torch.cat(biases) if biases else None,
-    )
+    names = ("qweight", "scales", "zeros")
+    parts = {name: torch.cat([getattr(weight, name) for weight in weights], dim=1) for name in names}
+    return replace(first, **parts, bias=torch.cat(biases) if biases else None)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from common.errors import UserError
+from common.execution.choose import choose_linear
 from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
-from common.models.linear import Projection, make_linear
+from common.models.linear import Projection
 from common.text.tokenizer import Tokenizer
 from common.watch.progress import progress_bar
 
@@ -94,17 +96,16 @@ def build_decoder(
     config = source.config
     with progress_bar(f"loading {config.name}", len(tensor_shapes(config)), show=progress) as advance:
         load = loader(source, dtype, device, advance)
+        make = make_projection or partial(plain_projection, loader(source, dtype, device))
 
         def project(names: list[str], bias: bool) -> Projection:
-            if make_projection is None:
-                return plain_projection(load, names, bias)
             advance(len(names) * (1 + bias))
-            return make_projection(names, bias)
+            return make(names, bias)
 
         embedding = load(["model.embed_tokens.weight"])
         layers = [build_layer(config, i, load, project) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
-        head = make_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
+        head = choose_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
     return Decoder(config, embedding, layers, norm, head)
 
 
@@ -129,16 +130,15 @@ def loader(
 def plain_projection(load: Load, names: list[str], bias: bool) -> Projection:
     """The layers of these names as one, their weights as `load` reads them."""
     weight = load(f"{name}.weight" for name in names)
-    return make_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
+    return choose_linear(weight, load(f"{name}.bias" for name in names) if bias else None)
 
 
 def build_layer(config: ModelConfig, index: int, load: Load, project: MakeProjection | None = None) -> DecoderLayer:
     """One decoder layer, its norms read by `load`, its projections made by `project` or read as well."""
-    at = f"model.layers.{index}"
+    at, make = f"model.layers.{index}", project or partial(plain_projection, load)
 
     def linear(*names: str, bias: bool = False) -> Projection:
-        full = [f"{at}.{name}" for name in names]
-        return plain_projection(load, full, bias) if project is None else project(full, bias)
+        return make([f"{at}.{name}" for name in names], bias)
 
     def norm(name: str) -> RMSNorm:
         return RMSNorm(load([f"{at}.{name}.weight"]), config.rms_norm_eps)

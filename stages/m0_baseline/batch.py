@@ -7,7 +7,7 @@ import torch
 from common.batch import RaggedBatch
 from common.plan import StepPlan
 
-PAD = 0  # any token will do: padding stands after a row's real tokens, which causal attention never lets look ahead
+PAD = 0  # any token will do: padding comes after a row's real tokens, which causal attention never lets look ahead
 
 
 def pad_batch(plan: StepPlan, device: torch.device) -> RaggedBatch:

@@ -11,11 +11,11 @@ from common.scheduler import Scheduler
 class StaticScheduler(Scheduler):
     """Batches of up to `max_num_seqs` requests in order of arrival, as wide as they were at their start.
 
-    A step computes one row for each request of the batch, padded to the longest. A finished request keeps its row:
-    it is computed along, for nobody, until the whole batch is done.
+    A step computes one row for each request of the batch, padded to the longest. A finished request's row is computed
+    too, in vain, until the whole batch is done.
     """
 
-    plans_ahead = False  # who has ended is known only when the step is done
+    plans_ahead = False  # which requests end is known only when the step is done
 
     def __init__(self, cache: KVCacheManager, max_num_seqs: int) -> None:
         super().__init__(cache, max_num_seqs)

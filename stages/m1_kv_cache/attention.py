@@ -33,7 +33,7 @@ class RowAttention:
         keys[at], values[at] = k.unflatten(0, shape), v.unflatten(0, shape)
         keys, values = keys[:, :, : self._context], values[:, :, : self._context]
 
-        # The query heads that share a key-value head stand together, so that K and V are never repeated.
+        # The query heads that share a key-value head lie together, so that K and V are never repeated.
         (rows, length), (heads, dim) = shape, q.shape[1:]
         queries = (q * dim**-0.5).unflatten(0, shape).transpose(1, 2)  # [B, Hq, L, D]
         queries = queries.reshape(rows, k.shape[1], -1, dim)  # [B, Hkv, group * L, D]

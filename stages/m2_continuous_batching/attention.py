@@ -11,7 +11,7 @@ from common.models import Decoder
 
 def full_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     """softmax(Q Kᵀ / √d) V: q [B, L, Hq, D], k and v [B, Hkv, C, D], masked (what a query may not see) [B, L, C]
-    or broadcastable; returns [B, L, Hq, D]. The query heads that share a KV head stand together: K and V are never
+    or broadcastable; returns [B, L, Hq, D]. The query heads that share a KV head lie together: K and V are never
     repeated."""
     batch, length, heads, dim = q.shape
     kv_heads, context = k.shape[1:3]
@@ -50,9 +50,8 @@ class SlotAttention:
         self._token_slots = self._slots
         self._context = batch.max_seq_len
         self._in_use = int(self._slots.max()) + 1
-        slot_ends = torch.ones(
-            self._in_use, dtype=torch.long, device=self._slots.device
-        )  # 1: a softmax over nothing is NaN
+        # 1: a softmax over nothing is NaN.
+        slot_ends = torch.ones(self._in_use, dtype=torch.long, device=self._slots.device)
         slot_ends[self._slots] = batch.seq_lens.long()
         self._unwritten = (torch.arange(self._context, device=slot_ends.device) >= slot_ends[:, None])[:, None]
 
@@ -73,8 +72,8 @@ class SlotAttention:
         return torch.cat(out)
 
     def _decode(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """All slots up to the last one in use, read where they lie: no copy of K and V, at the price of computing the
-        free slots between them along."""
+        """All slots up to the last one in use, read where they lie: no copy of K and V, but free slots between them are
+        computed too."""
         queries = q.new_zeros(self._in_use, *q.shape[1:])
         queries[self._slots] = q
         keys, values = keys[: self._in_use, :, : self._context], values[: self._in_use, :, : self._context]

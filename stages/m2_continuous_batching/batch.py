@@ -16,7 +16,7 @@ def ragged_batch(plan: StepPlan, device: torch.device) -> RaggedBatch:
     lengths = [chunk.length for chunk in chunks]
     query_start_loc = np.cumsum([0, *lengths])
     samples = [i for i, chunk in enumerate(chunks) if chunk.samples]
-    input_ids, positions, starts, seq_lens, logit_indices, slots = upload(
+    *tensors, slots = upload(
         device,
         np.array(token_ids(chunks)),
         np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]),  # positions
@@ -28,13 +28,5 @@ def ragged_batch(plan: StepPlan, device: torch.device) -> RaggedBatch:
     num_decodes = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
     longest = max(chunk.end for chunk in chunks)
     return RaggedBatch(
-        input_ids,
-        positions,
-        starts,
-        seq_lens,
-        logit_indices,
-        max(lengths),
-        longest,
-        num_decodes,
-        block_tables=slots,
+        *tensors, block_tables=slots, max_query_len=max(lengths), max_seq_len=longest, num_decodes=num_decodes
     )

@@ -1,4 +1,4 @@
-"""Iteration-level scheduling (Orca, OSDI '22, section 3.1): who runs is decided anew in every step."""
+"""Iteration-level scheduling (Orca, OSDI '22, section 3.1): who runs is decided in every step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from common.scheduler import Scheduler
 class ContinuousScheduler(Scheduler):
     """Requests join as soon as there is a slot and leave as soon as they end.
 
-    Prefill first: as long as somebody can start, the step computes the prompts of newcomers and nothing else;
-    otherwise it computes one token for everyone who runs.
+    Prefill first: as long as a request can start, the step computes the prompts of newcomers and nothing else;
+    otherwise it computes one token for every running request.
     """
 
     def __init__(self, cache: KVCacheManager, config: EngineConfig) -> None:

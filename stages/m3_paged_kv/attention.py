@@ -1,7 +1,7 @@
 """Full scores over keys and values that are gathered through the block table: the readable reference.
 
 Paging makes attention itself slower, not faster: every step first copies the context of every request together. What
-it wins is room for more requests. m4 reads the blocks where they lie.
+it gains is room for more requests. m4 reads the blocks where they lie.
 """
 
 from __future__ import annotations

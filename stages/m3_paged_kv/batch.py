@@ -29,7 +29,7 @@ class PagedBatches:
         owner = np.repeat(np.arange(len(chunks)), lengths)  # [T]: the sequence of each token
         slot_mapping = block_tables[owner, positions // size].astype(np.int64) * size + positions % size
         samples = [i for i, chunk in enumerate(chunks) if chunk.samples for _ in (chunk, *chunk.forks)]
-        input_ids, positions, starts, seq_lens, logit_indices, slots, tables = upload(
+        tensors = upload(
             device,
             np.array(token_ids(chunks)),
             positions,
@@ -41,6 +41,4 @@ class PagedBatches:
         )
         num_decodes = next((i for i, length in enumerate(lengths) if length > 1), len(lengths))
         longest = max(chunk.end for chunk in chunks)
-        return RaggedBatch(
-            input_ids, positions, starts, seq_lens, logit_indices, max(lengths), longest, num_decodes, slots, tables
-        )
+        return RaggedBatch(*tensors, max_query_len=max(lengths), max_seq_len=longest, num_decodes=num_decodes)

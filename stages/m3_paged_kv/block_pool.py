@@ -46,7 +46,7 @@ class BlockPool:
         """One more owner for each of these blocks."""
         for block in blocks:
             if self.ref_counts[block] < 1:
-                raise RuntimeError(f"block {block} is free: nobody can share it")
+                raise RuntimeError(f"block {block} is free: it cannot be shared")
             self.ref_counts[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:

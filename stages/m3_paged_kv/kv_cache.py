@@ -15,8 +15,8 @@ from stages.m3_paged_kv.block_pool import BlockPool, Pool
 class PagedCache:
     """Block tables by request id, over one pool on the device and one for swapped requests on the CPU.
 
-    Two requests may hold the same block (`fork`). Whoever is about to write into a block that has another owner gets
-    a copy first: `grow` notes the copy, `take_copies` hands the notes to the plan.
+    Two requests may hold the same block (`fork`). A request that is about to write into it gets a copy first: `grow`
+    notes the copy, `take_copies` hands the notes to the plan.
     """
 
     def __init__(self, num_blocks: int, block_size: int, num_cpu_blocks: int = 0, pool: Pool | None = None) -> None:
@@ -36,8 +36,8 @@ class PagedCache:
         return self.blocks_for(num_tokens) + samples - 1 <= self.pool.num_blocks
 
     def can_admit(self, request: Request) -> bool:
-        """Room for all its tokens and the first new one and, so that nobody is preempted at once, a block for everyone
-        else to grow into."""
+        """Room for all its tokens and the first new one, and a block for each other request, so that none is preempted
+        at once."""
         headroom = len(self.tables) + len(request.siblings)
         return self.blocks_for(request.num_tokens + 1) + headroom <= self.pool.num_free
 
@@ -90,8 +90,8 @@ class PagedCache:
         return list(zip(table, cpu_table, strict=True))
 
     def swap_in(self, request: Request) -> BlockCopies | None:
-        """Bring a request back: (CPU block, device block) pairs, or None where there is no room for all its
-        tokens, the sampled one that is not stored yet included, and a block for everyone who runs."""
+        """Bring a request back: (CPU block, device block) pairs, or None where there is no room for all its tokens and
+        a block for each running request."""
         cpu_table = self.swapped_tables[request.id]
         if self.blocks_for(request.num_tokens) + len(self.tables) > self.pool.num_free:
             return None

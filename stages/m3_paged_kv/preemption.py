@@ -1,4 +1,4 @@
-"""When memory runs out: who gives way, where its blocks go, and how it comes back (PagedAttention, section 4.5)."""
+"""When memory runs out: which request gives way, and how it comes back (PagedAttention, section 4.5)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.scheduler import Scheduler
 
 
 class Preemption:
-    """Serves one scheduler. Who waits and who was swapped out stand in one order: the most urgent starts first."""
+    """Serves one scheduler. Waiting and swapped requests have one order: the most urgent starts first."""
 
     def __init__(self, scheduler: Scheduler, cache: PagedManager) -> None:
         self._scheduler = scheduler
@@ -19,11 +19,11 @@ class Preemption:
 
     def make_room(self, request: Request, others: deque[Request], plan: StepPlan) -> bool:
         """Grow a running request to all its tokens. While there is no room, the last of `others` (most urgent first)
-        gives up its blocks; with nobody left, the request gives up its own. False: it is not computed in this step."""
+        gives up its blocks; with none left, the request gives up its own. False: it is not computed in this step."""
         while not self._cache.grow(request, request.num_tokens):
             going_on = sum(not r.ends_in_flight for r in self._scheduler.running)
             if len(self._cache.tables) > going_on:
-                return False  # somebody's last step is in flight: wait for those blocks
+                return False  # a request's last step is in flight: wait for its blocks
             victim = others.pop() if others else request
             self.preempt(victim, plan)
             if victim is request:
@@ -49,15 +49,14 @@ class Preemption:
             s.waiting.append(victim)
 
     def swapped_first(self) -> bool:
-        """Is the first of the swapped ones more urgent than everyone who waits?"""
+        """Is the first swapped request more urgent than every waiting one?"""
         waiting, swapped = self._scheduler.waiting, self._scheduler.swapped
         if not swapped or not waiting:
             return bool(swapped)
         return waiting.order(swapped[0]) < waiting.order(waiting[0])
 
     def swap_in(self, plan: StepPlan) -> None:
-        """`PagedCache.swap_in` leaves a block for everyone to grow into, so that no block moves both ways in one
-        step."""
+        """`PagedCache.swap_in` leaves room for each request to grow, so no block moves both ways in one step."""
         s = self._scheduler
         while self.swapped_first() and s.has_room_for(s.swapped[0]):
             request = s.swapped[0]

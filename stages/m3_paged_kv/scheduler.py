@@ -17,8 +17,8 @@ from stages.m3_paged_kv.preemption import Preemption
 class PagedScheduler(Scheduler):
     """Prefill first, as in m2.
 
-    A request holds blocks for the tokens that it has, not for those that it may come to have. When one cannot grow,
-    whoever is last in the order of waiting gives up its blocks.
+    A request holds blocks for the tokens that it has, not for those to come. When one cannot grow, the least urgent
+    request gives up its blocks.
     """
 
     cache: PagedCache

@@ -11,7 +11,7 @@ from common.execution.cuda_graphs import capture_steps
 from common.execution.step_inputs import StepBuilder
 from common.kv_cache import PagedManager
 from common.memory import blocks_in_budget
-from common.models.loaded import Loaded
+from common.models.load import Loaded
 from common.runner import Runner
 from common.scheduler import Scheduler
 from stages.m3_paged_kv.kv_tensors import PagedKV
@@ -32,9 +32,10 @@ def wire(
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     new_attention, capturable = choose_attention(config, model)
     graphs = config.captures and capturable
-    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # graphs' padding rows write into a block that nobody owns
+    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # graphs' padding rows write into a spare block
     scheduler = new_scheduler(new_cache(blocks, size, cpu_blocks), config)
-    runner = Runner(model, new_attention(kv), StepBuilder(size), kv.move)
+    attention, builder = new_attention(kv), StepBuilder(size)
+    runner = Runner(model, attention, builder, kv.move)
     if graphs:
-        capture_steps(runner, config, loaded.max_model_len, spare_block=blocks)
+        runner.graphs = capture_steps(model, attention, builder, config, loaded.max_model_len, spare_block=blocks)
     return Engine(stage, config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)

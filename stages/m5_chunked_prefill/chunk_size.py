@@ -1,4 +1,4 @@
-"""How many prompt tokens a step computes while somebody decodes."""
+"""How many prompt tokens a step computes next to decodes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from common.config import EngineConfig
 from common.plan import StepPlan
 
 DEFAULT_TOKENS = {"cpu": 256, "cuda": 1024}
-"""A GPU computes hundreds of tokens in the time in which it reads its weights once, so that small chunks waste it. On
-the CPU the sweep of `interference` bends at 256."""
+"""A GPU computes hundreds of tokens while it reads its weights once: small chunks waste it. On the CPU the sweep of
+`interference` bends at 256."""
 
 
 class ChunkSize:
@@ -30,13 +30,11 @@ def choose_chunk_size(config: EngineConfig) -> ChunkSize:
 
 
 class AutoChunkSize(ChunkSize):
-    """As many tokens as fit into `target` seconds, the wished-for time between two tokens of those who decode.
+    """As many tokens as fit into `target` seconds, the time wanted between two tokens of a request.
 
     Two running averages are measured: the seconds of a step that only decodes, and what each prompt token adds. The
-    second one grows with the prompt (a later chunk attends to more tokens), and the size follows it.
-
-    The first one may be missing or old, where for a long time no step only decodes. Whatever it is wrong by, prompt
-    tokens are charged with: so steps come to take `target` all the same, it only takes them longer.
+    second one grows with the prompt (a later chunk attends to more tokens), and the size follows it. Any error in the
+    first one is charged to the prompt tokens, so step time still converges to `target`, only more slowly.
     """
 
     FIRST = 256  # before anything is measured
@@ -60,11 +58,11 @@ class AutoChunkSize(ChunkSize):
         prompt_tokens = plan.num_tokens - decodes
         if not prompt_tokens:
             self._decode_seconds = self._average(self._decode_seconds, seconds)
-        elif decodes and seconds < (self._decode_seconds or 0.0):  # they are fewer than when nobody else was there
+        elif decodes and seconds < (self._decode_seconds or 0.0):  # that average is stale
             self._decode_seconds = self._average(self._decode_seconds, 0.0)
         elif prompt_tokens >= self.UNIT:
-            beside = self._decode_seconds or 0.0 if decodes else 0.0
-            self._token_seconds = self._average(self._token_seconds, (seconds - beside) / prompt_tokens)
+            others = self._decode_seconds or 0.0 if decodes else 0.0
+            self._token_seconds = self._average(self._token_seconds, (seconds - others) / prompt_tokens)
         if self._token_seconds:
             fitting = (self.target - (self._decode_seconds or 0.0)) / self._token_seconds
             self.tokens = max(self.UNIT, min(self.MOST, int(fitting) // self.UNIT * self.UNIT))

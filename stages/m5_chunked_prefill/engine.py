@@ -1,4 +1,4 @@
-"""m5: m4 with a scheduler that computes prompts in chunks, beside the decodes."""
+"""m5: m4 with a scheduler that computes prompts in chunks, together with decodes."""
 
 from __future__ import annotations
 

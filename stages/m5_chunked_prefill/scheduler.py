@@ -17,12 +17,12 @@ from stages.m5_chunked_prefill.chunk_size import choose_chunk_size
 
 
 class ChunkedScheduler(Scheduler):
-    """Every step has a budget of tokens. Everyone who decodes gets one of them first; prompts share the rest, and
+    """Every step has a budget of tokens. Each decoding request gets one of them first; prompts share the rest, and
     continue in the next step where they did not fit.
 
-    The budget is `max_num_batched_tokens`; while somebody decodes, prompts get at most a chunk size of it, so that no
-    step becomes long. Admission looks at the whole prompt, not at its first chunk: whoever starts can finish its
-    prompt without taking blocks from others.
+    The budget is `max_num_batched_tokens`; in a step that also decodes, prompts get at most a chunk size of it, so that
+    no step becomes long. Admission needs blocks for the whole prompt, not only for its first chunk: a prompt that has
+    started takes no blocks from others.
     """
 
     cache: PagedManager
@@ -60,8 +60,8 @@ class ChunkedScheduler(Scheduler):
         return super().update(plan, tokens)
 
     def _decode(self, plan: StepPlan) -> None:
-        """One token for everyone whose prompt is computed, the most urgent first; the last ones in this order, prompts
-        under way included, make room if they must."""
+        """One token for each request whose prompt is computed, the most urgent first; the last ones in this order, also
+        those with a prompt under way, make room if they must."""
         queue = deque(sorted((r for r in self.running if not r.ends_in_flight), key=self.waiting.order))
         while queue:
             request = queue.popleft()
@@ -80,7 +80,7 @@ class ChunkedScheduler(Scheduler):
         return room
 
     def _admit(self, plan: StepPlan, room: int) -> None:
-        """Start those who wait, as long as there is room in the step, and blocks for their whole prompts."""
+        """Start waiting requests, as long as there is room in the step, and blocks for their whole prompts."""
         while room and self.waiting and not self.preemption.swapped_first():
             request = self.waiting[0]
             if not self.has_room_for(request) or not self.cache.can_admit(request):

@@ -1,4 +1,4 @@
-"""Physical blocks: which are free, which of those still hold something worth finding, and who owns the others."""
+"""Physical blocks: which are free, which of those are still in the index, and how many owners the others have."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BlockPool:
         for block in blocks:
             if self.ref_counts[block] == 0:
                 if block not in self.reusable:
-                    raise RuntimeError(f"block {block} is free: nobody can share it")
+                    raise RuntimeError(f"block {block} is free: it cannot be shared")
                 del self.reusable[block]
             elif self.ref_counts[block] == 1:
                 self.num_shared += 1

@@ -12,7 +12,7 @@ HashBlock = Callable[[int, Tokens], int]
 def chain_hash(parent_key: int, tokens: Tokens) -> int:
     """64 bits that depend on the block's tokens and, through the parent's key, on all tokens before them. O(block),
     however long the prompt is. Python's own hash takes a tenth of the time of a cryptographic one; since every hit is
-    compared with what it stands for, a collision costs a hit and never an answer."""
+    compared with its tokens, a collision costs a hit and never an answer."""
     return hash((parent_key, tokens))
 
 

@@ -1,8 +1,8 @@
 """m3's paged cache, in which a beginning that was computed once is found again (vLLM's automatic prefix caching,
 SGLang's RadixAttention).
 
-Full blocks enter an index. A request that starts shares the blocks of its longest known beginning, and whoever gives
-blocks back leaves them where they are until their memory is needed.
+Full blocks enter an index. A request that starts shares the blocks of its longest known beginning; blocks that are
+given back stay in the index until their memory is needed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class PrefixPagedCache:
     """m3's block tables, over a pool that keeps what it frees, and an index that finds it.
 
     A request's *path* is its chain of index entries, from the first block on: those that it would share, while it
-    waits; those that its table holds, while it runs. So whoever holds a block of the index holds the block before it
-    too. Since the end of a table is released before its beginning, the oldest cached block never has a child in the
-    index: leaves are evicted before parents, and nobody has to search for them.
+    waits; those that its table holds, while it runs. So a request that holds a block of the index holds the block
+    before it too. Since the end of a table is released before its beginning, the least recently released block never
+    has a child in the index: eviction needs no search for leaves.
     """
 
     def __init__(self, num_blocks: int, block_size: int, num_cpu_blocks: int, index: PrefixIndex) -> None:
@@ -44,8 +44,8 @@ class PrefixPagedCache:
     # -- the beginning of a request ---------------------------------------------------------------------------------
 
     def can_admit(self, request: Request) -> bool:
-        """Room for all its tokens and the first new one and, so that nobody is preempted at once, a block for everyone
-        else to grow into. Blocks that it shares need no room, unless they are free: then they are room no more."""
+        """As in m3: room for all its tokens and the first new one, and a block for each other request. Blocks that it
+        shares need no room, but those of them that are free are taken."""
         return self._left_if_started(request, self._match(request)) >= 0
 
     def attach_prefix(self, request: Request) -> None:
@@ -78,7 +78,7 @@ class PrefixPagedCache:
         return path
 
     def _left_if_started(self, request: Request, path: list[Entry]) -> int:
-        """Blocks that would stay free if the request started, beside one for everyone to grow into."""
+        """Blocks that would stay free if the request started, without one for each other request."""
         fresh = self._paged.blocks_for(request.num_tokens + 1) - len(path)
         revived = sum(self.pool.is_free(entry.block) for entry in path)
         return self.pool.num_free - revived - fresh - len(self.tables) - len(request.siblings)
@@ -100,9 +100,9 @@ class PrefixPagedCache:
         """Lengthen the request's path by its blocks that are full, or will be when the step just planned has stored
         its K and V: steps store before they read, so that others may share the blocks in this very step.
 
-        Somebody else may have computed the same block meanwhile: then that one replaces the request's own, as soon as
-        no step writes the latter. A block with another owner who does not hold this path (a fork that has not
-        replaced its blocks yet) stays out of the index until it has one owner.
+        If another request has computed the same block meanwhile, that one replaces the request's own, as soon as no
+        step writes the latter. A block that a fork shares without this path stays out of the index until it has one
+        owner.
         """
         path, table, size = self._paths[request.id], self.tables[request.id], self.block_size
         parent, ids, new = self._end(request, path), request.token_ids, list[int]()
@@ -133,7 +133,7 @@ class PrefixPagedCache:
         return tuple(request.token_ids[block * self.block_size : (block + 1) * self.block_size])
 
     def _evict(self, block: int) -> None:
-        self._statistics.evicted()
+        self._statistics.counts.evictions += 1
         self.index.remove(self._entries.pop(block))
 
     # -- what m3 does, and the paths ---------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class PrefixPagedCache:
         return tree(self._entries, self.pool)
 
     def reset_prefix_cache(self) -> None:
-        """Nothing is found any more. Those who run keep their blocks, and register them anew as they go on."""
+        """Nothing is found any more. Running requests keep their blocks, and register them again as they go on."""
         self.index.clear()
         self._entries.clear()
         self.pool.forget_all()

@@ -1,25 +1,26 @@
 """Layer by layer over the decoder: calibration text in, quantised layers out, one layer in memory at a time.
 
 All of the calibration text goes through a layer at once. Each of its four projections is quantised when its input
-arrives, and answers with its quantised weight: so whatever comes later, in the same layer too, is quantised on the
-inputs that it will really get, and every layer is computed once.
+arrives, and answers with its quantised weight: so what comes later is quantised on the inputs that it will really get,
+and every layer is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from common.models.decoder import DecoderLayer
+from common.models.decoder import PROJECTIONS, DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
+from common.models.quantized_weight import QuantizedWeight
+from common.models.sources.nf4 import NF4Weight
 from common.models.weights import ModelSource, build_layer, loader
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS, Finished, QuantizedLayer
-from stages.m7_gptq.checkpoint.rules import check_shape
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.settings import Settings
 
@@ -27,8 +28,26 @@ CHUNK = 8192
 """Tokens whose inputs are cast and multiplied at once: enough for a fast product."""
 
 
+@dataclass
+class QuantizedLayer:
+    """The projections of a `DecoderLayer` by their names, with the loss of each (none without calibration)."""
+
+    weights: dict[str, QuantizedWeight | NF4Weight]
+    losses: dict[str, float]
+
+    def check(self, index: int) -> None:
+        """`UserError` where a scale is not finite; index: of the layer, for the message."""
+        for name, weight in self.weights.items():
+            if not bool(weight.scales.isfinite().all()):
+                raise UserError(f"layer {index}, {name}: weights not finite, or too large for a scale in float16")
+
+
+Finished = Callable[[int], QuantizedLayer | None]
+"""What an earlier run left of a layer, if anything."""
+
+
 class _Quantizing:
-    """A `Projection` that quantises itself on the first input it sees."""
+    """Takes a projection's place, and quantises it on the first input it sees."""
 
     def __init__(self, name: str, linear: Linear, settings: Settings, result: QuantizedLayer) -> None:
         self.name = name
@@ -43,9 +62,6 @@ class _Quantizing:
         weight, loss = gptq(self.linear.weight, hessian.matrix, self.settings, self.linear.bias)
         self.result.weights[self.name], self.result.losses[self.name] = weight, loss
         return F.linear(x, weight.dequantize(x.dtype), self.linear.bias)
-
-    def weights_bytes(self) -> int:
-        return self.linear.weights_bytes()
 
 
 def calibrate_layers(
@@ -71,9 +87,7 @@ def calibrate_layers(
         else:
             result = QuantizedLayer({}, {})
             for name in PROJECTIONS:
-                linear = getattr(layer, name)
-                check_shape(settings, f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
-                setattr(layer, name, _Quantizing(name, linear, settings, result))
+                setattr(layer, name, _Quantizing(name, getattr(layer, name), settings, result))
         text.run(layer, index)
         result.check(index)
         yield result

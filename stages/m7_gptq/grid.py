@@ -41,9 +41,9 @@ def fit_grid(weight: torch.Tensor, settings: Settings, importance: torch.Tensor 
     """The grid of one group: weight float32 [inputs of the group, out], importance [inputs of the group] or None.
 
     Without the search it spans the smallest to the largest weight (and 0). The search tries narrower ranges, which clip
-    the outermost weights and are finer for all others, and both whole numbers beside the ideal zero point. It keeps,
-    for each output, what has the least squared error, where each input's error counts by its importance (the mean
-    square of the activation).
+    the outermost weights and are finer for all others, and both whole numbers next to the ideal zero point. It keeps,
+    for each output, what has the least squared error, each input's weighted by its importance (the mean square of the
+    activation).
     """
     low, high = weight.amin(0).clamp_(max=0), weight.amax(0).clamp_(min=0)
     if settings.symmetric:

@@ -1,8 +1,8 @@
 """The output head in 8 bits: what 4-bit layers leave to be read.
 
-vocabulary x hidden numbers are most of a small model's bytes once its layers are in 4 bits. Rounded to nearest, with
-one scale for each row, they lose next to nothing, so nothing has to be calibrated: it is done at load, and no
-checkpoint knows of it. The embedding stays as it is, also where it is the same matrix: a lookup reads one row a token.
+vocabulary x hidden numbers are most of a small model's bytes once its layers are in 4 bits. Rounded to nearest at load,
+with one scale for each row, they lose next to nothing, so nothing is calibrated or stored in a checkpoint. The
+embedding stays as it is, also where it is the same matrix: a lookup reads one row a token.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ class HeadWeight:
     scales: torch.Tensor
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        return torch.cat([(c * s[:, None]).to(dtype) for c, s in zip(*self._parts(), strict=True)])
+        parts = zip(self.codes.split(PART), self.scales.split(PART), strict=True)
+        return torch.cat([(codes * scales[:, None]).to(dtype) for codes, scales in parts])
 
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
-
-    def _parts(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        return self.codes.split(PART), self.scales.split(PART)
 
 
 def round_rows(weight: torch.Tensor) -> HeadWeight:

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from common.models.linear import Projection, make_linear
+from common.execution.choose import choose_linear
+from common.models.linear import Projection
 from common.models.quantized_weight import QuantizedWeight
 
 ReadQuantized = Callable[[list[str], bool], list[QuantizedWeight | None]]
@@ -67,4 +68,4 @@ def quantized_linear(
     if projection is not None:
         return projection
     full = weight.dequantize(dtype).to(device)
-    return make_linear(full, None if weight.bias is None else weight.bias.to(device, dtype))
+    return choose_linear(full, None if weight.bias is None else weight.bias.to(device, dtype))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from common.errors import require
 from common.models.quantized_weight import BITS, PER_CHANNEL
-from stages.m7_gptq.checkpoint.rules import check_baseline, folder_name, usual_group_size
+from common.models.sources.nf4 import BLOCK
 
 Method = Literal["gptq", "rtn", "nf4"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
 GROUP_SIZES = (32, 64, 128, PER_CHANNEL)
+
+UNUSED: dict[Method, tuple[str, ...]] = {
+    "gptq": (),
+    "rtn": ("desc_act", "damping"),
+    "nf4": ("bits", "group_size", "symmetric", "desc_act", "search", "damping"),
+}
+"""The options that a method has no use for."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(self.method in METHODS, f"method={self.method!r} is not known: choose from {', '.join(METHODS)}")
+        usual_group = BLOCK if self.method == "nf4" else 32
         if self.group_size is None:
-            object.__setattr__(self, "group_size", usual_group_size(self.method))
+            object.__setattr__(self, "group_size", usual_group)
         require(self.bits in BITS, f"bits={self.bits} is not supported: choose from 4, 8")
         sizes = "32, 64, 128, or -1 for one group per output channel"
         require(self.group_size in GROUP_SIZES, f"group_size={self.group_size} is not supported: choose from {sizes}")
         require(0 < self.damping < 1, f"damping={self.damping} must lie between 0 and 1: 0.01 is usual")
-        check_baseline(self)
+        usual = {field.name: field.default for field in fields(self)} | {"group_size": usual_group}
+        given = {word: getattr(self, word) for word in UNUSED[self.method]}
+        other = ", ".join(f"{word}={value}" for word, value in given.items() if value != usual[word])
+        require(not other, f"{self.method} has no use for some of these settings: leave out {other}")
 
     @property
     def max_code(self) -> int:
         return 2**self.bits - 1
-
-    @property
-    def name(self) -> str:
-        """Short, for folders: `4bit-g64-sym-gptq`, and whatever is not usual."""
-        return folder_name(self)
 
     def group_of(self, in_features: int) -> int:
         """Inputs of one group of a matrix with so many inputs."""

@@ -36,7 +36,7 @@ def test_no_more_memory_is_taken_than_max_num_seqs_requests_could_fill(build: Bu
     ("options", "message"),
     [
         ({"block_size": 0}, "block_size.*at least 1"),
-        ({"block_size": 300}, "block_size must be in 1 ... 256, not 300"),
+        ({"block_size": 300}, "block_size must be a whole number of at least 1 and at most 256, not 300"),
         ({"block_size": 16.0}, "block_size.*whole number"),
         ({"swap_space": -1}, "swap_space.*at least 0"),
         ({"kv_cache_memory": 0}, "kv_cache_memory.*at least 1"),

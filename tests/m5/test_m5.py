@@ -213,10 +213,14 @@ def test_auto_goes_on_and_changes_no_token(build: Build) -> None:
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [
-        ("m5", {"prefill_chunk_size": 0}, "prefill_chunk_size must be auto or a whole number of at least 1, not 0"),
-        ("m5", {"prefill_chunk_size": "small"}, "prefill_chunk_size must be auto or .*'small'"),
-        ("m5", {"target_itl": 0}, "target_itl is a time in seconds"),
-        ("m5", {"target_itl": float("nan")}, "target_itl is a time in seconds"),
+        (
+            "m5",
+            {"prefill_chunk_size": 0},
+            "unless it is auto, must be a whole number of at least 1, not 0",
+        ),
+        ("m5", {"prefill_chunk_size": "small"}, "prefill_chunk_size, unless it is auto, must be .*'small'"),
+        ("m5", {"target_itl": 0}, "target_itl must be a number above 0, not"),
+        ("m5", {"target_itl": float("nan")}, "target_itl must be a number above 0, not"),
         ("m5", {"max_num_batched_tokens": 8, "max_num_seqs": 9}, "max_num_batched_tokens=8 .*max_num_seqs=9"),
         ("m4", {"prefill_chunk_size": 64}, "'prefill_chunk_size'.* m5"),
     ],

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import tests.triton_interpreter  # noqa: F401
+from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint import quantize as module
 from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.layer import QuantizedLayer
-from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import freeze
@@ -59,7 +59,7 @@ def make(frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: p
 
     def quantized(model: str = TINY[0], **options: object) -> Path:
         settings = settings_of(**options)
-        return quantize(frozen(model), settings, tmp_path / f"made-{settings.name}", progress=False).folder
+        return quantize(frozen(model), settings, tmp_path / f"made-{short_name(settings)}", progress=False).folder
 
     return quantized
 

@@ -17,14 +17,15 @@ from tokenizers.models import WordLevel
 
 from common import UserError
 from common.models import load_model
+from common.models.decoder import PROJECTIONS
 from common.models.load import open_source
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
 from common.text.tokenizer import Tokenizer
 from stages.m7_gptq import calibrate
+from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint import quantize as quantize_module
 from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS, QuantizedLayer
 from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, recipe_of
 from stages.m7_gptq.checkpoint.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
 from stages.m7_gptq.checkpoint.write import Writer

@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common import UserError
+from common.models.decoder import PROJECTIONS
 from common.models.load import open_source
 from common.models.quantized_weight import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
 from common.models.sources.gptq_checks import check_version
-from common.models.sources.gptq_folder import GPTQFolder, Stored, fused_names, is_quantized_folder
+from common.models.sources.gptq_folder import GPTQFolder, Stored
+from common.models.sources.quantized_folder import fused_names, is_quantized_folder
 from common.models.weights import build_decoder
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS
+from stages.m7_gptq.checkpoint.model import build_from
 from stages.m7_gptq.linear import SideBySide
-from stages.m7_gptq.load import build_from
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits

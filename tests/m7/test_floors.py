@@ -14,8 +14,9 @@ import sys
 sys.modules["numba"] = sys.modules["triton"] = None  # as if they were not installed
 import stages, torch
 from common.config import EngineConfig
-from common.models.linear import Linear, OneDnnLinear
-from stages.m7_gptq.load import load_quantized
+from common.execution.cpu.bf16_linear import OneDnnLinear
+from common.models.linear import Linear
+from stages.m7_gptq.checkpoint.model import load_quantized
 model = load_quantized(EngineConfig(model="random:tiny-llama", dtype="bf16", device="cpu")).model
 from tests.helpers import all_logits
 assert isinstance(model.layers[0].down_proj, Linear | OneDnnLinear)
@@ -36,6 +37,14 @@ def test_only_the_engine_imports_from_fast_and_one_function() -> None:
     others = [*root(), *(STAGE / "checkpoint").glob("*.py")]
     found = [(path.name, name) for path in others for name in imports(path.read_text()) if ".m7_gptq.fast" in name]
     assert found == [("engine.py", "stages.m7_gptq.fast.choose.choose_fast")]
+
+
+def test_the_root_takes_the_commands_and_the_weights_from_checkpoint_and_no_more() -> None:
+    found = [(path.name, name) for path in root() for name in imports(path.read_text()) if ".checkpoint." in name]
+    assert found == [
+        ("__main__.py", "stages.m7_gptq.checkpoint.cli.add_commands"),
+        ("engine.py", "stages.m7_gptq.checkpoint.model.load_quantized"),
+    ]
 
 
 def test_no_module_of_the_stage_imports_the_harness() -> None:

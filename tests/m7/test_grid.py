@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from common import UserError
-from stages.m7_gptq.checkpoint.baselines import round_to_nearest
-from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.checkpoint.baselines import check_shape, round_to_nearest
 from stages.m7_gptq.grid import fit_grid
 from stages.m7_gptq.settings import Settings
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from common import Engine
-from common.models.linear import Linear, make_linear
+from common.execution.choose import choose_linear
+from common.models.linear import Linear
 from stages.m7_gptq.fast.choose import choose_fast
-from stages.m7_gptq.fast.int8_head import Int8Head, why_not
+from stages.m7_gptq.fast.int8_head import Int8Head, takes
 from stages.m7_gptq.head import HeadWeight, QuantizedHead, eight_bit_head, round_rows
 from tests.conftest import TINY
 from tests.helpers import all_logits, rounded
@@ -47,7 +48,7 @@ def test_a_row_of_zeros_stays_zeros() -> None:
 
 
 def test_a_cpu_in_16_bits_keeps_its_head() -> None:
-    for head in (make_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
+    for head in (choose_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
         assert eight_bit_head(head) is head
         assert eight_bit_head(head, choose_fast(BF16, torch.device("cpu"))) is head
 
@@ -138,4 +139,4 @@ class TestKernels:
 
 
 def test_weights_on_a_cpu_are_not_taken_by_the_kernels() -> None:
-    assert "GPU" in str(why_not(torch.zeros(8, 8, dtype=HALF)))
+    assert not takes(torch.zeros(8, 8, dtype=HALF))

@@ -12,13 +12,13 @@ from benchmarks.gptq_interop import ACT_ORDER, OURS, compare
 from common.config import DEFAULT_MODEL
 from common.text.tokenizer import Tokenizer
 from stages.m7_gptq.checkpoint import texts
-from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.settings import Settings
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("settings", [*OURS, ACT_ORDER], ids=lambda settings: settings.name)
+@pytest.mark.parametrize("settings", [*OURS, ACT_ORDER], ids=short_name)
 def test_the_same_logits_in_gptqmodel(
     settings: Settings, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.models.linear import Linear, OneDnnLinear
+from common.execution.cpu.bf16_linear import OneDnnLinear
+from common.models.linear import Linear
 from common.models.quantized_weight import concatenate
 from stages.m7_gptq.fast import cpu_int4
 from stages.m7_gptq.fast.cpu_int4 import DEQUANTIZE_TOKENS, CpuInt4Linear
-from stages.m7_gptq.fast.group_order import Permuted, in_group_order, select_outputs
+from stages.m7_gptq.fast.group_order import Permuted, in_group_order
 from stages.m7_gptq.linear import QuantizedLinear, SideBySide, quantized_linear
 from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, fast_linear, make_input, make_weight
 
@@ -151,4 +152,4 @@ def test_selected_outputs_come_in_the_order_asked_for() -> None:
     weight = make_weight(64, 64, 32, bias=True)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     x = make_input(2, 64, torch.float32)
-    torch.testing.assert_close(QuantizedLinear(select_outputs(weight, order))(x), QuantizedLinear(weight)(x)[:, order])
+    torch.testing.assert_close(QuantizedLinear(weight.outputs(order))(x), QuantizedLinear(weight)(x)[:, order])

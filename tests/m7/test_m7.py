@@ -14,8 +14,9 @@ from benchmarks.workloads import find_size
 from common import Engine, SamplingParams, UserError
 from common.config import DEFAULT_MODEL
 from common.models.linear import Linear
-from common.models.sources.gptq_folder import GPTQFolder, fused_names
-from stages.m7_gptq.checkpoint.quantize import quantize
+from common.models.sources.gptq_folder import GPTQFolder
+from common.models.sources.quantized_folder import fused_names
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
@@ -64,7 +65,7 @@ def test_a_model_that_is_not_quantised_is_quantised_once(
     monkeypatch.setattr("stages.m7_gptq.checkpoint.quantize.calibration_tokens", lambda tokenizer, text: token_ids)
     first = build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)
     [folder] = [path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]
-    assert folder.name.endswith(Settings().name)
+    assert folder.name.endswith(short_name(Settings()))
     written = (folder / "config.json").stat().st_mtime_ns
     monkeypatch.setattr("stages.m7_gptq.checkpoint.quantize.quantize_layers", None)
     assert tokens(build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)) == tokens(first)

@@ -15,14 +15,13 @@ from safetensors.torch import load_file, save_file
 import stages
 from common import Engine, UserError
 from common.models.load import open_source
-from common.models.sources.gptq_folder import fused_names
 from common.models.sources.nf4 import BLOCK, STATE, VALUES, NF4Weight, table
 from common.models.sources.nf4_folder import NF4Folder
+from common.models.sources.quantized_folder import fused_names
 from stages.m7_gptq.checkpoint import baselines
 from stages.m7_gptq.checkpoint import quantize as quantize_module
-from stages.m7_gptq.checkpoint.baselines import nf4_values, quantize_layers, to_nf4
-from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize
-from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.checkpoint.baselines import check_shape, nf4_values, quantize_layers, to_nf4
+from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, exactly, prompts_of, serve, tokens
@@ -108,7 +107,7 @@ def test_the_layout() -> None:
 
 
 def test_the_method_alone_is_enough() -> None:
-    assert (NF4.bits, NF4.group_size, NF4.name) == (4, 64, "4bit-g64-nf4")
+    assert (NF4.bits, NF4.group_size, short_name(NF4)) == (4, 64, "4bit-g64-nf4")
     assert Settings().group_size == 32
     with pytest.raises(UserError, match="multiple of 64"):
         check_shape(NF4, "o_proj", 96, 64)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.execution.choose import choose_linear
+from common.execution.cpu.bf16_linear import NumbaLinear, OneDnnLinear, UpcastLinear
 from common.models import Decoder, load_model
-from common.models.linear import Linear, NumbaLinear, OneDnnLinear, UpcastLinear, make_linear
+from common.models.linear import Linear
 from tests.helpers import all_logits, full_attention, run_in_numbas_own_pool
 from tests.models import reference
 
@@ -129,7 +131,7 @@ def test_packed_weights_multiply_alike(tokens: int, biased: bool) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(96, 64).bfloat16(), torch.randn(tokens, 64).bfloat16()
     bias = torch.randn(96).bfloat16() if biased else None
-    made = make_linear(weight, bias)
+    made = choose_linear(weight, bias)
     with torch.inference_mode():
         torch.testing.assert_close(made(x), Linear(weight, bias)(x), atol=0.125, rtol=0.02)
     assert torch.equal(made.weight, weight)  # what a quantised stage reads
@@ -137,11 +139,11 @@ def test_packed_weights_multiply_alike(tokens: int, biased: bool) -> None:
 
 
 def test_only_bfloat16_on_the_cpu_is_packed() -> None:
-    assert isinstance(make_linear(torch.zeros(4, 4)), Linear)
-    assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.float16)), Linear)
-    assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16, device="meta")), Linear)
+    assert isinstance(choose_linear(torch.zeros(4, 4)), Linear)
+    assert isinstance(choose_linear(torch.zeros(4, 4, dtype=torch.float16)), Linear)
+    assert isinstance(choose_linear(torch.zeros(4, 4, dtype=torch.bfloat16, device="meta")), Linear)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        assert isinstance(make_linear(torch.zeros(4, 4, dtype=torch.bfloat16)), OneDnnLinear)
+        assert isinstance(choose_linear(torch.zeros(4, 4, dtype=torch.bfloat16)), OneDnnLinear)
 
 
 MANY = [1, 2, 5, UpcastLinear.many - 1, UpcastLinear.many, NumbaLinear.many - 1, NumbaLinear.many]
@@ -154,12 +156,12 @@ def test_bfloat16_is_right_on_a_cpu_without_instructions_for_it(
     tokens: int, biased: bool, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole vectors are multiplied by the compiled kernel, other sides by PyTorch."""
-    monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
+    monkeypatch.setattr("common.execution.choose._onednn_multiplies_bfloat16", lambda: False)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(sides, generator=generator).bfloat16()
     x = torch.randn(sides[1], tokens, generator=generator).bfloat16().t()  # rows of a tensor that is turned
     bias = torch.randn(sides[0], generator=generator).bfloat16() if biased else None
-    made = make_linear(weight, bias)
+    made = choose_linear(weight, bias)
     whole = sides[0] % 16 == sides[1] % 16 == 0
     assert type(made) is (NumbaLinear if whole else UpcastLinear) and made.weight is weight
     exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
@@ -180,7 +182,7 @@ def test_input_that_does_not_fit_is_refused(x: torch.Tensor) -> None:
 
 TWO_THREADS = """
 import threading, torch
-from common.models.linear import NumbaLinear
+from common.execution.cpu.bf16_linear import NumbaLinear
 made, x = NumbaLinear(torch.eye(512).bfloat16()), torch.randn(9, 512).bfloat16()
 made(x)
 def work():
@@ -230,6 +232,6 @@ def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_slow(
 
 def test_without_numba_pytorchs_product_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Must not choose the compiled one."""
-    monkeypatch.setattr("common.models.linear._can_pack", lambda: False)
+    monkeypatch.setattr("common.execution.choose._onednn_multiplies_bfloat16", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert type(make_linear(torch.zeros(16, 16, dtype=torch.bfloat16))) is UpcastLinear
+    assert type(choose_linear(torch.zeros(16, 16, dtype=torch.bfloat16))) is UpcastLinear

@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_nothing(cache: Path, small_gguf: Path, monkeypatch: pytes
     def interrupted(path: Path, value: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "_write_json", interrupted)  # the weights are written by then
+    monkeypatch.setattr(embedded, "write_json", interrupted)  # the weights are written by then
     with pytest.raises(KeyboardInterrupt):
         open_embedded()
     assert list(cache.iterdir()) == []

@@ -1,9 +1,8 @@
 """Numba's compiler, with a cache that knows a kernel by what it is built from, not by where it lies.
 
-Numba's own cache looks at the one file that holds the function, and files it under that file's path. Our kernels are
-built from `simd.py`: after an edit there, Numba would go on running the machine code of before. And a fresh checkout
-would compile for minutes what the one beside it has. So the cache is a folder named after a digest of the sources, in
-the project's cache: every checkout with the same kernels shares it.
+Numba's own cache looks at the one file that holds the function, and files it under that file's path. So after an edit
+in `simd.py`, from which our kernels are built, Numba would run the old machine code, and a fresh checkout would compile
+everything again. Here the cache is a folder named after a digest of the sources, which all checkouts share.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class _Cache(caching.FunctionCache):
 
 
 def compiled(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit(cache=True)`; the digest is of the files beside this one and of those beside the function."""
+    """`numba.njit(cache=True)`; the digest is of the files next to this one and next to the function."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher: Any = njit(nogil=True, parallel=parallel, error_model="numpy")(function)

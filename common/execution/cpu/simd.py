@@ -11,6 +11,7 @@ float32; uint16 holds bfloat16; int16 holds float16. Arithmetic is in float32, w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from llvmlite import ir
@@ -78,11 +79,8 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 @intrinsic
 def at_address(_typing: Any, address: Any, like: Any) -> tuple[Any, Callable[..., Any]]:
-    """The memory at an address, in the format of the array `like`. Whoever calls keeps it alive, and knows its length.
-
-    A tensor's address is there in a tenth of the time that its NumPy array takes, and kernels are called hundreds of
-    times for a token.
-    """
+    """The memory at an address, in the format of the array `like`. The caller keeps it alive, and knows its length.
+    (A tensor's address costs a tenth of its NumPy array, and a token takes hundreds of calls.)"""
     array = types.Array(like.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -158,51 +156,50 @@ def zeros(_typing: Any, shape: Any) -> tuple[Any, Callable[..., Any]]:
     return Vector(lanes)(shape), lambda context, builder, signature, args: _constant(F32, lanes, 0.0)
 
 
-@intrinsic
-def scale_add(_typing: Any, x: Any, vector: Any, addend: Any) -> tuple[Any, Callable[..., Any]]:
+def operation(result: Any = None) -> Callable[[Callable[..., Any]], Any]:
+    """`emit(builder, *operands)` as an intrinsic of vectors of one length and scalars, which become float32. Its result
+    is of the type given, or such a vector."""
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        @wraps(emit)  # Numba reads the names of the operands there
+        def define(_typing: Any, *operands: Any) -> tuple[Any, Callable[..., Any]]:
+            vector = next(operand for operand in operands if isinstance(operand, Vector))
+            accepted = [operand if isinstance(operand, Vector) else types.float32 for operand in operands]
+            generate: Callable[..., Any] = lambda context, builder, signature, args: emit(builder, *args)  # noqa: E731
+            return (result or vector)(*accepted), generate
+
+        return intrinsic(define)
+
+    return decorate
+
+
+@operation()
+def scale_add(builder: Any, x: Any, vector: Any, addend: Any) -> Any:
     """x * vector + addend, x a scalar."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fma(builder, _splat(builder, args[0], vector.lanes), args[1], args[2])
-
-    return addend(types.float32, vector, addend), generate
+    return _fma(builder, _splat(builder, x, vector.type.count), vector, addend)
 
 
-@intrinsic
-def scale(_typing: Any, x: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+@operation()
+def scale(builder: Any, x: Any, vector: Any) -> Any:
     """x * vector, x a scalar."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fmul(_splat(builder, args[0], vector.lanes), args[1], flags=FAST)
-
-    return vector(types.float32, vector), generate
+    return builder.fmul(_splat(builder, x, vector.type.count), vector, flags=FAST)
 
 
-@intrinsic
-def dot(_typing: Any, a: Any, b: Any) -> tuple[Any, Callable[..., Any]]:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        products = builder.fmul(args[0], args[1], flags=FAST)
-        return _call(builder, f"llvm.vector.reduce.fadd.v{a.lanes}f32", F32, F32(0.0), products)
-
-    return types.float32(a, b), generate
+@operation(types.float32)
+def dot(builder: Any, a: Any, b: Any) -> Any:
+    products = builder.fmul(a, b, flags=FAST)
+    return _call(builder, f"llvm.vector.reduce.fadd.v{a.type.count}f32", F32, F32(0.0), products)
 
 
-@intrinsic
-def total(_typing: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+@operation(types.float32)
+def total(builder: Any, vector: Any) -> Any:
     """The sum of all lanes."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.vector.reduce.fadd.v{vector.lanes}f32", F32, F32(0.0), args[0])
-
-    return types.float32(vector), generate
+    return _call(builder, f"llvm.vector.reduce.fadd.v{vector.type.count}f32", F32, F32(0.0), vector)
 
 
-@intrinsic
-def largest(_typing: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.vector.reduce.fmax.v{vector.lanes}f32", F32, args[0])
-
-    return types.float32(vector), generate
+@operation(types.float32)
+def largest(builder: Any, vector: Any) -> Any:
+    return _call(builder, f"llvm.vector.reduce.fmax.v{vector.type.count}f32", F32, vector)
 
 
 @intrinsic
@@ -218,16 +215,16 @@ def keep_first(_typing: Any, vector: Any, count: Any) -> tuple[Any, Callable[...
     return vector(vector, types.intp), generate
 
 
-@intrinsic
-def multiply(_typing: Any, a: Any, b: Any) -> tuple[Any, Callable[..., Any]]:
+@operation()
+def multiply(builder: Any, a: Any, b: Any) -> Any:
     """a * b, lane by lane."""
-    return a(a, b), lambda context, builder, signature, args: builder.fmul(args[0], args[1])
+    return builder.fmul(a, b)
 
 
-@intrinsic
-def multiply_add(_typing: Any, a: Any, b: Any, addend: Any) -> tuple[Any, Callable[..., Any]]:
+@operation()
+def multiply_add(builder: Any, a: Any, b: Any, addend: Any) -> Any:
     """a * b + addend, lane by lane."""
-    return a(a, b, addend), lambda context, builder, signature, args: _fma(builder, *args)
+    return _fma(builder, a, b, addend)
 
 
 def _exp2(builder: Any, power: Any) -> Any:
@@ -243,26 +240,18 @@ def _exp2(builder: Any, power: Any) -> Any:
     return builder.fmul(result, builder.bitcast(builder.shl(exponent, _constant(I32, lanes, 23)), floats))
 
 
-@intrinsic
-def exp2_minus(_typing: Any, vector: Any, x: Any) -> tuple[Any, Callable[..., Any]]:
+@operation()
+def exp2_minus(builder: Any, vector: Any, x: Any) -> Any:
     """2^(vector - x), for results up to 1."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _exp2(builder, builder.fsub(args[0], _splat(builder, args[1], vector.lanes)))
-
-    return vector(vector, types.float32), generate
+    return _exp2(builder, builder.fsub(vector, _splat(builder, x, vector.type.count)))
 
 
-@intrinsic
-def silu(_typing: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
+@operation()
+def silu(builder: Any, vector: Any) -> Any:
     """vector / (1 + e^-vector), from e^-|vector|, which no number makes too large."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes, floats, one = vector.lanes, args[0].type, _constant(F32, vector.lanes, 1.0)
-        size = _call(builder, f"llvm.fabs.v{lanes}f32", floats, args[0], fast=False)
-        small = _exp2(builder, builder.fmul(size, _constant(F32, lanes, -LOG2E)))
-        negative = builder.fcmp_ordered("<", args[0], _constant(F32, lanes, 0.0))
-        share = builder.fdiv(builder.select(negative, small, one), builder.fadd(one, small))
-        return builder.fmul(args[0], share)
-
-    return vector(vector), generate
+    lanes, floats = vector.type.count, vector.type
+    one, size = _constant(F32, lanes, 1.0), _call(builder, f"llvm.fabs.v{lanes}f32", floats, vector, fast=False)
+    small = _exp2(builder, builder.fmul(size, _constant(F32, lanes, -LOG2E)))
+    negative = builder.fcmp_ordered("<", vector, _constant(F32, lanes, 0.0))
+    share = builder.fdiv(builder.select(negative, small, one), builder.fadd(one, small))
+    return builder.fmul(vector, share)

@@ -1,4 +1,4 @@
-"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer besides attention.
+"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer and attention.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
 the library's matrix products, which are at their best there, with fused kernels between them. An attention
@@ -16,7 +16,7 @@ from common.execution.fused_qkv import FusingOps
 from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
-from common.models.linear import Adds, Fuses, Linear, Projection
+from common.models.linear import Fuses, Linear, Projection
 
 
 class FusedOps(FusingOps):
@@ -52,7 +52,7 @@ class FusedOps(FusingOps):
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         if (few := _small_batch_kernel(proj, len(x))) is not None:
             return few(y, launch=self.launch, add_to=x)
-        return proj.add_to(x, y) if isinstance(proj, Adds) else x + proj(y)
+        return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)
 
     def qk_norm_rope(
         self,
@@ -63,10 +63,10 @@ class FusedOps(FusingOps):
         cos: torch.Tensor,
         sin: torch.Tensor,
     ) -> torch.Tensor:
-        if q_norm is None or k_norm is None:
-            return triton_elementwise.qk_norm_rope(heads, num_q, None, None, 0.0, cos, sin, self.launch)
-        weights = (q_norm.weight, k_norm.weight)
-        return triton_elementwise.qk_norm_rope(heads, num_q, *weights, q_norm.eps, cos, sin, self.launch)
+        norms = (None, None, 0.0)
+        if q_norm is not None and k_norm is not None:
+            norms = (q_norm.weight, k_norm.weight, q_norm.eps)
+        return triton_elementwise.qk_norm_rope(heads, num_q, *norms, cos, sin, self.launch)
 
     def sample(
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None

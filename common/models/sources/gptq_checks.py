@@ -1,7 +1,6 @@
 """Whether the numbers of a quantised layer can be those of a linear layer: damage that neither shape nor type shows.
 
-Without these checks a checkpoint whose label names the wrong version of zero points, or that was damaged on its way,
-loads as well as any other, and the model then writes '!!!!'.
+Without them a checkpoint with a wrong label, or a damaged one, loads like any other and the model writes '!!!!'.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 
 from common.errors import require
 from common.models.quantized_weight import Format, QuantizedWeight
+from common.models.sources.quantized_folder import AGAIN
 
 LARGEST_WEIGHT = 1000.0
 """No linear layer of a language model holds weights anywhere near it."""
@@ -25,10 +25,7 @@ SHIFT = 0.5
 layer of SmolLM2 this mean is at most 0.01 of 16 steps and 0.09 of 256."""
 
 SURE = 6.0
-"""How many standard errors the mean must be away from 0 besides: 256 steps are so fine that a few thousand weights
-would say nothing."""
-
-AGAIN = "download the checkpoint again, or quantise the model with --again"
+"""How many standard errors the mean must also be away from 0: with 256 steps a few thousand weights say nothing."""
 
 
 def check_version(label: str, layer: Sequence[QuantizedWeight], symmetric: bool, form: Format) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from common.errors import UserError, require
+from common.errors import require
 from common.models.quantized_weight import BITS, PER_CHANNEL, WORD, Format, QuantizedWeight, unpack_zeros
 from common.models.sources.gptq_checks import check_numbers, check_version
-from common.models.sources.hf_folder import open_weights, read_config, read_json, read_tensor
-from common.models.weights import Shape, check_tensors, tensor_shapes
-from common.text.tokenizer import Tokenizer
+from common.models.sources.quantized_folder import QuantizedFolder, is_quantized, linear_names
+from common.models.weights import Shape, tensor_shapes
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -69,158 +67,76 @@ class Stored:
         }
 
 
-class GPTQFolder:
-    """A quantised model's folder: a `ModelSource` for all that is not quantised, and `quantized` for what is."""
+class GPTQFolder(QuantizedFolder):
+    """The zero points of its first layer are checked to be stored as the description says."""
 
-    def __init__(self, folder: Path, name: str | None = None) -> None:
-        self.folder = folder
-        label = name or str(folder)
-        require((folder / "config.json").is_file(), f"{folder} has no config.json: give a GPTQ model's folder")
-        options = read_json(folder / "config.json")
-        quantization = _quantization(folder, options)
-        self.stored = Stored.from_dict(label, quantization)
-        self.meta: object = quantization.get("meta")
-        """What its maker says about how it was made."""
-        plain = {key: value for key, value in options.items() if key != "quantization_config"}
-        self.config = read_config(folder, label, plain)
-        self._files: dict[str, Any] = {}
+    mark = "qweight"
+
+    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
+        self.stored = Stored.from_dict(label, description)
+        return f"with bits={self.stored.bits} and group_size={self.stored.group_size}"
 
     @property
     def note(self) -> str:
-        """What a reader of figures must know where the weights that `read` gives are used."""
         stored = self.stored
         group = "one group per output" if stored.group_size == PER_CHANNEL else f"groups of {stored.group_size}"
         return f"dequantised at load from {stored.bits}-bit GPTQ, {group}: no bytes are saved"
 
-    def tokenizer(self) -> Tokenizer | None:
-        return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
-
-    def check(self) -> None:
-        """Open the weight files, once; `UserError` unless every tensor is there in the shape that the configuration
-        says, and the first layer's zero points are stored as it says. The numbers of the others are checked when they
-        are read."""
-        if self._files:
-            return
-        files, shapes = open_weights(self.folder)
-        check_tensors(self.config, self._plain_shapes(files, shapes))
-        self._files = files
-        try:
-            first = [self._read_quantized(name) for name in linear_names(0)]
-            check_version(self.config.name, first, self.stored.symmetric, self.stored.form)
-            for name, weight in zip(linear_names(0), first, strict=True):
-                check_numbers(f"{self.config.name}: {name}", weight, self.stored.symmetric)
-        except UserError:
-            self._files = {}
-            raise
-
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
-        self.check()
-        if is_quantized(name):
-            return self.quantized(name.removesuffix(".weight")).dequantize()
-        tensor = read_tensor(self._files[name], self.config.name, name)
-        require(bool(torch.isfinite(tensor).all()), f"{self.config.name}: {name} is not finite: download it again")
-        return tensor
-
     def quantized(self, name: str) -> QuantizedWeight:
-        """One linear layer, such as `model.layers.0.mlp.down_proj`; `UserError` where its numbers cannot be right."""
         self.check()
         weight = self._read_quantized(name)
         check_numbers(f"{self.config.name}: {name}", weight, self.stored.symmetric)
         return weight
 
+    def _check_first_layer(self) -> None:
+        first = [self._read_quantized(name) for name in linear_names(0)]
+        check_version(self.config.name, first, self.stored.symmetric, self.stored.form)
+        for name, weight in zip(linear_names(0), first, strict=True):
+            check_numbers(f"{self.config.name}: {name}", weight, self.stored.symmetric)
+
     def _read_quantized(self, name: str) -> QuantizedWeight:
-        def part(kind: str) -> torch.Tensor:
-            return self._files[f"{name}.{kind}"].get_tensor(f"{name}.{kind}")
+        kinds = [*PARTS, "bias"] if f"{name}.bias" in tensor_shapes(self.config) else PARTS
+        files = {kind: self._files[f"{name}.{kind}"] for kind in kinds if f"{name}.{kind}" in self._files}
+        parts = {kind: file.get_tensor(f"{name}.{kind}") for kind, file in files.items()}
+        return from_parts(f"{self.config.name}: {name}", parts, self.stored)
 
-        stored, label = self.stored, f"{self.config.name}: {name}"
-        qweight, qzeros, scales = part("qweight"), part("qzeros"), part("scales")
-        for kind, tensor in (("qweight", qweight), ("qzeros", qzeros)):
-            require(tensor.dtype == torch.int32, f"{label}.{kind} holds {tensor.dtype}, not int32: it is mislabelled")
-        require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
-        weight = QuantizedWeight(
-            qweight=qweight,
-            scales=scales,
-            zeros=unpack_zeros(qzeros, stored.bits, stored.form),
-            g_idx=None,
-            bits=stored.bits,
-            group_size=stored.group_of(qweight.shape[0] * WORD // stored.bits),
-            bias=part("bias") if f"{name}.bias" in tensor_shapes(self.config) else None,
-        )
-        if f"{name}.g_idx" in self._files:
-            g_idx = part("g_idx")
-            require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
-            g_idx = g_idx.to(torch.int32)
-            within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
-            require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
-            weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
-        return weight
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
+        wanted = self.stored.shapes(*shape)
+        if f"{base}.g_idx" not in found and not self.stored.desc_act:  # some writers leave out what says nothing
+            del wanted["g_idx"]
+        return wanted
 
-    def _plain_shapes(self, files: dict[str, Any], found: dict[str, Shape]) -> dict[str, Shape]:
-        """The shapes that the weights would have if they were not quantised; `UserError` for wrong parts."""
-        shapes, plain = dict(found), tensor_shapes(self.config)
-        for name, shape in plain.items():
-            if not is_quantized(name):
-                continue
-            base = name.removesuffix(".weight")
-            wanted = self.stored.shapes(*shape)
-            if f"{base}.g_idx" not in found and not self.stored.desc_act:  # some writers leave out what says nothing
-                del wanted["g_idx"]
-            for kind, wanted_shape in wanted.items():
-                part = shapes.pop(f"{base}.{kind}", None)
-                require(part is not None, f"{self.config.name}: the checkpoint lacks {base}.{kind}: download it again")
-                require(
-                    part == wanted_shape,
-                    f"{self.config.name}: {base}.{kind} has shape {list(part or ())}, but bits={self.stored.bits} and "
-                    f"group_size={self.stored.group_size} mean {list(wanted_shape)}: correct config.json, or "
-                    "download the model again",
-                )
-            bias = f"{base}.bias"
+    def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
+        shapes, plain = super()._plain_shapes(found), tensor_shapes(self.config)
+        for bias in [name.replace(".weight", ".bias") for name in plain if is_quantized(name)]:
             if bias in shapes and bias not in plain:  # AutoGPTQ writes zeros where the model has no bias
-                require(
-                    not bool(files[bias].get_tensor(bias).any()),
-                    f"{self.config.name}: {bias} is not supported in a {self.config.architecture} model",
-                )
+                zeros = not bool(self._files[bias].get_tensor(bias).any())
+                model = f"a {self.config.architecture} model"
+                require(zeros, f"{self.config.name}: {bias} is not supported in {model}")
                 del shapes[bias]
-            shapes[name] = shape
         return shapes
 
 
-def linear_names(index: int) -> list[str]:
-    """The linear layers of a decoder layer, as checkpoints name them."""
-    return [name for names in fused_names(index).values() for name in names]
-
-
-def fused_names(index: int) -> dict[str, list[str]]:
-    """Of each projection of `DecoderLayer`, the checkpoint's layers that it holds."""
-    attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-    return {
-        "qkv_proj": [f"{attention}.{kind}_proj" for kind in "qkv"],
-        "o_proj": [f"{attention}.o_proj"],
-        "gate_up_proj": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
-        "down_proj": [f"{mlp}.down_proj"],
-    }
-
-
-def is_quantized(name: str) -> bool:
-    """Is this tensor the weight of a linear layer inside of the decoder? (The embedding and the head stay.)"""
-    return name.startswith("model.layers.") and name.endswith("_proj.weight")
-
-
-def is_quantized_folder(folder: Path) -> bool:
-    """Does the folder's description name a quantisation of whatever kind?"""
-    config = folder / "config.json"
-    return (folder / "quantize_config.json").is_file() or (
-        config.is_file() and "quantization_config" in read_json(config)
+def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) -> QuantizedWeight:
+    """The weight that tensors of these kinds stand for; `UserError` for wrong dtypes, or groups that do not exist."""
+    for kind in ("qweight", "qzeros"):
+        dtype = parts[kind].dtype
+        require(dtype == torch.int32, f"{label}.{kind} holds {dtype}, not int32: it is mislabelled")
+    scales, g_idx = parts["scales"], parts.get("g_idx")
+    require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
+    weight = QuantizedWeight(
+        qweight=parts["qweight"],
+        scales=scales,
+        zeros=unpack_zeros(parts["qzeros"], stored.bits, stored.form),
+        g_idx=None,
+        bits=stored.bits,
+        group_size=stored.group_of(parts["qweight"].shape[0] * WORD // stored.bits),
+        bias=parts.get("bias"),
     )
-
-
-def _quantization(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What describes the quantisation: in config.json, or, in older folders, in a file of its own."""
-    options: Any = config.get("quantization_config")
-    path = folder / "quantize_config.json"
-    if options is None and path.is_file():
-        options = read_json(path)
-    if not isinstance(options, Mapping):
-        raise UserError(f"{folder} is not quantised: config.json has no quantization_config, nor is there {path.name}")
-    return cast(Mapping[str, Any], options)
+    if g_idx is not None:
+        require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
+        g_idx = g_idx.to(torch.int32)
+        within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
+        require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
+        weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
+    return weight

@@ -21,41 +21,48 @@ INDEX = "model.safetensors.index.json"
 class HFFolder:
     """Opens the folder and checks every tensor's name and shape before the first one is read."""
 
-    def __init__(self, folder: Path, name: str | None = None) -> None:
+    def __init__(self, folder: Path, name: str | None = None, options: dict[str, Any] | None = None) -> None:
+        """options: the contents of config.json; None: as it is."""
         self.folder = folder
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
-        self.config = read_config(folder, name or str(folder), read_json(folder / "config.json"))
+        options, generation = options or read_options(folder), folder / "generation_config.json"
+        self.config = ModelConfig.from_hf(
+            name or str(folder), options, read_json(generation) if generation.is_file() else None
+        )
         self._files: dict[str, Any] = {}  # tensor name to the open file that holds it
 
     def read(self, name: str, shape: Shape) -> torch.Tensor:
+        """`UserError` unless the tensor holds floating-point numbers of 16 bits or more."""
         self.check()
-        return read_tensor(self._files[name], self.config.name, name)
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            supported = "supported are float32, bfloat16 and float16"
+            raise UserError(f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")
+        return tensor
 
     def tokenizer(self) -> Tokenizer | None:
         return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
 
     def check(self) -> None:
-        """Open the weight files, once, and hold their tensors' names and shapes against the configuration."""
+        """Open the weight files, once, and hold what is in them against the configuration."""
         if self._files:
             return
-        files, shapes = open_weights(self.folder)
+        self._files, shapes = open_weights(self.folder)
+        try:
+            self._check(shapes)
+        except BaseException:
+            self._files = {}
+            raise
+
+    def _check(self, shapes: dict[str, Shape]) -> None:
+        """`UserError` unless every tensor is there in the shape that the configuration says."""
         check_tensors(self.config, shapes)
-        self._files = files
 
 
-def read_config(folder: Path, label: str, options: dict[str, Any]) -> ModelConfig:
-    """From the contents of config.json, and of generation_config.json if the folder has one."""
-    generation = folder / "generation_config.json"
-    return ModelConfig.from_hf(label, options, read_json(generation) if generation.is_file() else None)
-
-
-def read_tensor(file: Any, label: str, name: str) -> torch.Tensor:
-    """One tensor of an open file; `UserError` unless it holds floating-point numbers of 16 bits or more."""
-    tensor: torch.Tensor = file.get_tensor(name)
-    if not tensor.is_floating_point() or tensor.itemsize < 2:
-        raise UserError(f"{label}: tensor {name} holds {tensor.dtype}; supported are float32, bfloat16 and float16")
-    return tensor
+def read_options(folder: Path) -> dict[str, Any]:
+    """The contents of config.json."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
+    return read_json(folder / "config.json")
 
 
 def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
@@ -104,6 +111,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def one_line(error: BaseException) -> str:

@@ -19,27 +19,19 @@ def is_hub_id(name: str) -> bool:
 
 def fetch(name: str) -> Path:
     """The folder of a model in huggingface_hub's own cache; downloads what is missing, with its progress bars."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
     elsewhere = "download it on a machine with network (`hf download " + name + "`) and pass the folder"
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))
-    except GatedRepoError:
+    except errors.GatedRepoError:
         problem = "is gated: accept its licence on its page, then run `hf auth login`"
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         problem = "is not on the hub, or is private: check the spelling, or run `hf auth login`"
-    except OfflineModeIsEnabled:
+    except errors.OfflineModeIsEnabled:
         problem = f"is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {elsewhere}"
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         problem = f"is not in the local cache and the hub cannot be reached: {elsewhere}"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         problem = f"could not be downloaded ({type(error).__name__}): {elsewhere}"
     raise UserError(f"{name} {problem}")

@@ -46,9 +46,9 @@ class NF4Weight:
         """Bytes of codes, scales and bias."""
         return self.packed.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
-    def rows(self, part: slice) -> NF4Weight:
+    def outputs(self, which: slice) -> NF4Weight:
         """Some of the outputs."""
-        return NF4Weight(self.packed[part], self.scales[part], None if self.bias is None else self.bias[part])
+        return NF4Weight(self.packed[which], self.scales[which], None if self.bias is None else self.bias[which])
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The tensors that stand for the layer's weight in a checkpoint, without its bias. Blocks go over the flattened

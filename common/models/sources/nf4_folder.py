@@ -1,5 +1,5 @@
 """Reads folders that transformers writes with bitsandbytes in NF4: safetensors in which a linear layer's `weight` holds
-packed codes, with `weight.absmax`, `weight.quant_map` and a description beside it."""
+packed codes, with `weight.absmax`, `weight.quant_map` and a description next to it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from typing import Any, cast
 import torch
 
 from common.errors import UserError, require
-from common.models.sources.gptq_checks import AGAIN, LARGEST_WEIGHT
-from common.models.sources.gptq_folder import is_quantized, linear_names
-from common.models.sources.hf_folder import open_weights, read_config, read_json, read_tensor
+from common.models.sources.gptq_checks import LARGEST_WEIGHT
 from common.models.sources.nf4 import BLOCK, STATE, NF4Weight, table
-from common.models.weights import Shape, check_tensors, tensor_shapes
-from common.text.tokenizer import Tokenizer
+from common.models.sources.quantized_folder import AGAIN, QuantizedFolder, linear_names, quantization
+from common.models.weights import Shape, tensor_shapes
 
 SHIFT = 0.2
 """Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
@@ -35,56 +33,20 @@ NESTED_BLOCK = 256
 """Scales that share a scale of their own, with double quantisation."""
 
 
-class NF4Folder:
-    """A model in NF4: a `ModelSource` whose linear layers are given dequantised."""
+class NF4Folder(QuantizedFolder):
+    """Layers that `llm_int8_skip_modules` names are not quantised; others are in NF4."""
 
-    def __init__(self, folder: Path, name: str | None = None) -> None:
-        self.folder = folder
-        label = name or str(folder)
-        options = read_json(folder / "config.json")
-        quantization = cast(Mapping[str, Any], options.pop("quantization_config"))
-        self.double = check_description(label, quantization)
-        self.meta: object = quantization.get("meta")
-        """What its maker says about how it was made."""
-        self.config = read_config(folder, label, options)
-        self._files: dict[str, Any] = {}
+    mark = STATE
+
+    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
+        self.double = check_description(label, description)
+        return "in NF4"
 
     @property
     def note(self) -> str:
-        """What a reader of figures must know where the weights that `read` gives are used."""
         return f"dequantised at load from NF4, blocks of {BLOCK}: no bytes are saved"
 
-    def tokenizer(self) -> Tokenizer | None:
-        return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
-
-    def check(self) -> None:
-        """Open the weight files, once; `UserError` unless every tensor is there in the shape that the configuration
-        says, and the first layer holds NF4. The numbers of the others are checked when they are read."""
-        if self._files:
-            return
-        files, shapes = open_weights(self.folder)
-        check_tensors(self.config, self._plain_shapes(shapes))
-        self._files = files
-        try:
-            for name in linear_names(0):
-                if f"{name}.{STATE}" in files:
-                    self.quantized(name)
-        except UserError:
-            self._files = {}
-            raise
-
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
-        self.check()
-        base = name.removesuffix(".weight")
-        if f"{base}.{STATE}" in self._files:
-            return self.quantized(base).dequantize()
-        tensor = read_tensor(self._files[name], self.config.name, name)
-        require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
-        return tensor
-
     def quantized(self, name: str) -> NF4Weight:
-        """One linear layer, such as `model.layers.0.mlp.down_proj`; `UserError` where its numbers cannot be right."""
         self.check()
         label, (rows, columns) = f"{self.config.name}: {name}", tensor_shapes(self.config)[f"{name}.weight"]
         parts = {
@@ -95,35 +57,26 @@ class NF4Folder:
         bias = f"{name}.bias"
         return NF4Weight.from_parts(parts, rows, self.read(bias, (rows,)) if bias in self._files else None)
 
-    def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
-        """The shapes that the weights would have if they were not quantised; `UserError` for wrong parts."""
-        shapes, label = dict(found), self.config.name
-        require(f"lm_head.{STATE}" not in found, f"{label}: a quantised lm_head is not supported")
-        for name, shape in tensor_shapes(self.config).items():
-            left_out = found.get(name) == shape and not any(part.startswith(f"{name}.") for part in found)
-            if not is_quantized(name) or left_out:  # llm_int8_skip_modules can name any layer
-                continue
-            base = name.removesuffix(".weight")
-            require(
-                shape[1] % BLOCK == 0,
-                f"{label}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not quantised",
-            )
-            for kind, wanted in stored_shapes(shape[0], shape[1], self.double).items():
-                part = shapes.pop(f"{base}.{kind}", None)
-                require(part is not None, f"{label}: the checkpoint lacks {base}.{kind}, or is not in NF4: {AGAIN}")
-                require(
-                    part == wanted or kind == STATE,
-                    f"{label}: {base}.{kind} has shape {list(part or ())}, but a weight {list(shape)} in NF4 means "
-                    f"{list(wanted)}: correct config.json, or {AGAIN}",
-                )
-            shapes[name] = shape
-        return shapes
+    def _check_first_layer(self) -> None:
+        for name in linear_names(0):
+            if f"{name}.{STATE}" in self._files:
+                self.quantized(name)
+
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
+        weight = f"{base}.weight"
+        if found.get(weight) == shape and not any(part.startswith(f"{weight}.") for part in found):
+            return {}
+        require(
+            shape[1] % BLOCK == 0,
+            f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not "
+            "quantised",
+        )
+        return stored_shapes(shape[0], shape[1], self.double)
 
 
 def is_bitsandbytes_folder(folder: Path) -> bool:
-    """Does config.json say that bitsandbytes quantised the model, in whatever way?"""
-    config = folder / "config.json"
-    options: Any = read_json(config).get("quantization_config") if config.is_file() else None
+    """Did bitsandbytes quantise the model, in whatever way?"""
+    options = quantization(folder)
     if not isinstance(options, Mapping):
         return False
     method = options.get("quant_method")

@@ -12,7 +12,7 @@ from stages.m4_flash_attention.fast.select import Choice
 
 
 class BackendAttention:
-    """The chosen backend reads the blocks where they lie, whoever wrote them; K and V stay in m3's tensors."""
+    """The chosen backend reads the blocks where they lie; K and V stay in m3's tensors."""
 
     def __init__(self, kv: PagedKV, choice: Choice) -> None:
         self.kv = kv

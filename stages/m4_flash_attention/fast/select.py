@@ -6,9 +6,8 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from common.config import ATTENTION_BACKENDS, EngineConfig
+from common.config import ATTENTION_BACKENDS
 from common.errors import UserError, unknown
-from common.models import Decoder
 from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 MODULES = {
@@ -19,10 +18,8 @@ MODULES = {
     "cpu": "cpu",
 }
 PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")}
-"""What `auto` tries, in this order. First our own kernels, which read the blocks in place and are the fastest measured
-at decode, where an engine spends most of its steps (`python -m benchmarks attention`; at long prefills `torch` can be
-faster). Then the library, which also reads in place and which nobody has measured here; last `torch`, which gathers
-and runs everywhere."""
+"""What `auto` tries, in the order of decode speed (`python -m benchmarks attention`; for long prefills `torch` can be
+faster). `flash_attn` was not measured; `torch` runs everywhere."""
 WHY = {
     "triton": "reads the blocks in place; of those measured on a GPU the fastest at decode",
     "flash_attn": "reads the blocks in place",
@@ -54,13 +51,6 @@ def _module(name: str) -> ModuleType:
 def why_not(name: str, shape: AttentionShape) -> str | None:
     """None where the backend can run with this shape, or the reason why it cannot."""
     return _module(name).why_not(shape)
-
-
-def choose_for(config: EngineConfig, model: Decoder) -> Choice:
-    """The backend that `attention_backend` asks for, for this model's heads, dtype and device."""
-    c = model.config
-    shape = AttentionShape(c.num_heads, c.num_kv_heads, c.head_dim, config.block_size, model.dtype, model.device)
-    return choose(config.attention_backend, shape)
 
 
 def choose(name: str, shape: AttentionShape) -> Choice:

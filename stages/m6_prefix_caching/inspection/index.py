@@ -27,7 +27,7 @@ def _depth(entry: Entry) -> int:
 
 
 def check_index(entries: Mapping[int, Entry], index: PrefixIndex, pool: BlockPool) -> None:
-    """Raise `AssertionError` unless each entry can be found, whoever holds a block holds its parent, and a block is
+    """Raise `AssertionError` unless each entry can be found, an owner of a block owns its parent, and a block is
     evicted before its parent."""
     assert entries.keys() == pool.indexed, "the index and the pool disagree"
     age = {block: at for at, block in enumerate(pool.reusable)}

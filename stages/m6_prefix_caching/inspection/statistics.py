@@ -12,28 +12,24 @@ class Statistics:
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
-        self._stats = PrefixStats()
+        self.counts = PrefixStats()
 
     def started(self, request: Request, cached: int, blocks: int) -> None:
         """A request starts with so many of its tokens cached, and so many blocks shared."""
         if request.num_preemptions:
-            self._stats.recovered += cached
+            self.counts.recovered += cached
             return
         request.num_cached_tokens = cached
-        self._stats.asked += request.num_prompt_tokens
-        self._stats.saved += cached
-        self._stats.blocks += blocks
-
-    def evicted(self) -> None:
-        self._stats.evictions += 1
+        self.counts.asked += request.num_prompt_tokens
+        self.counts.saved += cached
+        self.counts.blocks += blocks
 
     def planned(self) -> None:
-        """A plan is made: blocks are shared by requests alone."""
-        self._stats.peak_shared = max(self._stats.peak_shared, self._pool.num_shared)
+        self.counts.peak_shared = max(self.counts.peak_shared, self._pool.num_shared)
 
     def read(self, num_cached: int) -> PrefixStats:
-        self._stats.shared, self._stats.cached = self._pool.num_shared, num_cached
-        return self._stats
+        self.counts.shared, self.counts.cached = self._pool.num_shared, num_cached
+        return self.counts
 
     def reset(self) -> None:
-        self._stats = PrefixStats(peak_shared=self._pool.num_shared)
+        self.counts = PrefixStats(peak_shared=self._pool.num_shared)

@@ -2,7 +2,7 @@
 
 A node is one block; a run of nodes without branches is drawn as one (`make stage6 trace`), where SGLang also stores
 it as one. A node's children are sorted by their tokens. So the child that has the most first tokens in common with a
-prompt stands beside the place where the prompt itself would be: a match may end inside a block.
+prompt is next to the place where the prompt itself would be: a match may end inside a block.
 """
 
 from __future__ import annotations

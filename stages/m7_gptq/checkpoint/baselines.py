@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import torch
 
-from common.models.quantized_weight import QuantizedWeight
+from common.errors import require
+from common.models.decoder import PROJECTIONS
+from common.models.linear import Linear
+from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
+from common.models.sources.quantized_folder import is_quantized
 from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
-from stages.m7_gptq.calibrate import calibrate_layers
-from stages.m7_gptq.checkpoint.layer import PROJECTIONS, Finished, QuantizedLayer
-from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
 from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized
 from stages.m7_gptq.settings import Settings
@@ -68,30 +70,49 @@ def quantize_layers(
     finished: Finished = lambda index: None,
 ) -> Iterator[QuantizedLayer]:
     """Quantise layer after layer by the method of the settings; token_ids [sequences, length]: text, for GPTQ alone."""
+    check_shapes(source, settings)
     if settings.method == "gptq":
         return calibrate_layers(source, token_ids, settings, device, finished)
-    return round_layers(source, settings, device, finished)
+    return _round_layers(source, settings, device, finished)
 
 
-def round_layers(
+def check_shapes(source: ModelSource, settings: Settings) -> None:
+    """`UserError` where the checkpoint format has no place for one of the model's matrices. All layers are alike."""
+    for name, shape in tensor_shapes(source.config).items():
+        if name.startswith("model.layers.0.") and is_quantized(name):
+            check_shape(settings, f"{source.config.name}: {name}", shape[1], shape[0])
+
+
+def check_shape(settings: Settings, name: str, in_features: int, out_features: int) -> None:
+    if settings.method == "nf4":
+        fits = in_features % BLOCK == 0
+        require(fits, f"{name} has {in_features} inputs: they must be a multiple of {BLOCK} to be stored in NF4")
+        return
+    count = WORD // settings.bits
+    require(
+        in_features % count == 0 and out_features % count == 0,
+        f"{name} is {out_features} x {in_features}: both must be multiples of {count} to be stored in "
+        f"{settings.bits} bits",
+    )
+
+
+def _round_layers(
     source: ModelSource, settings: Settings, device: torch.device, finished: Finished
 ) -> Iterator[QuantizedLayer]:
     """`calibrate_layers` for the baselines: no text, and no outputs computed."""
     load = loader(source, torch.float32, device)
     for index in range(source.config.num_layers):
-        layer, result = build_layer(source.config, index, load), finished(index)
+        result = finished(index)
         if result is None:
-            result = QuantizedLayer({}, {})
-            for name in PROJECTIONS:
-                linear = getattr(layer, name)
-                check_shape(settings, f"layer {index}, {name}", linear.weight.shape[1], linear.weight.shape[0])
-                result.weights[name] = (
-                    to_nf4(linear.weight, linear.bias)
-                    if settings.method == "nf4"
-                    else round_to_nearest(linear.weight, settings, linear.bias)
-                )
+            layer = build_layer(source.config, index, load)
+            result = QuantizedLayer({name: _rounded(getattr(layer, name), settings) for name in PROJECTIONS}, {})
         result.check(index)
         yield result
+
+
+def _rounded(linear: Linear, settings: Settings) -> QuantizedWeight | NF4Weight:
+    weight, bias = linear.weight, linear.bias
+    return to_nf4(weight, bias) if settings.method == "nf4" else round_to_nearest(weight, settings, bias)
 
 
 def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:

@@ -18,21 +18,20 @@ from filelock import FileLock, Timeout
 from common.errors import UserError, require
 from common.execution.cache import cache_root
 from common.models.load import QuantizedFolder, open_quantized_folder, open_source
+from common.models.quantized_weight import PER_CHANNEL
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
-from stages.m7_gptq.checkpoint.baselines import quantize_layers
-from stages.m7_gptq.checkpoint.rules import check_shape
+from stages.m7_gptq.checkpoint.baselines import check_shapes, quantize_layers
 from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
 
 VERSION = 1
-"""Raised when the algorithm changes so that other weights come out: what an older one left is then made anew."""
-
+"""Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
 
 LONGEST_NAME = 150
-"""Of a folder in the cache, in letters, where a file system takes 255 with what is put around it."""
+"""Of a folder in the cache, in letters, of the 255 that a file system takes."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,21 @@ class Report:
 
 def cached_folder(model: str, settings: Settings, text: Path | None = None) -> Path:
     """Where the quantised model lies if no other folder is asked for."""
-    words = f"{model}-{settings.name}" + (f"-{text.stem}" if text else "")
+    words = f"{model}-{short_name(settings)}" + (f"-{text.stem}" if text else "")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.")
     if len(name) > LONGEST_NAME:
         name = f"{fingerprint(words.encode())}-{name[-LONGEST_NAME:].strip('-.')}"
     return cache_root() / "gptq" / name
+
+
+def short_name(settings: Settings) -> str:
+    """For folders: `4bit-g64-sym-gptq`, and whatever is not usual."""
+    if settings.method == "nf4":
+        return f"{settings.bits}bit-g{settings.group_size}-nf4"
+    group = "channel" if settings.group_size == PER_CHANNEL else f"g{settings.group_size}"
+    parts = [f"{settings.bits}bit", group, "sym" if settings.symmetric else "asym", settings.method]
+    parts += ["desc_act"] * settings.desc_act + ["nosearch"] * (not settings.search)
+    return "-".join(parts + [f"damp{settings.damping:g}"] * (settings.damping != Settings.damping))
 
 
 def recipe_of(source: ModelSource, settings: Settings, text: Path | None, progress: bool | None) -> dict[str, Any]:
@@ -103,14 +112,13 @@ def quantize(
 ) -> Report:
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
-    text: another calibration text. again: even if a whole model lies there. progress: None draws a bar where standard
-    error is a terminal. What the cache holds of an older version, or of other weights, is replaced. One process at a
-    time: others wait. `UserError` before the run for whatever cannot be done.
+    text: another calibration text. again: even if a whole model lies there. progress: None draws a bar on a terminal.
+    In the cache an older version is replaced. One process at a time: others wait.
     """
     require(
         text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"
     )
-    require(not model.startswith(PREFIX), f"{model} is made anew at every start: there is nothing worth a folder")
+    require(not model.startswith(PREFIX), f"{model} is made at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
     place = device or torch.device("cpu")
@@ -118,7 +126,7 @@ def quantize(
     recipe = recipe_of(source, settings, text, progress)
     if not again and differences(folder, recipe) == []:
         return Report(folder, [])
-    _check_shapes(source, settings)
+    check_shapes(source, settings)
     token_ids = torch.empty(0, 0, dtype=torch.int64)
     if settings.method == "gptq":
         token_ids = calibration_tokens(source.tokenizer(), text)
@@ -175,9 +183,3 @@ def open_plain(model: str, device: torch.device, progress: bool | None) -> Model
         not isinstance(source, QuantizedFolder), f"{model} is quantised already: give the model that it was made from"
     )
     return source
-
-
-def _check_shapes(source: ModelSource, settings: Settings) -> None:
-    for name, shape in tensor_shapes(source.config).items():
-        if name.startswith("model.layers.0.") and name.endswith("_proj.weight"):
-            check_shape(settings, f"{source.config.name}: {name}", shape[1], shape[0])

@@ -1,7 +1,7 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder grows beside its place under
-another name, and moves there at the end.
+Each decoder layer is a shard of its own, written when the layer is done. The folder is written under
+another name, and moved at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.errors import UserError, require
-from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros, unpack_zeros
+from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros
 from common.models.sources.gptq_checks import check_numbers
-from common.models.sources.gptq_folder import fused_names, is_quantized
-from common.models.sources.hf_folder import INDEX
+from common.models.sources.gptq_folder import PARTS, Stored, from_parts
+from common.models.sources.hf_folder import INDEX, write_json
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
+from common.models.sources.quantized_folder import fused_names, is_quantized
 from common.models.weights import ModelSource, tensor_shapes
-from stages.m7_gptq.checkpoint.layer import AnyWeight, QuantizedLayer
+from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.settings import Settings
+
+AnyWeight = QuantizedWeight | NF4Weight
 
 RECIPE = "folovllm"
 """In a checkpoint's `meta`: all that its weights depend on."""
@@ -41,7 +43,7 @@ WORK = "work.json"
 class Writer:
     """The unfinished folder of one quantisation.
 
-    recipe: all that the result depends on; it is kept in the description. again: what a stopped run left is not used.
+    recipe: all that the result depends on, kept in the description. again: what a stopped run left is not used.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Writer:
             weights = {kind: self._join(names, tensors) for kind, names in fused_names(index).items()}
             return QuantizedLayer(weights, losses)
         except (SafetensorError, OSError, UserError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
-            return None  # whatever is wrong with it: the layer is made anew
+            return None  # whatever is wrong with it: the layer is made again
 
     def _check_plain(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """`UserError` unless the norms and biases of a layer are there, finite, and of their shapes."""
@@ -104,14 +106,14 @@ class Writer:
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
             size += self._shard(index).stat().st_size
-        self._json(INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_json(self.work / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         options, generation = config.to_hf()
         nf4 = self.settings.method == "nf4"
         quantization = describe_nf4(self.recipe) if nf4 else describe(self.settings, self.form, self.recipe)
-        self._json("config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
+        write_json(self.work / "config.json", {**options, "dtype": "bfloat16", "quantization_config": quantization})
         if not nf4:
-            self._json("quantize_config.json", quantization)
-        self._json("generation_config.json", generation)
+            write_json(self.work / "quantize_config.json", quantization)
+        write_json(self.work / "generation_config.json", generation)
         tokenizer = self.source.tokenizer()
         if tokenizer is not None:
             tokenizer.save(self.work)
@@ -136,14 +138,7 @@ class Writer:
         """The inverse of what `add` does, for one projection; `UserError` where the numbers cannot be right."""
         if self.settings.method == "nf4":
             return concatenate_nf4([self._from_nf4(name, tensors) for name in names])
-        parts = [self._from_gptq(name, tensors) for name in names]
-        for name, part in zip(names, parts, strict=True):
-            columns = tensor_shapes(self.source.config)[f"{name}.weight"][1]
-            groups = -(-columns // part.group_size)
-            right = part.in_features == columns and part.scales.shape == part.zeros.shape == (groups, part.out_features)
-            require(right, f"the parts of {name} are damaged")
-            check_numbers(name, part, self.settings.symmetric)
-        joined = concatenate(parts)
+        joined = concatenate([self._from_gptq(name, tensors) for name in names])
         if joined is None:  # their inputs were quantised together
             raise UserError(f"the parts of {names[0]} are damaged: they do not fit together")
         return joined
@@ -155,17 +150,15 @@ class Writer:
         return NF4Weight.from_parts(parts, shape[0], tensors.get(f"{name}.bias"))
 
     def _from_gptq(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
-        g_idx, qweight = tensors[f"{name}.g_idx"], tensors[f"{name}.qweight"]
-        zeros = unpack_zeros(tensors[f"{name}.qzeros"], self.settings.bits, self.form)
-        return QuantizedWeight(
-            qweight=qweight,
-            scales=tensors[f"{name}.scales"],
-            zeros=zeros,
-            g_idx=g_idx if self.settings.desc_act else None,
-            bits=self.settings.bits,
-            group_size=self.settings.group_of(g_idx.shape[0]),
-            bias=tensors.get(f"{name}.bias"),
-        )
+        s, shape = self.settings, tensor_shapes(self.source.config)[f"{name}.weight"]
+        stored = Stored(s.bits, s.group_of(shape[1]), s.symmetric, s.desc_act, self.form)
+        kinds = [*PARTS, "bias"] if f"{name}.bias" in tensors else PARTS
+        parts = {kind: tensors[f"{name}.{kind}"] for kind in kinds}
+        right = all(tuple(parts[kind].shape) == wanted for kind, wanted in stored.shapes(*shape).items())
+        require(right, f"the parts of {name} are damaged")
+        weight = from_parts(name, parts, stored)
+        check_numbers(name, weight, s.symmetric)
+        return weight
 
     def _plain(self, names: Any) -> dict[str, torch.Tensor]:
         shapes = tensor_shapes(self.source.config)
@@ -178,9 +171,6 @@ class Writer:
         path = self._shard(index)
         save_file(tensors, path.with_suffix(".part"), metadata={"format": "pt", **metadata})
         os.replace(path.with_suffix(".part"), path)
-
-    def _json(self, name: str, value: object) -> None:
-        (self.work / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,19 +226,8 @@ def check_target(folder: Path) -> None:
 
 def _split(weight: AnyWeight, rows: list[int]) -> list[AnyWeight]:
     """A fused layer as the layers that it was made of."""
-    parts = [slice(end - count, end) for count, end in zip(rows, accumulate(rows), strict=True)]
-    return [weight.rows(part) if isinstance(weight, NF4Weight) else _rows(weight, part) for part in parts]
-
-
-def _rows(weight: QuantizedWeight, part: slice) -> QuantizedWeight:
-    """Some of the outputs."""
-    return replace(
-        weight,
-        qweight=weight.qweight[:, part],
-        scales=weight.scales[:, part],
-        zeros=weight.zeros[:, part],
-        bias=None if weight.bias is None else weight.bias[part],
-    )
+    ends = accumulate(rows)
+    return [weight.outputs(slice(end - count, end)) for count, end in zip(rows, ends, strict=True)]
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ class Int4Layers:
 
     def linear(self, weight: QuantizedWeight) -> Projection | None:
         ordered, order = in_group_order(weight)
-        if why_not(ordered, self._dtype, self._device) is not None:
+        if not takes(ordered, self._dtype, self._device):
             return None
         if self._device.type == "cpu":
             projection: Projection = CpuInt4Linear(ordered, self.scratch)
@@ -41,11 +41,9 @@ class Int4Layers:
         return projection if order is None else Permuted(projection, order.to(self._device))
 
     def head(self, weight: torch.Tensor) -> Projection | None:
-        return Int8Head(round_rows(weight)) if int8_head.why_not(weight) is None else None
+        return Int8Head(round_rows(weight)) if int8_head.takes(weight) else None
 
 
-def why_not(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> str | None:
-    """What keeps a weight from being multiplied in 4 bits on that device; None: nothing."""
-    if weight.g_idx is not None:
-        return "its groups are of different sizes"
-    return (cpu_int4 if device.type == "cpu" else triton_int4).why_not(weight, dtype)
+def takes(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> bool:
+    """Can the weight be multiplied in 4 bits on that device? Its groups must be of one size, in order."""
+    return weight.g_idx is None and (cpu_int4 if device.type == "cpu" else triton_int4).takes(weight, dtype)

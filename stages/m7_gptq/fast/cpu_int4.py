@@ -39,8 +39,7 @@ class CpuInt4Linear:
     """`x @ weight.T + bias` in bfloat16, for a 4-bit weight whose groups lie in order.
 
     PyTorch's kernel computes `(code - 8) * scale + middle` with both numbers in bfloat16, and knows groups of 32, 64,
-    128 and 256 that divide the inputs: what a checkpoint has beside that (a shorter last group, one group for a whole
-    row) is cut into smaller groups with the same numbers.
+    128 and 256 that divide the inputs: other groups (a shorter last one, one for a whole row) are cut into these.
     """
 
     def __init__(self, weight: QuantizedWeight, scratch: Scratch | None = None) -> None:
@@ -70,17 +69,10 @@ class CpuInt4Linear:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def why_not(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
-    """What keeps this layer from a weight whose groups lie in order."""
-    if dtype != torch.bfloat16:
-        return f"it computes in bfloat16, not in {dtype}"
-    if weight.bits != 4:
-        return f"it knows 4 bits, not {weight.bits}"
-    if weight.out_features % OUTPUTS:
-        return f"it knows multiples of {OUTPUTS} outputs, not {weight.out_features}"
-    if group_size(weight) < 32:
-        return f"groups of {weight.group_size} of {weight.in_features} inputs cannot be cut into groups of 32"
-    return None
+def takes(weight: QuantizedWeight, dtype: torch.dtype) -> bool:
+    """Is the weight, whose groups lie in order, one for this layer?"""
+    fits = weight.bits == 4 and weight.out_features % OUTPUTS == 0 and group_size(weight) >= 32
+    return fits and dtype == torch.bfloat16
 
 
 def group_size(weight: QuantizedWeight) -> int:

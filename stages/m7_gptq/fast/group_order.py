@@ -30,12 +30,9 @@ class Permuted:
 
 
 class Folded:
-    """A reader whose down_proj needs no `Permuted`: with act-order, down_proj wants its inputs sorted. They are made
-    one by one, each from the same output of gate_proj and up_proj: sorting the outputs of those two costs nothing at
-    run time.
-
-    Not for float32, which keeps the order of its sums for comparisons with the dequantised model.
-    """
+    """A reader whose down_proj needs no `Permuted`: each of its inputs comes from the same output of gate_proj and
+    up_proj, and sorting the outputs of those two costs nothing at run time. Not for float32, which keeps the order of
+    its sums for comparisons with the dequantised model."""
 
     def __init__(self, read: ReadQuantized) -> None:
         self._read = read
@@ -56,7 +53,7 @@ class Folded:
         if order is None:
             return weights
         self._sorted[down_name] = down
-        return [select_outputs(weight, order) for weight in gate_and_up]
+        return [weight.outputs(order) for weight in gate_and_up]
 
 
 def in_group_order(weight: QuantizedWeight) -> tuple[QuantizedWeight, torch.Tensor | None]:
@@ -74,15 +71,3 @@ def in_group_order(weight: QuantizedWeight) -> tuple[QuantizedWeight, torch.Tens
     if torch.equal(group, plain):
         return replace(weight, g_idx=None), None
     return replace(weight, qweight=pack(weight.codes()[order], weight.bits), g_idx=None), order
-
-
-def select_outputs(weight: QuantizedWeight, order: torch.Tensor) -> QuantizedWeight:
-    """The weight with its outputs in another order."""
-    bias = None if weight.bias is None else weight.bias[order]
-    return replace(
-        weight,
-        qweight=weight.qweight[:, order],
-        scales=weight.scales[:, order],
-        zeros=weight.zeros[:, order],
-        bias=bias,
-    )

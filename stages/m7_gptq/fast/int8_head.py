@@ -37,10 +37,6 @@ class Int8Head:
         return self.words.nbytes + self.scales.nbytes
 
 
-def why_not(weight: torch.Tensor) -> str | None:
-    """What keeps the kernels from a weight [vocab, hidden] in 16 bits; None: nothing."""
-    if weight.device.type != "cuda":
-        return "they are for a GPU"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    return f"they know multiples of 4 inputs, not {weight.shape[1]}" if weight.shape[1] % 4 else None
+def takes(weight: torch.Tensor) -> bool:
+    """Is the weight [vocab, hidden], in 16 bits, one for the kernels?"""
+    return weight.device.type == "cuda" and weight.shape[1] % 4 == 0 and importlib.util.find_spec("triton") is not None

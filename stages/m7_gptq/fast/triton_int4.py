@@ -29,11 +29,8 @@ class TritonInt4Linear:
             triton_int4_tiles,
         )
 
-        self._gemv, self._tiles, self._dequantize = (
-            triton_int4_gemv.gemv,
-            triton_int4_tiles.tiles,
-            triton_int4_dequantize.dequantize,
-        )
+        self._gemv, self._tiles = triton_int4_gemv.gemv, triton_int4_tiles.tiles
+        self._dequantize = triton_int4_dequantize.dequantize
         fits = weight.in_features <= triton_int4_config.MOST_INPUTS
         self._gemv_tokens = triton_int4_config.GEMV_TOKENS if fits else 0
         self._tiles_tokens = triton_int4_config.DEQUANTIZE_TOKENS
@@ -57,12 +54,10 @@ class TritonInt4Linear:
         return self.weight.nbytes()
 
 
-def why_not(weight: QuantizedWeight, dtype: torch.dtype) -> str | None:
-    """What keeps this layer from a weight whose groups lie in order."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"it computes in 16 bits, not in {dtype}"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+def takes(weight: QuantizedWeight, dtype: torch.dtype) -> bool:
+    """Is the weight, whose groups lie in order, one for this layer?"""
+    if dtype not in (torch.bfloat16, torch.float16) or importlib.util.find_spec("triton") is None:
+        return False
     from stages.m7_gptq.fast.kernels import triton_int4_layout
 
-    return triton_int4_layout.why_not(weight)
+    return triton_int4_layout.takes(weight)

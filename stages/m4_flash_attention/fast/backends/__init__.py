@@ -50,7 +50,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class FusesQkv(Protocol):
-    """A backend that, in some steps, does what stands between the projection and attention as well."""
+    """A backend that, in some steps, also does what comes between the projection and attention."""
 
     def fuses_qkv(self) -> bool:
         """Can it do so in the step that has begun?"""

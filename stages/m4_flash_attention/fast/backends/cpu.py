@@ -29,10 +29,6 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-def create(shape: AttentionShape) -> CpuBackend:
-    return CpuBackend(shape)
-
-
 class CpuBackend:
     """Threads: as many as PyTorch uses; the two pools take turns, so they do not compete for cores."""
 
@@ -130,3 +126,6 @@ class CpuBackend:
         if address not in self._layers:
             self._layers[address] = flat(kv[0]), flat(kv[1])
         return self._layers[address]
+
+
+create = CpuBackend

@@ -53,7 +53,7 @@ class GatherBackend:
         if decodes:
             lengths = step.seq_lens[:decodes, None, None, None]
             positions = torch.arange(step.max_seq_len, device=lengths.device)
-            # A padded row of length 0 looks at its first slot: its result is nobody's, but it is a number.
+            # A padded row of length 0 looks at its first slot: a result that is not read, but a number.
             self._decode_mask = positions < lengths.clamp(min=1)  # [B, 1, 1, max_seq_len]
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -33,28 +33,20 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-def create(shape: AttentionShape) -> TritonBackend:
-    return TritonBackend(shape)
-
-
 class TritonBackend:
     """A step is safe to capture in a CUDA graph: nothing is read on the host, and what is written lies where it lay."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        from stages.m4_flash_attention.fast.kernels import (
-            triton_decode,
-            triton_decode_raw,
-            triton_prefill,
-            triton_store,
-        )
+        from stages.m4_flash_attention.fast.kernels.triton_decode import DecodeKernel
+        from stages.m4_flash_attention.fast.kernels.triton_decode_raw import RawDecodeKernel
+        from stages.m4_flash_attention.fast.kernels.triton_prefill import PrefillKernel
+        from stages.m4_flash_attention.fast.kernels.triton_store import store
 
-        self._store = triton_store.store
-        self._launch = launch_options(shape.device)
-        self._decode = triton_decode.DecodeKernel(
-            shape.num_kv_heads, shape.group, shape.head_dim, shape.dtype, shape.device
-        )
-        self._raw = triton_decode_raw.RawDecodeKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
-        self._prefill = triton_prefill.PrefillKernel(shape.num_heads, shape.head_dim, shape.dtype, shape.device)
+        kind = shape.head_dim, shape.dtype, shape.device
+        self._store, self._launch = store, launch_options(shape.device)
+        self._decode = DecodeKernel(shape.num_kv_heads, shape.group, *kind)
+        self._raw = RawDecodeKernel(shape.num_heads, *kind)
+        self._prefill = PrefillKernel(shape.num_heads, *kind)
 
     def begin(self, batch: RaggedBatch) -> None:
         self._batch = batch
@@ -81,3 +73,6 @@ class TritonBackend:
         norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
         step = self._batch
         return self._raw(qkv, norms, cos, sin, kv, step.slot_mapping, step.block_tables, step.seq_lens)
+
+
+create = TritonBackend

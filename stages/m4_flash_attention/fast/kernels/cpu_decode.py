@@ -1,10 +1,9 @@
 """Decode on a CPU: one query token a sequence, K and V read where they lie, each row once for all heads that share it.
 
-A decode step does two multiplications for every number that it reads, so the only thing that counts is the stream of
-K and V. Hence the loop order: tokens outside, heads inside, so that a block is read from its first byte to its last,
-while the next one is already on its way. Work is shared as in Flash-Decoding, but in equal *tokens*, not in equal
-sequences: the contexts of all sequences are laid end to end and each thread takes one stretch. At most the first and
-the last sequence of a stretch are cut; their parts are joined at the end.
+A decode step does two multiplications for every number that it reads, so only the stream of K and V counts. Hence the
+loop order: tokens outside, heads inside, so that a block is read from its first byte to its last, while the next one is
+on its way. Work is shared in equal *tokens*: the contexts of all sequences are laid end to end and each thread takes
+one stretch. At most the first and the last sequence of a stretch are cut; their parts are joined at the end.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def _divide(acc, l, dim, row_width, out, begin):
 
 @compiled()
 def _join(owner, acc, ms, ls, dim, row_width, out):
-    """Parts of one sequence stand next to each other; bring them to one maximum and add them up."""
+    """Parts of one sequence are neighbours; bring them to one maximum and add them up."""
     parts, heads = ms.shape
     part = 0
     while part < parts:
@@ -152,11 +151,8 @@ def decode(q, q_stride, keys, values, tables, seq_lens, block_size, heads, group
     ms, ls = np.empty((2 * threads, all_heads), np.float32), np.empty((2 * threads, all_heads), np.float32)
     for thread in prange(threads):
         begin, end, offset = thread * share, (thread + 1) * share, np.int64(0)
-        whole, m, l = (
-            np.empty(all_heads * dim, np.float32),
-            np.empty(all_heads, np.float32),
-            np.empty(all_heads, np.float32),
-        )
+        whole = np.empty(all_heads * dim, np.float32)
+        m, l = np.empty(all_heads, np.float32), np.empty(all_heads, np.float32)
         for b in range(batch):
             length = np.int64(seq_lens[b])
             first, last = max(0, begin - offset), min(length, end - offset)

@@ -1,9 +1,8 @@
 """Prefill on a CPU: FlashAttention-2's loop, built on one register-tiled matrix product.
 
 A task is one tile of queries of one KV head: `ROWS` rows, a row being one (query, head of the group), so that the
-heads that share K and V share their tiles too. The inner product keeps 4 rows x 64 columns of sums in registers and
-is used twice, for Q K^T (columns are tokens; the tile of K is turned once for all rows) and for P V (columns are
-dimensions). Only four rows of scores exist at a time.
+heads that share K and V share their tiles too. The inner product keeps 4 rows x 64 columns of sums in registers, for
+Q K^T (columns are tokens; the tile of K is turned once for all rows) and for P V (columns are dimensions).
 """
 
 from __future__ import annotations
@@ -120,11 +119,8 @@ def prefill(
         queries, acc = np.zeros(most_rows * dim, np.float32), np.zeros(most_rows * dim, np.float32)
         m, l = np.zeros(most_rows, np.float32), np.zeros(most_rows, np.float32)
         counts = np.zeros(most_rows, np.int64)
-        raw, turned, plain = (
-            np.zeros(TILE * dim, np.float32),
-            np.zeros(TILE * dim, np.float32),
-            np.zeros(TILE * dim, np.float32),
-        )
+        raw, turned = np.zeros(TILE * dim, np.float32), np.zeros(TILE * dim, np.float32)
+        plain = np.zeros(TILE * dim, np.float32)
         scores = np.zeros(4 * TILE, np.float32)
         shrink, fresh = np.zeros(LANES, np.float32), np.zeros(4, np.float32)
         for index in range(thread, tasks.shape[0], threads):

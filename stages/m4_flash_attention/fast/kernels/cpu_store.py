@@ -1,4 +1,4 @@
-"""What stands between the projection and attention, in one call on a CPU: norm of the heads, rotation, store."""
+"""What comes between the projection and attention, in one call on a CPU: norm of the heads, rotation, store."""
 
 from __future__ import annotations
 

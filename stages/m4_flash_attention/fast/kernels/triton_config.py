@@ -42,18 +42,10 @@ ENOUGH_QUERIES = 32_768
 """Of all heads together: 256 tiles of 128, two for each processor of a large GPU."""
 
 
-def _choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dtype) -> Config:
+def choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dtype) -> Config:
     return next(config for (limit, size), config in table.items() if head_dim <= limit and size == dtype.itemsize)
-
-
-def decode_config(head_dim: int, dtype: torch.dtype) -> Config:
-    return _choose(DECODE, head_dim, dtype)
-
-
-def raw_config(head_dim: int, dtype: torch.dtype) -> Config:
-    return _choose(RAW, head_dim, dtype)
 
 
 def prefill_config(head_dim: int, dtype: torch.dtype, queries: int) -> Config:
     """queries: of all heads together."""
-    return _choose(PREFILL if queries >= ENOUGH_QUERIES else FEW, head_dim, dtype)
+    return choose(PREFILL if queries >= ENOUGH_QUERIES else FEW, head_dim, dtype)

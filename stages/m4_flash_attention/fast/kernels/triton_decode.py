@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
-from stages.m4_flash_attention.fast.kernels.triton_config import decode_config
+from stages.m4_flash_attention.fast.kernels.triton_config import DECODE, choose
 from stages.m4_flash_attention.fast.kernels.triton_parts import (
     Workspace,
     find_part,
@@ -45,7 +45,7 @@ def decode_kernel(
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
     index = tl.arange(0, SEQS)
-    lengths = tl.load(seq_lens + index, mask=index < num_seqs, other=0)  # stand there since the step began
+    lengths = tl.load(seq_lens + index, mask=index < num_seqs, other=0)  # written before the step began
     rows = (index < num_seqs).to(tl.int32)
     sequence, part, count, tiles, first_part = find_part(rows, tl.cdiv(lengths, TILE), tl.program_id(1), TARGET)
     if sequence >= num_seqs:
@@ -105,7 +105,7 @@ class DecodeKernel:
     """The kernel, and the place for its parts."""
 
     def __init__(self, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = decode_config(head_dim, dtype)
+        self.config = choose(DECODE, head_dim, dtype)
         self._launch = launch_options(device)
         target = max(1, num_sms(device) * PROGRAMS_PER_SM // num_kv_heads)
         self.workspace = Workspace(target, num_kv_heads, group, head_dim, device)

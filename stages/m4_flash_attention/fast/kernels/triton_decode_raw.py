@@ -1,9 +1,9 @@
 """The decode of one sequence in one launch, from heads as the model's projection gives them.
 
 With one token a kernel waits longer for the one in front than it computes. So this one does the work of three: it
-normalises and rotates queries and keys, stores keys and values, and attends. And it takes no tensor cores, whose 16
-rows for one query make every tile a long chain of operations: a program serves one query head, multiplies and adds. K
-and V are read once for each head of a group, from the GPU's cache all but the first time.
+normalises and rotates queries and keys, stores keys and values, and attends. It takes no tensor cores, whose 16 rows
+for one query make every tile a long chain of operations. K and V are read once for each head of a group, from the
+GPU's cache all but the first time.
 
 The newest token is not read back from the cache. All others were stored by earlier steps, so that the first tile is on
 its way before the kernel in front has ended.
@@ -20,13 +20,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm
-from stages.m4_flash_attention.fast.kernels.triton_config import raw_config
-from stages.m4_flash_attention.fast.kernels.triton_parts import (
-    Workspace,
-    leave_part,
-    merge_parts,
-    num_sms,
-)
+from stages.m4_flash_attention.fast.kernels.triton_config import RAW, choose
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, leave_part, merge_parts, num_sms
 
 # pyright: basic
 
@@ -101,7 +96,7 @@ def raw_decode_kernel(
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
     part, parts = tl.program_id(1), tl.num_programs(1)
-    length = tl.load(seq_len)  # stands there since the step began
+    length = tl.load(seq_len)  # written before the step began
     tiles = tl.cdiv(tl.cdiv(length, TILE), parts)
     count = tl.cdiv(length, tiles * TILE)
     if part >= count:
@@ -121,7 +116,7 @@ def raw_decode_kernel(
     if PDL:
         gdc_wait()
 
-    # Everything is loaded in front of the first sum over threads: behind it each load would be waited for anew.
+    # Everything is loaded in front of the first sum over threads: behind it each load would be waited for again.
     q, q_partner = pair(qkv + head * DIM, column, DIM, DIM)
     k, k_partner = pair(new_at, column, width, DIM)
     new_value = tl.load(new_at + KV_HEADS * DIM + column, mask=column < width, other=0.0)
@@ -158,7 +153,7 @@ class RawDecodeKernel:
     """The kernel, and the place for its parts."""
 
     def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = raw_config(head_dim, dtype)
+        self.config = choose(RAW, head_dim, dtype)
         self._launch = launch_options(device)
         self.parts = max(1, num_sms(device) * PROGRAMS_PER_SM // num_heads)
         self.workspace = Workspace(self.parts, num_heads, 1, head_dim, device)

@@ -1,12 +1,10 @@
 """Contexts cut into parts of about one size, for the kernels of decodes and of prompts alike.
 
 What a part is follows from the whole batch: as many tiles of K and V as make `TARGET` parts of all the work together.
-So few queries over a long context keep every processor of the GPU busy, and one long context among short ones does not
-keep them waiting. The parts are numbered through all sequences, and each program finds its own from the lengths, on the
-device: one CUDA graph serves every step. Programs that find none leave at once.
-
-Where there are several parts, the program that finishes last puts them together. A counter tells it that it is the
-last.
+So few queries over a long context keep every processor of the GPU busy, and so does one long context among short ones.
+The parts are numbered through all sequences, and each program finds its own from the lengths, on the device: one CUDA
+graph serves every step. Programs that find none leave at once. The program that finishes last, by a counter, puts the
+parts of a context together.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def leave_part(
     ROOM: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Write down acc [ROOM, DIM], of which ROWS count. Returns how many parts of the same `first` were there before.
-    first: the place of the first of them, part: how far behind it this one stands."""
+    first: the place of the first of them, part: how far behind it this one is."""
     row, column = tl.arange(0, ROOM), tl.arange(0, DIM)
     at = ((first + part) * heads + head) * ROWS + row
     tl.store(part_m + at, m, mask=row < ROWS)

@@ -4,8 +4,8 @@ A program computes one tile of one sequence's queries for one head. Keys before 
 all of its rows, so those tiles (almost all of the work) need no mask at all; only the diagonal does. Where the queries
 are too few to fill the GPU, a program goes through a part of the context only (`triton_parts`).
 
-Where a sequence begins stands on the device only, so that a CUDA graph can be captured for so many tokens, whosever
-they are. T tokens of B sequences have at most T // ROWS + B tiles of queries, in at most `TARGET` more parts.
+Where a sequence begins is known on the device only, so that a CUDA graph serves any sequences of so many tokens. T
+tokens of B sequences have at most T // ROWS + B tiles of queries, in at most `TARGET` more parts.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""A few tokens times a 4-bit weight: as fast as the weight can be read, and what stands beside it is done on the way.
+"""A few tokens times a 4-bit weight: as fast as the weight can be read, with the neighbours' work on the way.
 
-This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, PDL: that file says what and why). A quarter of
-the bytes means a quarter of the time only if nothing else takes longer, and in a small model something does: each
-kernel waits for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the
-registers that it was read into, as the operand of the tensor cores. Nothing lies in shared memory, so that kernels far
-behind find room beside those that run. Behind the wait 16 rows times 16 inputs take a warp one instruction.
+This is `execution.gpu.triton_gemv` over 4 bits (NORM, GATED, ADD, PDL: see there). In a small model each kernel waits
+for the one in front, and then for its own instructions. So the weight is unpacked before the wait, in the registers
+that it was read into, as the operand of the tensor cores. Shared memory stays free for the kernels behind. After the
+wait 16 rows times 16 inputs take a warp one instruction.
 
 No number moves from thread to thread on the way, because of the order in which a tile is read: two times eight rows,
 four words of each row for a thread. The operand wants just that (16 x 16, rows g and g + 8, inputs 4t to 4t + 3 for
@@ -12,7 +11,7 @@ thread 4g + t of a warp); `tl.join` and `permute` only tell the compiler so.
 
 A code is multiplied as VALUE + code, which is masked out of a word by one instruction (see `MAGIC`). What that adds,
 (VALUE + zero point) times the sum of x, is taken off the sums; the sum of x is one more product, with ones. Scales are
-applied to sums, and the factor of RMSNorm to the result, so that nobody waits for it; but to x in float16, which could
+applied to sums, and the factor of RMSNorm to the result, so that nothing waits for it; but to x in float16, which could
 not hold x times the norm's weight.
 """
 

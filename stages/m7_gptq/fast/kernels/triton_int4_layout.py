@@ -49,20 +49,14 @@ class TritonWeight:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def why_not(weight: QuantizedWeight) -> str | None:
-    """What keeps these kernels from a weight whose groups lie in order."""
-    if weight.bits != 4:
-        return f"they know 4 bits, not {weight.bits}"
-    size = weight.group_size
-    if size not in (32, 64) and size % BLOCK and weight.groups > 1:
-        return f"they know groups of 32, 64, multiples of {BLOCK} and whole rows, not of {size}"
-    if weight.out_features % 64:
-        return f"they know multiples of 64 outputs, not {weight.out_features}"
-    return None
+def takes(weight: QuantizedWeight) -> bool:
+    """Groups of 32 or 64 inputs, of whole blocks, or whole rows; multiples of 64 outputs."""
+    groups = weight.group_size in (32, 64) or weight.group_size % BLOCK == 0 or weight.groups == 1
+    return weight.bits == 4 and groups and weight.out_features % 64 == 0
 
 
 def lay_out(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> TritonWeight:
-    """From the checkpoint's layout; `why_not(weight)` must be None, and `g_idx` too."""
+    """From the checkpoint's layout; the weight must be one that it `takes`, without a `g_idx`."""
     inputs, outputs = weight.in_features, weight.out_features
     blocks = -(-inputs // BLOCK)
     codes = weight.codes().to(device)

@@ -6,7 +6,7 @@ eight planes are masked out where they are. The codes minus their zero points ar
 exactly; a group's scale is applied to its sums, of which there are fewer than weights.
 
 Where the outputs give too few programs for the GPU, the inputs are cut into parts too, whose sums a second kernel adds
-up in a fixed order: the same result at every run, which atomic additions would not give.
+up in a fixed order: unlike atomic additions, the same result at every run.
 """
 
 from __future__ import annotations

@@ -6,11 +6,10 @@ A word of 32 bits holds four codes of one row, whose inputs lie a quarter of the
 
 so that *plane* p, the p-th bytes of a row's words, is n inputs that lie side by side in x too.
 
-At 3 TB/s an H100 has time for nine instructions for each byte that it reads, and its own conversion from int8 is a slow
-one. Here a code becomes a float in two: a shift brings its byte to the highest bits of a mantissa, one logical
-operation (mask and magic) clears the others and flips the sign bit, and the bits read 1.5 + code / 256. What is too
-much, 1.5 times the sum of x, a thread takes off before it begins to add (`gemv_kernel`), or 1.5 is subtracted from each
-(`tiles_kernel`, exactly); the 256 goes into the scale.
+The GPU's own conversion from int8 is slow. Here a code becomes a float in two instructions: a shift brings its byte to
+the highest bits of a mantissa, and one logical operation (mask and magic) clears the others and flips the sign bit. The
+bits then read 1.5 + code / 256. `gemv_kernel` takes 1.5 times the sum of x off its sums, `tiles_kernel` 1.5 off each
+(exactly); the 256 goes into the scale.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from common.execution.gpu.triton_gemv import GemvConfig
 MAGIC = 0x3FC00000
 """1.5, whose mantissa's highest bit is the flipped sign of a code that is not negative."""
 GEMV_TOKENS = 1
-"""Up to so many tokens (4 at most) are multiplied one after the other. For rows of 1,024 inputs the compiled kernel has
-5.6 instructions for each byte at one token, and 10.4 at two; with the tensor cores it is about 6, up to 16 tokens."""
+"""Up to so many tokens (4 at most) are multiplied one after the other; more take the tensor cores."""
 LOADS = 16
 """Of 16 bytes, by each thread, all on their way at once. For rows of 1,024 inputs: 16 KB a program."""
 WARP = 32 * 4

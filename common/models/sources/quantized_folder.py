@@ -1,0 +1,126 @@
+"""What folders of quantised models have in common: tensors that stand for a weight, and a description of them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from common.errors import UserError, require
+from common.models.quantized_weight import QuantizedWeight
+from common.models.sources.hf_folder import HFFolder, read_json, read_options
+from common.models.sources.nf4 import NF4Weight
+from common.models.weights import Shape, check_tensors, tensor_shapes
+
+AGAIN = "download the checkpoint again, or quantise the model with --again"
+
+
+class QuantizedFolder(HFFolder, abc.ABC):
+    """A `ModelSource` whose linear layers are quantised: `read` dequantises them, `quantized` gives them as they are.
+
+    words: how they are stored, for messages. meta: what the checkpoint's maker says about how it was made.
+    """
+
+    mark: str
+    """The part by which a quantised layer is known."""
+
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        found = quantization(folder)
+        if not isinstance(found, Mapping):
+            raise UserError(f"{folder} is not quantised: no quantization_config in config.json, no {OLDER_FILE}")
+        description = cast(Mapping[str, Any], found)
+        self.meta: object = description.get("meta")
+        self.words = self._understand(name or str(folder), description)
+        options = read_options(folder)
+        options.pop("quantization_config", None)
+        super().__init__(folder, name, options)
+
+    @property
+    @abc.abstractmethod
+    def note(self) -> str:
+        """What a reader of figures must know where the weights that `read` gives are used."""
+
+    @abc.abstractmethod
+    def quantized(self, name: str) -> QuantizedWeight | NF4Weight:
+        """One linear layer, such as `model.layers.0.mlp.down_proj`; `UserError` where its numbers cannot be right."""
+
+    def read(self, name: str, shape: Shape) -> torch.Tensor:
+        """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
+        self.check()
+        base = name.removesuffix(".weight")
+        if f"{base}.{self.mark}" in self._files:
+            return self.quantized(base).dequantize()
+        tensor = super().read(name, shape)
+        require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
+        return tensor
+
+    @abc.abstractmethod
+    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
+        """Take the description, and return `words`; `UserError` for what is not supported."""
+
+    @abc.abstractmethod
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Names and shapes of the tensors that stand for a layer's weight, (-1,) for any length; {}: not quantised."""
+
+    @abc.abstractmethod
+    def _check_first_layer(self) -> None:
+        """`UserError` where its numbers cannot be right. Those of other layers are checked when they are read."""
+
+    def _check(self, shapes: dict[str, Shape]) -> None:
+        check_tensors(self.config, self._plain_shapes(shapes))
+        self._check_first_layer()
+
+    def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
+        """The shapes that the weights would have if they were not quantised; `UserError` for wrong parts."""
+        shapes, label = dict(found), self.config.name
+        require(f"lm_head.{self.mark}" not in found, f"{label}: a quantised lm_head is not supported")
+        for name, shape in tensor_shapes(self.config).items():
+            base = name.removesuffix(".weight")
+            for kind, wanted in self._stored_shapes(base, shape, found).items() if is_quantized(name) else ():
+                part, weight = shapes.pop(f"{base}.{kind}", None), f"a weight {list(shape)} {self.words}"
+                require(part is not None, f"{label}: the checkpoint lacks {base}.{kind}, a part of {weight}: {AGAIN}")
+                require(
+                    part == wanted or wanted == (-1,),
+                    f"{label}: {base}.{kind} has shape {list(part or ())}, but {weight} means {list(wanted)}: correct "
+                    f"config.json, or {AGAIN}",
+                )
+                shapes[name] = shape
+        return shapes
+
+
+OLDER_FILE = "quantize_config.json"
+
+
+def quantization(folder: Path) -> Any:
+    """What describes the quantisation, in config.json or, in older folders, in a file of its own; None: nothing."""
+    config, older = folder / "config.json", folder / OLDER_FILE
+    found = read_json(config).get("quantization_config") if config.is_file() else None
+    return read_json(older) if found is None and older.is_file() else found
+
+
+def is_quantized_folder(folder: Path) -> bool:
+    return quantization(folder) is not None
+
+
+def is_quantized(name: str) -> bool:
+    """Is this tensor the weight of a linear layer inside of the decoder? (The embedding and the head stay.)"""
+    return name.startswith("model.layers.") and name.endswith("_proj.weight")
+
+
+def fused_names(index: int) -> dict[str, list[str]]:
+    """Of each projection of `DecoderLayer`, the checkpoint's layers that it holds."""
+    attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+    return {
+        "qkv_proj": [f"{attention}.{kind}_proj" for kind in "qkv"],
+        "o_proj": [f"{attention}.o_proj"],
+        "gate_up_proj": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+        "down_proj": [f"{mlp}.down_proj"],
+    }
+
+
+def linear_names(index: int) -> list[str]:
+    """The linear layers of a decoder layer, as checkpoints name them."""
+    return [name for names in fused_names(index).values() for name in names]
