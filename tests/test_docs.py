@@ -167,6 +167,8 @@ def test_every_module_that_is_run_exists_and_has_its_options(path: Path) -> None
 def test_figures_in_readmes_are_what_make_report_writes() -> None:
     for name, text in readmes(kept(read_machines())).items():
         assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run `make report`"
+        assert not re.search(r"^\s*<!--=", text, flags=re.M), f"{name}: a mark that begins a line ends the paragraph"
+        assert not re.search(r"^\|.*<!--=[^>]*(?<!\\)\|", text, flags=re.M), f"{name}: a mark's `|` splits a cell"
 
 
 def test_a_marked_figure_is_looked_up_and_a_missing_one_is_refused() -> None:
@@ -178,6 +180,7 @@ def test_a_marked_figure_is_looked_up_and_a_missing_one_is_refused() -> None:
     found = re.sub("<!--.*?-->", "", fill_marked(text, machines))
     gain, share = speeds["m3"] / speeds["m2"] - 1, 1 - speeds["m2"] / speeds["m3"]
     assert found == f"a {speeds['m3']:,.0f} b {show(gain, 'signed')}, {show(share, 'share')}."
+    assert fill_marked("<!--=quality.int8~head.layer_bytes\\|size--><!--/-->", machines).endswith(" MB<!--/-->")
     with pytest.raises(UserError, match="was not measured"):
         fill_marked("<!--=mixed.m99.output_tokens_per_s|n-->7<!--/-->", machines)
 

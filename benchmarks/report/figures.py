@@ -6,8 +6,9 @@ interference[chunk=64].m5.itl_s.p99                 of a point of a sweep
 mixed.m2.e2e_s.mean / mixed.m1.e2e_s.mean           a ratio, from one file where one file has both
 single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that was measured
 1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50
+mixed.m3.output_tokens_per_s@gpu-ladder             of one file, by its name without `.json`
 attention.triton.decode 64 × 1024.share             a backend's measurement
-quality.int4 GPTQ.perplexity                        the best row whose name begins so
+quality.int4 GPTQ.perplexity                        the row of that name, else the best whose name begins so
 reference.vllm.nano                                 see `benchmarks.report.reference`
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from benchmarks.compare import Results
 from benchmarks.gpu import bench_parts
+from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report import reference
 from benchmarks.report.sources import Bench, Machine
@@ -37,11 +39,16 @@ LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
 
-def _growth(record: Record, _: Results) -> float | None:
-    """Time of the last quarter of the tokens over that of the first."""
+def _last_quarter(record: Record, first: bool = False) -> float | None:
+    """Median time of a token in the last quarter of an answer, or in its first."""
     times = [duration for _, duration in record.itl_by_position or []]
     quarter = len(times) // 4
-    return statistics.median(times[-quarter:]) / statistics.median(times[:quarter]) if quarter else None
+    return statistics.median(times[:quarter] if first else times[-quarter:]) if quarter else None
+
+
+def _growth(record: Record, _: Results) -> float | None:
+    first, last = _last_quarter(record, first=True), _last_quarter(record)
+    return last / first if first and last else None
 
 
 def _formula(_: Record, results: Results) -> float | None:
@@ -80,7 +87,11 @@ def _sweet_spot(record: Record, results: Results) -> float | None:
 
 
 DERIVED: Mapping[str, Callable[[Record, Results], float | None]] = {
+    "itl_first_quarter": lambda record, _: _last_quarter(record, first=True),
+    "itl_last_quarter": lambda record, _: _last_quarter(record),
     "itl_growth": _growth,
+    "slowest_run": lambda record, _: min(record.output_tokens_per_s_repeats, default=None),
+    "fastest_run": lambda record, _: max(record.output_tokens_per_s_repeats, default=None),
     "kv_bytes_per_token": lambda record, _: (record.kv_used_peak_bytes or 0) / SINGLE_TOKENS or None,
     "kv_formula": _formula,
     "padding_bound": lambda record, _: None if record.padding_share is None else 1 / (1 - record.padding_share),
@@ -123,6 +134,8 @@ def evaluate(machine: Machine, expression: str) -> float | None:
 
 
 def _evaluate(machine: Machine, expression: str) -> float | None:
+    expression, _, file = expression.partition("@")
+    machine = machine.file(file) if file else machine
     runs = [[_look_up(machine, name, bench) for name in names_in(expression)] for bench in machine.benches or [None]]
     each = [next((value for value in values if value is not None), None) for values in zip(*runs, strict=True)]
     values = next((run for run in runs if None not in run), each)  # one run is compared with itself where possible
@@ -167,8 +180,12 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
             return _sheet_value(machine, "attention", field, lambda r: (r["backend"], r["step"]) == (backend, step))
         if head == "quality":
             beginning, field = rest.split(".")
-            return _sheet_value(machine, "quality", field, lambda r: r["name"].startswith(beginning))
-        stage, *fields = rest.split(".") if head != "reference" else ("reference", *rest.split("."))
+            exact = _sheet_value(machine, "quality", field, lambda r: r["name"] == beginning)
+            best = _sheet_value(machine, "quality", field, lambda r: r["name"].startswith(beginning))
+            return best if exact is None else exact
+        rest = name if head == "reference" else rest
+        stage = next((peer for peer in PEERS if rest.startswith(f"{peer}.")), rest.partition(".")[0])
+        fields = rest.removeprefix(stage).split(".")[1:]
         if not fields:
             raise ValueError("stage and field")
     except ValueError as error:

@@ -2,6 +2,9 @@
 
 <!--=mixed.m3.output_tokens_per_s|rate-->315<!--/-->    a figure of `benchmarks.report.figures`, here of the kept CPU
 <!--=h100:mixed.m3.ttft_s.p50/mixed.m4.ttft_s.p50|x-->  of a named machine; a ratio, written without spaces
+<!--=quality.int4~GPTQ.perplexity|ppl-->                a `~` is a space of a name: a mark stays one word
+
+A line of Markdown must not begin with a mark: an HTML comment there ends the paragraph. In a table the `|` is `\\|`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from common.errors import UserError
 TEMPLATES = Path(__file__).parent / "templates"
 READMES = {"README.md": ("stages.md", "en"), "README.zh-CN.md": ("stages.zh-CN.md", "zh")}
 PART = re.compile(r"(<!-- figures: [^\n]*-->\n).*?(<!-- end of figures -->)", flags=re.S)
-MARKED = re.compile(r"(<!--=([^>|]+)\|(\w+)-->).*?(<!--/-->)", flags=re.S)
+MARKED = re.compile(r"(<!--=([^>|\\]+)\\?\|(\w+)-->).*?(<!--/-->)", flags=re.S)
 OWN = "cpu"
 
 
@@ -43,7 +46,8 @@ def fill_marked(text: str, machines: Mapping[str, Machine]) -> str:
     filler = Filler(machines, OWN, ROOT, missing="")
 
     def one(match: re.Match[str]) -> str:
-        spaced = re.sub(r"-1$", " - 1", re.sub(r"(^|:)1-", r"\g<1>1 - ", match[2].replace("/", " / ")))
+        name = match[2].replace("~", " ").replace("/", " / ")
+        spaced = re.sub(r"-1$", " - 1", re.sub(r"(^|:)1-", r"\g<1>1 - ", name))
         value = filler.fill(f"{{figure:{spaced}|{match[3]}}}")
         if not value:
             raise UserError(f"{match[2]} was not measured: measure it, or delete the figure and its mark")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Machine:
 
     def sheets_of(self, kind: str) -> list[Sheet]:
         return [sheet for sheet in self.sheets if sheet.kind == kind]
+
+    def file(self, name: str) -> Machine:
+        """The machine with only the results of one file."""
+        benches = [bench for bench in self.benches if bench.path.stem == name]
+        return replace(self, benches=benches, sheets=[sheet for sheet in self.sheets if sheet.path.stem == name])
 
     def bench_of(self, workload: str) -> Bench | None:
         """The file with the most stages and peers on that workload; None where there is no race, but one runner."""

@@ -66,6 +66,30 @@ def test_a_ratio_is_taken_from_one_run(put: Put, tmp_path: Path) -> None:
     assert evaluate(machine, speed.format("m7")) is None
 
 
+def test_a_figure_of_one_file_is_never_taken_from_another(put: Put, tmp_path: Path) -> None:
+    put("a.json", {"m1": 1, "m2": 2, "llama.cpp": 4})
+    put("b.json", {"m1": 10, "m2": 30})
+    machine = read(tmp_path / "cpu")
+    speed = "mixed.{}.output_tokens_per_s"
+    assert evaluate(machine, speed.format("m1")) == 1
+    assert evaluate(machine, f"{speed.format('m1')}@b") == 10
+    assert evaluate(machine, f"{speed.format('m2')} / {speed.format('m1')}@b") == 3
+    assert evaluate(machine, speed.format("llama.cpp")) == 4
+    assert evaluate(machine, f"{speed.format('llama.cpp')}@b") is None
+    assert evaluate(machine, f"{speed.format('m1')}@c") is None
+
+
+def test_runs_and_quarters_of_an_answer(put: Put, tmp_path: Path) -> None:
+    path = put("a.json", {"m0": 2})
+    values = json.loads(path.read_text())
+    times = [[position, position / 10] for position in range(1, 9)]
+    values["records"][0] |= {"output_tokens_per_s_repeats": [2, 3, 1], "itl_by_position": times}
+    path.write_text(json.dumps(values))
+    machine = read(tmp_path / "cpu")
+    names = ["slowest_run", "fastest_run", "itl_first_quarter", "itl_last_quarter", "itl_growth"]
+    assert [evaluate(machine, f"mixed.m0.{name}") for name in names] == pytest.approx([1, 3, 0.15, 0.75, 5])
+
+
 def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path) -> None:
     """Must not stand in for them, even where it has more stages."""
     put("a-plain.json", {"m1": 1, "m2": 1, "m3": 1}, options={"fused_kernels": False})
@@ -192,6 +216,7 @@ def test_quality_and_interop_become_tables_and_figures(tmp_path: Path) -> None:
         {"name": "int4 RTN, group 128", "perplexity": 50.0, **sizes},
         {"name": "int4 GPTQ, group 32", "perplexity": 36.0, **sizes, "layer_bytes": 29 * 10**6},
         {"name": "int4 GPTQ, group 128", "perplexity": 41.0, **sizes},
+        {"name": "int4 GPTQ, group 32, act-order", "perplexity": 35.0, **sizes},
         {"name": "bf16", "perplexity": 33.0, **sizes},
     ]
     (folder / "quality.json").write_text(json.dumps({"model": "tiny", "context": 8, "tokens": 64, "rows": rows}))
@@ -199,8 +224,10 @@ def test_quality_and_interop_become_tables_and_figures(tmp_path: Path) -> None:
     (folder / "gptq_interop.json").write_text(json.dumps({"versions": {}, "ours": ours, "theirs": {}}))
     machine = read(folder)
     assert [sheet.kind for sheet in machine.sheets] == ["interop", "quality"]
-    assert evaluate(machine, "quality.int4 GPTQ.perplexity / quality.bf16.perplexity - 1") == pytest.approx(36 / 33 - 1)
-    assert evaluate(machine, "1 - quality.int4 GPTQ.layer_bytes / quality.bf16.layer_bytes") == pytest.approx(0.71)
+    assert evaluate(machine, "quality.int4 GPTQ.perplexity / quality.bf16.perplexity - 1") == pytest.approx(35 / 33 - 1)
+    assert evaluate(machine, "quality.int4 GPTQ, group 32.perplexity") == 36
+    smaller = "1 - quality.int4 GPTQ, group 32.layer_bytes / quality.bf16.layer_bytes"
+    assert evaluate(machine, smaller) == pytest.approx(0.71)
     text = to_markdown([block for sheet in machine.sheets for block in sheet_blocks(sheet)], tmp_path)
     assert "| m7 | 4bit | 5e-05 | yes |" in text
     assert "Not measured yet: checkpoints written by GPTQModel" in text
