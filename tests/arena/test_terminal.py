@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_the_memory_says_whose_it_is_without_colours_and_the_foot_what_loads() -
 def command(sides: list[Side], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Exit status of `python -m stages race ...`, between sides that are open already and stay so."""
     monkeypatch.setattr(race, "open_sides", lambda folders, arguments: sides)
-    monkeypatch.setattr(program, "_close", lambda sides: None)
+    monkeypatch.setattr(program, "_closed", nullcontext)
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as end:

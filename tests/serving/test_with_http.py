@@ -61,7 +61,7 @@ def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> 
         ("completions", {"max_tokens": 600}, None, "maximum context length is 512 tokens"),
         ("completions", {"temperature": 2.1}, "temperature", "less than or equal to 2"),
         ("completions", {"n": 17}, "n", "16 at most"),
-        ("completions", {"min_tokens": 9}, None, "min_tokens must be between 0 and max_tokens"),
+        ("completions", {"min_tokens": 9}, None, "min_tokens must be at most max_tokens (4), not 9"),
         ("completions", {"stop": ["a"] * 5}, "stop", "at most 4"),
         ("completions", {"stop": ""}, "stop", "at least 1"),
         ("completions", {"logprobs": 21}, "logprobs", "less than or equal to 20"),
