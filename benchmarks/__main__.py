@@ -25,9 +25,17 @@ PICTURE = "picture.png"
 """Stands for every picture where it is only asked whether the folder takes files."""
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-TinyShapes = Annotated[bool, typer.Option("--quick", help="Tiny shapes, to test the bench; measures nothing.")]
 PictureFolder = Annotated[
     Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
+]
+Model = Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")]
+Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")]
+Stage = Annotated[str, typer.Option(help="The stage.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")]
+EngineOptions = Annotated[list[str] | None, typer.Option("--engine", help="NAME=VALUE: an engine option.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Results; default: in the folder of the picture, under the job's name.")
 ]
 
 
@@ -53,27 +61,23 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 def compare(
     stages: Annotated[str, typer.Option(help="Stages (and peers), separated by commas; default: all stages.")] = "",
     workload: Annotated[str, typer.Option(help="One or several, separated by commas; see `workloads`.")] = "ladder",
-    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")] = "bf16",
+    dtype: Dtype = "bf16",
     peers: Annotated[bool, typer.Option("--peers", help="Also run transformers and llama.cpp.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")] = False,
+    quick: Quick = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also run the points of the workload's sweep.")] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed runs of each; default 3, and 1 for m0.")] = None,
     execution: Annotated[
         str | None, typer.Option(help="plain, fused, graphs or overlap. Default: with all that the device has.")
     ] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option, for all stages.")] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Results; default: bench.json in the folder of the pictures.")
-    ] = None,
+    engine: EngineOptions = None,
+    json_path: JsonFile = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Folder of the pictures; default: that of --json, else reports/local.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for one stage on one workload.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Run stages side by side, each in a fresh process; write JSON and pictures; print a table.
 
@@ -141,11 +145,9 @@ def report(
 @app.command()
 def attention(
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
-    quick: TinyShapes = False,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Results; default: attention.json in the folder of the picture.")
-    ] = None,
+    dtype: Dtype = "bf16",
+    quick: Quick = False,
+    json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
     """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
@@ -160,13 +162,11 @@ def attention(
 @app.command()
 def fused(
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    dtype: Dtype = "bf16",
     model: Annotated[str, typer.Option(help="Whose shapes: qwen3-0.6b, qwen3-4b, llama3-1b, ...")] = "qwen3-0.6b",
     tune: Annotated[bool, typer.Option("--tune", help="Also try other configurations of the products.")] = False,
-    quick: TinyShapes = False,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Results; default: reports/local/fused.json.")
-    ] = None,
+    quick: Quick = False,
+    json_path: JsonFile = None,
 ) -> None:
     """Time the fused kernels alone against plain PyTorch, at the shapes of a model, beside a copy."""
     from benchmarks.files import check_writable
@@ -184,12 +184,10 @@ def fused(
 @app.command()
 def int4(
     device: Device = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="One tiny shape; measures nothing.")] = False,
+    quick: Quick = False,
     tune: Annotated[bool, typer.Option("--tune", help="Only try configurations of the Triton kernels.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")] = False,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Results; default: int4.json in the folder of the picture.")
-    ] = None,
+    resume: Resume = False,
+    json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
     """Time m7's 4-bit layers alone, at 1 to 64 rows, beside 16-bit products and the speed of memory."""
@@ -208,12 +206,10 @@ def int4(
 @app.command()
 def trace(
     stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
-    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
-    engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option.")] = None,
+    dtype: Dtype = "bf16",
+    engine: EngineOptions = None,
     out_dir: Annotated[Path, typer.Option(help="Folder of traces and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """Record some requests step by step: a timeline, a map of the KV memory, and traces that Perfetto opens."""
@@ -230,8 +226,8 @@ def gpu(
     job: Annotated[str, typer.Argument(help="bench: what execution wins, on the last stages; ladder: all stages.")],
     model: Annotated[str, typer.Option(help="A name, a folder, a hub id, or random:<preset>.")] = "random:qwen3-0.6b",
     device: Annotated[str, typer.Option(help="cuda, cuda:1, ...")] = "cuda",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")] = False,
+    dtype: Dtype = "bf16",
+    quick: Quick = False,
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
@@ -254,16 +250,14 @@ def gpu(
 
 @app.command()
 def profile(
-    stage: Annotated[str, typer.Option(help="The stage.")],
+    stage: Stage,
     workload: Annotated[str, typer.Option(help="Whose requests; see `workloads`.")] = "mixed",
-    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    dtype: Dtype = "bf16",
     steps: Annotated[int, typer.Option(min=1, help="How many steps to look into.")] = 20,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test it; measures nothing.")] = False,
-    engine: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: an engine option.")] = None,
+    quick: Quick = False,
+    engine: EngineOptions = None,
     out_dir: Annotated[Path, typer.Option(help="Folder of the trace and the picture.")] = DEFAULT_FOLDER,
 ) -> None:
     """Where the time of some steps goes: a table, a picture, and a trace that Perfetto opens."""
@@ -278,9 +272,7 @@ def profile(
 @app.command()
 def busy(
     sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
-    model: Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Model = DEFAULT_MODEL,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting beside each number of loops.")] = 5,
     json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes beside them.")] = (
         DEFAULT_FOLDER / "busy.json"

@@ -94,10 +94,10 @@ def run(device: str, dtype: str, json: Path | None, quick: bool, out_dir: Path) 
     heads, kv_heads, head_dim = HEADS[target.type]
     shape = AttentionShape(heads, kv_heads, head_dim, BLOCK_SIZE, kind, target)
     steps = QUICK if quick else STEPS[target.type]
-    refused = {name: reason for name in select.MODULES if (reason := select.why_not(name, shape))}
+    refused = {name: reason for name in select.NAMES if (reason := select.why_not(name, shape))}
     if target.type == "cuda":
         refused["naive"] = "it is for reading: on a GPU it would launch a million tiny kernels"
-    names = [*(name for name in select.MODULES if name not in refused), "contiguous"]
+    names = [*(name for name in select.NAMES if name not in refused), "contiguous"]
     jobs = [(step, name) for step in steps for name in names]
     measured: list[Measurement] = []
     with torch.inference_mode(), progress_bar("attention", len(jobs)) as advance:

@@ -17,7 +17,7 @@ from benchmarks.process import OnMessage, run_worker
 from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
 from benchmarks.workloads import Workload, find
-from common.config import EngineConfig, parse_device, refuse_later_options
+from common.config import parse_device
 from common.errors import UserError
 from common.models.load import open_source
 
@@ -81,10 +81,9 @@ def make_comparison(
         if name in options:
             raise UserError(f"--engine cannot set {name}, which peers need too: use --{name}")
     plan = Comparison(chosen, list(dict.fromkeys(workloads)), model, dtype, str(place), options=options, **rest)
-    EngineConfig(model=model, dtype=dtype, device=place, **{**options_of(plan.execution, LAST_STAGE), **options})
-    for stage in plan.contestants:
-        if stage not in PEERS:
-            refuse_later_options(stages.number(stage), options)
+    given = {"model": model, "dtype": dtype, "device": place}
+    for stage in [stage for stage in plan.contestants if stage not in PEERS] or [LAST_STAGE]:
+        stages.config_for(stage, {**given, **options_of(plan.execution, stage), **options})
     open_source(model, place)
     return plan
 

@@ -10,10 +10,9 @@ import torch
 
 from common.errors import UserError, refuse_unknown_options, require, require_number, unknown
 
-ATTENTION_BACKENDS = ("auto", "naive", "torch", "triton", "flash_attn", "cpu")
-CHOICES = {
+CHOICES: dict[str, tuple[str | int, ...]] = {
     "scheduling_policy": ("fcfs", "priority"),
-    "attention_backend": ATTENTION_BACKENDS,
+    "attention_backend": ("auto", "naive"),  # m4's backends add their names
     "prefix_index": ("hash", "radix"),
     "head_bits": (8, 16),
 }
@@ -74,7 +73,7 @@ class EngineConfig:
     kv_cache_memory: bytes for K and V of all layers together; None: on a GPU what `gpu_memory_utilization` leaves, on a
         CPU `KV_MEMORY_SHARE` of the free memory.
     gpu_memory_utilization: share of the GPU's memory that everything together may take, found by a trial step.
-    attention_backend: how attention is computed: one of `ATTENTION_BACKENDS` (from m4 on).
+    attention_backend: how attention is computed: `auto`, `naive` (the definition), or a fast backend (from m4 on).
     fused_kernels: one kernel for what PyTorch does in several, from m4 on: Triton's on a GPU, Numba's on a CPU.
     cuda_graphs: replay steps from CUDA graphs; without effect on a CPU (from m4 on).
     overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).

@@ -27,7 +27,7 @@ ENGINE: Flags = {
     "max_num_batched_tokens": (int, "Most prompt tokens that one step prefills (from m2 on)."),
     "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
-    "attention_backend": (str, "How attention is computed: auto, naive, torch, triton, flash_attn, cpu (from m4 on)."),
+    "attention_backend": (str, "How attention is computed: auto, naive, or a fast backend (from m4 on)."),
     "prefill_chunk_size": (str | None, "Most prompt tokens in a step with decodes: number or auto (from m5 on)."),
     "target_itl": (float, "Seconds between two tokens of a decoding request that auto aims at (from m5 on)."),
     "fused_kernels": (bool, "Fused kernels around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 
@@ -23,7 +22,7 @@ def poison(name: str) -> float:
 
 
 def create(name: str, case: Case) -> Backend:
-    return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{select.MODULES[name]}").create(case.shape)
+    return select.module_of(name).create(case.shape)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -76,7 +75,7 @@ def test_padded_rows_of_a_graph_leave_the_others_right(name: str) -> None:
     assert result.isfinite().all() or name == "torch"
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name in select.CAPTURABLE])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if select.module_of(name).CAPTURABLE])
 def test_room_for_more_prompts_and_tokens_leaves_the_others_right(name: str) -> None:
     """A graph captured for more: five sequences without a token, and 60 rows behind the last prompt for nobody."""
     case = make_case([(1, 50), (64, 64), (65, 100), (3, 3)], padded_rows=2, poison=poison(name))
@@ -242,7 +241,7 @@ def test_no_backend_is_imported_before_it_is_chosen() -> None:
         "from stages.m4_flash_attention.fast import attention, select\n"
         "from stages.m4_flash_attention.fast.backends import AttentionShape\n"
         "shape = AttentionShape(4, 2, 64, 16, torch.float32, torch.device('cpu'))\n"
-        "for name in select.MODULES: select.why_not(name, shape)\n"
+        "for name in select.NAMES: select.why_not(name, shape)\n"
         "select.choose('naive', shape)\n"
         "print([m for m in ('numba', 'triton', 'flash_attn') if m in sys.modules])\n"
     )

@@ -1,5 +1,5 @@
-"""flash-attn and torch's paged varlen need a GPU. Here each is a fake with the published signature that records the
-call, checks what the library would check, and computes the full formula: so the backends' calls are held to both."""
+"""flash-attn needs a GPU. Here each version is a fake with the published signature that records the
+call, checks what the library would check, and computes the full formula: so the backend's calls are held to both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from stages.m4_flash_attention.fast.backends import Backend
 from stages.m4_flash_attention.fast.backends.flash_attn import FlashAttnBackend
-from stages.m4_flash_attention.fast.backends.torch_sdpa import VarlenBackend
 from tests.m4.cases import STEPS, full_formula, make_case
 
 KV_CACHE_2 = (
@@ -74,18 +73,6 @@ class Library:
         keys, values, lengths, tables = (call[x] for x in ("k_cache", "v_cache", "cache_seqlens", "page_table"))
         return over_pages(call["q"], keys, values, starts, lengths, tables)
 
-    def torch_varlen(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        call = inspect.signature(varlen_attn).bind(*args, **kwargs).arguments
-        self.calls.append(call)
-        assert call["window_size"] == (-1, 0)  # causal
-        assert call["cu_seq_k"] is None
-        assert call["enable_gqa"] == (call["query"].shape[1] != call["key"].shape[2])
-        return over_pages(
-            call["query"], call["key"], call["value"], call["cu_seq_q"], call["seqused_k"], call["block_table"]
-        )
-
 
 def over_pages(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor,
@@ -101,14 +88,12 @@ def over_pages(
 
 
 def build(name: str, library: Library) -> Backend:
-    if name == "torch varlen":
-        return VarlenBackend(library.torch_varlen)
     if name == "flash-attn 3":
         return FlashAttnBackend(3, library.kv_cache_3, library.varlen_2)
     return FlashAttnBackend(2, library.kv_cache_2, library.varlen_2)
 
 
-@pytest.mark.parametrize("name", ["flash-attn 2", "flash-attn 3", "torch varlen"])
+@pytest.mark.parametrize("name", ["flash-attn 2", "flash-attn 3"])
 @pytest.mark.parametrize("step", STEPS)
 def test_library_is_called_with_what_it_expects(name: str, step: str) -> None:
     library = Library()

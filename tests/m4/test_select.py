@@ -11,7 +11,8 @@ import torch
 
 from common.errors import UserError
 from stages.m4_flash_attention.fast import select
-from stages.m4_flash_attention.fast.backends import AttentionShape, flash_attn, torch_sdpa, triton
+from stages.m4_flash_attention.fast.backends import AttentionShape, flash_attn, triton
+from stages.m4_flash_attention.fast.backends import torch as torch_backend
 
 SHAPE = AttentionShape(4, 2, 64, 16, torch.float32, torch.device("cpu"))
 GPU = dataclasses.replace(SHAPE, dtype=torch.bfloat16, device=torch.device("cuda"))
@@ -99,7 +100,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     capability = [(9, 0)]
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
-    for module in (triton, flash_attn, torch_sdpa):
+    for module in (triton, flash_attn, torch_backend):
         monkeypatch.setattr(module, "create", lambda shape: None)
     return capability
 
@@ -152,12 +153,3 @@ def test_version_3_is_preferred_where_both_are_installed(monkeypatch: pytest.Mon
     assert flash_attn.installed_version() is None
     install(monkeypatch, "flash_attn", "flash_attn_interface")
     assert flash_attn.installed_version() == 3
-
-
-def test_varlen_of_an_older_pytorch_is_never_used_for_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.nn.attention import varlen
-
-    pages = dataclasses.replace(GPU, block_size=256)
-    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, *, window_size: None)
-    assert torch_sdpa.paged_varlen(pages) is None
-    assert torch_sdpa.paged_varlen(SHAPE) is None

@@ -1,4 +1,4 @@
-"""Which backend: the one that was asked for, or the first of the device's list that can run."""
+"""Which backend: the one that was asked for, or the first of the device's that can run."""
 
 from __future__ import annotations
 
@@ -6,72 +6,56 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from common.config import ATTENTION_BACKENDS
 from common.errors import UserError, unknown
-from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
-
-MODULES = {
-    "naive": "definition",
-    "torch": "torch_sdpa",
-    "triton": "triton",
-    "flash_attn": "flash_attn",
-    "cpu": "cpu",
-}
-PREFERENCE = {"cuda": ("triton", "flash_attn", "torch"), "cpu": ("cpu", "torch")}
-"""What `auto` tries, in the order of decode speed (`python -m benchmarks attention`; for long prefills `torch` can be
-faster). `flash_attn` was not measured; `torch` runs everywhere."""
-WHY = {
-    "triton": "reads the blocks in place; of those measured on a GPU the fastest at decode",
-    "flash_attn": "reads the blocks in place",
-    "cpu": "reads the blocks in place; of those measured on a CPU the fastest",
-    "torch": "runs everywhere",
-}
-
-CAPTURABLE = ("triton", "flash_attn", "cpu")
-"""Whose steps do nothing but queue kernels whose shapes follow from the batch's, so that a graph can repeat them."""
+from stages.m4_flash_attention.fast.backends import NAMES, AttentionShape, Backend
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`reason`: one line for the user: what was chosen and why."""
+    """`reason`: one line for the user: what was chosen and why. `capturable`: a CUDA graph can repeat its steps."""
 
     name: str
     reason: str
     backend: Backend
-
-    @property
-    def capturable(self) -> bool:
-        return self.name in CAPTURABLE
+    capturable: bool
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{MODULES[name]}")
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{name}")
 
 
 def why_not(name: str, shape: AttentionShape) -> str | None:
     """None where the backend can run with this shape, or the reason why it cannot."""
-    return _module(name).why_not(shape)
+    return module_of(name).why_not(shape)
 
 
 def choose(name: str, shape: AttentionShape) -> Choice:
-    """`name` is one of `ATTENTION_BACKENDS`; a backend that cannot run is a `UserError` that names those that can."""
-    if name not in ATTENTION_BACKENDS:
-        raise unknown("attention_backend", name, ATTENTION_BACKENDS)
-    if name != "auto":
-        if reason := why_not(name, shape):
-            able = [other for other in MODULES if why_not(other, shape) is None]
-            hint = f"Choose from: auto, {', '.join(able)}"
-            raise UserError(f"attention_backend {name!r} cannot run here: {reason}. {hint}")
-        return Choice(name, f"attention: {name}, as asked for", _module(name).create(shape))
-    if shape.device.type not in PREFERENCE:
-        raise UserError(
-            f"attention_backend 'auto' knows {' and '.join(PREFERENCE)}, not {shape.device}: name a backend"
-        )
+    """`name`: `auto` or a backend's; one that cannot run is a `UserError` that names those that can."""
+    if name == "auto":
+        return _first_that_runs(shape)
+    if name not in NAMES:
+        raise unknown("attention_backend", name, ("auto", *NAMES))
+    if reason := why_not(name, shape):
+        able = [other for other in NAMES if why_not(other, shape) is None]
+        hint = f"Choose from: auto, {', '.join(able)}"
+        raise UserError(f"attention_backend {name!r} cannot run here: {reason}. {hint}")
+    return _choice(name, shape, f"attention: {name}, as asked for")
+
+
+def _first_that_runs(shape: AttentionShape) -> Choice:
+    devices = {name: module_of(name).AUTO for name in NAMES}
+    here = sorted((order[shape.device.type], name) for name, order in devices.items() if shape.device.type in order)
     refused: list[str] = []
-    for candidate in PREFERENCE[shape.device.type]:
-        if reason := why_not(candidate, shape):
-            refused.append(f"not {candidate}: {reason}")
+    for _, name in here:
+        if reason := why_not(name, shape):
+            refused.append(f"not {name}: {reason}")
             continue
-        why = "; ".join([WHY[candidate], *refused])
-        return Choice(candidate, f"attention: {candidate} ({why})", _module(candidate).create(shape))
-    raise AssertionError("the torch backend runs everywhere")
+        why = "; ".join([module_of(name).WHY, *refused])
+        return _choice(name, shape, f"attention: {name} ({why})")
+    known = sorted({device for order in devices.values() for device in order}, reverse=True)
+    raise UserError(f"attention_backend 'auto' knows {' and '.join(known)}, not {shape.device}: name a backend")
+
+
+def _choice(name: str, shape: AttentionShape, reason: str) -> Choice:
+    module = module_of(name)
+    return Choice(name, reason, module.create(shape), module.CAPTURABLE)

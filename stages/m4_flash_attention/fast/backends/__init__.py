@@ -1,6 +1,9 @@
-"""Ways to compute attention over the paged cache. Each module here answers two questions and nothing else:
+"""Ways to compute attention over the paged cache. A module that lies here is a backend under its file's name:
 
-`why_not(shape)`: None where it can run, or the reason why it cannot, as the end of a sentence;
+`AUTO`: the devices on which `attention_backend=auto` tries it, and when: 0 first, by decode speed
+(`python -m benchmarks attention`). `WHY`: what speaks for it, for the user.
+`CAPTURABLE`: a step does nothing but queue kernels whose shapes follow from the batch's, so a CUDA graph can repeat it.
+`why_not(shape)`: None where it can run, or the reason why it cannot, as the end of a sentence.
 `create(shape)`: the backend, which imports whatever it needs.
 
 A layer's cache is kv [2, num_blocks, block_size, Hkv, D]; slot s is block s // block_size, offset s % block_size.
@@ -8,13 +11,18 @@ A layer's cache is kv [2, num_blocks, block_size, Hkv, D]; slot s is block s // 
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from common.batch import RaggedBatch
+from common.config import CHOICES
 from common.models.ops import Heads
+
+NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
+CHOICES["attention_backend"] = ("auto", *NAMES)
 
 
 @dataclass(frozen=True, slots=True)

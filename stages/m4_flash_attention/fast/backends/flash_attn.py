@@ -14,6 +14,10 @@ import torch
 from common.batch import RaggedBatch
 from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
 
+AUTO = {"cuda": 1}  # not measured
+WHY = "reads the blocks in place"
+CAPTURABLE = True
+
 FLASH_ATTN_2_PAGE = 256
 
 

@@ -1,14 +1,9 @@
-"""PyTorch's own flash kernels.
-
-From torch 2.13 on, `torch.nn.attention.varlen` reads the paged cache itself (CUDA, 16-bit formats). Elsewhere K and V
-are gathered through the block tables, and `scaled_dot_product_attention` does the rest: decodes as one batch with a
-mask, prefill chunks one sequence at a time.
+"""PyTorch's own flash kernels: K and V are gathered through the block tables, and `scaled_dot_product_attention` does
+the rest: decodes as one batch with a mask, prefill chunks one sequence at a time.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,29 +12,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from common.batch import RaggedBatch
 from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, store_rows
 
-VARLEN_PAGE = 256  # flash-attention 2, which torch ships, reads pages of a multiple of 256 tokens
+AUTO = {"cuda": 2, "cpu": 1}
+WHY = "runs everywhere"
+CAPTURABLE = False
 
 
 def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-def paged_varlen(shape: AttentionShape) -> Callable[..., torch.Tensor] | None:
-    """`varlen_attn`, where this PyTorch has one that reads pages and the shape suits it."""
-    if shape.device.type != "cuda" or shape.dtype == torch.float32 or shape.block_size % VARLEN_PAGE:
-        return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    varlen: Callable[..., Any] = varlen_attn
-    needed = {"block_table", "seqused_k", "enable_gqa", "window_size"}
-    return varlen if needed <= inspect.signature(varlen).parameters.keys() else None
-
-
 def create(shape: AttentionShape) -> Backend:
-    varlen = paged_varlen(shape)
-    return GatherBackend() if varlen is None else VarlenBackend(varlen)
+    return GatherBackend()
 
 
 class GatherBackend:
@@ -83,24 +66,3 @@ class GatherBackend:
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
     return scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
-
-
-class VarlenBackend:
-    """One call for the whole step, prefill and decode alike; the cache is read in place."""
-
-    def __init__(self, varlen_attn: Callable[..., torch.Tensor]) -> None:
-        self._varlen_attn = varlen_attn
-
-    def begin(self, batch: RaggedBatch) -> None:
-        self._batch = batch
-
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slot_mapping)
-
-    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        step = self._batch
-        return self._varlen_attn(
-            q.contiguous(), kv[0], kv[1], step.query_start_loc, None, step.max_query_len, step.max_seq_len,
-            window_size=(-1, 0), enable_gqa=q.shape[1] != kv.shape[3], seqused_k=step.seq_lens,
-            block_table=step.block_tables,
-        )  # fmt: skip
