@@ -149,7 +149,7 @@ def attention(
     json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
-    """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
+    """Time m4's attention backends alone, shape by shape, next to the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
 
     folder = _folder(json_path, out_dir)
@@ -166,7 +166,7 @@ def fused(
     quick: Quick = False,
     json_path: JsonFile = None,
 ) -> None:
-    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, beside a copy."""
+    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, next to a copy."""
     from benchmarks.fused import run as run_fused
     from common.errors import unknown
     from common.models.sources.random_weights import PRESETS
@@ -187,7 +187,7 @@ def int4(
     json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
-    """Time m7's 4-bit layers alone, at 1 to 64 rows, beside 16-bit products and the speed of memory."""
+    """Time m7's 4-bit layers alone, at 1 to 64 rows, next to 16-bit products and the speed of memory."""
     from benchmarks import int4 as bench
 
     folder = _folder(json_path, out_dir)
@@ -201,7 +201,7 @@ def int4(
 
 @app.command()
 def trace(
-    stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
+    stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded too.")],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Dtype = "bf16",

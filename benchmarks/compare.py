@@ -86,8 +86,8 @@ def make_comparison(
 
 
 def jobs(plan: Comparison) -> Iterator[Job]:
-    """One for each (contestant, workload), headlines first, then the points of the sweeps. On a ladder of
-    stages, one that runs the stage plain comes before each stage that executes its plans another way by default."""
+    """One for each (contestant, workload), headlines first, then the points of the sweeps. On a ladder of stages, a
+    stage that by default executes its plans in another way than plain runs plain first."""
     seen: set[tuple[str, str]] = set()
     for name in plan.workloads:
         for stage in plan.contestants:

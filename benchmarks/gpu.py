@@ -62,8 +62,8 @@ def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> It
     for record in Results.read(folder / f"{table.name}.json").records:
         if record.stage == table.stages[0] and record.output_tokens_per_s:
             limit, got = most[record.workload], record.output_tokens_per_s
-            beside = f"reading at the rate of a copy: {limit:,.0f} ({got / limit:.0%})"
-            yield f"{record.stage} · {record.workload}: {got:,.0f} tokens/s; {beside}"
+            at_most = f"reading at the rate of a copy: {limit:,.0f} ({got / limit:.0%})"
+            yield f"{record.stage} · {record.workload}: {got:,.0f} tokens/s; {at_most}"
 
 
 def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[Results]:

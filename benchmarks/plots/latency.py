@@ -67,6 +67,5 @@ def _finding(records: Sequence[Record]) -> str:
         return f"No stage brings the first token sooner than {title(first.stage)} here"
     twice = not best.plain and any(r.plain and r.stage == best.stage for r, _ in own)
     name = f"{title(best.stage)} {EXECUTION}" if twice else title(best.stage)
-    return (
-        f"Half of the first tokens come within {seconds(here)} with {name}, {seconds(there)} with {title(first.stage)}"
-    )
+    before = f"{seconds(there)} with {title(first.stage)}"
+    return f"Half of the first tokens come within {seconds(here)} with {name}, {before}"

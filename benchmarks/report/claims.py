@@ -291,7 +291,7 @@ CLAIMS = (
         "output tokens/s of the last stage measured, over m1's",
         "mixed.last.output_tokens_per_s / mixed.m1.output_tokens_per_s",
         low=10,
-        why="m1 decodes in batches already; what it leaves to win is padding, idle rows, scores and launches",
+        why="m1 decodes in batches already; what it leaves to gain is padding, idle rows, scores and launches",
         note="the ideas alone, without execution: {figure:mixed.last.plain.output_tokens_per_s / "
         "mixed.m1.output_tokens_per_s|times}",
     ),

@@ -168,9 +168,7 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
             return "make gpu-bench"
         if workload == "mixed":
             return "make gpu-ladder"
-    swept = "[" in names_in(expression)[0] or any(
-        name.split(".")[-1] in ("sweet_spot", "longer_context") for name in names_in(expression)
-    )
+    swept = any("[" in name or name.endswith((".sweet_spot", ".longer_context")) for name in names_in(expression))
     options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
     options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
     return " ".join([f"make bench WORKLOAD={workload}", *options])
