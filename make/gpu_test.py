@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 8
@@ -40,9 +39,9 @@ def main() -> int:
 
 
 def run(share: int, shares: int) -> subprocess.CompletedProcess[str]:
-    command = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "--share", f"{share}/{shares}", *sys.argv[1:]]
-    said: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, **said)
+    tests = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "--share", f"{share}/{shares}"]
+    command, both = [*tests, *sys.argv[1:]], subprocess.STDOUT
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=both, text=True, errors="replace")
 
 
 if __name__ == "__main__":
