@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks.files import check_writable, read_json
 from common.cli.app import run_app
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
@@ -22,11 +24,11 @@ app = typer.Typer(
 )
 DEFAULT_FOLDER = Path("reports/local")
 PICTURE = "picture.png"
-"""Stands for every picture where it is only asked whether the folder takes files."""
+"""Any picture, to check that the folder takes files."""
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PictureFolder = Annotated[
-    Path | None, typer.Option(help="Folder of the picture; default: that of --json, else reports/local.")
+    Path | None, typer.Option(help="Folder of the pictures; default: that of --json, else reports/local.")
 ]
 Model = Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")]
@@ -40,7 +42,11 @@ JsonFile = Annotated[
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.replace(",", " ").split() if name]
+    return text.replace(",", " ").split()
+
+
+def _folder(json_path: Path | None, out_dir: Path | None = None) -> Path:
+    return out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -73,9 +79,7 @@ def compare(
     ] = None,
     engine: EngineOptions = None,
     json_path: JsonFile = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures; default: that of --json, else reports/local.")
-    ] = None,
+    out_dir: PictureFolder = None,
     timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for one stage on one workload.")] = None,
     resume: Resume = False,
 ) -> None:
@@ -84,11 +88,10 @@ def compare(
     A stage that fails is reported as failed, and the others go on. Exit status: 0, or 1 if a stage failed.
     """
     from benchmarks.compare import make_comparison, run
-    from benchmarks.files import check_writable
     from benchmarks.peers import PEERS
     from benchmarks.screen import Screen
 
-    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    folder = _folder(json_path, out_dir)
     path = json_path or folder / "bench.json"
     plan = make_comparison(
         _names(stages),
@@ -127,19 +130,15 @@ def report(
     """
     from benchmarks import attention as kernels
     from benchmarks.compare import Results
-    from benchmarks.files import read_json
+    from benchmarks.report.write import write_all
 
     if json_path is None:
-        from benchmarks.report.write import write_all
-
         for path in write_all():
             print(path)
-        return
-    folder, values = out_dir or json_path.parent, read_json(json_path)
-    if values.get("schema") == kernels.SCHEMA:
-        print(f"pictures: {kernels.draw(values, folder)}")
-        return
-    _show(Results.read(json_path), folder)
+    elif (values := read_json(json_path)).get("schema") == kernels.SCHEMA:
+        print(f"pictures: {kernels.draw(values, _folder(json_path, out_dir))}")
+    else:
+        _show(Results.read(json_path), _folder(json_path, out_dir))
 
 
 @app.command()
@@ -150,11 +149,10 @@ def attention(
     json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
-    """Time m4's attention backends alone, shape by shape, beside the ceilings of this machine; draw a roofline."""
+    """Time m4's attention backends alone, shape by shape, next to the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
-    from benchmarks.files import check_writable
 
-    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    folder = _folder(json_path, out_dir)
     check_writable(json_path or folder / "attention.json", folder / PICTURE)
     run_kernels(device, dtype, json_path, quick, folder)
 
@@ -168,15 +166,14 @@ def fused(
     quick: Quick = False,
     json_path: JsonFile = None,
 ) -> None:
-    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, beside a copy."""
-    from benchmarks.files import check_writable
+    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, next to a copy."""
     from benchmarks.fused import run as run_fused
     from common.errors import unknown
     from common.models.sources.random_weights import PRESETS
 
     if model not in PRESETS:
         raise unknown("model", model, PRESETS)
-    folder = json_path.parent if json_path else DEFAULT_FOLDER
+    folder = _folder(json_path)
     check_writable(json_path or folder / "fused.json")
     run_fused(device, dtype, model, json_path, quick, tune, folder)
 
@@ -190,11 +187,10 @@ def int4(
     json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
-    """Time m7's 4-bit layers alone, at 1 to 64 rows, beside 16-bit products and the speed of memory."""
+    """Time m7's 4-bit layers alone, at 1 to 64 rows, next to 16-bit products and the speed of memory."""
     from benchmarks import int4 as bench
-    from benchmarks.files import check_writable
 
-    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    folder = _folder(json_path, out_dir)
     if tune:
         check_writable(json_path or folder / "int4-tune.json")
         bench.tune(device, json_path, resume=resume, out_dir=folder)
@@ -205,7 +201,7 @@ def int4(
 
 @app.command()
 def trace(
-    stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded beside it.")],
+    stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded too.")],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Dtype = "bf16",
@@ -213,7 +209,6 @@ def trace(
     out_dir: Annotated[Path, typer.Option(help="Folder of traces and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """Record some requests step by step: a timeline, a map of the KV memory, and traces that Perfetto opens."""
-    from benchmarks.files import check_writable
     from benchmarks.trace import trace as record_and_draw
 
     check_writable(out_dir / PICTURE)
@@ -223,7 +218,7 @@ def trace(
 
 @app.command()
 def gpu(
-    job: Annotated[str, typer.Argument(help="bench: what execution wins, on the last stages; ladder: all stages.")],
+    job: Annotated[str, typer.Argument(help="bench: what execution gains, on the last stages; ladder: all stages.")],
     model: Annotated[str, typer.Option(help="A name, a folder, a hub id, or random:<preset>.")] = "random:qwen3-0.6b",
     device: Annotated[str, typer.Option(help="cuda, cuda:1, ...")] = "cuda",
     dtype: Dtype = "bf16",
@@ -261,7 +256,6 @@ def profile(
     out_dir: Annotated[Path, typer.Option(help="Folder of the trace and the picture.")] = DEFAULT_FOLDER,
 ) -> None:
     """Where the time of some steps goes: a table, a picture, and a trace that Perfetto opens."""
-    from benchmarks.files import check_writable
     from benchmarks.profile import profile as look
 
     check_writable(out_dir / PICTURE)
@@ -273,17 +267,16 @@ def profile(
 def busy(
     sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
     model: Model = DEFAULT_MODEL,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting beside each number of loops.")] = 5,
-    json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes beside them.")] = (
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting at each number of loops.")] = 5,
+    json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes next to them.")] = (
         DEFAULT_FOLDER / "busy.json"
     ),
 ) -> None:
-    """What m3 and m6 keep of their speed beside busy processes, by how long idle threads spin; CPU only.
+    """What m3 and m6 keep of their speed next to busy processes, by how long idle threads spin; CPU only.
 
     Exit status: 0, or 1 where a share that is asked for is not reached.
     """
     from benchmarks.busy import run as run_busy
-    from benchmarks.files import check_writable
 
     check_writable(json_path, json_path.with_suffix(".png"))
     if not run_busy(json_path, sweep, rounds, model):
@@ -322,11 +315,8 @@ def _show(results: Any, folder: Path) -> None:
     from benchmarks.plots import draw_all
     from benchmarks.table import render
 
-    console = Console()
-    console = console if console.is_terminal else Console(width=120)
-    console.print(render(results))
-    pictures = draw_all(results, folder)
-    print(f"pictures: {', '.join(str(picture) for picture in pictures) or 'none, nothing was measured'}")
+    Console(width=None if sys.stdout.isatty() else 120).print(render(results))
+    print(f"pictures: {', '.join(map(str, draw_all(results, folder))) or 'none, nothing was measured'}")
 
 
 if __name__ == "__main__":

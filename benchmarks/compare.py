@@ -51,11 +51,8 @@ class Comparison:
 
 def contestants(names: Sequence[str], peers: bool) -> list[str]:
     """Short names of stages and peers, in order, each once; no names: all stages."""
-    chosen = [name if name in PEERS else stages.short_name(name) for name in names]
-    peers_in_order = list(PEERS)
-    chosen.sort(key=lambda n: (1 + peers_in_order.index(n) if n in PEERS else 0, n))
-    chosen = chosen or [stages.short_name(f) for f in stages.names()]
-    return list(dict.fromkeys(chosen + (peers_in_order if peers else [])))
+    chosen = {name if name in PEERS else stages.short_name(name) for name in names or stages.names()}
+    return sorted(chosen - PEERS.keys()) + [peer for peer in PEERS if peers or peer in chosen]
 
 
 def make_comparison(
@@ -89,8 +86,8 @@ def make_comparison(
 
 
 def jobs(plan: Comparison) -> Iterator[Job]:
-    """One for each (contestant, workload), headlines first, then the points of the sweeps. Before a stage that executes
-    its plans in another way than plain by default, one that runs it plain, where the workload is a ladder of stages."""
+    """One for each (contestant, workload), headlines first, then the points of the sweeps. On a ladder of stages, a
+    stage that by default executes its plans in another way than plain runs plain first."""
     seen: set[tuple[str, str]] = set()
     for name in plan.workloads:
         for stage in plan.contestants:
@@ -127,19 +124,11 @@ def _job(
 ) -> Job:
     repeats = plan.repeats or (1 if stage == "m0" else workload.repeats)
     execution = {} if stage in PEERS else options_of(way or plan.execution, stage)
-    return Job(
-        stage,
-        workload.name,
-        plan.preset,
-        plan.model,
-        plan.dtype,
-        plan.device,
-        repeats,
-        variant,
-        note,
-        {**execution, **plan.options},
-        way,
-    )
+    model, dtype, device, options = plan.model, plan.dtype, plan.device, {**execution, **plan.options}
+    return Job(stage, workload.name, plan.preset, model, dtype, device, repeats, variant, note, options, way)
+
+
+RECORDS = ("records", "sweeps", "plain")
 
 
 @dataclass
@@ -157,10 +146,9 @@ class Results:
         (self.sweeps if record.variant else self.plain if record.plain else self.records).append(record)
 
     def find(self, job: Job) -> Record | None:
-        for record in self.sweeps if job.variant else self.plain if job.execution else self.records:
-            if (record.stage, record.workload, record.variant) == (job.stage, job.workload, job.variant):
-                return record
-        return None
+        there = self.sweeps if job.variant else self.plain if job.execution else self.records
+        wanted = (job.stage, job.workload, job.variant)
+        return next((r for r in there if (r.stage, r.workload, r.variant) == wanted), None)
 
     def plain_of(self, record: Record) -> Record | None:
         """The same stage on the same workload, the idea alone; None where it has no such row."""
@@ -168,25 +156,18 @@ class Results:
         return next(there, None) if record.ok and not record.variant else None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "environment": self.environment,
-            "config": self.config,
-            "took_s": self.took_s,
-            "records": [record.to_json() for record in self.records],
-            "sweeps": [record.to_json() for record in self.sweeps],
-            "plain": [record.to_json() for record in self.plain],
-        }
+        records = {key: [record.to_json() for record in getattr(self, key)] for key in RECORDS}
+        return {"schema": SCHEMA, **vars(self), **records}
 
     @classmethod
     def read(cls, path: str | Path) -> Results:
         value = read_json(path)
         try:
-            found = [[Record(**record) for record in value.get(key, [])] for key in ("records", "sweeps", "plain")]
+            records = {key: [Record(**record) for record in value.get(key, [])] for key in RECORDS}
             where, config = value["environment"], value["config"]
             if not isinstance(where, dict) or not isinstance(config, dict):
                 raise TypeError("environment and config are objects")
-            return cls(where, config, *found[:2], value.get("took_s"), found[2])
+            return cls(where, config, took_s=value.get("took_s"), **records)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} was written by another version of the bench ({error}): run it again") from error
 

@@ -1,4 +1,4 @@
-"""The two jobs for a GPU: `make gpu-bench`, what execution wins, and `make gpu-ladder`, all stages.
+"""The two jobs for a GPU: `make gpu-bench`, what execution gains, and `make gpu-ladder`, all stages.
 
 Each is a list of comparisons, one results file each, and each of them goes on where an interrupted run stopped.
 """
@@ -20,14 +20,12 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: its name is that of its results file."""
+    """One comparison: its name is that of its results file. rest: further arguments of `make_comparison`."""
 
     name: str
     stages: list[str]
     workloads: list[str]
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
-    execution: str | None = None
-    repeats: int | None = None
+    rest: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _last(*wanted: str) -> list[str]:
@@ -41,18 +39,18 @@ def bench_parts() -> list[Part]:
     last = _last("m6")
     table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"])
     ablation = [
-        Part(f"gpu-bench-{way}", last, ["decode_one", "decode"], execution=way, repeats=1)
+        Part(f"gpu-bench-{way}", last, ["decode_one", "decode"], {"execution": way, "repeats": 1})
         for way in WAYS
         if way != "overlap"  # is the table itself
     ]
-    ablation.append(Part(f"gpu-bench-{PLAIN}-nano", last, ["nano"], execution=PLAIN, repeats=1))
-    head = Part("gpu-bench-head16", _last("m7"), ["decode_one", "decode"], {"head_bits": 16}, repeats=1)
+    ablation.append(Part(f"gpu-bench-{PLAIN}-nano", last, ["nano"], {"execution": PLAIN, "repeats": 1}))
+    head = Part("gpu-bench-head16", _last("m7"), ["decode_one", "decode"], {"options": {"head_bits": 16}, "repeats": 1})
     return [table, *ablation, head]
 
 
 def ladder_parts() -> list[Part]:
     """All stages on `mixed` (m0 on `ladder`), plain and with execution."""
-    return [Part("gpu-ladder", [stages.short_name(folder) for folder in stages.names()], ["mixed"], repeats=1)]
+    return [Part("gpu-ladder", [stages.short_name(folder) for folder in stages.names()], ["mixed"], {"repeats": 1})]
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:
@@ -64,8 +62,8 @@ def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> It
     for record in Results.read(folder / f"{table.name}.json").records:
         if record.stage == table.stages[0] and record.output_tokens_per_s:
             limit, got = most[record.workload], record.output_tokens_per_s
-            beside = f"reading at the rate of a copy: {limit:,.0f} ({got / limit:.0%})"
-            yield f"{record.stage} · {record.workload}: {got:,.0f} tokens/s; {beside}"
+            at_most = f"reading at the rate of a copy: {limit:,.0f} ({got / limit:.0%})"
+            yield f"{record.stage} · {record.workload}: {got:,.0f} tokens/s; {at_most}"
 
 
 def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[Results]:
@@ -73,18 +71,8 @@ def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Pa
     for part in parts:
         path = folder / f"{part.name}.json"
         check_writable(path)
-        plan = make_comparison(
-            part.stages,
-            part.workloads,
-            peers=False,
-            model=model,
-            dtype=dtype,
-            device=device,
-            quick=quick,
-            repeats=part.repeats,
-            options=part.options,
-            execution=part.execution,
-        )
+        given: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "quick": quick, **part.rest}
+        plan = make_comparison(part.stages, part.workloads, peers=False, **given)
         print(f"{part.name}: {sum(1 for _ in jobs(plan))} runs, {path}", flush=True)
         with Screen() as screen:
             try:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import stages
-from benchmarks.plots.prefix_tree import draw_prefix_tree
 from benchmarks.recipes import BLOCK, Draw
 from common import Engine, SamplingParams
 from common.kv_cache import PrefixCache, PrefixNode
@@ -42,8 +40,3 @@ def _ask(engine: Engine, prompt: list[int]) -> list[int]:
     """Prompt and answer together."""
     [output] = engine.generate([prompt], SamplingParams(max_tokens=ANSWER, ignore_eos=True))
     return prompt + output.token_ids
-
-
-def prefix_tree(model: str, device: str, dtype: str, path: Path, options: Mapping[str, Any] | None = None) -> Path:
-    nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
-    return draw_prefix_tree(nodes, hit_rate, path)

@@ -15,7 +15,6 @@ SEED = 20261101
 Span = tuple[int, int]
 """Lowest and highest value, both included."""
 
-
 STEADY, LONG, SHORT = "steady", "long", "short"
 """Groups of `interference`."""
 BLOCK = 16
@@ -133,7 +132,7 @@ def chats(
     prompt is all that its chat has said so far, and a new message.
 
     The first turn of a chat comes `gap` seconds after the chat before it; each further one `count * gap` seconds after
-    the answer: about one prompt in `gap` seconds in all. They are evenly spaced, so that nobody waits for a neighbour
+    the answer: about one prompt in `gap` seconds in all. They are evenly spaced, so that no request waits for another
     and the time to the first token is that of the prefill.
 
     share: only that share of each prompt is what came before (up to the end of a block), and the rest is new: as if a

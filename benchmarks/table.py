@@ -75,10 +75,6 @@ def _share(value: float | None) -> str:
     return DASH if value is None else f"{value:.0%}"
 
 
-def _peak(record: Record) -> str:
-    return size(record.peak_device_memory_bytes or record.peak_memory_bytes)
-
-
 def _kv(record: Record) -> str:
     if not record.kv_reserved_bytes:
         return DASH
@@ -160,8 +156,7 @@ def workload_table(results: Results, workload: str) -> Table:
     baseline = next((r for r in records if r.stage == "m0"), None)
     before: Record | None = None
     for record in records:
-        plain = results.plain_of(record)
-        if plain is not None:
+        if (plain := results.plain_of(record)) is not None:
             table.add_row(*_row(plain.stage, plain, before, baseline, last))
         name = record.stage.replace("-", "-\n") if plain is None else EXECUTION
         name += "" if record.workload == workload else f" on {record.workload}"
@@ -184,7 +179,7 @@ def _row(
         _percentiles(record.ttft_s, 1, "p50"),
         _percentiles(record.itl_s, 1e-3, "p50", "p99"),
         _percentiles(record.e2e_s, 1, "p50", "p99"),
-        _peak(record),
+        size(record.peak_device_memory_bytes or record.peak_memory_bytes),
         *(tell(record) for _, tell in last),
     )
 
@@ -209,11 +204,10 @@ def render(results: Results) -> Group:
         parts += [Text(), workload_table(results, workload)]
         notes = footnotes(records, any(results.plain_of(record) for record in records))
         parts += [Text(note, style="red" if " failed: " in note else "dim") for note in notes]
-    if results.sweeps:
-        for workload in dict.fromkeys(r.workload for r in results.sweeps):
-            parts += [Text(), sweep_table(workload, [r for r in results.sweeps if r.workload == workload])]
-        failed = [r for r in results.sweeps if not r.ok]
-        parts += [Text(f"{r.stage} failed at {r.variant}: {r.error}", style="red") for r in failed]
+    for workload in dict.fromkeys(r.workload for r in results.sweeps):
+        parts += [Text(), sweep_table(workload, [r for r in results.sweeps if r.workload == workload])]
+    failed = [r for r in results.sweeps if not r.ok]
+    parts += [Text(f"{r.stage} failed at {r.variant}: {r.error}", style="red") for r in failed]
     return Group(*parts)
 
 
@@ -221,9 +215,8 @@ def sweep_table(workload: str, sweeps: Sequence[Record]) -> Table:
     """One figure: a row for each point of the sweep, a column for each contestant."""
     what, tell = SWEEP_FIGURES.get(find(workload).columns, ("output tokens/s", lambda r: rate(r.output_tokens_per_s)))
     names = list(dict.fromkeys(r.stage for r in sweeps))
-    table = Table(
-        title=f"[bold]sweep of {workload}[/]: {what}", title_justify="left", title_style="", box=None, min_width=60
-    )
+    heading = f"[bold]sweep of {workload}[/]: {what}"
+    table = Table(title=heading, title_justify="left", title_style="", box=None, min_width=60)
     table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(title(name), justify="right")

@@ -8,8 +8,9 @@ from typing import Any
 
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
+from benchmarks.plots.prefix_tree import draw_prefix_tree
 from benchmarks.plots.timeline import draw_timeline
-from benchmarks.prefixes import prefix_tree
+from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
 from benchmarks.traced import Traced
@@ -57,10 +58,7 @@ def record(stage: str, model: str, device: str, dtype: str, options: Mapping[str
 def trace(
     stage: str, model: str, device: str, dtype: str, folder: Path, options: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Record a stage and the one before it; write both traces and the pictures; returns what was written.
-
-    options: engine options, of which the stage before takes those that it has.
-    """
+    """Record a stage and the one before it; write both traces and the pictures; returns what was written."""
     name = stages.short_name(stage)
     refuse_later_options(stages.number(stage), options or {})
     folders = stages.names()
@@ -85,5 +83,6 @@ def trace(
     if name == "m5":
         written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
     if name == "m6":
-        written.append(prefix_tree(model, device, dtype, folder / "m6_tree.png", options))
+        nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
+        written.append(draw_prefix_tree(nodes, hit_rate, folder / "m6_tree.png"))
     return written

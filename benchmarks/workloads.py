@@ -70,9 +70,9 @@ class Workload:
 
 
 _MIXED = {
-    "cpu": uniform(48, (16, 96), (4, 32), (160, 224), 0.15),
-    "gpu": uniform(256, (100, 1024), (16, 128), (700, 1000), 0.15),
-    "quick": uniform(8, (4, 12), (2, 4), (10, 14), 0.25),
+    "cpu": Size(uniform(48, (16, 96), (4, 32), (160, 224), 0.15), 16, 512),
+    "gpu": Size(uniform(256, (100, 1024), (16, 128), (700, 1000), 0.15), 64, 2048),
+    "quick": Size(uniform(8, (4, 12), (2, 4), (10, 14), 0.25), 4, 64),
 }
 _PRESSURE = {
     "cpu": Size(uniform(64, (32, 128), (32, 128)), 64, 2048, kv_tokens=4 * 2048),
@@ -81,8 +81,6 @@ _PRESSURE = {
 }
 _SWAP_SPACE = 2**30
 """Bytes: more than the preempted requests of `memory_pressure` hold at a time."""
-_NANO = uniform(256, (100, 1024), (100, 1024))
-"""What several small engines publish their throughput on."""
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
 
@@ -97,10 +95,7 @@ def _prompt(length: int, output: int = 16) -> Size:
 
 
 _LENGTHS = {
-    512: {"cpu": _prompt(512), "gpu": _prompt(512), "quick": _prompt(16, 4)},
-    1024: {"cpu": _prompt(1024), "gpu": _prompt(1024), "quick": _prompt(32, 4)},
-    2048: {"cpu": _prompt(2048), "gpu": _prompt(2048), "quick": _prompt(64, 4)},
-    4096: {"cpu": _prompt(4096), "gpu": _prompt(4096), "quick": _prompt(128, 4)},
+    **{n: {"cpu": _prompt(n), "gpu": _prompt(n), "quick": _prompt(n // 32, 4)} for n in (512, 1024, 2048, 4096)},
     8192: {"cpu": _prompt(8192 - 16), "gpu": _prompt(8192)},  # the embedded model ends at position 8192
     16384: {"gpu": _prompt(16384)},
     32768: {"gpu": _prompt(32768)},
@@ -109,7 +104,7 @@ _HEADLINE = {"cpu": 4096, "gpu": 16384, "quick": 4096}
 
 
 def _interference(steady: int, rounds: int, every: int, prompt: int, long_prompt: int, other_outputs: int) -> Size:
-    """Rows and blocks of up to 256 tokens for all requests at once: slow prefills pile up, and nobody is preempted.
+    """Rows and blocks of up to 256 tokens for all requests at once: slow prefills pile up, and none is preempted.
     One step may prefill a long prompt and the short one behind it."""
     recipe = interference(steady, rounds, every, prompt, long_prompt, other_outputs)
     totals = [r.prompt_length + r.max_tokens for r in recipe(Draw(vocab_size=1))]
@@ -198,11 +193,7 @@ WORKLOADS: dict[str, Workload] = {
             "mixed",
             "ragged inputs and outputs, far more requests than rows, all submitted at once",
             "Requests that join and leave at every step give 3-5 times the throughput (m2 over m1).",
-            {
-                "cpu": Size(_MIXED["cpu"], 16, 512),
-                "gpu": Size(_MIXED["gpu"], 64, 2048),
-                "quick": Size(_MIXED["quick"], 4, 64),
-            },
+            _MIXED,
             m0_runs="ladder",
             ladder=True,
         ),
@@ -222,20 +213,19 @@ WORKLOADS: dict[str, Workload] = {
             "the first 12 requests of mixed, outputs cut to 48: short enough for every stage, m0 included",
             "Each stage is faster than the one before, or says why not.",
             {
-                "cpu": Size(first(_MIXED["cpu"], 12, 48), 4, 512),
-                "gpu": Size(first(_MIXED["gpu"], 12, 48), 4, 2048),
-                "quick": Size(first(_MIXED["quick"], 4, 6), 2, 64),
+                "cpu": Size(first(_MIXED["cpu"].recipe, 12, 48), 4, 512),
+                "gpu": Size(first(_MIXED["gpu"].recipe, 12, 48), 4, 2048),
+                "quick": Size(first(_MIXED["quick"].recipe, 4, 6), 2, 64),
             },
             ladder=True,
         ),
         Workload(
             "arrivals",
             "mixed, arriving at random (Poisson): 2 requests a second on a CPU, 20 on a GPU",
-            "Nobody waits for the longest request of somebody else's batch (m2 over m1).",
+            "A request does not wait for the longest one of another batch (m2 over m1).",
             {
-                "cpu": Size(poisson(_MIXED["cpu"], _ARRIVALS_PER_SECOND["cpu"]), 16, 512),
-                "gpu": Size(poisson(_MIXED["gpu"], _ARRIVALS_PER_SECOND["gpu"]), 64, 2048),
-                "quick": Size(poisson(_MIXED["quick"], _ARRIVALS_PER_SECOND["quick"]), 4, 64),
+                preset: replace(size, recipe=poisson(size.recipe, _ARRIVALS_PER_SECOND[preset]))
+                for preset, size in _MIXED.items()
             },
             m0_runs="ladder",
         ),
@@ -324,7 +314,7 @@ WORKLOADS: dict[str, Workload] = {
             "The last stages reach the throughput of the engines that people use.",
             {
                 "cpu": Size(uniform(16, (6, 64), (6, 64)), 16, 256),
-                "gpu": Size(_NANO, 256, 2048),
+                "gpu": Size(uniform(256, (100, 1024), (100, 1024)), 256, 2048),  # on which small engines publish theirs
                 "quick": Size(uniform(4, (4, 8), (4, 8)), 4, 64),
             },
             m0_runs="ladder",

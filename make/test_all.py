@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import os
 import subprocess
 import sys
 
 from benchmarks.environment import ROOT, environment
+from benchmarks.files import write_atomically
 
 REPORT = ROOT / "reports" / "test-all.txt"
 
@@ -37,9 +37,7 @@ def write_report(lines: list[str]) -> None:
         *notable,
         lines[-1].strip("= ") if lines else "",
     ]
-    temporary = REPORT.with_suffix(".tmp")
-    temporary.write_text("\n".join(facts) + "\n", encoding="utf-8")
-    os.replace(temporary, REPORT)
+    write_atomically(REPORT, lambda scratch: scratch.write_text("\n".join(facts) + "\n", encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -31,24 +31,17 @@ def measured_twice(results: Results, workload: str) -> list[Record]:
     return [record for pair in pairs for record in pair if record is not None]
 
 
-def row_names(records: Sequence[Record], workload: str) -> list[str]:
-    """A stage's name; `+ execution` behind the row of the idea alone."""
-    names = [
-        title(record.stage) + ("" if record.workload == workload else f"\n(ran {record.workload})")
-        for record in records
-    ]
-    for row in range(1, len(records)):
-        names[row] = EXECUTION if records[row - 1].plain else names[row]
-    return names
-
-
 def figure_with_rows(panels: int, rows: int) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, panels, sharey=True, figsize=(WIDTH, 1.9 + 0.62 * rows), squeeze=False)
     return figure, list(axes[0])
 
 
 def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
-    axis.set_yticks(range(len(records)), row_names(records, workload))
+    """By the stage's name; `+ execution` behind the row of the idea alone."""
+    names = [title(r.stage) + ("" if r.workload == workload else f"\n(ran {r.workload})") for r in records]
+    for row in range(1, len(records)):
+        names[row] = EXECUTION if records[row - 1].plain else names[row]
+    axis.set_yticks(range(len(records)), names)
     axis.set_ylim(len(records) - 0.45, -0.55)
     axis.tick_params(axis="y", length=0)
     for label, record in zip(axis.get_yticklabels(), records, strict=True):
@@ -63,7 +56,7 @@ def bars(
     reach: Callable[[Record], float | None],
     label: Callable[[Record], str],
 ) -> None:
-    """A bar a row up to `value`, and its label behind whatever reaches farthest (`reach`, a whisker's end).
+    """A bar a row up to `value`, and its label behind the farther of `value` and `reach`, a whisker's end.
 
     The axis is hidden: the labels say the numbers.
     """
@@ -82,19 +75,6 @@ def bars(
     axis.spines["bottom"].set_visible(False)
 
 
-def execution_part(axis: Axes, row: int, stage: str, plain: float, whole: float) -> None:
-    """Over a bar up to `whole`: what of it is execution's, between the idea alone and the end."""
-    rest = {"left": plain, "height": 0.62, "facecolor": "white", "edgecolor": color(stage), "linewidth": 1.2}
-    axis.barh(row, max(0.0, whole - plain), hatch="////", **rest)
-
-
-def whisker(axis: Axes, row: int, low: float, high: float) -> None:
-    """A thin line from low to high with small ends, over a bar."""
-    axis.plot([low, high], [row, row], color=INK, linewidth=1.4, solid_capstyle="butt")
-    for end in (low, high):
-        axis.plot([end, end], [row - 0.12, row + 0.12], color=INK, linewidth=1.4)
-
-
 def finish(
     figure: Figure, results: Results, workload: str, records: Sequence[Record], finding: str, how_to_read: str
 ) -> Figure:
@@ -102,22 +82,15 @@ def finish(
     for name in STAGE_TITLES.values():
         finding = finding.replace(name, name.replace(" ", "\u00a0"))  # no line ends within a name
     config = results.config
-    source = f"{workload} · {config['model']} · {config['dtype']}"
-    source += f" · {short_hardware(results.environment, config['device'])}"
+    hardware = short_hardware(results.environment, config["device"])
+    source = f"{workload} · {config['model']} · {config['dtype']} · {hardware}"
     source += " · QUICK SIZES: A TEST, NOT A MEASUREMENT" if config["quick"] else ""
     figure.tight_layout()
     figure.suptitle(
         "\n".join(textwrap.wrap(finding, 74)), x=0.01, y=1.0, ha="left", va="bottom", fontsize=18, fontweight="bold"
     )
-    figure.text(
-        0.01,
-        -0.01,
-        "\n".join([*textwrap.wrap(how_to_read, 112), *peer_notes(records), source]),
-        ha="left",
-        va="top",
-        fontsize=11.5,
-        color=SOFT,
-    )
+    notes = "\n".join([*textwrap.wrap(how_to_read, 112), *peer_notes(records), source])
+    figure.text(0.01, -0.01, notes, ha="left", va="top", fontsize=11.5, color=SOFT)
     return figure
 
 

@@ -57,18 +57,15 @@ def summary_bars(
 
 
 def _finding(records: Sequence[Record]) -> str:
-    own = [r for r in records if r.stage not in PEERS and r.ttft_s]
+    medians = [(r, r.ttft_s["p50"]) for r in records if r.ttft_s]
+    own = [pair for pair in medians if pair[0].stage not in PEERS]
+    first, there = (own or medians)[0]
     if len(own) < 2:
-        record = (own or list(records))[0]
-        assert record.ttft_s
-        return f"{title(record.stage)}: half of the first tokens come within {seconds(record.ttft_s['p50'])}"
-    first = own[0]
-    best = min(own, key=lambda r: r.ttft_s["p50"] if r.ttft_s else 0.0)
-    assert first.ttft_s
-    assert best.ttft_s
+        return f"{title(first.stage)}: half of the first tokens come within {seconds(there)}"
+    best, here = min(own, key=lambda pair: pair[1])
     if best is first:
         return f"No stage brings the first token sooner than {title(first.stage)} here"
-    there, here = seconds(first.ttft_s["p50"]), seconds(best.ttft_s["p50"])
-    twice = not best.plain and any(r.plain and r.stage == best.stage for r in own)
+    twice = not best.plain and any(r.plain and r.stage == best.stage for r, _ in own)
     name = f"{title(best.stage)} {EXECUTION}" if twice else title(best.stage)
-    return f"Half of the first tokens come within {here} with {name}, {there} with {title(first.stage)}"
+    before = f"{seconds(there)} with {title(first.stage)}"
+    return f"Half of the first tokens come within {seconds(here)} with {name}, {before}"

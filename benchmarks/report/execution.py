@@ -1,4 +1,4 @@
-"""What execution wins on a GPU, apart from the eight ideas: fused kernels, CUDA graphs, planning ahead."""
+"""What execution gains on a GPU, apart from the eight ideas: fused kernels, CUDA graphs, planning ahead."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _cells(records: dict[str, Record]) -> list[str]:
 
 
 def peer_rows(machine: Machine) -> list[list[str]]:
-    """Where the reference engines were measured on such a machine: the best of our stages, as a row beside them."""
+    """Where the reference engines were measured on such a machine: the best of our stages, as a row next to them."""
     values: dict[str, dict[str, float]] = {}
     for bench in machine.benches:
         hardware, config = bench.results.environment["hardware"], bench.results.config

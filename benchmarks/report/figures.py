@@ -127,6 +127,10 @@ def names_in(expression: str) -> list[str]:
     return [name.strip() for name in expression.removeprefix("1 - ").removesuffix(" - 1").split(" / ")]
 
 
+def workload_of(expression: str) -> str:
+    return names_in(expression)[0].split(".")[0].partition("[")[0]
+
+
 def evaluate(machine: Machine, expression: str) -> float | None:
     """The value on that machine; None where something was not measured. `UserError` for a name that cannot exist."""
     values = [_evaluate(machine, alternative) for alternative in alternatives(expression)]
@@ -154,19 +158,17 @@ def show(value: float, form: str) -> str:
 
 def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
     """What measures it."""
-    head = names_in(expression)[0].split(".")[0]
-    workload, _, variant = head.partition("[")
+    workload = workload_of(expression)
     if workload == "attention":
         return "python -m benchmarks attention"
     if workload == "quality":
         return "make stage7 quality"
     if gpu and model == reference.MODEL:  # the jobs for a GPU run these
-        measured = {names_in(alternative)[0].split(".")[0] for alternative in alternatives(expression)}
-        if measured & GPU_BENCH:
+        if GPU_BENCH & {workload_of(alternative) for alternative in alternatives(expression)}:
             return "make gpu-bench"
         if workload == "mixed":
             return "make gpu-ladder"
-    swept = variant or any(name.split(".")[-1] in ("sweet_spot", "longer_context") for name in names_in(expression))
+    swept = any("[" in name or name.endswith((".sweet_spot", ".longer_context")) for name in names_in(expression))
     options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
     options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
     return " ".join([f"make bench WORKLOAD={workload}", *options])

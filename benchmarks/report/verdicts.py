@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.report.claims import Claim
-from benchmarks.report.figures import alternatives, command_for, evaluate, names_in, show
+from benchmarks.report.figures import alternatives, command_for, evaluate, names_in, show, workload_of
 from benchmarks.report.fill import Filler
 from benchmarks.report.sources import Machine
 
@@ -25,18 +25,18 @@ class Verdict:
 
 def judge(claim: Claim, machine: Machine, filler: Filler) -> Verdict:
     for figure in alternatives(claim.figure):
-        value, workload = evaluate(machine, figure), names_in(figure)[0].split(".")[0]
+        value = evaluate(machine, figure)
         if value is not None:
             break
     else:
+        workload = workload_of(claim.figure)
         reference_only = any(name.startswith("reference.") for name in names_in(claim.figure))
         if reference_only and not machine.is_gpu:
-            return Verdict(NOT_MEASURED, claim.workload, why="on a GPU only")
-        if claim.workload == "quality" and machine.model.startswith("random:"):
-            return Verdict(NOT_MEASURED, claim.workload, why="random weights have no quality to lose")
+            return Verdict(NOT_MEASURED, workload, why="on a GPU only")
+        if workload == "quality" and machine.model.startswith("random:"):
+            return Verdict(NOT_MEASURED, workload, why="random weights have no quality to lose")
         command = command_for(claim.figure, machine.is_gpu, machine.model)
-        return Verdict(NOT_MEASURED, claim.workload, why=f"`{command}`")
+        return Verdict(NOT_MEASURED, workload, why=f"`{command}`")
     met = (claim.low is None or value >= claim.low) and (claim.high is None or value <= claim.high)
     reason = claim.note if met else claim.why or claim.note
-    workload = claim.workload if claim.figure == figure else workload
-    return Verdict(MET if met else NOT_MET, workload, show(value, claim.form), filler.fill(reason))
+    return Verdict(MET if met else NOT_MET, workload_of(figure), show(value, claim.form), filler.fill(reason))

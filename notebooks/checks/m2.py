@@ -18,16 +18,12 @@ from stages.m2_continuous_batching.batch import ragged_batch
 def steps(answer: Callable[[Sequence[int], int], int]) -> str:
     """answer(outputs, slots) -> decode steps that m2 takes for requests that all arrive at once."""
     for outputs, slots in (((5, 5), 2), ((9, 2, 2), 2), ((2, 9, 3, 4), 2), ((2, 2, 2, 8), 3), ((6, 3, 1, 4, 2), 2)):
-        counted = _decode_steps(outputs, slots)
+        with tiny("m2", max_num_seqs=slots) as engine:
+            engine.trace = StepTrace()
+            engine.generate([[1, 2, 3]] * len(outputs), outputs_of(outputs))
+            counted = sum(all(chunk.kind == "decode" for chunk in step.chunks) for step in engine.trace.steps)
         expect_equal(answer(outputs, slots), counted, f"Outputs of {list(outputs)} tokens in {slots} slots, on m2")
     return "That is what m2 does: a slot is taken again in the step after its request ends."
-
-
-def _decode_steps(outputs: Sequence[int], slots: int) -> int:
-    with tiny("m2", max_num_seqs=slots) as engine:
-        engine.trace = StepTrace()
-        engine.generate([[1, 2, 3]] * len(outputs), outputs_of(outputs))
-        return sum(all(chunk.kind == "decode" for chunk in step.chunks) for step in engine.trace.steps)
 
 
 @check

@@ -15,11 +15,8 @@ def slot(answer: Callable[[Sequence[int], int, int], int]) -> str:
     table = [3, 7, 0, 12]
     for position, size in ((0, 16), (15, 16), (16, 16), (37, 16), (63, 16), (5, 4)):
         wanted = table[position // size] * size + position % size
-        expect_equal(
-            answer(table, position, size),
-            wanted,
-            f"Token {position} of a request with the table {table}, blocks of {size}",
-        )
+        case = f"Token {position} of a request with the table {table}, blocks of {size}"
+        expect_equal(answer(table, position, size), wanted, case)
     return "Block from the table, offset in the block: attention needs no more of paging."
 
 

@@ -70,12 +70,11 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
         (0.020, 0.030, 0.00047, "decodes that take longer than the target already"),
         (9.000, 0.010, 0.00011, "a target that every step meets"),
     ):
-        expect_equal(
-            answer(target, decode, token),
-            _auto(target, decode, token),
+        case = (
             f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes "
-            f"{decode * 1e3:.0f} ms, a prompt token {token * 1e3:.2f} ms more",
+            f"{decode * 1e3:.0f} ms, a prompt token {token * 1e3:.2f} ms more"
         )
+        expect_equal(answer(target, decode, token), _auto(target, decode, token), case)
     return "That is what `prefill_chunk_size='auto'` does, with running averages of both times."
 
 
@@ -100,9 +99,8 @@ def read_again(answer: Callable[[int, int], int]) -> str:
     for prompt, chunk in ((64, 64), (64, 32), (64, 16), (70, 16), (10, 1)):
         steps = _run(1, [prompt], 64 + 1, chunk)
         starts = [c.start for step in steps for c in step.chunks if c.request_id == "prompt-0"]
-        expect_equal(
-            answer(prompt, chunk), sum(starts), f"{prompt} tokens in chunks of {chunk}, which begin at {starts}"
-        )
+        case = f"{prompt} tokens in chunks of {chunk}, which begin at {starts}"
+        expect_equal(answer(prompt, chunk), sum(starts), case)
     few, many = answer(2048, 512), answer(2048, 32)
     return (
         f"A prompt of 2,048 tokens reads {few:,} tokens of its own cache again in chunks of 512, and "

@@ -66,10 +66,10 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
 
 def test_each_part_runs_with_the_options_of_its_name() -> None:
     """Must not measure something else than its name says."""
-    options = {part.name: part.options for part in gpu.bench_parts()}
+    options = {part.name: part.rest.get("options", {}) for part in gpu.bench_parts()}
     assert options["gpu-bench"] == {}
     assert options["gpu-bench-head16"] == {"head_bits": 16}
-    ways = {part.name: part.execution for part in gpu.bench_parts()}
+    ways = {part.name: part.rest.get("execution") for part in gpu.bench_parts()}
     assert ways["gpu-bench"] is None and ways["gpu-bench-plain"] == "plain" and ways["gpu-bench-graphs"] == "graphs"
     assert [part.name for part in gpu.ladder_parts()] == ["gpu-ladder"]
 
