@@ -28,7 +28,8 @@ def main() -> int:
     with ThreadPoolExecutor(shares) as pool:
         for done in as_completed([pool.submit(run, share, shares) for share in range(shares)]):
             ended = done.result()
-            wrong, last = ended.returncode not in (0, 5), ended.stdout.strip().splitlines()[-1]  # 5: it had no test
+            wrong = ended.returncode not in (0, 5)  # 5: it had no test
+            last = ended.stdout.strip().rsplit("\n", 1)[-1]
             print(ended.stdout if wrong else last, flush=True)
             failed |= wrong
             for number, what in COUNTS.findall(last):
