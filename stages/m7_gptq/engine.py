@@ -12,5 +12,4 @@ from stages.m7_gptq.fast.choose import choose_fast
 
 
 def build(config: EngineConfig) -> Engine:
-    fast = choose_fast(config.torch_dtype, config.torch_device)
-    return wire("m7", config, load_quantized(config, fast), new_cache(config), ChunkedScheduler)
+    return wire("m7", config, load_quantized(config, choose_fast(config)), new_cache(config), ChunkedScheduler)

@@ -25,7 +25,7 @@ def build_quantized_decoder(
     read = read if fast is None else fast.reader(read)
 
     def quantized(weight: QuantizedWeight) -> Projection:
-        return quantized_linear(weight, dtype, device, fast)
+        return quantized_linear(weight, device, fast)
 
     def project(names: list[str], bias: bool) -> Projection:
         weights = read(names, bias)

@@ -77,8 +77,10 @@ def dequantized_note(decoder: Decoder, dtype: torch.dtype) -> str | None:
 def note_of(model: Decoder, config: EngineConfig) -> str | None:
     """What a reader of the engine's figures must know of its weights."""
     layers, head = model.note, None
-    in_full = config.torch_dtype == torch.float32
-    if layers is None and in_full:
+    naive, in_full = config.linear_backend == "naive", config.torch_dtype == torch.float32
+    if layers is None and naive:
+        layers = "linear_backend=naive: 4-bit weights are dequantised at every call"
+    elif layers is None and in_full:
         layers = "in float32 m7 multiplies by dequantised weights: no bytes are saved"
     elif layers is None and config.model.startswith(PREFIX):
         layers = f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
