@@ -294,7 +294,7 @@ table(
 
 # %%
 page = tokens(tokenizer, DATA / "evaluation.txt")[: quality.CONTEXT]
-rounding = rounding_reader(source, Settings(method="rtn", search=False))
+rounding = rounding_reader(source, Settings(search=False))
 fast = Int4Layers(model.dtype, model.device)
 nearest = build_quantized_decoder(source, rounding, model.dtype, model.device, False, fast)
 perplexity, likeliest = {}, {}

@@ -22,10 +22,9 @@ from common.models.sources.gptq_checks import check_version
 from common.models.sources.gptq_folder import GPTQFolder, Stored
 from common.models.sources.quantized_folder import fused_names, is_quantized_folder
 from common.models.weights import build_decoder
-from stages.m7_gptq.checkpoint.baselines import round_to_nearest
+from stages.m7_gptq.checkpoint.baselines import RTN, round_to_nearest
 from stages.m7_gptq.checkpoint.model import build_from
 from stages.m7_gptq.linear import SideBySide
-from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits
 from tests.m7.conftest import Frozen, GetMade
@@ -233,7 +232,7 @@ def test_a_shard_of_zeros_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("group", [32, PER_CHANNEL])
 def test_the_version_of_asymmetric_zero_points(bits: int, group: int) -> None:
     """One step of 256 is found out as well as one of 16."""
-    settings = Settings(bits=bits, group_size=group, search=False, method="rtn")
+    settings = RTN(bits=bits, group_size=group, search=False)
     layer = [round_to_nearest(torch.randn(576, 576), settings) for _ in range(7)]
     for true, said in itertools.product(get_args(Format), repeat=2):
         read = [replace(w, zeros=unpack_zeros(pack_zeros(w.zeros, bits, true), bits, said)) for w in layer]
@@ -246,7 +245,7 @@ def test_the_version_of_asymmetric_zero_points(bits: int, group: int) -> None:
 
 def test_few_weights_prove_no_version() -> None:
     """The mean of 8-bit codes of so small a layer is a step from its zero points by chance."""
-    settings = Settings(bits=8, search=False, method="rtn")
+    settings = RTN(bits=8, search=False)
     layer = [round_to_nearest(torch.randn(32, 32) + 0.02, settings) for _ in range(7)]
     for form in get_args(Format):
         check_version("x", layer, False, form)

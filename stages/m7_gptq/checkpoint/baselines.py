@@ -7,7 +7,8 @@ al., "QLoRA", NeurIPS 2023, appendix E).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 
@@ -16,14 +17,43 @@ from common.models.decoder import PROJECTIONS
 from common.models.linear import Linear
 from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
-from common.models.sources.quantized_folder import is_quantized
+from common.models.sources.quantized_folder import AnyWeight, is_quantized
 from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
 from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
 from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized
 from stages.m7_gptq.settings import Settings
 
-ROUNDED = Settings(group_size=128, search=False, method="rtn")
+
+@dataclass(frozen=True)
+class Baseline(Settings):
+    """`Settings` of another method; `UserError` for a choice that the method does not leave."""
+
+    unused: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name in self.unused}
+        other = ", ".join(f"{word}={value}" for word, value in given.items() if value != getattr(type(self), word))
+        require(not other, f"{self.method} has no use for some of these settings: leave out {other}")
+
+
+@dataclass(frozen=True)
+class RTN(Baseline):
+    method = "rtn"
+    unused = ("desc_act", "damping")
+
+
+@dataclass(frozen=True)
+class NF4(Baseline):
+    group_size: int = BLOCK
+    method = "nf4"
+    unused = ("bits", "group_size", "symmetric", "desc_act", "search", "damping")
+
+
+METHODS: dict[str, type[Settings]] = {kind.method: kind for kind in (Settings, RTN, NF4)}
+
+ROUNDED = RTN(group_size=128, search=False)
 """What random weights are rounded with, for speed alone: there is nothing to calibrate."""
 
 SMALLEST = 1e-38
@@ -110,7 +140,7 @@ def _round_layers(
         yield result
 
 
-def _rounded(linear: Linear, settings: Settings) -> QuantizedWeight | NF4Weight:
+def _rounded(linear: Linear, settings: Settings) -> AnyWeight:
     weight, bias = linear.weight, linear.bias
     return to_nf4(weight, bias) if settings.method == "nf4" else round_to_nearest(weight, settings, bias)
 

@@ -64,7 +64,8 @@ def short_name(settings: Settings) -> str:
 
 def recipe_of(source: ModelSource, settings: Settings, text: Path | None, progress: bool | None) -> dict[str, Any]:
     """All that the quantised folder depends on."""
-    recipe: dict[str, Any] = {"version": VERSION, "model": model_fingerprint(source, progress), **vars(settings)}
+    recipe: dict[str, Any] = {"version": VERSION, "model": model_fingerprint(source, progress)}
+    recipe |= {**vars(settings), "method": settings.method}
     if settings.method == "gptq":
         recipe["text"] = fingerprint(read(text or CALIBRATION).encode())
         recipe |= {"sequences": SEQUENCES, "length": LENGTH}
