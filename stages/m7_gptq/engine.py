@@ -7,8 +7,8 @@ from common.engine import Engine
 from stages.m4_flash_attention.wiring import wire
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.engine import new_cache
-from stages.m7_gptq.checkpoint.model import load_quantized
 from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.load import load_quantized
 
 
 def build(config: EngineConfig) -> Engine:

@@ -52,7 +52,7 @@ def test_the_root_takes_the_commands_and_the_weights_from_checkpoint_and_no_more
     found = [(path.name, name) for path in root() for name in imports(path.read_text()) if ".checkpoint." in name]
     assert found == [
         ("__main__.py", "stages.m7_gptq.checkpoint.cli.add_commands"),
-        ("engine.py", "stages.m7_gptq.checkpoint.model.load_quantized"),
+        ("load.py", "stages.m7_gptq.checkpoint.model.open_checkpoint"),
     ]
 
 

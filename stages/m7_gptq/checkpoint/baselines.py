@@ -14,10 +14,9 @@ import torch
 
 from common.errors import require
 from common.models.decoder import PROJECTIONS
-from common.models.linear import Linear
 from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
-from common.models.sources.quantized_folder import AnyWeight, is_quantized
+from common.models.sources.quantized_folder import is_quantized
 from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
 from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
 from stages.m7_gptq.grid import assemble, fit_grid
@@ -134,15 +133,13 @@ def _round_layers(
     for index in range(source.config.num_layers):
         result = finished(index)
         if result is None:
-            layer = build_layer(source.config, index, load)
-            result = QuantizedLayer({name: _rounded(getattr(layer, name), settings) for name in PROJECTIONS}, {})
+            layer, result = build_layer(source.config, index, load), QuantizedLayer({}, {})
+            for name in PROJECTIONS:
+                weight, bias = getattr(layer, name).weight, getattr(layer, name).bias
+                nf4 = settings.method == "nf4"
+                result.weights[name] = to_nf4(weight, bias) if nf4 else round_to_nearest(weight, settings, bias)
         result.check(index)
         yield result
-
-
-def _rounded(linear: Linear, settings: Settings) -> AnyWeight:
-    weight, bias = linear.weight, linear.bias
-    return to_nf4(weight, bias) if settings.method == "nf4" else round_to_nearest(weight, settings, bias)
 
 
 def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:
@@ -153,9 +150,7 @@ def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQu
         # One tensor after the other as other stages read them: random weights are then theirs, before rounding.
         full = [f"{name}.weight" for name in names]
         weights = [round_to_nearest(source.read(name, shapes[name]), settings) for name in full]
-        if not bias:
-            return list(weights)
-        biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) for name in names]
+        biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) if bias else None for name in names]
         return [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
 
     return read
