@@ -23,7 +23,7 @@ def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Load
     source = open_source(config.model, device, config.seed, progress=None)
     # A model that is quantised already is read as it is. Of another one the cache has a quantised folder. Where it has
     # none, `calibrate_layers` quantises layer after layer by `gptq`, and each is written when it is done.
-    checkpoint = open_checkpoint(config, source, calibrate_layers)
+    checkpoint = open_checkpoint(config, source, make_layers=calibrate_layers)
     decoder = build_quantized_decoder(checkpoint.source, checkpoint.read, dtype, device, fast=fast)
     if config.head_bits == 8:
         decoder.head = eight_bit_head(decoder.head, fast)

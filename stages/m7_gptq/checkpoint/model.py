@@ -55,13 +55,13 @@ class Checkpoint:
         return "; ".join(note for note in (layers, head) if note) or None
 
 
-def open_checkpoint(config: EngineConfig, source: ModelSource, make: MakeLayers) -> Checkpoint:
+def open_checkpoint(config: EngineConfig, source: ModelSource, make_layers: MakeLayers) -> Checkpoint:
     """What the source's decoder is built from in m7. A model that is not quantised yet is quantised first, layer after
-    layer by `make`, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
+    layer by `make_layers`, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
     if config.model.startswith(PREFIX):
         return Checkpoint(config, source, rounding_reader(source))
     if not isinstance(source, QuantizedFolder):
-        folder = quantize(config.model, Settings(), device=config.torch_device, source=source, make=make).folder
+        folder = quantize(config.model, Settings(), device=config.torch_device, source=source, make=make_layers).folder
         source = open_quantized_folder(folder, config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
     return Checkpoint(config, source, lambda names, _: [None if gptq is None else gptq.quantized(n) for n in names])
