@@ -28,6 +28,7 @@ from common.models.load import load_tokenizer
 from common.models.sources.embedded import open_embedded
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
+from stages.m7_gptq.checkpoint.baselines import RTN
 from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.checkpoint.texts import DATA, calibration_tokens, tokens
 from stages.m7_gptq.settings import Settings
@@ -36,11 +37,11 @@ TOLERANCE = 2e-3
 """Largest difference of logits (they reach about 30) between two float32 programs that multiply in another order."""
 
 OURS = (
-    Settings(group_size=64, symmetric=True, method="rtn"),
-    Settings(group_size=32, symmetric=False, method="rtn"),
-    Settings(group_size=128, symmetric=True, method="rtn"),  # 576 inputs: a last group of 64
-    Settings(group_size=64, symmetric=True, bits=8, method="rtn"),
-    Settings(group_size=-1, symmetric=True, method="rtn"),
+    RTN(group_size=64, symmetric=True),
+    RTN(group_size=32, symmetric=False),
+    RTN(group_size=128, symmetric=True),  # 576 inputs: a last group of 64
+    RTN(group_size=64, symmetric=True, bits=8),
+    RTN(group_size=-1, symmetric=True),
 )
 
 ACT_ORDER = Settings(group_size=32, desc_act=True)

@@ -143,7 +143,7 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
         yield "bf16 packed", lambda: choose_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
     fast = Int4Layers(BF16, device)
-    layer, scratch = quantized_linear(rounded, BF16, device, fast), fast.scratch
+    layer, scratch = quantized_linear(rounded, device, fast), fast.scratch
     yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
     if isinstance(layer, TritonInt4Linear):
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)

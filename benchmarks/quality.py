@@ -27,7 +27,7 @@ from common.models.linear import Linear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.watch.progress import progress_bar
-from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.baselines import NF4, RTN, quantize_layers
 from stages.m7_gptq.checkpoint.quantize import open_plain
 from stages.m7_gptq.checkpoint.texts import DATA, calibration_tokens, tokens
 from stages.m7_gptq.head import QuantizedHead, round_rows
@@ -72,11 +72,11 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
         return name_of(settings, source.config.hidden_size), apply
 
     yield "bf16", lambda source, model: projection_bytes(model)
-    yield change(Settings(bits=8, group_size=PER_CHANNEL, symmetric=True, method="rtn"))
+    yield change(RTN(bits=8, group_size=PER_CHANNEL, symmetric=True))
     for symmetric in (True, False):
         for group in (128, 64, 32):
-            yield change(Settings(group_size=group, symmetric=symmetric, method="rtn"))
-    yield change(Settings(method="nf4"))
+            yield change(RTN(group_size=group, symmetric=symmetric))
+    yield change(NF4())
     for symmetric in (True, False):
         for group in (128, 64, 32):
             yield change(Settings(group_size=group, symmetric=symmetric))

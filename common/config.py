@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "scheduling_policy": ("fcfs", "priority"),
     "prefix_index": ("hash", "radix"),
     "head_bits": (8, 16),
+    "linear_backend": ("auto", "naive"),
 }
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -77,7 +78,8 @@ class EngineConfig:
     cuda_graphs: replay steps from CUDA graphs; without effect on a CPU (from m4 on).
     overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
     prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).
-    head_bits: of the output head's weights: 8 on a GPU, and dequantised in float32; or 16, as loaded (from m7 on).
+    head_bits: of the output head's weights: 8 on a GPU, in float32, and with `naive`; or 16, as loaded (from m7 on).
+    linear_backend: how quantised layers are multiplied: `auto`, or `naive`: dequantised at every call (from m7 on).
     seed: for requests that bring none of their own, and for random weights.
     """
 
@@ -100,6 +102,7 @@ class EngineConfig:
     overlap: bool | None = None
     prefix_index: str = "hash"
     head_bits: int = 8
+    linear_backend: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,6 +158,7 @@ ARRIVED_WITH = {
     "cuda_graphs": 4,
     "prefix_index": 6,
     "head_bits": 7,
+    "linear_backend": 7,
 }
 """Options that the first stages do not have, and the stage that brings each."""
 

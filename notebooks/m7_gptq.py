@@ -28,7 +28,7 @@ from notebooks.checks import m7 as check
 from notebooks.kit import HERE, compare, draw_lines, measure, read_bandwidth, say, show_source, table
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
-from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.gptq import gptq, inverse_factor
 from stages.m7_gptq.linear import QuantizedLinear
@@ -294,8 +294,8 @@ table(
 
 # %%
 page = tokens(tokenizer, DATA / "evaluation.txt")[: quality.CONTEXT]
-rounding = rounding_reader(source, Settings(method="rtn", search=False))
-fast = choose_fast(model.dtype, model.device)
+rounding = rounding_reader(source, Settings(search=False))
+fast = Int4Layers(model.dtype, model.device)
 nearest = build_quantized_decoder(source, rounding, model.dtype, model.device, False, fast)
 perplexity, likeliest = {}, {}
 for name, decoder in {HERE["dtype"]: model, "4 bits, round to nearest": nearest, "4 bits, GPTQ": quantised}.items():

@@ -65,6 +65,7 @@ def test_half_precision_spellings(name: str, dtype: torch.dtype) -> None:
         {"head_bits": "8"},
         {"head_bits": 8.0},
         {"head_bits": None},
+        {"linear_backend": "triton"},
     ],
 )
 def test_impossible_engine_options_are_refused_in_one_line(options: dict[str, Any]) -> None:

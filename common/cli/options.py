@@ -33,6 +33,7 @@ ENGINE: Flags = {
     "fused_kernels": (bool, "Fused kernels around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."),
     "prefix_index": (str, "How cached prefixes are found: hash, or radix: also inside blocks (from m6 on)."),
     "head_bits": (int, "On a GPU, bits of the output head's weights: 8, or 16 as loaded (from m7 on)."),
+    "linear_backend": (str, "How quantised layers are multiplied: auto, or naive: the definition (from m7 on)."),
     "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
     "cuda_graphs": (bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."),
     "overlap": (bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."),

@@ -72,6 +72,10 @@ class QuantizedWeight:
         parts = {name: getattr(self, name)[:, which] for name in ("qweight", "scales", "zeros")}
         return replace(self, **parts, bias=None if self.bias is None else self.bias[which])
 
+    def to(self, device: torch.device) -> QuantizedWeight:
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
+
     def weights_bytes(self) -> int:
         """Bytes as a checkpoint has them: zero points packed, and the group index only where there is one."""
         zeros = -(-self.zeros.numel() * self.bits // 8)

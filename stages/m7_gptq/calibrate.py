@@ -18,8 +18,7 @@ from common.models.decoder import PROJECTIONS, DecoderLayer
 from common.models.layers import RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
-from common.models.quantized_weight import QuantizedWeight
-from common.models.sources.nf4 import NF4Weight
+from common.models.sources.quantized_folder import AnyWeight
 from common.models.weights import ModelSource, build_layer, loader
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.settings import Settings
@@ -32,7 +31,7 @@ CHUNK = 8192
 class QuantizedLayer:
     """The projections of a `DecoderLayer` by their names, with the loss of each (none without calibration)."""
 
-    weights: dict[str, QuantizedWeight | NF4Weight]
+    weights: dict[str, AnyWeight]
     losses: dict[str, float]
 
     def check(self, index: int) -> None:

@@ -7,10 +7,9 @@ from common.engine import Engine
 from stages.m4_flash_attention.wiring import wire
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.engine import new_cache
-from stages.m7_gptq.checkpoint.model import load_quantized
 from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.load import load_quantized
 
 
 def build(config: EngineConfig) -> Engine:
-    fast = choose_fast(config.torch_dtype, config.torch_device)
-    return wire("m7", config, load_quantized(config, fast), new_cache(config), ChunkedScheduler)
+    return wire("m7", config, load_quantized(config, choose_fast(config)), new_cache(config), ChunkedScheduler)

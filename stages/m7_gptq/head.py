@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models.linear import Linear, Projection
 from stages.m7_gptq.linear import FastLayers
 
@@ -61,10 +62,7 @@ class QuantizedHead:
 
 
 def eight_bit_head(head: Projection, fast: FastLayers | None = None) -> Projection:
-    """The head in 8 bits: with a fast layer as it is, in float32 dequantised, as all of m7's weights are there. In 16
-    bits without a fast layer it is left alone: nothing would make it faster."""
-    if not isinstance(head, Linear):
-        return head
-    if head.weight.dtype == torch.float32:
-        return Linear(round_rows(head.weight).dequantize(torch.float32))
-    return (None if fast is None else fast.head(head.weight)) or head
+    """The head in 8 bits: the definition, or its fast twin. A head that has none is left alone."""
+    if fast is None:
+        return QuantizedHead(round_rows(head.weight)) if isinstance(head, Linear | OneDnnLinear) else head
+    return (fast.head(head.weight) if isinstance(head, Linear) else None) or head

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from common.execution.choose import choose_linear
 from common.models.linear import Projection
 from common.models.quantized_weight import QuantizedWeight
 
@@ -18,18 +17,18 @@ ReadQuantized = Callable[[list[str], bool], list[QuantizedWeight | None]]
 
 
 class FastLayers(Protocol):
-    """The fast twins of one model's layers (`fast/`). None where no kernel takes a weight."""
+    """The fast twins of one model's layers (`fast/`)."""
 
     def reader(self, read: ReadQuantized) -> ReadQuantized:
         """The reader, with the weights in an order that saves work at run time; the model computes the same."""
         ...
 
-    def linear(self, weight: QuantizedWeight) -> Projection | None:
+    def linear(self, weight: QuantizedWeight) -> Projection:
         """The twin of `QuantizedLinear`."""
         ...
 
     def head(self, weight: torch.Tensor) -> Projection | None:
-        """The twin of `QuantizedHead`; weight [vocab, hidden], not yet rounded."""
+        """The twin of `QuantizedHead`; weight [vocab, hidden], not yet rounded. None: nothing is faster than that."""
         ...
 
 
@@ -60,12 +59,6 @@ class SideBySide:
         return sum(projection.weights_bytes() for projection in self.projections)
 
 
-def quantized_linear(
-    weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, fast: FastLayers | None = None
-) -> Projection:
-    """The fast layer for this weight; where none fits (float32, 8 bits, odd shapes), its weight dequantised once."""
-    projection = None if fast is None else fast.linear(weight)
-    if projection is not None:
-        return projection
-    full = weight.dequantize(dtype).to(device)
-    return choose_linear(full, None if weight.bias is None else weight.bias.to(device, dtype))
+def quantized_linear(weight: QuantizedWeight, device: torch.device, fast: FastLayers | None = None) -> Projection:
+    """The layer of this weight: the definition, or its fast twin."""
+    return QuantizedLinear(weight.to(device)) if fast is None else fast.linear(weight)

@@ -1,14 +1,34 @@
-"""From 4-bit weights to a `Decoder`."""
+"""From a model's name to a decoder whose linear layers are quantised: the whole way, in order."""
 
 from __future__ import annotations
 
 import torch
 
+from common.config import EngineConfig
 from common.models import Decoder
 from common.models.linear import Projection
+from common.models.load import Loaded, open_source, prepare
 from common.models.quantized_weight import QuantizedWeight, concatenate
 from common.models.weights import ModelSource, build_decoder, loader, plain_projection
+from stages.m7_gptq.calibrate import calibrate_layers
+from stages.m7_gptq.checkpoint.model import open_checkpoint
+from stages.m7_gptq.head import eight_bit_head
 from stages.m7_gptq.linear import FastLayers, ReadQuantized, SideBySide, quantized_linear
+
+
+@torch.inference_mode()
+def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Loaded:
+    """m7's `load_for`: linear layers in 4 bits, head in 8. fast: makes them; None: they are the definitions."""
+    dtype, device = config.torch_dtype, config.torch_device
+    source = open_source(config.model, device, config.seed, progress=None)
+    # A model that is quantised already is read as it is. Of another one the cache has a quantised folder. Where it has
+    # none, `calibrate_layers` quantises layer after layer by `gptq`, and each is written when it is done.
+    checkpoint = open_checkpoint(config, source, make_layers=calibrate_layers)
+    decoder = build_quantized_decoder(checkpoint.source, checkpoint.read, dtype, device, fast=fast)
+    if config.head_bits == 8:
+        decoder.head = eight_bit_head(decoder.head, fast)
+    decoder.note = checkpoint.note(decoder)
+    return prepare(decoder, checkpoint.source.tokenizer(), config, config.fused_kernels)
 
 
 def build_quantized_decoder(
@@ -25,7 +45,7 @@ def build_quantized_decoder(
     read = read if fast is None else fast.reader(read)
 
     def quantized(weight: QuantizedWeight) -> Projection:
-        return quantized_linear(weight, dtype, device, fast)
+        return quantized_linear(weight, device, fast)
 
     def project(names: list[str], bias: bool) -> Projection:
         weights = read(names, bias)

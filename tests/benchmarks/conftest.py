@@ -17,8 +17,8 @@ from benchmarks.__main__ import app
 from benchmarks.process import OnMessage
 from benchmarks.worker import Job
 from common.cli import run_app
+from stages.m7_gptq.checkpoint.baselines import RTN
 from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.settings import Settings
 from tests.helpers import freeze
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,5 +70,5 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Done:
 def quantised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GPTQ checkpoint."""
     folder = tmp_path_factory.mktemp("gptq")
-    settings = Settings(group_size=32, symmetric=True, method="rtn")
+    settings = RTN(group_size=32, symmetric=True)
     return quantize(freeze("random:tiny-qwen3", folder / "plain"), settings, folder / "made", progress=False).folder

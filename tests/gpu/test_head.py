@@ -12,7 +12,7 @@ from common import SamplingParams
 from common.execution.gpu.fused import FusedOps
 from common.models.linear import Linear
 from common.models.ops import Ops
-from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.fast.int8_head import Int8Head
 from stages.m7_gptq.head import QuantizedHead, eight_bit_head, round_rows
 from tests.execution.cases import Inputs, replays
@@ -77,7 +77,7 @@ def test_two_runs_are_equal_to_the_last_bit() -> None:
 def test_a_head_of_its_own_is_replaced_by_the_8_bits() -> None:
     """Must not be kept beside them."""
     weight = Inputs(torch.bfloat16, "cuda").tensor(4000, 512)
-    fast = choose_fast(torch.bfloat16, torch.device("cuda"))
+    fast = Int4Layers(torch.bfloat16, torch.device("cuda"))
     head = eight_bit_head(Linear(weight), fast)
     assert isinstance(head, Int8Head) and head.weights_bytes() == 4000 * (512 + 4)
     assert isinstance(eight_bit_head(Linear(weight[:, :510]), fast), Linear), "no kernel takes so many inputs"

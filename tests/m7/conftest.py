@@ -17,7 +17,7 @@ import torch
 import tests.triton_interpreter  # noqa: F401
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint import quantize as module
-from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.baselines import METHODS, quantize_layers
 from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
@@ -65,7 +65,7 @@ def make(frozen: Frozen, tmp_path: Path, token_ids: torch.Tensor, monkeypatch: p
 
 
 def settings_of(**options: Any) -> Settings:
-    return Settings(**({"group_size": 32, "symmetric": True} | options))
+    return METHODS[options.pop("method", "gptq")](**({"group_size": 32, "symmetric": True} | options))
 
 
 @pytest.fixture(scope="session")

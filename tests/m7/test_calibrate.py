@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from common.text.tokenizer import Tokenizer
 from stages.m7_gptq import calibrate
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint import quantize as quantize_module
-from stages.m7_gptq.checkpoint.baselines import quantize_layers
+from stages.m7_gptq.checkpoint.baselines import METHODS, RTN, quantize_layers
 from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, recipe_of
 from stages.m7_gptq.checkpoint.texts import DATA, LENGTH, SEQUENCES, calibration_tokens, tokens
 from stages.m7_gptq.checkpoint.write import Writer
@@ -39,6 +38,7 @@ from tests.models.processes import start
 CPU = torch.device("cpu")
 DOWN = "model.layers.0.mlp.down_proj"
 SETTINGS = Settings(group_size=32, symmetric=True)
+ROUNDED = RTN(group_size=32, symmetric=True)
 
 
 def walk(model: str, token_ids: torch.Tensor, settings: Settings = SETTINGS) -> list[QuantizedLayer]:
@@ -139,9 +139,9 @@ def test_a_whole_folder_is_not_made_twice(make: Make, monkeypatch: pytest.Monkey
 
 
 def test_a_folder_of_other_settings_is_not_taken_for_this_one(frozen: Frozen, tmp_path: Path) -> None:
-    out, settings = tmp_path / "out", Settings(group_size=32, symmetric=True, method="rtn")
+    out, settings = tmp_path / "out", RTN(group_size=32, symmetric=True)
     quantize(frozen(TINY[0]), settings, out, progress=False)
-    other = Settings(group_size=32, symmetric=True, bits=8, method="rtn")
+    other = RTN(group_size=32, symmetric=True, bits=8)
     with pytest.raises(UserError, match=r"made otherwise \(bits\)"):
         quantize(frozen(TINY[0]), other, out, progress=False)
     quantize(frozen(TINY[0]), other, out, again=True, progress=False)
@@ -200,7 +200,7 @@ def test_a_cached_folder_of_another_model_text_or_version_is_never_taken(
 
 def test_a_checkpoint_is_never_quantised_again(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="quantised already"):
-        quantize(str(saved), Settings(method="rtn"), tmp_path / "out", progress=False)
+        quantize(str(saved), RTN(), tmp_path / "out", progress=False)
 
 
 def wait_for(what: Callable[[], bool]) -> None:
@@ -260,7 +260,7 @@ def test_a_damaged_shard_of_a_stopped_run_is_made_again(
 ) -> None:  # fmt: skip
     """It is made anew; and with `again` whatever lies there is. It must not come back or stay for ever."""
     monkeypatch.setattr(quantize_module, "calibration_tokens", lambda tokenizer, path: token_ids)
-    settings = Settings(method=method, desc_act=method == "gptq")
+    settings = METHODS[method](desc_act=method == "gptq")
     source, out = open_source(frozen(TINY[0])), tmp_path / "out"
     writer = Writer(source, settings, out, recipe_of(source, settings, None, False))
     with torch.inference_mode():
@@ -282,10 +282,10 @@ def test_a_damaged_shard_of_a_stopped_run_is_made_again(
 def test_a_folder_that_cannot_be_made_is_refused(name: str, frozen: Frozen, tmp_path: Path) -> None:
     (tmp_path / ".out-old").write_text("in the way")
     with pytest.raises(UserError, match="another --out") as caught:
-        quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), tmp_path / name, progress=False)
+        quantize(frozen(TINY[0]), ROUNDED, tmp_path / name, progress=False)
     assert len(str(caught.value)) < 400
     with pytest.raises(UserError, match="cannot be written"):
-        quantize(frozen(TINY[0]), replace(SETTINGS, method="rtn"), Path("/proc/nothing"), progress=False)
+        quantize(frozen(TINY[0]), ROUNDED, Path("/proc/nothing"), progress=False)
 
 
 def test_a_model_with_a_long_path_gets_a_short_name_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_model_with_a_long_path_gets_a_short_name_of_its_own(monkeypatch: pyte
 
 def test_a_text_that_rtn_does_not_use_is_refused(frozen: Frozen, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rtn looks at no text"):
-        quantize(frozen(TINY[0]), Settings(method="rtn"), tmp_path / "out", text=tmp_path / "text.txt", progress=False)
+        quantize(frozen(TINY[0]), RTN(), tmp_path / "out", text=tmp_path / "text.txt", progress=False)
 
 
 def test_activations_that_are_not_finite_are_refused(frozen: Frozen, token_ids: torch.Tensor) -> None:
@@ -323,7 +323,7 @@ def test_weights_that_no_scale_can_hold_are_refused(factor: float, frozen: Froze
 
     source.read = poisoned  # type: ignore[method-assign]
     with pytest.raises(UserError, match="layer 1, gate_up_proj"), torch.inference_mode():
-        list(quantize_layers(source, token_ids, replace(SETTINGS, method="rtn"), CPU))
+        list(quantize_layers(source, token_ids, ROUNDED, CPU))
 
 
 def test_too_little_text_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -350,10 +350,10 @@ def test_the_texts_are_long_enough_and_share_no_paragraph(tokenizer: Tokenizer) 
 def test_a_folder_that_is_no_model_is_not_overwritten(frozen: Frozen, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="no quantised model"):
-        quantize(frozen(TINY[0]), Settings(method="rtn"), tmp_path, progress=False)
+        quantize(frozen(TINY[0]), RTN(), tmp_path, progress=False)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 def test_random_weights_are_not_worth_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="random"):
-        quantize(TINY[0], Settings(method="rtn"), tmp_path / "out", progress=False)
+        quantize(TINY[0], RTN(), tmp_path / "out", progress=False)

@@ -15,23 +15,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common import UserError
-from common.models.decoder import PROJECTIONS
+from common.models.decoder import PROJECTIONS, Decoder
 from common.models.load import open_source
 from common.models.quantized_weight import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
 from common.models.sources.gptq_checks import check_version
 from common.models.sources.gptq_folder import GPTQFolder, Stored
 from common.models.sources.quantized_folder import fused_names, is_quantized_folder
 from common.models.weights import build_decoder
-from stages.m7_gptq.checkpoint.baselines import round_to_nearest
-from stages.m7_gptq.checkpoint.model import build_from
+from stages.m7_gptq.checkpoint.baselines import RTN, round_to_nearest
 from stages.m7_gptq.linear import SideBySide
-from stages.m7_gptq.settings import Settings
+from stages.m7_gptq.load import build_quantized_decoder
 from tests.conftest import TINY
 from tests.helpers import all_logits
 from tests.m7.conftest import Frozen, GetMade
 
 FIRST = "model.layers.0.self_attn.q_proj"
 CPU = torch.device("cpu")
+
+
+def build_from(folder: GPTQFolder, dtype: torch.dtype) -> Decoder:
+    return build_quantized_decoder(folder, lambda names, _: [folder.quantized(n) for n in names], dtype, CPU)
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], shard: int = 1) -> None:
@@ -219,21 +222,21 @@ def test_numbers_that_no_layer_has_are_refused(folder: Path, index: int, kind: s
     name = f"model.layers.{index}.mlp.up_proj"
     edit(folder, lambda tensors: damage(tensors[f"{name}.{kind}"]), shard=index + 1)
     with pytest.raises(UserError, match=rf"{name}.*{words}.*again"):
-        build_from(GPTQFolder(folder), torch.bfloat16, CPU)
+        build_from(GPTQFolder(folder), torch.bfloat16)
 
 
 def test_a_shard_of_zeros_is_refused(folder: Path) -> None:
     """As a download leaves it that stopped in a file whose place was taken already."""
     edit(folder, lambda tensors: [tensor.zero_() for tensor in tensors.values()], shard=2)
     with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.scales are 0, 100% of them"):
-        build_from(GPTQFolder(folder), torch.float32, CPU)
+        build_from(GPTQFolder(folder), torch.float32)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, PER_CHANNEL])
 def test_the_version_of_asymmetric_zero_points(bits: int, group: int) -> None:
     """One step of 256 is found out as well as one of 16."""
-    settings = Settings(bits=bits, group_size=group, search=False, method="rtn")
+    settings = RTN(bits=bits, group_size=group, search=False)
     layer = [round_to_nearest(torch.randn(576, 576), settings) for _ in range(7)]
     for true, said in itertools.product(get_args(Format), repeat=2):
         read = [replace(w, zeros=unpack_zeros(pack_zeros(w.zeros, bits, true), bits, said)) for w in layer]
@@ -246,7 +249,7 @@ def test_the_version_of_asymmetric_zero_points(bits: int, group: int) -> None:
 
 def test_few_weights_prove_no_version() -> None:
     """The mean of 8-bit codes of so small a layer is a step from its zero points by chance."""
-    settings = Settings(bits=8, search=False, method="rtn")
+    settings = RTN(bits=8, search=False)
     layer = [round_to_nearest(torch.randn(32, 32) + 0.02, settings) for _ in range(7)]
     for form in get_args(Format):
         check_version("x", layer, False, form)
@@ -324,7 +327,7 @@ def test_q_and_k_in_different_orders_are_computed_side_by_side(folder: Path) -> 
     edit(folder, change)
     source = GPTQFolder(folder)
     with torch.inference_mode():
-        model = build_from(source, torch.float32, CPU)
+        model = build_from(source, torch.float32)
         assert isinstance(model.layers[0].qkv_proj, SideBySide)
         full = build_decoder(source, torch.float32, CPU, False)
     torch.testing.assert_close(all_logits(model, [1, 2, 3]), all_logits(full, [1, 2, 3]))

@@ -6,22 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import TINY
 from tests.test_imports import imports
 
 STAGE = Path(__file__).parents[2] / "stages" / "m7_gptq"
 PLAIN = """
 import sys
 sys.modules["numba"] = sys.modules["triton"] = None  # as if they were not installed
-import stages, torch
-from common.config import EngineConfig
-from common.execution.cpu.bf16_linear import OneDnnLinear
-from common.models.linear import Linear
-from stages.m7_gptq.checkpoint.model import load_quantized
-model = load_quantized(EngineConfig(model="random:tiny-llama", dtype="bf16", device="cpu")).model
-from tests.helpers import all_logits
-assert isinstance(model.layers[0].down_proj, Linear | OneDnnLinear)
-assert all_logits(model, [5, 6, 7]).isfinite().all()
-assert not any(name.startswith("stages.m7_gptq.fast") for name in sys.modules)
+import stages
+from stages.m7_gptq.head import QuantizedHead
+from stages.m7_gptq.linear import QuantizedLinear
+from tests.engine_checks import exactly, prompts_of, tokens
+from tests.helpers import rounded
+options = {"model": sys.argv[1], "dtype": "fp32", "device": "cpu", "kv_cache_memory": 1 << 24}
+m0 = stages.build("m0", **options)
+m0.runner.model = rounded(sys.argv[1])  # m0 on m7's dequantised weights
+m7 = stages.build("m7", linear_backend="naive", **options)
+model = m7.runner.model
+for layer in model.layers:
+    for projection in (layer.qkv_proj, layer.o_proj, layer.gate_up_proj, layer.down_proj):
+        assert isinstance(projection, QuantizedLinear)
+assert isinstance(model.head, QuantizedHead)
+prompts, outputs = prompts_of((7, 1, 30)), [exactly(count) for count in (9, 20, 3)]
+assert tokens(m7.generate(prompts, outputs)) == tokens(m0.generate(prompts, outputs))
 """
 
 
@@ -43,7 +52,7 @@ def test_the_root_takes_the_commands_and_the_weights_from_checkpoint_and_no_more
     found = [(path.name, name) for path in root() for name in imports(path.read_text()) if ".checkpoint." in name]
     assert found == [
         ("__main__.py", "stages.m7_gptq.checkpoint.cli.add_commands"),
-        ("engine.py", "stages.m7_gptq.checkpoint.model.load_quantized"),
+        ("load.py", "stages.m7_gptq.checkpoint.model.open_checkpoint"),
     ]
 
 
@@ -52,6 +61,9 @@ def test_no_module_of_the_stage_imports_the_harness() -> None:
         assert not any(name.split(".")[0] == "benchmarks" for name in imports(path.read_text())), path
 
 
-def test_the_root_runs_without_numba_and_triton() -> None:
-    done = subprocess.run([sys.executable, "-c", PLAIN], cwd=STAGE.parents[1], capture_output=True, text=True)
+@pytest.mark.parametrize("model", TINY)
+def test_the_definition_gives_m0s_tokens_without_numba_and_triton(model: str) -> None:
+    """`linear_backend=naive`: every layer and the head are dequantised and multiplied, at every call."""
+    command = [sys.executable, "-c", PLAIN, model]
+    done = subprocess.run(command, cwd=STAGE.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]

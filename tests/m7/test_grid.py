@@ -12,7 +12,7 @@ from stages.m7_gptq.settings import Settings
 
 
 def plain(**options: object) -> Settings:
-    return Settings(**({"search": False, "method": "rtn"} | options))  # type: ignore[arg-type]
+    return Settings(**({"search": False} | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

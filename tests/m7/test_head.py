@@ -10,7 +10,7 @@ import torch
 from common import Engine
 from common.execution.choose import choose_linear
 from common.models.linear import Linear
-from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.fast.int8_head import Int8Head, takes
 from stages.m7_gptq.head import HeadWeight, QuantizedHead, eight_bit_head, round_rows
 from tests.conftest import TINY
@@ -49,13 +49,18 @@ def test_a_row_of_zeros_stays_zeros() -> None:
 
 def test_a_cpu_in_16_bits_keeps_its_head() -> None:
     for head in (choose_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
-        assert eight_bit_head(head) is head
-        assert eight_bit_head(head, choose_fast(BF16, torch.device("cpu"))) is head
+        assert eight_bit_head(head, Int4Layers(BF16, torch.device("cpu"))) is head
+
+
+def test_without_fast_layers_the_definition_multiplies() -> None:
+    for plain in (torch.randn(64, 32), torch.randn(64, 32).bfloat16()):
+        head = eight_bit_head(choose_linear(plain))
+        assert isinstance(head, QuantizedHead) and torch.equal(head.weight.codes, round_rows(plain).codes)
 
 
 def test_float32_multiplies_by_the_rounded_head() -> None:
     weight = torch.randn(64, 32)
-    head = eight_bit_head(Linear(weight))
+    head = eight_bit_head(Linear(weight), Int4Layers(torch.float32, torch.device("cpu")))
     assert isinstance(head, Linear)
     assert torch.equal(head.weight, round_rows(weight).dequantize(torch.float32))
     assert not torch.equal(head.weight, weight)

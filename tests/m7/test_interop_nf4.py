@@ -18,9 +18,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from common.config import DEFAULT_MODEL
 from common.models.load import load_model
 from common.models.sources.nf4_folder import NF4Folder
-from stages.m7_gptq.checkpoint.baselines import to_nf4
+from stages.m7_gptq.checkpoint.baselines import NF4, to_nf4
 from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.helpers import all_logits
 from tests.m7.conftest import Frozen
@@ -63,7 +62,7 @@ def check_logits(model: Any, folder: Path) -> None:
 @pytest.mark.parametrize("model", [*TINY, DEFAULT_MODEL])
 def test_our_folder_in_bitsandbytes(frozen: Frozen, model: str, tmp_path: Path) -> None:
     name = model if model == DEFAULT_MODEL else frozen(model)
-    folder = quantize(name, Settings(method="nf4"), tmp_path / "made", progress=False).folder
+    folder = quantize(name, NF4(), tmp_path / "made", progress=False).folder
     ours, theirs = NF4Folder(folder), loaded(folder)
     assert len(layers(theirs)) == 7 * ours.config.num_layers
     for name, layer in layers(theirs).items():
@@ -95,7 +94,7 @@ def test_the_same_tensors_and_description(frozen: Frozen, tmp_path: Path) -> Non
         frozen(TINY[0]), device_map="cpu", quantization_config=options, dtype=torch.float32
     )
     theirs.save_pretrained(tmp_path / "theirs")
-    made = quantize(frozen(TINY[0]), Settings(method="nf4"), tmp_path / "ours", progress=False).folder
+    made = quantize(frozen(TINY[0]), NF4(), tmp_path / "ours", progress=False).folder
     wanted = load_file(tmp_path / "theirs" / "model.safetensors")
     found = {name: tensor for path in made.glob("*.safetensors") for name, tensor in load_file(path).items()}
     assert found.keys() == wanted.keys()

@@ -13,7 +13,7 @@ from common.models.quantized_weight import QuantizedWeight, pack
 from common.models.sources.random_weights import RandomSource
 from common.models.weights import Shape, build_decoder, tensor_shapes
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
-from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.fast.group_order import Permuted
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
@@ -64,7 +64,7 @@ class Checkpoint:
         read: ReadQuantized = self.read_quantized
         with torch.inference_mode():
             full = build_decoder(self, dtype, CPU, False)
-            return build_quantized_decoder(self, read, dtype, CPU, False, choose_fast(dtype, CPU)), full
+            return build_quantized_decoder(self, read, dtype, CPU, False, Int4Layers(dtype, CPU)), full
 
 
 def layers_of(model: Decoder) -> list[Projection]:

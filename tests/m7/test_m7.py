@@ -16,6 +16,7 @@ from common.config import DEFAULT_MODEL
 from common.models.linear import Linear
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.quantized_folder import fused_names
+from stages.m7_gptq.checkpoint.baselines import RTN
 from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
 from stages.m7_gptq.settings import Settings
@@ -46,7 +47,7 @@ def test_tokens_are_those_of_the_dequantised_checkpoint(
 
 
 def test_the_embedded_model_answers_as_m0_on_its_dequantised_weights(build: Build, tmp_path: Path) -> None:
-    settings = Settings(method="rtn", search=False)  # seconds instead of minutes: the weights need not be good ones
+    settings = RTN(search=False)  # seconds instead of minutes: the weights need not be good ones
     folder = quantize(DEFAULT_MODEL, settings, tmp_path / "made", progress=False).folder
     prompts = ["The capital of France is", "1 2 3"]
     params = SamplingParams(max_tokens=by_depth(4, 8))
@@ -67,7 +68,7 @@ def test_a_model_that_is_not_quantised_is_quantised_once(
     [folder] = [path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]
     assert folder.name.endswith(short_name(Settings()))
     written = (folder / "config.json").stat().st_mtime_ns
-    monkeypatch.setattr("stages.m7_gptq.checkpoint.quantize.quantize_layers", None)
+    monkeypatch.setattr("stages.m7_gptq.load.calibrate_layers", lambda *_: pytest.fail("it is quantised again"))
     assert tokens(build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)) == tokens(first)
     assert (folder / "config.json").stat().st_mtime_ns == written
 

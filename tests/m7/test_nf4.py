@@ -20,7 +20,7 @@ from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import fused_names
 from stages.m7_gptq.checkpoint import baselines
 from stages.m7_gptq.checkpoint import quantize as quantize_module
-from stages.m7_gptq.checkpoint.baselines import check_shape, nf4_values, quantize_layers, to_nf4
+from stages.m7_gptq.checkpoint.baselines import NF4, RTN, check_shape, nf4_values, quantize_layers, to_nf4
 from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
@@ -30,7 +30,6 @@ from tests.m7.conftest import Command, Frozen
 from tests.m7.test_checkpoint import edit, relabel
 
 CPU = torch.device("cpu")
-NF4 = Settings(method="nf4")
 FIRST = "model.layers.0.self_attn.q_proj"
 NOTE = "dequantised at load from NF4, blocks of 64: no bytes are saved"
 Change = Callable[[dict[str, torch.Tensor]], object]
@@ -38,7 +37,7 @@ Change = Callable[[dict[str, torch.Tensor]], object]
 
 @pytest.fixture(scope="module")
 def saved(frozen: Frozen, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quantize(frozen(TINY[0]), NF4, tmp_path_factory.mktemp("nf4") / "made", progress=False).folder
+    return quantize(frozen(TINY[0]), NF4(), tmp_path_factory.mktemp("nf4") / "made", progress=False).folder
 
 
 @pytest.fixture
@@ -107,10 +106,10 @@ def test_the_layout() -> None:
 
 
 def test_the_method_alone_is_enough() -> None:
-    assert (NF4.bits, NF4.group_size, short_name(NF4)) == (4, 64, "4bit-g64-nf4")
+    assert (NF4().bits, NF4().group_size, short_name(NF4())) == (4, 64, "4bit-g64-nf4")
     assert Settings().group_size == 32
     with pytest.raises(UserError, match="multiple of 64"):
-        check_shape(NF4, "o_proj", 96, 64)
+        check_shape(NF4(), "o_proj", 96, 64)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +125,15 @@ def test_the_method_alone_is_enough() -> None:
 )
 def test_it_leaves_nothing_to_choose(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Settings(method="nf4", **options)
+        NF4(**options)
 
 
 @pytest.mark.parametrize("model", TINY)
 def test_what_is_written_is_what_was_computed(frozen: Frozen, model: str, tmp_path: Path) -> None:
-    source = open_source(str(quantize(frozen(model), NF4, tmp_path / "made", progress=False).folder))
+    source = open_source(str(quantize(frozen(model), NF4(), tmp_path / "made", progress=False).folder))
     assert isinstance(source, NF4Folder)
     with torch.inference_mode():
-        layers = list(quantize_layers(open_source(frozen(model)), torch.empty(0, 0), NF4, CPU))
+        layers = list(quantize_layers(open_source(frozen(model)), torch.empty(0, 0), NF4(), CPU))
     for index, layer in enumerate(layers):
         for projection, names in fused_names(index).items():
             stored, computed = [source.quantized(name) for name in names], layer.weights[projection]
@@ -155,7 +154,7 @@ def test_every_stage_runs_its_dequantised_weights(build: Callable[..., Engine], 
 
 @pytest.mark.parametrize("model", TINY)
 def test_tokens_are_those_of_m0(build: Callable[..., Engine], frozen: Frozen, model: str, tmp_path: Path) -> None:
-    folder = str(quantize(frozen(model), NF4, tmp_path / "made", progress=False).folder)
+    folder = str(quantize(frozen(model), NF4(), tmp_path / "made", progress=False).folder)
     prompts, outputs = prompts_of((7, 1, 30, 2)), [exactly(count) for count in (9, 20, 3, 12)]
     options = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "max_num_seqs": 4, "head_bits": 16}
     engine = build("m7", model=folder, **options)
@@ -177,9 +176,9 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     monkeypatch.setattr(baselines, "to_nf4", stops)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        quantize(frozen(TINY[0]), NF4, out, progress=False)
+        quantize(frozen(TINY[0]), NF4(), out, progress=False)
     assert not out.exists()
-    quantize(frozen(TINY[0]), NF4, out, progress=False)
+    quantize(frozen(TINY[0]), NF4(), out, progress=False)
     assert len(calls) == 6 + 4, "only the second layer was quantised again"
     for path in folder.glob("*.safetensors"):
         whole, resumed = load_file(path), load_file(out / path.name)
@@ -191,13 +190,13 @@ def test_made_once_and_kept_apart_from_other_methods(
     folder: Path, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = frozen(TINY[0])
-    assert cached_folder(model, NF4) != cached_folder(model, Settings(method="rtn", group_size=64))
+    assert cached_folder(model, NF4()) != cached_folder(model, RTN(group_size=64))
     with pytest.raises(UserError, match=r"made otherwise \(group_size, method\)"):
-        quantize(model, Settings(method="rtn"), folder, progress=False)
+        quantize(model, RTN(), folder, progress=False)
     monkeypatch.setattr(quantize_module, "quantize_layers", None)
-    assert quantize(model, NF4, folder, progress=False).losses == []
+    assert quantize(model, NF4(), folder, progress=False).losses == []
     with pytest.raises(UserError, match="quantised already"):
-        quantize(str(folder), NF4, progress=False)
+        quantize(str(folder), NF4(), progress=False)
 
 
 def test_weights_that_are_not_finite_are_refused(
@@ -205,7 +204,7 @@ def test_weights_that_are_not_finite_are_refused(
 ) -> None:
     monkeypatch.setattr(baselines, "to_nf4", lambda weight, bias: to_nf4(weight * float("inf"), bias))
     with pytest.raises(UserError, match="not finite"):
-        quantize(frozen(TINY[0]), NF4, tmp_path / "out", progress=False)
+        quantize(frozen(TINY[0]), NF4(), tmp_path / "out", progress=False)
 
 
 def test_the_command(command: Command, frozen: Frozen, tmp_path: Path) -> None:
@@ -286,7 +285,7 @@ def test_blocks_of_nothing_or_next_to_nothing_are_no_damage(size: float, frozen:
     weights = load_file(model / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][:20] = size * torch.randn(20, 128)
     save_file(weights, model / "model.safetensors")
-    made = quantize(str(model), NF4, tmp_path / "made", progress=False).folder
+    made = quantize(str(model), NF4(), tmp_path / "made", progress=False).folder
     assert not NF4Folder(made).quantized("model.layers.1.mlp.down_proj").dequantize()[:20].abs().max() > 1e-38
 
 

@@ -7,7 +7,7 @@ import torch
 from common.models.linear import Linear, Projection
 from common.models.ops import Ops
 from common.models.quantized_weight import QuantizedWeight, pack
-from stages.m7_gptq.fast.choose import choose_fast
+from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.linear import quantized_linear
 from tests.execution.cases import Inputs
 
@@ -52,7 +52,7 @@ def make_weight(
 
 def fast_linear(weight: QuantizedWeight, dtype: torch.dtype, device: torch.device) -> Projection:
     """The layer that an engine would get: fast where a kernel takes the weight."""
-    return quantized_linear(weight, dtype, device, choose_fast(dtype, device))
+    return quantized_linear(weight, device, Int4Layers(dtype, device))
 
 
 def make_input(tokens: int, inputs: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:

@@ -15,6 +15,8 @@ from common.models.sources.hf_folder import HFFolder, read_json, read_options
 from common.models.sources.nf4 import NF4Weight
 from common.models.weights import Shape, check_tensors, tensor_shapes
 
+AnyWeight = QuantizedWeight | NF4Weight
+
 AGAIN = "download the checkpoint again, or quantise the model with --again"
 
 
@@ -44,7 +46,7 @@ class QuantizedFolder(HFFolder, abc.ABC):
         """What a reader of figures must know where the weights that `read` gives are used."""
 
     @abc.abstractmethod
-    def quantized(self, name: str) -> QuantizedWeight | NF4Weight:
+    def quantized(self, name: str) -> AnyWeight:
         """One linear layer, such as `model.layers.0.mlp.down_proj`; `UserError` where its numbers cannot be right."""
 
     def read(self, name: str, shape: Shape) -> torch.Tensor:

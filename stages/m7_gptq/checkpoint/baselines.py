@@ -7,13 +7,13 @@ al., "QLoRA", NeurIPS 2023, appendix E).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 
 from common.errors import require
 from common.models.decoder import PROJECTIONS
-from common.models.linear import Linear
 from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
 from common.models.sources.quantized_folder import is_quantized
@@ -23,7 +23,36 @@ from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized
 from stages.m7_gptq.settings import Settings
 
-ROUNDED = Settings(group_size=128, search=False, method="rtn")
+
+@dataclass(frozen=True)
+class Baseline(Settings):
+    """`Settings` of another method; `UserError` for a choice that the method does not leave."""
+
+    unused: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name in self.unused}
+        other = ", ".join(f"{word}={value}" for word, value in given.items() if value != getattr(type(self), word))
+        require(not other, f"{self.method} has no use for some of these settings: leave out {other}")
+
+
+@dataclass(frozen=True)
+class RTN(Baseline):
+    method = "rtn"
+    unused = ("desc_act", "damping")
+
+
+@dataclass(frozen=True)
+class NF4(Baseline):
+    group_size: int = BLOCK
+    method = "nf4"
+    unused = ("bits", "group_size", "symmetric", "desc_act", "search", "damping")
+
+
+METHODS: dict[str, type[Settings]] = {kind.method: kind for kind in (Settings, RTN, NF4)}
+
+ROUNDED = RTN(group_size=128, search=False)
 """What random weights are rounded with, for speed alone: there is nothing to calibrate."""
 
 SMALLEST = 1e-38
@@ -104,15 +133,13 @@ def _round_layers(
     for index in range(source.config.num_layers):
         result = finished(index)
         if result is None:
-            layer = build_layer(source.config, index, load)
-            result = QuantizedLayer({name: _rounded(getattr(layer, name), settings) for name in PROJECTIONS}, {})
+            layer, result = build_layer(source.config, index, load), QuantizedLayer({}, {})
+            for name in PROJECTIONS:
+                weight, bias = getattr(layer, name).weight, getattr(layer, name).bias
+                nf4 = settings.method == "nf4"
+                result.weights[name] = to_nf4(weight, bias) if nf4 else round_to_nearest(weight, settings, bias)
         result.check(index)
         yield result
-
-
-def _rounded(linear: Linear, settings: Settings) -> QuantizedWeight | NF4Weight:
-    weight, bias = linear.weight, linear.bias
-    return to_nf4(weight, bias) if settings.method == "nf4" else round_to_nearest(weight, settings, bias)
 
 
 def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:
@@ -123,9 +150,7 @@ def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQu
         # One tensor after the other as other stages read them: random weights are then theirs, before rounding.
         full = [f"{name}.weight" for name in names]
         weights = [round_to_nearest(source.read(name, shapes[name]), settings) for name in full]
-        if not bias:
-            return list(weights)
-        biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) for name in names]
+        biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) if bias else None for name in names]
         return [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
 
     return read

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from common.config import DEFAULT_MODEL, parse_device
+from common.errors import unknown
+from stages.m7_gptq.checkpoint.baselines import METHODS
 from stages.m7_gptq.checkpoint.quantize import Report, quantize
-from stages.m7_gptq.settings import Method, Settings
+from stages.m7_gptq.settings import Settings
 
 Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, ...")]
@@ -24,7 +26,7 @@ def add_commands(app: typer.Typer) -> None:
         bits: Annotated[int, typer.Option(help="4 or 8.")] = Settings.bits,
         group_size: Annotated[
             int | None, typer.Option(help="32, 64, 128, or -1: one per output.", show_default="32; nf4: 64")
-        ] = Settings.group_size,
+        ] = None,
         sym: Annotated[bool, typer.Option(help="The zero point is the middle of the codes.")] = Settings.symmetric,
         desc_act: Annotated[bool, typer.Option(help="Columns by falling activation.")] = Settings.desc_act,
         search: Annotated[bool, typer.Option(help="Look for the best range of each grid.")] = Settings.search,
@@ -38,7 +40,10 @@ def add_commands(app: typer.Typer) -> None:
         device: Device = "auto",
     ) -> None:
         """Write a quantised checkpoint of a model: GPTQ takes some minutes for the embedded one on two cores."""
-        settings = Settings(bits, group_size, sym, desc_act, search, damping, cast(Method, method))
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        group_size = METHODS[method].group_size if group_size is None else group_size
+        settings = METHODS[method](bits, group_size, sym, desc_act, search, damping)
         report = quantize(model, settings, out, text=text, device=parse_device(device), again=again)
         _print(report)
 

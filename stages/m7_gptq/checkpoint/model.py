@@ -1,89 +1,67 @@
-"""Which weights an engine gets: those of a folder, of one made before, or of one made now; random ones are rounded."""
+"""What an engine is built from: a folder, one made before, or one made now; random weights are rounded."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from common.config import DEFAULT_MODEL, EngineConfig
+from common.config import EngineConfig
 from common.execution.cpu.bf16_linear import OneDnnLinear
-from common.models import Decoder, Loaded, prepare
+from common.models import Decoder
 from common.models.decoder import PROJECTIONS
 from common.models.linear import Linear
-from common.models.load import find_folder, open_quantized_folder, open_source
+from common.models.load import open_quantized_folder
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.nf4_folder import NF4Folder
-from common.models.sources.quantized_folder import is_quantized_folder
+from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
-from common.models.weights import build_decoder
+from common.models.weights import ModelSource
 from stages.m7_gptq.checkpoint.baselines import ROUNDED, rounding_reader
-from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.head import eight_bit_head
-from stages.m7_gptq.linear import FastLayers, SideBySide
-from stages.m7_gptq.load import build_quantized_decoder
+from stages.m7_gptq.checkpoint.quantize import MakeLayers, quantize
+from stages.m7_gptq.linear import ReadQuantized, SideBySide
 from stages.m7_gptq.settings import Settings
 
 
-@torch.inference_mode()
-def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Loaded:
-    """m7's `load_for`: the same, with the decoder's linear layers in 4 bits and its head in 8. float32 multiplies by
-    the dequantised weights. A model that is not quantised yet is quantised first, with a progress bar, and kept in the
-    cache."""
-    dtype, device = config.torch_dtype, config.torch_device
+@dataclass(frozen=True)
+class Checkpoint:
+    """source: embedding, norms, head, and what `read`, which gives the 4-bit layers, does not have: NF4's weights,
+    for which there is no kernel, are dequantised."""
+
+    config: EngineConfig
+    source: ModelSource
+    read: ReadQuantized
+
+    def note(self, model: Decoder) -> str | None:
+        """What a reader of the engine's figures must know of its weights."""
+        config, in_full = self.config, self.config.torch_dtype == torch.float32
+        if isinstance(self.source, NF4Folder):
+            layers = self.source.note
+        elif config.linear_backend == "naive":
+            layers = "linear_backend=naive: the weights are dequantised at every call"
+        elif in_full:
+            layers = "in float32 m7 multiplies by dequantised weights: no bytes are saved"
+        elif config.model.startswith(PREFIX):
+            layers = f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
+        else:
+            every = [getattr(layer, name) for layer in model.layers for name in PROJECTIONS]
+            parts = [one.projections if isinstance(one, SideBySide) else [one] for one in every]
+            count = sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
+            held = f"{count} of {len(every)} projections are multiplied dequantised"
+            layers = f"{held}: no kernel here takes their bits or shapes" if count else None
+        head = None if isinstance(model.head, Linear | OneDnnLinear) else "output head in 8 bits"
+        if head is None and config.head_bits == 8 and in_full:
+            head = "output head rounded to 8 bits"
+        return "; ".join(note for note in (layers, head) if note) or None
+
+
+def open_checkpoint(config: EngineConfig, source: ModelSource, make_layers: MakeLayers) -> Checkpoint:
+    """What the source's decoder is built from in m7. A model that is not quantised yet is quantised first, layer after
+    layer by `make_layers`, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
     if config.model.startswith(PREFIX):
-        source, tokenizer = open_source(config.model, device, config.seed), None
-        decoder = build_quantized_decoder(source, rounding_reader(source), dtype, device, fast=fast)
-    else:
-        folder = open_quantized(config.model, device)
-        decoder, tokenizer = build_from(folder, dtype, device, fast), folder.tokenizer()
-    if config.head_bits == 8:
-        decoder.head = eight_bit_head(decoder.head, fast)
-    decoder.note = note_of(decoder, config)
-    return prepare(decoder, tokenizer, config, config.fused_kernels)
-
-
-def build_from(
-    folder: GPTQFolder | NF4Folder, dtype: torch.dtype, device: torch.device, fast: FastLayers | None = None
-) -> Decoder:
-    """A decoder whose projections are the folder's: NF4's dequantised, for which there is no kernel."""
-    if isinstance(folder, NF4Folder):
-        decoder = build_decoder(folder, dtype, device, None)
-        decoder.note = folder.note
-        return decoder
-    decoder = build_quantized_decoder(
-        folder, lambda names, _: [folder.quantized(n) for n in names], dtype, device, fast=fast
-    )
-    decoder.note = dequantized_note(decoder, dtype)
-    return decoder
-
-
-def open_quantized(model: str, device: torch.device) -> GPTQFolder | NF4Folder:
-    """The model's checkpoint: the folder that it is, or its quantised twin in the cache, made where it is missing."""
-    folder = find_folder(model) if model != DEFAULT_MODEL else None
-    if folder is None or not is_quantized_folder(folder):
-        folder = quantize(model, Settings(), device=device).folder
-    return open_quantized_folder(folder, model)
-
-
-def dequantized_note(decoder: Decoder, dtype: torch.dtype) -> str | None:
-    """How many of a checkpoint's projections are held in full, at least in part; None: none is, or it is float32."""
-    every = [getattr(layer, name) for layer in decoder.layers for name in PROJECTIONS]
-    parts = [one.projections if isinstance(one, SideBySide) else [one] for one in every]
-    count = sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
-    if dtype == torch.float32 or not count:
-        return None
-    return f"{count} of {len(every)} projections are multiplied dequantised: no kernel here takes their bits or shapes"
-
-
-def note_of(model: Decoder, config: EngineConfig) -> str | None:
-    """What a reader of the engine's figures must know of its weights."""
-    layers, head = model.note, None
-    in_full = config.torch_dtype == torch.float32
-    if layers is None and in_full:
-        layers = "in float32 m7 multiplies by dequantised weights: no bytes are saved"
-    elif layers is None and config.model.startswith(PREFIX):
-        layers = f"random weights, rounded to nearest at load ({ROUNDED.bits} bits, groups of {ROUNDED.group_size})"
-    if not isinstance(model.head, Linear | OneDnnLinear):
-        head = "output head in 8 bits"
-    elif config.head_bits == 8 and in_full:
-        head = "output head rounded to 8 bits"
-    return "; ".join(note for note in (layers, head) if note) or None
+        return Checkpoint(config, source, rounding_reader(source))
+    if not isinstance(source, QuantizedFolder):
+        folder = quantize(config.model, Settings(), device=config.torch_device, source=source, make=make_layers).folder
+        source = open_quantized_folder(folder, config.model)
+    gptq = source if isinstance(source, GPTQFolder) else None
+    return Checkpoint(config, source, lambda names, _: [None if gptq is None else gptq.quantized(n) for n in names])

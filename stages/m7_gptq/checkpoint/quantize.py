@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from common.models.quantized_weight import PER_CHANNEL
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
+from stages.m7_gptq.calibrate import Finished, QuantizedLayer
 from stages.m7_gptq.checkpoint.baselines import check_shapes, quantize_layers
 from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
@@ -29,6 +30,9 @@ from stages.m7_gptq.settings import Settings
 
 VERSION = 1
 """Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
+
+MakeLayers = Callable[[ModelSource, torch.Tensor, Settings, torch.device, Finished], Iterator[QuantizedLayer]]
+"""Quantises one layer after the other, as `calibrate_layers` does."""
 
 LONGEST_NAME = 150
 """Of a folder in the cache, in letters, of the 255 that a file system takes."""
@@ -64,7 +68,8 @@ def short_name(settings: Settings) -> str:
 
 def recipe_of(source: ModelSource, settings: Settings, text: Path | None, progress: bool | None) -> dict[str, Any]:
     """All that the quantised folder depends on."""
-    recipe: dict[str, Any] = {"version": VERSION, "model": model_fingerprint(source, progress), **vars(settings)}
+    recipe: dict[str, Any] = {"version": VERSION, "model": model_fingerprint(source, progress)}
+    recipe |= {**vars(settings), "method": settings.method}
     if settings.method == "gptq":
         recipe["text"] = fingerprint(read(text or CALIBRATION).encode())
         recipe |= {"sequences": SEQUENCES, "length": LENGTH}
@@ -109,10 +114,13 @@ def quantize(
     device: torch.device | None = None,
     again: bool = False,
     progress: bool | None = None,
+    source: ModelSource | None = None,
+    make: MakeLayers | None = None,
 ) -> Report:
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
     text: another calibration text. again: even if a whole model lies there. progress: None draws a bar on a terminal.
+    source: the model, where it is open already. make: quantises its layers; None: what the settings' method asks for.
     In the cache an older version is replaced. One process at a time: others wait.
     """
     require(
@@ -122,7 +130,7 @@ def quantize(
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
     place = device or torch.device("cpu")
-    source = open_plain(model, place, progress)
+    source = source or open_plain(model, place, progress)
     recipe = recipe_of(source, settings, text, progress)
     if not again and differences(folder, recipe) == []:
         return Report(folder, [])
@@ -139,16 +147,17 @@ def quantize(
             f"{folder} holds a model that was made otherwise ({', '.join(others or ())}): give another --out, "
             "or --again to replace it",
         )
-        return _make(Writer(source, settings, folder, recipe, again), token_ids, place, progress)
+        writer = Writer(source, settings, folder, recipe, again)
+        layers = (make or quantize_layers)(source, token_ids, settings, place, writer.finished)
+        return _write(writer, layers, progress)
 
 
-def _make(writer: Writer, token_ids: torch.Tensor, device: torch.device, progress: bool | None) -> Report:
-    source, settings, folder = writer.source, writer.settings, writer.folder
-    name, began = source.config.name, time.perf_counter()
-    say(f"quantising {name} to {settings.bits} bits, once: it will be kept in {folder}")
+def _write(writer: Writer, layers: Iterator[QuantizedLayer], progress: bool | None) -> Report:
+    name, began = writer.source.config.name, time.perf_counter()
+    say(f"quantising {name} to {writer.settings.bits} bits, once: it will be kept in {writer.folder}")
     losses: list[dict[str, float]] = []
-    with progress_bar(f"quantising {name}", source.config.num_layers, show=progress) as advance:
-        for index, layer in enumerate(quantize_layers(source, token_ids, settings, device, writer.finished)):
+    with progress_bar(f"quantising {name}", writer.source.config.num_layers, show=progress) as advance:
+        for index, layer in enumerate(layers):
             if writer.finished(index) is None:
                 writer.add(index, layer)
             losses.append(layer.losses)
@@ -156,7 +165,7 @@ def _make(writer: Writer, token_ids: torch.Tensor, device: torch.device, progres
             advance(1, f"layer {index}{loss}")
     writer.finish()
     say(f"quantised {name} in {time.perf_counter() - began:.0f} s")
-    return Report(folder, losses)
+    return Report(writer.folder, losses)
 
 
 @contextmanager
