@@ -44,7 +44,7 @@ class Case:
         assert error < TOLERANCE[self.q.dtype], f"off by {error}"
 
 
-def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
+def check_fused_qkv(case: Case, backend: Backend, normalised: bool = True) -> None:
     """A decode from heads as the projection gives them: as exact as operation after operation, in the model's dtype,
     and with the same numbers in the cache, but for the last bit."""
     assert isinstance(backend, FusesQkv)
@@ -104,10 +104,10 @@ def make_case(
     seed: int = 0,
 ) -> Case:
     """chunks: (query tokens, context after the step) of each sequence, decodes first; after the decodes come
-    `padded_rows` dummies of one token and no context, as a CUDA graph has them, whose results nobody reads.
+    `padded_rows` dummies of one token and no context, as a CUDA graph has them, whose results are never read.
 
     Blocks are dealt in random order; every slot that no token owns holds `poison`, so that reading one shows. Block 0
-    is nobody's: the dummies write there, and unused entries of the block tables point at it.
+    is no sequence's: the dummies write there, and unused entries of the block tables point at it.
     """
     generator = torch.Generator().manual_seed(seed)
     decodes = sum(1 for n, _ in chunks if n == 1)
