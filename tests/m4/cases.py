@@ -11,7 +11,7 @@ from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Linear
 from common.models.ops import Ops
-from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, FusesQkv, definition
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, FusesQkv, naive
 from tests.execution.cases import Inputs
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -55,7 +55,7 @@ def check_fused_qkv(case: Case, backend: Backend, normalised: bool = True) -> No
     cos, sin = make.angles(len(qkv), dim)
     qk = Ops().qk_norm_rope(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
     step = replace(case, q=qk[:, :num_q], k=qk[:, num_q:], kv=case.kv.clone())
-    expected = step.run(definition.create(case.shape))
+    expected = step.run(naive.create(case.shape))
     layer = make_layer(num_q, num_kv, dim, *norms)
     backend.begin(case.batch)
     if backend.fuses_qkv():  # a step before, at other positions: nothing of it may be left over
