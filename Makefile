@@ -59,6 +59,13 @@ else
   endif
 endif
 
+ifneq ($(and $(EXECUTION),$(filter-out bench,$(VERBS))),)
+  $(error EXECUTION= is for bench only)
+endif
+ifneq ($(and $(PREFIX_INDEX),$(filter-out bench trace profile,$(VERBS))),)
+  $(error PREFIX_INDEX= is for bench, trace and profile)
+endif
+
 # -- the interpreter: one that was given, as it is; else the virtual environment's ------------------------------------
 
 ifneq ($(PYTHON),)

@@ -223,5 +223,6 @@ def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
     parts: list[str] = []
     for busy in sorted({record["busy"] for record in records}):
         over = [rate[stage, ours, busy] / rate[stage, default, busy] for stage in stages]
-        parts.append(f"{f'next to {busy}' if busy else 'quiet'} {min(over):.1f} to {max(over):.1f}")
-    return f"Times as fast as with the default: {', '.join(parts)}"
+        span = "–".join(dict.fromkeys(f"{share:.1f}" for share in (min(over), max(over))))
+        parts.append(f"{span} {f'next to {busy} loops' if busy else 'quiet'}")
+    return f"Times the default's speed: {', '.join(parts)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import stages
+from benchmarks.peers import PEERS
 from common.config import stage_options
 from common.errors import unknown
 
@@ -35,5 +36,5 @@ def options_of(way: str | None, stage: str) -> dict[str, Any]:
 
 def has_plain_row(stage: str, device: str) -> bool:
     """Whether the stage runs in another way than plain by default on this device."""
-    options = options_of(PLAIN, stage)
+    options = {} if stage in PEERS else options_of(PLAIN, stage)
     return any(device.startswith("cuda") or name not in CUDA_ONLY for name in options)

@@ -15,7 +15,7 @@ from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
 from benchmarks.traced import Traced
 from common import SamplingParams
-from common.config import parse_device, parse_dtype, refuse_later_options, stage_options
+from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 from common.watch.trace import StepTrace
@@ -60,7 +60,7 @@ def trace(
 ) -> list[Path]:
     """Record a stage and the one before it; write both traces and the pictures; returns what was written."""
     name = stages.short_name(stage)
-    refuse_later_options(stages.number(stage), options or {})
+    stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **(options or {})})
     folders = stages.names()
     before = folders[max(0, folders.index(stages.resolve(stage)) - 1)]
     pair = list(dict.fromkeys((stages.short_name(before), name)))

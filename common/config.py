@@ -12,7 +12,6 @@ from common.errors import UserError, refuse_unknown_options, require, require_nu
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "scheduling_policy": ("fcfs", "priority"),
-    "attention_backend": ("auto", "naive"),  # m4's backends add their names
     "prefix_index": ("hash", "radix"),
     "head_bits": (8, 16),
 }
@@ -67,7 +66,7 @@ class EngineConfig:
     prefill_chunk_size: most prompt tokens of a step that also decodes, or `auto`; None: 256 on a CPU, 1,024 on a GPU
         (from m5 on).
     target_itl: seconds between two tokens of a request, which `auto` aims at (from m5 on).
-    scheduling_policy: `fcfs` or `priority` (from m2 on).
+    scheduling_policy: the order of waiting requests, see `WaitingQueue` (from m2 on).
     block_size: tokens in one block of the paged KV cache (from m3 on).
     swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
     kv_cache_memory: bytes for K and V of all layers together; None: on a GPU what `gpu_memory_utilization` leaves, on a
@@ -124,6 +123,9 @@ class EngineConfig:
             self.prefill_chunk_size = int(self.prefill_chunk_size)  # as a command line has it
         if self.prefill_chunk_size not in (None, "auto"):
             require_number("prefill_chunk_size, unless it is auto,", self.prefill_chunk_size, int, 1)
+        require(
+            isinstance(self.attention_backend, str), "attention_backend is a name"
+        )  # which ones there are, m4 knows
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices or not isinstance(value, type(choices[0])):

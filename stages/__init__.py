@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from common.config import EngineConfig, refuse_later_options
@@ -41,16 +40,14 @@ def number(stage: str | int) -> int:
 
 def build(stage: str | int, **options: Any) -> Engine:
     """Build a stage's engine; `options` are those of `EngineConfig`."""
-    return _engine(stage).build(config_for(stage, options))
+    config = config_for(stage, options)
+    return importlib.import_module(f"stages.{resolve(stage)}.engine").build(config)
 
 
 def config_for(stage: str | int, options: Mapping[str, Any]) -> EngineConfig:
     """The options, checked; `UserError` for one that does not exist, or that the stage does not have."""
-    _engine(stage)  # its backends add their names to what `EngineConfig` accepts
-    config = EngineConfig(**options)
     refuse_later_options(number(stage), options)
+    config = EngineConfig(**options)
+    if "attention_backend" in options:
+        importlib.import_module("stages.m4_flash_attention.fast.select").check_name(config.attention_backend)
     return config
-
-
-def _engine(stage: str | int) -> ModuleType:
-    return importlib.import_module(f"stages.{resolve(stage)}.engine")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
+from benchmarks.execution import has_plain_row
 from benchmarks.peers import PEERS
 from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name_rows, times
 from benchmarks.record import Record
@@ -43,6 +44,10 @@ def throughput(results: Results, workload: str) -> Figure | None:
         how += f" In brackets: times {title(first.stage)}."
     if any(r.workload != workload for r in records):
         how += f" Hatched: ran another workload, since {workload} would take it too long; ≈ compares across the two."
+    if whole := [
+        r.stage for r in records if plain[r.stage] is None and has_plain_row(r.stage, results.config["device"])
+    ]:
+        how += f" With execution only: {', '.join(whole)}."
     if any(plain.values()):
         how += " Hatched on white: + execution (fused or compiled kernels, CUDA graphs, planning ahead)."
     return finish(figure, results, workload, records, _finding(records, plain), how)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import typer
 
-from common.config import EngineConfig, parse_device, stage_options
+from common.config import CHOICES, EngineConfig, parse_device, stage_options
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
@@ -25,7 +25,7 @@ ENGINE: Flags = {
     "max_model_len": (int | None, "Most tokens of one request, prompt and output. Without it: the model's own limit."),
     "max_num_seqs": (int, "Most requests that run at the same time."),
     "max_num_batched_tokens": (int, "Most prompt tokens that one step prefills (from m2 on)."),
-    "scheduling_policy": (str, "fcfs or priority (from m2 on)."),
+    "scheduling_policy": (str, f"{' or '.join(map(str, CHOICES['scheduling_policy']))} (from m2 on)."),
     "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
     "attention_backend": (str, "How attention is computed: auto, naive, or a fast backend (from m4 on)."),
     "prefill_chunk_size": (str | None, "Most prompt tokens in a step with decodes: number or auto (from m5 on)."),

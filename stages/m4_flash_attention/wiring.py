@@ -7,13 +7,12 @@ from typing import TypeVar
 
 from common.config import EngineConfig
 from common.engine import Engine
-from common.execution.cuda_graphs import capture_steps
-from common.execution.step_inputs import StepBuilder
+from common.execution.choose_runner import choose_runner
 from common.kv_cache import PagedManager
 from common.memory import blocks_in_budget
 from common.models.load import Loaded
-from common.runner import Runner
 from common.scheduler import Scheduler
+from stages.m3_paged_kv.batch import PagedBatches
 from stages.m3_paged_kv.kv_tensors import PagedKV
 from stages.m4_flash_attention.fast import choose_attention
 
@@ -31,11 +30,9 @@ def wire(
     model, size = loaded.model, config.block_size
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     new_attention, capturable = choose_attention(config, model)
-    graphs = config.captures and capturable
-    kv = PagedKV(model, blocks + graphs, size, cpu_blocks)  # graphs' padding rows write into a spare block
+    spare = 1 if config.captures and capturable else 0  # a block that the cache does not know, for execution
+    kv = PagedKV(model, blocks + spare, size, cpu_blocks)
     scheduler = new_scheduler(new_cache(blocks, size, cpu_blocks), config)
-    attention, builder = new_attention(kv), StepBuilder(size)
-    runner = Runner(model, attention, builder, kv.move)
-    if graphs:
-        runner.graphs = capture_steps(model, attention, builder, config, loaded.max_model_len, spare_block=blocks)
+    parts = new_attention(kv), PagedBatches(size), kv.move
+    runner = choose_runner(config, model, *parts, loaded.max_model_len, blocks if spare else None)
     return Engine(stage, config, scheduler, runner, loaded.tokenizer, loaded.max_model_len)

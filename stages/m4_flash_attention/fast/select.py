@@ -20,6 +20,11 @@ class Choice:
     capturable: bool
 
 
+def check_name(name: str) -> None:
+    if name != "auto" and name not in NAMES:
+        raise unknown("attention_backend", name, ("auto", *NAMES))
+
+
 def module_of(name: str) -> ModuleType:
     return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{name}")
 
@@ -33,8 +38,7 @@ def choose(name: str, shape: AttentionShape) -> Choice:
     """`name`: `auto` or a backend's; one that cannot run is a `UserError` that names those that can."""
     if name == "auto":
         return _first_that_runs(shape)
-    if name not in NAMES:
-        raise unknown("attention_backend", name, ("auto", *NAMES))
+    check_name(name)
     if reason := why_not(name, shape):
         able = [other for other in NAMES if why_not(other, shape) is None]
         hint = f"Choose from: auto, {', '.join(able)}"

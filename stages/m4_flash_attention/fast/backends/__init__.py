@@ -18,11 +18,9 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from common.batch import RaggedBatch
-from common.config import CHOICES
 from common.models.ops import Heads
 
 NAMES = tuple(module.name for module in pkgutil.iter_modules(__path__))
-CHOICES["attention_backend"] = ("auto", *NAMES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""How a stage's plans are executed: as the stage defines it, or with kept arrays and CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from common.attention import Attention
+from common.config import EngineConfig
+from common.execution.cuda_graphs import capture_steps
+from common.execution.step_inputs import StepBuilder
+from common.models import Decoder
+from common.plan import StepPlan
+from common.runner import BuildBatch, Runner
+
+
+def choose_runner(
+    config: EngineConfig,
+    model: Decoder,
+    attention: Attention,
+    batches: BuildBatch,
+    move: Callable[[StepPlan], None],
+    max_model_len: int,
+    spare_block: int | None,
+) -> Runner:
+    """batches: the stage's definition of a step's tensors, which runs where fused kernels and graphs are off.
+    spare_block: a block of the KV tensors that the KV cache manager does not know, for the padding rows of CUDA graphs;
+    None: no graphs."""
+    if not config.fused_kernels and spare_block is None:
+        return Runner(model, attention, batches, move)
+    builder = StepBuilder(config.block_size)
+    runner = Runner(model, attention, builder, move)
+    if spare_block is not None:
+        runner.graphs = capture_steps(model, attention, builder, config, max_model_len, spare_block)
+    return runner
