@@ -29,7 +29,7 @@ class BenchRequest:
 
     arrival: seconds after the start of the run, or, with `follows`, after the end of that request.
     group: whose figures are also taken apart from the others'; the `STEADY` group's gaps are the run's `itl_s`.
-    after_tokens: it arrives when every request of the `STEADY` group has made so many tokens.
+    after_tokens: it arrives when every request of the `STEADY` group has made this many tokens.
     follows, keep: it arrives when the timed request of that number has ended, and its prompt begins with the first
         `keep` tokens of that one's prompt and answer.
     warm: it runs before the clock starts, and is not part of the figures.

@@ -60,7 +60,7 @@ def factor(record: Record, reference: Record | None) -> str:
 
 
 def _percentiles(summary: Summary | None, unit: float, *names: str) -> str:
-    """The named percentiles in a unit of so many seconds, with three digits or so."""
+    """The named percentiles, about three digits each. unit: in seconds."""
     if summary is None:
         return DASH
     values = [summary[name] / unit for name in names]

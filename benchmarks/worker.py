@@ -39,7 +39,7 @@ WARMUP_TOKENS = {"cpu": 4, "gpu": 16, "quick": 2}
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told. `preset` is `cpu`, `gpu` or `quick`; `options` override the workload's engine options."""
+    """The order to a worker. `preset` is `cpu`, `gpu` or `quick`; `options` override the workload's engine options."""
 
     stage: str
     workload: str
@@ -69,7 +69,7 @@ class Progress:
         self._total, self._done, self._last = total, 0, 0.0
 
     def tokens(self, count: int) -> None:
-        """So many more have come, of `total` over all repeats."""
+        """`count` more have come, of `total` over all repeats."""
         self._done += count
         self._tell(done=self._done, total=self._total)
 

@@ -90,7 +90,7 @@ class KVCacheManager(Protocol):
     """Bookkeeping in plain Python: which request holds which part of the cache. No tensors."""
 
     def fits(self, num_tokens: int, samples: int = 1) -> bool:
-        """Could a request of so many tokens, prompt and output, ever run?"""
+        """Could a request of this many tokens, prompt and output, ever run?"""
         ...
 
     def can_admit(self, request: Request) -> bool:

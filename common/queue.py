@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from common.request import Request
 
 AGEING_SECONDS = 10.0
-"""Under `priority`, so many seconds of waiting are worth one level, so that no request starves."""
+"""Under `priority`, this waiting time is worth one level, so that no request starves."""
 
 
 class WaitingQueue:

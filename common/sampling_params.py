@@ -17,7 +17,7 @@ GREEDY_BELOW = 1e-5
 class SamplingParams:
     """Sampling options of one request; values out of range raise `UserError`.
 
-    n: so many samples of the same prompt; from m3 on they share the blocks of the prompt.
+    n: the number of samples of the prompt; from m3 on they share the blocks of the prompt.
     max_tokens, min_tokens: most and fewest tokens to generate; no EOS or stop token is sampled before min_tokens.
     temperature: 0 (or below `GREEDY_BELOW`) is greedy; otherwise logits are divided by it.
     top_k: keep the k likeliest tokens (0: all). top_p: keep the smallest set of likeliest tokens that reaches this
@@ -25,7 +25,7 @@ class SamplingParams:
         likeliest one.
     repetition_penalty: > 1 makes every token seen in prompt or output less likely (CTRL, section 4.1).
     presence_penalty, frequency_penalty: subtracted once, or once per occurrence, for tokens of the output.
-    stop: texts that end the output (not part of it). stop_token_ids: tokens that end it, beside the model's EOS ids.
+    stop: texts that end the output (not part of it). stop_token_ids: tokens that end it, as the model's EOS ids do.
     ignore_eos: the model's EOS ids do not end the output.
     seed: the request's own noise; None takes one derived from the engine's seed.
     logprobs: for each token also return the k likeliest log-probabilities (0: the sampled token's alone; None: none).

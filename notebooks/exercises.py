@@ -20,7 +20,7 @@ def tiny(stage: str, **options: Any) -> Engine:
 
 
 def outputs_of(counts: Sequence[int]) -> list[SamplingParams]:
-    """Parameters of requests that make so many tokens."""
+    """Parameters of requests, each with its number of output tokens."""
     return [SamplingParams(max_tokens=count, ignore_eos=True) for count in counts]
 
 

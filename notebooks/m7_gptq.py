@@ -53,7 +53,7 @@ m6 = {rows: decode("m6", rows) for rows in ROWS}
 
 # %% [markdown]
 # A step multiplies every token's vector with every weight of the linear layers and of the head, so it has to read them all,
-# for one token as for sixteen. How long does this machine take to read so many bytes?
+# for one token as for sixteen. How long does this machine take to read all these bytes?
 
 # %%
 model = load_model(HERE["model"], dtype=HERE["dtype"])

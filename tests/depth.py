@@ -8,5 +8,5 @@ DEEP = os.environ.get("FOLOVLLM_DEEP") == "1"
 
 
 def by_depth(quick: int, deep: int) -> int:
-    """Of examples, seeds or requests: so many."""
+    """The number of examples, seeds or requests."""
     return deep if DEEP else quick

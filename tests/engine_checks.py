@@ -21,7 +21,7 @@ PAGED = ("m3", "m4", "m5", "m6", "m7")
 UNMIXED = ("m2", "m3", "m4")
 """Stages with prefill steps and decode steps apart."""
 CHUNKED = ("m5", "m6", "m7")
-"""Stages that compute prompts in chunks, beside the decodes."""
+"""Stages that compute prompts in chunks, together with decodes."""
 SHARING = ("m6", "m7")
 """Stages that find cached beginnings."""
 BOOKKEEPING = CONTINUOUS if DEEP else ("m2", "m3", "m5", "m6")
@@ -184,12 +184,12 @@ class Driver:
         waits = {request.id for request in self.scheduler.waiting}
         started = [self.urgency(r) for r in waited if r.id not in waits]
         passed_over = [self.urgency(r) for r in waited if r.id in waits and r not in plan.preempted]
-        assert not started or not passed_over or max(started) < min(passed_over), "somebody jumped the queue"
+        assert not started or not passed_over or max(started) < min(passed_over), "a request jumped the queue"
         decoded = [self.urgency(c.request) for c in plan.chunks if c.kind == "decode"]
         preempted = [self.urgency(r) for r in plan.preempted]
         assert not decoded or not preempted or max(decoded) < min(preempted), "the wrong one was preempted"
 
     def _check_first_tokens(self) -> None:
-        """Under fcfs nobody has a token while somebody who came earlier has none."""
+        """Under fcfs no request has a token while one that came earlier has none."""
         begun = [bool(r.token_times) for r in self.requests if r.finish_reason != "abort"]
         assert begun == sorted(begun, reverse=True), "first tokens out of order"

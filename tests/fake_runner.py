@@ -13,12 +13,12 @@ from common.sampler import mix
 
 EOS = 0
 TOKENS = 24
-"""The fake model says one of so many tokens; every 24th is the end."""
+"""The vocabulary of the fake model; every 24th token is the end."""
 
 
 @cache
 def expected_output(seed: int, num_prompt_tokens: int, count: int, ignore_eos: bool) -> tuple[int, ...]:
-    """What a request gets, whoever runs beside it and however often it is preempted."""
+    """What a request gets, whatever runs with it and however often it is preempted."""
     tokens = [mix(seed, num_prompt_tokens + i) % TOKENS for i in range(count)]
     if EOS in tokens and not ignore_eos:
         del tokens[tokens.index(EOS) + 1 :]
@@ -29,7 +29,7 @@ class FakeRunner:
     """Instead of its K and V, each slot keeps a number that stands for a token, all tokens before it, and the salt.
 
     Every chunk is checked against the whole context that it would read: a block that was lost, overwritten, copied
-    too late or not swapped back shows up as a number that belongs to somebody else.
+    too late or not swapped back shows up as a number that belongs to another request.
     """
 
     def __init__(self, real: Runner, block_size: int, num_blocks: int, num_cpu_blocks: int = 0) -> None:
@@ -58,7 +58,7 @@ class FakeRunner:
             for position in range(chunk.end):
                 block, offset = self._slot(chunk, position)
                 found = self._blocks[block][offset] == history[position]
-                assert found, f"{chunk.request.id} reads somebody else's token at {position} of {chunk.end}"
+                assert found, f"{chunk.request.id} reads another request's token at {position} of {chunk.end}"
             if chunk.samples:
                 for request in (chunk.request, *chunk.forks):
                     tokens[request.id] = SampledToken(mix(request.seed, chunk.end) % TOKENS)

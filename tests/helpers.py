@@ -56,7 +56,7 @@ def all_logits(model: Decoder, token_ids: Sequence[int]) -> torch.Tensor:
 
 
 def greedy(model: Decoder, prompt: Sequence[int], count: int) -> list[int]:
-    """The next `count` tokens, the whole sequence computed anew for each."""
+    """The next `count` tokens, the whole sequence computed again for each."""
     token_ids = list(prompt)
     for _ in range(count):
         token_ids.append(int(all_logits(model, token_ids)[-1].argmax()))

@@ -135,7 +135,7 @@ def known_words() -> set[str]:
 
 
 def known_options() -> set[str]:
-    return set(re.findall(r"^([A-Z]+) +\?=", (ROOT / "Makefile").read_text(), flags=re.M))
+    return set(re.findall(r"^([A-Z_]+) +\?=", (ROOT / "Makefile").read_text(), flags=re.M))
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=IDS)

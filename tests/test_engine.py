@@ -123,7 +123,7 @@ def test_a_max_model_len_over_the_models_limit_is_refused(build: Build) -> None:
 # -- results and their order ------------------------------------------------------------------------------------------
 
 
-def test_results_come_in_input_order_whoever_ends_first(engine: Engine) -> None:
+def test_results_come_in_input_order_whichever_ends_first(engine: Engine) -> None:
     params = [SamplingParams(max_tokens=n) for n in (9, 1, 5, 2)]
     outputs = engine.generate(PROMPTS, params)
     assert [o.prompt_token_ids for o in outputs] == PROMPTS

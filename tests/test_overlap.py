@@ -82,7 +82,7 @@ def test_a_token_computed_after_a_stop_is_neither_counted_nor_returned(build: Bu
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
 def test_no_step_is_planned_after_requests_end_by_max_tokens(build: Build, stage: str) -> None:
-    """Whoever ends by max_tokens ends without a step too many."""
+    """A request that ends by max_tokens ends without a step too many."""
     steps = [build(stage, overlap=o, max_num_seqs=2) for o in (False, True)]
     for engine in steps:
         engine.generate(prompts_of((3, 4, 5)), exactly(7))

@@ -45,7 +45,7 @@ class RecordingCache:
 
 
 class EveryoneRuns(Scheduler):
-    """The simplest policy: whoever waits starts, whoever runs gets a chunk of all that is not computed."""
+    """The simplest policy: all that wait start, and all that run get a chunk of all that is not computed."""
 
     def plan(self) -> StepPlan | None:
         while self.waiting:
@@ -101,7 +101,7 @@ def test_a_request_that_ended_a_step_ago_keeps_its_memory_until_that_step_is_bac
         third = plan(scheduler)
         assert [c.request for c in third.chunks] == [other]
         touched = scheduler.update(second, token(request, other))
-        assert touched == [other], "the token too many is nobody's news"
+        assert touched == [other], "the surplus token is not reported"
         assert cache.freed == [request.id]
         assert request.token_ids[request.num_prompt_tokens :] == [last]
         assert request.num_tokens == 3 and request.num_unseen_tokens == 0

@@ -22,7 +22,7 @@ def repair_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch
-    # The language stays patched for each function: Triton does it anew at every call, a third of the time.
+    # The language stays patched for each function: Triton does it again at every call, a third of the time.
     interpreter._LangPatchScope.restore = lambda self: None
     interpreter._patch_lang = cache(interpreter._patch_lang)
     interpreter.compile = compile_measured  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Pictures of a comparison. Each says what was found in its title, and is understood without the text beside it."""
+"""Pictures of a comparison. Each says what was found in its title, and is understood without the text around it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _finding(records: list[Record]) -> str:
     there, here = own[before], own[last]
     assert there.itl_s and here.itl_s
     finding = (
-        f"Beside long prompts the p99 time between tokens is {seconds(here.itl_s['p99'])} with {title(last)}, "
+        f"While long prompts arrive, the p99 time between tokens is {seconds(here.itl_s['p99'])} with {title(last)}, "
         f"{seconds(there.itl_s['p99'])} with {title(before)}"
     )
     paid, price = group_ttft(LONG)(there), group_ttft(LONG)(here)

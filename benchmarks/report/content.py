@@ -122,8 +122,8 @@ def _notes(bench: Bench, workload: str) -> list[Block]:
 
 def _claims(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> list[Block]:
     intro = (
-        "What the interview questions and the plan behind this repository said that each idea wins, beside what was "
-        "measured. A claim that is exceeded counts as met. Of a machine that measured few, those are listed alone."
+        "What the interview questions and the plan behind this repository said that each idea would gain, next to what "
+        "was measured. A claim that is exceeded counts as met. Of a machine that measured few, those are listed alone."
     )
     blocks: list[Block] = [Paragraph(intro)]
     for machine in machines:

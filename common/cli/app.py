@@ -71,7 +71,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     def chat_command(
         config: EngineConfig,
         params: SamplingParams,
-        system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+        system: Annotated[str | None, typer.Option(help="The system prompt of the conversation.")] = None,
     ) -> None:
         """Ask questions, one a line. /reset forgets the conversation, /quit (or Ctrl-D) ends it, Ctrl-C an answer."""
         chat(build, config, params, system)

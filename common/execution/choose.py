@@ -1,4 +1,4 @@
-"""The one place that chooses fused kernels and compiled products, and the only way to them."""
+"""Chooses an engine's operations and its unquantised linear layers: fused, compiled, or PyTorch's own."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class Fuses(Protocol):
     product. Optional: fused kernels ask for it."""
 
     def small_batch_kernel(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
-        """That kernel, called as `common.execution.gpu.triton_gemv.gemv` is but for weight and bias; None: for so many
-        tokens, or with a gate, there is none."""
+        """That kernel, called as `common.execution.gpu.triton_gemv.gemv` is but for weight and bias; None if there is
+        none for this number of tokens, or none with a gate."""
         ...
 
 

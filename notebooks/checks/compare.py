@@ -46,7 +46,7 @@ def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float],
     cases = (
         (1, 0, "one request, nothing in its cache yet", "Reading and computing go on at the same time."),
         (64, 1000, "64 requests with 1,000 tokens each", "A step also reads the K and V of the other 63."),
-        (1024, 0, "1,024 requests, nothing in their caches yet", "How long does the arithmetic of so many rows take?"),
+        (1024, 0, "1,024 requests, nothing in their caches yet", "How long does the arithmetic of 1,024 rows take?"),
         (256, 600, "256 requests with 600 tokens each", "Is the time the sum of reading and computing, or the longer?"),
     )
     for rows, kept, case, hint in cases:

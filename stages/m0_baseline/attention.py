@@ -18,7 +18,7 @@ class FullAttention:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D] with T = rows * length; returns [T, Hq, D]."""
         q, k, v = (x.unflatten(0, (self._rows, self._length)).transpose(1, 2) for x in (q, k, v))  # [B, H, L, D]
-        group = q.shape[1] // k.shape[1]  # grouped-query attention: so many query heads share one key-value head
+        group = q.shape[1] // k.shape[1]  # grouped-query attention: query heads that share one key-value head
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, Hq, L, L]
         scores = scores.masked_fill(self._future, -torch.inf)

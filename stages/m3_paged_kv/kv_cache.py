@@ -32,7 +32,7 @@ class PagedCache:
         return -(-num_tokens // self.block_size)
 
     def fits(self, num_tokens: int, samples: int = 1) -> bool:
-        """Could a request of so many tokens run if it were alone? Each further sample ends in a block of its own."""
+        """Could a request of this many tokens run if it were alone? Each further sample ends in a block of its own."""
         return self.blocks_for(num_tokens) + samples - 1 <= self.pool.num_blocks
 
     def can_admit(self, request: Request) -> bool:
@@ -127,7 +127,7 @@ class PagedCache:
             owners = Counter(block for table in tables.values() for block in table)
             for block, count in enumerate(pool.ref_counts):
                 assert count == owners[block], f"block {block}: {owners[block]} owners, counted {count}"
-            assert pool.num_blocks - pool.num_free == len(owners), "blocks are used that nobody owns"
+            assert pool.num_blocks - pool.num_free == len(owners), "blocks are in use that belong to no request"
         assert self.tables.keys() | self.swapped_tables.keys() == self._stored.keys()
         for id, table in self.tables.items():
             assert len(set(table)) == len(table), f"{id} holds a block twice"

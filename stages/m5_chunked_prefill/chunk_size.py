@@ -38,7 +38,7 @@ class AutoChunkSize(ChunkSize):
     """
 
     FIRST = 256  # before anything is measured
-    UNIT = 16  # sizes are multiples of it, and at least so many tokens go on however slow the decodes are
+    UNIT = 16  # sizes are multiples of it, and it is the smallest size, however slow the decodes are
     MOST = 8192
     WEIGHT = 0.25  # of the newest step in the averages
 

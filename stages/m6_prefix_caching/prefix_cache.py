@@ -147,9 +147,9 @@ class PrefixPagedCache:
         self._paths[child.id] = list(self._paths[parent.id])
 
     def free(self, request: Request) -> None:
+        """Where steps are planned ahead, a request's last tokens were not known when their blocks were planned: those
+        that are full are registered here. The very last token is left out, since a step may not have stored it."""
         if request.finish_reason in ("stop", "length") and request.id in self.tables:
-            # Where steps are planned ahead, its last tokens were not known yet when their blocks were planned. The very
-            # last one counts for nothing: whether a step has stored it is not certain.
             stored = min(request.num_computed_tokens, request.num_tokens - 1)
             self._register(request, stored, stored)
         self._paged.free(request)

@@ -49,7 +49,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def sides() -> Iterator[list[Side]]:
-    """Processes of two stages, for any number of races: whoever was killed is started anew for the next one."""
+    """Processes of two stages, for any number of races: one that was killed is started again for the next one."""
     from common.arena.race import open_sides
 
     opened = open_sides(["m1_kv_cache", "m4_flash_attention"], TINY)  # m4: kernels that bring threads of their own

@@ -65,7 +65,7 @@ def test_a_stopped_race_has_no_verdict_and_the_next_one_runs(sides: list[Side]) 
     assert raced(sides, "turns")[-1]["verdict"]
 
 
-def test_whoever_loads_is_stopped_at_once_and_loads_again_in_the_next_race(sides: list[Side]) -> None:
+def test_a_side_that_loads_is_stopped_at_once_and_loads_again_in_the_next_race(sides: list[Side]) -> None:
     told: list[dict[str, Any]] = []
 
     def tell(event: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_whoever_loads_is_stopped_at_once_and_loads_again_in_the_next_race(sides
     race = Race(sides, TWO, "turns", tell)
     race.run()
     assert [event["event"] for event in told] == ["race", "loading", "finished"]
-    assert process.wait(5) != 0, "an engine that loads listens to nobody: its process is ended"
+    assert process.wait(5) != 0, "an engine that loads does not listen: its process is ended"
     assert raced(sides, "turns")[-1]["verdict"]
 
 

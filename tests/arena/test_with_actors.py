@@ -119,7 +119,7 @@ def test_the_page_lives_on_when_the_arena_starts_again(browser: Browser) -> None
     expect_status(page, "The arena does not answer")
     page.get_by_label("Show").select_option("long")
     with page.expect_event("requestfailed", lambda request: request.method == "POST"):
-        page.locator("#controls").evaluate("form => form.requestSubmit()")  # nobody is there: said, not thrown
+        page.locator("#controls").evaluate("form => form.requestSubmit()")  # no server is there: said, not thrown
     with on_stage(Actor("m1"), Actor("m6"), port=stage.port):
         expect_status(page, "Press Race")
         race(page)

@@ -1,4 +1,4 @@
-"""Engines beside busy processes: what is measured, what is asked of it, and what is written."""
+"""Engines next to busy processes: what is measured, what is asked of it, and what is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.cli.app import run_app
 
 
 class Fake:
-    """Half as fast beside processes with our setting, a tenth with the library's; the machine is its own clock."""
+    """Half as fast among busy processes with our setting, a tenth with the library's; the machine is its own clock."""
 
     loops = 0
 

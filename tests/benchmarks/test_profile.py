@@ -141,7 +141,7 @@ def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> Non
     measured = [
         event("kernel", "gemm_64x8", 0, 10),
         event("kernel", "gemm_128x8", 10, 10),  # another tile of the same kernel
-        event("kernel", "shared", 15, 10),  # beside it until 20: waits, and nothing is idle
+        event("kernel", "shared", 15, 10),  # while that one runs, until 20: waits, and nothing is idle
         event("gpu_user_annotation", STEP, 0, 60),
         event("kernel", "never seen", 30, 2),
         event("gpu_memcpy", "Memcpy DtoH", 40, 3),

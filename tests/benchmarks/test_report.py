@@ -30,7 +30,7 @@ Put = Callable[..., Path]
 
 @pytest.fixture
 def put(tmp_path: Path) -> Put:
-    """Write a results file in which each named stage makes so many tokens a second on a workload."""
+    """Write a results file in which each named stage makes its given tokens a second on a workload."""
 
     def write(
         name: str, speeds: dict[str, float], workload: str = "mixed", machine: str = "cpu", **config: Any
@@ -125,7 +125,7 @@ def test_a_verdict_is_that_of_the_figures(put: Put, tmp_path: Path, speed: float
     found = judge(next(c for c in CLAIMS if c.said == "throughput 3–5×"), machine, filler)
     assert found.verdict == verdict
     assert found.value == f"{speed / 10:.1f}×"
-    assert ("nobody" in found.why) == (verdict == NOT_MET)
+    assert ("no request needs" in found.why) == (verdict == NOT_MET)
     absent = judge(next(c for c in CLAIMS if c.stage == "m5"), machine, filler)
     assert (absent.verdict, absent.why) == (NOT_MEASURED, "`make bench WORKLOAD=interference`")
 

@@ -59,8 +59,8 @@ def results() -> Results:
 @pytest.mark.parametrize(
     ("draw", "workload", "finding"),
     [
-        (stalls, "interference", "Beside long prompts the p99 time between tokens is 100 ms with m5 chunked prefill, "
-         "1.0 s with m4 flash attention; the long prompt waits 1.5 times as long"),
+        (stalls, "interference", "While long prompts arrive, the p99 time between tokens is 100 ms with m5 chunked "
+         "prefill, 1.0 s with m4 flash attention; the long prompt waits 1.5 times as long"),
         (chunk_size, "interference", "From chunks of 32 to 1024, the p99 time between tokens goes from 20 ms to "
          "500 ms, and the long prompt's first token from 4.0 s to 1.2 s"),
         (hit_rate, "shared_prefix", "At 95 % hits the first token comes after 50.0 ms with m6 prefix caching, after "

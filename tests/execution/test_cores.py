@@ -43,7 +43,7 @@ class Machine:
         self.run(1.0)
 
     def run(self, seconds: float, own: float = 0.0, others: float = 0.0) -> None:
-        """Let time pass, in which this process and all others take so many CPUs."""
+        """Let time pass, in which this process and all others take this many CPUs."""
         self._now += seconds
         self._own += own * seconds
         self._idle += max(0.0, self.cpus - own - others) * seconds
@@ -67,7 +67,7 @@ def test_threads_are_the_cpus_that_others_leave(two: Machine) -> None:
     shared = SharedCores(two.path)
     shared.follow()
     assert after(two, shared, own=1.9, others=0.05) == 2
-    assert after(two, shared, own=1.0, others=1.0) == 1  # beside two loops
+    assert after(two, shared, own=1.0, others=1.0) == 1  # next to two loops
     assert after(two, shared, own=0.7, others=1.3) == 1
     assert after(two, shared, own=0.2, others=1.8) == 1  # one remains, however little is left
     assert after(two, shared, own=1.0, others=0.1) == 2  # they have gone
@@ -93,7 +93,7 @@ def test_between_two_looks_and_after_a_long_pause_the_number_stays(two: Machine)
     assert after(two, shared, own=1.0, others=0.0) == 2
 
 
-def test_a_number_that_somebody_else_has_chosen_is_the_most(two: Machine) -> None:
+def test_a_number_that_was_chosen_elsewhere_is_the_most(two: Machine) -> None:
     shared = SharedCores(two.path)
     shared.follow()
     two.threads = 1

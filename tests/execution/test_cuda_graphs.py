@@ -135,7 +135,7 @@ def test_padding_rows_write_into_the_spare_block_only(
     assert blocks.shape[2] == engine.scheduler.cache.pool.num_blocks + 1
     assert tokens(serve(engine, prompts_of(lengths), [exactly(n) for n in outputs])) == expected
     assert engine.metrics()["preemptions"]
-    # What padding rows of a prompt compute is anything, NaN too: nobody reads it.
+    # What padding rows of a prompt compute is anything, NaN too: it is never read.
     assert blocks[:, :, -1].ne(0).any(), "nothing was written into the spare block"
 
 
@@ -143,8 +143,8 @@ def test_padding_rows_write_into_the_spare_block_only(
 def test_sampling_beside_greedy_rows_gives_the_tokens_of_eager_steps(
     fake_graphs: type[FakeRecorder], build: Build, stage: str
 ) -> None:
-    """Whoever wants more than the likeliest token has the sampler run on the graph's hidden states; the next greedy
-    step takes its tokens from there."""
+    """A request that wants more than the likeliest token has the sampler run on the graph's hidden states; the next
+    greedy step takes its tokens from there."""
     params = [
         exactly(12),
         exactly(6, temperature=1.2, seed=3, top_p=0.9),
@@ -201,7 +201,7 @@ def test_graphs_keep_their_tensors_at_the_same_addresses(
 
 
 class Cycle:
-    """Garbage that only the collector finds, as an engine is that somebody has wrapped a method of."""
+    """Garbage that only the collector finds, as an engine is with a wrapped method."""
 
     def __init__(self) -> None:
         self.itself = self

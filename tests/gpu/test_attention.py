@@ -9,7 +9,7 @@ import torch
 
 from stages.m4_flash_attention.fast import select
 from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
-from tests.m4.cases import HEADS, LENGTHS, STEPS, TOLERANCE, Case, check_raw, make_case, relative_error
+from tests.m4.cases import HEADS, LENGTHS, STEPS, TOLERANCE, Case, check_fused_qkv, make_case, relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -50,16 +50,16 @@ def test_every_query_head_reads_the_keys_of_its_own_group(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
 @pytest.mark.parametrize("length", [*LENGTHS, 255, 256, 257, 5000])
-def test_raw_heads_give_the_same_numbers(length: int, head_dim: int, dtype: torch.dtype) -> None:
+def test_fused_qkv_gives_the_same_numbers(length: int, head_dim: int, dtype: torch.dtype) -> None:
     case = make_case([(1, length)], head_dim=head_dim, dtype=dtype, device="cuda")
-    check_raw(case, backend_for("triton", case), normalised=head_dim != 64)
+    check_fused_qkv(case, backend_for("triton", case), normalised=head_dim != 64)
 
 
 @pytest.mark.parametrize("heads", [(16, 8), (9, 3), (14, 2)])
 @pytest.mark.parametrize("length", [1, 129, 1000])
-def test_raw_heads_of_any_group_give_the_same_numbers(length: int, heads: tuple[int, int]) -> None:
+def test_fused_qkv_of_any_group_gives_the_same_numbers(length: int, heads: tuple[int, int]) -> None:
     case = make_case([(1, length)], heads, 128, dtype=torch.bfloat16, device="cuda")
-    check_raw(case, backend_for("triton", case))
+    check_fused_qkv(case, backend_for("triton", case))
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 256])

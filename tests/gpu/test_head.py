@@ -75,12 +75,12 @@ def test_two_runs_are_equal_to_the_last_bit() -> None:
 
 
 def test_a_head_of_its_own_is_replaced_by_the_8_bits() -> None:
-    """Must not be kept beside them."""
+    """Must not be kept next to them."""
     weight = Inputs(torch.bfloat16, "cuda").tensor(4000, 512)
     fast = Int4Layers(torch.bfloat16, torch.device("cuda"))
     head = eight_bit_head(Linear(weight), fast)
     assert isinstance(head, Int8Head) and head.weights_bytes() == 4000 * (512 + 4)
-    assert isinstance(eight_bit_head(Linear(weight[:, :510]), fast), Linear), "no kernel takes so many inputs"
+    assert isinstance(eight_bit_head(Linear(weight[:, :510]), fast), Linear), "no kernel takes this number of inputs"
 
 
 @pytest.mark.parametrize("options", [{}, {"fused_kernels": False, "cuda_graphs": False}], ids=str)

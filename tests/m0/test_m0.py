@@ -23,7 +23,7 @@ def test_padding_changes_no_token(build: Build, model: str) -> None:
 
 
 def test_padding_share_is_counted_exactly(build: Build) -> None:
-    """Prompts of 3 and 5 tokens that want 1 and 3: rows of 5, 6 and 7, of which 3 + 5, 6 and 7 are for somebody."""
+    """Prompts of 3 and 5 tokens that want 1 and 3: rows of 5, 6 and 7, of which 3 + 5, 6 and 7 are needed."""
     engine = build("m0", max_num_seqs=2)
     engine.generate([[1, 2, 3], [4, 5, 6, 7, 8]], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=3)])
     metrics = engine.metrics()

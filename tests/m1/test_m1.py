@@ -82,7 +82,7 @@ def test_fewer_rows_than_max_num_seqs_only_makes_smaller_batches(build: Build) -
 
 
 def test_padding_share_is_counted_exactly(build: Build) -> None:
-    """Prompts of 3 and 5 tokens that want 1 and 3: two rows of 5, then twice one token beside an idle row."""
+    """Prompts of 3 and 5 tokens that want 1 and 3: two rows of 5, then twice one token next to an idle row."""
     engine = build("m1", max_num_seqs=2)
     engine.generate([[1, 2, 3], [4, 5, 6, 7, 8]], [SamplingParams(max_tokens=1), SamplingParams(max_tokens=3)])
     metrics = engine.metrics()

@@ -22,7 +22,7 @@ SETTINGS = settings(
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Against a list of owners: whoever holds a block once is in it once."""
+    """Against a list of owners: an owner is in it as often as it holds the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class CacheMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from([r for r in self.requests if r not in self._resident()]))
         moves = self.cache.swap_in(request)
         self._move(self.cpu_memory, self.memory, moves or [])
-        assert moves is None or self.cache.pool.num_free >= len(self.cache.tables) - 1, "nobody else could grow"
+        assert moves is None or self.cache.pool.num_free >= len(self.cache.tables) - 1, "no other request could grow"
 
     @invariant()
     def sound(self) -> None:

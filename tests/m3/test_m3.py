@@ -1,4 +1,4 @@
-"""What m3 has beside blocks: its memory, its refusals, and the worked example that everybody is asked in interviews."""
+"""What m3 has besides blocks: its memory, its refusals, and the worked example of the interview question."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def test_max_num_seqs_limits_the_requests_that_hold_memory(build: Build, stage: 
 
 @pytest.mark.parametrize("stage", PAGED)
 def test_admission_looks_at_the_whole_prompt(build: Build, stage: str) -> None:
-    """8 blocks, 3 of them held. A prompt of 5 fits to the last slot, and its first token would evict somebody. Must not
-    look at a part of the prompt only."""
+    """8 blocks, 3 of them held. A prompt of 5 fits to the last slot, and its first token would evict a request. Must
+    not look at a part of the prompt only."""
     engine = build(stage, block_size=4, kv_cache_memory=8 * 4 * TOKEN_BYTES, max_num_seqs=4, max_num_batched_tokens=4)
     engine.add_request(prompts_of([12])[0], exactly(4))
     engine.step()
@@ -187,7 +187,7 @@ def test_two_failed_steps_in_flight_leave_no_memory_behind(build: Build, stage: 
     """The driver that plans ahead loses its device: one request had ended in the first step, and held on."""
     engine = without_model(build(stage))
     driver = Driver(engine, ahead=True)
-    seed = next(seed for seed in range(999) if mix(seed, 2) % TOKENS == EOS)  # ends where nobody could foresee it
+    seed = next(seed for seed in range(999) if mix(seed, 2) % TOKENS == EOS)  # ends where it could not be foreseen
     [ended] = driver.add([1, 2], SamplingParams(max_tokens=9, seed=seed))
     driver.add([3], exactly(9))
     driver.step()

@@ -11,7 +11,7 @@ from common.models.decoder import DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Linear
 from common.models.ops import Ops
-from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, FusesQkv, definition
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, FusesQkv, naive
 from tests.execution.cases import Inputs
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -44,7 +44,7 @@ class Case:
         assert error < TOLERANCE[self.q.dtype], f"off by {error}"
 
 
-def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
+def check_fused_qkv(case: Case, backend: Backend, normalised: bool = True) -> None:
     """A decode from heads as the projection gives them: as exact as operation after operation, in the model's dtype,
     and with the same numbers in the cache, but for the last bit."""
     assert isinstance(backend, FusesQkv)
@@ -55,7 +55,7 @@ def check_raw(case: Case, backend: Backend, normalised: bool = True) -> None:
     cos, sin = make.angles(len(qkv), dim)
     qk = Ops().qk_norm_rope(qkv[:, : num_q + num_kv].clone(), num_q, *norms, cos, sin)
     step = replace(case, q=qk[:, :num_q], k=qk[:, num_q:], kv=case.kv.clone())
-    expected = step.run(definition.create(case.shape))
+    expected = step.run(naive.create(case.shape))
     layer = make_layer(num_q, num_kv, dim, *norms)
     backend.begin(case.batch)
     if backend.fuses_qkv():  # a step before, at other positions: nothing of it may be left over
@@ -104,10 +104,10 @@ def make_case(
     seed: int = 0,
 ) -> Case:
     """chunks: (query tokens, context after the step) of each sequence, decodes first; after the decodes come
-    `padded_rows` dummies of one token and no context, as a CUDA graph has them, whose results nobody reads.
+    `padded_rows` dummies of one token and no context, as a CUDA graph has them, whose results are never read.
 
     Blocks are dealt in random order; every slot that no token owns holds `poison`, so that reading one shows. Block 0
-    is nobody's: the dummies write there, and unused entries of the block tables point at it.
+    is no sequence's: the dummies write there, and unused entries of the block tables point at it.
     """
     generator = torch.Generator().manual_seed(seed)
     decodes = sum(1 for n, _ in chunks if n == 1)

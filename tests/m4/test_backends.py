@@ -11,7 +11,7 @@ import torch
 from stages.m4_flash_attention.fast import select
 from stages.m4_flash_attention.fast.backends import Backend, FusesQkv
 from tests.depth import DEEP
-from tests.m4.cases import HEADS, LENGTHS, SHORT_STEPS, STEPS, TOLERANCE, Case, check_raw, make_case
+from tests.m4.cases import HEADS, LENGTHS, SHORT_STEPS, STEPS, TOLERANCE, Case, check_fused_qkv, make_case
 
 BACKENDS = tuple(name for name in select.NAMES if name != "flash_attn")  # which needs a GPU: test_library_calls
 
@@ -77,7 +77,7 @@ def test_padded_rows_of_a_graph_leave_the_others_right(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if select.module_of(name).CAPTURABLE])
 def test_room_for_more_prompts_and_tokens_leaves_the_others_right(name: str) -> None:
-    """A graph captured for more: five sequences without a token, and 60 rows behind the last prompt for nobody."""
+    """A graph captured for more: five sequences without a token, and 60 padding rows behind the last prompt."""
     case = make_case([(1, 50), (64, 64), (65, 100), (3, 3)], padded_rows=2, poison=poison(name))
     rows, batch = len(case.q), case.batch
     case.q, case.k, case.v = (torch.cat([x, torch.full_like(x[:60], torch.nan)]) for x in (case.q, case.k, case.v))
@@ -116,33 +116,33 @@ def test_store_writes_into_its_own_slots_only(name: str) -> None:
         assert torch.equal(half.flatten(0, 1)[untouched].nan_to_num(7), old.flatten(0, 1)[untouched].nan_to_num(7))
 
 
-RAW = [(length, True) for length in LENGTHS if DEEP or length <= 300] + [
+FUSED_QKV = [(length, True) for length in LENGTHS if DEEP or length <= 300] + [
     (length, False) for length in LENGTHS if DEEP or length in (1, 65, 129)
 ]
 """(length, with norms of the heads): 300 is several parts, one of several tiles; 129 a part of one token."""
 
 
-@pytest.mark.parametrize(("length", "normalised"), RAW)
-def test_raw_heads_give_the_same_numbers(length: int, normalised: bool) -> None:
+@pytest.mark.parametrize(("length", "normalised"), FUSED_QKV)
+def test_fused_qkv_gives_the_same_numbers(length: int, normalised: bool) -> None:
     """Normalised, rotated, stored and attended to in one kernel."""
     case = make_case([(1, length)])
-    check_raw(case, create("triton", case), normalised)
+    check_fused_qkv(case, create("triton", case), normalised)
 
 
-RAW_HEADS = [(heads, dim) for heads in HEADS for dim in (16, 32, 128) if DEEP or dim == 32 or heads == (4, 2)]
+FUSED_HEADS = [(heads, dim) for heads in HEADS for dim in (16, 32, 128) if DEEP or dim == 32 or heads == (4, 2)]
 """What a group is follows from the head alone, whatever its dimension."""
 
 
-@pytest.mark.parametrize(("heads", "head_dim"), RAW_HEADS)
-def test_raw_heads_of_any_group_and_dimension_give_the_same_numbers(heads: tuple[int, int], head_dim: int) -> None:
+@pytest.mark.parametrize(("heads", "head_dim"), FUSED_HEADS)
+def test_fused_qkv_of_any_group_and_dimension_gives_the_same_numbers(heads: tuple[int, int], head_dim: int) -> None:
     case = make_case([(1, 50)], heads, head_dim, dtype=torch.float16)
-    check_raw(case, create("triton", case))
+    check_fused_qkv(case, create("triton", case))
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 64])
-def test_raw_heads_in_blocks_of_any_size_give_the_same_numbers(block_size: int) -> None:
+def test_fused_qkv_in_blocks_of_any_size_gives_the_same_numbers(block_size: int) -> None:
     case = make_case([(1, 70)], block_size=block_size)
-    check_raw(case, create("triton", case))
+    check_fused_qkv(case, create("triton", case))
 
 
 @pytest.mark.parametrize(("chunks", "taken"), [([(1, 5)], True), ([(1, 5), (1, 9)], False), ([(2, 9)], False)], ids=str)
@@ -166,20 +166,20 @@ CHUNKS = {
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_raw_heads_on_a_cpu_give_the_same_numbers(
+def test_fused_qkv_on_a_cpu_gives_the_same_numbers(
     chunks: list[tuple[int, int]], normalised: bool, dtype: torch.dtype
 ) -> None:
     case = make_case(chunks, dtype=dtype)
-    check_raw(case, create("cpu", case), normalised)
+    check_fused_qkv(case, create("cpu", case), normalised)
 
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("head_dim", [32, 96, 128, 256])
-def test_raw_heads_on_a_cpu_of_any_group_and_dimension_give_the_same_numbers(
+def test_fused_qkv_on_a_cpu_of_any_group_and_dimension_gives_the_same_numbers(
     heads: tuple[int, int], head_dim: int
 ) -> None:
     case = make_case([(1, 50), (4, 20)], heads, head_dim)
-    check_raw(case, create("cpu", case))
+    check_fused_qkv(case, create("cpu", case))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
@@ -189,11 +189,11 @@ def test_cpu_threads_rotate_every_token(threads: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for tokens in (33, 34, 40):
         case = make_case([(1, 30), (tokens - 1, 60)])
-        check_raw(case, cpu.create(case.shape))
+        check_fused_qkv(case, cpu.create(case.shape))
 
 
 @pytest.mark.parametrize("head_dim", [16, 48, 80])
-def test_the_cpu_kernel_takes_no_raw_heads_whose_half_is_no_vector(head_dim: int) -> None:
+def test_the_cpu_kernel_fuses_no_heads_whose_half_is_no_vector(head_dim: int) -> None:
     """It must not rotate them."""
     case = make_case([(1, 20)], head_dim=head_dim)
     backend = create("cpu", case)

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: when they are compiled anew, what threads may do with them, how they round."""
+"""The compiled CPU kernels: when they are compiled again, what threads may do with them, how they round."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
 
 
 def test_checkouts_with_the_same_kernels_share_a_cache_that_is_named_after_them() -> None:
-    """A fresh checkout must not compile for minutes what the one beside it has."""
+    """A fresh checkout must not compile for minutes what the one next to it has."""
     for kernel in (cpu_decode.decode, cpu_prefill.prefill, cpu_store.rotate_and_store, cpu_elementwise.norm):
         folders = compiled.HERE, Path(kernel.py_func.__code__.co_filename).parent
         name = f"numba-{compiled.digest(compiled.sources(*folders))}"
@@ -129,7 +129,7 @@ def _store_all(source, target, shape):
 
 @pytest.mark.parametrize(("dtype", "seen_as"), [(torch.bfloat16, np.uint16), (torch.float16, np.int16)])
 def test_store_rounds_to_nearest_even(dtype: torch.dtype, seen_as: type) -> None:
-    """Bit for bit as PyTorch rounds: every upper half of a float32, exactly between two neighbours and beside that."""
+    """Bit for bit as PyTorch rounds: every upper half of a float32, exactly between two neighbours and next to that."""
     upper = np.arange(0, 0x7F80, 7, dtype=np.uint32) << 16
     lower = np.array([0, 1, 0x1000, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     bits = (upper[:, None] | lower).ravel()

@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m4_flash_attention.fast.kernels import triton_decode, triton_decode_raw
+from stages.m4_flash_attention.fast.kernels import triton_decode, triton_decode_fused_qkv
 from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, padded_count
 from tests.depth import DEEP
-from tests.m4.cases import check_raw, make_case
+from tests.m4.cases import check_fused_qkv, make_case
 from tests.m4.test_backends import create
 
 
@@ -96,7 +96,7 @@ def test_parts_lose_no_token_and_read_only_what_was_written(
     kernel: Any = getattr(backend, f"_{kind}")
     rows = kernel.workspace.acc.shape[0] // len(kernel.workspace.arrived)
     kernel.workspace = Workspace(target, heads[kind == "decode"], rows, 64, torch.device("cpu"))
-    kernel.programs = 1 << 20  # prompts are cut until they have so many
+    kernel.programs = 1 << 20  # prompts are cut until they have this many
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
     case.check(backend)
@@ -104,24 +104,24 @@ def test_parts_lose_no_token_and_read_only_what_was_written(
 
 
 LONG, MANY = (333, 12) if DEEP else (141, 6)
-RAW = [(length, parts) for length in (1, 32, 33, 97, LONG) for parts in (1, 3, MANY)
-       if DEEP or parts < MANY or length == LONG]  # fmt: skip
+FUSED_QKV = [(length, parts) for length in (1, 32, 33, 97, LONG) for parts in (1, 3, MANY)
+             if DEEP or parts < MANY or length == LONG]  # fmt: skip
 """(length, parts). More parts than tiles are as many parts as tiles."""
 
 
-@pytest.mark.parametrize(("length", "parts"), RAW)
-def test_parts_of_raw_heads_lose_no_token_and_read_only_what_was_written(
+@pytest.mark.parametrize(("length", "parts"), FUSED_QKV)
+def test_parts_of_fused_qkv_lose_no_token_and_read_only_what_was_written(
     length: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_decode_raw, "MERGED", 512)  # four parts at a time, of up to five (or eleven)
+    monkeypatch.setattr(triton_decode_fused_qkv, "MERGED", 512)  # four parts at a time, of up to five (or eleven)
     case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
-    kernel: Any = backend._raw  # pyright: ignore[reportAttributeAccessIssue]
+    kernel: Any = backend._fused_qkv  # pyright: ignore[reportAttributeAccessIssue]
     kernel.config, kernel.parts = kernel.config | {"TILE": 32}, parts
     kernel.workspace = Workspace(parts, 4, 1, 128, torch.device("cpu"))
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
-    check_raw(case, backend)  # two steps
+    check_fused_qkv(case, backend)  # two steps
     assert not kernel.workspace.arrived.any(), "the next layer would start with these"
 
 

@@ -96,7 +96,7 @@ def test_prompts_without_decodes_beside_them_teach_the_same_cost(clock: Clock) -
 
 
 def test_a_prompt_chunk_of_two_tokens_never_counts_as_a_decode(clock: Clock) -> None:
-    """Sixteen chunks of two tokens are 32 tokens of prompts, and nobody decodes beside them."""
+    """Sixteen chunks of two tokens are 32 tokens of prompts, and no request decodes with them."""
     size = AutoChunkSize(target=0.050)
     step(clock, size, 0.010, 0)
     request = Request("r", [1] * 10, SamplingParams(), frozenset(), 0, 0.0)
@@ -116,7 +116,7 @@ def test_options_choose_the_size() -> None:
 
 @pytest.mark.parametrize("first", [16, 256, 4096])
 def test_the_size_is_learned_while_every_step_has_prompts(clock: Clock, first: int) -> None:
-    """Nobody ever decodes alone: the size still becomes that with which a step takes the target."""
+    """No step has decodes alone: the size still becomes that with which a step takes the target."""
     size = AutoChunkSize(target=0.050)
     size.tokens = first
     for _ in range(60):
@@ -135,7 +135,7 @@ def test_prompts_alone_teach_the_cost_of_a_token(clock: Clock) -> None:
 
 
 def test_prompts_grow_again_after_decodes_that_were_slow_once(clock: Clock) -> None:
-    """Many decoded, alone, in more than the target; few go on, beside prompts in every step."""
+    """Many decoded, alone, in more than the target; few go on, with prompts in every step."""
     size = AutoChunkSize(target=0.050)
     for _ in range(10):
         step(clock, size, 0.080, 0, decodes=64)

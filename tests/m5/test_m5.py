@@ -1,4 +1,4 @@
-"""Prompts in chunks, beside the decodes: the schedule, and tokens that do not depend on it."""
+"""Prompts in chunks, together with decodes: the schedule, and tokens that do not depend on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def record_plans(engine: Engine) -> list[StepPlan]:
         if made is not None:
             plans.append(made)
             served = {chunk.request.id for chunk in made.chunks} | {request.id for request in made.preempted}
-            assert served >= {request.id for request in decoding}, "somebody's decode stalled"
+            assert served >= {request.id for request in decoding}, "a decode stalled"
         return made
 
     scheduler.plan = plan  # type: ignore[method-assign]
@@ -48,7 +48,7 @@ def shape(plan: StepPlan) -> list[tuple[str, int]]:
 
 
 def test_a_long_prompt_never_stalls_decodes(build: Build) -> None:
-    """The schedule of the interview question, a quarter in size: 250 tokens in chunks of 64, beside two decodes."""
+    """The schedule of the interview question, a quarter in size: 250 tokens in chunks of 64, with two decodes."""
     engine = build("m5", max_num_seqs=3, prefill_chunk_size=64)
     for prompt in prompts_of([5, 6]):
         engine.add_request(prompt, exactly(9))

@@ -18,7 +18,7 @@ _known: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
 
 
 def alone(engine: Engine, prompt: list[int], count: int) -> list[int]:
-    """The greedy continuation, with the whole sequence computed anew for each token."""
+    """The greedy continuation, with the whole sequence computed again for each token."""
     key = (engine.stage, str(engine.config.model), tuple(prompt))
     if len(_known.get(key, ())) < count:
         _known[key] = greedy(engine.runner.model, prompt, count)

@@ -96,7 +96,7 @@ def test_samples_of_a_cached_prompt_are_those_without_a_cache(build: Build, inde
 
 @pytest.mark.parametrize("index", INDICES)
 def test_a_preempted_request_finds_its_own_blocks(build: Build, index: str) -> None:
-    """Two grow until one gives way. Nobody takes its memory, so that it loses no token but the last; and the hit rate
+    """Two grow until one gives way. No other takes its memory, so that it loses no token but the last; and the hit rate
     of prompts knows nothing of it."""
     engine = build("m6", block_size=SIZE, prefix_index=index, kv_cache_memory=8 * SIZE * TOKEN_BYTES)
     serve(engine, [words(0, 5), words(2, 5)], exactly(14))
@@ -113,7 +113,7 @@ def test_the_index_never_counts_as_an_owner_of_a_shared_block(build: Build, inde
     engine = build("m6", block_size=SIZE, prefix_index=index, max_num_seqs=2)
     engine.add_request(words(0, 16), exactly(9))
     engine.step()
-    assert engine.metrics()["blocks_shared_peak"] == 0, "nobody but its owner, and the index"
+    assert engine.metrics()["blocks_shared_peak"] == 0, "only its owner, and the index"
     engine.add_request(words(0, 14) + words(2, 3), exactly(2))
     engine.step()
     assert engine.metrics()["computed_tokens"] == 16 + 1 + (3 if index == "radix" else 5)

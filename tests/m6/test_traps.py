@@ -73,7 +73,7 @@ def test_a_block_that_is_not_full_is_never_shared(build: Build, index: str, leng
 
 @pytest.mark.parametrize("index", INDICES)
 def test_a_block_is_shared_only_once_its_chunk_is_planned(build: Build, index: str) -> None:
-    """A prompt of five blocks, computed three tokens at a time beside a decode: a second one finds what is planned."""
+    """A prompt of five blocks, computed three tokens at a time with a decode: a second one finds what is planned."""
     engine = build("m6", block_size=SIZE, prefix_index=index, prefill_chunk_size=3, max_num_seqs=4)
     engine.add_request(words(2, 3), exactly(30))
     engine.step()
@@ -308,7 +308,7 @@ def test_roots_of_old_salts_are_removed(build: Build) -> None:
 
 @pytest.mark.parametrize("index", INDICES)
 def test_a_reset_leaves_nothing_to_find(build: Build, index: str) -> None:
-    """Between runs, and under running requests, which register their blocks anew."""
+    """Between runs, and under running requests, which register their blocks again."""
     engine = build("m6", block_size=SIZE, prefix_index=index)
     ask(engine, words(0, 13))
     engine.reset_prefix_cache()

@@ -83,7 +83,7 @@ def test_conversion_equals_the_gguf_file(cache: Path, small_gguf: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_damaged_cache_is_made_anew(cache: Path, name: str, damage: str) -> None:
+def test_a_damaged_cache_is_made_again(cache: Path, name: str, damage: str) -> None:
     folder = open_embedded().folder
     before = all_logits(load_model("smollm2-135m-instruct"), [1, 2, 3])
     if damage == "gone":

@@ -75,7 +75,7 @@ class Running:
         wait_until(lambda: not self.service.thread._commands.empty())
 
     def wait_until_idle(self) -> None:
-        """Nobody is left, neither in the server nor in the engine, and the cache has everything back."""
+        """No request is left, neither in the server nor in the engine, and the cache has everything back."""
         wait_until(lambda: self.service.open_choices == 0)
         future = asyncio.run_coroutine_threadsafe(self.service.thread.call(look), self._loop())
         wait_until(lambda: not self.engine.has_unfinished)

@@ -162,7 +162,7 @@ def test_steps_that_all_fail_answer_everybody_and_do_not_spin(serve: Serve, wher
     assert running.get("/health").json()["status"] == "failing"
     left = failing.times
     time.sleep(0.1)
-    assert failing.times == left > 10_000 - 20 * FAILING_AFTER, "with nobody there, nothing is tried"
+    assert failing.times == left > 10_000 - 20 * FAILING_AFTER, "without requests, nothing is tried"
     failing.times = 0
     assert running.post("/v1/completions", SHORT).status_code == 200
     assert running.get("/health").status_code == 200

@@ -118,7 +118,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(serve: Serve, mo
 
 
 def test_prompts_that_are_being_encoded_have_their_places(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long ones are encoded one at a time, short ones beside them, and who finds no place is not encoded at all."""
+    """Long ones are encoded one at a time, short ones meanwhile; what finds no place is not encoded at all."""
     running = serve(engine={"max_num_seqs": 1}, max_queue=3)
     running.service._longest_text = None
     encode, go = parameters.encode, threading.Event()
@@ -151,7 +151,7 @@ def test_prompts_that_are_being_encoded_have_their_places(serve: Serve, monkeypa
     assert running.service.open_choices == 0, "what was refused gives its place back"
 
 
-def test_a_top_k_beyond_all_numbers_disturbs_nobody(serve: Serve) -> None:
+def test_a_top_k_beyond_all_numbers_disturbs_no_other_request(serve: Serve) -> None:
     running = serve()
     slow_down(running.engine, 0.005)
     statuses: list[int] = []
@@ -216,7 +216,7 @@ def test_names_that_were_made_to_lead_here_are_refused(serve: Serve) -> None:
         assert running.get("/v1/models", headers={"Host": name}).status_code == 200
     with_key = serve(api_keys=("k",))
     headers = {"Host": "my.example", "Authorization": "Bearer k"}
-    assert with_key.get("/v1/models", headers=headers).status_code == 200, "whoever has the key may use any name"
+    assert with_key.get("/v1/models", headers=headers).status_code == 200, "with the key, any name may be used"
     assert serve(host="0.0.0.0").get("/v1/models", headers={"Host": "my.example"}).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Progress bars where nobody has a terminal."""
+"""Progress bars without a terminal."""
 
 from __future__ import annotations
 

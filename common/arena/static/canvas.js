@@ -6,7 +6,7 @@ export function style(name) {
   return styles.getPropertyValue(name).trim();
 }
 
-// Pixels of so many rem: pictures grow with the page.
+// Converts rem to pixels: pictures grow with the page.
 export function rem(count) {
   return count * parseFloat(styles.fontSize);
 }

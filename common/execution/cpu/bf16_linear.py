@@ -41,11 +41,12 @@ class UpcastLinear(Linear):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) < self.many:
-            return self.few(x)
+            return self.small_batch(x)
         bias = None if self.bias is None else self.bias.float()
         return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
 
-    def few(self, x: torch.Tensor) -> torch.Tensor:
+    def small_batch(self, x: torch.Tensor) -> torch.Tensor:
+        """Fewer rows than `many`."""
         return super().__call__(x)
 
 
@@ -67,9 +68,9 @@ class NumbaLinear(UpcastLinear):
         """Are its sides made of whole vectors?"""
         return importlib.util.find_spec("numba") is not None and all(side % 16 == 0 for side in weight.shape)
 
-    def few(self, x: torch.Tensor) -> torch.Tensor:
+    def small_batch(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1 or x.dtype != self.weight.dtype or x.shape[1:] != (self._size,):
-            return super().few(x)  # which also says what is wrong with x
+            return super().small_batch(x)  # which also says what is wrong with x
         x, rows = x.contiguous(), len(x)
         out = x.new_empty(rows, self._outputs)
         sizes = rows, self._outputs, self._size

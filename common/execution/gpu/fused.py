@@ -40,18 +40,18 @@ class FusedOps(FusingOps):
         return triton_elementwise.swiglu(gate_up, self.launch)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if (few := _small_batch_kernel(proj, len(x))) is not None:
-            return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
+        if (kernel := _small_batch_kernel(proj, len(x))) is not None:
+            return kernel(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
         return proj(self.norm(x, norm))
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if (few := _small_batch_kernel(gate_up, len(x), gated=True)) is not None:
-            return few(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
+        if (kernel := _small_batch_kernel(gate_up, len(x), gated=True)) is not None:
+            return kernel(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
         return self.swiglu(gate_up(self.norm(x, norm)))
 
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        if (few := _small_batch_kernel(proj, len(x))) is not None:
-            return few(y, launch=self.launch, add_to=x)
+        if (kernel := _small_batch_kernel(proj, len(x))) is not None:
+            return kernel(y, launch=self.launch, add_to=x)
         return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)
 
     def qk_norm_rope(
@@ -75,7 +75,7 @@ class FusedOps(FusingOps):
 
 
 def _small_batch_kernel(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
-    """The matrix product for so few tokens that does its neighbours' work on the way; None: there is none."""
+    """The matrix product for a small batch, with its neighbours' work fused in; None if there is none."""
     if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
         return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
     return proj.small_batch_kernel(tokens, gated) if isinstance(proj, Fuses) else None

@@ -57,8 +57,8 @@ def _open_if_whole(folder: Path) -> HFFolder | None:
 def convert(gguf_path: Path, folder: Path, progress: bool | None = None) -> None:
     """Write a GGUF file's model as a Hugging Face folder: all of it, or nothing.
 
-    It is written under another name and moved at the end. When two processes convert at once, the one that ends first
-    wins.
+    It is written under another name and moved at the end. When two processes convert at once, the result of the
+    first to end is kept.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ class Statistics:
         self.counts = PrefixStats()
 
     def started(self, request: Request, cached: int, blocks: int) -> None:
-        """A request starts with so many of its tokens cached, and so many blocks shared."""
+        """A request starts with `cached` of its tokens from the cache, and shares `blocks` blocks."""
         if request.num_preemptions:
             self.counts.recovered += cached
             return

@@ -15,7 +15,7 @@ CALIBRATION = DATA / "calibration.txt"
 
 SEQUENCES = 64
 LENGTH = 512
-"""Calibration: so many sequences of so many tokens."""
+"""Of calibration: the number of sequences, and the tokens of each."""
 
 FEWEST_TOKENS = 2048
 """With fewer, most inputs' Hessian rests on the damping alone."""

@@ -14,11 +14,11 @@ from common.execution.cpu.arrays import NUMBA_POOL_LOCK
 from common.models.quantized_weight import QuantizedWeight
 
 DEQUANTIZE_TOKENS = 56
-"""PyTorch's kernel takes time in proportion to the tokens; from so many on, writing the weight out is faster."""
+"""PyTorch's kernel takes time in proportion to the tokens; from this many on, writing the weight out is faster."""
 Dequantize = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 OUTPUTS = 64
-"""Weights with other than multiples of so many outputs are not worth a kernel."""
+"""Our kernel writes this many outputs at a time; it takes only weights with a multiple of it."""
 
 
 class Scratch:

@@ -18,7 +18,7 @@ WHY = "reads the blocks in place; of those measured on a CPU the fastest"
 CAPTURABLE = True
 
 FEW_TOKENS = 32
-"""One thread has rotated and stored so many before another has woken up."""
+"""Up to this many tokens, one thread rotates and stores them before another has woken up."""
 
 
 def why_not(shape: AttentionShape) -> str | None:

@@ -42,14 +42,14 @@ class TritonBackend:
 
     def __init__(self, shape: AttentionShape) -> None:
         from stages.m4_flash_attention.fast.kernels.triton_decode import DecodeKernel
-        from stages.m4_flash_attention.fast.kernels.triton_decode_raw import RawDecodeKernel
+        from stages.m4_flash_attention.fast.kernels.triton_decode_fused_qkv import FusedQkvDecodeKernel
         from stages.m4_flash_attention.fast.kernels.triton_prefill import PrefillKernel
         from stages.m4_flash_attention.fast.kernels.triton_store import store
 
         kind = shape.head_dim, shape.dtype, shape.device
         self._store, self._launch = store, launch_options(shape.device)
         self._decode = DecodeKernel(shape.num_kv_heads, shape.group, *kind)
-        self._raw = RawDecodeKernel(shape.num_heads, *kind)
+        self._fused_qkv = FusedQkvDecodeKernel(shape.num_heads, *kind)
         self._prefill = PrefillKernel(shape.num_heads, *kind)
 
     def begin(self, batch: RaggedBatch) -> None:
@@ -76,7 +76,7 @@ class TritonBackend:
     ) -> torch.Tensor:
         norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
         step = self._batch
-        return self._raw(qkv, norms, cos, sin, kv, step.slot_mapping, step.block_tables, step.seq_lens)
+        return self._fused_qkv(qkv, norms, cos, sin, kv, step.slot_mapping, step.block_tables, step.seq_lens)
 
 
 create = TritonBackend

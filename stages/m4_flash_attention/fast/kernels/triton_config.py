@@ -30,7 +30,7 @@ FEW: dict[tuple[int, int], Config] = {
     (128, 2): {"ROWS": 64, "TILE": 64, "num_warps": 4, "num_stages": 2},
 }
 """For few queries: narrower tiles, of which two fit on a processor at a time."""
-RAW: dict[tuple[int, int], Config] = {
+FUSED_QKV: dict[tuple[int, int], Config] = {
     (64, 2): {"TILE": 256, "num_warps": 4},
     (128, 2): {"TILE": 256, "num_warps": 8},
     (256, 2): {"TILE": 64, "num_warps": 4},

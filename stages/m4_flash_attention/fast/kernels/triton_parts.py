@@ -1,7 +1,7 @@
 """Contexts cut into parts of about one size, for the kernels of decodes and of prompts alike.
 
 What a part is follows from the whole batch: as many tiles of K and V as make `TARGET` parts of all the work together.
-So few queries over a long context keep every processor of the GPU busy, and so does one long context among short ones.
+Thus a few queries over a long context keep every SM of the GPU busy, and so does one long context among short ones.
 The parts are numbered through all sequences, and each program finds its own from the lengths, on the device: one CUDA
 graph serves every step. Programs that find none leave at once. The program that finishes last, by a counter, puts the
 parts of a context together.
@@ -21,7 +21,7 @@ def find_part(rows, context, number, TARGET: tl.constexpr):
     """The number-th part of all.
 
     rows, context: for each sequence, how many tiles of queries it has and how many tiles of keys those go through.
-    TARGET: so many parts are aimed at; 0: nothing is cut. Returns the sequence (the vectors' length: there is no such
+    TARGET: the number of parts aimed at; 0: nothing is cut. Returns the sequence (the vectors' length: there is no such
     part), which of its parts it is (those of its first tile of queries come first), the parts of one tile of queries,
     the tiles of keys in one part, and how many parts there are in front of the sequence's first, counting those of cut
     sequences only.
@@ -89,8 +89,8 @@ def merge_parts(
 class Workspace:
     """Where parts are left, allocated once: a CUDA graph keeps its address.
 
-    The cut sequences' parts are fewer than two `target` for each head (to be cut at all a context must be 1.5 shares
-    long, which rounds to at most 4/3 of what it is): so many places there are, of `rows` rows each.
+    There are 2 * `target` places for each head, of `rows` rows each. The parts of cut sequences are fewer: to be cut at
+    all a context must be 1.5 shares long, which rounds to at most 4/3 of what it is.
     """
 
     def __init__(self, target: int, heads: int, rows: int, dim: int, device: torch.device) -> None:

@@ -4,7 +4,7 @@ A program computes one tile of one sequence's queries for one head. Keys before 
 all of its rows, so those tiles (almost all of the work) need no mask at all; only the diagonal does. Where the queries
 are too few to fill the GPU, a program goes through a part of the context only (`triton_parts`).
 
-Where a sequence begins is known on the device only, so that a CUDA graph serves any sequences of so many tokens. T
+Where a sequence begins is known on the device only, so a CUDA graph serves all steps with T tokens in B sequences. T
 tokens of B sequences have at most T // ROWS + B tiles of queries, in at most `TARGET` more parts.
 """
 
@@ -155,7 +155,7 @@ class PrefillKernel:
         query_starts: torch.Tensor, num_tokens: int, out: torch.Tensor,
     ) -> None:  # fmt: skip
         """q and out [T, Hq, D] (rows may lie apart); query_starts [B + 1] counts in q's rows; kv is one layer's.
-        num_tokens: so many queries the sequences have together, or more."""
+        num_tokens: at least as many as the sequences have queries together."""
         heads, dim = q.shape[1], q.shape[2]
         config, num_seqs = prefill_config(dim, q.dtype, num_tokens * heads), seq_lens.shape[0]
         enough = num_tokens * heads >= self.programs * config["ROWS"]

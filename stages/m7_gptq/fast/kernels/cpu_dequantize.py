@@ -1,4 +1,4 @@
-"""PyTorch's packed 4-bit weight written out in bfloat16, for so many tokens that oneDNN's product earns it back.
+"""PyTorch's packed 4-bit weight written out in bfloat16: with many tokens, oneDNN's product saves more than that costs.
 
 PyTorch (`_convert_weight_to_int4pack_for_cpu`) lays the codes out for its own kernel, and how depends on the processor:
 this reads the layout of AVX-512. For 64 outputs at a time and each input, 32 bytes: outputs 0 ... 31 in the low four

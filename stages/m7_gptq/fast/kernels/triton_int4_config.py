@@ -10,9 +10,9 @@ from __future__ import annotations
 Config = dict[str, int]
 
 GEMV_TOKENS = 2
-"""Up to so many tokens are multiplied one after the other, the weight in registers; more are faster as tiles."""
+"""Up to this many tokens are multiplied one after the other, the weight in registers; more are faster as tiles."""
 DEQUANTIZE_TOKENS = 256
-"""From so many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
+"""From this many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
 
 GEMV: dict[tuple[int, int], Config] = {  # inputs and outputs up to: rows of a program (16 or 32), warps
     (1024, 1024): {"ROWS": 16, "WARPS": 4},

@@ -28,11 +28,11 @@ from common.execution.gpu.triton_gemv import GemvConfig
 MAGIC = 0x3FC00000
 """1.5, whose mantissa's highest bit is the flipped sign of a code that is not negative."""
 GEMV_TOKENS = 1
-"""Up to so many tokens (4 at most) are multiplied one after the other; more take the tensor cores."""
+"""Up to this many tokens (4 at most) are multiplied one after the other; more take the tensor cores."""
 LOADS = 16
 """Of 16 bytes, by each thread, all on their way at once. For rows of 1,024 inputs: 16 KB a program."""
 WARP = 32 * 4
-"""Words of a row that a warp loads at once. With so many warps as a row has, x lies in the threads that want it."""
+"""Words of a row that a warp loads at once. With a warp for each such part, x lies in the threads that use it."""
 TILES = {  # tokens up to
     16: {"TOKENS": 16, "ROWS": 64, "WORDS": 64, "num_warps": 4, "num_stages": 3},
     32: {"TOKENS": 32, "ROWS": 64, "WORDS": 64, "num_warps": 4, "num_stages": 3},

@@ -1,4 +1,4 @@
-"""The decode of one sequence in one launch, from heads as the model's projection gives them.
+"""The decode of one sequence in one launch, straight from the qkv projection.
 
 With one token a kernel waits longer for the one in front than it computes. So this one does the work of three: it
 normalises and rotates queries and keys, stores keys and values, and attends. It takes no tensor cores, whose 16 rows
@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm
-from stages.m4_flash_attention.fast.kernels.triton_config import RAW, choose
+from stages.m4_flash_attention.fast.kernels.triton_config import FUSED_QKV, choose
 from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, leave_part, merge_parts, num_sms
 
 # pyright: basic
@@ -85,7 +85,7 @@ def attend_tile(query, key, value, valid, scale, m, l, acc):
 
 
 @triton.jit(do_not_specialize_on_alignment=["table", "seq_len"])
-def raw_decode_kernel(
+def fused_qkv_decode_kernel(
     qkv, keys, values, table, seq_len, slot, q_gain, k_gain, cos, sin, out, part_acc, part_l, part_m,
     arrived, scale, eps, block_stride, slot_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
@@ -149,11 +149,11 @@ def raw_decode_kernel(
             tl.store(out[None, :], (merged / total[:, None]).to(out.dtype.element_ty))
 
 
-class RawDecodeKernel:
+class FusedQkvDecodeKernel:
     """The kernel, and the place for its parts."""
 
     def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = choose(RAW, head_dim, dtype)
+        self.config = choose(FUSED_QKV, head_dim, dtype)
         self._launch = launch_options(device)
         self.parts = max(1, num_sms(device) * PROGRAMS_PER_SM // num_heads)
         self.workspace = Workspace(self.parts, num_heads, 1, head_dim, device)
@@ -175,7 +175,7 @@ class RawDecodeKernel:
         heads = qkv.shape[1] - 2 * kv_heads
         out = torch.empty(1, heads, dim, dtype=qkv.dtype, device=qkv.device)
         q_gain, k_gain, eps = (None, None, 0.0) if norms is None else (norms[0].weight, norms[1].weight, norms[0].eps)
-        kernel: Any = raw_decode_kernel[(heads, self.parts)]
+        kernel: Any = fused_qkv_decode_kernel[(heads, self.parts)]
         kernel(
             qkv, kv[0], kv[1], table, seq_len, slot, q_gain, k_gain, cos, sin, out, *self.workspace.tensors(),
             dim**-0.5 * LOG2E, eps, kv.stride(1), kv.stride(2), KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dim,
