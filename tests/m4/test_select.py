@@ -63,7 +63,7 @@ def test_backend_that_cannot_run_says_why_and_what_can(monkeypatch: pytest.Monke
         select.choose("triton", SHAPE)
     message = str(raised.value)
     assert "needs a GPU, and the device is cpu" in message
-    assert "Choose from: auto, naive, torch, cpu" in message
+    assert "Choose from: auto, cpu, naive, torch" in message
     assert "\n" not in message
 
 

@@ -15,7 +15,9 @@ import pkgutil
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
+from torch import Tensor  # not torch itself: a backend here has its name
+from torch import device as Device
+from torch import dtype as DType
 
 from common.batch import RaggedBatch
 from common.models.ops import Heads
@@ -31,8 +33,8 @@ class AttentionShape:
     num_kv_heads: int
     head_dim: int
     block_size: int
-    dtype: torch.dtype
-    device: torch.device
+    dtype: DType
+    device: Device
 
     @property
     def group(self) -> int:
@@ -45,11 +47,11 @@ class Backend(Protocol):
 
     def begin(self, batch: RaggedBatch) -> None: ...
 
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    def store(self, kv: Tensor, k: Tensor, v: Tensor) -> None:
         """k, v [T, Hkv, D] (rows may lie apart) into their slots of one layer."""
         ...
 
-    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
         """q [T, Hq, D] (rows may lie apart) over one layer, causally; returns [T, Hq, D]."""
         ...
 
@@ -62,15 +64,13 @@ class FusesQkv(Protocol):
         """Can it do so in the step that has begun?"""
         ...
 
-    def fused_qkv(
-        self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
-    ) -> torch.Tensor:
+    def fused_qkv(self, layer: Heads, qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor) -> Tensor:
         """qkv [T, Hq + 2 Hkv, D] as the projection gives it, cos and signed sin [T, 1, D]: normalise, rotate, store,
         attend; returns [T, Hq, D]."""
         ...
 
 
-def store_rows(kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+def store_rows(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """The store in PyTorch: k and v [T, Hkv, D] to the slots of one layer."""
     kv[0].flatten(0, 1).index_copy_(0, slots, k)
     kv[1].flatten(0, 1).index_copy_(0, slots, v)
