@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 import subprocess
 import sys
 
-from benchmarks.environment import ROOT, environment
-from benchmarks.files import write_atomically
+GIVEN = dict(os.environ)  # before our own imports choose a number of threads: tests choose theirs
+
+from benchmarks.environment import ROOT, environment  # noqa: E402
+from benchmarks.files import write_atomically  # noqa: E402
 
 REPORT = ROOT / "reports" / "test-all.txt"
 
@@ -15,7 +18,7 @@ REPORT = ROOT / "reports" / "test-all.txt"
 def main() -> int:
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
     lines: list[str] = []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=GIVEN, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)

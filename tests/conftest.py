@@ -13,11 +13,18 @@ import torch
 import stages
 from common import Engine
 from common.config import DEFAULT_MODEL
+from common.execution.threads import usable_cpus
 from common.models import load_tokenizer
 from common.text.tokenizer import Tokenizer
 from tests.coverage import pytest_sessionfinish, pytest_testnodedown  # noqa: F401 - hooks
 from tests.share import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - hooks
 from tests.summary import pytest_terminal_summary  # noqa: F401 - a hook
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """By affinity and quota; xdist itself would count cores."""
+    return usable_cpus()
+
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any test module defines or imports a kernel

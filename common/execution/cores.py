@@ -28,6 +28,9 @@ INTERVAL = 0.1
 STALE = 3.0
 """Seconds after which the last look is too old: the engine had nothing to do."""
 
+_chosen: list[tuple[int, int]] = []
+"""What an engine of this process set last, and of how many threads at most."""
+
 CPU_TIMES = Path("/proc/stat")
 
 
@@ -37,7 +40,9 @@ class SharedCores:
 
     def __init__(self, cpu_times: Path = CPU_TIMES) -> None:
         self._cpu_times = cpu_times
-        self._most = self._set = torch.get_num_threads()
+        self._set = torch.get_num_threads()
+        chosen, most = _chosen[-1] if _chosen else (0, 0)
+        self._most = most if self._set == chosen else self._set  # not what an engine has just lowered it to
         kept = os.environ.get("OMP_DYNAMIC", "").strip().lower() in ("false", "0")
         self._follows = not kept and self._most > 1 and usable_cpus() <= self._most
         self._looked = -STALE
@@ -54,6 +59,8 @@ class SharedCores:
             self._follows = False
             return
         (cpus, self._idle), self._own = idle, time.process_time()
+        if torch.get_num_threads() != self._set and _chosen and torch.get_num_threads() == _chosen[-1][0]:
+            self._set = torch.get_num_threads()  # another engine of this process has looked
         if torch.get_num_threads() != self._set:  # set by other code: that is the most now
             self._most = self._set = torch.get_num_threads()
         seconds = now - before[0]
@@ -65,6 +72,7 @@ class SharedCores:
         if threads != self._set:
             use_threads(threads)
             self._set = threads
+            _chosen[:] = [(threads, self._most)]
 
 
 def idle_seconds(path: Path = CPU_TIMES) -> tuple[int, float] | None:

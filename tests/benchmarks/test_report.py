@@ -22,6 +22,7 @@ from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
 from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
 from benchmarks.report.write import write_all
+from benchmarks.table import rate
 from common.errors import UserError
 
 KEPT = REPORTS / "cpu" / "ladder.json"
@@ -272,9 +273,9 @@ def test_the_page_needs_nothing_beside_itself(put: Put, tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in page
     speed = Results.read(KEPT).records[1].output_tokens_per_s
     assert speed is not None
-    assert f"{speed:.0f} ±" in page
+    assert f"{rate(speed)} ±" in page
     text = (tmp_path / "report.md").read_text()
-    assert f"{speed:.0f} ±" in text
+    assert f"{rate(speed)} ±" in text
     assert (tmp_path / "cpu" / "ladder-throughput.png").is_file()
     assert re.search(r"!\[[^\]]*\]\(cpu/ladder-throughput\.png\)", text)
 

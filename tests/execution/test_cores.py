@@ -40,6 +40,7 @@ class Machine:
             ("os.sched_getaffinity", lambda process: set(range(cpus))),
         ):
             monkeypatch.setattr(f"common.execution.cores.{name}", function)
+        monkeypatch.setattr(cores, "_chosen", [])
         self.run(1.0)
 
     def run(self, seconds: float, own: float = 0.0, others: float = 0.0) -> None:
@@ -82,6 +83,16 @@ def test_one_of_many_cpus_that_is_busy_costs_one_thread(
     shared = SharedCores(machine.path)
     shared.follow()
     assert after(machine, shared, own=min(12.0, 16 - others), others=others) == threads
+
+
+def test_an_engine_built_beside_a_load_takes_all_threads_once_it_is_gone(two: Machine) -> None:
+    first = SharedCores(two.path)
+    first.follow()
+    assert after(two, first, own=1.0, others=1.0) == 1
+    second = SharedCores(two.path)
+    second.follow()
+    assert after(two, second, own=1.0, others=0.0) == 2
+    assert after(two, first, own=1.0, others=0.0) == 2, "the first engine, too"
 
 
 def test_between_two_looks_and_after_a_long_pause_the_number_stays(two: Machine) -> None:

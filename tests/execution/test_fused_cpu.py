@@ -16,9 +16,12 @@ from tests.helpers import all_logits
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=[fused_cpu.SINGLE_THREAD_LIMIT, 0], ids=["one thread", "all threads"])
+@pytest.fixture(params=[0, 1, 3], ids=["one thread", "one of several", "three threads"])
 def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CompiledOps:
-    monkeypatch.setattr(fused_cpu, "SINGLE_THREAD_LIMIT", request.param)
+    """Rows shared out among threads: by one thread here, each part after the other."""
+    if request.param:
+        monkeypatch.setattr(fused_cpu, "SINGLE_THREAD_LIMIT", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return CompiledOps()
 
 
