@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ENABLED = "FOLOVLLM_COVERAGE"
 SOURCES = [str(ROOT / folder) for folder in ("common", "stages")]
+COMPILED = re.compile(r"^@(compiled|njit|intrinsic)\b", re.MULTILINE)
+"""In a file that Numba compiles."""
 _measured: Any = None
 _of_workers: list[dict[str, Any]] = []
 
@@ -35,8 +37,7 @@ def start() -> None:
 
 def _left_out(path: Path) -> bool:
     """Command lines, which run in processes of their own, and what Numba compiles, or runs only while it compiles."""
-    numba = re.search(r"^@(compiled|njit|intrinsic)\b", path.read_text("utf-8"), re.MULTILINE)
-    return path.name == "__main__.py" or numba is not None
+    return path.name == "__main__.py" or COMPILED.search(path.read_text("utf-8")) is not None
 
 
 def compile_measured(source: Any, filename: str = "", mode: str = "exec") -> Any:

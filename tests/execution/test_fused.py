@@ -34,7 +34,7 @@ DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda") 
 ROWS = [1, 2, 3, triton_gemv.MAX_ROWS, triton_gemv.MAX_ROWS + 1] + [8, 9, 20] * DEEP
 """More than MAX_ROWS are all alike: the library's product, and a program for each row between the products."""
 
-SIZES = [(64, 1), (100, 7), (576, 27), (16, 110), (1030, 5)]
+SIZES = [(64, 1), (100, 7), (576, 27), (16, 110), (1030, 5)] + [(576, 60), (1030, 13)] * DEEP
 """Inputs and outputs of a product: one output, and last tiles with 1, 3 and 14 of them."""
 
 DRAWS = by_depth(3, 8)
@@ -47,6 +47,13 @@ def ops(monkeypatch: pytest.MonkeyPatch) -> FusedOps:
     return FusedOps(torch.device(DEVICE))
 
 
+@pytest.fixture(params=[2] + [5] * DEEP, ids="at least {} programs".format)
+def product_ops(ops: FusedOps, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FusedOps:
+    if DEVICE == "cpu":
+        monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", request.param)
+    return ops
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "width", "dim"), [(1, 64, 16), (3, 100, 24), (20, 576, 64), (2, 1030, 128)])
 def test_every_row_is_that_of_its_own_token_and_position(
@@ -56,7 +63,7 @@ def test_every_row_is_that_of_its_own_token_and_position(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100), (4, 576), (2, 1030)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100), (4, 576), (2, 1030)] + [(9, 576)] * DEEP)
 def test_norm_is_right_at_widths_that_are_no_power_of_two(
     ops: FusedOps, rows: int, width: int, dtype: torch.dtype
 ) -> None:
@@ -65,20 +72,25 @@ def test_norm_is_right_at_widths_that_are_no_power_of_two(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
-def test_products_are_right_on_both_sides_of_the_row_limit(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
-    check_products(ops, Inputs(dtype, DEVICE), rows, 48, 80)
+def test_products_are_right_on_both_sides_of_the_row_limit(
+    product_ops: FusedOps, rows: int, dtype: torch.dtype
+) -> None:
+    check_products(product_ops, Inputs(dtype, DEVICE), rows, 48, 80)
 
 
 @pytest.mark.parametrize(("width", "outputs"), SIZES)
 @pytest.mark.parametrize("bias", [False, True] if DEEP else [True])  # without one: the test above
-def test_products_are_right_at_sizes_that_no_tile_divides(ops: FusedOps, width: int, outputs: int, bias: bool) -> None:
-    check_products(ops, Inputs(torch.float32, DEVICE), 2, width, outputs, bias)
+def test_products_are_right_at_sizes_that_no_tile_divides(
+    product_ops: FusedOps, width: int, outputs: int, bias: bool
+) -> None:
+    check_products(product_ops, Inputs(torch.float32, DEVICE), 2, width, outputs, bias)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "heads", "dim"), [(1, (4, 2), 16), (3, (9, 3), 64), (2, (8, 1), 24), (2, (2, 2), 128)]
+    ("rows", "heads", "dim"),
+    [(1, (4, 2), 16), (3, (9, 3), 64), (2, (8, 1), 24), (2, (2, 2), 128)] + [(11, (8, 1), 24)] * DEEP,
 )
 def test_every_head_is_normalised_and_rotated_on_its_own(
     ops: FusedOps, rows: int, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype
@@ -88,7 +100,10 @@ def test_every_head_is_normalised_and_rotated_on_its_own(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "vocab"), [(2, 5), (3, 2048), (3, 2049), (5, 9000) if DEEP else (3, 4500)])
+@pytest.mark.parametrize(
+    ("rows", "vocab"),
+    [(2, 5), (3, 2048), (3, 2049), (5, 9000) if DEEP else (3, 4500)] + [(1, 5), (4, 2048)] * DEEP,
+)
 def test_drawn_tokens_are_right_around_the_end_of_a_chunk(
     ops: FusedOps, rows: int, vocab: int, dtype: torch.dtype
 ) -> None:
@@ -97,7 +112,7 @@ def test_drawn_tokens_are_right_around_the_end_of_a_chunk(
 
 @pytest.mark.parametrize("temperature", [0.01, 0.7, 30.0])
 def test_drawn_tokens_are_right_at_extreme_temperatures(ops: FusedOps, temperature: float) -> None:
-    check_sample(ops, Inputs(torch.float32, DEVICE), 3, 5000, temperature, DRAWS)
+    check_sample(ops, Inputs(torch.float32, DEVICE), by_depth(3, 4), 5000, temperature, DRAWS)
 
 
 def test_every_token_gets_its_share_of_the_noise(ops: FusedOps) -> None:
@@ -124,21 +139,21 @@ def test_of_equal_logits_the_first_is_taken(ops: FusedOps) -> None:
 
 
 def test_token_does_not_depend_on_the_rest_of_the_batch(ops: FusedOps) -> None:
-    make = Inputs(torch.float32, DEVICE)
-    logits, degrees = make.tensor(3, 3000), torch.full((3,), 0.8, device=DEVICE)
-    noise = torch.rand(3, dtype=torch.float64, generator=make.generator).to(DEVICE)
+    make, rows = Inputs(torch.float32, DEVICE), by_depth(3, 6)
+    logits, degrees = make.tensor(rows, 3000), torch.full((rows,), 0.8, device=DEVICE)
+    noise = torch.rand(rows, dtype=torch.float64, generator=make.generator).to(DEVICE)
     together = ops.sample(logits, degrees, noise)
-    alone = [ops.sample(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(3)]
+    alone = [ops.sample(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(rows)]
     assert together.tolist() == alone
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])
 @pytest.mark.parametrize("tokens", [1, 6] + [20] * DEEP)
-def test_whole_model_gives_the_same_logits(ops: FusedOps, preset: str, tokens: int) -> None:
+def test_whole_model_gives_the_same_logits(product_ops: FusedOps, preset: str, tokens: int) -> None:
     model = load_model(f"random:{preset}", device=DEVICE)
     ids = [(7 * i * i + 3) % 97 for i in range(tokens)]
     expected = all_logits(model, ids)
-    model.ops = ops
+    model.ops = product_ops
     torch.testing.assert_close(all_logits(model, ids), expected, atol=2e-4, rtol=1e-4)
 
 

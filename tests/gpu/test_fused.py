@@ -41,20 +41,24 @@ def ops(request: pytest.FixtureRequest) -> FusedOps:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 9, 64])
 @pytest.mark.parametrize(("width", "outputs"), [(1024, 4096), (2048, 1024), (3072, 1024), (576, 960), (2560, 9728)])
-def test_products(ops: FusedOps, width: int, outputs: int, rows: int, dtype: torch.dtype) -> None:
+def test_products_equal_their_definitions(
+    ops: FusedOps, width: int, outputs: int, rows: int, dtype: torch.dtype
+) -> None:
     check_products(ops, Inputs(dtype, "cuda"), rows, width, outputs, bias=rows % 2 == 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("width", "dim"), [(576, 64), (1024, 128), (2560, 128)])
-def test_embed(ops: FusedOps, width: int, dim: int, dtype: torch.dtype) -> None:
+def test_every_row_is_that_of_its_own_token_and_position(
+    ops: FusedOps, width: int, dim: int, dtype: torch.dtype
+) -> None:
     for rows in (1, 7, 500):
         check_embed(ops, Inputs(dtype, "cuda"), rows, width, dim)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [576, 1024, 2560])
-def test_norm(ops: FusedOps, width: int, dtype: torch.dtype) -> None:
+def test_norm_equals_its_definition(ops: FusedOps, width: int, dtype: torch.dtype) -> None:
     check_norm(ops, Inputs(dtype, "cuda"), 300, width)
 
 
@@ -72,14 +76,16 @@ def test_norm_on_a_gpu_is_its_definition(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "dim"), HEADS)
 @pytest.mark.parametrize("normalised", [False, True])
-def test_norm_rotate(ops: FusedOps, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype) -> None:
+def test_every_head_is_normalised_and_rotated_on_its_own(
+    ops: FusedOps, heads: tuple[int, int], dim: int, normalised: bool, dtype: torch.dtype
+) -> None:
     for rows in (1, 7, 500):
         check_qk_norm_rope(ops, Inputs(dtype, "cuda"), rows, heads, dim, normalised)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 64])
-def test_pick(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
+def test_drawn_tokens_are_those_of_the_definition(ops: FusedOps, rows: int, dtype: torch.dtype) -> None:
     check_sample(ops, Inputs(dtype, "cuda"), rows, 151_936)
 
 

@@ -51,6 +51,8 @@ WORK = {
     "a long prompt": [(32, 64)],
 }
 """Rows and context of each sequence."""
+if DEEP:
+    WORK["a longer prompt"] = [(64, 128)]
 TARGETS = (1, 3, 7, 28, 40) if DEEP else (1, 7, 28)  # 28: "alike" makes more parts than that
 
 
@@ -84,13 +86,16 @@ CUT = {
 
 @pytest.mark.parametrize("target", [1, 5, 64 if DEEP else 12], ids=["uncut", "some cut", "a part for each tile"])
 @pytest.mark.parametrize(
-    ("kind", "heads"),
-    [("decode", (6, 2)), ("prefill", (4, 2))] + [("decode", (9, 3)), ("prefill", (6, 2)), ("prefill", (9, 3))] * DEEP,
+    ("kind", "heads", "merged"),
+    [("decode", (6, 2), 1024), ("prefill", (4, 2), 1024)]
+    + [("decode", (9, 3), 1024), ("prefill", (6, 2), 1024), ("prefill", (9, 3), 1024)] * DEEP
+    + [("decode", (6, 2), triton_decode.MERGED), ("decode", (9, 3), triton_decode.MERGED)] * DEEP,
 )
 def test_parts_lose_no_token_and_read_only_what_was_written(
-    kind: str, target: int, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    kind: str, target: int, heads: tuple[int, int], merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_decode, "MERGED", 1024)  # four parts at a time, of six
+    """With 1,024 numbers merged at a time these are four parts, of six."""
+    monkeypatch.setattr(triton_decode, "MERGED", merged)
     case = make_case(CUT[kind], heads, padded_rows=kind == "decode")
     backend = create("triton", case)
     kernel: Any = getattr(backend, f"_{kind}")
@@ -109,11 +114,13 @@ FUSED_QKV = [(length, parts) for length in (1, 32, 33, 97, LONG) for parts in (1
 """(length, parts). More parts than tiles are as many parts as tiles."""
 
 
+@pytest.mark.parametrize("merged", [512] + [triton_decode_fused_qkv.MERGED] * DEEP)
 @pytest.mark.parametrize(("length", "parts"), FUSED_QKV)
 def test_parts_of_fused_qkv_lose_no_token_and_read_only_what_was_written(
-    length: int, parts: int, monkeypatch: pytest.MonkeyPatch
+    length: int, parts: int, merged: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_decode_fused_qkv, "MERGED", 512)  # four parts at a time, of up to five (or eleven)
+    """With 512 numbers merged at a time these are four parts, of up to five (or eleven)."""
+    monkeypatch.setattr(triton_decode_fused_qkv, "MERGED", merged)
     case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
     kernel: Any = backend._fused_qkv  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,6 +14,7 @@ from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.fast.int8_head import Int8Head, takes
 from stages.m7_gptq.head import HeadWeight, QuantizedHead, eight_bit_head, round_rows
 from tests.conftest import TINY
+from tests.depth import DEEP
 from tests.helpers import all_logits, rounded
 from tests.m7.head_checks import check_head, check_norm, make_head
 
@@ -87,7 +88,7 @@ class TestKernels:
         pytest.importorskip("triton")
 
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
-    @pytest.mark.parametrize("shape", [(21, 576), (64, 64), (37, 100)], ids=str)
+    @pytest.mark.parametrize("shape", [(21, 576), (64, 64), (37, 100)] + [(101, 576)] * DEEP, ids=str)
     def test_few_tokens(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
         from stages.m7_gptq.fast.kernels import triton_int8
 
@@ -106,14 +107,17 @@ class TestKernels:
 
     @pytest.mark.parametrize("dtype", [HALF, BF16], ids=str)
     @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-    def test_norm_is_done_once(self, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("rows", [21] + [101] * DEEP)  # two programs, and seven; the last is not full
+    def test_norm_is_done_once(
+        self, rows: int, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from common.execution.gpu import triton_elementwise
         from common.execution.gpu.fused import FusedOps
         from stages.m7_gptq.fast.kernels import triton_int8
 
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", 4)
         monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))
-        head = make_head(21, 576, dtype)  # two programs, the last not full
+        head = make_head(rows, 576, dtype)
         check_norm(FusedOps(torch.device("cpu")), Int8Head(head), head, tokens, dtype)
 
     def test_the_result_is_added_to_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:

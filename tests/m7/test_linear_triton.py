@@ -27,13 +27,19 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu run
 
 CPU = torch.device("cpu")
 HALF = torch.float16
-INPUTS = {"whole blocks": 256, "half a block at the end": 192, "one block": 64}
+SHAPES = {"whole blocks": (256, 32, 128), "half a block at the end": (192, 32, 128), "one block": (64, 32, 128)}
+"""Inputs, and the outputs of each kernel: two programs."""
+if DEEP:
+    SHAPES |= {
+        "three whole blocks": (384, 64, 64),
+        "four blocks and a half": (576, 64, 64),
+        "one block, other numbers of programs": (64, 64, 64),
+    }
 
 
-@pytest.fixture
-def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_two_programs(monkeypatch: pytest.MonkeyPatch, warps: int) -> None:
     """The interpreter runs one after another. For 32 outputs they have one tile each, for 64 two."""
-    monkeypatch.setattr(triton_int4_gemv, "gemv_config", lambda inputs, outputs: {"ROWS": outputs // 2, "WARPS": 2})
+    monkeypatch.setattr(triton_int4_gemv, "gemv_config", lambda inputs, outputs: {"ROWS": outputs // 2, "WARPS": warps})
 
 
 class Layer:
@@ -55,11 +61,12 @@ class Layer:
 @pytest.mark.parametrize("kernel", ["gemv", "tiles"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("shape", INPUTS)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_each_group_takes_its_own_scale_and_zero_point(shape: str, group: int, symmetric: bool, kernel: str) -> None:
     """In several programs and, of the matrix-vector kernel, in as many parts as there are blocks."""
-    inputs = INPUTS[shape]
-    weight = make_weight(inputs, 32 if kernel == "gemv" else 128, group, symmetric=symmetric, bias=True)
+    inputs, gemv_outputs, tiles_outputs = SHAPES[shape]
+    outputs = gemv_outputs if kernel == "gemv" else tiles_outputs
+    weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=True)
     options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}
     check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
 
@@ -73,24 +80,28 @@ def test_gemv_is_right_where_its_last_part_is_not_full(config: dict[str, int]) -
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "few"),
-    [(by_depth(256, 512), 32, 2), (320, 64, 1), (64, 32, 2)],
-    ids=["whole blocks", "half a block at the end", "one block"],
+    ("inputs", "outputs", "few", "warps"),
+    [(by_depth(256, 512), 32, 2, 2), (320, 64, 1, 2), (64, 32, 2, 2)]
+    + [(384, 64, 2, 1), (576, 64, 2, 1), (64, 64, 2, 1)] * DEEP,
+    ids=["whole blocks", "half a block at the end", "one block"]
+    + ["three parts of a warp", "five parts of a warp", "one part of a warp"] * DEEP,
 )
 def test_norm_silu_and_residual_are_each_done_once(
-    inputs: int, outputs: int, few: int, group: int, symmetric: bool, two_programs: None
+    inputs: int, outputs: int, few: int, warps: int, group: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two warps have whole parts (one, and two in the deep run), two of which the last is not full, or one that is not
-    full."""
+    full. One warp, in the deep run, has a part for each block."""
+    run_two_programs(monkeypatch, warps)
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=not symmetric)
     for tokens in range(1, triton_int4_config.GEMV_TOKENS + 1) if DEEP else [few]:
         check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), tokens)
 
 
-def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch, two_programs: None) -> None:
+def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels between the products have nothing to do then."""
     from common.execution.gpu import triton_elementwise
 
+    run_two_programs(monkeypatch, warps=2)
     layer = TritonInt4Linear(make_weight(128, 64, 64), HALF, CPU)
     monkeypatch.setattr(triton_elementwise, "norm", lambda *_: pytest.fail("RMSNorm had a launch of its own"))
     monkeypatch.setattr(triton_elementwise, "swiglu", lambda *_: pytest.fail("SiLU had a launch of its own"))
@@ -118,8 +129,9 @@ def test_no_part_is_without_blocks() -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_written_out_weight_is_the_weight(group: int) -> None:
-    weight = make_weight(192, 64, group)
+@pytest.mark.parametrize("inputs", [192] + [576] * DEEP)
+def test_written_out_weight_is_the_weight(inputs: int, group: int) -> None:
+    weight = make_weight(inputs, 64, group)
     assert torch.equal(dequantize(lay_out(weight, HALF, CPU), HALF), weight.dequantize(HALF))
 
 
@@ -136,10 +148,14 @@ def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(1e4, 60.0), (1e-3, 0.01), (1.0, 1.0)])
-def test_float16_holds_x_before_the_norm_has_scaled_it(scale: float, gain: float, two_programs: None) -> None:
+@pytest.mark.parametrize(("inputs", "warps"), [(320, 2)] + [(576, 1)] * DEEP)
+def test_float16_holds_x_before_the_norm_has_scaled_it(
+    inputs: int, warps: int, scale: float, gain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its range must not end before the norm has made x smaller."""
-    weight, make = make_weight(320, 64, 64), Inputs(HALF)
-    x, norm = make.tensor(1, 320, scale=scale), RMSNorm(make.tensor(320, scale=0.1) + gain, 1e-12)
+    run_two_programs(monkeypatch, warps)
+    weight, make = make_weight(inputs, 64, 64), Inputs(HALF)
+    x, norm = make.tensor(1, inputs, scale=scale), RMSNorm(make.tensor(inputs, scale=0.1) + gain, 1e-12)
     exact = norm.definition(x).double() @ weight.dequantize().double().T
     got = FusedOps(CPU).norm_linear(x, norm, TritonInt4Linear(weight, HALF, CPU)).double()
     assert ((got - exact).abs().max() / exact.abs().max()).item() < 2e-3

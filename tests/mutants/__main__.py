@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.mutants.choose import choose
-from tests.mutants.run import Outcome, run_all
+from tests.mutants.run import Outcome, check_unchanged, run_all
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORD = ROOT / "build" / "mutants"
@@ -37,9 +37,16 @@ def record() -> int:
 
 
 def mutants(arguments: argparse.Namespace) -> int:
-    choices = choose(ROOT, arguments.coverage, arguments.junit, arguments.count)
-    if arguments.only:
-        choices = [choice for choice in choices if arguments.only in str(choice.mutant.path)]
+    chosen = choose(ROOT, arguments.coverage, arguments.junit, arguments.count, arguments.only)
+    choices = chosen.choices
+    if chosen.unseen:
+        print(f"no mutant, as no test executes one: {', '.join(chosen.unseen)}")
+    if chosen.no_turn:
+        print(f"no mutant, as --count is {arguments.count}: {', '.join(chosen.no_turn)}")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        if fails := check_unchanged(ROOT, Path(scratch), choices, arguments.jobs):
+            print(f"error: without a mutation fails {fails}", file=sys.stderr)
+            return 2
     outcomes: list[Outcome] = []
     began = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -92,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["record", "run"], default="run")
     parser.add_argument("--count", type=int, default=12, help="mutants in each of the six areas")
-    parser.add_argument("--only", help="only those in files whose name contains this")
+    parser.add_argument("--only", default="", help="only those in files whose name contains this")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="mutants at a time")
     parser.add_argument("--coverage", type=Path, default=RECORD / "coverage")
     parser.add_argument("--junit", type=Path, default=RECORD / "junit.xml")

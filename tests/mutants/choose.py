@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coverage import CoverageData
 
+from tests.coverage import COMPILED
 from tests.mutants.mutate import Mutant, mutants_of
 
 AREAS = {
@@ -31,18 +32,30 @@ class Choice:
     """Node ids, the fastest first."""
 
 
-def choose(root: Path, coverage_file: Path, junit_file: Path, count: int) -> list[Choice]:
-    """`count` mutants of each area, spread over its files, on lines that some test executes."""
+@dataclass(frozen=True)
+class Chosen:
+    choices: list[Choice]
+    unseen: list[str]
+    """Files with mutants, but none on a line that some test executes."""
+    no_turn: list[str]
+    """Files that would have some: others had their turn first."""
+
+
+def choose(root: Path, coverage_file: Path, junit_file: Path, count: int, only: str = "") -> Chosen:
+    """`count` mutants of each area, spread over its files, on lines that some test executes. only: in file names."""
     covered = Contexts(root, coverage_file)
     times = durations(junit_file)
     chosen: list[Choice] = []
+    usable_of: dict[str, bool] = {}
     for area, patterns in AREAS.items():
         paths = sorted({path for pattern in patterns for path in root.glob(pattern)})
         files: list[list[Choice]] = []
         for path in paths:
             name = path.relative_to(root).as_posix()
+            if only not in name or not (mutants := mutants_of(path, name)):
+                continue
             usable: list[Choice] = []
-            for mutant in mutants_of(path, name):
+            for mutant in mutants:
                 tests = covered.tests(name, mutant.line)
                 if tests:
                     order = sorted(tests, key=lambda test: (times.get(test, 1.0), test))
@@ -50,11 +63,14 @@ def choose(root: Path, coverage_file: Path, junit_file: Path, count: int) -> lis
                 if len(usable) == count:
                     break
             files.append(usable)
+            usable_of[name] = bool(usable)
         files = [usable for usable in files if usable]
         files.sort(key=lambda usable: usable[0].mutant.key)  # files take turns, by chance and always alike
         turns = [usable[turn] for turn in range(count) for usable in files if turn < len(usable)]
         chosen += turns[:count]
-    return chosen
+    got = {choice.mutant.path.relative_to(root).as_posix() for choice in chosen}
+    unseen = [name for name, usable in usable_of.items() if not usable]
+    return Chosen(chosen, unseen, [name for name, usable in usable_of.items() if usable and name not in got])
 
 
 def durations(junit_file: Path) -> dict[str, float]:
@@ -67,8 +83,8 @@ def durations(junit_file: Path) -> dict[str, float]:
 
 
 class Contexts:
-    """Which tests execute a line. What a compiler takes (Numba) no tracer sees: there, the tests that execute a module
-    that imports the file."""
+    """Which tests execute a line. What a compiler takes (Numba) no tracer sees: there, the tests that execute its
+    file's other lines or a module that imports it, also by way of other compiled files."""
 
     def __init__(self, root: Path, coverage_file: Path) -> None:
         self._data = CoverageData(str(coverage_file))
@@ -78,18 +94,25 @@ class Contexts:
         self._lines: dict[str, dict[int, set[str]]] = {}
 
     def tests(self, name: str, line: int) -> set[str]:
-        lines = self._of(name)
-        if tests := lines.get(line):
+        if tests := self._of(name).get(line):
             return tests
-        if "@compiled" not in (text := _text(self._files.get(name))) and "@njit" not in text:
-            return set()
-        module = name.removesuffix(".py").replace("/", ".")
-        users = [
-            user
-            for user, modules in self._imports.items()
-            if module in modules and "kernels" not in user and "execution" not in user
-        ]
-        return {test for user in users for tests in self._of(user).values() for test in tests}
+        return self._of_file(name) if self._is_compiled(name) else set()
+
+    def _of_file(self, name: str) -> set[str]:
+        """Of a compiled file: with its importers, and theirs where they are compiled too."""
+        todo, seen = [name], {name}
+        while todo:
+            current = todo.pop()
+            if not self._is_compiled(current):
+                continue
+            module = current.removesuffix(".py").replace("/", ".")
+            users = {user for user, modules in self._imports.items() if module in modules} - seen
+            seen |= users
+            todo += users
+        return {test for one in seen for tests in self._of(one).values() for test in tests}
+
+    def _is_compiled(self, name: str) -> bool:
+        return COMPILED.search(_text(self._files.get(name))) is not None
 
     def _of(self, name: str) -> dict[int, set[str]]:
         if name not in self._lines:
@@ -100,10 +123,6 @@ class Contexts:
                 for line, contexts in found.items()
             }
         return self._lines[name]
-
-
-def _is_kernel(name: str) -> bool:
-    return "/kernels/" in name or "/execution/" in name
 
 
 def _below(root: Path, path: Path) -> str | None:

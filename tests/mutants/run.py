@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.mutants.choose import Choice
 
 LIMIT = 240.0
 """Seconds for one mutant, after which it counts as a survivor."""
+NO_TEST = "no test ran"
 SKIPPED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "build", "*.egg-info", ".coverage*", "h100")
 
 
@@ -28,6 +29,23 @@ class Outcome:
     """The first test that failed; None: a survivor."""
     seconds: float
     note: str = ""
+
+
+def check_unchanged(root: Path, scratch: Path, choices: Sequence[Choice], jobs: int) -> str | None:
+    """Run the tests of all choices without a fault, file by file: what fails already, or does not run."""
+    files: dict[str, set[str]] = {}
+    for test in {test for choice in choices for test in choice.tests}:
+        files.setdefault(test.partition("::")[0], set()).add(test)
+    if not files:
+        return None
+    path = choices[0].mutant.path
+    same = replace(choices[0].mutant, source=path.read_text(encoding="utf-8"))
+    outcomes: list[Outcome] = []
+    run_all(root, scratch, [Choice("", same, tuple(sorted(tests))) for tests in files.values()], jobs, outcomes.append)
+    for outcome in outcomes:
+        if outcome.caught_by or outcome.note.startswith(NO_TEST):
+            return outcome.caught_by or f"{outcome.choice.tests[0]}: {outcome.note}"
+    return None
 
 
 def run_all(root: Path, scratch: Path, choices: Sequence[Choice], jobs: int, tell: Callable[[Outcome], None]) -> None:
@@ -124,7 +142,7 @@ def _child(tree: Path, tests: Sequence[str], answer: Connection) -> None:
     files = sorted({test.split("::")[0] for test in tests})
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "", "--timeout=60", "--no-cov"]
     status = pytest.main([*options, *files], plugins=[select])
-    note = "" if select.ran or select.failed else f"no test ran (pytest's status {int(status)})"
+    note = "" if select.ran or select.failed else f"{NO_TEST} (pytest's status {int(status)})"
     answer.send((select.failed, note))
     answer.close()
     os._exit(0)
