@@ -27,18 +27,14 @@ PICTURE = "picture.png"
 """Any picture, to check that the folder takes files."""
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-PictureFolder = Annotated[
-    Path | None, typer.Option(help="Folder of the pictures; default: that of --json, else reports/local.")
-]
+PictureFolder = Annotated[Path | None, typer.Option(help="Of pictures; default: that of --json, or reports/local.")]
 Model = Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")]
 Stage = Annotated[str, typer.Option(help="The stage.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")]
 EngineOptions = Annotated[list[str] | None, typer.Option("--engine", help="NAME=VALUE: an engine option.")]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Results; default: in the folder of the picture, under the job's name.")
-]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Results; default: in the folder of the pictures.")]
 
 
 def _names(text: str) -> list[str]:
@@ -74,9 +70,7 @@ def compare(
     quick: Quick = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also run the points of the workload's sweep.")] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="Timed runs of each; default 3, and 1 for m0.")] = None,
-    execution: Annotated[
-        str | None, typer.Option(help="plain, fused, graphs or overlap. Default: with all that the device has.")
-    ] = None,
+    execution: Annotated[str | None, typer.Option(help="plain, fused, graphs or overlap; default: all.")] = None,
     engine: EngineOptions = None,
     json_path: JsonFile = None,
     out_dir: PictureFolder = None,
@@ -117,12 +111,8 @@ def compare(
 
 @app.command()
 def report(
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Only this results file: its table and pictures again.")
-    ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="With --json: folder of the pictures; default: the file's.")
-    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Only this file: its table and pictures.")] = None,
+    out_dir: Annotated[Path | None, typer.Option(help="With --json: of the pictures; default: the file's.")] = None,
 ) -> None:
     """Write the report and the interview guide from all results under reports/, your own (reports/local) too.
 

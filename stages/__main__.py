@@ -56,9 +56,7 @@ def race(
     preset: Annotated[str, typer.Option(help="many, long, shared, memory, samples, ...; all: one after the other.")] = (
         "many"
     ),
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="One of your own, instead of a preset; several times for several.")
-    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Your own, instead of a preset; repeatable.")] = None,
     together: Annotated[bool, typer.Option("--together", help="At the same time, the cores shared out.")] = False,
 ) -> None:
     """The same in a terminal."""

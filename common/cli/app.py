@@ -53,15 +53,9 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     def generate_command(
         config: EngineConfig,
         params: SamplingParams,
-        prompts: Annotated[
-            list[str] | None, typer.Argument(help="Prompts; without any: lines of standard input.")
-        ] = None,
-        token_ids: Annotated[
-            bool, typer.Option("--token-ids", help='Prompts are token ids, such as "12, 7, 301", not text.')
-        ] = False,
-        json: Annotated[
-            bool, typer.Option("--json", help="One line of JSON for each prompt, and nothing else.")
-        ] = False,
+        prompts: Annotated[list[str] | None, typer.Argument(help="Default: lines of standard input.")] = None,
+        token_ids: Annotated[bool, typer.Option("--token-ids", help='Prompts are ids, as in "12, 7, 301".')] = False,
+        json: Annotated[bool, typer.Option("--json", help="Nothing but a line of JSON for each prompt.")] = False,
     ) -> None:
         """Continue prompts. Text goes to standard output as it comes, figures to standard error."""
         generate(build, config, params, read_prompts(prompts, token_ids), json)
@@ -82,8 +76,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
         config: EngineConfig,
         server: ServerOptions,
         api_key: Annotated[
-            list[str] | None,
-            typer.Option(envvar="FOLOVLLM_API_KEYS", help="Only requests with it are answered; may be repeated."),
+            list[str] | None, typer.Option(envvar="FOLOVLLM_API_KEYS", help="That requests need; repeatable.")
         ] = None,
     ) -> None:
         """Answer OpenAI's clients over HTTP, until Ctrl-C."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from common.attention import Attention
 from common.config import EngineConfig
-from common.execution.cuda_graphs import capture_steps
+from common.execution.cuda_graphs import CudaRecorder, StepGraphs, step_shapes
+from common.execution.graph_inputs import GraphInputs
 from common.execution.step_inputs import StepBuilder
 from common.models import Decoder
 from common.plan import StepPlan
@@ -30,5 +31,8 @@ def choose_runner(
     builder = StepBuilder(config.block_size)
     runner = Runner(model, attention, builder, move)
     if spare_block is not None:
-        runner.graphs = capture_steps(model, attention, builder, config, max_model_len, spare_block)
+        shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
+        inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, model.device)
+        runner.graphs = StepGraphs(model, attention, builder, inputs, shapes)
+        runner.graphs.capture(CudaRecorder())
     return runner

@@ -19,7 +19,6 @@ from typing import Protocol
 import torch
 
 from common.attention import Attention
-from common.config import EngineConfig
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
@@ -96,22 +95,6 @@ def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
         if max_num_seqs > FEW_DECODES and tokens < 4 * max_num_seqs:
             shapes.append(StepShape(FEW_DECODES, tokens))
     return sorted(shapes, key=lambda shape: shape.rows)
-
-
-def capture_steps(
-    model: Decoder,
-    attention: Attention,
-    builder: StepBuilder,
-    config: EngineConfig,
-    max_model_len: int,
-    spare_block: int,
-) -> StepGraphs:
-    """`spare_block`: a block of the KV tensors that the KV cache manager does not know."""
-    shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
-    inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, model.device)
-    graphs = StepGraphs(model, attention, builder, inputs, shapes)
-    graphs.capture(CudaRecorder())
-    return graphs
 
 
 class StepGraphs:

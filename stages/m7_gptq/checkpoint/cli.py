@@ -24,16 +24,12 @@ def add_commands(app: typer.Typer) -> None:
     def quantize_command(  # pyright: ignore[reportUnusedFunction]
         model: Model = DEFAULT_MODEL,
         bits: Annotated[int, typer.Option(help="4 or 8.")] = Settings.bits,
-        group_size: Annotated[
-            int | None, typer.Option(help="32, 64, 128, or -1: one per output.", show_default="32; nf4: 64")
-        ] = None,
+        group_size: Annotated[int | None, typer.Option(help="32 (nf4: 64), 64, 128, or -1: one per output.")] = None,
         sym: Annotated[bool, typer.Option(help="The zero point is the middle of the codes.")] = Settings.symmetric,
         desc_act: Annotated[bool, typer.Option(help="Columns by falling activation.")] = Settings.desc_act,
         search: Annotated[bool, typer.Option(help="Look for the best range of each grid.")] = Settings.search,
         damping: Annotated[float, typer.Option(help="Share of the Hessian's mean diagonal.")] = Settings.damping,
-        method: Annotated[
-            str, typer.Option(help="gptq; rtn: round to nearest; nf4: QLoRA's 16 values.")
-        ] = Settings.method,
+        method: Annotated[str, typer.Option(help="gptq, rtn (to nearest), or nf4 (QLoRA's).")] = Settings.method,
         text: Annotated[Path | None, typer.Option(help="Calibration text, instead of the stage's own.")] = None,
         out: Annotated[Path | None, typer.Option(help="The folder to write; without it: in the cache.")] = None,
         again: Annotated[bool, typer.Option("--again", help="Even if it was quantised before.")] = False,
