@@ -1,8 +1,5 @@
-"""Execution, the second axis: the same plan run kernel by kernel, with fused kernels, CUDA graphs, or planned ahead.
-
-A stage that can be run in several ways has two rows in the ladder: the idea alone (`plain`), and with execution, as it
-runs by default. So no picture credits an idea with what execution gained.
-"""
+"""Execution, the second axis: a stage with several ways to run has two rows in the ladder: the idea alone (`plain`), and
+with execution, as it runs by default. So no picture credits an idea with what execution gained."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "overlap": {"fused_kernels": True, "cuda_graphs": True, "overlap": True},
 }
 """The ablation, each way with all of the one before it. Compiled CPU operations count as fused kernels."""
-CUDA_ONLY = ("cuda_graphs", "overlap")
-"""Options that by default are on only where there is a GPU."""
+CUDA_ONLY = ("cuda_graphs", "overlap")  # on by default only where there is a GPU
 
 
 def options_of(way: str | None, stage: str) -> dict[str, Any]:

@@ -23,9 +23,8 @@ def choose_runner(
     max_model_len: int,
     spare_block: int | None,
 ) -> Runner:
-    """batches: the stage's definition of a step's tensors, which runs where fused kernels and graphs are off.
-    spare_block: a block of the KV tensors that the KV cache manager does not know, for the padding rows of CUDA graphs;
-    None: no graphs."""
+    """batches: the stage's definition of a step's tensors, for where fused kernels and graphs are off. spare_block: a
+    block that the KV cache manager does not know, for the padding rows of CUDA graphs; None: no graphs."""
     if not config.fused_kernels and spare_block is None:
         return Runner(model, attention, batches, move)
     builder = StepBuilder(config.block_size)
