@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from common.config import EngineConfig
-from common.execution import cuda_graphs
+from common.execution import choose_runner
 
 
 class FakeRecorder:
@@ -35,6 +35,6 @@ class FakeGraph:
 def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeRecorder]:
     """Engines that are built from now on capture their steps, as on a GPU."""
     monkeypatch.setattr(EngineConfig, "captures", property(lambda config: config.cuda_graphs))
-    monkeypatch.setattr(cuda_graphs, "CudaRecorder", FakeRecorder)
+    monkeypatch.setattr(choose_runner, "CudaRecorder", FakeRecorder)
     FakeRecorder.recordings = FakeRecorder.replays = 0
     return FakeRecorder
