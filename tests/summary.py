@@ -11,9 +11,10 @@ import pytest
 from tests import coverage
 
 SLOWEST = 10
-MOST_FAILURES = 8
-LINES_EACH = 2
-"""Of a failure's reason: with the ten slowest, all of it is within the last 30 lines."""
+ROOM = 15
+"""Lines for reasons. With the ten slowest, two titles, the time, pytest's last line and one of make's these are 30."""
+MOST_REASONS = 25
+"""More than `ROOM` push the slowest out of the last 30 lines."""
 
 _began = time.perf_counter()
 
@@ -49,11 +50,32 @@ def slowest(stats: dict[str, list[Any]]) -> list[str]:
 
 
 def reasons(failed: list[Any]) -> list[str]:
-    lines: list[str] = []
-    for report in failed[:MOST_FAILURES]:
-        crash = getattr(report.longrepr, "reprcrash", None)
-        reason = crash.message if crash else str(report.longrepr).strip().splitlines()[-1]
-        lines += [report.nodeid, *(f"    {line}" for line in reason.strip().splitlines()[:LINES_EACH])]
-    if len(failed) > MOST_FAILURES:
-        lines.append(f"... and {len(failed) - MOST_FAILURES} more")
+    """Three lines for each failure, or two, or one: as many as there is room for. Of still more, those with the same
+    reason share a line."""
+    whys = [(report.nodeid, reason(report)) for report in failed]
+    if 3 * len(whys) <= ROOM:
+        return [line for test, why in whys for line in (test, *(f"    {part}" for part in why))]
+    if 2 * len(whys) <= ROOM:
+        return [line for test, why in whys for line in (test, f"    {'; '.join(why)}")]
+    if len(whys) <= ROOM:
+        return [f"{test}: {'; '.join(why)}" for test, why in whys]
+    alike: dict[str, list[str]] = {}
+    for test, why in whys:
+        alike.setdefault("; ".join(why), []).append(test)
+    lines = [
+        f"{tests[0]}{f' and {len(tests) - 1} more' if len(tests) > 1 else ''}: {why}" for why, tests in alike.items()
+    ]
+    if len(lines) > MOST_REASONS:
+        lines[MOST_REASONS - 1 :] = [f"... and {len(lines) - MOST_REASONS + 1} more reasons"]
     return lines
+
+
+def reason(report: Any) -> list[str]:
+    """One or two lines without blank ones: the first, and how far two tensors are apart or else the second."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else str(report.longrepr)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    if not crash:
+        return lines[-1:]
+    apart = [line for line in lines[1:] if "absolute difference" in line.lower()]
+    return [lines[0], *(apart or lines[1:])[:1]]
