@@ -77,7 +77,7 @@ class Race:
             return ""
         event: Event = {"event": ""}
         for event in self._sides[number].do(command):
-            if self._stopped and event["event"] in ("loading", "failed"):
+            if self._stopped and event["event"] in ("loading", "prepared", "failed"):
                 continue  # it was ended while it loaded
             self._tell({"side": number, **event})
         if event["event"] == "ended" and not event["stopped"]:
