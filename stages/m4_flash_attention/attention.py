@@ -50,7 +50,7 @@ def flash_attention(
     context length) of each sequence; returns [T, Hq, D]."""
     out = torch.zeros_like(q)
     for table, (start, end, length) in zip(tables, sequences, strict=True):
-        for i in range(start, end, B_R) if length else ():  # a padded row has no context
+        for i in range(start, end, B_R) if length else ():  # padding of execution has no context
             Q_i = q[i : min(i + B_R, end)]
             out[i : i + len(Q_i)] = attend_blocks(Q_i, length - end + i, keys, values, table)
     return out

@@ -30,7 +30,7 @@ def wire(
     model, size = loaded.model, config.block_size
     blocks, cpu_blocks = blocks_in_budget(config, model, loaded.max_model_len)
     new_attention, capturable = choose_attention(config, model)
-    spare = 1 if config.captures and capturable else 0  # a block that the cache does not know, for execution
+    spare = 1 if config.captures and capturable else 0  # where CUDA graphs (execution) write padding
     kv = PagedKV(model, blocks + spare, size, cpu_blocks)
     scheduler = new_scheduler(new_cache(blocks, size, cpu_blocks), config)
     parts = new_attention(kv), PagedBatches(size), kv.move
