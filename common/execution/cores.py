@@ -28,9 +28,6 @@ INTERVAL = 0.1
 STALE = 3.0
 """Seconds after which the last look is too old: the engine had nothing to do."""
 
-_chosen: list[tuple[int, int]] = []
-"""What an engine of this process set last, and of how many threads at most."""
-
 CPU_TIMES = Path("/proc/stat")
 
 
@@ -38,10 +35,12 @@ class SharedCores:
     """Follows the load of the machine for one engine. The number of threads is a property of the thread that starts
     them, so the thread that runs the steps calls `follow`, before every one."""
 
+    _chosen = (0, 0)  # what an engine of this process set last, and of how many threads at most
+
     def __init__(self, cpu_times: Path = CPU_TIMES) -> None:
         self._cpu_times = cpu_times
         self._set = torch.get_num_threads()
-        chosen, most = _chosen[-1] if _chosen else (0, 0)
+        chosen, most = SharedCores._chosen
         self._most = most if self._set == chosen else self._set  # not what an engine has just lowered it to
         kept = os.environ.get("OMP_DYNAMIC", "").strip().lower() in ("false", "0")
         self._follows = not kept and self._most > 1 and usable_cpus() <= self._most
@@ -59,10 +58,10 @@ class SharedCores:
             self._follows = False
             return
         (cpus, self._idle), self._own = idle, time.process_time()
-        if torch.get_num_threads() != self._set and _chosen and torch.get_num_threads() == _chosen[-1][0]:
-            self._set = torch.get_num_threads()  # another engine of this process has looked
-        if torch.get_num_threads() != self._set:  # set by other code: that is the most now
-            self._most = self._set = torch.get_num_threads()
+        threads = torch.get_num_threads()
+        if threads not in (self._set, SharedCores._chosen[0]):  # set by other code: that is the most now
+            self._most = threads
+        self._set = threads
         seconds = now - before[0]
         if seconds < STALE:
             others = cpus - (self._idle - before[1] + self._own - before[2]) / seconds
@@ -72,7 +71,7 @@ class SharedCores:
         if threads != self._set:
             use_threads(threads)
             self._set = threads
-            _chosen[:] = [(threads, self._most)]
+            SharedCores._chosen = threads, self._most
 
 
 def idle_seconds(path: Path = CPU_TIMES) -> tuple[int, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -19,7 +20,7 @@ def as_event(piece: Json) -> bytes:
     return b"data: " + json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-class Format:
+class Format(ABC):
     """The answers of an endpoint.
 
     include_usage: pieces have a `usage` too, null in all but the last. top: how many of the likeliest tokens are listed
@@ -58,8 +59,8 @@ class Format:
         empty = {"usage": None} if self.include_usage else {}
         return {**self._fields, "object": self.piece_kind, "choices": [choice], **empty}
 
-    def _choice(self, delta: Delta) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, delta: Delta) -> Json: ...
 
     def _text(self, token_id: int) -> str:
         """One token as text; a token that is only part of a character becomes a replacement character."""

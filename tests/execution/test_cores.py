@@ -40,7 +40,7 @@ class Machine:
             ("os.sched_getaffinity", lambda process: set(range(cpus))),
         ):
             monkeypatch.setattr(f"common.execution.cores.{name}", function)
-        monkeypatch.setattr(cores, "_chosen", [])
+        monkeypatch.setattr(SharedCores, "_chosen", (0, 0))
         self.run(1.0)
 
     def run(self, seconds: float, own: float = 0.0, others: float = 0.0) -> None:
