@@ -21,16 +21,7 @@ from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
 from benchmarks.plots.picture import save_picture
-from benchmarks.profile_parts import (
-    STEP,
-    Event,
-    Phases,
-    learn_kernels,
-    parts_on_cpu,
-    parts_on_gpu,
-    work_on_cpu,
-    work_on_gpu,
-)
+from benchmarks.profile_parts import STEP, Event, Phases, learn_kernels, on_cpu, on_gpu
 from benchmarks.profile_ranges import Around, named_parts
 from benchmarks.profile_table import Profile
 from benchmarks.stage_contestant import StageContestant
@@ -115,15 +106,13 @@ def profile(
         contestant.close()
     counts = Phases(events).counts
     heading = f"{title(name)}, {workload}, {counts.total()} steps · {model} · {dtype} · {place}"
-    if place.type == "cuda":
-        found = Profile(heading, counts, parts_on_gpu(events, known), work_on_gpu(events, known))
-    else:
-        found = Profile(heading, counts, parts_on_cpu(events), work_on_cpu(events))
+    found = Profile(heading, counts, *(on_gpu(events, known) if place.type == "cuda" else on_cpu(events)))
     console = Console()
     console.width = max(console.width, WIDTH)
-    console.print(*found.tables(place.type == "cuda"))
+    console.print(heading, *found.tables(), sep="\n")
     save_picture(picture, found.bars)
-    values = {"environment": environment(), "profiled": heading, "records": found.rows(), "work": found.work_rows()}
+    work = [row for phase in counts for row in found.work_rows(phase)]
+    values = {"environment": environment(), "profiled": heading, "records": found.rows(), "work": work}
     write_json(numbers, {"schema": "profile-2", **values})
     return [trace, picture, numbers]
 

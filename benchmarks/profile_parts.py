@@ -17,8 +17,7 @@ from typing import Any
 LINEAR, ATTENTION, ELEMENTWISE, SAMPLING = "linear layers", "attention", "norms and rotary", "sampling"
 HOST, IDLE, STEP = "host", "idle", "step"
 RANGES = {LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, STEP}
-COMPILED = "numba: "
-"""The ranges of Numba's functions begin so."""
+COMPILED, PYTHON = "numba: ", "Python, outside of operators"
 LAUNCHES = {"cuda_runtime", "cuda_driver"}
 ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 STEP_NAME = re.compile(r"step \d+ (\w+) \d+")
@@ -51,13 +50,10 @@ class Phases:
         started = sorted((e["ts"], found[1]) for e in ranges if (found := STEP_NAME.fullmatch(e["name"])))
         self._times, self._phases = [time for time, _ in started], [phase for _, phase in started]
         self.counts = Counter(self._phases)
+        """Steps of each phase, in the order in which phases first came."""
 
     def of(self, event: Event) -> str:
         return self._phases[max(0, bisect_left(self._times, event["ts"] + event["dur"]) - 1)]
-
-    @property
-    def first(self) -> str:
-        return self._phases[0]
 
 
 def nested(events: Sequence[Event], categories: set[str]) -> Iterator[tuple[Event, list[Event]]]:
@@ -79,42 +75,29 @@ def innermost(stack: Sequence[Event]) -> str | None:
     return next((event["name"] for event in reversed(stack) if event["name"] in RANGES), None)
 
 
-def parts_on_cpu(events: Sequence[Event]) -> Parts:
-    """An outer range counts for what its inner ones leave, and a step's rest is the host's."""
-    phases = Phases(events)
+def on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
+    """Parts: an outer range counts for what its inner ones leave, and a step's rest is the host's. Work: PyTorch's
+    operators and Numba's functions, each without those that it calls; what is left of the steps is Python."""
+    phases, works = Phases(events), dict[tuple[str, str, str], Work]()
     parts: Parts = {p: dict.fromkeys((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, STEP), 0.0) for p in phases.counts}
-    for event, stack in nested(events, {"user_annotation"}):
-        if event["name"] in RANGES:
-            spent = parts[phases.of(event)]
-            spent[event["name"]] += event["dur"] / 1e6
-            if (around := innermost(stack)) is not None:
-                spent[around] -= event["dur"] / 1e6
-    for spent in parts.values():
-        spent[HOST] = spent.pop(STEP)
-    return parts
-
-
-def work_on_cpu(events: Sequence[Event]) -> Works:
-    """PyTorch's operators, and functions that Numba compiled, each without what it calls of them; and Python's rest."""
-    phases, found = Phases(events), dict[tuple[str, str, str], Work]()
     whose: dict[int, Work] = {}
-    for event, stack in nested(events, {"cpu_op", "user_annotation"}):
-        if event["cat"] == "user_annotation" and not event["name"].startswith(COMPILED):
-            continue
-        part = innermost(stack) or STEP
-        key = phases.of(event), event["name"], HOST if part == STEP else part
-        work = whose[id(event)] = found.setdefault(key, Work(*key[1:]))
-        work.calls += 1
-        work.seconds += event["dur"] / 1e6
-        caller = next((whose[id(e)] for e in reversed(stack) if id(e) in whose), None)
-        if caller is not None:
-            caller.seconds -= event["dur"] / 1e6
-    works = _by_phase(phases, found)
-    for phase, parts in parts_on_cpu(events).items():
-        rest = sum(parts.values()) - sum(work.seconds for work in works[phase])
-        works[phase].append(Work("Python, outside of operators", "", phases.counts[phase], rest))
-        works[phase].sort(key=lambda work: -work.seconds)
-    return works
+    for event, stack in nested(events, {"user_annotation", "cpu_op"}):
+        phase, name, seconds, around = phases.of(event), event["name"], event["dur"] / 1e6, innermost(stack)
+        if name in RANGES:
+            parts[phase][name] += seconds
+            if around is not None:
+                parts[phase][around] -= seconds
+        elif event["cat"] == "cpu_op" or name.startswith(COMPILED):
+            part = HOST if around in (None, STEP) else around
+            whose[id(event)] = _add(works, phase, name, part, seconds)
+            caller = next((whose[id(e)] for e in reversed(stack) if id(e) in whose), None)
+            if caller is not None:
+                caller.seconds -= seconds
+    for phase, spent in parts.items():
+        spent[HOST] = spent.pop(STEP)
+        rest = sum(spent.values()) - sum(work.seconds for key, work in works.items() if key[0] == phase)
+        works[phase, PYTHON, HOST] = Work(PYTHON, "", phases.counts[phase], rest)
+    return parts, _longest_first(works)
 
 
 def family(kernel: str) -> str:
@@ -135,45 +118,40 @@ def learn_kernels(events: Sequence[Event]) -> dict[str, str]:
     return {name: parts.most_common(1)[0][0] for name, parts in spent.items()}
 
 
-def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> Parts:
-    """Kernels by their names; copies and what was not learnt count as the host's; the rest, while nothing runs, is
-    idle, and counts for the step that comes next. A kernel that starts while another runs counts from that one's end
-    on: until then it waits. So the parts together are the time that passed."""
+def on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> tuple[Parts, Works]:
+    """Kernels belong to parts by their names; copies and what was not learnt are the host's. They belong to the step
+    that launched them (all kernels of a CUDA graph carry the number of its launch), else to that of the kernel before.
+
+    Parts: while nothing runs is idle, and counts for the step that comes next. A kernel that starts while another runs
+    counts from that one's end on: until then it waits. So the parts together are the time that passed. Work: the time
+    of each kernel in full.
+    """
+    phases, works = Phases(events), dict[tuple[str, str, str], Work]()
+    launched = {e["args"]["correlation"]: phases.of(e) for e in events if e.get("cat") in LAUNCHES and "dur" in e}
     names = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE)
-    parts: Parts = {phase: dict.fromkeys(names, 0.0) for phase in Phases(events).counts}
-    end: float | None = None
-    for event, phase, part in _gpu_events(events, known):
-        start, stop = event["ts"], event["ts"] + event["dur"]
+    parts: Parts = {phase: dict.fromkeys(names, 0.0) for phase in phases.counts}
+    phase, end = next(iter(parts)), None
+    for event in sorted((e for e in events if e.get("cat") in ON_GPU), key=lambda e: e["ts"] + e["dur"]):
+        name, start, stop = event["name"], event["ts"], event["ts"] + event["dur"]
+        phase = launched.get(event["args"].get("correlation"), phase)
+        part = known.get(name) or known.get(family(name), HOST)
         before = start if end is None else end
         parts[phase][part] += (stop - max(start, before)) / 1e6
         parts[phase][IDLE] += max(0.0, start - before) / 1e6
+        _add(works, phase, name, part, event["dur"] / 1e6)
         end = stop
-    return parts
+    return parts, _longest_first(works)
 
 
-def work_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> Works:
-    """Kernels and copies, each with its own time: where two ran at once, both count in full."""
-    found = dict[tuple[str, str, str], Work]()
-    for event, phase, part in _gpu_events(events, known):
-        work = found.setdefault((phase, event["name"], part), Work(event["name"], part))
-        work.calls += 1
-        work.seconds += event["dur"] / 1e6
-    return _by_phase(Phases(events), found)
+def _add(works: dict[tuple[str, str, str], Work], phase: str, name: str, part: str, seconds: float) -> Work:
+    work = works.setdefault((phase, name, part), Work(name, part))
+    work.calls += 1
+    work.seconds += seconds
+    return work
 
 
-def _gpu_events(events: Sequence[Event], known: Mapping[str, str]) -> Iterator[tuple[Event, str, str]]:
-    """What ran on the GPU, in the order in which it ended, with its step's phase and its part. The kernels of a CUDA
-    graph carry the number of the graph's launch; one without a launch is of the step of the kernel before it."""
-    phases = Phases(events)
-    launched = {e["args"]["correlation"]: phases.of(e) for e in events if e.get("cat") in LAUNCHES and "dur" in e}
-    phase = phases.first
-    for event in sorted((e for e in events if e.get("cat") in ON_GPU), key=lambda e: e["ts"] + e["dur"]):
-        phase = launched.get(event["args"].get("correlation"), phase)
-        yield event, phase, known.get(event["name"]) or known.get(family(event["name"]), HOST)
-
-
-def _by_phase(phases: Phases, found: Mapping[tuple[str, str, str], Work]) -> Works:
-    works: Works = {phase: [] for phase in phases.counts}
-    for (phase, _, _), work in sorted(found.items(), key=lambda item: -item[1].seconds):
-        works[phase].append(work)
-    return works
+def _longest_first(works: Mapping[tuple[str, str, str], Work]) -> Works:
+    found: Works = {phase: [] for phase, _, _ in works}
+    for (phase, _, _), work in sorted(works.items(), key=lambda item: -item[1].seconds):
+        found[phase].append(work)
+    return found

@@ -7,10 +7,9 @@ is the engine's whole step, with `plan`, `wait` and `update`. The engine holds n
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from typing import Any
 
@@ -50,82 +49,59 @@ def ranged(name: str, function: Callable[..., Any], around: Around) -> Callable[
     return call
 
 
-def ranged_steps(submit: Callable[[StepPlan], None], around: Around) -> Callable[[StepPlan], None]:
-    """The runner's `submit`; each call is a range with the step's number, phase and tokens."""
-    numbers = itertools.count(1)
-
-    def call(plan: StepPlan) -> None:
-        with around(f"step {next(numbers)} {phase(plan)} {plan.num_tokens}"):
-            submit(plan)
-
-    return call
+def ranged_type(kind: type, ranges: Mapping[str, str], around: Around) -> type:
+    """The class with these methods as ranges, also when they call one another."""
+    methods = {method: ranged(name, getattr(kind, method), around) for method, name in ranges.items()}
+    return type(kind.__name__, (kind,), methods)
 
 
-def named(thing: Any, ranges: Mapping[str, str], around: Around) -> Any:
-    """A copy of it whose methods of these names are ranges, also when they call one another."""
-    methods = {method: ranged(name, getattr(type(thing), method), around) for method, name in ranges.items()}
+def ranged_copy(thing: Any, ranges: Mapping[str, str], around: Around) -> Any:
     twin = copy(thing)
-    twin.__class__ = type(type(thing).__name__, (type(thing),), methods)
+    twin.__class__ = ranged_type(type(thing), ranges, around)
     return twin
 
 
-@contextmanager
-def replaced(thing: Any, **values: Any) -> Generator[None]:
-    """Attributes of an object or a module, for a while."""
-    own = vars(thing)
-    before = {name: own[name] for name in values if name in own}
-    own.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            del own[name]
-        own.update(before)
-
-
-@contextmanager
-def named_compiled(around: Around) -> Generator[None]:
-    """While it runs, Numba's functions are ranges when Python calls them; PyTorch's profiler does not know them."""
+def compiled_functions() -> list[Any]:
+    """Numba's functions in our modules; PyTorch's profiler does not know them."""
     if "numba" not in sys.modules:
-        yield
-        return
+        return []
     from numba.core.dispatcher import Dispatcher
 
-    modules = [module for name, module in list(sys.modules.items()) if re.match(r"(common|stages)\.", name)]
-    found: dict[int, Any] = {
-        id(value): value for m in modules for value in vars(m).values() if isinstance(value, Dispatcher)
-    }
-    kinds = {id: type(function) for id, function in found.items()}
-    for id_, function in found.items():
-        call = ranged(COMPILED + function.__name__, kinds[id_].__call__, around)
-        function.__class__ = type(kinds[id_].__name__, (kinds[id_],), {"__call__": call})
-    try:
-        yield
-    finally:
-        for id_, function in found.items():
-            function.__class__ = kinds[id_]
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith(("common.", "stages."))]
+    found = {id(value): value for module in ours for value in vars(module).values() if isinstance(value, Dispatcher)}
+    return list(found.values())
 
 
 @contextmanager
 def named_parts(engine: Engine, around: Around = record_function) -> Generator[None]:
     """While it runs, steps and their parts show up in profiles under their names."""
-    run, attention, scheduler = engine.runner, engine.runner.attention, engine.scheduler
-    twin = named(run.model, {"__call__": ELEMENTWISE}, around)
-    twin.ops = named(run.model.ops, OPS, around)
+    run, attention, scheduler, numbers = engine.runner, engine.runner.attention, engine.scheduler, itertools.count(1)
+    launch, compiled = run.submit, compiled_functions()
+
+    def submit(plan: StepPlan) -> None:
+        with around(f"step {next(numbers)} {phase(plan)} {plan.num_tokens}"):
+            launch(plan)
+
+    model = ranged_copy(run.model, {"__call__": ELEMENTWISE}, around)
+    model.ops = ranged_copy(run.model.ops, OPS, around)
     attends = {name: attend for name in ATTENDS if (attend := getattr(attention, name, None)) is not None}
-    with ExitStack() as stack:
-        stack.enter_context(named_compiled(around))
-        stack.enter_context(replaced(runner, sample=ranged(SAMPLING, runner.sample, around)))
-        stack.enter_context(
-            replaced(attention, **{name: ranged(ATTENTION, attend, around) for name, attend in attends.items()})
-        )
-        stack.enter_context(
-            replaced(
-                scheduler,
-                plan=ranged("plan", scheduler.plan, around),
-                update=ranged("update", scheduler.update, around),
-            )
-        )
-        submit, collect = ranged_steps(run.submit, around), ranged("wait", run.collect, around)
-        stack.enter_context(replaced(run, model=twin, submit=submit, collect=collect))
+    replaced: list[tuple[object, dict[str, Any]]] = [
+        (runner, {"sample": ranged(SAMPLING, runner.sample, around)}),
+        (attention, {name: ranged(ATTENTION, attend, around) for name, attend in attends.items()}),
+        (scheduler, {name: ranged(name, getattr(scheduler, name), around) for name in ("plan", "update")}),
+        (run, {"model": model, "submit": submit, "collect": ranged("wait", run.collect, around)}),
+    ]
+    before = [{name: vars(thing)[name] for name in new if name in vars(thing)} for thing, new in replaced]
+    try:
+        for thing, new in replaced:
+            vars(thing).update(new)
+        for function in compiled:
+            function.__class__ = ranged_type(type(function), {"__call__": COMPILED + function.__name__}, around)
         yield
+    finally:
+        for function in compiled:
+            function.__class__ = type(function).__base__
+        for (thing, new), old in zip(replaced, before, strict=True):
+            for name in new:
+                del vars(thing)[name]
+            vars(thing).update(old)

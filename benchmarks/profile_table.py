@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.profile_parts import ATTENTION, ELEMENTWISE, HOST, IDLE, LINEAR, SAMPLING, Parts, Work, Works
+from benchmarks.profile_parts import ATTENTION, ELEMENTWISE, HOST, IDLE, LINEAR, SAMPLING, Parts, Works
 
 COLORS = {
     LINEAR: "#332288",
@@ -22,7 +22,8 @@ COLORS = {
 }
 LONGEST = 12
 """Kernels or operators of a phase that the terminal shows; the JSON has all."""
-ALL = "all"
+COMMON = ("void ", "at::native::", "(anonymous namespace)::", "<unnamed>::")
+"""What the names of PyTorch's kernels have in common."""
 
 
 @dataclass
@@ -34,99 +35,77 @@ class Profile:
     parts: Parts
     work: Works
 
-    def columns(self) -> dict[str, tuple[int, dict[str, float]]]:
-        """The number of steps, and milliseconds a step of each part: of all steps, where they are of several phases,
-        and of each phase."""
-        steps = sum(self.counts.values())
-        whole = {p: sum(spent[p] for spent in self.parts.values()) for p in next(iter(self.parts.values()))}
-        seconds = {ALL: (steps, whole)} if len(self.parts) > 1 else {}
-        seconds |= {phase: (self.counts[phase], spent) for phase, spent in self.parts.items()}
-        return {
-            phase: (count, {part: time / count * 1e3 for part, time in spent.items()})
-            for phase, (count, spent) in seconds.items()
-        }
-
     def rows(self) -> list[dict[str, Any]]:
         return [
-            {"phase": phase, "steps": count, "where": part, "ms_per_step": ms}
-            for phase, (count, times) in self.columns().items()
-            for part, ms in times.items()
+            {"phase": phase, "steps": self.counts[phase], "where": part, "ms_per_step": s / self.counts[phase] * 1e3}
+            for phase, spent in self.parts.items()
+            for part, s in spent.items()
         ]
 
-    def work_rows(self) -> list[dict[str, Any]]:
+    def work_rows(self, phase: str) -> list[dict[str, Any]]:
+        """The longest first."""
+        count, whole = self.counts[phase], sum(work.seconds for work in self.work[phase]) or 1.0
         return [
             {
                 "phase": phase,
                 "name": work.name,
                 "where": work.part,
-                "calls_per_step": work.calls / self.counts[phase],
-                "us_per_step": work.seconds / self.counts[phase] * 1e6,
+                "calls_per_step": work.calls / count,
+                "us_per_step": work.seconds / count * 1e6,
+                "share": work.seconds / whole,
             }
-            for phase, works in self.work.items()
-            for work in works
+            for work in self.work[phase]
         ]
 
-    def tables(self, on_gpu: bool) -> Iterator[Table]:
-        yield self._parts_table()
-        for phase, works in self.work.items():
-            yield self._work_table(phase, works, on_gpu)
+    def labels(self) -> dict[str, str]:
+        """Of each phase: its number of steps, and their share of the time."""
+        whole = sum(sum(spent.values()) for spent in self.parts.values()) or 1.0
+        shares = {phase: sum(spent.values()) / whole for phase, spent in self.parts.items()}
+        return {
+            phase: f"{count} {phase} step{'s' * (count != 1)}, {shares[phase]:.0%} of the time"
+            for phase, count in self.counts.items()
+        }
 
-    def _parts_table(self) -> Table:
-        columns = self.columns()
-        table = _table(self.heading, "where")
-        for phase, (count, _) in columns.items():
-            table.add_column(f"{phase}: {count} step{'s' * (count != 1)}\nms a step", justify="right")
-            table.add_column("\nshare", justify="right")
-        for part in next(iter(columns.values()))[1]:
-            cells = [(times[part], sum(times.values()) or 1.0) for _, times in columns.values()]
-            table.add_row(part, *(text for ms, whole in cells for text in (f"{ms:.2f}", f"{ms / whole:.0%}")))
-        return table
-
-    def _work_table(self, phase: str, works: Sequence[Work], on_gpu: bool) -> Table:
-        count, whole = self.counts[phase], sum(work.seconds for work in works) or 1.0
-        kind, calls = ("kernels", "launches a step") if on_gpu else ("operators", "calls a step")
-        table = _table(f"\n{kind} of a {phase} step", "name")
-        table.columns[0].overflow = "ellipsis"
-        for column in (calls, "µs a step", "share"):
-            table.add_column(column, justify="right")
-        table.add_column("where")
-        for work in works[:LONGEST]:
-            us = work.seconds / count * 1e6
-            cells = f"{work.calls / count:,.1f}", f"{us:,.0f}", f"{work.seconds / whole:.0%}"
-            table.add_row(short(work.name), *cells, work.part)
-        if rest := works[LONGEST:]:
-            calls_left, left = sum(w.calls for w in rest) / count, sum(w.seconds for w in rest)
-            cells = f"{calls_left:,.1f}", f"{left / count * 1e6:,.0f}", f"{left / whole:.0%}"
-            table.add_row(f"{len(rest)} more", *cells, "")
-        return table
+    def tables(self) -> Iterator[Table]:
+        for phase, label in self.labels().items():
+            table = Table(title=f"\n{label}", title_justify="left", title_style="", box=None)
+            table.add_column("where", no_wrap=True, overflow="ellipsis")
+            for column in ("", "ms a step", "share"):
+                table.add_column(column, justify="right", no_wrap=True)
+            table.add_column("", no_wrap=True)
+            whole = sum(self.parts[phase].values()) or 1.0
+            for part, s in self.parts[phase].items():
+                table.add_row(part, "", f"{s / self.counts[phase] * 1e3:.2f}", f"{s / whole:.0%}", "")
+            table.add_row()
+            table.add_row("kernel or operator", "calls a step", "µs a step", "share", "where", style="bold")
+            rows = self.work_rows(phase)
+            more = {key: sum(row[key] for row in rows[LONGEST:]) for key in ("calls_per_step", "us_per_step", "share")}
+            left = [{"name": f"{len(rows) - LONGEST} more", "where": "", **more}] if rows[LONGEST:] else []
+            for row in rows[:LONGEST] + left:
+                cells = f"{row['calls_per_step']:,.1f}", f"{row['us_per_step']:,.0f}", f"{row['share']:.0%}"
+                table.add_row(short(row["name"]), *cells, row["where"])
+            yield table
 
     def bars(self) -> Figure:
-        """A panel for each column of the table, with a bar for each part."""
-        columns = self.columns()
-        figure, axes = plt.subplots(len(columns), figsize=(11, 0.8 + 2.9 * len(columns)), squeeze=False)
-        for axis, (phase, (count, times)) in zip(axes[:, 0], columns.items(), strict=True):
-            whole = sum(times.values()) or 1.0
-            for row, (part, ms) in enumerate(times.items()):
+        """A panel for each phase, with a bar for each part."""
+        figure, axes = plt.subplots(len(self.parts), figsize=(11, 0.8 + 2.9 * len(self.parts)), squeeze=False)
+        for axis, (phase, label) in zip(axes[:, 0], self.labels().items(), strict=True):
+            times, whole = self.parts[phase], sum(self.parts[phase].values()) or 1.0
+            for row, (part, s) in enumerate(times.items()):
+                ms = s / self.counts[phase] * 1e3
                 axis.barh(row, ms, color=COLORS[part])
-                axis.text(ms, row, f"  {ms:.2f} ms, {ms / whole:.0%}", va="center")
+                axis.text(ms, row, f"  {ms:.2f} ms, {s / whole:.0%}", va="center")
             axis.set_yticks(range(len(times)), list(times))
             axis.invert_yaxis()
             axis.margins(x=0.2)
-            axis.set_title(f"{phase}: {count} step{'s' * (count != 1)}", loc="left")
+            axis.set_title(label, loc="left")
         axes[-1, 0].set_xlabel("milliseconds a step")
         figure.suptitle(self.heading, x=0.01, ha="left")
         figure.tight_layout()
         return figure
 
 
-def short(name: str) -> str:
-    """A kernel's name without what all of PyTorch's have in common."""
-    for common in ("void ", "at::native::", "(anonymous namespace)::", "<unnamed>::", "at_cuda_detail::"):
-        name = name.replace(common, "")
-    return name
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", box=None)
-    table.add_column(first, no_wrap=True)
-    return table
+def short(kernel: str) -> str:
+    for common in COMMON:
+        kernel = kernel.replace(common, "")
+    return kernel

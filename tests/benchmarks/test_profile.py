@@ -31,10 +31,8 @@ from benchmarks.profile_parts import (
     Phases,
     Work,
     learn_kernels,
-    parts_on_cpu,
-    parts_on_gpu,
-    work_on_cpu,
-    work_on_gpu,
+    on_cpu,
+    on_gpu,
 )
 from benchmarks.profile_ranges import named_parts, phase
 from benchmarks.profile_table import Profile
@@ -58,8 +56,8 @@ def test_tables_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.Cap
     kept = json.loads(numbers.read_text())
     later = "recompute" if stage == "m0" else "decode"
     steps = {row["phase"]: row["steps"] for row in kept["records"]}
-    assert steps["all"] == 7 == steps["prefill"] + steps[later] and min(steps.values()) > 0
-    assert f"{later}: {steps[later]} step" in said and f"operators of a {later} step" in said
+    assert steps["prefill"] + steps[later] == 7 and min(steps.values()) > 0
+    assert f"{steps[later]} {later} step" in said
     assert kept["environment"]["hardware"]
     for each in ("prefill", later):
         parts = [row for row in kept["records"] if row["phase"] == each]
@@ -234,7 +232,7 @@ CPU_EVENTS = [
 
 
 def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
-    assert microseconds(parts_on_cpu(CPU_EVENTS)) == {
+    assert microseconds(on_cpu(CPU_EVENTS)[0]) == {
         "prefill": {LINEAR: 25, ELEMENTWISE: 35, ATTENTION: 10, SAMPLING: 40, HOST: 30},
         "decode": {LINEAR: 0, ELEMENTWISE: 0, ATTENTION: 0, SAMPLING: 0, HOST: 50},
     }
@@ -242,7 +240,7 @@ def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
 
 
 def test_an_operator_counts_without_what_it_calls() -> None:
-    works = work_on_cpu(CPU_EVENTS)
+    _, works = on_cpu(CPU_EVENTS)
     got = {
         phase: [(w.name, w.part, w.calls, round(w.seconds * 1e6)) for w in works[phase]] for phase in works
     }  # the longest first
@@ -287,13 +285,13 @@ def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> Non
         event("kernel", "shared", 33, 2, 2),  # of the same graph
         event("gpu_memcpy", "Memcpy DtoH", 40, 3, 98),  # its launch is not known: as the one before
     ]
-    parts = microseconds(parts_on_gpu(measured, known))
+    times, works = on_gpu(measured, known)
+    parts = microseconds(times)
     assert parts == {
         "prefill": {LINEAR: 20, ATTENTION: 5, ELEMENTWISE: 0, SAMPLING: 0, HOST: 0, IDLE: 0},
         "decode": {LINEAR: 0, ATTENTION: 2, ELEMENTWISE: 0, SAMPLING: 0, HOST: 5, IDLE: 11},
     }
     assert sum(sum(spent.values()) for spent in parts.values()) == 43  # the time that passed
-    works = work_on_gpu(measured, known)
     assert [(w.name, w.calls, round(w.seconds * 1e6)) for w in works["decode"]] == [
         ("Memcpy DtoH", 1, 3), ("never seen", 1, 2), ("shared", 1, 2)
     ]  # fmt: skip
@@ -308,11 +306,11 @@ def test_the_table_shows_the_longest_kernels_and_adds_up_the_others() -> None:
     works = [Work(f"void at::native::kernel_{i}", LINEAR, calls=4, seconds=(20 - i) * 1e-6) for i in range(15)]
     found = Profile("heading", {"decode": 2}, {"decode": {LINEAR: 3e-3, IDLE: 1e-3}}, {"decode": works})
     with (console := Console(width=110)).capture() as captured:
-        console.print(*found.tables(on_gpu=True))
+        console.print(*found.tables())
     said = captured.get()
-    assert "decode: 2 steps" in said and "all:" not in said and "75%" in said  # one phase: no column for all
-    assert "kernels of a decode step" in said and "launches a step" in said
+    assert "2 decode steps, 100% of the time" in said and "75%" in said
     rows = [line.split() for line in said.splitlines() if "kernel_" in line or " more " in line]
     assert rows[0] == ["kernel_0", "2.0", "10", "10%", *LINEAR.split()] and len(rows) == 13
     assert rows[-1] == ["3", "more", "6.0", "10", "11%"]
-    assert found.work_rows()[0]["name"] == "void at::native::kernel_0" and len(found.work_rows()) == 15
+    kept = found.work_rows("decode")
+    assert kept[0]["name"] == "void at::native::kernel_0" and sum(row["share"] for row in kept) == pytest.approx(1)
