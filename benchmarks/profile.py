@@ -21,7 +21,7 @@ from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
 from benchmarks.plots.picture import save_picture
-from benchmarks.profile_parts import STEP, Event, Phases, learn_kernels, on_cpu, on_gpu
+from benchmarks.profile_parts import STEP, Event, Phases, learn_kernels, parts_on_cpu, parts_on_gpu
 from benchmarks.profile_ranges import Around, named_parts
 from benchmarks.profile_table import Profile
 from benchmarks.stage_contestant import StageContestant
@@ -106,7 +106,7 @@ def profile(
         contestant.close()
     counts = Phases(events).counts
     heading = f"{title(name)}, {workload}, {counts.total()} steps · {model} · {dtype} · {place}"
-    found = Profile(heading, counts, *(on_gpu(events, known) if place.type == "cuda" else on_cpu(events)))
+    found = Profile(heading, counts, *(parts_on_gpu(events, known) if place.type == "cuda" else parts_on_cpu(events)))
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(heading, *found.tables(), sep="\n")

@@ -75,7 +75,7 @@ def innermost(stack: Sequence[Event]) -> str | None:
     return next((event["name"] for event in reversed(stack) if event["name"] in RANGES), None)
 
 
-def on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
+def parts_on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
     """Parts: an outer range counts for what its inner ones leave, and a step's rest is the host's. Work: PyTorch's
     operators and Numba's functions, each without those that it calls; what is left of the steps is Python."""
     phases, works = Phases(events), dict[tuple[str, str, str], Work]()
@@ -118,7 +118,7 @@ def learn_kernels(events: Sequence[Event]) -> dict[str, str]:
     return {name: parts.most_common(1)[0][0] for name, parts in spent.items()}
 
 
-def on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> tuple[Parts, Works]:
+def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> tuple[Parts, Works]:
     """Kernels belong to parts by their names; copies and what was not learnt are the host's. They belong to the step
     that launched them (all kernels of a CUDA graph carry the number of its launch), else to that of the kernel before.
 

@@ -68,6 +68,8 @@ class ServerMetrics(Collector):
         self._requests = Counter(
             "requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], PREFIX, registry=self._registry
         )
+        for outcome in ("ok", "abort", "error"):
+            self._requests.labels(outcome)  # from 0 on: `rate` does not see a series' first value
         self._responses = Counter(
             "http_responses", "HTTP responses.", ["path", "status"], PREFIX, registry=self._registry
         )

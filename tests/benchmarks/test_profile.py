@@ -31,8 +31,8 @@ from benchmarks.profile_parts import (
     Phases,
     Work,
     learn_kernels,
-    on_cpu,
-    on_gpu,
+    parts_on_cpu,
+    parts_on_gpu,
 )
 from benchmarks.profile_ranges import named_parts, phase
 from benchmarks.profile_table import Profile
@@ -232,7 +232,7 @@ CPU_EVENTS = [
 
 
 def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
-    assert microseconds(on_cpu(CPU_EVENTS)[0]) == {
+    assert microseconds(parts_on_cpu(CPU_EVENTS)[0]) == {
         "prefill": {LINEAR: 25, ELEMENTWISE: 35, ATTENTION: 10, SAMPLING: 40, HOST: 30},
         "decode": {LINEAR: 0, ELEMENTWISE: 0, ATTENTION: 0, SAMPLING: 0, HOST: 50},
     }
@@ -240,7 +240,7 @@ def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
 
 
 def test_an_operator_counts_without_what_it_calls() -> None:
-    _, works = on_cpu(CPU_EVENTS)
+    _, works = parts_on_cpu(CPU_EVENTS)
     got = {
         phase: [(w.name, w.part, w.calls, round(w.seconds * 1e6)) for w in works[phase]] for phase in works
     }  # the longest first
@@ -285,7 +285,7 @@ def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> Non
         event("kernel", "shared", 33, 2, 2),  # of the same graph
         event("gpu_memcpy", "Memcpy DtoH", 40, 3, 98),  # its launch is not known: as the one before
     ]
-    times, works = on_gpu(measured, known)
+    times, works = parts_on_gpu(measured, known)
     parts = microseconds(times)
     assert parts == {
         "prefill": {LINEAR: 20, ATTENTION: 5, ELEMENTWISE: 0, SAMPLING: 0, HOST: 0, IDLE: 0},
