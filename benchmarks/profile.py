@@ -33,7 +33,7 @@ from common.config import parse_device, stage_options
 from common.errors import require
 
 WIDTH = 110
-"""Columns of the tables at least, also where nobody looks at a terminal."""
+"""Columns of the tables at least, also where the output is no terminal."""
 
 
 def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, around: Around) -> None:
@@ -49,11 +49,6 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, arou
         engine.abort(id)
 
 
-def run_out(engine: Engine) -> None:
-    while engine.has_unfinished:
-        engine.step()
-
-
 def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
     """The events of `run_steps`, written to `trace` too, as Chrome's trace format."""
     activities = [ProfilerActivity.CPU]
@@ -62,7 +57,8 @@ def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace
         torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profiler, named_parts(engine):
         run_steps(engine, requests, count, record_function)
-    run_out(engine)
+    while engine.has_unfinished:
+        engine.step()
     write_atomically(trace, lambda path: profiler.export_chrome_trace(str(path)))
     return json.loads(trace.read_text())["traceEvents"]
 
@@ -124,7 +120,6 @@ def mark(engine: Engine, requests: Sequence[BenchRequest], steps: int) -> None:
     with named_parts(engine, torch.cuda.nvtx.range):
         run_steps(engine, requests, steps, torch.cuda.nvtx.range)
     torch.cuda.profiler.stop()
-    run_out(engine)
     print(
         f"marked {steps} steps: run this command under `nsys profile --capture-range=cudaProfilerApi -o steps`, then\n"
         "`nsys stats -r nvtx_sum,cuda_gpu_kern_sum steps.nsys-rep`"

@@ -55,12 +55,6 @@ def ranged_type(kind: type, ranges: Mapping[str, str], around: Around) -> type:
     return type(kind.__name__, (kind,), methods)
 
 
-def ranged_copy(thing: Any, ranges: Mapping[str, str], around: Around) -> Any:
-    twin = copy(thing)
-    twin.__class__ = ranged_type(type(thing), ranges, around)
-    return twin
-
-
 def compiled_functions() -> list[Any]:
     """Numba's functions in our modules; PyTorch's profiler does not know them."""
     if "numba" not in sys.modules:
@@ -82,8 +76,9 @@ def named_parts(engine: Engine, around: Around = record_function) -> Generator[N
         with around(f"step {next(numbers)} {phase(plan)} {plan.num_tokens}"):
             launch(plan)
 
-    model = ranged_copy(run.model, {"__call__": ELEMENTWISE}, around)
-    model.ops = ranged_copy(run.model.ops, OPS, around)
+    model, ops = copy(run.model), copy(run.model.ops)
+    model.__class__ = ranged_type(type(model), {"__call__": ELEMENTWISE}, around)
+    model.ops, ops.__class__ = ops, ranged_type(type(ops), OPS, around)
     attends = {name: attend for name in ATTENDS if (attend := getattr(attention, name, None)) is not None}
     replaced: list[tuple[object, dict[str, Any]]] = [
         (runner, {"sample": ranged(SAMPLING, runner.sample, around)}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,11 @@ from rich.table import Table
 
 from benchmarks.profile_parts import ATTENTION, ELEMENTWISE, HOST, IDLE, LINEAR, SAMPLING, Parts, Works
 
-COLORS = {
-    LINEAR: "#332288",
-    ATTENTION: "#117733",
-    ELEMENTWISE: "#DDAA33",
-    SAMPLING: "#CC6677",
-    HOST: "#8C8C8C",
-    IDLE: "#DDDDDD",
-}
+PARTS = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE)
+COLORS = dict(zip(PARTS, ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD"), strict=True))
 LONGEST = 12
 """Kernels or operators of a phase that the terminal shows; the JSON has all."""
-COMMON = ("void ", "at::native::", "(anonymous namespace)::", "<unnamed>::")
+COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::"
 """What the names of PyTorch's kernels have in common."""
 
 
@@ -59,20 +54,16 @@ class Profile:
 
     def labels(self) -> dict[str, str]:
         """Of each phase: its number of steps, and their share of the time."""
-        whole = sum(sum(spent.values()) for spent in self.parts.values()) or 1.0
-        shares = {phase: sum(spent.values()) / whole for phase, spent in self.parts.items()}
-        return {
-            phase: f"{count} {phase} step{'s' * (count != 1)}, {shares[phase]:.0%} of the time"
-            for phase, count in self.counts.items()
-        }
+        times = {phase: sum(spent.values()) for phase, spent in self.parts.items()}
+        shares = {phase: time / (sum(times.values()) or 1.0) for phase, time in times.items()}
+        named = {phase: f"{n} {phase} step{'s' * (n != 1)}" for phase, n in self.counts.items()}
+        return {phase: f"{steps}, {shares[phase]:.0%} of the time" for phase, steps in named.items()}
 
     def tables(self) -> Iterator[Table]:
         for phase, label in self.labels().items():
             table = Table(title=f"\n{label}", title_justify="left", title_style="", box=None)
-            table.add_column("where", no_wrap=True, overflow="ellipsis")
-            for column in ("", "ms a step", "share"):
-                table.add_column(column, justify="right", no_wrap=True)
-            table.add_column("", no_wrap=True)
+            for column in ("where", "", "ms a step", "share", " "):
+                table.add_column(column, justify="left" if column in ("where", " ") else "right", no_wrap=True)
             whole = sum(self.parts[phase].values()) or 1.0
             for part, s in self.parts[phase].items():
                 table.add_row(part, "", f"{s / self.counts[phase] * 1e3:.2f}", f"{s / whole:.0%}", "")
@@ -83,7 +74,7 @@ class Profile:
             left = [{"name": f"{len(rows) - LONGEST} more", "where": "", **more}] if rows[LONGEST:] else []
             for row in rows[:LONGEST] + left:
                 cells = f"{row['calls_per_step']:,.1f}", f"{row['us_per_step']:,.0f}", f"{row['share']:.0%}"
-                table.add_row(short(row["name"]), *cells, row["where"])
+                table.add_row(re.sub(COMMON, "", row["name"]), *cells, row["where"])
             yield table
 
     def bars(self) -> Figure:
@@ -103,9 +94,3 @@ class Profile:
         figure.suptitle(self.heading, x=0.01, ha="left")
         figure.tight_layout()
         return figure
-
-
-def short(kernel: str) -> str:
-    for common in COMMON:
-        kernel = kernel.replace(common, "")
-    return kernel
