@@ -13,8 +13,10 @@ from rich.table import Table
 
 from benchmarks.profile_parts import ATTENTION, ELEMENTWISE, HOST, IDLE, LINEAR, SAMPLING, Parts, Works
 
-PARTS: tuple[str, ...] = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE)
-COLORS = dict(zip(PARTS, ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD"), strict=True))
+PARTS = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE)
+COLORS: Mapping[str, str] = dict(
+    zip(PARTS, ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD"), strict=True)
+)
 LONGEST = 12
 """Kernels or operators of a phase that the terminal shows; the JSON has all."""
 COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::"
