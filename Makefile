@@ -13,6 +13,7 @@ HOST     ?=
 PORT     ?=
 PRESET   ?=
 ASK      ?=
+NVTX     ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
@@ -86,7 +87,8 @@ SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
-	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD))) $(if $(filter profile trace,$@),$(INDEX_OPTION)))
+	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD)) $(NVTX_OPTION)) $(if $(filter profile trace,$@),$(INDEX_OPTION)))
+NVTX_OPTION = $(if $(filter-out 0 no false,$(NVTX)),--nvtx)
 INDEX_OPTION = $(if $(PREFIX_INDEX),--engine prefix_index=$(PREFIX_INDEX))
 RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(PORT),--port $(PORT))) \
 	$(if $(filter race,$@),$(if $(PRESET),--preset $(PRESET)) $(if $(ASK),--prompt "$(ASK)")))

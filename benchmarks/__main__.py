@@ -243,13 +243,16 @@ def profile(
     steps: Annotated[int, typer.Option(min=1, help="How many steps to look into.")] = 20,
     quick: Quick = False,
     engine: EngineOptions = None,
+    nvtx: Annotated[
+        bool, typer.Option("--nvtx", help="On a GPU, under `nsys profile`: mark steps and parts, write nothing.")
+    ] = False,
     out_dir: Annotated[Path, typer.Option(help="Folder of the trace and the picture.")] = DEFAULT_FOLDER,
 ) -> None:
-    """Where the time of some steps goes: a table, a picture, and a trace that Perfetto opens."""
+    """Where the time of some steps goes, and of which kernels: tables, a picture, and a trace that Perfetto opens."""
     from benchmarks.profile import profile as look
 
     check_writable(out_dir / PICTURE)
-    for path in look(stage, workload, model, device, dtype, steps, quick, _options(engine or []), out_dir):
+    for path in look(stage, workload, model, device, dtype, steps, quick, _options(engine or []), out_dir, nvtx):
         print(path)
 
 

@@ -1,4 +1,5 @@
-"""Where the time of some steps goes: linear layers, attention, norms and rotary, sampling, host, idle.
+"""Where the time of some steps goes: linear layers, attention, norms and rotary, sampling, host, idle; for each kind of
+step apart, and by kernels.
 
 On a CPU the parts are ranges of one clock. On a GPU they are kernels: a first pass, without CUDA graphs, learns which
 kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are recognised by name.
@@ -7,121 +8,55 @@ kernel belongs to which part; the pass that is measured runs as the engine runs,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, record_function
 
 import stages
 from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
-from benchmarks.measure import ATTENDS
 from benchmarks.plots.picture import save_picture
-from benchmarks.profile_parts import (
-    ATTENTION,
-    ELEMENTWISE,
-    HOST,
-    IDLE,
-    LINEAR,
-    SAMPLING,
-    STEP,
-    Event,
-    learn_kernels,
-    parts_on_cpu,
-    parts_on_gpu,
-)
+from benchmarks.profile_parts import STEP, Event, Phases, learn_kernels, parts_on_cpu, parts_on_gpu
+from benchmarks.profile_ranges import Around, named_parts
+from benchmarks.profile_table import Profile
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import title
 from benchmarks.worker import warm_up
 from benchmarks.workloads import BenchRequest, find_size
-from common import Engine, SamplingParams, runner
+from common import Engine, SamplingParams
 from common.config import parse_device, stage_options
+from common.errors import require
 
-COLORS = {
-    LINEAR: "#332288",
-    ATTENTION: "#117733",
-    ELEMENTWISE: "#DDAA33",
-    SAMPLING: "#CC6677",
-    HOST: "#8C8C8C",
-    IDLE: "#DDDDDD",
-}
-SKIPPED = 8
-"""Steps before the profile begins: the first ones only prefill."""
+WIDTH = 110
+"""Columns of the tables at least, also where the output is no terminal."""
 
 
-def ranged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function; its calls are a named range of the profile."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
-            return function(*args, **kwargs)
-
-    return call
-
-
-def named(thing: Any, ranges: Mapping[str, str]) -> Any:
-    """A copy of it whose methods of these names are ranges, also when they call one another."""
-    methods = {method: ranged(name, getattr(type(thing), method)) for method, name in ranges.items()}
-    twin = copy(thing)
-    twin.__class__ = type(type(thing).__name__, (type(thing),), methods)
-    return twin
-
-
-OPS = {
-    **dict.fromkeys(("norm_linear", "norm_swiglu", "residual_linear"), LINEAR),
-    **dict.fromkeys(("norm", "swiglu", "qk_norm_rope"), ELEMENTWISE),
-    "sample": SAMPLING,
-}
-"""A norm before a matrix product counts apart where it is a kernel of its own, and as linear where the two are one."""
-
-
-@contextmanager
-def named_parts(engine: Engine) -> Iterator[None]:
-    """While it runs, the parts of a step show up in profiles under their names."""
-    model, attention, sample = engine.runner.model, engine.runner.attention, runner.sample
-    twin = named(model, {"__call__": ELEMENTWISE})
-    twin.ops = named(model.ops, OPS)
-    engine.runner.model = twin
-    for name in ATTENDS:
-        if (attend := getattr(attention, name, None)) is not None:
-            vars(attention)[name] = ranged(ATTENTION, attend)
-    runner.sample = ranged(SAMPLING, sample)
-    try:
-        yield
-    finally:
-        engine.runner.model, runner.sample = model, sample
-        for name in ATTENDS:
-            vars(attention).pop(name, None)
-
-
-def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
-    """The events of `count` steps in the middle of these requests, written to `trace` too, as Chrome's trace format;
-    what is left of the requests is aborted."""
+def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, around: Around) -> None:
+    """The first steps of these requests, `count` at most, each in a range; what is left of the requests is aborted."""
     ids = [engine.add_request(r.prompt, SamplingParams(max_tokens=r.max_tokens, ignore_eos=True)) for r in requests]
-    for _ in range(SKIPPED):
-        engine.step()
+    for _ in range(count):
+        if engine.has_unfinished:
+            with around(STEP):
+                engine.step()
+    if engine.config.torch_device.type == "cuda":
+        torch.cuda.synchronize()
+    for id in ids:
+        engine.abort(id)
+
+
+def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
+    """The events of `run_steps`, written to `trace` too, as Chrome's trace format."""
     activities = [ProfilerActivity.CPU]
     if engine.config.torch_device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(count):
-            if engine.has_unfinished:
-                with record_function(STEP):
-                    engine.step()
-        if engine.config.torch_device.type == "cuda":
-            torch.cuda.synchronize()
-    for id in ids:
-        engine.abort(id)
+    with torch.profiler.profile(activities=activities) as profiler, named_parts(engine):
+        run_steps(engine, requests, count, record_function)
     while engine.has_unfinished:
         engine.step()
     write_atomically(trace, lambda path: profiler.export_chrome_trace(str(path)))
@@ -138,9 +73,12 @@ def profile(
     quick: bool,
     options: dict[str, Any],
     folder: Path,
+    nvtx: bool = False,
 ) -> list[Path]:
-    """Profile some steps of a workload; print the table; returns the files written."""
+    """Profile the first steps of a workload; print tables; returns the files written. nvtx: mark them for Nsight
+    Systems instead, which records what runs between the two calls of CUDA's profiler."""
     place = parse_device(device)
+    require(not nvtx or place.type == "cuda", "NVTX ranges are for a GPU: choose --device cuda, or leave --nvtx out")
     name = stages.short_name(stage)
     trace, picture, numbers = (folder / f"{name}_profile.{ending}" for ending in ("chrome.json", "png", "json"))
     size = find_size(workload, None, "quick" if quick else "gpu" if place.type == "cuda" else "cpu")
@@ -150,47 +88,39 @@ def profile(
     try:
         requests = size.requests(contestant.vocab_size, run=1)
         warm_up(contestant, size, 4)
+        if nvtx:
+            mark(engine, requests, steps)
+            return []
         known: dict[str, str] = {}
         if place.type == "cuda":
             graphs, engine.runner.graphs = engine.runner.graphs, None
-            with named_parts(engine):
-                known = learn_kernels(run_steps(engine, requests, steps, trace))
+            # Other tokens than those that are measured: a prefix cache must know none of these.
+            known = learn_kernels(profiled(engine, size.requests(contestant.vocab_size, run=2), steps, trace))
             engine.runner.graphs = graphs
-        with named_parts(engine):
-            events = run_steps(engine, requests, steps, trace)
-        parts = parts_on_gpu(events, known) if place.type == "cuda" else parts_on_cpu(events)
+        events = profiled(engine, requests, steps, trace)
     finally:
         contestant.close()
-    heading = f"{title(name)}, {workload}, {steps} steps · {model} · {dtype} · {place}"
-    times = {name: seconds / steps * 1e3 for name, seconds in parts.items()}
-    Console().print(table(times, heading))
-    save_picture(picture, lambda: bars(times, heading))
-    rows = [{"where": name, "ms_per_step": ms} for name, ms in times.items()]
-    write_json(numbers, {"schema": "profile-1", "environment": environment(), "profiled": heading, "records": rows})
+    counts = Phases(events).counts
+    heading = f"{title(name)}, {workload}, {counts.total()} steps · {model} · {dtype} · {place}"
+    found = Profile(heading, counts, *(parts_on_gpu(events, known) if place.type == "cuda" else parts_on_cpu(events)))
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(heading, *found.tables(), sep="\n")
+    save_picture(picture, found.bars)
+    work = [row for phase in counts for row in found.work_rows(phase)]
+    values = {"environment": environment(), "profiled": heading, "records": found.rows(), "work": work}
+    write_json(numbers, {"schema": "profile-2", **values})
     return [trace, picture, numbers]
 
 
-def table(times: dict[str, float], heading: str) -> Table:
-    """times: milliseconds a step."""
-    whole = sum(times.values()) or 1.0
-    result = Table(title=heading, title_justify="left", title_style="", box=None)
-    for column in ("where", "ms a step", "share"):
-        result.add_column(column, justify="left" if column == "where" else "right")
-    for name, ms in times.items():
-        result.add_row(name, f"{ms:.2f}", f"{ms / whole:.0%}")
-    return result
-
-
-def bars(times: dict[str, float], heading: str) -> Figure:
-    """A bar for each part, with its time and share."""
-    figure, axis = plt.subplots(figsize=(11, 4.2))
-    whole = sum(times.values()) or 1.0
-    for row, (name, ms) in enumerate(times.items()):
-        axis.barh(row, ms, color=COLORS[name])
-        axis.text(ms, row, f"  {ms:.2f} ms, {ms / whole:.0%}", va="center")
-    axis.set_yticks(range(len(times)), list(times))
-    axis.invert_yaxis()
-    axis.margins(x=0.2)
-    axis.set_xlabel("milliseconds a step")
-    axis.set_title(heading, loc="left")
-    return figure
+def mark(engine: Engine, requests: Sequence[BenchRequest], steps: int) -> None:
+    """Run the steps under NVTX ranges. Inside a step that is replayed from a CUDA graph there are none: add
+    `--engine cuda_graphs=false` to see its parts."""
+    torch.cuda.profiler.start()
+    with named_parts(engine, torch.cuda.nvtx.range):
+        run_steps(engine, requests, steps, torch.cuda.nvtx.range)
+    torch.cuda.profiler.stop()
+    print(
+        f"marked {steps} steps: run this command under `nsys profile --capture-range=cudaProfilerApi -o steps`, then\n"
+        "`nsys stats -r nvtx_sum,cuda_gpu_kern_sum steps.nsys-rep`"
+    )

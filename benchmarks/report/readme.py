@@ -36,7 +36,7 @@ def readmes(machines: Mapping[str, Machine]) -> dict[str, str]:
         filler = Filler(machines, OWN, ROOT, language, missing="–")
         figures = filler.fill((TEMPLATES / template).read_text(encoding="utf-8"))
         filled[name] = PART.sub(lambda match, figures=figures: match[1] + figures + match[2], text)
-    for path in sorted(ROOT.glob("stages/m*/README.md")):
+    for path in (*sorted(ROOT.glob("stages/m*/README.md")), ROOT / "benchmarks" / "bottlenecks.md"):
         filled[path.relative_to(ROOT).as_posix()] = fill_marked(path.read_text(encoding="utf-8"), machines)
     return filled
 

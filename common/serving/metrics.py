@@ -16,8 +16,12 @@ Snapshot = Mapping[str, float | int | str | None]
 """What `Engine.metrics()` returns."""
 
 PREFIX = "folovllm"
-TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
-REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+TOKEN_SECONDS, REQUEST_SECONDS = (
+    tuple(float(f"{digits}e{exponent}") for exponent in decades for digits in (1, 1.5, 2, 3, 5, 7.5))
+    for decades in (range(-4, 1), range(-3, 3))
+)
+"""0.1 ms to 7.5 s, and 1 ms to 750 s. Prometheus interpolates within a bucket, so a percentile can be wrong by the
+ratio of its bounds: two thirds at most."""
 
 GAUGES = {
     "requests_running": ("running", "Answers that hold KV memory and take part in steps."),
@@ -35,6 +39,7 @@ COUNTERS = {
     "computed_tokens": ("computed_tokens", "Token positions computed for a request."),
     "generation_tokens": ("output_tokens", "Tokens generated."),
     "prefix_saved_tokens": ("tokens_saved", "Tokens of prompts found in the prefix cache."),
+    "prefix_evictions": ("evictions", "Blocks that the prefix cache gave up for others."),
     "preemptions": ("preemptions", "Times that an answer lost its KV memory to another."),
     "swaps": ("swaps", "Preemptions that moved blocks to CPU memory."),
 }
@@ -63,6 +68,8 @@ class ServerMetrics(Collector):
         self._requests = Counter(
             "requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], PREFIX, registry=self._registry
         )
+        for outcome in ("ok", "abort", "error"):
+            self._requests.labels(outcome)  # from 0 on: `rate` does not see a series' first value
         self._responses = Counter(
             "http_responses", "HTTP responses.", ["path", "status"], PREFIX, registry=self._registry
         )

@@ -1,18 +1,24 @@
-"""`make stage3 profile`: on a tiny model, the parts add up to the steps."""
+"""`make stage3 profile`: on a tiny model, parts and operators add up to the steps, in each phase."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple, cast
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+import stages
 from benchmarks import gpu
 from benchmarks.__main__ import app
 from benchmarks.compare import Results, make_comparison
 from benchmarks.files import write_json
-from benchmarks.profile import profile
+from benchmarks.profile import mark, profile
 from benchmarks.profile_parts import (
     ATTENTION,
     ELEMENTWISE,
@@ -21,27 +27,120 @@ from benchmarks.profile_parts import (
     LINEAR,
     SAMPLING,
     STEP,
+    Parts,
+    Phases,
+    Work,
     learn_kernels,
     parts_on_cpu,
     parts_on_gpu,
 )
+from benchmarks.profile_ranges import named_parts, phase
+from benchmarks.profile_table import Profile
+from benchmarks.recipes import BenchRequest
 from benchmarks.record import Record
 from benchmarks.worker import Job
+from common import SamplingParams
+from common.errors import UserError
+from common.execution.cpu import cpu_elementwise
+from common.plan import StepPlan
 
 
 @pytest.mark.parametrize("stage", ["m0", "m2", "m4"])
-def test_table_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trace, picture, numbers = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 5, True, {}, tmp_path)
+def test_tables_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parts add up, in each phase; the operators add up to the same. Must not leave a range in the engine."""
+    trace, picture, numbers = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 7, True, {}, tmp_path)
     said = capsys.readouterr().out
-    shares = [int(line.split()[-1].rstrip("%")) for line in said.splitlines() if line.rstrip().endswith("%")]
-    assert len(shares) == 5 and 97 <= sum(shares) <= 103 and min(shares) >= 0
-    assert LINEAR in said and HOST in said
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
-    assert {"step", "linear layers", "attention", "sampling"} <= names
+    assert {"step", "linear layers", "attention", "sampling", "plan", "wait", "update"} <= names
     assert picture.stat().st_size > 5000
     kept = json.loads(numbers.read_text())
-    assert {row["where"] for row in kept["records"]} >= {LINEAR, HOST} and kept["environment"]["hardware"]
-    assert all(row["ms_per_step"] >= 0 for row in kept["records"])
+    later = "recompute" if stage == "m0" else "decode"
+    steps = {row["phase"]: row["steps"] for row in kept["records"]}
+    assert steps["prefill"] + steps[later] == 7 and min(steps.values()) > 0
+    assert f"{steps[later]} {later} step" in said
+    assert kept["environment"]["hardware"]
+    for each in ("prefill", later):
+        parts = [row for row in kept["records"] if row["phase"] == each]
+        work = [row for row in kept["work"] if row["phase"] == each]
+        assert {row["where"] for row in parts} >= {LINEAR, HOST} and all(row["ms_per_step"] >= 0 for row in parts)
+        took = sum(row["ms_per_step"] for row in parts)
+        assert sum(row["us_per_step"] for row in work) == pytest.approx(took * 1e3)
+        assert {"aten::mm", "Python, outside of operators"} <= {row["name"] for row in work}
+    compiled = {row["name"]: row["where"] for row in kept["work"] if row["name"].startswith("numba")}
+    assert bool(compiled) == (stage == "m4")
+    assert compiled.get("numba: decode", ATTENTION) == ATTENTION
+    assert type(cpu_elementwise.norm).__module__.startswith("numba")
+
+
+class Chunk(NamedTuple):
+    kind: str
+
+
+@pytest.mark.parametrize(
+    ("kinds", "name"),
+    [
+        (["decode", "decode", "idle"], "decode"),
+        (["prefill", "prefill"], "prefill"),
+        (["prefill", "recompute"], "prefill"),
+        (["recompute"], "recompute"),
+        (["decode", "prefill"], "mixed"),
+        (["decode", "recompute"], "mixed"),
+    ],
+)
+def test_a_step_is_named_by_what_it_computes(kinds: list[str], name: str) -> None:
+    assert phase(cast(StepPlan, SimpleNamespace(chunks=[Chunk(kind) for kind in kinds]))) == name
+
+
+def test_ranges_lie_in_their_step_and_end_with_it() -> None:
+    """Of what NVTX gets: each step with its phase and tokens, and in it its parts. Must not change a token."""
+    opened: list[str] = []
+    depth = 0
+
+    @contextmanager
+    def around(name: str) -> Generator[None]:
+        nonlocal depth
+        opened.append("  " * depth + name)
+        depth += 1
+        yield
+        depth -= 1
+
+    with stages.build("m5", model="random:tiny-llama", dtype="float32", device="cpu") as engine:
+        plain = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))[0].token_ids
+        before = {id(part): dict(vars(part)) for part in (engine.runner, engine.scheduler, engine.runner.attention)}
+        with named_parts(engine, around):
+            assert engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))[0].token_ids == plain
+        for part in (engine.runner, engine.scheduler, engine.runner.attention):
+            assert vars(part).keys() == before[id(part)].keys()
+    assert [name for name in opened if name.startswith("step")] == [
+        "step 1 prefill 3", "step 2 decode 1", "step 3 decode 1"
+    ]  # fmt: skip
+    assert {"plan", "wait", "update", "  norms and rotary", "  sampling"} <= set(opened) and depth == 0
+    assert any(name.endswith(ATTENTION) and name.startswith("    ") for name in opened)
+
+
+def test_nvtx_ranges_are_between_the_calls_of_cudas_profiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def around(name: str) -> Generator[None]:
+        said.append(name)
+        yield
+
+    monkeypatch.setattr("torch.cuda.nvtx.range", around)
+    monkeypatch.setattr("torch.cuda.profiler.start", lambda: said.append("start"))
+    monkeypatch.setattr("torch.cuda.profiler.stop", lambda: said.append("stop"))
+    with stages.build("m4", model="random:tiny-llama", dtype="float32", device="cpu") as engine:
+        mark(engine, [BenchRequest([1, 2, 3], 8)], 2)
+    assert said[:2] == ["start", "step"] and said[-1] == "stop"
+    assert said.count("step") == 2 and {"step 1 prefill 3", "step 2 decode 1", ATTENTION} <= set(said)
+    assert "--capture-range=cudaProfilerApi" in capsys.readouterr().out
+
+
+def test_nvtx_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="for a GPU: choose --device cuda"):
+        profile("m4", "mixed", "random:tiny-llama", "cpu", "float32", 2, True, {}, tmp_path, nvtx=True)
 
 
 def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
@@ -100,35 +199,69 @@ def test_each_workload_is_compared_with_its_own_limit(tmp_path: Path, monkeypatc
     assert lines == ["m6 · nano: 300 tokens/s; reading at the rate of a copy: 400 (75%)"]
 
 
-def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
-    def around(name: str, start: int, length: int, thread: int = 1) -> dict[str, object]:
-        return {"cat": "user_annotation", "name": name, "ts": start, "dur": length, "tid": thread}
+def event(cat: str, name: str, start: int, length: int, number: int = 0, thread: int = 1) -> dict[str, object]:
+    args = {"correlation": number}
+    return {"cat": cat, "name": name, "ts": start, "dur": length, "tid": thread, "args": args}
 
-    events = [
-        around(LINEAR, 20, 30),
-        around(STEP, 0, 100),
-        around(ELEMENTWISE, 10, 60),
-        around(ELEMENTWISE, 25, 5),
-        around("somebody else's", 10, 60),
-        around(ATTENTION, 70, 10),
-        around(STEP, 100, 50),
-        around(SAMPLING, 0, 40, thread=2),
-    ]
-    parts = {name: round(seconds * 1e6) for name, seconds in parts_on_cpu(events).items()}
-    assert parts == {LINEAR: 25, ELEMENTWISE: 35, ATTENTION: 10, SAMPLING: 40, HOST: 80}
+
+def around(name: str, start: int, length: int, thread: int = 1) -> dict[str, object]:
+    return event("user_annotation", name, start, length, thread=thread)
+
+
+def microseconds(parts: Parts) -> dict[str, dict[str, int]]:
+    return {phase: {name: round(time * 1e6) for name, time in spent.items()} for phase, spent in parts.items()}
+
+
+CPU_EVENTS = [
+    around(LINEAR, 20, 30),
+    around(STEP, 0, 100),
+    around("step 1 prefill 7", 5, 90),
+    around(ELEMENTWISE, 10, 60),
+    around(ELEMENTWISE, 25, 5),
+    around("of somebody else", 10, 60),
+    around(ATTENTION, 70, 10),
+    around(STEP, 100, 50),
+    around("step 2 decode 1", 110, 30),
+    around(SAMPLING, 0, 40, thread=2),
+    event("cpu_op", "aten::linear", 20, 20),
+    event("cpu_op", "aten::mm", 22, 15),
+    event("cpu_op", "aten::mm", 40, 3),
+    around("numba: decode", 72, 6),
+    event("cpu_op", "aten::mm", 112, 4),
+]
+
+
+def test_an_outer_range_counts_for_what_its_inner_ones_leave() -> None:
+    assert microseconds(parts_on_cpu(CPU_EVENTS)[0]) == {
+        "prefill": {LINEAR: 25, ELEMENTWISE: 35, ATTENTION: 10, SAMPLING: 40, HOST: 30},
+        "decode": {LINEAR: 0, ELEMENTWISE: 0, ATTENTION: 0, SAMPLING: 0, HOST: 50},
+    }
+    assert Phases(CPU_EVENTS).counts == {"prefill": 1, "decode": 1}
+
+
+def test_an_operator_counts_without_what_it_calls() -> None:
+    _, works = parts_on_cpu(CPU_EVENTS)
+    got = {
+        phase: [(w.name, w.part, w.calls, round(w.seconds * 1e6)) for w in works[phase]] for phase in works
+    }  # the longest first
+    rest = "Python, outside of operators"
+    assert got == {
+        "prefill": [
+            (rest, "", 1, 140 - 29), ("aten::mm", LINEAR, 2, 18), ("numba: decode", ATTENTION, 1, 6),
+            ("aten::linear", LINEAR, 1, 5),
+        ],
+        "decode": [(rest, "", 1, 46), ("aten::mm", HOST, 1, 4)],
+    }  # fmt: skip
 
 
 def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> None:
-    def event(cat: str, name: str, start: int, length: int, number: int = 0) -> dict[str, object]:
-        return {"cat": cat, "name": name, "ts": start, "dur": length, "tid": 1, "args": {"correlation": number}}
-
     learnt = [
-        event("user_annotation", STEP, 0, 100),
-        event("user_annotation", LINEAR, 10, 20),
+        around(STEP, 0, 100),
+        around(LINEAR, 10, 20),
         event("cuda_driver", "cuLaunchKernelEx", 12, 1, 7),
         event("cuda_runtime", "cudaLaunchKernel", 15, 1, 8),
         event("cuda_runtime", "cudaLaunchKernel", 40, 1, 9),  # in the step, in none of its parts
-        event("user_annotation", ATTENTION, 50, 20),
+        around(ATTENTION, 50, 20),
         event("cuda_runtime", "cudaLaunchKernel", 55, 1, 10),
         event("kernel", "gemm_64x8", 200, 30, 7),
         event("kernel", "shared", 230, 5, 8),
@@ -139,13 +272,45 @@ def test_kernels_are_known_by_where_they_were_launched_and_then_by_name() -> Non
     known = learn_kernels(learnt)
     assert known == {"gemm_64x8": LINEAR, "gemm_": LINEAR, "shared": ATTENTION, "index": HOST}
     measured = [
-        event("kernel", "gemm_64x8", 0, 10),
-        event("kernel", "gemm_128x8", 10, 10),  # another tile of the same kernel
-        event("kernel", "shared", 15, 10),  # while that one runs, until 20: waits, and nothing is idle
+        around(STEP, 0, 9),
+        around("step 1 prefill 7", 1, 5),
+        event("cuda_runtime", "cudaLaunchKernel", 2, 1, 1),
+        around("step 2 decode 1", 6, 2),  # planned and started ahead, in the same step of the engine
+        event("cuda_runtime", "cudaGraphLaunch", 7, 1, 2),
+        event("kernel", "gemm_64x8", 0, 10, 1),
+        event("kernel", "gemm_128x8", 10, 10, 1),  # another tile of the same kernel
+        event("kernel", "shared", 15, 10, 99),  # while that one runs, until 20: waits, and nothing is idle
         event("gpu_user_annotation", STEP, 0, 60),
-        event("kernel", "never seen", 30, 2),
-        event("gpu_memcpy", "Memcpy DtoH", 40, 3),
+        event("kernel", "never seen", 30, 2, 2),
+        event("kernel", "shared", 33, 2, 2),  # of the same graph
+        event("gpu_memcpy", "Memcpy DtoH", 40, 3, 98),  # its launch is not known: as the one before
     ]
-    parts = {name: round(seconds * 1e6) for name, seconds in parts_on_gpu(measured, known).items()}
-    assert parts == {LINEAR: 20, ATTENTION: 5, ELEMENTWISE: 0, SAMPLING: 0, HOST: 5, IDLE: 13}
-    assert sum(parts.values()) == 43  # the time that passed
+    times, works = parts_on_gpu(measured, known)
+    parts = microseconds(times)
+    assert parts == {
+        "prefill": {LINEAR: 20, ATTENTION: 5, ELEMENTWISE: 0, SAMPLING: 0, HOST: 0, IDLE: 0},
+        "decode": {LINEAR: 0, ATTENTION: 2, ELEMENTWISE: 0, SAMPLING: 0, HOST: 5, IDLE: 11},
+    }
+    assert sum(sum(spent.values()) for spent in parts.values()) == 43  # the time that passed
+    assert [(w.name, w.calls, round(w.seconds * 1e6)) for w in works["decode"]] == [
+        ("Memcpy DtoH", 1, 3), ("never seen", 1, 2), ("shared", 1, 2)
+    ]  # fmt: skip
+    assert {w.name: w.part for w in works["prefill"]} == {
+        "gemm_64x8": LINEAR,
+        "gemm_128x8": LINEAR,
+        "shared": ATTENTION,
+    }
+
+
+def test_the_table_shows_the_longest_kernels_and_adds_up_the_others() -> None:
+    works = [Work(f"void at::native::kernel_{i}", LINEAR, calls=4, seconds=(20 - i) * 1e-6) for i in range(15)]
+    found = Profile("heading", {"decode": 2}, {"decode": {LINEAR: 3e-3, IDLE: 1e-3}}, {"decode": works})
+    with (console := Console(width=110)).capture() as captured:
+        console.print(*found.tables())
+    said = captured.get()
+    assert "2 decode steps, 100% of the time" in said and "75%" in said
+    rows = [line.split() for line in said.splitlines() if "kernel_" in line or " more " in line]
+    assert rows[0] == ["kernel_0", "2.0", "10", "10%", *LINEAR.split()] and len(rows) == 13
+    assert rows[-1] == ["3", "more", "6.0", "10", "11%"]
+    kept = found.work_rows("decode")
+    assert kept[0]["name"] == "void at::native::kernel_0" and sum(row["share"] for row in kept) == pytest.approx(1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from common.serving.metrics import REQUEST_SECONDS, TOKEN_SECONDS
 from tests.serving.running import SOME, TINY, Running, Steps, error_of, slow_down, wait_until
 
 Serve = Callable[..., Running]
@@ -30,6 +34,7 @@ def test_metrics_say_what_happened(serve: Serve) -> None:
     running = serve()
     before = metrics_of(running)
     assert before["folovllm_requests_running"] == before["folovllm_generation_tokens_total"] == 0
+    assert before["folovllm_requests_total,error"] == 0  # a series that begins with 1 has no rate
     for _ in range(3):
         running.post("/v1/completions", PROMPT | {"n": 2})
     running.get("/v1/nothing")
@@ -57,6 +62,24 @@ def test_metrics_say_what_happened(serve: Serve) -> None:
     assert after["folovllm_kv_pool_bytes"] > 0
     assert 0 < after["folovllm_time_to_first_token_seconds_sum"] < after["folovllm_request_seconds_sum"]
     assert "folovllm_prefix_hit_rate" not in after, "no engine of these stages has one"
+
+
+@pytest.mark.parametrize("bounds", [TOKEN_SECONDS, REQUEST_SECONDS])
+def test_percentiles_are_right_to_two_thirds(bounds: tuple[float, ...]) -> None:
+    """Also where a GPU makes a token in half a millisecond, or a prompt stalls others for seconds."""
+    assert list(bounds) == sorted(bounds) and bounds[0] <= 0.001 and bounds[-1] >= 7.5
+    assert all(later / earlier <= 5 / 3 + 1e-9 for earlier, later in pairwise(bounds))
+    assert {0.002, 0.02, 0.2, 2} <= set(bounds)  # limits that people agree on are bounds themselves
+
+
+def test_queries_and_alerts_name_metrics_that_exist(serve: Serve) -> None:
+    there = metrics_of(serve("m6"))
+    folder = Path("common/serving")
+    for path in (folder / "OBSERVABILITY.md", folder / "observability" / "alerts.yml"):
+        named = set(re.findall(r"folovllm_\w+", path.read_text(encoding="utf-8")))
+        exist = {name.partition(",")[0] for name in there}
+        assert len(named) > 5 and named <= exist, (path, named - exist)
+    assert "folovllm_time_to_first_token_seconds_bucket,2.0" in there, "the limit in a query is a bound"
 
 
 @pytest.mark.parametrize("stage", ["m3", "m6"])
