@@ -8,6 +8,7 @@ kernel belongs to which part; the pass that is measured runs as the engine runs,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,13 @@ WIDTH = 110
 """Columns of the tables at least, also where the output is no terminal."""
 
 
-def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, around: Around) -> None:
-    """The first steps of these requests, `count` at most, each in a range; what is left of the requests is aborted."""
+def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, around: Around, seen: Counter[str]) -> None:
+    """The first `count` steps of these requests, each in a range, and further ones until half as many have not been
+    prefill alone; what is left of the requests is aborted. seen: steps by phase, as `named_parts` counts them."""
     ids = [engine.add_request(r.prompt, SamplingParams(max_tokens=r.max_tokens, ignore_eos=True)) for r in requests]
-    for _ in range(count):
-        if engine.has_unfinished:
-            with around(STEP):
-                engine.step()
+    while engine.has_unfinished and (seen.total() < count or seen.total() - seen["prefill"] < count // 2):
+        with around(STEP):
+            engine.step()
     if engine.config.torch_device.type == "cuda":
         torch.cuda.synchronize()
     for id in ids:
@@ -55,8 +56,8 @@ def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace
     if engine.config.torch_device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profiler, named_parts(engine):
-        run_steps(engine, requests, count, record_function)
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler, named_parts(engine) as seen:
+        run_steps(engine, requests, count, record_function, seen)
     while engine.has_unfinished:
         engine.step()
     write_atomically(trace, lambda path: profiler.export_chrome_trace(str(path)))
@@ -117,10 +118,10 @@ def mark(engine: Engine, requests: Sequence[BenchRequest], steps: int) -> None:
     """Run the steps under NVTX ranges. Inside a step that is replayed from a CUDA graph there are none: add
     `--engine cuda_graphs=false` to see its parts."""
     torch.cuda.profiler.start()
-    with named_parts(engine, torch.cuda.nvtx.range):
-        run_steps(engine, requests, steps, torch.cuda.nvtx.range)
+    with named_parts(engine, torch.cuda.nvtx.range) as seen:
+        run_steps(engine, requests, steps, torch.cuda.nvtx.range, seen)
     torch.cuda.profiler.stop()
     print(
-        f"marked {steps} steps: run this command under `nsys profile --capture-range=cudaProfilerApi -o steps`, then\n"
+        f"marked {seen.total()} steps: run this under `nsys profile --capture-range=cudaProfilerApi -o steps`, then\n"
         "`nsys stats -r nvtx_sum,cuda_gpu_kern_sum steps.nsys-rep`"
     )

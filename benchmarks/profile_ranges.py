@@ -6,8 +6,8 @@ is the engine's whole step, with `plan`, `wait` and `update`. The engine holds n
 
 from __future__ import annotations
 
-import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
@@ -46,6 +46,8 @@ def ranged(name: str, function: Callable[..., Any], around: Around) -> Callable[
         with around(name):
             return function(*args, **kwargs)
 
+    if hasattr(function, "__self__"):  # fused operations read the owner of the method
+        vars(call)["__self__"] = function.__self__
     return call
 
 
@@ -67,13 +69,14 @@ def compiled_functions() -> list[Any]:
 
 
 @contextmanager
-def named_parts(engine: Engine, around: Around = record_function) -> Generator[None]:
-    """While it runs, steps and their parts show up in profiles under their names."""
-    run, attention, scheduler, numbers = engine.runner, engine.runner.attention, engine.scheduler, itertools.count(1)
+def named_parts(engine: Engine, around: Around = record_function) -> Generator[Counter[str]]:
+    """While it runs, steps and their parts show up in profiles under their names. Gives the steps so far, by phase."""
+    run, attention, scheduler, seen = engine.runner, engine.runner.attention, engine.scheduler, Counter[str]()
     launch, compiled = run.submit, compiled_functions()
 
     def submit(plan: StepPlan) -> None:
-        with around(f"step {next(numbers)} {phase(plan)} {plan.num_tokens}"):
+        seen[phase(plan)] += 1
+        with around(f"step {seen.total()} {phase(plan)} {plan.num_tokens}"):
             launch(plan)
 
     model, ops = copy(run.model), copy(run.model.ops)
@@ -92,7 +95,7 @@ def named_parts(engine: Engine, around: Around = record_function) -> Generator[N
             vars(thing).update(new)
         for function in compiled:
             function.__class__ = ranged_type(type(function), {"__call__": COMPILED + function.__name__}, around)
-        yield
+        yield seen
     finally:
         for function in compiled:
             function.__class__ = type(function).__base__

@@ -19,8 +19,10 @@ COLORS: Mapping[str, str] = dict(
 )
 LONGEST = 12
 """Kernels or operators of a phase that the terminal shows; the JSON has all."""
-COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::"
+COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::|c10::|at::|gpu_kernel_impl_nocast<|<\d+, (\d+, )?"
 """What the names of PyTorch's kernels have in common."""
+WIDEST = 52
+"""Characters of a name."""
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Profile:
             left = [{"name": f"{len(rows) - LONGEST} more", "where": "", **more}] if rows[LONGEST:] else []
             for row in rows[:LONGEST] + left:
                 cells = f"{row['calls_per_step']:,.1f}", f"{row['us_per_step']:,.0f}", f"{row['share']:.0%}"
-                table.add_row(re.sub(COMMON, "", row["name"]), *cells, row["where"])
+                name = re.sub(COMMON, " ", row["name"]).strip()
+                table.add_row(name if len(name) <= WIDEST else f"{name[: WIDEST - 1]}…", *cells, row["where"])
             yield table
 
     def bars(self) -> Figure:

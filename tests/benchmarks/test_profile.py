@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 
 import pytest
 from rich.console import Console
+from torch.profiler import record_function
 from typer.testing import CliRunner
 
 import stages
@@ -18,7 +19,7 @@ from benchmarks import gpu
 from benchmarks.__main__ import app
 from benchmarks.compare import Results, make_comparison
 from benchmarks.files import write_json
-from benchmarks.profile import mark, profile
+from benchmarks.profile import mark, profile, run_steps
 from benchmarks.profile_parts import (
     ATTENTION,
     ELEMENTWISE,
@@ -314,3 +315,20 @@ def test_the_table_shows_the_longest_kernels_and_adds_up_the_others() -> None:
     assert rows[-1] == ["3", "more", "6.0", "10", "11%"]
     kept = found.work_rows("decode")
     assert kept[0]["name"] == "void at::native::kernel_0" and sum(row["share"] for row in kept) == pytest.approx(1)
+
+
+def test_steps_go_on_until_some_are_not_prefill_alone() -> None:
+    """Must not show twenty prefill steps of a stage that computes all prompts first, and no decode."""
+    engine = stages.build("m2", model="random:tiny-llama", device="cpu", dtype="float32", max_model_len=64)
+    requests = [BenchRequest([1 + i] * 40, 20) for i in range(8)]
+    with engine, named_parts(engine) as seen:
+        run_steps(engine, requests, 4, record_function, seen)
+    assert seen["prefill"] >= 1 and seen["decode"] >= 2
+
+
+def test_operations_that_fuse_still_find_attention() -> None:
+    """Must not take another path because attention's methods are wrapped: fused operations read the owner of one."""
+    with stages.build("m6", model="random:tiny-llama", device="cpu", dtype="float32", max_model_len=64) as engine:
+        attention = engine.runner.attention
+        with named_parts(engine):
+            assert vars(attention)["attend"].__self__ is attention
