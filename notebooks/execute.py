@@ -6,13 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from notebooks import pairs
+from notebooks.progress import MARK
 
-CELL_TIMEOUT = 300
-"""Seconds."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -22,40 +22,49 @@ class CellFailedError(UserError):
     traceback = ""
 
 
-def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> Any:
+def execute(
+    name: str, folder: Path | None = None, advance: Callable[[int, str], None] = lambda cells, begins: None
+) -> Any:
     """The notebook with the outputs of all its cells; `CellFailedError` names the cell that failed.
 
-    advance: called with 1 after each code cell.
+    folder: where it will lie and is executed; None: among the kept ones. A cell may take as long as it takes.
+    advance: called with 0 and the first line of each code cell when it begins, and with 1 when it has ended.
     """
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    notebook = pairs.read_source(name)
+    folder = folder or pairs.FOLDER
+    notebook = pairs.read_source(name, folder)
     here: list[Any] = []
 
     def started(cell: Any, cell_index: int) -> None:
         here[:] = [cell]
+        if cell.cell_type == "code":
+            advance(0, cell.source.strip().splitlines()[0][:40])
 
     client = NotebookClient(
         notebook,
-        timeout=CELL_TIMEOUT,
+        timeout=None,
         kernel_name="python3",
-        resources={"metadata": {"path": str(pairs.FOLDER)}},
+        resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         extra_arguments=["--log-level=40"],
         coalesce_streams=True,
         on_cell_execute=started,
-        on_cell_executed=lambda cell, cell_index, execute_reply: advance(1),
+        on_cell_executed=lambda cell, cell_index, execute_reply: advance(1, ""),
     )
     path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
     try:
         client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"})
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+    except (CellExecutionError, DeadKernelError) as error:
         raise _failure(name, here[0] if here else None, error) from None
     except AssertionError:
         if client.km is None:  # nbclient handled Ctrl-C and shut the kernel down
             raise KeyboardInterrupt from None
         raise
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("metadata") != MARK]
     return notebook
 
 
@@ -66,7 +75,7 @@ def _failure(name: str, cell: Any, error: Exception) -> CellFailedError:
         first = f" `{cell.source.strip().splitlines()[0]}`"
     kind, value = getattr(error, "ename", ""), getattr(error, "evalue", "")
     reason = f"{kind}: {_first_line(value)}" if kind else _first_line(str(error))
-    failure = CellFailedError(f"{where}: the cell{first} failed with {reason}. The .ipynb is as it was")
+    failure = CellFailedError(f"{where}: the cell{first} failed with {reason}. Nothing was written")
     failure.traceback = _COLOURS.sub("", getattr(error, "traceback", "") or "")
     return failure
 

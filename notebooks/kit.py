@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
 import textwrap
 import time
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from benchmarks.contestant import Setting
 from benchmarks.measure import ActivationPeak
 from benchmarks.plots.bars import bars, figure_with_rows, name_rows
-from benchmarks.recipes import uniform
+from benchmarks.recipes import timed, total_output, uniform
 from benchmarks.record import Record, record_runs
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import RC, color
@@ -26,6 +27,8 @@ from benchmarks.worker import WARMUP_TOKENS, timed_runs, warm_up
 from benchmarks.workloads import Size
 from common.cli.options import fastest_dtype
 from common.config import DEFAULT_MODEL, stage_options
+from common.watch.progress import progress_bar
+from notebooks.progress import show_progress
 from stages import number, short_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +37,7 @@ HERE: dict[str, Any] = {"model": DEFAULT_MODEL, "dtype": fastest_dtype("cpu"), "
 
 Value = Callable[[Record], float | None]
 plt.rcParams.update(RC)
+show_progress()
 
 
 def measure(stage: str, size: Size, **options: Any) -> Record:
@@ -67,14 +71,17 @@ def _warm(stage: str, size: Size, options: Mapping[str, Any]) -> Generator[Stage
     wanted = stage_options(number(stage), options)
     contestant = StageContestant(stage, Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted))
     try:
-        warm_up(contestant, size, WARMUP_TOKENS["cpu"])
+        with progress_bar(f"{stage}: warming up", 1):
+            warm_up(contestant, size, WARMUP_TOKENS["cpu"])
         yield contestant
     finally:
         contestant.close()
 
 
 def _run(stage: str, contestant: StageContestant, size: Size) -> Record:
-    requests, runs = timed_runs(contestant, size, 1, lambda run: None, lambda tokens: None)
+    total = total_output(timed(size.requests(contestant.vocab_size)))
+    with progress_bar(f"{stage}: output tokens", total) as advance:
+        requests, runs = timed_runs(contestant, size, 1, lambda run: None, advance)
     return record_runs(short_name(stage), "notebook", requests, runs)
 
 
@@ -145,7 +152,8 @@ def show_source(*objects: Any) -> None:
     """The code that runs: each function, method or class, under a link to its file."""
     parts: list[str] = []
     for one in objects:
-        path = Path(inspect.getsourcefile(one) or "").resolve().relative_to(ROOT).as_posix()
+        file = Path(inspect.getsourcefile(one) or "").resolve()
+        path, link = file.relative_to(ROOT).as_posix(), Path(os.path.relpath(file)).as_posix()
         code = textwrap.dedent(inspect.getsource(one)).rstrip()
-        parts.append(f"`{one.__qualname__}` in [{path}](../{path})\n\n```python\n{code}\n```")
+        parts.append(f"`{one.__qualname__}` in [{path}]({link})\n\n```python\n{code}\n```")
     say("\n\n".join(parts))

@@ -1,0 +1,63 @@
+"""The reader's own copies of the notebooks, in `notebooks/mine`, and JupyterLab on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from typing import NoReturn
+
+from benchmarks.files import write_atomically, write_json
+from notebooks import pairs
+from notebooks.pairs import MINE, ROOT
+
+WRITTEN = MINE / ".written.json"
+"""What was written by us, by the notebook's name: a hash. A file with another one is the reader's."""
+
+
+def refresh() -> list[str]:
+    """Copy notebooks that are missing, and those that are newer than a copy that nobody touched. Returns the names of
+    those that the reader changed and that have a newer version: they stay."""
+    import nbformat
+
+    MINE.mkdir(exist_ok=True)
+    written: dict[str, str] = json.loads(WRITTEN.read_text(encoding="utf-8")) if WRITTEN.exists() else {}
+    behind: list[str] = []
+    for name in pairs.names():
+        content = (nbformat.writes(pairs.read_source(name, MINE)) + "\n").encode()
+        path, fresh = pairs.notebook_path(name, MINE), hashlib.sha256(content).hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+        if found in (None, written.get(name)):
+            if found != fresh:
+                write_atomically(path, lambda scratch, content=content: scratch.write_bytes(content))
+            written[name] = fresh
+        elif written.get(name) != fresh:
+            behind.append(name)
+    write_json(WRITTEN, written)
+    return behind
+
+
+def open_lab(name: str) -> NoReturn:
+    """JupyterLab instead of this process, with that notebook's copy open. Jupyter prints its address and token."""
+    behind = refresh()
+    print("your own copies of the notebooks are in notebooks/mine: rename or delete one, and `make lab` makes a fresh one")
+    if behind:
+        print(f"these have a newer version than your changed copy: {', '.join(behind)}")
+    print("Ctrl-C ends JupyterLab; it starts now and prints its address", flush=True)
+    shown = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    options = [
+        f"--ServerApp.root_dir={ROOT}",  # so that links to the sources open
+        f"--LabApp.default_url=/lab/tree/{pairs.notebook_path(name, MINE).relative_to(ROOT).as_posix()}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.open_browser={shown}",  # not a text browser in this terminal
+        "--ServerApp.answer_yes=True",  # to Ctrl-C
+        "--ServerApp.allow_root=True",
+        "--PasswordIdentityProvider.hashed_password=",  # whatever the user's settings say: a token
+        "--ServerApp.jpserver_extensions={'jupytext': False, 'jupyterlab_jupytext': False}",  # it would pair copies
+        "--KernelManager.transport_encryption=auto",  # without it each kernel warns that it has none
+        "--Application.log_level=ERROR",
+    ]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *options], environment)
