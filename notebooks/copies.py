@@ -10,9 +10,8 @@ from typing import NoReturn
 
 from benchmarks.files import write_atomically, write_json
 from notebooks import pairs
-from notebooks.pairs import MINE, ROOT
 
-WRITTEN = MINE / ".written.json"
+WRITTEN = ".written.json"
 """What was written by us, by the notebook's name: a hash. A file with another one is the reader's."""
 
 
@@ -21,12 +20,13 @@ def refresh() -> list[str]:
     those that the reader changed and that have a newer version: they stay."""
     import nbformat
 
-    MINE.mkdir(exist_ok=True)
-    written: dict[str, str] = json.loads(WRITTEN.read_text(encoding="utf-8")) if WRITTEN.exists() else {}
+    pairs.MINE.mkdir(exist_ok=True)
+    record = pairs.MINE / WRITTEN
+    written: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     behind: list[str] = []
     for name in pairs.names():
-        content = (nbformat.writes(pairs.read_source(name, MINE)) + "\n").encode()
-        path, fresh = pairs.notebook_path(name, MINE), hashlib.sha256(content).hexdigest()
+        content = (nbformat.writes(pairs.read_source(name, pairs.MINE)) + "\n").encode()
+        path, fresh = pairs.notebook_path(name, pairs.MINE), hashlib.sha256(content).hexdigest()
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
         if found in (None, written.get(name)):
             if found != fresh:
@@ -34,21 +34,23 @@ def refresh() -> list[str]:
             written[name] = fresh
         elif written.get(name) != fresh:
             behind.append(name)
-    write_json(WRITTEN, written)
+    write_json(record, written)
     return behind
 
 
 def open_lab(name: str) -> NoReturn:
     """JupyterLab instead of this process, with that notebook's copy open. Jupyter prints its address and token."""
     behind = refresh()
-    print("your own copies of the notebooks are in notebooks/mine: rename or delete one, and `make lab` makes a fresh one")
+    print(
+        "your own copies of the notebooks are in notebooks/mine: rename or delete one, and `make lab` makes a fresh one"
+    )
     if behind:
         print(f"these have a newer version than your changed copy: {', '.join(behind)}")
     print("Ctrl-C ends JupyterLab; it starts now and prints its address", flush=True)
     shown = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     options = [
-        f"--ServerApp.root_dir={ROOT}",  # so that links to the sources open
-        f"--LabApp.default_url=/lab/tree/{pairs.notebook_path(name, MINE).relative_to(ROOT).as_posix()}",
+        f"--ServerApp.root_dir={pairs.ROOT}",  # so that links to the sources open
+        f"--LabApp.default_url=/lab/tree/{pairs.notebook_path(name, pairs.MINE).relative_to(pairs.ROOT).as_posix()}",
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.open_browser={shown}",  # not a text browser in this terminal
         "--ServerApp.answer_yes=True",  # to Ctrl-C
@@ -58,6 +60,6 @@ def open_lab(name: str) -> NoReturn:
         "--KernelManager.transport_encryption=auto",  # without it each kernel warns that it has none
         "--Application.log_level=ERROR",
     ]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *options], environment)

@@ -38,21 +38,23 @@ def source_path(name: str) -> Path:
     return FOLDER / f"{name}.py"
 
 
-def notebook_path(name: str, folder: Path = FOLDER) -> Path:
-    return folder / f"{name}.ipynb"
+def notebook_path(name: str, folder: Path | None = None) -> Path:
+    return (folder or FOLDER) / f"{name}.ipynb"
 
 
 def require_packages(extra: str, *packages: str) -> None:
     """`UserError` unless all of them are installed."""
     for package in packages:
-        require(find_spec(package) is not None, f"this needs {package}, which is not installed: pip install '.[{extra}]'")
+        require(
+            find_spec(package) is not None, f"this needs {package}, which is not installed: pip install '.[{extra}]'"
+        )
 
 
-def read_source(name: str, folder: Path = FOLDER) -> Any:
+def read_source(name: str, folder: Path | None = None) -> Any:
     """The cells of the .py file, as a notebook without outputs. The same file always gives the same ids.
 
-    folder: where the notebook will lie. In another one than `notebooks/`, links lead to the same files, and the first
-    code cell finds this repository's modules, whatever Python has installed.
+    folder: of a copy, where it will lie: its links lead to the same files, and its first code cell finds this
+    repository's modules, whatever Python has installed.
     """
     import jupytext
 
@@ -64,7 +66,7 @@ def read_source(name: str, folder: Path = FOLDER) -> Any:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
-        if folder != FOLDER:
+        if folder not in (None, FOLDER):
             root = Path(os.path.relpath(ROOT, folder)).as_posix()
             cell.source = cell.source.replace("](../", f"]({root}/")
             if "setup" in cell.metadata.get("tags", []):
@@ -78,7 +80,7 @@ def read_notebook(name: str) -> Any:
     return nbformat.read(notebook_path(name), as_version=4)
 
 
-def write_notebook(name: str, notebook: Any, folder: Path = FOLDER) -> None:
+def write_notebook(name: str, notebook: Any, folder: Path | None = None) -> None:
     """Atomically: a failure leaves the old file."""
     import nbformat
 
