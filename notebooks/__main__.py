@@ -9,13 +9,10 @@ from typing import Annotated
 import typer
 
 from common.cli import run_app
-from common.config import DEFAULT_MODEL
 from common.watch.progress import progress_bar
 from notebooks import pairs
 from notebooks.copies import open_lab
-from notebooks.execute import CellFailedError, execute, show_failure
-from stages.m7_gptq.checkpoint.quantize import quantize
-from stages.m7_gptq.settings import Settings
+from notebooks.execute import CellFailedError, execute
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -32,33 +29,29 @@ def main(
     if lab:
         pairs.require_packages("lab", "jupyterlab")
         open_lab(todo[0])
-    prepare(todo)
     folder = pairs.FOLDER if keep else pairs.EXECUTED
     folder.mkdir(parents=True, exist_ok=True)
     cells = sum(cell.cell_type == "code" for name in todo for cell in pairs.read_source(name).cells)
     failures: list[CellFailedError] = []
+    times: dict[str, float] = {}
     with progress_bar("notebooks", cells) as advance:
         for name in todo:
             started = time.perf_counter()
             try:
-                notebook = execute(name, folder, lambda count, cell, name=name: advance(count, f"{name} {cell}"))
-                pairs.write_notebook(name, notebook, folder)
-                print(f"{name:24} {time.perf_counter() - started:5.0f} s", flush=True)
+                notebook = execute(name, folder, lambda cells, what, name=name: advance(cells, f"{name} {what}"))
             except CellFailedError as failure:
                 failures.append(failure)
-    print(f"executed copies are in {folder.relative_to(pairs.ROOT)}")
-    for failure in failures[:-1]:
-        show_failure(failure)
-        print(f"error: {failure}", file=sys.stderr)
+                continue
+            pairs.write_notebook(name, notebook, folder)
+            times[name] = time.perf_counter() - started
+            print(f"{name:24} {times[name]:5.0f} s", flush=True)
+    print(f"executed notebooks are in {folder.relative_to(pairs.ROOT)}")
+    if keep:
+        pairs.write_times(times)
+    for failure in failures:
+        print(failure.traceback, f"error: {failure}", sep="\n", file=sys.stderr)
     if failures:
-        show_failure(failures[-1])
-        raise failures[-1]
-
-
-def prepare(todo: list[str]) -> None:
-    """Make m7's 4-bit model for notebooks that build m7: the first time it takes minutes, and has a bar of its own."""
-    if any('"m7"' in pairs.source_path(name).read_text(encoding="utf-8") for name in todo):
-        quantize(DEFAULT_MODEL, Settings())
+        raise typer.Exit(2)
 
 
 if __name__ == "__main__":

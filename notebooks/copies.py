@@ -12,12 +12,21 @@ from benchmarks.files import write_atomically, write_json
 from notebooks import pairs
 
 WRITTEN = ".written.json"
-"""What was written by us, by the notebook's name: a hash. A file with another one is the reader's."""
+"""The hash of what we wrote last, by the notebook's name. A file with another one is the reader's."""
+OPTIONS = (
+    "--ServerApp.ip=127.0.0.1",
+    "--ServerApp.answer_yes=True",  # to Ctrl-C
+    "--ServerApp.allow_root=True",
+    "--PasswordIdentityProvider.hashed_password=",  # whatever the user's settings say: a token
+    "--ServerApp.jpserver_extensions={'jupytext': False, 'jupyterlab_jupytext': False}",  # it would pair the copies
+    "--KernelManager.transport_encryption=auto",  # without it each kernel warns that it has none
+    "--Application.log_level=ERROR",
+)
 
 
 def refresh() -> list[str]:
-    """Copy notebooks that are missing, and those that are newer than a copy that nobody touched. Returns the names of
-    those that the reader changed and that have a newer version: they stay."""
+    """Copy notebooks that are missing, and those whose copy is untouched and old. Returns the names of those that the
+    reader changed and that have a newer version: they stay."""
     import nbformat
 
     pairs.MINE.mkdir(exist_ok=True)
@@ -41,25 +50,15 @@ def refresh() -> list[str]:
 def open_lab(name: str) -> NoReturn:
     """JupyterLab instead of this process, with that notebook's copy open. Jupyter prints its address and token."""
     behind = refresh()
-    print(
-        "your own copies of the notebooks are in notebooks/mine: rename or delete one, and `make lab` makes a fresh one"
-    )
+    print("your copies of the notebooks are in notebooks/mine; if you delete one, `make lab` makes a fresh one")
     if behind:
         print(f"these have a newer version than your changed copy: {', '.join(behind)}")
     print("Ctrl-C ends JupyterLab; it starts now and prints its address", flush=True)
     shown = sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    options = [
+    own = (
         f"--ServerApp.root_dir={pairs.ROOT}",  # so that links to the sources open
         f"--LabApp.default_url=/lab/tree/{pairs.notebook_path(name, pairs.MINE).relative_to(pairs.ROOT).as_posix()}",
-        "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.open_browser={shown}",  # not a text browser in this terminal
-        "--ServerApp.answer_yes=True",  # to Ctrl-C
-        "--ServerApp.allow_root=True",
-        "--PasswordIdentityProvider.hashed_password=",  # whatever the user's settings say: a token
-        "--ServerApp.jpserver_extensions={'jupytext': False, 'jupyterlab_jupytext': False}",  # it would pair copies
-        "--KernelManager.transport_encryption=auto",  # without it each kernel warns that it has none
-        "--Application.log_level=ERROR",
-    ]
+    )
     path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path}
-    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *options], environment)
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *OPTIONS, *own], {**os.environ, "PYTHONPATH": path})

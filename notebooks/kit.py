@@ -7,10 +7,10 @@ import os
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import torch
@@ -23,6 +23,7 @@ from benchmarks.recipes import timed, total_output, uniform
 from benchmarks.record import Record, record_runs
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import RC, color
+from benchmarks.table import rate, seconds
 from benchmarks.worker import WARMUP_TOKENS, timed_runs, warm_up
 from benchmarks.workloads import Size
 from common.cli.options import fastest_dtype
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE: dict[str, Any] = {"model": DEFAULT_MODEL, "dtype": fastest_dtype("cpu"), "device": "cpu"}
 """The options of every engine that a notebook builds: `stages.build("m1", **HERE)`."""
 
+T = TypeVar("T")
 Value = Callable[[Record], float | None]
 plt.rcParams.update(RC)
 show_progress()
@@ -142,10 +144,29 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     say("\n".join(lines))
 
 
-def compare(records: Sequence[Record], **columns: Callable[[Record], object]) -> None:
-    """A table with a row for each record. The columns' names are written with `_` for spaces."""
-    names = [name.replace("_", " ") for name in columns]
-    table(["stage", *names], [[record.stage, *(column(record) for column in columns.values())] for record in records])
+COLUMNS: Mapping[str, Callable[[Any], object]] = {
+    "output tokens/s": lambda r: rate(r.output_tokens_per_s),
+    "first token": lambda r: seconds(r.ttft_s["p50"]),
+    "each further token": lambda r: seconds(r.itl_s["p50"]),
+    "end, mean": lambda r: seconds(r.e2e_s["mean"]),
+    "requests at once": lambda r: r.peak_running,
+    "KV slots filled": lambda r: f"{r.kv_utilization:.0%}" if r.kv_utilization else "",
+    "wasted positions": lambda r: f"{r.padding_share:.0%}",
+}
+
+
+def compare(records: Sequence[Record], *names: str, **own: Callable[[Any], object]) -> None:
+    """A table with a row for each record. names: of `COLUMNS`; own: further ones, with `_` for the spaces of a name."""
+    columns = {name: COLUMNS[name] for name in names} | {name.replace("_", " "): own[name] for name in own}
+    table(["stage", *columns], [[record.stage, *(column(record) for column in columns.values())] for record in records])
+
+
+def each(what: str, items: Collection[T]) -> Iterator[T]:
+    """The items one by one, with progress under the cell."""
+    with progress_bar(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def show_source(*objects: Any) -> None:

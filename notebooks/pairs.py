@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_atomically
 from common.errors import require, unknown
 
@@ -74,17 +77,21 @@ def read_source(name: str, folder: Path | None = None) -> Any:
     return notebook
 
 
-def read_notebook(name: str) -> Any:
-    import nbformat
-
-    return nbformat.read(notebook_path(name), as_version=4)
-
-
 def write_notebook(name: str, notebook: Any, folder: Path | None = None) -> None:
     """Atomically: a failure leaves the old file."""
     import nbformat
 
     write_atomically(notebook_path(name, folder), lambda partial: nbformat.write(notebook, partial))
+
+
+def write_times(seconds: Mapping[str, float]) -> None:
+    """Into the table of notebooks/README.md: the minutes of each notebook, rounded up, and this machine."""
+    marks = {f"run:{name}": f"{math.ceil(time / 60)} min" for name, time in seconds.items()}
+    marks["machine"] = short_hardware(environment(), "cpu")
+    text = (path := FOLDER / "README.md").read_text(encoding="utf-8")
+    for mark, value in marks.items():
+        text = re.sub(f"(<!--{mark}-->).*?<!--/-->", lambda found, value=value: f"{found[1]}{value}<!--/-->", text)
+    write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def line_of(name: str, cell: Any) -> int:

@@ -111,7 +111,7 @@ def test_lab_listens_on_this_machine_only_and_opens_the_stages_copy(
 
 def test_without_jupyterlab_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"need jupyterlab, .* pip install '\.\[lab\]'"):
+    with pytest.raises(UserError, match=r"needs jupyterlab, .* pip install '\.\[lab\]'"):
         pairs.require_packages("lab", "jupyterlab")
 
 

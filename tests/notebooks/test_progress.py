@@ -14,7 +14,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     times = iter(0.1 * step for step in range(1000))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(CellLine, "_show", lambda line, text: (texts.append(text), setattr(line, "_shown", line)))
+    monkeypatch.setattr(CellLine, "show", lambda line, text: (texts.append(text), setattr(line, "shown", line)))
     return texts
 
 
@@ -27,11 +27,11 @@ def test_it_shows_first_and_last_and_few_between(shown: list[str]) -> None:
     assert 15 < len(shown) < 25
 
 
-def test_what_is_said_stays_above_the_counts_until_the_cell_ends(shown: list[str]) -> None:
+def test_each_cell_has_a_line_of_its_own_of_which_the_time_stays(shown: list[str]) -> None:
     line = CellLine()
     line("quantising, once", 0, 0)
     line("quantising layer 3", 30, 30)
-    assert shown[-1] == "quantising, once\nquantising layer 3: 30 of 30, 0 s"
+    assert shown == ["quantising, once, 0 s", "quantising layer 3: 30 of 30, 0 s"]
     line.end()
     assert shown[-1] == "0 s"
     line("m1: warming up", 0, 1)
