@@ -20,6 +20,7 @@ MINE = FOLDER / "mine"
 """The reader's copies. Git ignores it."""
 EXECUTED = ROOT / "reports/local/notebooks"
 """Where executed copies go."""
+_IMPORTS = 'import os, sys; sys.path.insert(0, os.path.abspath("{}"))  # imports are from this repository\n'
 _NOTEBOOK = re.compile(r"(\d\d|m\d)_\w+")
 
 
@@ -73,7 +74,7 @@ def read_source(name: str, folder: Path | None = None) -> Any:
             root = Path(os.path.relpath(ROOT, folder)).as_posix()
             cell.source = cell.source.replace("](../", f"]({root}/")
             if "setup" in cell.metadata.get("tags", []):
-                cell.source = f'import os, sys; sys.path.insert(0, os.path.abspath("{root}"))  # noqa\n{cell.source}'
+                cell.source = _IMPORTS.format(root) + cell.source
     return notebook
 
 
