@@ -19,7 +19,7 @@ from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
 from common import Engine, SamplingParams
 from notebooks.checks import overview as check
-from notebooks.kit import HERE, compare, draw_bars, measure, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_bars, measure, say, show_source, table
 
 # %% [markdown]
 # ## The problem
@@ -115,8 +115,8 @@ say(f"From m0 to {best}: **{speeds[best] / speeds['m0']:.0f} times**, on the sam
 # %%
 alone = Size(uniform(1, (32, 32), (32, 32)), max_num_seqs=1, max_model_len=128)
 single = {stage: measure(stage, alone).output_tokens_per_s for stage in ("m1", "m2", "m3", "m4", "m5", "m6")}
-changes = {stage: single[stage] / single[before] - 1 for before, stage in pairwise(single)}
-flat = ", ".join(f"{stage} ({change:+.0%})" for stage, change in changes.items() if change < 0.1)
+pairs = [(stage, single[stage], single[before]) for before, stage in pairwise(single)]
+flat = ", ".join(f"{stage} ({change(speed, old)})" for stage, speed, old in pairs if speed < 1.1 * old)
 say(f"""
 One request alone: {", ".join(f"{stage} {rate(speed)}" for stage, speed in single.items())} tokens a second. Less than 10 % faster
 than the stage before: **{flat or "none"}**. Each stage's notebook and README say where it loses.

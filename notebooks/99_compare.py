@@ -21,7 +21,7 @@ from common.config import parse_dtype
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 from notebooks.checks import compare as check
-from notebooks.kit import HERE, compare, draw_bars, measure, read_bandwidth, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_bars, measure, read_bandwidth, say, show_source, table
 from stages.m0_baseline import engine as first_engine
 from stages.m7_gptq import engine as last_engine
 
@@ -129,8 +129,8 @@ draw_bars(list(records.values()), panels)
 # On one workload some stages gain nothing, or even lose:
 
 # %%
-changes = {name: speed[name] / speed[before] - 1 for before, name in pairwise(NAMES)}
-flat = [f"{name} ({change:+.0%})" for name, change in changes.items() if change < 0.1]
+pairs = [(name, speed[name], speed[before]) for before, name in pairwise(NAMES)]
+flat = [f"{name} ({change(now, old)})" for name, now, old in pairs if now < 1.1 * old]
 say(f"""
 Less than 10 % faster here than the stage before: **{", ".join(flat) or "none"}**. Other workloads show what they are for: m5 a
 long prompt that arrives while others decode, m6 prompts that begin alike.

@@ -161,6 +161,12 @@ def compare(records: Sequence[Record], *names: str, **own: Callable[[Any], objec
     table(["stage", *columns], [[record.stage, *(column(record) for column in columns.values())] for record in records])
 
 
+def change(new: float, old: float) -> str:
+    """`+4%`, `-13%`, `±0%`."""
+    text = f"{new / old - 1:+.0%}"
+    return "±0%" if text[1:] == "0%" else text
+
+
 def each(what: str, items: Collection[T]) -> Iterator[T]:
     """The items one by one, with progress under the cell."""
     with progress_bar(what, len(items)) as advance:

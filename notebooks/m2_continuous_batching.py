@@ -22,7 +22,7 @@ from benchmarks.trace import record
 from benchmarks.workloads import Size, find
 from common.scheduler import Scheduler
 from notebooks.checks import m2 as check
-from notebooks.kit import HERE, compare, measure, say, show_picture, show_source, table
+from notebooks.kit import HERE, change, compare, measure, say, show_picture, show_source, table
 from stages.m2_continuous_batching.attention import SlotAttention
 from stages.m2_continuous_batching.batch import ragged_batch
 from stages.m2_continuous_batching.kv_cache import SlotCache
@@ -151,7 +151,7 @@ roomy = Size(tight.recipe, max_num_seqs=8, max_model_len=512)
 two, eight = measure("m2", tight), measure("m2", roomy)
 say(f"""
 - Eight equal requests: m1 {rate(even1.output_tokens_per_s)}, m2 {rate(even2.output_tokens_per_s)} output tokens a second
-  ({even2.output_tokens_per_s / even1.output_tokens_per_s - 1:+.0%}, one run each).
+  ({change(even2.output_tokens_per_s, even1.output_tokens_per_s)}, one run each).
 - In the memory of two slots of 512 tokens m2 runs **{two.peak_running} requests at once** and makes
   {rate(two.output_tokens_per_s)} tokens a second; with room for eight, {rate(eight.output_tokens_per_s)}. Yet of those two
   slots only **{two.kv_utilization:.0%}** were filled. That is what m3 is for.

@@ -22,7 +22,7 @@ from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size
 from common.models import load_model
 from notebooks.checks import m5 as check
-from notebooks.kit import HERE, compare, draw_lines, each, measure, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_lines, each, measure, say, show_source, table
 from stages.m3_paged_kv.scheduler import PagedScheduler
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
@@ -85,31 +85,19 @@ fixed price, reading all weights once. Eight decodes on their own take {seconds(
 
 
 # %%
-def steps_of(prompt, chunk, decoding):
-    """(tokens of the prompt, decodes) of each step until the prompt is computed."""
-    steps = []
-    while prompt:
-        length = min(prompt, chunk)
-        steps.append((length, decoding))
-        prompt -= length
-    return steps
-
-
-def price(steps):
+def price(lengths):
     """Seconds of each step, between the times that were measured above."""
     fixed, whole = times[8], times[PROMPT]
-    return [fixed + (whole - fixed) * length / PROMPT for length, _ in steps]
+    return [fixed + (whole - fixed) * length / PROMPT for length in lengths]
 
 
-schedules = {"whole, decodes wait": [(1000, 0)]}
-schedules |= {f"chunks of {chunk}": steps_of(1000, chunk, 2) for chunk in (512, 256, 64)}
+plans = {"whole, decodes wait": [1000]}  # the prompt's tokens in each step
+plans |= {f"chunks of {n}": [min(n, 1000 - start) for start in range(0, 1000, n)] for n in (512, 256, 64)}
+prices = {name: price(plan) for name, plan in plans.items()}
 table(
     ["", "steps", "of prompt tokens", "longest gap", "first token of the prompt"],
-    [
-        (name, len(steps), f"{steps[0][0]} … {steps[-1][0]}", seconds(max(price(steps))), seconds(sum(price(steps))))
-        for name, steps in schedules.items()
-    ],
-)  # fmt: skip
+    [(n, len(p), f"{p[0]} … {p[-1]}", seconds(max(prices[n])), seconds(sum(prices[n]))) for n, p in plans.items()],
+)
 
 # %% [markdown]
 # Small chunks give short gaps, and each pays the fixed price again. (This estimate leaves out attention, which makes later
@@ -147,8 +135,9 @@ columns = {
     "ITL_longest": lambda r: seconds(r.itl_s["max"]),
     "TTFT_of_the_long": lambda r: seconds(r.ttft_by_group[LONG]["p50"]),
     "TTFT_of_the_short": lambda r: seconds(r.ttft_by_group[SHORT]["p50"]),
+    "output_tokens_per_s": lambda r: rate(r.output_tokens_per_s),
 }
-compare([m4, m5[DEFAULT]], "output tokens/s", **columns)
+compare([m4, m5[DEFAULT]], **columns)
 stall, kept = m5[DEFAULT].itl_s["p99"] / m4.itl_s["p99"], m5[DEFAULT].output_tokens_per_s / m4.output_tokens_per_s
 later = m5[DEFAULT].ttft_by_group[LONG]["p50"] / m4.ttft_by_group[LONG]["p50"]
 say(f"""
@@ -188,7 +177,7 @@ plt.show()
 # ## Where it loses
 
 # %%
-compare(list(m5.values()), "output tokens/s", chunk=lambda r: sizes[list(m5.values()).index(r)], **columns)
+compare(list(m5.values()), chunk=lambda r: sizes[list(m5.values()).index(r)], **columns)
 small, default = m5[sizes[0]], m5[DEFAULT]
 pays = small.ttft_by_group[LONG]["p50"] / m4.ttft_by_group[LONG]["p50"]
 say(f"""
@@ -196,7 +185,7 @@ say(f"""
   {later:.2f} times as long as in m4, with chunks of {sizes[0]} **{pays:.1f} times**. A short prompt behind it waits as well.
 - **Each chunk reads again** all weights, and all K and V before it. Chunks of {sizes[0]} make
   {rate(small.output_tokens_per_s)} tokens a second, chunks of {DEFAULT} {rate(default.output_tokens_per_s)}
-  ({small.output_tokens_per_s / default.output_tokens_per_s - 1:+.0%}, one run each).
+  ({change(small.output_tokens_per_s, default.output_tokens_per_s)}, one run each).
 - **A chunk is still felt.** The longest gap is {seconds(default.itl_s["max"])}, the median {seconds(default.itl_s["p50"])}. With m4
   *few* tokens were very late; now *more* are a little late, as many as the prompt has chunks.
 - **Without long prompts nothing changes.**

@@ -23,7 +23,7 @@ from common import SamplingParams
 from common.memory import kv_bytes_per_token
 from common.models.load import load_tokenizer
 from notebooks.checks import m6 as check
-from notebooks.kit import HERE, compare, draw_lines, measure, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_lines, measure, say, show_source, table
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, _is, chain_hash
 from stages.m6_prefix_caching.prefix_cache import PrefixPagedCache
@@ -252,7 +252,7 @@ with stages.build("m6", **HERE, max_num_seqs=1, max_model_len=512, kv_cache_memo
     evicted, evictions = cached(engine, TEXT + "Who wrote Ulysses?"), engine.metrics()["evictions"]
 say(f"""
 - **Nothing in common, nothing gained.** With no shared beginning the first token takes {seconds(nothing.ttft_s["p50"])}, in m5
-  {seconds(plain.ttft_s["p50"])} ({nothing.ttft_s["p50"] / plain.ttft_s["p50"] - 1:+.0%}, one run each). Planning, with hashes, took m6
+  {seconds(plain.ttft_s["p50"])} ({change(nothing.ttft_s["p50"], plain.ttft_s["p50"])}, one run each). Planning, with hashes, took m6
   {seconds(nothing.plan_time_s)} in all, m5 {seconds(plain.plan_time_s)}.
 - **Only equal *beginnings* count.** The second question after the same system prompt finds {again[0]} of {again[1]} tokens.
   With the time of day before the prompt: **{dated[0]}** of {dated[1]}.
