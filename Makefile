@@ -14,13 +14,14 @@ PORT     ?=
 PRESET   ?=
 ASK      ?=
 NVTX     ?=
+KEEP     ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
 WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report busy clean
 STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
-BOTH_VERBS  := bench test arena race notebooks
+BOTH_VERBS  := bench test arena race notebooks lab
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
 number    = $(firstword $(subst _, ,$(1:m%=%)))
@@ -33,12 +34,13 @@ VERBS   := $(filter-out stage%,$(MAKECMDGOALS))
 FOLDERS := $(foreach word,$(STAGES),$(filter $(word:stage%=m%)_%,$(EXISTING)))
 STAMP   := .venv/.stamp
 PEERS_STAMP := .venv/.stamp-peers
+LAB_STAMP := .venv/.stamp-lab
 
 UNKNOWN := $(firstword $(filter-out $(WORDS),$(STAGES)))
 ifneq ($(UNKNOWN),)
   $(error unknown stage "$(UNKNOWN)": there are $(WORDS))
 endif
-UNKNOWN := $(firstword $(filter-out $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(STAMP) $(PEERS_STAMP),$(VERBS)))
+UNKNOWN := $(firstword $(filter-out $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(STAMP) $(PEERS_STAMP) $(LAB_STAMP),$(VERBS)))
 ifneq ($(UNKNOWN),)
   ifneq ($(STAGES),)
     $(error a stage has no verb "$(UNKNOWN)": there are $(STAGE_VERBS) $(BOTH_VERBS))
@@ -50,8 +52,9 @@ ifneq ($(STAGES),)
   ifneq ($(UNKNOWN),)
     $(error "$(UNKNOWN)" is for the whole repository, not for a stage: `make $(UNKNOWN)`. A stage has $(STAGE_VERBS) $(BOTH_VERBS))
   endif
-  ifneq ($(and $(filter serve,$(VERBS)),$(word 2,$(STAGES))),)
-    $(error "serve" runs until it is stopped: name one stage, as in `make $(lastword $(STAGES)) serve`)
+  UNKNOWN := $(firstword $(filter serve lab,$(VERBS)))
+  ifneq ($(and $(UNKNOWN),$(word 2,$(STAGES))),)
+    $(error "$(UNKNOWN)" runs until it is stopped: name one stage, as in `make $(lastword $(STAGES)) $(UNKNOWN)`)
   endif
 else
   UNKNOWN := $(firstword $(filter $(STAGE_VERBS),$(VERBS)))
@@ -63,6 +66,9 @@ endif
 ifneq ($(and $(EXECUTION),$(filter-out bench,$(VERBS))),)
   $(error EXECUTION= is for bench only)
 endif
+ifneq ($(and $(KEEP),$(filter-out notebooks,$(VERBS))),)
+  $(error KEEP= is for notebooks only)
+endif
 ifneq ($(and $(PREFIX_INDEX),$(filter-out bench trace profile,$(VERBS))),)
   $(error PREFIX_INDEX= is for bench, trace and profile)
 endif
@@ -73,10 +79,12 @@ ifneq ($(PYTHON),)
   PY := $(PYTHON)
   READY :=
   PEERS_READY :=
+  LAB_READY :=
 else
   PY := .venv/bin/python
   READY := $(STAMP)
   PEERS_READY := $(if $(filter-out 0 no false,$(PEERS)),$(PEERS_STAMP))
+  LAB_READY := $(LAB_STAMP)
 endif
 
 comma := ,
@@ -124,6 +132,11 @@ $(PEERS_STAMP): $(STAMP)
 	@$(PY) -m pip install --constraint constraints.txt --editable '.[peers]'
 	@touch $@
 
+$(LAB_STAMP): $(STAMP)
+	@echo "installing JupyterLab, once"
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	@touch $@
+
 # A stage word alone is its demonstration.
 $(WORDS): $(if $(VERBS),,demo)
 	@:
@@ -149,7 +162,10 @@ busy: $(READY)
 	@$(PY) -m benchmarks busy $(if $(filter-out 0 no false,$(SWEEP)),--sweep)
 
 notebooks: $(READY)
-	@$(PY) -m notebooks $(SHORT)
+	@$(PY) -m notebooks $(strip $(SHORT) $(if $(filter-out 0 no false,$(KEEP)),--keep))
+
+lab: $(LAB_READY)
+	@$(PY) -m notebooks $(strip $(SHORT) --lab)
 
 test: $(READY)
 	@$(if $(SHORT),,$(COVERAGE)) $(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))")

@@ -10,20 +10,21 @@
 import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
 
 # isort: split
+from itertools import pairwise
+
 import torch
 
 from benchmarks.recipes import first, uniform
-from benchmarks.style import title
 from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
 from common import Engine, SamplingParams
 from notebooks.checks import overview as check
-from notebooks.kit import HERE, draw_bars, measure, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_bars, measure, say, show_source, table
 
 # %% [markdown]
 # ## The problem
 #
-# A model that is *served* has many users at once. Each of them notices three times: until the first token (TTFT), between
+# A model that is *served* has many users at once. Each of them feels three durations: until the first token (TTFT), between
 # tokens (ITL), and until the end. The operator cares about a fourth figure: tokens per second of the machine. Here are eight
 # users on the simplest correct engine, m0, at most four at a time:
 
@@ -92,35 +93,15 @@ table(["part of m6", "from"], [[f"`{type(part).__name__}`", f"`{type(part).__mod
 for stage in map(stages.short_name, stages.names()):
     if stage not in ladder:
         ladder[stage] = measure(stage, users)
-table(
-    [
-        "stage",
-        "output tokens/s",
-        "first token, median",
-        "between tokens, median",
-        "KV slots filled",
-        "wasted positions",
-    ],
-    [
-        [
-            title(stage),
-            rate(r.output_tokens_per_s),
-            seconds(r.ttft_s["p50"]),
-            seconds(r.itl_s["p50"]),
-            f"{r.kv_utilization:.0%}" if r.kv_utilization else "",
-            f"{r.padding_share:.0%}",
-        ]
-        for stage, r in ladder.items()
-    ],
-)
+shown = ("output tokens/s", "first token", "each further token", "KV slots filled", "wasted positions")
+compare(list(ladder.values()), *shown)
 
 # %% [markdown]
 # ## The picture
 
 # %%
-draw_bars(
-    list(ladder.values()), {"output tokens a second, eight short requests": (lambda r: r.output_tokens_per_s, rate)}
-)
+panel = {"output tokens a second, eight short requests": (lambda r: r.output_tokens_per_s, rate)}
+draw_bars(list(ladder.values()), panel)
 speeds = {stage: r.output_tokens_per_s for stage, r in ladder.items()}
 best = max(speeds, key=speeds.get)
 say(f"From m0 to {best}: **{speeds[best] / speeds['m0']:.0f} times**, on the same model and the same machine.")
@@ -133,11 +114,12 @@ say(f"From m0 to {best}: **{speeds[best] / speeds['m0']:.0f} times**, on the sam
 
 # %%
 alone = Size(uniform(1, (32, 32), (32, 32)), max_num_seqs=1, max_model_len=128)
-single = {stage: measure(stage, alone).output_tokens_per_s for stage in ("m1", "m2", "m3", "m5", "m6")}
+single = {stage: measure(stage, alone).output_tokens_per_s for stage in ("m1", "m2", "m3", "m4", "m5", "m6")}
+pairs = [(stage, single[stage], single[before]) for before, stage in pairwise(single)]
+flat = ", ".join(f"{stage} ({change(speed, old)})" for stage, speed, old in pairs if speed < 1.1 * old)
 say(f"""
-One request alone: {", ".join(f"{stage} {rate(speed)}" for stage, speed in single.items())} tokens a second. From the slowest
-to the fastest of these five it is {max(single.values()) / min(single.values()):.2f} times; with eight users it was
-{max(speeds[s] for s in single) / min(speeds[s] for s in single):.1f} times. Each stage's notebook and README say where it loses.
+One request alone: {", ".join(f"{stage} {rate(speed)}" for stage, speed in single.items())} tokens a second. Less than 10 % faster
+than the stage before: **{flat or "none"}**. Each stage's notebook and README say where it loses.
 """)
 
 # %% [markdown]

@@ -21,7 +21,7 @@ from common.config import parse_dtype
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 from notebooks.checks import compare as check
-from notebooks.kit import HERE, compare, draw_bars, measure, read_bandwidth, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_bars, measure, read_bandwidth, say, show_source, table
 from stages.m0_baseline import engine as first_engine
 from stages.m7_gptq import engine as last_engine
 
@@ -97,18 +97,14 @@ show_source(first_engine.build, last_engine.build)
 # %%
 records |= {name: measure(name, small) for name in NAMES[1:]}
 speed = {name: record.output_tokens_per_s for name, record in records.items()}
+gains = {name: f"{speed[name] / speed[before]:.2f}" for before, name in pairwise(NAMES)}
 compare(
     list(records.values()),
-    output_tokens_per_s=lambda r: rate(r.output_tokens_per_s),
-    times_the_stage_before=lambda r: (
-        "" if r.stage == "m0" else f"{speed[r.stage] / speed[f'm{int(r.stage[1]) - 1}']:.2f}"
-    ),
+    *("output tokens/s", "first token", "each further token", "KV slots filled"),
+    times_the_stage_before=lambda r: gains.get(r.stage, ""),
     of_the_limit=lambda r: f"{r.output_tokens_per_s / limit:.0%}",
-    first_token=lambda r: seconds(r.ttft_s["p50"]),
-    further_token=lambda r: seconds(r.itl_s["p50"]),
     the_slowest=lambda r: seconds(r.itl_s["max"]),
     KV_held=lambda r: written(r.kv_reserved_bytes) if r.kv_reserved_bytes else "none",
-    of_it_used=lambda r: f"{r.kv_utilization:.0%}" if r.kv_utilization else "",
 )
 say(f"""
 From m0 to m7 **{speed["m7"] / speed["m0"]:.0f} times**. The limit is that of 16-bit weights, also for m7, and leaves out the
@@ -133,8 +129,8 @@ draw_bars(list(records.values()), panels)
 # On one workload some stages gain nothing, or even lose:
 
 # %%
-changes = {name: speed[name] / speed[before] - 1 for before, name in pairwise(NAMES)}
-flat = [f"{name} ({change:+.0%})" for name, change in changes.items() if change < 0.1]
+pairs = [(name, speed[name], speed[before]) for before, name in pairwise(NAMES)]
+flat = [f"{name} ({change(now, old)})" for name, now, old in pairs if now < 1.1 * old]
 say(f"""
 Less than 10 % faster here than the stage before: **{", ".join(flat) or "none"}**. Other workloads show what they are for: m5 a
 long prompt that arrives while others decode, m6 prompts that begin alike.
@@ -162,8 +158,8 @@ say(f"""
 """)
 
 # %% [markdown]
-# So each stage has its own workload in the benchmark, with a claim to test. `make bench WORKLOAD=single` runs one of them; the
-# results of one CPU and one H100 are in `reports/`.
+# So each stage has its own workload in the benchmark, with a claim to test. `make bench WORKLOAD=single` runs one of them; our
+# results are in `reports/`.
 
 # %%
 SHOWN_BY = ("single", "mixed", "memory_pressure", "long_context", "interference", "shared_prefix", "decode_one")

@@ -4,54 +4,59 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from notebooks import pairs
+from notebooks.progress import MARK
 
-CELL_TIMEOUT = 300
-"""Seconds."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class CellFailedError(UserError):
-    """traceback: of the cell, as plain text."""
+    """traceback: the end of the cell's, as plain text."""
 
     traceback = ""
 
 
-def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> Any:
+def execute(
+    name: str, folder: Path | None = None, advance: Callable[[int, str], None] = lambda cells, what: None
+) -> Any:
     """The notebook with the outputs of all its cells; `CellFailedError` names the cell that failed.
 
-    advance: called with 1 after each code cell.
+    folder: where it will lie and is executed; None: among the kept ones. A cell may take as long as it takes.
+    advance: called with 0 and what a cell says about its progress, and with 1 after each code cell.
     """
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    notebook = pairs.read_source(name)
-    here: list[Any] = []
+    class Client(NotebookClient):
+        def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+            if msg["content"].get("metadata") != MARK:
+                return super().process_message(msg, cell, cell_index)
+            return advance(0, msg["content"]["data"]["text/plain"])
 
-    def started(cell: Any, cell_index: int) -> None:
-        here[:] = [cell]
-
-    client = NotebookClient(
+    folder = folder or pairs.FOLDER
+    notebook = pairs.read_source(name, folder)
+    here = notebook.cells[:1]
+    client = Client(
         notebook,
-        timeout=CELL_TIMEOUT,
+        timeout=None,
         kernel_name="python3",
-        resources={"metadata": {"path": str(pairs.FOLDER)}},
+        resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         extra_arguments=["--log-level=40"],
         coalesce_streams=True,
-        on_cell_execute=started,
-        on_cell_executed=lambda cell, cell_index, execute_reply: advance(1),
+        on_cell_execute=lambda cell, cell_index: here.append(cell),
+        on_cell_executed=lambda cell, cell_index, execute_reply: advance(1, ""),
     )
     path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
     try:
         client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"})
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        raise _failure(name, here[0] if here else None, error) from None
+    except (CellExecutionError, DeadKernelError) as error:
+        raise _failure(name, here[-1], error) from None
     except AssertionError:
         if client.km is None:  # nbclient handled Ctrl-C and shut the kernel down
             raise KeyboardInterrupt from None
@@ -59,24 +64,11 @@ def execute(name: str, advance: Callable[[int], None] = lambda cells: None) -> A
     return notebook
 
 
-def _failure(name: str, cell: Any, error: Exception) -> CellFailedError:
-    where, first = f"notebooks/{name}.py", ""
-    if cell is not None:
-        where += f":{pairs.line_of(name, cell)}"
-        first = f" `{cell.source.strip().splitlines()[0]}`"
-    kind, value = getattr(error, "ename", ""), getattr(error, "evalue", "")
-    reason = f"{kind}: {_first_line(value)}" if kind else _first_line(str(error))
-    failure = CellFailedError(f"{where}: the cell{first} failed with {reason}. The .ipynb is as it was")
-    failure.traceback = _COLOURS.sub("", getattr(error, "traceback", "") or "")
+def _failure(name: str, cell: Any, error: Any) -> CellFailedError:
+    kind = getattr(error, "ename", "")
+    said = f"{kind}: {error.evalue}" if kind else str(error) or "no message"
+    reason = _COLOURS.sub("", said).strip().splitlines()[0].rstrip(".")
+    where = f"notebooks/{name}.py:{pairs.line_of(name, cell)}: the cell `{cell.source.strip().splitlines()[0]}`"
+    failure = CellFailedError(f"{where} failed with {reason}. Nothing was written")
+    failure.traceback = "\n".join(_COLOURS.sub("", getattr(error, "traceback", "") or "").strip().splitlines()[-25:])
     return failure
-
-
-def _first_line(text: str) -> str:
-    lines = _COLOURS.sub("", text).strip().splitlines()
-    return lines[0].rstrip(".") if lines else "no message"
-
-
-def show_failure(failure: CellFailedError) -> None:
-    """Print the end of the cell's traceback."""
-    if failure.traceback:
-        print("\n".join(failure.traceback.strip().splitlines()[-25:]), file=sys.stderr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import torch
@@ -18,22 +19,27 @@ from matplotlib.axes import Axes
 from benchmarks.contestant import Setting
 from benchmarks.measure import ActivationPeak
 from benchmarks.plots.bars import bars, figure_with_rows, name_rows
-from benchmarks.recipes import uniform
+from benchmarks.recipes import timed, total_output, uniform
 from benchmarks.record import Record, record_runs
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import RC, color
+from benchmarks.table import rate, seconds
 from benchmarks.worker import WARMUP_TOKENS, timed_runs, warm_up
 from benchmarks.workloads import Size
 from common.cli.options import fastest_dtype
 from common.config import DEFAULT_MODEL, stage_options
+from common.watch.progress import progress_bar
+from notebooks.progress import show_progress
 from stages import number, short_name
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE: dict[str, Any] = {"model": DEFAULT_MODEL, "dtype": fastest_dtype("cpu"), "device": "cpu"}
 """The options of every engine that a notebook builds: `stages.build("m1", **HERE)`."""
 
+T = TypeVar("T")
 Value = Callable[[Record], float | None]
 plt.rcParams.update(RC)
+show_progress()
 
 
 def measure(stage: str, size: Size, **options: Any) -> Record:
@@ -67,14 +73,17 @@ def _warm(stage: str, size: Size, options: Mapping[str, Any]) -> Generator[Stage
     wanted = stage_options(number(stage), options)
     contestant = StageContestant(stage, Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted))
     try:
-        warm_up(contestant, size, WARMUP_TOKENS["cpu"])
+        with progress_bar(f"{stage}: warming up", 1):
+            warm_up(contestant, size, WARMUP_TOKENS["cpu"])
         yield contestant
     finally:
         contestant.close()
 
 
 def _run(stage: str, contestant: StageContestant, size: Size) -> Record:
-    requests, runs = timed_runs(contestant, size, 1, lambda run: None, lambda tokens: None)
+    total = total_output(timed(size.requests(contestant.vocab_size)))
+    with progress_bar(f"{stage}: output tokens", total) as advance:
+        requests, runs = timed_runs(contestant, size, 1, lambda run: None, advance)
     return record_runs(short_name(stage), "notebook", requests, runs)
 
 
@@ -135,17 +144,43 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     say("\n".join(lines))
 
 
-def compare(records: Sequence[Record], **columns: Callable[[Record], object]) -> None:
-    """A table with a row for each record. The columns' names are written with `_` for spaces."""
-    names = [name.replace("_", " ") for name in columns]
-    table(["stage", *names], [[record.stage, *(column(record) for column in columns.values())] for record in records])
+COLUMNS: Mapping[str, Callable[[Any], object]] = {
+    "output tokens/s": lambda r: rate(r.output_tokens_per_s),
+    "first token": lambda r: seconds(r.ttft_s["p50"]),
+    "each further token": lambda r: seconds(r.itl_s["p50"]),
+    "end, mean": lambda r: seconds(r.e2e_s["mean"]),
+    "requests at once": lambda r: r.peak_running,
+    "KV slots filled": lambda r: f"{r.kv_utilization:.0%}" if r.kv_utilization else "",
+    "wasted positions": lambda r: f"{r.padding_share:.0%}",
+}
+
+
+def compare(records: Sequence[Record], *names: str, **own: Callable[[Any], object]) -> None:
+    """A table with a row for each record. names: of `COLUMNS`; own: further ones, with `_` for the spaces of a name."""
+    columns = {name: COLUMNS[name] for name in names} | {name.replace("_", " "): own[name] for name in own}
+    table(["stage", *columns], [[record.stage, *(column(record) for column in columns.values())] for record in records])
+
+
+def change(new: float, old: float) -> str:
+    """`+4%`, `-13%`, `±0%`."""
+    text = f"{new / old - 1:+.0%}"
+    return "±0%" if text[1:] == "0%" else text
+
+
+def each(what: str, items: Collection[T]) -> Iterator[T]:
+    """The items one by one, with progress under the cell."""
+    with progress_bar(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def show_source(*objects: Any) -> None:
     """The code that runs: each function, method or class, under a link to its file."""
     parts: list[str] = []
     for one in objects:
-        path = Path(inspect.getsourcefile(one) or "").resolve().relative_to(ROOT).as_posix()
+        file = Path(inspect.getsourcefile(one) or "").resolve()
+        path, link = file.relative_to(ROOT).as_posix(), Path(os.path.relpath(file)).as_posix()
         code = textwrap.dedent(inspect.getsource(one)).rstrip()
-        parts.append(f"`{one.__qualname__}` in [{path}](../{path})\n\n```python\n{code}\n```")
+        parts.append(f"`{one.__qualname__}` in [{path}]({link})\n\n```python\n{code}\n```")
     say("\n\n".join(parts))

@@ -21,7 +21,7 @@ from common import Engine, SamplingParams
 from common.models import load_model, load_tokenizer
 from common.watch.trace import StepTrace
 from notebooks.checks import m0 as check
-from notebooks.kit import HERE, measure, say, show_picture, show_source, table
+from notebooks.kit import HERE, compare, measure, say, show_picture, show_source, table
 from stages.m0_baseline.attention import FullAttention
 from stages.m0_baseline.batch import pad_batch
 from stages.m0_baseline.scheduler import StaticScheduler
@@ -118,13 +118,8 @@ def six(draw):
 
 
 alone, four = (measure("m0", Size(six, max_num_seqs=rows, max_model_len=512)) for rows in (1, 4))
-table(
-    ["rows", "output tokens/s", "first token, median", "time between tokens, median", "wasted positions"],
-    [
-        [rows, rate(r.output_tokens_per_s), seconds(r.ttft_s["p50"]), seconds(r.itl_s["p50"]), f"{r.padding_share:.0%}"]
-        for rows, r in ((1, alone), (4, four))
-    ],
-)
+shown = ("requests at once", "output tokens/s", "first token", "each further token", "wasted positions")
+compare([alone, four], *shown)
 say(f"""
 Four rows give **{four.output_tokens_per_s / alone.output_tokens_per_s:.1f} times** the throughput of one, not four times:
 m0's steps are full of arithmetic already, and **{four.padding_share:.0%}** of it is wasted.

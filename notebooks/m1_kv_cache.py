@@ -145,9 +145,7 @@ show_source(RowAttention.attend)
 m1 = measure("m1", one_request)
 compare(
     [m0, m1],
-    output_tokens_per_s=lambda r: rate(r.output_tokens_per_s),
-    first_token=lambda r: seconds(r.ttft_s["p50"]),
-    each_further_token=lambda r: seconds(r.itl_s["p50"]),
+    *("output tokens/s", "first token", "each further token"),
     last_tokens=lambda r: seconds(r.itl_by_position[-1][1]),
     KV_bytes_written=lambda r: written(r.kv_used_peak_bytes) if r.kv_used_peak_bytes else "none",
 )
@@ -162,15 +160,15 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), width_ratios=(3, 2))
 times = {r.stage: ([p for p, _ in r.itl_by_position], [1e3 * t for _, t in r.itl_by_position]) for r in (m0, m1)}
 draw_lines(left, "time of one token in ms, by its position", times)
 lengths = (0, 2048, 4096, 8192)
-draw_lines(
-    right, "its price: KV cache in MB, by tokens kept", {"m1": (lengths, [n * token_bytes / 1e6 for n in lengths])}
-)
+price = {"m1": (lengths, [n * token_bytes / 1e6 for n in lengths])}
+draw_lines(right, "its price: KV cache in MB, by tokens kept", price)
 right.set_xticks(lengths)
 figure.tight_layout(w_pad=6)
 plt.show()
+grown = {name: y[-1] / y[0] for name, (_, y) in times.items()}
 say(f"""
-m1 is **{speedup:.1f} times** as fast here, and its tokens cost the same at every position. The price is memory:
-{token_bytes:,} bytes a token ({model.config.num_layers} layers × 2 × {model.config.num_kv_heads} KV heads ×
+m1 is **{speedup:.1f} times** as fast here. From the first tokens to the last, the time of one grew {grown["m0"]:.1f} times on m0 and
+{grown["m1"]:.1f} times on m1. The price is memory: {token_bytes:,} bytes a token ({model.config.num_layers} layers × 2 × {model.config.num_kv_heads} KV heads ×
 {model.config.head_dim} × 2 bytes).
 """)
 
@@ -197,7 +195,7 @@ rows = (1, 2, 4, 8)
 batches = [measure("m1", Size(uniform(n, (32, 32), (24, 24)), max_num_seqs=n, max_model_len=128)) for n in rows]
 steps = [record.itl_s["p50"] for record in batches]
 say(f"""
-A step takes {", ".join(f"{seconds(step)} for {n}" for n, step in zip(rows, steps, strict=True))} requests:
+A step takes {", ".join(f"{seconds(step)} for {n}" for n, step in zip(rows, steps, strict=True))} requests at once:
 **{rows[-1]} times the tokens in {steps[-1] / steps[0]:.1f} times the time.** That is why the next stages put requests together.
 """)
 
@@ -294,7 +292,7 @@ check.positions(positions)
 say(f"""
 - **Q4: what is a KV cache, and why do we need it?** Keys and values of past tokens never change (above: a difference of
   {difference:.1g}), so a step computes only what is new: {with_cache} positions instead of {without_cache} for 24 tokens.
-  Here that is {speedup:.1f} times the speed, and a token whose cost no longer grows with its position.
+  Here that is {speedup:.1f} times the speed. The time of a token grew {grown["m1"]:.1f} times with its position, m0's {grown["m0"]:.1f} times.
 - **Q4, follow-up: how much memory does it take?** 2 × layers × *KV* heads × head dimension × tokens × bytes, here
   {token_bytes:,} bytes a token. The formula with `hidden_size` gives
   {model.config.num_heads // model.config.num_kv_heads} times as much.

@@ -22,7 +22,7 @@ from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size
 from common.models import load_model
 from notebooks.checks import m5 as check
-from notebooks.kit import HERE, compare, draw_lines, measure, say, show_source, table
+from notebooks.kit import HERE, change, compare, draw_lines, each, measure, say, show_source, table
 from stages.m3_paged_kv.scheduler import PagedScheduler
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
@@ -67,7 +67,7 @@ def step_time(rows):
     return min(times)
 
 
-times = {rows: step_time(rows) for rows in (1, 8, 16, 64, 256, 264, PROMPT)}
+times = {rows: step_time(rows) for rows in each("steps without attention", (1, 8, 16, 64, 256, 264, PROMPT))}
 table(
     ["tokens in the step", "time", "for each token"],
     [(f"{rows:,}", seconds(t), f"{t / rows * 1e3:.2f} ms") for rows, t in times.items()],
@@ -75,7 +75,8 @@ table(
 say(f"""
 A whole prompt takes {times[PROMPT] / times[8]:.0f} times as long as a step of eight decodes: that is the stall. And a step has a
 fixed price, reading all weights once. Eight decodes on their own take {seconds(times[8])}; a chunk of 256 tokens takes
-{seconds(times[256])}, and together with the eight decodes **{seconds(times[264])}**. The decodes ride along.
+{seconds(times[256])}, and together with the eight decodes **{seconds(times[264])}**: in its step the decodes add
+{seconds(max(0, times[264] - times[256]))}.
 """)
 
 # %% [markdown]
@@ -84,35 +85,23 @@ fixed price, reading all weights once. Eight decodes on their own take {seconds(
 
 
 # %%
-def steps_of(prompt, chunk, decoding):
-    """(tokens of the prompt, decodes) of each step until the prompt is computed."""
-    steps = []
-    while prompt:
-        length = min(prompt, chunk)
-        steps.append((length, decoding))
-        prompt -= length
-    return steps
-
-
-def price(steps):
+def price(lengths):
     """Seconds of each step, between the times that were measured above."""
     fixed, whole = times[8], times[PROMPT]
-    return [fixed + (whole - fixed) * length / PROMPT for length, _ in steps]
+    return [fixed + (whole - fixed) * length / PROMPT for length in lengths]
 
 
-schedules = {"whole, decodes wait": [(1000, 0)]}
-schedules |= {f"chunks of {chunk}": steps_of(1000, chunk, 2) for chunk in (512, 256, 64)}
+plans = {"whole, decodes wait": [1000]}  # the prompt's tokens in each step
+plans |= {f"chunks of {n}": [min(n, 1000 - start) for start in range(0, 1000, n)] for n in (512, 256, 64)}
+prices = {name: price(plan) for name, plan in plans.items()}
 table(
     ["", "steps", "of prompt tokens", "longest gap", "first token of the prompt"],
-    [
-        (name, len(steps), f"{steps[0][0]} … {steps[-1][0]}", seconds(max(price(steps))), seconds(sum(price(steps))))
-        for name, steps in schedules.items()
-    ],
-)  # fmt: skip
+    [(n, len(p), f"{p[0]} … {p[-1]}", seconds(max(prices[n])), seconds(sum(prices[n]))) for n, p in plans.items()],
+)
 
 # %% [markdown]
 # Small chunks give short gaps, and each pays the fixed price again. (This estimate leaves out attention, which makes later
-# chunks dearer than earlier ones.)
+# chunks more expensive than earlier ones.)
 #
 # ## The code
 #
@@ -188,14 +177,15 @@ plt.show()
 # ## Where it loses
 
 # %%
-compare(list(m5.values()), chunk=lambda r: next(chunk for chunk, one in m5.items() if one is r), **columns)
+compare(list(m5.values()), chunk=lambda r: sizes[list(m5.values()).index(r)], **columns)
 small, default = m5[sizes[0]], m5[DEFAULT]
 pays = small.ttft_by_group[LONG]["p50"] / m4.ttft_by_group[LONG]["p50"]
 say(f"""
 - **The long prompt pays** for the decodes and for the fixed price of every chunk: with chunks of {DEFAULT} it waits
-  {later:.2f} times as long as in m4, with chunks of {sizes[0]} **{pays:.1f} times**.
-- **Small chunks waste the machine.** Each one reads all weights, and all K and V before it. Chunks of {sizes[0]} make
-  {rate(small.output_tokens_per_s)} tokens a second, chunks of {DEFAULT} {rate(default.output_tokens_per_s)}.
+  {later:.2f} times as long as in m4, with chunks of {sizes[0]} **{pays:.1f} times**. A short prompt behind it waits as well.
+- **Each chunk reads again** all weights, and all K and V before it. Chunks of {sizes[0]} make
+  {rate(small.output_tokens_per_s)} tokens a second, chunks of {DEFAULT} {rate(default.output_tokens_per_s)}
+  ({change(small.output_tokens_per_s, default.output_tokens_per_s)}, one run each).
 - **A chunk is still felt.** The longest gap is {seconds(default.itl_s["max"])}, the median {seconds(default.itl_s["p50"])}. With m4
   *few* tokens were very late; now *more* are a little late, as many as the prompt has chunks.
 - **Without long prompts nothing changes.**
@@ -309,6 +299,6 @@ say(f"""
   their inter-token latency. The long prompt's own TTFT becomes {later:.2f} times m4's.
 - **Q8, follow-up: how large a chunk?** Look where the curves bend. On a GPU the bend is at larger sizes: it computes hundreds
   of tokens in the time in which it reads its weights once.
-- **Q8, follow-up: why is the throughput about the same?** The same tokens are computed. A chunk costs one more reading of the
+- **Q8, follow-up: what becomes of the throughput?** The same tokens are computed. A chunk costs one more reading of the
   weights, and saves the decode step that rides along: {kept:.2f} times m4's.
 """)

@@ -25,7 +25,7 @@ from common.models import load_model, load_tokenizer
 from common.models.load import open_source
 from common.models.weights import loader
 from notebooks.checks import m7 as check
-from notebooks.kit import HERE, compare, draw_lines, measure, read_bandwidth, say, show_source, table
+from notebooks.kit import HERE, compare, draw_lines, each, measure, read_bandwidth, say, show_source, table
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.fast.choose import Int4Layers
@@ -36,7 +36,8 @@ from stages.m7_gptq.load import build_quantized_decoder
 from stages.m7_gptq.settings import Settings
 
 # %% [markdown]
-# m7 needs the model in 4 bits: `make notebooks` makes it once, in some minutes. In Jupyter, run `make stage7 quantize` first.
+# m7 needs the model in 4 bits. The first cell that builds m7 makes it, once and in some minutes; the line under the cell says
+# how far it is.
 #
 # ## The problem
 #
@@ -196,13 +197,10 @@ read = loader(source, torch.float32, torch.device("cpu"))
 weight = read(f"model.layers.{LAYER}.self_attn.{name}_proj.weight" for name in "qkv")
 rtn, rtn_errors = quantise(weight, hessian, pass_on=False)
 ours, our_errors = quantise(weight, hessian, pass_on=True)
-table(
-    ["", "error of the weights", "error of the outputs, on other text"],
-    [
-        [name, f"{(w - weight).square().sum() / weight.square().sum():.2%}", f"{output_error(w):.3%}"]
-        for name, w in (("round to nearest", rtn), ("GPTQ", ours))
-    ],
-)
+moved = {"round to nearest": rtn, "GPTQ": ours}
+far = {name: (w - weight).square().sum() / weight.square().sum() for name, w in moved.items()}
+rows = [(name, f"{far[name]:.2%}", f"{output_error(w):.3%}") for name, w in moved.items()]
+table(["", "error of the weights", "error of the outputs, on other text"], rows)
 say(f"""
 Weights further from where they were, and **{output_error(rtn) / output_error(ours):.1f} times less error where it counts**.
 """)
@@ -233,12 +231,7 @@ show_source(QuantizedLinear.__call__, CpuInt4Linear.__call__)
 
 # %%
 m7 = {rows: decode("m7", rows) for rows in ROWS}
-compare(
-    [m6[1], m7[1]],
-    output_tokens_per_s=lambda r: rate(r.output_tokens_per_s),
-    first_token=lambda r: seconds(r.ttft_s["p50"]),
-    each_further_token=lambda r: seconds(r.itl_s["p50"]),
-)
+compare([m6[1], m7[1]], "output tokens/s", "first token", "each further token")
 with stages.build("m7", max_model_len=128, max_num_seqs=1, **HERE) as engine:
     quantised = engine.runner.model
 m7_layers_bytes = quality.projection_bytes(quantised)
@@ -262,9 +255,7 @@ draw_lines(left, "error of the outputs in %", errors)
 left.set(xlabel="inputs of the layer that are quantised", xticks=range(0, len(hessian) + 1, 96))
 at = outlier // GROUP * GROUP
 left.annotate(f"the group of input {outlier} ", (at + GROUP / 2, 100 * rtn_errors[-1][1] / 2), ha="right", color=SOFT)
-steps = {
-    stage: (ROWS, [1e3 * records[rows].itl_s["p50"] for rows in ROWS]) for stage, records in (("m6", m6), ("m7", m7))
-}
+steps = {r[1].stage: (ROWS, [1e3 * r[rows].itl_s["p50"] for rows in ROWS]) for r in (m6, m7)}
 draw_lines(right, "time of a decode step in ms", steps)
 right.set(xlabel="requests in the step", xticks=ROWS)
 figure.tight_layout(w_pad=6)
@@ -273,7 +264,7 @@ plt.show()
 # %% [markdown]
 # ## Where it loses
 #
-# **Many tokens in a step.** As soon as a step computes longer than it reads, unpacking a weight is only more work:
+# **Many tokens in a step.** Where a step computes longer than it reads, unpacking a weight is only more work:
 
 # %%
 prompt = Size(uniform(1, (512, 512), (2, 2)), max_num_seqs=1, max_model_len=576)
@@ -287,6 +278,9 @@ table(
         ["times as fast", *(f"{times:.2f}" for times in by_rows), f"{prompts[0] / prompts[1]:.2f}"],
     ],
 )
+slower = [f"{rows} request{'s' * (rows > 1)}" for rows, times in zip(ROWS, by_rows, strict=True) if times < 1]
+slower += ["the prompt"] * (prompts[0] < prompts[1])
+say(f"Slower than m6 here: **{', '.join(slower) or 'none of them'}** (one run each).")
 
 # %% [markdown]
 # **Quality.** Perplexity on 1,024 tokens outside the calibration text. GPTQ here is the model that m7 runs, with a search for
@@ -298,22 +292,16 @@ rounding = rounding_reader(source, Settings(search=False))
 fast = Int4Layers(model.dtype, model.device)
 nearest = build_quantized_decoder(source, rounding, model.dtype, model.device, False, fast)
 perplexity, likeliest = {}, {}
-for name, decoder in {HERE["dtype"]: model, "4 bits, round to nearest": nearest, "4 bits, GPTQ": quantised}.items():
+decoders = {HERE["dtype"]: model, "4 bits, round to nearest": nearest, "4 bits, GPTQ": quantised}
+for name, decoder in each("perplexity of models", decoders.items()):
     perplexity[name], likeliest[name] = quality.measure(decoder, page)
 plain = next(iter(perplexity))
+lost = {name: p / perplexity[plain] - 1 for name, p in perplexity.items()}
+same = {name: (chosen == likeliest[plain]).float().mean() for name, chosen in likeliest.items()}
 table(
     ["weights", "perplexity", f"over {plain}", f"likeliest token is that of {plain}"],
-    [
-        [
-            name,
-            f"{p:.1f}",
-            f"{p / perplexity[plain] - 1:+.1%}",
-            f"{(likeliest[name] == likeliest[plain]).float().mean():.0%}",
-        ]
-        for name, p in perplexity.items()
-    ],
+    [(name, f"{p:.1f}", f"{lost[name]:+.1%}", f"{same[name]:.0%}") for name, p in perplexity.items()],
 )
-lost = {name: p / perplexity[plain] - 1 for name, p in perplexity.items()}
 say(f"""
 GPTQ costs {lost["4 bits, GPTQ"]:.0%} where rounding costs {lost["4 bits, round to nearest"]:.0%}, on a small text and a small model
 that was rounded once before. `make stage7 quality` measures on thirty times as much text, with 8 bits, NF4, other groups and

@@ -33,7 +33,7 @@ SYMBOL = re.compile(r"`([\w.]+)`")
 def texts() -> list[Path]:
     """All Markdown that a reader sees, notebooks too; not the templates, whose links are placeholders, nor what a
     reader made."""
-    hidden = {"templates", "local", "node_modules", "build", "dist"}
+    hidden = {"templates", "local", "mine", "node_modules", "build", "dist"}
     found = [p.relative_to(ROOT) for pattern in ("*.md", "*.ipynb") for p in ROOT.rglob(pattern)]
     return sorted(p for p in found if not any(part[0] == "." or part in hidden for part in p.parts))
 

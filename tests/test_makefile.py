@@ -64,6 +64,8 @@ def test_the_help_page_explains_every_verb_and_option() -> None:
         (["chat"], ["needs a stage", "chat"]),
         (["serve"], ["needs a stage", "serve"]),
         (["stage0", "stage1", "serve"], ["name one stage", "make stage1 serve"]),
+        (["stage0", "stage1", "lab"], ["name one stage", "make stage1 lab"]),
+        (["bench", "KEEP=1"], ["KEEP=", "notebooks"]),
     ],
 )
 def test_what_does_not_exist_is_one_line_that_says_what_does(words: list[str], says: list[str]) -> None:
@@ -109,6 +111,17 @@ def test_stages_meet_in_the_arena_all_at_once_and_without_names_it_chooses() -> 
 def test_notebooks_are_executed_all_of_them_or_those_of_stages() -> None:
     assert planned("notebooks").endswith("-m notebooks")
     assert planned("stage1", "stage3", "notebooks").endswith("-m notebooks m1 m3")
+    assert planned("stage1", "notebooks", "KEEP=1").endswith("-m notebooks m1 --keep")
+
+
+def test_lab_opens_one_notebook_and_is_installed_on_first_use(tmp_path: Path) -> None:
+    assert planned("lab").endswith("-m notebooks --lab")
+    assert planned("stage3", "lab").endswith("-m notebooks m3 --lab")
+    assert "pip" not in planned("lab")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "make", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    lines = subprocess.run(["make", "-n", "lab", "PYTHON="], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert lines.index("make/setup.sh") < lines.index("'.[lab]'") < lines.index(".venv/bin/python -m notebooks --lab")
 
 
 def test_the_tests_of_a_stage_are_those_that_name_it() -> None:

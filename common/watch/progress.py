@@ -31,6 +31,11 @@ def listening(listener: Listener) -> Generator[None, None, None]:
         _listener.reset(token)
 
 
+def listen(listener: Listener) -> None:
+    """`listening` without an end: for a notebook."""
+    _listener.set(listener)
+
+
 def say(line: str) -> None:
     """One line on standard error."""
     listener = _listener.get()

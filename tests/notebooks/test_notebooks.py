@@ -11,10 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from notebooks.exercises import Verdict
-from notebooks.pairs import FOLDER, names, read_notebook, read_source
+from notebooks.pairs import FOLDER, names, notebook_path, read_source
 
 SECTIONS = [
     "The problem",
@@ -27,10 +28,15 @@ SECTIONS = [
     "Interview questions",
 ]
 NAMES = names()
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def texts(notebook: Any, kind: str) -> Iterator[str]:
     return (cell.source for cell in notebook.cells if cell.cell_type == kind)
+
+
+def read_notebook(name: str) -> Any:
+    return nbformat.read(notebook_path(name), as_version=4)
 
 
 def tags(cell: Any) -> list[str]:
@@ -45,6 +51,13 @@ def outputs(name: str) -> Iterator[tuple[Any, Any]]:
 def test_there_is_one_for_every_stage_in_the_order_of_reading() -> None:
     assert NAMES[0] == "00_overview"
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES)
+
+
+def test_the_readme_lists_all_in_that_order_with_the_minutes_that_they_name() -> None:
+    rows = re.findall(r"^\| \[\w+\]\((\w+)\.ipynb\).*?\| (\d+ min) \| <!--run:(\w+)-->", README, flags=re.MULTILINE)
+    assert [name for name, _, _ in rows] == [name for _, _, name in rows] == NAMES
+    for name, minutes, _ in rows:
+        assert f"About {minutes}utes" in read_source(name).cells[0].source
 
 
 @pytest.mark.parametrize("name", NAMES)
