@@ -121,11 +121,15 @@ def report(
     """
     from benchmarks import attention as kernels
     from benchmarks.compare import Results
-    from benchmarks.report.pictures import redraw_all
+    from benchmarks.report.pictures import draw
+    from benchmarks.report.sources import read_machines
     from benchmarks.report.write import write_all
 
-    if json_path is None:
-        for path in redraw_all() if redraw else write_all():
+    if redraw:
+        for machine in read_machines().values():
+            print(*(picture.path for picture in draw(machine, again=True)), sep="\n")
+    elif json_path is None:
+        for path in write_all():
             print(path)
     elif (values := read_json(json_path)).get("schema") == kernels.SCHEMA:
         print(f"pictures: {kernels.draw(values, _folder(json_path, out_dir))}")

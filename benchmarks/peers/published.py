@@ -10,6 +10,7 @@ from benchmarks.environment import ROOT
 from benchmarks.record import Record
 
 FOLDER = ROOT / "reports/peers"
+GREEDY = "\n(greedy)"
 SAME = {"nano": ("nano", None), "decode": ("decode", 64), "decode_one": ("decode", 1)}
 """A workload here, on a GPU: that of the file, and its batch."""
 
@@ -29,7 +30,7 @@ def peer_records(results: Results, workload: str) -> list[Record]:
             speeds = sorted(r["output_tokens_per_s"] for r in mine if r["temperature"] == temperature)
             if speeds:
                 version = about.split(",")[0].removeprefix("commit ")
-                heading = f"{engine} {version}\n({f'temperature {temperature}' if temperature else 'greedy'})"
+                heading = f"{engine} {version}" + (f"\n(temperature {temperature})" if temperature else GREEDY)
                 median = speeds[(len(speeds) - 1) // 2]
                 found.append(Record(heading, workload, output_tokens_per_s=median, output_tokens_per_s_repeats=speeds))
     return found

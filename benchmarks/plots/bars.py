@@ -13,11 +13,9 @@ from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
 from benchmarks.execution import has_plain_row
 from benchmarks.record import Record
-from benchmarks.style import INK, SOFT, STAGE_TITLES, color, title
+from benchmarks.style import INK, SOFT, STAGE_TITLES, WIDTH, color, title
 from benchmarks.table import EXECUTION, rows_for
 
-WIDTH = 11.0
-"""Inches. A page shows a picture about 830 pixels wide: at this width 11 points are 11 of them."""
 PALE = 0.4
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
 """Behind numbers that a line may cross."""
@@ -45,10 +43,18 @@ def idle(record: Record) -> str:
     return "no shared prefix" if record.stage == "m6" and record.tokens_saved == 0 else ""
 
 
-def at_work(records: Sequence[Record]) -> list[Record]:
-    """The stages that a title may credit: the first one, to compare with, and those whose ideas act."""
+def headline(
+    results: Results, records: Sequence[Record], cost: Callable[[Record], float]
+) -> tuple[Record, Record, Record, str] | None:
+    """What a title may say: the first stage and the best of the others, leaving out those whose ideas have nothing to
+    do, both by the idea alone where that was measured; and the best with execution, and its name."""
     stages = own(records)
-    return stages[:1] + [record for record in stages[1:] if not idle(record)]
+    pairs = [(results.plain_of(r) or r, r) for r in stages if r is stages[0] or not idle(r)]
+    if len(pairs) < 2:
+        return None
+    best, whole = min(pairs[1:], key=lambda pair: cost(pair[0]))
+    unfair = with_execution_only(results, whole) and not with_execution_only(results, stages[0])
+    return pairs[0][0], best, whole, title(best.stage) + (" with execution" if unfair else "")
 
 
 def notes_on_rows(results: Results, records: Sequence[Record], workload: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -10,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import PAPER, WIDTH, finish, runs_of
+from benchmarks.plots.bars import PAPER, finish, runs_of
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 
 
 def block_size(results: Results, workload: str) -> Figure | None:
@@ -47,7 +48,8 @@ def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | N
         ys = [value(mine[size]) or 0.0 for size in sizes if size in mine]
         axis.plot(xs, ys, marker="o", linewidth=3, markersize=8, color=color(stage))
         for x, y in zip(xs, ys, strict=True):
-            axis.annotate(form.format(y), (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=12, bbox=PAPER)
+            look: Any = {"xytext": (0, 9), "textcoords": "offset points", "fontsize": 12, "bbox": PAPER}
+            axis.annotate(form.format(y), (x, y), ha="center", **look)
             repeats = mine[sizes[x]].output_tokens_per_s_repeats or []
             if value is not _empty and len(repeats) > 1:
                 axis.vlines(x, min(repeats), max(repeats), color=color(stage), alpha=0.5)

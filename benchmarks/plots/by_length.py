@@ -8,15 +8,14 @@ from collections.abc import Callable
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.compare import Results
 from benchmarks.failure import OUT_OF_MEMORY
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, note_on_execution, runs_of, times
+from benchmarks.plots.bars import finish, note_on_execution, runs_of, times
 from benchmarks.record import Record
-from benchmarks.style import color, title
+from benchmarks.style import WIDTH, color, title
 from benchmarks.table import seconds, size
 from benchmarks.workloads import find, find_size
 
@@ -37,8 +36,6 @@ PANELS: tuple[tuple[str, Value, Callable[[float | None], str]], ...] = (
 )
 APART = 0.075
 """Between labels, and between marks: of the panel's height."""
-COLUMNS = 4
-"""Names in a row of the legend."""
 
 
 def by_length(results: Results, workload: str) -> Figure | None:
@@ -53,15 +50,10 @@ def by_length(results: Results, workload: str) -> Figure | None:
         _panel(axis, lines, value, write)
         axis.set_title(name, loc="left")
     axes[0].set_xlabel("tokens of the prompt", loc="left")
-    stages = [stage for column in range(COLUMNS) for stage in list(lines)[column::COLUMNS]]  # legends fill columns
-    names = [Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.02), "ncols": COLUMNS}
-    figure.legend(names, [title(stage) for stage in stages], frameon=False, handlelength=1.4, **place)
     records = [record for line in lines.values() for _, record in line]
     done = [record for record in records if record.ok]
-    spread = max(1 - min(r.output_tokens_per_s_repeats or [1]) / max(r.output_tokens_per_s_repeats or [1]) for r in done)
-    how = f"One request, both axes logarithmic; {runs_of(done)} of each length"
-    how += f" (runs of one length differ by up to {spread:.0%}). " if spread else ". "
+    spread = max(1 - min(runs) / max(runs) for r in done if (runs := r.output_tokens_per_s_repeats or [1.0]))
+    how = f"One request, both axes logarithmic; {runs_of(done)} (they differ by up to {spread:.0%}). "
     how += "Time in attention: of a run of its own, prompt and output"
     how += "; gaps between launches count: short prompts show the host, not the kernel. " if _on_gpu(results) else ". "
     how += "Activations: the peak over weights and KV cache."
@@ -73,9 +65,7 @@ def by_length(results: Results, workload: str) -> Figure | None:
     if failed := [record for record in records if not record.ok]:
         memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
         how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
-    figure = finish(figure, results, workload, records, _finding(lines), how)
-    figure.subplots_adjust(top=0.9 - 0.07 * -(-len(lines) // COLUMNS))
-    return figure
+    return finish(figure, results, workload, records, _finding(lines), how)
 
 
 def _on_gpu(results: Results) -> bool:

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import PAPER, WIDTH, finish, runs_of
+from benchmarks.plots.bars import PAPER, finish, runs_of
 from benchmarks.plots.stalls import group_ttft
 from benchmarks.recipes import LONG
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import rate, seconds
 
 Value = Callable[[Record], float | None]
@@ -110,7 +110,7 @@ def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None],
     axis.set_xlabel("prompt tokens in a step, at most", loc="left")
     low, high = axis.get_ylim()
     axis.set_ylim(*((low / 1.5, high * 1.5) if axis.get_yscale() == "log" else (0.0, high * 1.15)))
-    axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ") if y else "0")
+    axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ").removesuffix(".0") if y else "0")
     axis.yaxis.set_minor_formatter(lambda y, _: "")
     axis.grid(axis="y", color=SOFT, alpha=0.2)
 

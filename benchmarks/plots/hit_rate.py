@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, runs_of, times
+from benchmarks.plots.bars import finish, runs_of, times
 from benchmarks.plots.position import spread
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import seconds
 from benchmarks.workloads import find, find_size
 

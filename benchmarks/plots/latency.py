@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
@@ -9,15 +10,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.plots.bars import (
-    at_work,
     bars,
     figure_with_rows,
     finish,
+    headline,
     measured_twice,
     name_rows,
     notes_on_rows,
     runs_of,
-    with_execution_only,
 )
 from benchmarks.record import Record, Summary
 from benchmarks.style import INK, title
@@ -66,18 +66,14 @@ def summary_bars(
 
 def _finding(results: Results, records: Sequence[Record], workload: str) -> str:
     """The soonest idea alone against the first stage that ran this workload; execution is said apart."""
-    stages = [r for r in at_work([r for r in records if r.workload == workload]) if r.ttft_s]
-    with_row = {r.stage for r in stages if r.plain}
-    ideas = {r.stage: r for r in stages if r.plain or r.stage not in with_row}
-    found = {r.stage: r.ttft_s["p50"] for r in (ideas.values() or records) if r.ttft_s}
-    first, best = next(iter(found)), min(found, key=lambda stage: found[stage])
-    if len(found) < 2:
-        return f"{title(first)}: half of the first tokens come within {seconds(found[first])}"
-    if best == first:
-        return f"No idea at work here brings the first token sooner than {title(first)}"
-    ways = [with_execution_only(results, ideas[stage]) and stage not in with_row for stage in (best, first)]
-    name = title(best) + (" with execution" if ways == [True, False] else "")
-    finding = f"Half of the first tokens come within {seconds(found[best])} with {name}, "
-    finding += f"{seconds(found[first])} with {title(first)}"
-    whole = next((r.ttft_s["p50"] for r in stages if r.stage == best and not r.plain and r.ttft_s), None)
-    return finding + (f"; with execution {seconds(whole)}" if best in with_row else "")
+
+    def median(record: Record) -> float:
+        return record.ttft_s["p50"] if record.ttft_s else math.inf
+
+    ran = [r for r in records if r.workload == workload and not r.plain] or list(records)
+    if (said := headline(results, ran, median)) is None:
+        return f"{title(ran[0].stage)}: half of the first tokens come within {seconds(median(ran[0]))}"
+    first, best, whole, name = said
+    finding = f"Half of the first tokens come within {seconds(median(best))} with {name}, "
+    finding += f"{seconds(median(first))} with {title(first.stage)}"
+    return finding + ("" if whole is best else f"; with execution {seconds(median(whole))}")

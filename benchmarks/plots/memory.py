@@ -24,7 +24,7 @@ def memory(results: Results, workload: str) -> Figure | None:
     on_device = any(r.peak_device_memory_bytes for r in records)
     left.set_title("KV cache: peak stored, peak reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
-    how = "Solid: tokens stored; behind it: what running requests reserve. Full: stored of reserved, the mean over time. "
+    how = "Solid: tokens stored; behind: reserved by running requests. Full: stored of reserved, the mean over time. "
     how += "The peak on the right includes the weights." + notes_on_rows(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 

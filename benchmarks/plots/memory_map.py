@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.plots.bars import WIDTH
 from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import INK, title
+from benchmarks.style import INK, WIDTH, title
 from benchmarks.traced import Traced
 
 CELL = 16

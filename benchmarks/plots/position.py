@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, runs_of, times
+from benchmarks.plots.bars import finish, runs_of, times
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import seconds
 
 ENDS = 5  # points at each end whose median says what a token costs there

@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.plots.bars import WIDTH
 from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import INK, SOFT, color, title
+from benchmarks.style import INK, SOFT, WIDTH, color, title
 from common.kv_cache import PrefixNode
 
 

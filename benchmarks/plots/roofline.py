@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.plots.bars import WIDTH
-from benchmarks.style import INK, SOFT
+from benchmarks.style import INK, SOFT, WIDTH
 
 BACKENDS = {
     "naive": ("#882255", "naive (the lesson)"),

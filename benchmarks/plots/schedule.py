@@ -9,10 +9,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.plots.bars import WIDTH
 from benchmarks.plots.picture import headed
 from benchmarks.plots.timeline import KINDS
-from benchmarks.style import title
+from benchmarks.style import WIDTH, title
 from common.watch.trace import StepTrace
 
 

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, measured, name_rows, notes_on_rows, runs_of, times
+from benchmarks.plots.bars import finish, measured, name_rows, notes_on_rows, runs_of, times
 from benchmarks.plots.latency import summary_bars
 from benchmarks.recipes import LONG, SHORT
 from benchmarks.record import Record, Summary
-from benchmarks.style import title
+from benchmarks.style import WIDTH, title
 from benchmarks.table import seconds
 
 

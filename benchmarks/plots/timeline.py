@@ -13,9 +13,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks.plots.bars import WIDTH
 from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import SOFT, title
+from benchmarks.style import SOFT, WIDTH, title
 from benchmarks.traced import Traced
 
 KINDS = {
@@ -29,7 +28,6 @@ KINDS = {
     "idle": "#FFFFFF",
 }
 """Names and colours; `idle` is hatched."""
-LABELS = {"idle": "finished, computed all the same", "recompute": "recomputed"}
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _NOTHING = len(KINDS)
 
@@ -71,8 +69,9 @@ def _timeline(runs: Sequence[Traced]) -> Figure:
         _panel(axis, run, grid, longest)
     axes[-1, 0].set_xlabel("step")
     used = [kind for kind, code in _CODES.items() if any((grid == code).any() for grid in grids)]
+    names = {"idle": "finished, computed all the same", "recompute": "recomputed"}
     patches = [
-        Patch(facecolor=KINDS[k], edgecolor=SOFT, linewidth=0.5, hatch="////" if k == "idle" else None, label=LABELS.get(k, k))
+        Patch(facecolor=KINDS[k], edgecolor=SOFT, hatch="////" if k == "idle" else None, label=names.get(k, k))
         for k in used
     ]
     place: Any = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "ncols": 4}
