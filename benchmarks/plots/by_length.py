@@ -53,12 +53,13 @@ def by_length(results: Results, workload: str) -> Figure | None:
     records = [record for line in lines.values() for _, record in line]
     done = [record for record in records if record.ok]
     spread = max(1 - min(runs) / max(runs) for r in done if (runs := r.output_tokens_per_s_repeats or [1.0]))
-    how = f"One request, both axes logarithmic; {runs_of(done)} (they differ by up to {spread:.0%}). "
+    how = f"One request, both axes logarithmic; {runs_of(done)}"
+    how += f" (runs of one length differ by up to {spread:.0%}). " if spread else ". "
     how += "Time in attention: of a run of its own, prompt and output"
     how += "; gaps between launches count: short prompts show the host, not the kernel. " if _on_gpu(results) else ". "
     how += "Activations: the peak over weights and KV cache."
     if unknown := dict.fromkeys(r.stage for r in done if r.attention_time_s is None or not r.peak_activation_bytes):
-        how += f" {', '.join(unknown)}: not known of steps replayed from CUDA graphs." if _on_gpu(results) else ""
+        how += f" Steps replayed from CUDA graphs ({', '.join(unknown)}) show neither." if _on_gpu(results) else ""
     how += note_on_execution(results, done)
     for record in filter(impossible, done):
         how += f" Left out: {record.stage}'s attention at {_length(results, record):,}, longer than its request."
