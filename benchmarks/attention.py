@@ -146,12 +146,11 @@ def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> Ceilings:
 
 
 def specified(device: torch.device) -> dict[str, float]:
-    """A GPU's memory bandwidth by its clock and bus: no kernel exceeds it, while a copy, half of which is writing, is
-    slower than reading alone."""
-    if device.type != "cuda":
-        return {}
-    gpu = torch.cuda.get_device_properties(device)
-    return {"specified_gb_per_s": 2e3 * gpu.memory_clock_rate * gpu.memory_bus_width / 8 / 1e9}  # kHz, bits, DDR
+    """A GPU's memory bandwidth by its clock and bus: no kernel exceeds it, while reading alone is faster than a copy,
+    half of which is writing. Nothing where PyTorch does not know them."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    clock, bus = (getattr(gpu, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))  # kHz, bits
+    return {"specified_gb_per_s": 2e3 * clock * bus / 8 / 1e9} if clock and bus else {}  # two transfers a clock
 
 
 def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: float, quick: bool) -> Measurement:

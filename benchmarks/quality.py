@@ -222,8 +222,4 @@ def bars(rows: Sequence[Mapping[str, Any]], model: str) -> Figure:
     axis.set_xlabel(f"perplexity over bf16's {reference['perplexity']:.2f} (less is better)", loc="left")
     note = f"MB: of the quantised layers, {reference['layer_bytes'] / 1e6:.0f} in bf16. Agrees: bf16 thinks the same "
     note += f"token likeliest. {model}"
-    parts: list[str] = []
-    for kind, word in (("int4 RTN", "rounded to nearest"), ("int4 GPTQ", "by GPTQ")):
-        over = [r["perplexity"] / reference["perplexity"] - 1 for r in shown if r["name"].startswith(kind)]
-        parts += [f"{min(over):.0%} to {max(over):.0%} {word}"] if over else []
-    return headed(figure, f"4 bits cost in perplexity: {', '.join(parts)}" if parts else "What fewer bits cost", note)
+    return headed(figure, "What fewer bits cost in perplexity", note)

@@ -41,7 +41,7 @@ def roofline(results: dict[str, Any], hardware: str) -> Figure:
     name = f"copy, measured: {copy * 1e3:,.0f} GB/s\n(reading alone can be faster)"
     if specified:
         axes.plot(x, np.minimum(x * copy, matmul), "--", color=SOFT, linewidth=1.5)
-        name = f"memory, as specified: {specified:,.0f} GB/s\n(dashed: a copy, {copy * 1e3:,.0f} GB/s)"
+        name = f"memory, by clock and bus: {specified:,.0f} GB/s\n(dashed: a copy, {copy * 1e3:,.0f} GB/s)"
     axes.text(0.02, 0.97, name, transform=axes.transAxes, va="top", color=INK)
     backends = list(dict.fromkeys(r["backend"] for r in records))
     for record in records:
