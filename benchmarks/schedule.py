@@ -57,4 +57,4 @@ def schedule(stages_to_draw: list[str], model: str, device: str, dtype: str, pat
     """One panel a stage, on one scale of time."""
     traces = {stage: record_schedule(stage, model, device, dtype) for stage in stages_to_draw}
     where = f"{model} · {dtype} · {short_hardware(environment(), str(parse_device(device)))}"
-    return save_picture(path, lambda: schedule_figure(traces, where))
+    return save_picture(path, lambda: schedule_figure(traces, where=where))

@@ -21,15 +21,16 @@ def longest_gap(trace: StepTrace, request_id: str) -> float:
     return max(b - a for a, b in pairwise(ends))
 
 
-def schedule_figure(traces: Mapping[str, StepTrace], where: str = "") -> Figure:
-    """A panel for each stage. The requests are named A, B, ... in order of arrival. where: model, dtype, machine."""
+def schedule_figure(traces: Mapping[str, StepTrace], finding: str = "", where: str = "") -> Figure:
+    """A panel for each stage. The requests are named A, B, ... in order of arrival. Without a finding, it is the
+    longest stall. where: model, dtype, machine."""
     figure, axes = plt.subplots(len(traces), 1, figsize=(WIDTH, 0.8 + 2.2 * len(traces)), squeeze=False, sharex=True)
     for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
         _panel(axis, stage, trace)
     axes[-1, 0].set_xlabel("milliseconds")
     note = "A box is what a step computes for a request. Dark: tokens of the prompt, and how many. Pale: one token "
     note += f"decoded; it takes as long as its step, so also as long as a chunk in it. {where}"
-    return headed(figure, _finding(traces), note)
+    return headed(figure, finding or _finding(traces), note)
 
 
 def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:
