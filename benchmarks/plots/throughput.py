@@ -5,18 +5,21 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.peers.published import GREEDY, peer_records
+from benchmarks.environment import ROOT, short_hardware
 from benchmarks.plots.bars import bars, figure_with_rows, finish, headline, measured, name_rows, notes_on_rows, runs_of
 from benchmarks.record import Record
+from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED, read_peers
 from benchmarks.style import INK, color, title
 from benchmarks.table import DASH, factor, rate
+
+NAMES = {GREEDY: "\n(greedy)", SAMPLED: f"\n(temperature {SAMPLED})"}
 
 
 def throughput(results: Results, workload: str) -> Figure | None:
     records = measured(results, workload)
     if not records:
         return None
-    records += (peers := peer_records(results, workload))
+    records += (peers := _peers(results, workload))
     first = records[0]
     plain = {record.stage: results.plain_of(record) for record in records}
 
@@ -45,9 +48,24 @@ def throughput(results: Results, workload: str) -> Figure | None:
     if any(plain.values()):
         how += " Hatched: what execution adds (fused or compiled kernels, CUDA graphs, planning ahead)."
     if peers:
-        how += " Grey: requests of the same kind, other draws; their line: slowest to fastest (reports/peers)."
+        how += " Grey: other engines, requests of the same kind, measured apart (reports/peers)."
     how += notes_on_rows(results, records, workload)
     return finish(figure, results, workload, records, _finding(results, records, peers), how)
+
+
+def _peers(results: Results, workload: str) -> list[Record]:
+    """Other engines' rows on the same GPU: greedy as the stages run, sampled where there is no greedy run."""
+    known = workload in SAME_WORK and results.config["model"] == MODEL
+    gpu = short_hardware(results.environment, results.config["device"])
+    peers = read_peers(ROOT / "reports/peers", gpu) if known else None
+    found: list[Record] = []
+    for engine in (engine for engine in (peers.engines() if peers else ()) if " (" not in engine):  # not its other ways
+        for temperature, end in NAMES.items():
+            if peers and (speed := peers.speed(engine, workload, temperature)):
+                name = peers.title(engine) + end
+                found.append(Record(name, workload, output_tokens_per_s=speed, output_tokens_per_s_repeats=[speed]))
+                break
+    return found
 
 
 def _finding(results: Results, records: list[Record], peers: list[Record]) -> str:
@@ -57,9 +75,9 @@ def _finding(results: Results, records: list[Record], peers: list[Record]) -> st
     def speed(record: Record) -> float:
         return record.output_tokens_per_s or 0.0
 
-    if rivals := [r for r in peers if r.stage.endswith(GREEDY)]:
+    if rivals := [r for r in peers if r.stage.endswith(NAMES[GREEDY])]:
         first, best = max(rivals, key=speed), max(records[: -len(peers)], key=speed)
-        whole, name, other = best, f"{title(best.stage)} with execution", first.stage.removesuffix(GREEDY)
+        whole, name, other = best, f"{title(best.stage)} with execution", first.stage.removesuffix(NAMES[GREEDY])
     elif said := headline(results, records, lambda r: -speed(r)):
         first, best, whole, name = said
         other = title(first.stage)

@@ -121,19 +121,19 @@ def test_one_run_is_called_one_run() -> None:
 
 def test_other_engines_stand_beside_the_stages_on_their_gpu_only() -> None:
     results = kept("h100/gpu-bench.json")
-    assert "vllm" not in title_of(throughput(results, "nano"))
+    assert "vLLM" not in title_of(throughput(results, "nano"))
     results.environment["hardware"]["gpu"] = "NVIDIA H200"
     figure = throughput(results, "nano")
     assert figure is not None
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names[2:] == [
-        "vllm 0.26.0\n(greedy)",
-        "nano-vllm bb823b3\n(temperature 0.6)",
-        "mini-sglang 20fcd7f\n(greedy)",
+        "vLLM 0.26.0\n(greedy)",
+        "nano-vllm commit bb823b3\n(temperature 0.6)",
+        "mini-sglang commit 20fcd7f\n(greedy)",
     ]
-    assert title_of(figure).endswith("times as many tokens per second as vllm 0.26.0")
+    assert title_of(figure).endswith("times as many tokens per second as vLLM 0.26.0")
     results.config["model"] = "random:llama3-1b"
-    assert "vllm" not in title_of(throughput(results, "nano"))
+    assert "vLLM" not in title_of(throughput(results, "nano"))
 
 
 def test_attention_that_took_longer_than_its_request_is_left_out() -> None:
