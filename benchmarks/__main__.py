@@ -113,6 +113,7 @@ def compare(
 def report(
     json_path: Annotated[Path | None, typer.Option("--json", help="Only this file: its table and pictures.")] = None,
     out_dir: Annotated[Path | None, typer.Option(help="With --json: of the pictures; default: the file's.")] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Only draw every picture there is again.")] = False,
 ) -> None:
     """Write the report and the interview guide from all results under reports/, your own (reports/local) too.
 
@@ -120,9 +121,14 @@ def report(
     """
     from benchmarks import attention as kernels
     from benchmarks.compare import Results
+    from benchmarks.report.pictures import draw
+    from benchmarks.report.sources import read_machines
     from benchmarks.report.write import write_all
 
-    if json_path is None:
+    if redraw:
+        for machine in read_machines().values():
+            print(*(picture.path for picture in draw(machine, again=True)), sep="\n")
+    elif json_path is None:
         for path in write_all():
             print(path)
     elif (values := read_json(json_path)).get("schema") == kernels.SCHEMA:

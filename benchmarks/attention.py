@@ -110,7 +110,7 @@ def run(device: str, dtype: str, json: Path | None, quick: bool, out_dir: Path) 
         "environment": environment(),
         "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "heads": heads,
                    "kv_heads": kv_heads, "head_dim": head_dim, "block_size": BLOCK_SIZE, "refused": refused},
-        "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12},
+        "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12, **specified(target)},
         "records": [asdict(m) for m in measured],
     }  # fmt: skip
     print_table(results)
@@ -143,6 +143,14 @@ def ceilings(device: torch.device, dtype: torch.dtype, quick: bool) -> Ceilings:
     n = 128 if quick else {"cpu": 2048, "cuda": 8192}[device.type]
     a = torch.randn(n, n, device=device).to(dtype)
     return Ceilings(copy, 2 * n**3 / seconds_per_call(lambda _: a @ a, device, 1, quick))
+
+
+def specified(device: torch.device) -> dict[str, float]:
+    """A GPU's memory bandwidth by its clock and bus: no kernel exceeds it, while reading alone is faster than a copy,
+    half of which is writing. Nothing where PyTorch does not know them."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    clock, bus = (getattr(gpu, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))  # kHz, bits
+    return {"specified_gb_per_s": 2e3 * clock * bus / 8 / 1e9} if clock and bus else {}  # two transfers a clock
 
 
 def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: float, quick: bool) -> Measurement:

@@ -24,12 +24,13 @@ from rich.table import Table
 
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_json
-from benchmarks.plots.picture import save_picture
-from benchmarks.style import SOFT, color, title
+from benchmarks.plots.picture import headed, save_picture
+from benchmarks.style import color, title
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
 
+SCHEMA = "busy-1"
 STYLES = {0: "o-", 2: "s--", 8: "^:"}
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
@@ -155,7 +156,7 @@ def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
     """Measure, write `path` and the picture next to it, print both tables. Is everything met?"""
     lines = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
     results: dict[str, Any] = {
-        "schema": "busy-1",
+        "schema": SCHEMA,
         "environment": environment(),
         "config": {"model": model, "ours": str(OURS), "default": str(LIBRARYS), "rounds": rounds},
         "verdicts": verdicts(lines),
@@ -191,7 +192,7 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
     settings = list(dict.fromkeys(record["setting"] for record in records))
     names = list(dict.fromkeys(record["stage"] for record in records))
     rates = {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
-    figure, panels = plt.subplots(1, len(names), figsize=(13, 6), squeeze=False)
+    figure, panels = plt.subplots(1, len(names), figsize=(11, 5), squeeze=False)
     for axes, stage in zip(panels[0], names, strict=True):
         for busy in sorted({record["busy"] for record in records}):
             heights = [rates[stage, busy, setting] for setting in settings]
@@ -205,11 +206,9 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
         axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
         axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
         axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
-    figure.suptitle(_finding(records, ours, results["config"]["default"]), x=0.02, ha="left", fontweight="bold")
-    note = f"{hardware}. Rightmost, what the engines do: as many threads as other programs leave CPUs."
-    figure.text(0.02, 0.015, note, color=SOFT, fontsize=12)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    return figure
+    note = "Rightmost, what the engines do: as many threads as other programs leave CPUs. Median of "
+    note += f"{results['config']['rounds']} runs. {results['config']['model']} · {hardware}"
+    return headed(figure, _finding(records, ours, results["config"]["default"]), note)
 
 
 def _name(setting: str, default: str) -> str:
@@ -225,4 +224,4 @@ def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
         over = [rate[stage, ours, busy] / rate[stage, default, busy] for stage in stages]
         span = "–".join(dict.fromkeys(f"{share:.1f}" for share in (min(over), max(over))))
         parts.append(f"{span} {f'next to {busy} loops' if busy else 'quiet'}")
-    return f"Times the default's speed: {', '.join(parts)}"
+    return f"Engines run at this many times the default's speed: {', '.join(parts)}"

@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.environment import environment
 from benchmarks.files import check_writable, write_json
-from benchmarks.plots.picture import save_picture
+from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import SOFT, color
 from common.errors import UserError
 from common.execution.choose import choose_linear
@@ -159,7 +159,7 @@ def measure_all(model: str, device: torch.device, out: Path, only: str, again: b
     known = {name: known[name] for name, _ in every if name in known}  # in the table's order
     _write(path, model, len(text), known)
     if "bf16" in known:
-        save_picture(out / "quality.png", lambda: bars([asdict(row) for row in known.values()]))
+        save_picture(out / "quality.png", lambda: bars([asdict(row) for row in known.values()], model))
 
 
 def projection_bytes(model: Decoder) -> int:
@@ -205,20 +205,21 @@ def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
 
 
-def bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def bars(rows: Sequence[Mapping[str, Any]], model: str) -> Figure:
     """Perplexity over bf16 of every row, one bar each; the bytes of the quantised layers next to it."""
     reference = next(row for row in rows if row["name"] == "bf16")
     shown = [row for row in rows if row is not reference]
-    figure, axis = plt.subplots(figsize=(12, 0.5 * len(shown) + 1.8))
+    figure, axis = plt.subplots(figsize=(11, 0.42 * len(shown) + 1.2))
     for y, row in enumerate(reversed(shown)):
         over = row["perplexity"] / reference["perplexity"] - 1
         axis.barh(y, over, color=color("m7") if "GPTQ" in row["name"] else "#B0B0B0", height=0.65)
         text = f"{over:+.1%}   {row['layer_bytes'] / 1e6:.0f} MB   agrees {row['agreement']:.0%}"
         axis.annotate(text, (max(over, 0), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=12)
-    axis.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)])
+    axis.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)], fontsize=12)
     axis.axvline(0, color=SOFT, linewidth=1)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_xlim(right=axis.get_xlim()[1] * 1.35)
-    axis.set_xlabel(f"perplexity over bf16's {reference['perplexity']:.2f}")
-    axis.set_title(f"What 4 bits cost (quantised layers: {reference['layer_bytes'] / 1e6:.0f} MB in bf16)", loc="left")
-    return figure
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.75)
+    axis.set_xlabel(f"perplexity over bf16's {reference['perplexity']:.2f} (less is better)", loc="left")
+    note = f"MB: of the quantised layers, {reference['layer_bytes'] / 1e6:.0f} in bf16. Agrees: bf16 thinks the same "
+    note += f"token likeliest. {model}"
+    return headed(figure, "What fewer bits cost in perplexity", note)

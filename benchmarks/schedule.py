@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import stages
+from benchmarks.environment import environment, short_hardware
 from benchmarks.plots.picture import save_picture
 from benchmarks.plots.schedule import schedule_figure
 from benchmarks.recipes import Draw
@@ -55,4 +56,5 @@ def _run(engine: Engine, draw: Draw, length: int) -> None:
 def schedule(stages_to_draw: list[str], model: str, device: str, dtype: str, path: Path) -> Path:
     """One panel a stage, on one scale of time."""
     traces = {stage: record_schedule(stage, model, device, dtype) for stage in stages_to_draw}
-    return save_picture(path, lambda: schedule_figure(traces))
+    where = f"{model} · {dtype} · {short_hardware(environment(), str(parse_device(device)))}"
+    return save_picture(path, lambda: schedule_figure(traces, where=where))

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
-from benchmarks.peers import PEERS
+from benchmarks.execution import has_plain_row
 from benchmarks.record import Record
-from benchmarks.style import INK, SOFT, STAGE_TITLES, color, title
+from benchmarks.style import INK, SOFT, STAGE_TITLES, WIDTH, color, title
 from benchmarks.table import EXECUTION, rows_for
 
-WIDTH = 11.0
-HATCH = "//"
-"""Marks a bar that ran another workload; what execution adds to a bar is hatched in the stage's colour on white."""
+PALE = 0.4
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
+"""Behind numbers that a line may cross."""
 
 
 def measured(results: Results, workload: str) -> list[Record]:
@@ -31,21 +31,79 @@ def measured_twice(results: Results, workload: str) -> list[Record]:
     return [record for pair in pairs for record in pair if record is not None]
 
 
+def own(records: Sequence[Record]) -> list[Record]:
+    """The stages' records, without peers."""
+    return [record for record in records if record.stage in STAGE_TITLES]
+
+
+def idle(record: Record) -> str:
+    """Why the workload gives the stage's idea nothing to do, so that it can only equal the stage before."""
+    if record.stage in ("m2", "m3", "m5") and record.itl_by_position:  # recorded of a single request only
+        return "one request"
+    return "no shared prefix" if record.stage == "m6" and record.tokens_saved == 0 else ""
+
+
+def headline(
+    results: Results, records: Sequence[Record], cost: Callable[[Record], float]
+) -> tuple[Record, Record, Record, str] | None:
+    """What a title may say: the first stage and the best of the others, leaving out those whose ideas have nothing to
+    do, both by the idea alone where that was measured; and the best with execution, and its name."""
+    stages = own(records)
+    pairs = [(results.plain_of(r) or r, r) for r in stages if r is stages[0] or not idle(r)]
+    if len(pairs) < 2:
+        return None
+    best, whole = min(pairs[1:], key=lambda pair: cost(pair[0]))
+    unfair = with_execution_only(results, whole) and not with_execution_only(results, stages[0])
+    return pairs[0][0], best, whole, title(best.stage) + (" with execution" if unfair else "")
+
+
+def notes_on_rows(results: Results, records: Sequence[Record], workload: str) -> str:
+    """What the names of the rows do not explain."""
+    note = ""
+    if others := [r for r in records if r.workload != workload]:
+        note += f" Pale: {others[0].stage} ran {others[0].workload}, since {workload} would take it too long."
+    if still := dict.fromkeys(r.stage for r in records[1:] if idle(r)):
+        note += f" Pale: this workload gives the idea of {', '.join(still)} nothing to do."
+    return note + note_on_execution(results, records)
+
+
+def note_on_execution(results: Results, records: Sequence[Record]) -> str:
+    ways = dict.fromkeys(r.stage for r in records if not r.plain and with_execution_only(results, r))
+    return f" With execution only: {', '.join(ways)}." if ways else ""
+
+
+def with_execution_only(results: Results, record: Record) -> bool:
+    """Whether its figures hold what execution gained, with no row of the idea alone beside them."""
+    known = record.stage in STAGE_TITLES and has_plain_row(record.stage, results.config["device"])
+    return known and results.plain_of(record) is None
+
+
+def runs_of(records: Sequence[Record]) -> str:
+    """`the median run` of several, or `one run`; `the median run (m0: the only one)`."""
+    runs = {r.stage: len(r.output_tokens_per_s_repeats) for r in own(records) or records}
+    single = [stage for stage, count in runs.items() if count < 2]
+    if len(single) == len(runs):
+        return "one run"
+    return "the median run" + (f" ({', '.join(single)}: the only one)" if single else "")
+
+
 def figure_with_rows(panels: int, rows: int) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, panels, sharey=True, figsize=(WIDTH, 1.9 + 0.62 * rows), squeeze=False)
     return figure, list(axes[0])
 
 
 def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
-    """By the stage's name; `+ execution` behind the row of the idea alone."""
-    names = [title(r.stage) + ("" if r.workload == workload else f"\n(ran {r.workload})") for r in records]
+    """By the stage's name; `+ execution` behind the row of the idea alone. In brackets: why it is not comparable."""
+    notes = [f"ran {r.workload}" if r.workload != workload else idle(r) for r in records]
+    notes[0] = notes[0].removeprefix(idle(records[0]))  # what the others are compared with
+    names = [title(r.stage) + (f"\n({note})" if note else "") for r, note in zip(records, notes, strict=True)]
     for row in range(1, len(records)):
         names[row] = EXECUTION if records[row - 1].plain else names[row]
     axis.set_yticks(range(len(records)), names)
     axis.set_ylim(len(records) - 0.45, -0.55)
     axis.tick_params(axis="y", length=0)
     for label, record in zip(axis.get_yticklabels(), records, strict=True):
-        label.set_color(INK if record.stage.startswith("m") else SOFT)
+        label.set_color(INK if record.stage in STAGE_TITLES and "(" not in label.get_text() else SOFT)
 
 
 def bars(
@@ -66,8 +124,8 @@ def bars(
         if length is None:
             axis.text(widest * 0.015, row, label(record), va="center", color=SOFT)
             continue
-        hatch = HATCH if record.workload != workload else None
-        axis.barh(row, length, height=0.62, color=color(record.stage), hatch=hatch, edgecolor="white", linewidth=0)
+        alpha = PALE if record.workload != workload or (row and idle(record)) else 1.0
+        axis.barh(row, length, height=0.62, color=color(record.stage), alpha=alpha, linewidth=0)
         end = max(length, reach(record) or 0.0)
         axis.text(end + widest * 0.025, row, label(record), va="center", color=INK)
     axis.set_xlim(0, widest * 1.5)
@@ -89,15 +147,15 @@ def finish(
     figure.suptitle(
         "\n".join(textwrap.wrap(finding, 74)), x=0.01, y=1.0, ha="left", va="bottom", fontsize=18, fontweight="bold"
     )
-    notes = "\n".join([*textwrap.wrap(how_to_read, 112), *peer_notes(records), source])
+    notes = "\n".join([*textwrap.wrap(how_to_read, 108), *peer_notes(records), source])
     figure.text(0.01, -0.01, notes, ha="left", va="top", fontsize=11.5, color=SOFT)
     return figure
 
 
 def peer_notes(records: Sequence[Record]) -> list[str]:
     """What sets a peer apart (other weights, another type of its KV cache): the source line speaks of the stages."""
-    notes = [f"{title(r.stage)}: {r.note}" for r in records if r.stage in PEERS and r.note]
-    return [line for note in dict.fromkeys(notes) for line in textwrap.wrap(note, 112)]
+    notes = [f"{title(r.stage)}: {r.note}" for r in records if r.stage not in STAGE_TITLES and r.note]
+    return [line for note in dict.fromkeys(notes) for line in textwrap.wrap(note, 108)]
 
 
 def times(value: float) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import finish
+from benchmarks.plots.bars import PAPER, finish, runs_of
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 
 
 def block_size(results: Results, workload: str) -> Figure | None:
@@ -21,11 +23,12 @@ def block_size(results: Results, workload: str) -> Figure | None:
     ]
     if not points:
         return None
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
-    _lines(left, points, lambda r: r.output_tokens_per_s, "output tokens per second (more is better)", "{:.0f}")
-    _lines(right, points, _empty, "reserved slots that stay empty (less is better)", "{:.0%}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.8))
+    _lines(left, points, lambda r: r.output_tokens_per_s, "output tokens per second", "{:.0f}")
+    _lines(right, points, _empty, "reserved slots that stay empty", "{:.0%}")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     stages = ", ".join(title(stage) for stage in dict.fromkeys(r.stage for r in points))
-    how = f"{stages}. Empty slots: the mean over the running time. A line on the left: slowest to fastest run."
+    how = f"{stages}. Left: {runs_of(points)}, a thin line from the slowest to the fastest. Right: the mean over time."
     return finish(figure, results, workload, points, _finding(points), how)
 
 
@@ -45,7 +48,8 @@ def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | N
         ys = [value(mine[size]) or 0.0 for size in sizes if size in mine]
         axis.plot(xs, ys, marker="o", linewidth=3, markersize=8, color=color(stage))
         for x, y in zip(xs, ys, strict=True):
-            axis.annotate(form.format(y), (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=12)
+            look: Any = {"xytext": (0, 9), "textcoords": "offset points", "fontsize": 12, "bbox": PAPER}
+            axis.annotate(form.format(y), (x, y), ha="center", **look)
             repeats = mine[sizes[x]].output_tokens_per_s_repeats or []
             if value is not _empty and len(repeats) > 1:
                 axis.vlines(x, min(repeats), max(repeats), color=color(stage), alpha=0.5)

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.compare import Results
 from benchmarks.failure import OUT_OF_MEMORY
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, times
+from benchmarks.plots.bars import finish, note_on_execution, runs_of, times
 from benchmarks.record import Record
-from benchmarks.style import color, title
+from benchmarks.style import WIDTH, color, title
 from benchmarks.table import seconds, size
 from benchmarks.workloads import find, find_size
 
@@ -24,15 +23,19 @@ Value = Callable[[Record], float | None]
 Line = list[tuple[int, Record]]
 """The records of one contestant with their prompt lengths, the shortest first."""
 
+
+def impossible(record: Record) -> bool:
+    """More time in attention than the request took: it is timed in a run of its own, and that one was slower."""
+    return bool(record.e2e_s and (record.attention_time_s or 0.0) > record.e2e_s["max"])
+
+
 PANELS: tuple[tuple[str, Value, Callable[[float | None], str]], ...] = (
-    ("time in attention", lambda r: r.attention_time_s, seconds),
+    ("time in attention", lambda r: None if impossible(r) else r.attention_time_s, seconds),
     ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
     ("activations at their peak", lambda r: r.peak_activation_bytes, size),
 )
 APART = 0.075
 """Between labels, and between marks: of the panel's height."""
-COLUMNS = 4
-"""Names in a row of the legend."""
 
 
 def by_length(results: Results, workload: str) -> Figure | None:
@@ -42,24 +45,37 @@ def by_length(results: Results, workload: str) -> Figure | None:
     lines = _lines(results, workload)
     if len({length for line in lines.values() for length, record in line if record.ok}) < 2:
         return None
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(WIDTH + 2, 5.2))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(WIDTH, 4.8))
     for axis, (name, value, write) in zip(axes, PANELS, strict=True):
         _panel(axis, lines, value, write)
         axis.set_title(name, loc="left")
     axes[0].set_xlabel("tokens of the prompt", loc="left")
-    stages = [stage for column in range(COLUMNS) for stage in list(lines)[column::COLUMNS]]  # legends fill columns
-    names = [Line2D([], [], color=color(stage), marker="o", linewidth=3) for stage in stages]
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, 1.02), "ncols": COLUMNS}
-    figure.legend(names, [title(stage) for stage in stages], frameon=False, handlelength=1.4, **place)
     records = [record for line in lines.values() for _, record in line]
-    how = "One request, both axes logarithmic. Time in attention: of the whole run, prompt and output. "
-    how += "Activations: what a run holds at its peak over weights and KV cache."
+    done = [record for record in records if record.ok]
+    spread = max(1 - min(runs) / max(runs) for r in done if (runs := r.output_tokens_per_s_repeats or [1.0]))
+    how = f"One request, both axes logarithmic; {runs_of(done)}"
+    how += f" (runs of one length differ by up to {spread:.0%}). " if spread else ". "
+    how += "Time in attention: of a run of its own, prompt and output"
+    how += "; gaps between launches count: short prompts show the host, not the kernel. " if _on_gpu(results) else ". "
+    how += "Activations: the peak over weights and KV cache."
+    if unknown := dict.fromkeys(r.stage for r in done if r.attention_time_s is None or not r.peak_activation_bytes):
+        how += f" Steps replayed from CUDA graphs ({', '.join(unknown)}) show neither." if _on_gpu(results) else ""
+    how += note_on_execution(results, done)
+    for record in filter(impossible, done):
+        how += f" Left out: {record.stage}'s attention at {_length(results, record):,}, longer than its request."
     if failed := [record for record in records if not record.ok]:
         memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
         how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
-    figure = finish(figure, results, workload, records, _finding(lines), how)
-    figure.subplots_adjust(top=0.91 - 0.07 * -(-len(lines) // COLUMNS))
-    return figure
+    return finish(figure, results, workload, records, _finding(lines), how)
+
+
+def _on_gpu(results: Results) -> bool:
+    return str(results.config["device"]).startswith("cuda")
+
+
+def _length(results: Results, record: Record) -> int:
+    size = find_size(record.workload, record.variant, results.config["preset"])
+    return len(size.requests(vocab_size=1)[0].prompt)
 
 
 def _lines(results: Results, workload: str) -> dict[str, Line]:
@@ -67,8 +83,7 @@ def _lines(results: Results, workload: str) -> dict[str, Line]:
     lines: dict[str, Line] = {stage: [] for stage in results.config["contestants"]}
     for record in results.records + results.sweeps:
         if record.workload == workload:
-            requests = find_size(workload, record.variant, results.config["preset"]).requests(vocab_size=1)
-            lines.setdefault(record.stage, []).append((len(requests[0].prompt), record))
+            lines.setdefault(record.stage, []).append((_length(results, record), record))
     return {stage: sorted(line, key=lambda point: point[0]) for stage, line in lines.items() if line}
 
 

@@ -10,19 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import finish
+from benchmarks.plots.bars import PAPER, finish, runs_of
 from benchmarks.plots.stalls import group_ttft
 from benchmarks.recipes import LONG
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import rate, seconds
 
 Value = Callable[[Record], float | None]
 PREFIX = "chunk="
 NO_SIZE = "auto"
 """A dot apart, without a line."""
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-"""Behind numbers that a line may cross."""
 
 
 def _itl(name: str) -> Value:
@@ -45,7 +43,8 @@ def chunk_size(results: Results, workload: str) -> Figure | None:
         return None
     swept = dict.fromkeys(r.stage for r in points)
     whole = [r for r in results.records if r.ok and r.workload == workload and r.stage not in swept]
-    figure, axes = plt.subplots(1, 3, figsize=(17, 5.4))
+    figure, grid = plt.subplot_mosaic("aa;bc", figsize=(WIDTH, 8.2))
+    axes = [grid[name] for name in "abc"]
     axes[0].set_yscale("log")
     _line(axes[0], points, whole, "max", _itl("max"), _brief, (0, 8), "center", "bottom")
     _line(axes[0], points, whole, "p99", _itl("p99"), _brief, (0, -8), "center", "top")
@@ -57,7 +56,7 @@ def chunk_size(results: Results, workload: str) -> Figure | None:
     how = f"{', '.join(title(stage) for stage in swept)}; auto chooses a size from the time that steps take. "
     if whole:
         how += f"Dashed: {', '.join(title(r.stage) for r in whole)}, with prompts taken whole. "
-    how += "Medians where nothing else is said; the left axis is logarithmic."
+    how += f"Below: medians; the axis above is logarithmic. Of {runs_of([*points, *whole])}."
     return finish(figure, results, workload, points, _finding(points), how)
 
 
@@ -99,7 +98,7 @@ def _line(
 
 
 def _write(axis: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **look: Any) -> None:
-    axis.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 11, **look})
+    axis.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 12, **look})
 
 
 def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None], str], title: str) -> None:
@@ -111,7 +110,7 @@ def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None],
     axis.set_xlabel("prompt tokens in a step, at most", loc="left")
     low, high = axis.get_ylim()
     axis.set_ylim(*((low / 1.5, high * 1.5) if axis.get_yscale() == "log" else (0.0, high * 1.15)))
-    axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ") if y else "0")
+    axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ").removesuffix(".0") if y else "0")
     axis.yaxis.set_minor_formatter(lambda y, _: "")
     axis.grid(axis="y", color=SOFT, alpha=0.2)
 

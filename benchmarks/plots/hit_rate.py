@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, times
+from benchmarks.plots.bars import finish, runs_of, times
 from benchmarks.plots.position import spread
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import seconds
 from benchmarks.workloads import find, find_size
 
@@ -25,7 +25,7 @@ def hit_rate(results: Results, workload: str) -> Figure | None:
     rates = sorted({rate for line in lines.values() for rate in line})
     if len(rates) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(WIDTH + 1, 5.6))
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.6))
     records = [record for line in lines.values() for record in line.values()]
     top = max(_ttft(record, "p99") for record in records)
     unit, word = (1.0, "s") if top >= 2 else (1e3, "ms")
@@ -37,13 +37,14 @@ def hit_rate(results: Results, workload: str) -> Figure | None:
         ends = [(_ttft(line[at]), stage) for stage, line in lines.items() if at in line]
         _name_ends(axis, at + offset, ends, top, unit, align)
     axis.set_ylim(0, top * 1.08 * unit)
-    axis.set_xlim(rates[0] - 20, rates[-1] + 48)
+    axis.set_xlim(rates[0] - 25, rates[-1] + 48)
     axis.set_xticks(rates, [f"{rate} %" for rate in rates])
     axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
     axis.set_title(f"time to first token in {word} (less is better)", loc="left")
     axis.spines["bottom"].set_bounds(rates[0], rates[-1])
     axis.grid(axis="y", color="#E4E4E4")
-    how = "Line: median; thin line above: 99th percentile. Prompts are equally long at every hit rate."
+    how = f"Line: median; thin line: 99th percentile; of {runs_of(records)}. "
+    how += "Prompts are equally long at every hit rate."
     return finish(figure, results, workload, records, _finding(lines), how)
 
 
@@ -123,5 +124,5 @@ def by_turn(results: Results, workload: str) -> Figure | None:
     finding = f"The first token of turn {turns} comes after {seconds(last[-1])} with {title(ends[0][1])}"
     if len(series) > 1:
         finding += f", after {seconds(first[-1])} with {title(ends[-1][1])}"
-    how = "A turn's prompt is all that its chat has said so far and a new message."
+    how = f"A turn's prompt is all that its chat has said so far and a new message. Of {runs_of(records)}."
     return finish(figure, results, workload, records, finding, how)

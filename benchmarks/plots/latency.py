@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.peers import PEERS
-from benchmarks.plots.bars import bars, figure_with_rows, finish, measured_twice, name_rows
+from benchmarks.plots.bars import (
+    bars,
+    figure_with_rows,
+    finish,
+    headline,
+    measured_twice,
+    name_rows,
+    notes_on_rows,
+    runs_of,
+)
 from benchmarks.record import Record, Summary
 from benchmarks.style import INK, title
-from benchmarks.table import DASH, EXECUTION, seconds
+from benchmarks.table import DASH, seconds
 from benchmarks.workloads import find
 
 
@@ -27,10 +36,9 @@ def latency(results: Results, workload: str) -> Figure | None:
     right.tick_params(axis="y", length=0)
     left.set_title("time to first token (less is better)", loc="left")
     right.set_title("time between tokens (less is better)", loc="left")
-    how = "Bar: median; dot: 99th percentile, over all requests of the median run. Waiting for a place counts."
-    if any(r.workload != workload for r in records):
-        how += " Hatched: ran another workload."
-    return finish(figure, results, workload, records, _finding(records), how)
+    how = f"Bar: median; dot: 99th percentile, over all requests of {runs_of(records)}. Waiting in the queue counts."
+    how += notes_on_rows(results, records, workload)
+    return finish(figure, results, workload, records, _finding(results, records, workload), how)
 
 
 def summary_bars(
@@ -56,16 +64,16 @@ def summary_bars(
             axis.plot(summary[end], row, "o", color=INK, markersize=6)
 
 
-def _finding(records: Sequence[Record]) -> str:
-    medians = [(r, r.ttft_s["p50"]) for r in records if r.ttft_s]
-    own = [pair for pair in medians if pair[0].stage not in PEERS]
-    first, there = (own or medians)[0]
-    if len(own) < 2:
-        return f"{title(first.stage)}: half of the first tokens come within {seconds(there)}"
-    best, here = min(own, key=lambda pair: pair[1])
-    if best is first:
-        return f"No stage brings the first token sooner than {title(first.stage)} here"
-    twice = not best.plain and any(r.plain and r.stage == best.stage for r, _ in own)
-    name = f"{title(best.stage)} {EXECUTION}" if twice else title(best.stage)
-    before = f"{seconds(there)} with {title(first.stage)}"
-    return f"Half of the first tokens come within {seconds(here)} with {name}, {before}"
+def _finding(results: Results, records: Sequence[Record], workload: str) -> str:
+    """The soonest idea alone against the first stage that ran this workload; execution is said apart."""
+
+    def median(record: Record) -> float:
+        return record.ttft_s["p50"] if record.ttft_s else math.inf
+
+    ran = [r for r in records if r.workload == workload and not r.plain] or list(records)
+    if (said := headline(results, ran, median)) is None:
+        return f"{title(ran[0].stage)}: half of the first tokens come within {seconds(median(ran[0]))}"
+    first, best, whole, name = said
+    finding = f"Half of the first tokens come within {seconds(median(best))} with {name}, "
+    finding += f"{seconds(median(first))} with {title(first.stage)}"
+    return finding + ("" if whole is best else f"; with execution {seconds(median(whole))}")

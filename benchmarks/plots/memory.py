@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name_rows
+from benchmarks.plots.bars import PALE, bars, figure_with_rows, finish, measured, name_rows, notes_on_rows, own
 from benchmarks.record import Record
 from benchmarks.style import color, title
 from benchmarks.table import size
@@ -24,12 +22,10 @@ def memory(results: Results, workload: str) -> Figure | None:
     name_rows(left, records, workload)
     right.tick_params(axis="y", length=0)
     on_device = any(r.peak_device_memory_bytes for r in records)
-    left.set_title("KV cache at its peak: used of reserved", loc="left")
+    left.set_title("KV cache: peak stored, peak reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
-    how = "Solid: bytes of stored tokens; pale: bytes that running requests hold. Per cent: the mean use over time."
-    how += " The whole peak includes the weights." + (
-        " Hatched: ran another workload." if any(r.workload != workload for r in records) else ""
-    )
+    how = "Solid: tokens stored; behind: reserved by running requests. Full: stored of reserved, the mean over time. "
+    how += "The peak on the right includes the weights." + notes_on_rows(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 
 
@@ -41,8 +37,8 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
     def label(record: Record) -> str:
         if not record.kv_reserved_bytes:
             return "keeps none" if record.stage == "m0" else "does not say"
-        use = "" if record.kv_utilization is None else f"; mean {record.kv_utilization:.0%}"
-        return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)}{use}"
+        use = "" if record.kv_utilization is None else f"\n{record.kv_utilization:.0%} full on average"
+        return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)} reserved{use}"
 
     bars(
         axis,
@@ -54,14 +50,15 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
     )
     for row, record in enumerate(records):
         if record.kv_reserved_bytes:
-            axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.3, zorder=0)
+            axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.5 * PALE, zorder=0)
     axis.set_xlim(0, max([r.kv_reserved_bytes or 0 for r in records] + [1]) * 2.2)
 
 
 def _finding(records: list[Record]) -> str:
-    kept = [(r.kv_utilization, r.stage) for r in records if r.kv_utilization is not None]
+    kept = {r.stage: r.kv_utilization for r in own(records) if r.kv_utilization is not None}
     if not kept:
-        return "Nothing here keeps a KV cache that it reports"
-    (most, best), (least, worst) = max(kept, key=itemgetter(0)), min(kept, key=itemgetter(0))
-    finding = f"{title(best)} fills {most:.0%} of the KV memory that it reserves"
-    return finding if most == least else f"{finding}, {title(worst)} {least:.0%}"
+        return "No stage here keeps a KV cache"
+    worst, most = min(kept, key=lambda stage: kept[stage]), max(kept.values())
+    best = next(stage for stage, use in kept.items() if use > most - 0.02)  # the first: later ones took it over
+    finding = f"{title(best)} fills {kept[best]:.0%} of the KV memory that it reserves"
+    return finding if kept[worst] > most - 0.02 else f"{finding}, {title(worst)} {kept[worst]:.0%}"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import INK, title
+from benchmarks.style import INK, WIDTH, title
 from benchmarks.traced import Traced
 
 CELL = 16
@@ -20,15 +20,16 @@ COLUMNS = 16
 
 
 def draw_memory_map(runs: Sequence[Traced], path: Path) -> Path:
-    """Each run at the step in which most requests run, and of those the one that stores most; side by side."""
+    """Each run at the step in which most requests run, and of those the one that stores most; one below the other."""
     return save_picture(path, lambda: _maps([run for run in runs if run.capacity]))
 
 
 def _maps(runs: Sequence[Traced]) -> Figure:
     rows = max(-(-run.capacity // CELL // COLUMNS) for run in runs)
-    figure, axes = plt.subplots(1, len(runs), figsize=(7 * len(runs), 2.6 + 0.42 * rows), squeeze=False)
-    summaries = [_panel(axis, run) for axis, run in zip(axes[0], runs, strict=True)]
-    note = f"A cell is {CELL} token slots. Solid: tokens stored. Pale: reserved, empty. White: free."
+    figure, axes = plt.subplots(len(runs), 1, figsize=(WIDTH, len(runs) * (0.7 + 0.42 * rows)), squeeze=False)
+    summaries = [_panel(axis, run) for axis, run in zip(axes[:, 0], runs, strict=True)]
+    note = f"A cell is {CELL} token slots; its colour and number: the request (+: and others). Solid: tokens stored. "
+    note += "Pale: reserved, empty. White: free."
     return headed(figure, " → ".join(summaries), note)
 
 
@@ -50,12 +51,12 @@ def _panel(axis: Axes, run: Traced) -> str:
             axis.add_patch(Rectangle((x, y), 0.94 * filled, 0.9, facecolor=color, linewidth=0))
             mark = f"{number}" + ("+" if len(region.owners) > 1 else "")
             if filled:
-                axis.text(x + 0.47, y + 0.47, mark, ha="center", va="center", fontsize=9, color=INK)
+                axis.text(x + 0.47, y + 0.47, mark, ha="center", va="center", fontsize=11, color=INK)
     axis.set_xlim(0, COLUMNS)
     axis.set_ylim(-(-cells // COLUMNS), 0)
     axis.set_axis_off()
     held = {id for region in step.regions or () for id in region.owners}
     use = step.kv_stored / step.kv_reserved if step.kv_reserved else 0.0
     held_slots = f"{len(held)} requests hold {step.kv_reserved} of {run.capacity} slots"
-    axis.set_title(f"{title(run.stage)}: {held_slots},\n{use:.0%} of them filled", loc="left")
+    axis.set_title(f"{title(run.stage)}: {held_slots}, {use:.0%} of them filled", loc="left")
     return f"{run.stage}: {len(held)} requests hold memory, {use:.0%} of it filled"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -23,7 +25,8 @@ def save_picture(path: Path, draw: Callable[[], Figure]) -> Path:
 
 def headed(figure: Figure, finding: str, note: str = "") -> Figure:
     """The finding on top, how to read the picture below."""
-    figure.suptitle(finding, x=0.01, ha="left", fontsize=17, fontweight="bold")
-    figure.text(0.01, 0.01, note, fontsize=12, color=SOFT)
-    figure.tight_layout(rect=(0, 0.05, 1, 0.99))
+    figure.tight_layout()
+    look: Any = {"x": 0.01, "y": 1.0, "ha": "left", "va": "bottom", "fontsize": 17, "fontweight": "bold"}
+    figure.suptitle(textwrap.fill(finding, 76), **look)
+    figure.text(0.01, -0.01, textwrap.fill(note, 108), fontsize=11.5, color=SOFT, va="top")
     return figure

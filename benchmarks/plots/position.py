@@ -7,12 +7,13 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import WIDTH, finish, times
+from benchmarks.plots.bars import finish, runs_of, times
 from benchmarks.record import Record
-from benchmarks.style import SOFT, color, title
+from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import seconds
 
 ENDS = 5  # points at each end whose median says what a token costs there
+STEADY = 1.1  # times its cost at the start: less is no growth
 ENOUGH = 24  # tokens between the ends of a series that can show a growth; a few after a long prompt show noise
 
 
@@ -58,7 +59,7 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     axis.set_xlabel("position of the token in the sequence (prompt included)", loc="left")
     axis.set_title("time of one token in ms (less is better)", loc="left")
     axis.grid(axis="y", color="#E4E4E4")
-    how = "One request. Each point: median over neighbouring positions of the median run."
+    how = f"One request. Each point: median over neighbouring positions of {runs_of(records)}."
     return finish(figure, results, workload, records, _finding(records), how)
 
 
@@ -80,8 +81,9 @@ def _finding(records: list[Record]) -> str:
 
     def change(stage: str) -> str:
         series = _series(by_stage[stage])
-        growth = times(_level(series[-ENDS:]) / _level(series[:ENDS]))
-        return f"{series[-1][0]:.0f} costs {growth} its cost at {series[0][0]:.0f}"
+        growth = _level(series[-ENDS:]) / _level(series[:ENDS])
+        share = f"{times(growth)} its cost" if growth >= STEADY else "no more than"
+        return f"{series[-1][0]:.0f} costs {share} at {series[0][0]:.0f}"
 
     if "m0" in by_stage and "m1" in by_stage:
         finding = f"Without a KV cache the token at position {change('m0')}"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import INK, SOFT, color
+from benchmarks.style import INK, SOFT, WIDTH, color, title
 from common.kv_cache import PrefixNode
 
 
@@ -60,7 +60,7 @@ def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     rows = _place(roots)
     most = max((node.hits for node in nodes), default=0)
     size = len(nodes[0].tokens)
-    figure, axis = plt.subplots(figsize=(13, 2.6 + 0.5 * rows))
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.6 + 0.5 * rows))
     for root in roots:
         _draw(axis, root, size, most)
     depth = max((_deepest(root) for root in roots), default=1)
@@ -69,8 +69,8 @@ def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("tokens from the beginning of the prompt")
-    finding = f"{hit_rate:.0%} of all prompt tokens were found in the cache, computed once for all"
-    note = f"A box is a block of {size} tokens. The number: requests that started with it, without computing it."
+    finding = f"{title('m6')}: {hit_rate:.0%} of all prompt tokens came from the cache, computed once for all"
+    note = f"A box is a block of {size} tokens. The number: how many requests found it in the cache."
     return headed(figure, finding, note)
 
 

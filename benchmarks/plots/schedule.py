@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.plots.picture import headed
 from benchmarks.plots.timeline import KINDS
-from benchmarks.style import title
+from benchmarks.style import WIDTH, title
 from common.watch.trace import StepTrace
 
 
@@ -21,16 +21,16 @@ def longest_gap(trace: StepTrace, request_id: str) -> float:
     return max(b - a for a, b in pairwise(ends))
 
 
-def schedule_figure(traces: Mapping[str, StepTrace]) -> Figure:
-    """A panel for each stage. The requests are named A, B, ... in order of arrival."""
-    figure, axes = plt.subplots(len(traces), 1, figsize=(13, 1.4 + 2.3 * len(traces)), squeeze=False, sharex=True)
+def schedule_figure(traces: Mapping[str, StepTrace], finding: str = "", where: str = "") -> Figure:
+    """A panel for each stage. The requests are named A, B, ... in order of arrival. Without a finding, it is the
+    longest stall. where: model, dtype, machine."""
+    figure, axes = plt.subplots(len(traces), 1, figsize=(WIDTH, 0.8 + 2.2 * len(traces)), squeeze=False, sharex=True)
     for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
         _panel(axis, stage, trace)
     axes[-1, 0].set_xlabel("milliseconds")
-    note = (
-        "A box is a step of a real run; the number: prompt tokens that it computes. The narrow pale boxes are decodes."
-    )
-    return headed(figure, _finding(traces), note)
+    note = "A box is what a step computes for a request. Dark: tokens of the prompt, and how many. Pale: one token "
+    note += f"decoded; it takes as long as its step, so also as long as a chunk in it. {where}"
+    return headed(figure, finding or _finding(traces), note)
 
 
 def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import figure_with_rows, finish, measured, name_rows, times
+from benchmarks.plots.bars import finish, measured, name_rows, notes_on_rows, runs_of, times
 from benchmarks.plots.latency import summary_bars
 from benchmarks.recipes import LONG, SHORT
 from benchmarks.record import Record, Summary
-from benchmarks.style import title
+from benchmarks.style import WIDTH, title
 from benchmarks.table import seconds
 
 
@@ -25,8 +26,7 @@ def stalls(results: Results, workload: str) -> Figure | None:
     records = [r for r in measured(results, workload) if group_ttft(LONG)(r)]
     if not records:
         return None
-    figure, axes = figure_with_rows(3, len(records))
-    figure.set_figwidth(16)
+    figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 2.4 + 1.6 * len(records)))
     panels: tuple[tuple[str, Callable[[Record], Summary | None], tuple[str, ...]], ...] = (
         ("time between tokens of those that run", lambda r: r.itl_s, ("p99", "max")),
         ("first token of the long prompt", group_ttft(LONG), ("p99",)),
@@ -35,9 +35,9 @@ def stalls(results: Results, workload: str) -> Figure | None:
     for axis, (name, summary, ends) in zip(axes, panels, strict=True):
         summary_bars(axis, records, workload, summary, *ends)
         axis.set_title(name, loc="left")
-        axis.tick_params(axis="y", length=0)
-    name_rows(axes[0], records, workload)
-    how = "Less is better. Bar: median; dot: on the left the longest gap, else the 99th percentile. Waiting counts."
+        name_rows(axis, records, workload)
+    how = f"Less is better. Bar: median; dot: on top the longest gap, else the 99th percentile, of {runs_of(records)}. "
+    how += "Waiting in the queue counts." + notes_on_rows(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.execution import has_plain_row
-from benchmarks.peers import PEERS
-from benchmarks.plots.bars import bars, figure_with_rows, finish, measured, name_rows, times
+from benchmarks.environment import ROOT, short_hardware
+from benchmarks.plots.bars import bars, figure_with_rows, finish, headline, measured, name_rows, notes_on_rows, runs_of
 from benchmarks.record import Record
+from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED, read_peers
 from benchmarks.style import INK, color, title
 from benchmarks.table import DASH, factor, rate
+
+NAMES = {GREEDY: "\n(greedy)", SAMPLED: f"\n(temperature {SAMPLED})"}
 
 
 def throughput(results: Results, workload: str) -> Figure | None:
     records = measured(results, workload)
     if not records:
         return None
+    records += (peers := _peers(results, workload))
     first = records[0]
     plain = {record.stage: results.plain_of(record) for record in records}
 
@@ -39,33 +40,55 @@ def throughput(results: Results, workload: str) -> Figure | None:
             axis.plot([min(runs), max(runs)], [row, row], "|-", color=INK, linewidth=1.4, markersize=9)
     name_rows(axis, records, workload)
     axis.set_title("output tokens per second (more is better)", loc="left")
-    how = "Bar: median run; line: slowest to fastest run."
+    runs = runs_of(records)
+    how = f"Bar: {runs}" + ("." if runs == "one run" else "; line: slowest to fastest.")
     if len(records) > 1:
-        how += f" In brackets: times {title(first.stage)}."
-    if any(r.workload != workload for r in records):
-        how += f" Hatched: ran another workload, since {workload} would take it too long; ≈ compares across the two."
-    if whole := [
-        r.stage for r in records if plain[r.stage] is None and has_plain_row(r.stage, results.config["device"])
-    ]:
-        how += f" With execution only: {', '.join(whole)}."
+        how += f" In brackets: times {title(first.stage)}"
+        how += ", ≈ where that ran another workload." if any(r.workload != first.workload for r in records) else "."
     if any(plain.values()):
-        how += " Hatched on white: + execution (fused or compiled kernels, CUDA graphs, planning ahead)."
-    return finish(figure, results, workload, records, _finding(records, plain), how)
+        how += " Hatched: what execution adds (fused or compiled kernels, CUDA graphs, planning ahead)."
+    if peers:
+        how += " Grey: other engines, requests of the same kind, measured apart (reports/peers)."
+    how += notes_on_rows(results, records, workload)
+    return finish(figure, results, workload, records, _finding(results, records, peers), how)
 
 
-def _finding(records: list[Record], plain: Mapping[str, Record | None]) -> str:
-    """The last stage against the first, or the best of what there is. What execution adds is said apart."""
-    own = [r for r in records if r.stage not in PEERS]
-    best = max(own if len(own) > 1 else records, key=lambda r: r.output_tokens_per_s or 0)
-    if len(own) < 2:
-        return f"{title(best.stage)}: {rate(best.output_tokens_per_s)} output tokens per second"
-    first, last = own[0], own[-1]
-    gain = (best.output_tokens_per_s or 0) / (first.output_tokens_per_s or 1)
-    if best is first:
-        return f"No stage is faster than {title(first.stage)} here ({title(last.stage)} is last)"
-    about = "" if first.workload == best.workload else "about "
-    finding = f"{title(best.stage)} generates {about}{times(gain)} as many tokens per second as {title(first.stage)}"
-    if (alone := plain[best.stage]) is not None:
-        own_gain = (alone.output_tokens_per_s or 0) / (first.output_tokens_per_s or 1)
-        finding += f", {about}{times(own_gain)} without execution"
-    return finding
+def _peers(results: Results, workload: str) -> list[Record]:
+    """Other engines' rows on the same GPU: greedy as the stages run, sampled where there is no greedy run."""
+    known = workload in SAME_WORK and results.config["model"] == MODEL
+    gpu = short_hardware(results.environment, results.config["device"])
+    peers = read_peers(ROOT / "reports/peers", gpu) if known else None
+    found: list[Record] = []
+    for engine in (engine for engine in (peers.engines() if peers else ()) if " (" not in engine):  # not its other ways
+        for temperature, end in NAMES.items():
+            if peers and (speed := peers.speed(engine, workload, temperature)):
+                name = peers.title(engine) + end
+                found.append(Record(name, workload, output_tokens_per_s=speed, output_tokens_per_s_repeats=[speed]))
+                break
+    return found
+
+
+def _finding(results: Results, records: list[Record], peers: list[Record]) -> str:
+    """The fastest idea alone against the first stage; what execution adds to it is said apart. Beside greedy engines
+    the fastest stage as it runs by default, against the fastest of them."""
+
+    def speed(record: Record) -> float:
+        return record.output_tokens_per_s or 0.0
+
+    if rivals := [r for r in peers if r.stage.endswith(NAMES[GREEDY])]:
+        ours = [r for r in records[: -len(peers)] if r.stage != "m7"]  # in 16 bits, as theirs
+        first, best = max(rivals, key=speed), max(ours or records, key=speed)
+        whole, name, other = best, f"{title(best.stage)} with execution", first.stage.removesuffix(NAMES[GREEDY])
+    elif said := headline(results, records, lambda r: -speed(r)):
+        first, best, whole, name = said
+        other = title(first.stage)
+    else:
+        return f"{title(records[0].stage)}: {rate(records[0].output_tokens_per_s)} output tokens per second"
+
+    def gain(record: Record) -> str:
+        times = speed(record) / (speed(first) or 1.0)
+        form = ".2f" if times < 2 else ".1f" if times < 10 else ".0f"
+        return f"{'' if first.workload == record.workload else 'about '}{times:{form}} times"
+
+    finding = f"{name} generates {gain(best)} as many tokens per second as {other}"
+    return finding + ("" if whole is best else f"; with execution {gain(whole)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import SOFT, title
+from benchmarks.style import SOFT, WIDTH, title
 from benchmarks.traced import Traced
 
 KINDS = {
@@ -26,7 +27,7 @@ KINDS = {
     "swapped": "#C9B3E6",
     "idle": "#FFFFFF",
 }
-"""Names and colours; `idle` is hatched: the row of a finished request, computed all the same."""
+"""Names and colours; `idle` is hatched."""
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _NOTHING = len(KINDS)
 
@@ -60,19 +61,21 @@ def _timeline(runs: Sequence[Traced]) -> Figure:
     """One panel for each run, on one scale of steps."""
     grids = [states(run) for run in runs]
     longest = max(grid.shape[1] for grid in grids)
-    height = 1.6 + sum(0.9 + 0.19 * len(grid) for grid in grids)
+    height = 1.0 + sum(0.9 + 0.19 * len(grid) for grid in grids)
     figure, axes = plt.subplots(
-        len(runs), 1, figsize=(13, height), squeeze=False, sharex=True, height_ratios=[len(g) for g in grids]
+        len(runs), 1, figsize=(WIDTH, height), squeeze=False, sharex=True, height_ratios=[len(g) for g in grids]
     )
     for axis, run, grid in zip(axes[:, 0], runs, grids, strict=True):
         _panel(axis, run, grid, longest)
     axes[-1, 0].set_xlabel("step")
     used = [kind for kind, code in _CODES.items() if any((grid == code).any() for grid in grids)]
+    names = {"idle": "finished, computed all the same", "recompute": "recomputed"}
     patches = [
-        Patch(facecolor=KINDS[k], edgecolor=SOFT, linewidth=0.5, hatch="////" if k == "idle" else None, label=k)
+        Patch(facecolor=KINDS[k], edgecolor=SOFT, hatch="////" if k == "idle" else None, label=names.get(k, k))
         for k in used
     ]
-    figure.legend(handles=patches, loc="lower center", ncols=len(patches), frameon=False)
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "ncols": 4}
+    figure.legend(handles=patches, frameon=False, **place)
     return headed(figure, _finding(runs, grids))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 from matplotlib import pyplot as plt
 
-from benchmarks import attention, int4, quality
+from benchmarks import attention, busy, int4, quality
 from benchmarks.plots import PICTURES
 from benchmarks.plots.picture import save_picture
 from benchmarks.report.blocks import Picture
@@ -30,16 +31,20 @@ SHOWN = (
 """Workload and picture, by its name in `benchmarks.plots.PICTURES`: one for each claim."""
 
 
-def draw(machine: Machine) -> list[Picture]:
-    """Each from the file with the most runners, or from one with a sweep of the workload."""
+def draw(machine: Machine, again: bool = False) -> list[Picture]:
+    """Each from the file with the most runners, or from one with a sweep of the workload. again: instead of what the
+    report shows, all pictures that the folder has already."""
     drawn: list[Picture] = []
-    for workload, name in SHOWN:
+    workloads = dict.fromkeys(workload for bench in machine.benches for workload in bench.results.config["workloads"])
+    for workload, name in product(workloads, PICTURES) if again else SHOWN:
         with_sweep = [b for b in machine.benches if any(r.workload == workload for r in b.results.sweeps)]
         for bench in filter(None, [machine.bench_of(workload), *with_sweep]):
+            path = bench.path.parent / f"{machine.prefix}{workload}{name and '-'}{name}.png"
+            if again and not path.exists():
+                break
             with plt.rc_context(RC):
                 figure = PICTURES[name](bench.results, workload)
             if figure is not None:
-                path = bench.path.parent / f"{machine.prefix}{workload}{name and '-'}{name}.png"
                 save_picture(path, lambda figure=figure: figure)
                 drawn.append(Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}"))
                 break
@@ -47,9 +52,14 @@ def draw(machine: Machine) -> list[Picture]:
         drawn.append(Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels"))
     for sheet in machine.sheets_of("quality"):
         if any(row["name"] == "bf16" for row in sheet.rows):
-            path = save_picture(sheet.path.with_name("quality.png"), partial(quality.bars, sheet.rows))
+            path = save_picture(
+                sheet.path.with_name("quality.png"), partial(quality.bars, sheet.rows, sheet.values["model"])
+            )
             drawn.append(Picture(path, "perplexity over bf16 of each kind of weights"))
     for sheet in machine.sheets:
+        if again and sheet.values.get("schema") == busy.SCHEMA:
+            look = partial(busy.draw, sheet.values, machine.title)
+            drawn.append(Picture(save_picture(sheet.path.with_suffix(".png"), look), "beside busy processes"))
         if sheet.values.get("schema") == int4.SCHEMA:
             path = save_picture(sheet.path.with_name("int4.png"), partial(int4.draw, sheet.values, machine.title))
             drawn.append(Picture(path, "speed of 4-bit linear layers over 16-bit ones"))
