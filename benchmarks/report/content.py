@@ -64,7 +64,9 @@ def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> s
         measured = len(verdicts) - verdicts.count(NOT_MEASURED)
         said = f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met."
         parts.append(said + (f" Not met: {'; '.join(missed)}." if missed else ""))
-    text = "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
+    text = (
+        "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
+    )
     text += "are from `reports/peers`. No figure is typed by hand. "
     return text + " ".join(parts)
 

@@ -29,7 +29,6 @@ BORROWED = "†"
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
 WIDTH = 120
 ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
-INDENT = re.compile(r"^\s*")
 WHOLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
 UNIT = re.compile(r"(\d) (?=(?:%|s\b|ms\b|[kMG]B\b))")
 """Code and links, and a number before its unit: never broken."""
@@ -135,7 +134,7 @@ def reflow(text: str) -> str:
 
 def _wrap(lines: list[str]) -> list[str]:
     item = ITEM.match(lines[0])
-    start = item[0] if item else INDENT.match(lines[0])[0]
+    start = item[0] if item else lines[0][: -len(lines[0].lstrip())]
     indent = " " * len(start)
     words = " ".join([lines[0][len(start) :].strip(), *(line.strip() for line in lines[1:])])
     words = WHOLE.sub(lambda whole: whole[0].replace(" ", GLUE), words)

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
+from benchmarks.execution import PLAIN
 from benchmarks.report.peers import MODEL, Peers, read_peers
 from common.config import DEFAULT_MODEL
 from common.errors import UserError, require
@@ -32,6 +33,11 @@ class Bench:
     def by_default(self) -> bool:
         """The engines ran as they do by default: no option, no chosen execution."""
         return not self.results.config.get("options") and not self.results.config.get("execution")
+
+    @property
+    def plain(self) -> bool:
+        """The engines ran without execution, and with no other option."""
+        return self.results.config.get("execution") == PLAIN and not self.results.config.get("options")
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,10 @@ def read_folder(folder: Path) -> list[Machine]:
             found.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
             continue
         if isinstance(one, Bench):
+            found.benches.append(one)
             found.left_out += [f"{path.name}: {reason}" for reason in _drop_impossible(one.results)]
-        (found.benches if isinstance(one, Bench) else found.sheets).append(one)
+        else:
+            found.sheets.append(one)
     if not found.benches and not found.sheets:
         return []
     on_gpu = [bench for bench in found.benches if _on_gpu(bench.results.config)]

@@ -103,6 +103,7 @@ def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path, c
     assert evaluate(machine, "mixed.m1.output_tokens_per_s") == 10
     assert evaluate(machine, "mixed.m3.output_tokens_per_s") is None
     assert evaluate(machine, "mixed.m3.output_tokens_per_s@a-plain") == 1
+    assert evaluate(machine, "mixed.m3.plain.output_tokens_per_s") == (1 if "execution" in chosen else None)
 
 
 def test_a_ratio_is_never_of_two_files(put: Put, tmp_path: Path) -> None:
