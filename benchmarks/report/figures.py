@@ -27,11 +27,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.compare import Results
+from benchmarks.execution import PLAIN
 from benchmarks.gpu import bench_parts
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
-from benchmarks.report.sources import Bench, Machine
+from benchmarks.report.sources import Bench, Machine, folder_of
 from benchmarks.table import rate, seconds, size
 from common.config import DEFAULT_MODEL, parse_dtype
 from common.errors import UserError, require
@@ -153,8 +154,10 @@ def _evaluate(machine: Machine, expression: str) -> float | None:
     machine = machine.file(file) if file else machine
     names = names_in(expression)
     of_bench = any(name.partition(".")[0] not in OF_MACHINE for name in names)
-    plain = any(".plain." in name for name in names)
-    benches = [b for b in machine.benches if file or b.by_default or (plain and b.plain)] if of_bench else [None]
+    ways = ("default", PLAIN) if any(".plain." in name for name in names) else ("default",)
+    benches = [b for b in machine.benches if file or b.way in ways] if of_bench else [None]
+    if any(name.startswith("reference.") for name in names):  # of one model
+        benches = [b for b in benches if b is None or b.results.config["model"] == MODEL]
     found = [(bench, [_look_up(machine, name, bench) for name in names]) for bench in benches]
     chosen = _one(machine, expression, [(bench, run) for bench, run in found if None not in run])
     numbers = [value for value in chosen or [] if value is not None]
@@ -174,7 +177,7 @@ def _one(machine: Machine, expression: str, found: list[tuple[Bench | None, Run]
 
     benches = {bench.path: bench for bench, _ in found if bench is not None}
     best = [path for path, bench in benches.items() if rank(bench) == max(map(rank, benches.values()))]
-    if machine.is_kept and len(best) > 1:
+    if folder_of(machine) != "local" and len(best) > 1:
         names = " or ".join(f"@{path.stem}" for path in best)
         raise UserError(f"{expression}: several files of {machine.name} have it. Name one: {names}")
     newest = max(best, key=lambda path: path.stat().st_mtime, default=None)
@@ -223,7 +226,7 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
     if record is None or bench is None:
         return None
     if fields[0] == "plain":
-        record, fields = record if bench.plain else bench.results.plain_of(record), fields[1:]
+        record, fields = record if bench.way == PLAIN else bench.results.plain_of(record), fields[1:]
     return None if record is None else _field(record, bench.results, fields)
 
 

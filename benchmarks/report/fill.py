@@ -1,4 +1,4 @@
-"""Placeholders in texts, filled from the results and from the source; then the text is wrapped again.
+"""Placeholders in texts, filled from the results and from the source.
 
 {figure:mixed.m2.ttft_s.p50|s}  {figure:h200:...}     a figure (`benchmarks.report.figures`), of a named machine
 {code:common/engine.py:Engine.step}                   a link to the line that defines it
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -27,12 +26,6 @@ MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
 """Marks a figure from the kept results, which the reader's own lack."""
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
-WIDTH = 120
-ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
-WHOLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
-UNIT = re.compile(r"(\d) (?=(?:%|s\b|ms\b|[kMG]B\b))")
-"""Code and links, and a number before its unit: never broken."""
-GLUE = "\x00"
 
 
 @cache
@@ -113,33 +106,3 @@ class Filler:
 
     def _target(self, path: str) -> str:
         return os.path.relpath(ROOT / path, self.folder).replace(os.sep, "/")
-
-
-def reflow(text: str) -> str:
-    """Markdown with its paragraphs and list items wrapped at `WIDTH`; headings and tables as they are."""
-    out: list[str] = []
-    pending: list[str] = []
-    for line in [*text.split("\n"), ""]:
-        plain = line.strip()
-        stands_alone = not plain or plain.startswith(("#", "|", "```"))
-        if pending and (stands_alone or ITEM.match(line)):
-            out += _wrap(pending)
-            pending = []
-        if stands_alone:
-            out.append(line)
-        else:
-            pending.append(line)
-    return "\n".join(out[:-1])
-
-
-def _wrap(lines: list[str]) -> list[str]:
-    item = ITEM.match(lines[0])
-    start = item[0] if item else lines[0][: -len(lines[0].lstrip())]
-    indent = " " * len(start)
-    words = " ".join([lines[0][len(start) :].strip(), *(line.strip() for line in lines[1:])])
-    words = WHOLE.sub(lambda whole: whole[0].replace(" ", GLUE), words)
-    words = UNIT.sub(rf"\1{GLUE}", words)
-    wrapped = textwrap.wrap(
-        words, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return [line.replace(GLUE, " ") for line in wrapped]

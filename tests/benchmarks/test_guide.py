@@ -88,6 +88,10 @@ def test_no_placeholder_is_left_and_every_figure_is_of_this_machine(language: in
     assert "{" not in re.sub(r"`[^`]*`", "", guide(language))
     assert "†" not in guide(language).partition("\n## ")[2]
     assert not re.search("not measured yet|尚未测量", guide(language))
+    template = (TEMPLATES / GUIDES[language]).read_text(encoding="utf-8")
+    assert not re.search(r"^\s*\{figure", template, flags=re.M), (
+        "a figure that begins a line may read as a list's number"
+    )
 
 
 @both
