@@ -7,8 +7,9 @@ from typing import Any
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from benchmarks.report import reference
 from benchmarks.report.blocks import Block, Paragraph, Table
+from benchmarks.report.figures import evaluate
+from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED
 from benchmarks.report.sources import Machine, folder_of
 from benchmarks.style import title
 from benchmarks.table import rate
@@ -38,7 +39,7 @@ def execution_blocks(machine: Machine) -> list[Block]:
     blocks: list[Block] = [Table(headers, rows, words=2, caption=f"{machine.title}, {machine.model}")]
     missing = [f"*{NAMES[way]}*" for way in NAMES if all(way != measured for _, measured in found)]
     if missing:
-        command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != reference.MODEL else "")
+        command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != MODEL else "")
         blocks.append(Paragraph(f"Not measured yet: {'; '.join(missing)} (`{command}`)."))
     return blocks
 
@@ -56,19 +57,33 @@ def _cells(records: dict[str, Record]) -> list[str]:
     return [*speeds, f"{gaps['p50'] * 1e3:.2f}" if gaps else "–"]
 
 
-def peer_rows(machine: Machine) -> list[list[str]]:
-    """Where the reference engines were measured on such a machine: the best of our stages, as a row next to them."""
-    values: dict[str, dict[str, float]] = {}
-    for bench in machine.benches:
-        hardware, config = bench.results.environment["hardware"], bench.results.config
-        if reference.GPU not in str(hardware["gpu"]) or config["model"] != reference.MODEL or config.get("options"):
-            continue
-        for record in bench.results.records:
-            if record.ok and record.workload in WORKLOADS and record.stage not in PEERS:
-                values.setdefault(record.stage, {})[record.workload] = record.output_tokens_per_s or 0
-    vllm = reference.PEERS[reference.SHORT["vllm"]]
-    return [
-        [f"**{title(stage)}** (`reports/{folder_of(machine)}`)"]
-        + [f"{speeds[w]:,.0f} ({speeds[w] / vllm[w]:.0%} of vLLM)" if w in speeds else "–" for w in reference.WORKLOADS]
-        for stage, speeds in sorted(values.items())
-    ]
+def peer_blocks(machine: Machine) -> list[Block]:
+    """Engines that people use on such a GPU, and the stages between them, by temperature; nothing without a file."""
+    if machine.peers is None:
+        return []
+    peers, values = machine.peers, machine.peers.values
+    rows: list[list[str]] = []
+    for temperature in (GREEDY, SAMPLED):
+        for engine in peers.engines():
+            speeds = [peers.speed(engine, workload, temperature) for workload in SAME_WORK]
+            rows += [[f"{temperature:g}", peers.title(engine), *map(_speed, speeds)]] if any(speeds) else []
+        for stage in ("m6", "m7") if temperature == GREEDY else ():
+            own = [evaluate(machine, f"{workload}.{stage}.output_tokens_per_s") for workload in SAME_WORK]
+            theirs = [peers.speed("vllm", workload, GREEDY) for workload in SAME_WORK]
+            cells = [
+                _speed(o) + (f" ({o / t:.0%} of vLLM)" if o and t else "") for o, t in zip(own, theirs, strict=True)
+            ]
+            rows += [[f"{GREEDY:g}", f"**{title(stage)}**", *cells]] if any(own) else []
+    text = (
+        f"Peers on an {values['environment']['gpu']}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are "
+        f"stages of `{folder_of(machine)}`, on such a GPU, which ran greedy: compare rows of one temperature. The "
+        f"requests are alike, not the same: theirs of `nano` are {values['workloads']['nano']}; ours another draw of "
+        f"those lengths. `decode_one` and `decode`: theirs the best of three runs, ours the median. {values['note']} "
+        f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."
+    )
+    headers = ("temperature", "engine", *(f"{name}, output tokens/s" for name in SAME_WORK))
+    return [Paragraph(text), Table(headers, rows, words=2)]
+
+
+def _speed(value: float | None) -> str:
+    return f"{value:,.0f}" if value else "–"

@@ -1,6 +1,6 @@
-"""Placeholders in texts, filled from the results and from the source; then the text is wrapped again.
+"""Placeholders in texts, filled from the results and from the source.
 
-{figure:mixed.m2.ttft_s.p50|s}  {figure:h100:...}     a figure (`benchmarks.report.figures`), of a named machine
+{figure:mixed.m2.ttft_s.p50|s}  {figure:h200:...}     a figure (`benchmarks.report.figures`), of a named machine
 {code:common/engine.py:Engine.step}                   a link to the line that defines it
 {link:README.md#the-stages|text}  {machine:own}       a link to a file; what a machine is
 """
@@ -10,15 +10,14 @@ from __future__ import annotations
 import ast
 import os
 import re
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from benchmarks.environment import ROOT
-from benchmarks.report import reference
 from benchmarks.report.figures import command_for, evaluate, show
+from benchmarks.report.peers import MODEL
 from benchmarks.report.sources import Machine
 from common.errors import require
 
@@ -27,12 +26,6 @@ MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
 """Marks a figure from the kept results, which the reader's own lack."""
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
-WIDTH = 120
-ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
-WHOLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
-UNIT = re.compile(r"(\d) (?=(?:%|s\b|ms\b|[kMG]B\b))")
-"""Code and links, and a number before its unit: never broken."""
-GLUE = "\x00"
 
 
 @cache
@@ -99,7 +92,7 @@ class Filler:
         if self.missing is not None:
             return self.missing
         machine = self.machines.get(name)
-        gpu, model = (machine.is_gpu, machine.model) if machine else (name == "h100", reference.MODEL)
+        gpu, model = (machine.is_gpu, machine.model) if machine else (True, MODEL)
         return MISSING[self.language].format(command_for(expression, gpu, model))
 
     def _code(self, what: str, label: str | None) -> str:
@@ -109,38 +102,7 @@ class Filler:
 
     def _link(self, what: str, label: str | None) -> str:
         path, hash_sign, heading = what.partition("#")
-        return f"[{label or what}]({self._target(path)}{hash_sign}{heading})"
+        return f"[{label or what}]({self._target(path)}{hash_sign}{heading})"  # tests/test_docs.py follows it
 
     def _target(self, path: str) -> str:
-        require((ROOT / path).exists(), f"{path} does not exist: correct the placeholder that names it")
         return os.path.relpath(ROOT / path, self.folder).replace(os.sep, "/")
-
-
-def reflow(text: str) -> str:
-    """Markdown with its paragraphs and list items wrapped at `WIDTH`; headings and tables as they are."""
-    out: list[str] = []
-    pending: list[str] = []
-    for line in [*text.split("\n"), ""]:
-        plain = line.strip()
-        stands_alone = not plain or plain.startswith(("#", "|", "```"))
-        if pending and (stands_alone or ITEM.match(line)):
-            out += _wrap(pending)
-            pending = []
-        if stands_alone:
-            out.append(line)
-        else:
-            pending.append(line)
-    return "\n".join(out[:-1])
-
-
-def _wrap(lines: list[str]) -> list[str]:
-    item = ITEM.match(lines[0])
-    start = item[0] if item else ""
-    indent = " " * len(start)
-    words = " ".join([lines[0][len(start) :].strip(), *(line.strip() for line in lines[1:])])
-    words = WHOLE.sub(lambda whole: whole[0].replace(" ", GLUE), words)
-    words = UNIT.sub(rf"\1{GLUE}", words)
-    wrapped = textwrap.wrap(
-        words, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return [line.replace(GLUE, " ") for line in wrapped]

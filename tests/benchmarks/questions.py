@@ -31,6 +31,27 @@ FOLLOW_UPS = {
     9: ("如何支持流式输出？", "How is output streamed?"),
     10: ("如何监控和调试？", "How do you monitor and debug?"),
 }
+TERMS = {
+    "Q5": (("虚拟内存", "virtual memory"),),
+    "Q6": ("IO-aware", "SRAM", "HBM", "memory-bound", "FlashAttention-2", "FlashAttention-3", "Flash-Decoding"),
+    "Q7": ("Orca", "head-of-line blocking"),
+    "Q8": ("Sarathi-Serve", "ITL"),
+    "Q9": ("LRU",),
+    "Q10": ("act-order", "memory-bound", "compute-bound", "Marlin"),
+    "Q13": ("NCCL",),
+    "Q14": ("NVTX", "nsys", "memory-bound", "compute-bound"),
+    "3": ("SGLang", "RadixAttention", "LRU"),
+}
+"""What an interviewer listens for in an answer: one word in both languages, or (Chinese, English)."""
+SAID = {
+    "Q6": (("包括 16 步 decode", "its 16 decode steps included"), ("先收集 block", "gather the blocks first")),
+    "Q7": (("p99", "p99"), ("*升到*", "*rises*")),
+    "Q8": (("排在它后面的短 prompt", "a short prompt behind it"),),
+    "Q10": (("4 到 64 行并不是 compute-bound", "A GPU at 4 to 64 rows is not"),),
+    "2": (("KV 头数 × head_dim", "KV heads × head_dim"), ("字节数", "the bytes of a block")),
+    "6": (("temperature 0.6", "temperature 0.6"), ("不是同一组请求", "drawn alike but not the same")),
+}
+"""What an answer must not leave out: (Chinese, English)."""
 WITHIN = {
     "the follow-up of Q4": ("KV Cache 的显存占用有多大？", "how much memory does the KV cache take?"),
     "30 seconds": ("**30秒版本。**", "**30 seconds.**"),
