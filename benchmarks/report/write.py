@@ -1,4 +1,4 @@
-"""`make report`: the page, its Markdown twin, the interview guide in two languages, and the READMEs' table."""
+"""`make report`: the page, its Markdown twin, the pages for interviews in two languages, and the READMEs' table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import require
 from common.watch.progress import progress_bar
 
-GUIDES = {"interview_guide.md": "en", "interview_guide.zh-CN.md": "zh"}
+PAGES = {"interview_guide": ("interview_guide", "interview_beyond"), "interview_tomorrow": ("interview_tomorrow",)}
+"""Of each page for interviews, the templates that it is made of, one after the other."""
+LANGUAGES = {".md": "en", ".zh-CN.md": "zh"}
 
 
 def write_all(reports: Path = REPORTS) -> Iterator[Path]:
@@ -46,13 +48,15 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
 
 
 def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
-    """The interview guide in each language, by file name. Figures are the reader's own where there are any."""
+    """The pages for interviews in each language, by file name. Figures are the reader's own where there are any."""
     own, fallback = ("local", OWN) if "local" in machines else (OWN, None)
     filled: dict[str, str] = {}
-    for name, language in GUIDES.items():
-        filler = Filler(machines, own, folder, language, fallback)
-        text = filler.fill((TEMPLATES / name).read_text(encoding="utf-8"))
-        filled[name] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at
+    for page, names in PAGES.items():
+        for ending, language in LANGUAGES.items():
+            parts = [path.read_text(encoding="utf-8") for n in names if (path := TEMPLATES / f"{n}{ending}").is_file()]
+            if parts:
+                text = Filler(machines, own, folder, language, fallback).fill("\n".join(parts))
+                filled[page + ending] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at
     return filled
 
 

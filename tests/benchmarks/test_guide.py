@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,10 @@ both = pytest.mark.parametrize("language", [0, 1], ids=["zh", "en"])
 
 @cache
 def guide(language: int) -> str:
-    repository = kept(read_machines())
-    return guides(repository, REPORTS)[GUIDES[language]]
+    """Without the part beyond the collection, where there is one."""
+    text = guides(kept(read_machines()), REPORTS)[GUIDES[language]]
+    beyond = TEMPLATES / GUIDES[language].replace("guide", "beyond")
+    return text.partition(f"\n{beyond.read_text(encoding='utf-8').splitlines()[0]}\n")[0] if beyond.exists() else text
 
 
 def answers(language: int) -> dict[str, str]:
@@ -76,3 +79,18 @@ def test_both_languages_say_the_same() -> None:
 def test_no_placeholder_is_left_and_every_figure_is_of_this_machine(language: int) -> None:
     assert "{" not in re.sub(r"`[^`]*`", "", guide(language))
     assert "†" not in guide(language).partition("\n## ")[2]
+
+
+def test_a_page_is_its_templates_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filled alike: the part beyond the collection behind the guide, the page for tomorrow for itself."""
+    monkeypatch.setattr("benchmarks.report.write.TEMPLATES", tmp_path)
+    figure = "{figure:mixed.m2.output_tokens_per_s|rate}"
+    for name in ("interview_guide.md", "interview_guide.zh-CN.md"):
+        (tmp_path / name).write_text("# Guide\n")
+    assert guides(kept(read_machines()), REPORTS) == dict.fromkeys(reversed(GUIDES), "# Guide\n")
+    (tmp_path / "interview_beyond.md").write_text(f"## Beyond\n\nm2: {figure}\n")
+    (tmp_path / "interview_tomorrow.zh-CN.md").write_text(f"m2：{figure}\n")
+    found = guides(kept(read_machines()), REPORTS)
+    assert re.fullmatch(r"# Guide\n\n## Beyond\n\nm2: [\d.,]+\n", found["interview_guide.md"])
+    assert re.fullmatch(r"m2：[\d.,]+\n", found["interview_tomorrow.zh-CN.md"])
+    assert list(found) == [*reversed(GUIDES), "interview_tomorrow.zh-CN.md"]
