@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.peers import PEERS
-from benchmarks.report import reference
 from benchmarks.report.blocks import Block, Folded, Heading, Paragraph, Picture, Table, from_rich
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.execution import execution_blocks, peer_rows
+from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import Bench, Machine, folder_of
@@ -19,7 +18,7 @@ from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, wor
 from benchmarks.workloads import find
 
 LADDERS = ("mixed", "ladder", "nano")
-KERNELS, QUALITY = ("attention", "other"), ("quality", "interop")
+KERNELS, QUALITY = ("attention", "limits", "other"), ("quality", "interop")
 LADDER_COLUMNS = {
     "stage": "stage",
     "output tokens/s": "output tokens/s",
@@ -65,7 +64,8 @@ def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> s
         measured = len(verdicts) - verdicts.count(NOT_MEASURED)
         said = f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met."
         parts.append(said + (f" Not met: {'; '.join(missed)}." if missed else ""))
-    text = "Written by `make report` from the JSON files that the benchmarks left; no figure is typed by hand. "
+    text = "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
+    text += "are from `reports/peers`. No figure is typed by hand. "
     return text + " ".join(parts)
 
 
@@ -152,20 +152,9 @@ def _peers(machines: Sequence[Machine]) -> list[Block]:
                     rows.append([machine.title, record.workload, title(record.stage), speeds[0], *against])
     headers = ("machine", "workload", "peer", "output tokens/s", "our fastest", "output tokens/s", "× the peer")
     blocks: list[Block] = [Table(headers, rows, words=3)] if rows else []
-    names = reference.WORKLOADS
-    known: list[list[str]] = []
-    for name, values in reference.PEERS.items():
-        known.append([name, *(f"{values[w]:,.0f}" if w in values else "–" for w in names)])
-    known += [row for machine in machines for row in peer_rows(machine)]
-    caption = "output tokens/s on one H100, Qwen3-0.6B's shape with random weights, bf16, November 2026"
-    return [
-        *blocks,
-        Paragraph(
-            "On an H100 these engines were measured once, with the same requests; no results file of theirs was kept. "
-            "The rows in bold are this repository's stages, from the files of this report."
-        ),
-        Table(["", *names], known, caption=caption),
-    ]
+    for machine in machines:
+        blocks += peer_blocks(machine)
+    return blocks
 
 
 def _sheets(machines: Sequence[Machine], kinds: Sequence[str]) -> list[Block]:

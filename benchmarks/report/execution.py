@@ -7,8 +7,9 @@ from typing import Any
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from benchmarks.report import reference
 from benchmarks.report.blocks import Block, Paragraph, Table
+from benchmarks.report.figures import evaluate
+from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED
 from benchmarks.report.sources import Machine, folder_of
 from benchmarks.style import title
 from benchmarks.table import rate
@@ -38,7 +39,7 @@ def execution_blocks(machine: Machine) -> list[Block]:
     blocks: list[Block] = [Table(headers, rows, words=2, caption=f"{machine.title}, {machine.model}")]
     missing = [f"*{NAMES[way]}*" for way in NAMES if all(way != measured for _, measured in found)]
     if missing:
-        command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != reference.MODEL else "")
+        command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != MODEL else "")
         blocks.append(Paragraph(f"Not measured yet: {'; '.join(missing)} (`{command}`)."))
     return blocks
 
@@ -56,19 +57,36 @@ def _cells(records: dict[str, Record]) -> list[str]:
     return [*speeds, f"{gaps['p50'] * 1e3:.2f}" if gaps else "–"]
 
 
-def peer_rows(machine: Machine) -> list[list[str]]:
-    """Where the reference engines were measured on such a machine: the best of our stages, as a row next to them."""
-    values: dict[str, dict[str, float]] = {}
-    for bench in machine.benches:
-        hardware, config = bench.results.environment["hardware"], bench.results.config
-        if reference.GPU not in str(hardware["gpu"]) or config["model"] != reference.MODEL or config.get("options"):
-            continue
-        for record in bench.results.records:
-            if record.ok and record.workload in WORKLOADS and record.stage not in PEERS:
-                values.setdefault(record.stage, {})[record.workload] = record.output_tokens_per_s or 0
-    vllm = reference.PEERS[reference.SHORT["vllm"]]
-    return [
-        [f"**{title(stage)}** (`reports/{folder_of(machine)}`)"]
-        + [f"{speeds[w]:,.0f} ({speeds[w] / vllm[w]:.0%} of vLLM)" if w in speeds else "–" for w in reference.WORKLOADS]
-        for stage, speeds in sorted(values.items())
-    ]
+def peer_blocks(machine: Machine) -> list[Block]:
+    """Engines that people use on such a GPU, greedy and sampled, and the stages between them; nothing without a file
+    of theirs."""
+    peers = machine.peers
+    if peers is None:
+        return []
+    rows: list[tuple[float, list[str]]] = []
+    for engine in peers.engines():
+        for temperature in (GREEDY, SAMPLED):
+            speeds = [peers.speed(engine, workload, temperature) for workload in SAME_WORK]
+            if any(speeds):
+                rows.append((temperature, [peers.title(engine), *(f"{s:,.0f}" if s else "–" for s in speeds)]))
+    for stage in ("m6", "m7"):
+        cells = [_against(machine, stage, workload) for workload in SAME_WORK]
+        rows += [(GREEDY, [f"**{title(stage)}**", *cells])] if set(cells) != {"–"} else []
+    rows.sort(key=lambda row: row[0])
+    values = peers.values
+    settings = "; ".join(f"*{name}*: {how}" for name, how in values["engines"].items())
+    text = (
+        f"Peers on an {peers.gpu}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are this repository's "
+        f"stages on such a GPU (`{folder_of(machine)}`), which ran greedy: compare rows of one temperature. The "
+        f"requests are alike, not the same: theirs of `nano` are {values['workloads']['nano']}; ours another draw of "
+        f"those lengths. `decode_one` and `decode`: theirs the best of three runs, ours the median. {values['note']} "
+        f"Settings: {settings}."
+    )
+    headers = ("temperature", "engine", *(f"{name}, output tokens/s" for name in SAME_WORK))
+    return [Paragraph(text), Table(headers, [[f"{t:g}", *cells] for t, cells in rows], words=2)]
+
+
+def _against(machine: Machine, stage: str, workload: str) -> str:
+    speed = evaluate(machine, f"{workload}.{stage}.output_tokens_per_s")
+    share = evaluate(machine, f"{workload}.{stage}.output_tokens_per_s / reference.vllm.{workload}")
+    return "–" if speed is None else f"{speed:,.0f}" + ("" if share is None else f" ({share:.0%} of vLLM)")

@@ -8,8 +8,14 @@ single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that wa
 1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50
 mixed.m3.output_tokens_per_s@gpu-ladder             of one file, by its name without `.json`
 attention.triton.decode 64 × 1024.share             a backend's measurement
-quality.int4 GPTQ.perplexity                        the row of that name, else the best whose name begins so
-reference.vllm.nano                                 see `benchmarks.report.reference`
+quality.bf16.perplexity                             the row of that name, or the only one whose name begins so
+reference.vllm.nano                                 an engine that people use, greedy (`benchmarks.report.peers`)
+reference.vllm.nano.sampled                         the same at temperature 0.6
+reference.limit.nano                                what reading at the rate of a copy would allow
+
+Files with options are read by name only. Of several others that have a figure the one counts in which most stages ran
+that workload, then the one with most records, as in the report's tables; of equals, the reader's newest. Kept results
+must leave no choice: `UserError`.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from benchmarks.compare import Results
 from benchmarks.gpu import bench_parts
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from benchmarks.report import reference
+from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
 from benchmarks.report.sources import Bench, Machine
 from benchmarks.table import rate, seconds, size
 from common.config import DEFAULT_MODEL, parse_dtype
@@ -35,6 +41,9 @@ from common.models.sources.random_weights import PRESETS
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
+Run = list[float | None]
+OF_MACHINE = ("attention", "quality", "reference")
+"""What begins so is in a file of its own, and not in one of records."""
 LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
@@ -141,15 +150,33 @@ def evaluate(machine: Machine, expression: str) -> float | None:
 def _evaluate(machine: Machine, expression: str) -> float | None:
     expression, _, file = expression.partition("@")
     machine = machine.file(file) if file else machine
-    runs = [[_look_up(machine, name, bench) for name in names_in(expression)] for bench in machine.benches or [None]]
-    each = [next((value for value in values if value is not None), None) for values in zip(*runs, strict=True)]
-    values = next((run for run in runs if None not in run), each)  # one run is compared with itself where possible
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values) or (len(numbers) == 2 and not numbers[1]):
+    names = names_in(expression)
+    of_bench = any(name.partition(".")[0] not in OF_MACHINE for name in names)
+    benches = [bench for bench in machine.benches if file or bench.by_default] if of_bench else [None]
+    found = [(bench, [_look_up(machine, name, bench) for name in names]) for bench in benches]
+    chosen = _one(machine, expression, [(bench, run) for bench, run in found if None not in run])
+    numbers = [value for value in chosen or [] if value is not None]
+    if not numbers or (len(numbers) == 2 and not numbers[1]):
         return None
     result = numbers[0] if len(numbers) == 1 else numbers[0] / numbers[1]
     result = 1 - result if expression.startswith("1 - ") else result
     return result - 1 if expression.endswith(" - 1") else result
+
+
+def _one(machine: Machine, expression: str, found: list[tuple[Bench | None, Run]]) -> Run | None:
+    """What is found, in the file in which it counts (see above); a ratio never takes its halves from two files."""
+
+    def rank(bench: Bench) -> tuple[int, int]:
+        head = names_in(expression)[0].split(".")[0]
+        return len(_runners(bench.results, head)), len(bench.results.records)
+
+    benches = {bench.path: bench for bench, _ in found if bench is not None}
+    best = [path for path, bench in benches.items() if rank(bench) == max(map(rank, benches.values()))]
+    if machine.is_kept and len(best) > 1:
+        names = " or ".join(f"@{path.stem}" for path in best)
+        raise UserError(f"{expression}: several files of {machine.name} have it. Name one: {names}")
+    newest = max(best, key=lambda path: path.stat().st_mtime, default=None)
+    return next((value for bench, value in found if bench is None or bench.path == newest), None)
 
 
 def show(value: float, form: str) -> str:
@@ -164,7 +191,7 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
         return "python -m benchmarks attention"
     if workload == "quality":
         return "make stage7 quality"
-    if gpu and model == reference.MODEL:  # the jobs for a GPU run these
+    if gpu and model == MODEL:  # the jobs for a GPU run these
         if GPU_BENCH & {workload_of(alternative) for alternative in alternatives(expression)}:
             return "make gpu-bench"
         if workload == "mixed":
@@ -176,39 +203,42 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
 
 
 def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
-    head, _, rest = name.partition(".")
-    try:
-        if head == "attention":
-            backend, step, field = rest.split(".")
-            return _sheet_value(machine, "attention", field, lambda r: (r["backend"], r["step"]) == (backend, step))
-        if head == "quality":
-            beginning, field = rest.split(".")
-            exact = _sheet_value(machine, "quality", field, lambda r: r["name"] == beginning)
-            best = _sheet_value(machine, "quality", field, lambda r: r["name"].startswith(beginning))
-            return best if exact is None else exact
-        rest = name if head == "reference" else rest
-        stage = next((peer for peer in PEERS if rest.startswith(f"{peer}.")), rest.partition(".")[0])
-        fields = rest.removeprefix(stage).split(".")[1:]
-        if not fields:
-            raise ValueError("stage and field")
-    except ValueError as error:
-        raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py") from error
-    if bench is None:
+    head, *parts = name.split(".")
+    stage = next((peer for peer in PEERS if name.startswith(f"{head}.{peer}.")), parts[0] if parts else "")
+    fields = name.removeprefix(f"{head}.{stage}").split(".")[1:]
+    wanted = {"attention": 2, "quality": 1, "reference": 1}.get(head, 1)
+    if not fields or (head in OF_MACHINE and not wanted <= len(fields) <= wanted + (head == "reference")):
+        raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py")
+    if head == "attention":
+        return _sheet_value(machine, head, fields[1], {"backend": stage, "step": fields[0]})
+    if head == "quality":
+        return _sheet_value(machine, head, fields[0], {"name": stage})
+    if head == "reference":
+        return _reference(machine, name, stage, *fields)
+    record = None if bench is None else find_record(bench.results, head, stage)
+    if record is None or bench is None:
         return None
-    if stage == "reference":
-        gpu, model = str(bench.results.environment["hardware"]["gpu"]), bench.results.config["model"]
-        there = reference.GPU in gpu and model == reference.MODEL
-        return reference.PEERS[reference.SHORT[fields[0]]].get(fields[1]) if there else None
-    record = find_record(bench.results, head, stage)
-    if record is not None and fields[0] == "plain":
+    if fields[0] == "plain":
         record, fields = bench.results.plain_of(record), fields[1:]
     return None if record is None else _field(record, bench.results, fields)
 
 
-def find_record(results: Results, head: str, stage: str) -> Record | None:
+def _reference(machine: Machine, name: str, engine: str, workload: str, how: str = "greedy") -> float | None:
+    require(how in ("greedy", "sampled"), f"{name}: 'sampled', or nothing for greedy")
+    if engine == "limit":
+        return _sheet_value(machine, "limits", "output_tokens_per_s", {"workload": workload})
+    return machine.peers and machine.peers.speed(engine, workload, GREEDY if how == "greedy" else SAMPLED)
+
+
+def _runners(results: Results, head: str) -> list[Record]:
+    """Of a workload or a point of a sweep, as an expression names it: what ran there."""
     workload, _, variant = head.rstrip("]").partition("[")
-    there = [r for r in (results.sweeps if variant else results.records) if r.ok and r.workload == workload]
-    there = [r for r in there if (r.variant or "") == variant]
+    there = results.sweeps if variant else results.records
+    return [r for r in there if r.ok and r.workload == workload and (r.variant or "") == variant]
+
+
+def find_record(results: Results, head: str, stage: str) -> Record | None:
+    there = _runners(results, head)
     if stage == "last":
         own = [r for r in there if r.stage[0] == "m" and r.stage[1:].isdigit()]
         return max(own, key=lambda r: int(r.stage[1:])) if len(own) > 1 else None
@@ -225,8 +255,13 @@ def _field(record: Record, results: Results, fields: list[str]) -> float | None:
     return value
 
 
-def _sheet_value(machine: Machine, kind: str, field: str, fits: Callable[[dict[str, Any]], bool]) -> float | None:
-    rows = [row for sheet in machine.sheets_of(kind) for row in sheet.rows if fits(row)]
-    if kind == "quality":
-        rows.sort(key=lambda row: row["perplexity"])
-    return rows[0].get(field) if rows else None
+def _sheet_value(machine: Machine, kind: str, field: str, wanted: dict[str, str]) -> float | None:
+    """A field of the row that has these values, or whose values begin so; `UserError` if several do."""
+    rows = [(sheet.path.name, row) for sheet in machine.sheets_of(kind) for row in sheet.rows]
+    fits = [[str(row.get(key)).startswith(value) for key, value in wanted.items()] for _, row in rows]
+    found = [row for row, fit in zip(rows, fits, strict=True) if all(fit)]  # with its file
+    found = [(path, row) for path, row in found if wanted.items() <= row.items()] or found
+    names = "; ".join(f"{path}: {', '.join(str(row[key]) for key in wanted)}" for path, row in found)
+    message = f"{kind}.{'.'.join(wanted.values())} could be several rows of {machine.name} ({names})"
+    require(len(found) < 2, f"{message}: write a whole name, or name the file with @FILE")
+    return found[0][1].get(field) if found else None

@@ -22,6 +22,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 READMES = {"README.md": ("stages.md", "en"), "README.zh-CN.md": ("stages.zh-CN.md", "zh")}
 PART = re.compile(r"(<!-- figures: [^\n]*-->\n).*?(<!-- end of figures -->)", flags=re.S)
 MARKED = re.compile(r"(<!--=([^>|\\]+)\\?\|(\w+)-->).*?(<!--/-->)", flags=re.S)
+PAGES = ("reports/execution.md", "benchmarks/bottlenecks.md")
+"""Others with marked figures."""
 OWN = "cpu"
 
 
@@ -36,7 +38,7 @@ def readmes(machines: Mapping[str, Machine]) -> dict[str, str]:
         filler = Filler(machines, OWN, ROOT, language, missing="–")
         figures = filler.fill((TEMPLATES / template).read_text(encoding="utf-8"))
         filled[name] = PART.sub(lambda match, figures=figures: match[1] + figures + match[2], text)
-    for path in sorted(ROOT.glob("stages/m*/README.md")):
+    for path in sorted([*ROOT.glob("stages/m*/README.md"), *(ROOT / name for name in PAGES if (ROOT / name).exists())]):
         filled[path.relative_to(ROOT).as_posix()] = fill_marked(path.read_text(encoding="utf-8"), machines)
     return filled
 

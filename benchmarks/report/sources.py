@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,14 @@ from typing import Any
 from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
+from benchmarks.report.peers import MODEL, Peers, read_peers
 from common.config import DEFAULT_MODEL
 from common.errors import UserError, require
 
 REPORTS = ROOT / "reports"
+LIMITS = "limits-1"
+FIRST = ("local", "cpu", "h200")
+"""Folders that a report begins with: the reader's own, and the two kept machines that the texts are about."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,15 @@ class Bench:
     path: Path
     results: Results
 
+    @property
+    def by_default(self) -> bool:
+        """The engines ran as they do by default: no option, no chosen execution."""
+        return not self.results.config.get("options") and not self.results.config.get("execution")
+
 
 @dataclass(frozen=True)
 class Sheet:
-    """Any other file: `kind` is `attention`, `quality`, `interop` or `other`, `rows` its measurements."""
+    """Any other file: `kind` is `attention`, `quality`, `limits`, `interop` or `other`, `rows` its measurements."""
 
     path: Path
     kind: str
@@ -39,8 +48,8 @@ class Sheet:
 class Machine:
     """The results of a folder, of one device: a folder with runs on the CPU and on a GPU is two.
 
-    benches: in the order in which a figure is looked for: those that ran with an engine's defaults first, then those
-    with more records. left_out: files that are no results, and why. prefix: of its pictures.
+    benches: those that ran with an engine's defaults first, then those with more records. peers: engines that people
+    use, on such a GPU. left_out: files and figures that are no results, and why. prefix: of its pictures.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Machine:
     benches: list[Bench] = field(default_factory=list[Bench])
     sheets: list[Sheet] = field(default_factory=list[Sheet])
     left_out: list[str] = field(default_factory=list[str])
+    peers: Peers | None = None
 
     def sheets_of(self, kind: str) -> list[Sheet]:
         return [sheet for sheet in self.sheets if sheet.kind == kind]
@@ -74,6 +84,11 @@ class Machine:
         return max(models, key=models.count, default=DEFAULT_MODEL)
 
     @property
+    def is_kept(self) -> bool:
+        """Part of the repository, not the reader's own."""
+        return folder_of(self) != "local"
+
+    @property
     def is_gpu(self) -> bool:
         return any(_on_gpu(bench.results.config) for bench in self.benches)
 
@@ -85,7 +100,7 @@ def folder_of(machine: Machine) -> str:
 
 def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
     """Those whose results are part of the repository."""
-    return {name: machine for name, machine in machines.items() if folder_of(machine) != "local"}
+    return {name: machine for name, machine in machines.items() if machine.is_kept}
 
 
 def read_folder(folder: Path) -> list[Machine]:
@@ -97,6 +112,8 @@ def read_folder(folder: Path) -> list[Machine]:
         except (ValueError, UserError) as error:
             found.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
             continue
+        if isinstance(one, Bench):
+            found.left_out += [f"{path.name}: {reason}" for reason in _drop_impossible(one.results)]
         (found.benches if isinstance(one, Bench) else found.sheets).append(one)
     if not found.benches and not found.sheets:
         return []
@@ -108,11 +125,22 @@ def read_folder(folder: Path) -> list[Machine]:
         found.benches = [bench for bench in found.benches if bench not in on_gpu]
         found.sheets = [sheet for sheet in found.sheets if sheet not in sheets]
     for machine in machines:
-        machine.benches.sort(
-            key=lambda b: (bool(b.results.config.get("options")), -len(b.results.records), b.path.name)
-        )
+        machine.benches.sort(key=lambda b: (not b.by_default, -len(b.results.records), b.path.name))
+        gpus = [b.results.environment["hardware"]["gpu"] for b in machine.benches if b.results.config["model"] == MODEL]
+        machine.peers = read_peers(folder.parent / "peers", gpus[0]) if machine.is_gpu and gpus else None
         machine.title = _title(machine) + (" (yours)" if folder.name == "local" else "")
     return machines
+
+
+def _drop_impossible(results: Results) -> Iterator[str]:
+    """Takes away times in attention that are longer than the longest request. The clock needs a run of its own: where
+    that one was slower than the timed ones, the two say nothing about each other. Yields a reason for each."""
+    for record in [*results.records, *results.sweeps, *results.plain]:
+        spent, longest = record.attention_time_s, (record.e2e_s or {}).get("max")
+        if spent is not None and longest is not None and spent > longest:
+            record.attention_time_s = None
+            point = f"{record.workload}{f'[{record.variant}]' if record.variant else ''}.{record.stage}"
+            yield f"{point}: {spent:.1f} s in attention, and its requests took {longest:.1f} s: measure it again"
 
 
 def _on_gpu(config: Mapping[str, Any]) -> bool:
@@ -120,9 +148,9 @@ def _on_gpu(config: Mapping[str, Any]) -> bool:
 
 
 def read_machines(reports: Path = REPORTS) -> dict[str, Machine]:
-    """All folders of `reports` that hold results: the kept ones, and `local` first where there is one."""
+    """All folders of `reports` that hold results: `local` and the kept ones."""
     folders = [folder for folder in reports.iterdir() if folder.is_dir()]
-    folders.sort(key=lambda folder: (folder.name != "local", folder.name))
+    folders.sort(key=lambda folder: (FIRST.index(folder.name) if folder.name in FIRST else len(FIRST), folder.name))
     found = [machine for folder in folders for machine in read_folder(folder)]
     return {machine.name: machine for machine in found}
 
@@ -142,7 +170,8 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
         return Sheet(path, "interop", values, rows)
     rows = values.get("rows") or values.get("records")
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-        return Sheet(path, "quality" if "perplexity" in rows[0] else "other", values, rows)
+        kinds = {"quality": "perplexity" in rows[0], "limits": values.get("schema") == LIMITS}
+        return Sheet(path, next((kind for kind, fits in kinds.items() if fits), "other"), values, rows)
     raise UserError("no list of records or rows")
 
 

@@ -14,8 +14,8 @@ MET, NOT_MET, NOT_MEASURED = "met", "not met", "not measured here"
 
 @dataclass(frozen=True)
 class Verdict:
-    """`verdict`: one of the three above. `workload`: that on which it was measured. `why`: the reason, a note,
-    or the command that would measure it."""
+    """`verdict`: one of the three above. `workload`: that, or the point of a sweep, on which it was measured. `why`:
+    the reason, a note, or the command that would measure it."""
 
     verdict: str
     workload: str
@@ -31,12 +31,13 @@ def judge(claim: Claim, machine: Machine, filler: Filler) -> Verdict:
     else:
         workload = workload_of(claim.figure)
         reference_only = any(name.startswith("reference.") for name in names_in(claim.figure))
-        if reference_only and not machine.is_gpu:
-            return Verdict(NOT_MEASURED, workload, why="on a GPU only")
+        if reference_only and machine.peers is None:
+            return Verdict(NOT_MEASURED, workload, why="on a GPU of `reports/peers` only")
         if workload == "quality" and machine.model.startswith("random:"):
             return Verdict(NOT_MEASURED, workload, why="random weights have no quality to lose")
         command = command_for(claim.figure, machine.is_gpu, machine.model)
         return Verdict(NOT_MEASURED, workload, why=f"`{command}`")
     met = (claim.low is None or value >= claim.low) and (claim.high is None or value <= claim.high)
     reason = claim.note if met else claim.why or claim.note
-    return Verdict(MET if met else NOT_MET, workload_of(figure), show(value, claim.form), filler.fill(reason))
+    point = names_in(figure)[0].split(".")[0]
+    return Verdict(MET if met else NOT_MET, point, show(value, claim.form), filler.fill(reason))

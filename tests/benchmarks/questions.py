@@ -31,6 +31,18 @@ FOLLOW_UPS = {
     9: ("如何支持流式输出？", "How is output streamed?"),
     10: ("如何监控和调试？", "How do you monitor and debug?"),
 }
+TERMS = {
+    "Q5": (("虚拟内存", "virtual memory"),),
+    "Q6": ("IO-aware", "SRAM", "HBM", "memory-bound", "FlashAttention-2", "FlashAttention-3", "Flash-Decoding"),
+    "Q7": ("Orca", "head-of-line blocking"),
+    "Q8": ("Sarathi-Serve", "ITL"),
+    "Q9": ("LRU",),
+    "Q10": ("act-order", "memory-bound", "compute-bound", "Marlin"),
+    "Q13": ("NCCL",),
+    "Q14": ("NVTX", "nsys", "memory-bound", "compute-bound"),
+    "3": ("SGLang", "RadixAttention", "LRU"),
+}
+"""What an interviewer listens for in an answer: one word in both languages, or (Chinese, English)."""
 WITHIN = {
     "the follow-up of Q4": ("KV Cache 的显存占用有多大？", "how much memory does the KV cache take?"),
     "30 seconds": ("**30秒版本。**", "**30 seconds.**"),

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.report.sources import REPORTS, kept, read_machines
 from benchmarks.report.write import TEMPLATES, guides
-from tests.benchmarks.questions import FOLLOW_UPS, MENTIONED, NUMBERED, WITHIN
+from tests.benchmarks.questions import FOLLOW_UPS, MENTIONED, NUMBERED, TERMS, WITHIN
 
 GUIDES = ("interview_guide.zh-CN.md", "interview_guide.md")
 both = pytest.mark.parametrize("language", [0, 1], ids=["zh", "en"])
@@ -52,6 +52,14 @@ def test_what_the_stages_leave_out_is_mentioned(language: int) -> None:
     """Must not be passed over."""
     found = {name.split(":")[0]: " ".join(answer.split()) for name, answer in answers(language).items()}
     for name, words in MENTIONED.items():
+        assert [word for word in words if word.lower() not in found[name].lower()] == [], name
+
+
+@both
+def test_an_answer_uses_the_terms_of_the_field(language: int) -> None:
+    found = {name.split(":")[0]: " ".join(answer.split()) for name, answer in answers(language).items()}
+    for name, terms in TERMS.items():
+        words = [term if isinstance(term, str) else term[language] for term in terms]
         assert [word for word in words if word.lower() not in found[name].lower()] == [], name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from benchmarks.compare import Results
 from benchmarks.execution import WAYS
 from benchmarks.report.blocks import to_markdown
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.execution import execution_blocks
+from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.figures import evaluate
 from benchmarks.report.fill import Filler, line_of, reflow
+from benchmarks.report.peers import MODEL
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
 from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
@@ -74,6 +76,7 @@ def test_a_figure_of_one_file_is_never_taken_from_another(put: Put, tmp_path: Pa
     speed = "mixed.{}.output_tokens_per_s"
     assert evaluate(machine, speed.format("m1")) == 1
     assert evaluate(machine, f"{speed.format('m1')}@b") == 10
+    assert evaluate(machine, f"1 - {speed.format('llama.cpp')} / {speed.format('m2')}") == -1
     assert evaluate(machine, f"{speed.format('m2')} / {speed.format('m1')}@b") == 3
     assert evaluate(machine, speed.format("llama.cpp")) == 4
     assert evaluate(machine, f"{speed.format('llama.cpp')}@b") is None
@@ -91,11 +94,118 @@ def test_runs_and_quarters_of_an_answer(put: Put, tmp_path: Path) -> None:
     assert [evaluate(machine, f"mixed.m0.{name}") for name in names] == pytest.approx([1, 3, 0.15, 0.75, 5])
 
 
-def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path) -> None:
-    """Must not stand in for them, even where it has more stages."""
-    put("a-plain.json", {"m1": 1, "m2": 1, "m3": 1}, options={"fused_kernels": False})
+@pytest.mark.parametrize("chosen", [{"options": {"fused_kernels": False}}, {"execution": "plain"}])
+def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    """Must not stand in for them, even where it has more stages, or is alone to have one."""
+    put("a-plain.json", {"m1": 1, "m2": 1, "m3": 1}, **chosen)
     put("b.json", {"m1": 10, "m2": 30})
-    assert evaluate(read(tmp_path / "cpu"), "mixed.m1.output_tokens_per_s") == 10
+    machine = read(tmp_path / "cpu")
+    assert evaluate(machine, "mixed.m1.output_tokens_per_s") == 10
+    assert evaluate(machine, "mixed.m3.output_tokens_per_s") is None
+    assert evaluate(machine, "mixed.m3.output_tokens_per_s@a-plain") == 1
+
+
+def test_a_ratio_is_never_of_two_files(put: Put, tmp_path: Path) -> None:
+    put("a.json", {"m1": 1})
+    put("b.json", {"m2": 30})
+    machine = read(tmp_path / "cpu")
+    assert evaluate(machine, "mixed.m2.output_tokens_per_s") == 30
+    assert evaluate(machine, "mixed.m2.output_tokens_per_s / mixed.m1.output_tokens_per_s") is None
+
+
+def test_a_figure_is_of_the_file_in_which_most_stages_ran_that_workload(put: Put, tmp_path: Path) -> None:
+    """Must not be of one that merely has more records, nor silently of one of two."""
+    put("a.json", {"m1": 1, "m2": 2})
+    path = put("b.json", {"m1": 3, "m4": 4, "m5": 5})
+    values = json.loads(path.read_text())
+    for record in values["records"][1:]:
+        record["workload"] = "single"
+    path.write_text(json.dumps(values))
+    name = "mixed.m1.output_tokens_per_s"
+    assert evaluate(read(tmp_path / "cpu"), name) == 1
+    put("c.json", {"m1": 7, "m2": 2})
+    with pytest.raises(UserError, match=r"several files of cpu have it\. Name one: @a or @c"):
+        evaluate(read(tmp_path / "cpu"), name)
+    assert evaluate(read(tmp_path / "cpu"), f"{name}@c") == 7
+    for number, file in enumerate(("c.json", "a.json")):  # one's own results: the newest
+        shutil.copy(tmp_path / "cpu" / file, put(file, {"m1": 0}, machine="local"))
+        os.utime(tmp_path / "local" / file, (number, number))
+    assert evaluate(read(tmp_path / "local"), name) == 1
+
+
+def test_a_time_in_attention_that_cannot_be_is_left_out_and_said(put: Put, tmp_path: Path) -> None:
+    """The clock's own run took 45 s; the requests of the timed ones 35."""
+    path = put("a.json", {"m3": 1, "m4": 1})
+    values = json.loads(path.read_text())
+    for record, spent in zip(values["records"], (45.3, 1.8), strict=True):
+        record |= {"attention_time_s": spent, "e2e_s": {**record["e2e_s"], "max": 34.7}}
+    path.write_text(json.dumps(values))
+    machine = read(tmp_path / "cpu")
+    assert [evaluate(machine, f"mixed.{stage}.attention_time_s") for stage in ("m3", "m4")] == [None, 1.8]
+    reason = "a.json: mixed.m3: 45.3 s in attention, and its requests took 34.7 s: measure it again"
+    assert machine.left_out == [reason]
+    assert list(write_all(tmp_path))
+    assert f"left out: {reason}" in (tmp_path / "report.md").read_text()
+
+
+def peers(folder: Path, gpu: str = "NVIDIA H100 80GB HBM3", name: str = "h100.json", **changes: Any) -> None:
+    kept = json.loads((REPORTS / "peers" / "h200.json").read_text())
+    kept["environment"]["gpu"] = gpu
+    row = {"workload": "nano", "seed": 0, "engine": "vllm"}
+    speeds = [(0.0, 10.0), (0.0, 30.0), (0.0, 20.0), (0.6, 70.0)]
+    kept["results"] = [{**row, "temperature": t, "run": 1, "output_tokens_per_s": s} for t, s in speeds]
+    kept["results"] += [{**kept["results"][0], "seed": 2, "output_tokens_per_s": 99.0}]
+    (folder / "peers").mkdir(exist_ok=True)
+    (folder / "peers" / name).write_text(json.dumps(kept | changes))
+
+
+def test_peers_are_read_from_the_file_of_the_same_gpu(put: Put, tmp_path: Path) -> None:
+    """Greedy beside greedy, the median of several runs, the same workload; nothing from another GPU or model."""
+    for machine, gpu, model in (("h100", "NVIDIA H100 80GB HBM3", MODEL), ("h200", "NVIDIA H200", MODEL),
+                                ("other", "NVIDIA H100 80GB HBM3", "random:tiny-llama")):  # fmt: skip
+        path = put("gpu-bench.json", {"m6": 40}, machine=machine, device="cuda", model=model)
+        values = json.loads(path.read_text().replace('"workload": "mixed"', '"workload": "nano"'))
+        values["environment"]["hardware"]["gpu"] = gpu
+        path.write_text(json.dumps(values))
+    peers(tmp_path)
+    machines = read_machines(tmp_path)
+    ratio = "nano.m6.output_tokens_per_s / reference.vllm.nano"
+    assert {name: evaluate(machine, ratio) for name, machine in machines.items()} == {
+        "h100": 2,
+        "h200": None,
+        "other": None,
+    }
+    assert evaluate(machines["h100"], "reference.vllm.nano.sampled") == 70
+    assert evaluate(machines["h100"], "reference.vllm.decode_one") is None
+    for wrong in ("reference.vlm.nano", "reference.vllm.mixed", "reference.vllm.nano.hot"):
+        with pytest.raises(UserError, match=r"vllm|nano|greedy"):
+            evaluate(machines["h100"], wrong)
+    text = to_markdown(peer_blocks(machines["h100"]), tmp_path)
+    rows = [re.sub(r" +", " ", line) for line in text.splitlines() if line.startswith("| 0")]
+    assert rows == [
+        "| 0 | vLLM 0.26.0 | 20 | – | – |", "| 0 | **m6 prefix caching** | 40 (200% of vLLM) | – | – |",
+        "| 0.6 | vLLM 0.26.0 | 70 | – | – |",
+    ]  # fmt: skip
+    assert "ran greedy" in text and "another draw" in text and "FlashAttention-3" in text
+    assert peer_blocks(machines["h200"]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [("h100.json", {"schema": "peers-2"}, "schema peers-1"), ("h100.json", {"model": "Llama"}, "is of 'Llama'"),
+     ("again.json", {}, "are of one GPU")],
+)  # fmt: skip
+def test_a_file_of_peers_that_says_something_else_is_refused(
+    put: Put, tmp_path: Path, name: str, changes: dict[str, Any], words: str
+) -> None:
+    path = put("gpu-bench.json", {"m6": 40}, machine="h100", device="cuda", model=MODEL)
+    values = json.loads(path.read_text())
+    values["environment"]["hardware"]["gpu"] = "NVIDIA H100 80GB HBM3"
+    path.write_text(json.dumps(values))
+    peers(tmp_path)
+    peers(tmp_path, name=name, **changes)
+    with pytest.raises(UserError, match=words):
+        read_machines(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mixed", "mixed.m1", "mixed.m1.speed", "attention.triton", "quality.bf16"])
@@ -225,8 +335,11 @@ def test_quality_and_interop_become_tables_and_figures(tmp_path: Path) -> None:
     (folder / "gptq_interop.json").write_text(json.dumps({"versions": {}, "ours": ours, "theirs": {}}))
     machine = read(folder)
     assert [sheet.kind for sheet in machine.sheets] == ["interop", "quality"]
-    assert evaluate(machine, "quality.int4 GPTQ.perplexity / quality.bf16.perplexity - 1") == pytest.approx(35 / 33 - 1)
-    assert evaluate(machine, "quality.int4 GPTQ, group 32.perplexity") == 36
+    with pytest.raises(UserError, match=r"int4 GPTQ could be several rows of cpu .*act-order.*write a whole name"):
+        evaluate(machine, "quality.int4 GPTQ.perplexity")
+    over = "quality.int4 GPTQ, group 32.perplexity / quality.bf16.perplexity - 1"
+    assert evaluate(machine, over) == pytest.approx(36 / 33 - 1)
+    assert evaluate(machine, "quality.int4 RTN.perplexity") == 50, "the only one whose name begins so"
     smaller = "1 - quality.int4 GPTQ, group 32.layer_bytes / quality.bf16.layer_bytes"
     assert evaluate(machine, smaller) == pytest.approx(0.71)
     text = to_markdown([block for sheet in machine.sheets for block in sheet_blocks(sheet)], tmp_path)
@@ -252,7 +365,7 @@ def test_figures_of_another_machine_are_marked(put: Put, tmp_path: Path) -> None
 def test_placeholders_that_point_nowhere_are_refused(tmp_path: Path) -> None:
     filler = Filler({}, "cpu", REPORTS)
     assert filler.fill("{code:common/engine.py:Engine.step}").startswith("[`Engine.step`](../common/engine.py#L")
-    for wrong in ("{code:common/engine.py:Engine.stop}", "{code:common/none.py:x}", "{link:none.md|text}"):
+    for wrong in ("{code:common/engine.py:Engine.stop}", "{code:common/none.py:x}"):
         with pytest.raises(UserError, match="placeholder"):
             filler.fill(wrong)
     lines = (REPORTS.parent / "common" / "engine.py").read_text().splitlines()
@@ -287,17 +400,18 @@ def test_no_results_are_one_line(tmp_path: Path) -> None:
 
 
 def test_reflow_keeps_together_what_belongs_together() -> None:
-    text = "1. " + "word " * 22 + "[`a b`](c d) ends.\n   more\n\n| a | b |\n# heading\n"
+    text = "1. " + "word " * 22 + "[`a b`](c d) ends.\n   more\n\n   of the item\n\n| a | b |\n# heading\n"
     again = reflow(text)
     assert "[`a b`](c d)" in again
     assert again.endswith("\n\n| a | b |\n# heading\n")
     assert all(len(line) <= 120 for line in again.splitlines())
     assert again.splitlines()[1].startswith("   ")
+    assert "\n   of the item\n" in again
 
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*REPORTS.glob("cpu/*.json"), *REPORTS.glob("h100/**/*.json")]),
+    sorted([*REPORTS.glob("cpu/*.json"), *REPORTS.glob("h?00/**/*.json")]),
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_kept_figures_say_where_they_come_from(path: Path) -> None:
