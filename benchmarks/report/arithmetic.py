@@ -10,6 +10,7 @@ import torch
 from benchmarks.limits import parameters
 from benchmarks.report.figures import evaluate
 from benchmarks.report.sources import Machine
+from common.errors import UserError
 from common.memory import kv_bytes_per_token
 from common.models.config import ModelConfig
 from common.models.sources.random_weights import PRESETS
@@ -35,7 +36,7 @@ MODELS = {"qwen": _shape(PRESETS["qwen3-0.6b"])} | {
 
 
 def compute(machine: Machine, expression: str) -> float | None:
-    """None where a figure or a ceiling in it was not measured there."""
+    """None where a figure or a ceiling in it was not measured there; `UserError` for what is no expression."""
     found = [evaluate(machine, name) for name in FIGURE.findall(expression)]
     sheets = [s.values["ceilings"] for s in machine.sheets if "matmul_tflop_per_s" in s.values.get("ceilings", {})]
     if None in found or (not sheets and re.search(r"\b(copy|matmul)\b", expression)):
@@ -44,4 +45,7 @@ def compute(machine: Machine, expression: str) -> float | None:
         {"copy": sheets[0]["copy_gb_per_s"] * 1e9, "matmul": sheets[0]["matmul_tflop_per_s"] * 1e12} if sheets else {}
     )
     figures = map(repr, found)
-    return eval(FIGURE.sub(lambda _: next(figures), expression), {"__builtins__": {}}, MODELS | rates)
+    try:
+        return eval(FIGURE.sub(lambda _: next(figures), expression), {"__builtins__": {}}, MODELS | rates)
+    except (SyntaxError, NameError, AttributeError) as error:
+        raise UserError(f"{expression!r} cannot be computed ({error}): correct the placeholder") from error
