@@ -208,7 +208,7 @@ def worked_out() -> list[str]:
         f"{moved / 1e3:.0f} kB a token, for a step of 64 tokens {64 * moved / 1e6:.0f} MB: {moved * 64 / 450e3:.0f} µs",
         f"the {2 * LAYERS} exchanges in a row are: at 10 µs each, {2 * LAYERS * 10} µs",
         f"head in 8 bits {(codes + head) / 1e6:.0f} MB, a ceiling of {2 * (layers + head) / (codes + head):.1f} times",
-        f"/ 8 = {VOCABULARY // 8:,} bytes; for 64 requests {VOCABULARY * 8 / 1e6:.1f} MB, {VOCABULARY * 8 / 64e3:.0f} µs",
+        f"/ 8 = {VOCABULARY // 8:,} bytes; for 64 requests {VOCABULARY * 8 / 1e6:.1f} MB, {VOCABULARY / 8e3:.0f} µs",
         f"in Qwen3-0.6B's shape is {16 * kv / 1e6:.1f} MB",
         f"| Qwen3-0.6B | {kv:,} | {2 * layers / 1e9:.2f} |",
         f"| {kv:,} | {(2 * layers + 4096 * 2 * 2 * LAYERS * HEADS * DIM) / 1e9:.2f} |",
