@@ -43,7 +43,8 @@ def report(
     execution = [block for machine in machines for block in execution_blocks(machine)]
     blocks += [Heading("Execution on a GPU"), *(execution or [Paragraph("Not measured yet: run `make gpu-bench`.")])]
     blocks += [Heading("Kernels"), *_sheets(machines, KERNELS)]
-    blocks += [Heading("Quality of 4-bit weights, and their checkpoints"), *_quality(machines)]
+    quality = _sheets(machines, QUALITY) or [Paragraph("Not measured yet: run `make stage7 quality`.")]
+    blocks += [Heading("Quality of 4-bit weights, and their checkpoints"), *quality]
     blocks += [Heading("Pictures")]
     for machine in machines:
         blocks += [Heading(_name(machine), 3), *(p for p in pictures[machine.name] if not _of_ladder(p))]
@@ -64,7 +65,9 @@ def _summary(machines: Sequence[Machine], filler_for: Mapping[str, Filler]) -> s
         measured = len(verdicts) - verdicts.count(NOT_MEASURED)
         said = f"**{machine.title}**: of {len(CLAIMS)} claims {measured} were measured and {verdicts.count(MET)} met."
         parts.append(said + (f" Not met: {'; '.join(missed)}." if missed else ""))
-    text = "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
+    text = (
+        "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
+    )
     text += "are from `reports/peers`. No figure is typed by hand. "
     return text + " ".join(parts)
 
@@ -163,17 +166,6 @@ def _sheets(machines: Sequence[Machine], kinds: Sequence[str]) -> list[Block]:
         for sheet in machine.sheets:
             if sheet.kind in kinds:
                 blocks += [Heading(f"{sheet.path.stem} on {machine.title}", 3), *sheet_blocks(sheet)]
-    return blocks
-
-
-def _quality(machines: Sequence[Machine]) -> list[Block]:
-    blocks = _sheets(machines, QUALITY)
-    for kind, what, command in (
-        ("quality", "What 4 bits cost", "make stage7 quality"),
-        ("interop", "Checkpoints back and forth with GPTQModel", "make gptq-interop"),
-    ):
-        if not any(machine.sheets_of(kind) for machine in machines):
-            blocks.append(Paragraph(f"{what}: not measured yet: run `{command}`."))
     return blocks
 
 

@@ -58,35 +58,32 @@ def _cells(records: dict[str, Record]) -> list[str]:
 
 
 def peer_blocks(machine: Machine) -> list[Block]:
-    """Engines that people use on such a GPU, greedy and sampled, and the stages between them; nothing without a file
-    of theirs."""
-    peers = machine.peers
-    if peers is None:
+    """Engines that people use on such a GPU, and the stages between them, by temperature; nothing without a file."""
+    if machine.peers is None:
         return []
-    rows: list[tuple[float, list[str]]] = []
-    for engine in peers.engines():
-        for temperature in (GREEDY, SAMPLED):
+    peers, values = machine.peers, machine.peers.values
+    rows: list[list[str]] = []
+    for temperature in (GREEDY, SAMPLED):
+        for engine in peers.engines():
             speeds = [peers.speed(engine, workload, temperature) for workload in SAME_WORK]
-            if any(speeds):
-                rows.append((temperature, [peers.title(engine), *(f"{s:,.0f}" if s else "–" for s in speeds)]))
-    for stage in ("m6", "m7"):
-        cells = [_against(machine, stage, workload) for workload in SAME_WORK]
-        rows += [(GREEDY, [f"**{title(stage)}**", *cells])] if set(cells) != {"–"} else []
-    rows.sort(key=lambda row: row[0])
-    values = peers.values
-    settings = "; ".join(f"*{name}*: {how}" for name, how in values["engines"].items())
+            rows += [[f"{temperature:g}", peers.title(engine), *map(_speed, speeds)]] if any(speeds) else []
+        for stage in ("m6", "m7") if temperature == GREEDY else ():
+            own = [evaluate(machine, f"{workload}.{stage}.output_tokens_per_s") for workload in SAME_WORK]
+            theirs = [peers.speed("vllm", workload, GREEDY) for workload in SAME_WORK]
+            cells = [
+                _speed(o) + (f" ({o / t:.0%} of vLLM)" if o and t else "") for o, t in zip(own, theirs, strict=True)
+            ]
+            rows += [[f"{GREEDY:g}", f"**{title(stage)}**", *cells]] if any(own) else []
     text = (
         f"Peers on an {peers.gpu}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are this repository's "
         f"stages on such a GPU (`{folder_of(machine)}`), which ran greedy: compare rows of one temperature. The "
         f"requests are alike, not the same: theirs of `nano` are {values['workloads']['nano']}; ours another draw of "
         f"those lengths. `decode_one` and `decode`: theirs the best of three runs, ours the median. {values['note']} "
-        f"Settings: {settings}."
+        f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."
     )
     headers = ("temperature", "engine", *(f"{name}, output tokens/s" for name in SAME_WORK))
-    return [Paragraph(text), Table(headers, [[f"{t:g}", *cells] for t, cells in rows], words=2)]
+    return [Paragraph(text), Table(headers, rows, words=2)]
 
 
-def _against(machine: Machine, stage: str, workload: str) -> str:
-    speed = evaluate(machine, f"{workload}.{stage}.output_tokens_per_s")
-    share = evaluate(machine, f"{workload}.{stage}.output_tokens_per_s / reference.vllm.{workload}")
-    return "–" if speed is None else f"{speed:,.0f}" + ("" if share is None else f" ({share:.0%} of vLLM)")
+def _speed(value: float | None) -> str:
+    return f"{value:,.0f}" if value else "–"

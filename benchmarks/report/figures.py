@@ -1,7 +1,7 @@
 """Figures by name. A claim and a line of the interview guide name what they need; it is looked up in the results.
 
 mixed.m2.output_tokens_per_s                        a field of a record; `last`: the last of several stages there
-mixed.m4.plain.output_tokens_per_s                  of the idea alone, where the stage has a row with execution too
+mixed.m4.plain.output_tokens_per_s                  of the idea alone: of a row without execution, or a file of such
 interference[chunk=64].m5.itl_s.p99                 of a point of a sweep
 mixed.m2.e2e_s.mean / mixed.m1.e2e_s.mean           a ratio, from one file where one file has both
 single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that was measured
@@ -27,11 +27,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.compare import Results
+from benchmarks.execution import PLAIN
 from benchmarks.gpu import bench_parts
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
-from benchmarks.report.sources import Bench, Machine
+from benchmarks.report.sources import Bench, Machine, folder_of
 from benchmarks.table import rate, seconds, size
 from common.config import DEFAULT_MODEL, parse_dtype
 from common.errors import UserError, require
@@ -42,6 +43,8 @@ SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 Run = list[float | None]
+LADDERS = ("mixed", "ladder")
+"""On which every run has rows without execution."""
 OF_MACHINE = ("attention", "quality", "reference")
 """What begins so is in a file of its own, and not in one of records."""
 LEVEL = 0.95
@@ -152,7 +155,10 @@ def _evaluate(machine: Machine, expression: str) -> float | None:
     machine = machine.file(file) if file else machine
     names = names_in(expression)
     of_bench = any(name.partition(".")[0] not in OF_MACHINE for name in names)
-    benches = [bench for bench in machine.benches if file or bench.by_default] if of_bench else [None]
+    ways = ("default", PLAIN) if any(".plain." in name for name in names) else ("default",)
+    benches = [b for b in machine.benches if file or b.way in ways] if of_bench else [None]
+    if any(name.startswith("reference.") for name in names):  # of one model
+        benches = [b for b in benches if b is None or b.results.config["model"] == MODEL]
     found = [(bench, [_look_up(machine, name, bench) for name in names]) for bench in benches]
     chosen = _one(machine, expression, [(bench, run) for bench, run in found if None not in run])
     numbers = [value for value in chosen or [] if value is not None]
@@ -172,7 +178,7 @@ def _one(machine: Machine, expression: str, found: list[tuple[Bench | None, Run]
 
     benches = {bench.path: bench for bench, _ in found if bench is not None}
     best = [path for path, bench in benches.items() if rank(bench) == max(map(rank, benches.values()))]
-    if machine.is_kept and len(best) > 1:
+    if folder_of(machine) != "local" and len(best) > 1:
         names = " or ".join(f"@{path.stem}" for path in best)
         raise UserError(f"{expression}: several files of {machine.name} have it. Name one: {names}")
     newest = max(best, key=lambda path: path.stat().st_mtime, default=None)
@@ -196,8 +202,10 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
             return "make gpu-bench"
         if workload == "mixed":
             return "make gpu-ladder"
+    alone = any(".plain." in name for name in names_in(expression))
     swept = any("[" in name or name.endswith((".sweet_spot", ".longer_context")) for name in names_in(expression))
     options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
+    options += ["EXECUTION=plain"] if alone and gpu and workload not in LADDERS else []
     options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
     return " ".join([f"make bench WORKLOAD={workload}", *options])
 
@@ -219,7 +227,7 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
     if record is None or bench is None:
         return None
     if fields[0] == "plain":
-        record, fields = bench.results.plain_of(record), fields[1:]
+        record, fields = record if bench.way == PLAIN else bench.results.plain_of(record), fields[1:]
     return None if record is None else _field(record, bench.results, fields)
 
 

@@ -1,4 +1,4 @@
-"""Placeholders in texts, filled from the results and from the source; then the text is wrapped again.
+"""Placeholders in texts, filled from the results and from the source.
 
 {figure:mixed.m2.ttft_s.p50|s}  {figure:h200:...}     a figure (`benchmarks.report.figures`), of a named machine
 {compute:4096 * qwen.kv / 450e9|s}                    arithmetic with shapes and figures (`report.arithmetic`)
@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,13 +28,6 @@ MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
 """Marks a figure from the kept results, which the reader's own lack."""
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
-WIDTH = 120
-ITEM = re.compile(r"^(\s*)([-*]|\d+\.) ")
-INDENT = re.compile(r"^\s*")
-WHOLE = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
-UNIT = re.compile(r"(\d) (?=(?:%|s\b|ms\b|[kMG]B\b))")
-"""Code and links, and a number before its unit: never broken."""
-GLUE = "\x00"
 
 
 @cache
@@ -117,33 +109,3 @@ class Filler:
 
     def _target(self, path: str) -> str:
         return os.path.relpath(ROOT / path, self.folder).replace(os.sep, "/")
-
-
-def reflow(text: str) -> str:
-    """Markdown with its paragraphs and list items wrapped at `WIDTH`; headings and tables as they are."""
-    out: list[str] = []
-    pending: list[str] = []
-    for line in [*text.split("\n"), ""]:
-        plain = line.strip()
-        stands_alone = not plain or plain.startswith(("#", "|", "```"))
-        if pending and (stands_alone or ITEM.match(line)):
-            out += _wrap(pending)
-            pending = []
-        if stands_alone:
-            out.append(line)
-        else:
-            pending.append(line)
-    return "\n".join(out[:-1])
-
-
-def _wrap(lines: list[str]) -> list[str]:
-    item = ITEM.match(lines[0])
-    start = item[0] if item else INDENT.match(lines[0])[0]
-    indent = " " * len(start)
-    words = " ".join([lines[0][len(start) :].strip(), *(line.strip() for line in lines[1:])])
-    words = WHOLE.sub(lambda whole: whole[0].replace(" ", GLUE), words)
-    words = UNIT.sub(rf"\1{GLUE}", words)
-    wrapped = textwrap.wrap(
-        words, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return [line.replace(GLUE, " ") for line in wrapped]

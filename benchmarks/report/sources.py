@@ -29,9 +29,10 @@ class Bench:
     results: Results
 
     @property
-    def by_default(self) -> bool:
-        """The engines ran as they do by default: no option, no chosen execution."""
-        return not self.results.config.get("options") and not self.results.config.get("execution")
+    def way(self) -> str:
+        """How the engines ran: as by `default`, `plain` (without execution), or with `options`."""
+        config = self.results.config
+        return "options" if config.get("options") else config.get("execution") or "default"
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,6 @@ class Machine:
         return max(models, key=models.count, default=DEFAULT_MODEL)
 
     @property
-    def is_kept(self) -> bool:
-        """Part of the repository, not the reader's own."""
-        return folder_of(self) != "local"
-
-    @property
     def is_gpu(self) -> bool:
         return any(_on_gpu(bench.results.config) for bench in self.benches)
 
@@ -100,7 +96,7 @@ def folder_of(machine: Machine) -> str:
 
 def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
     """Those whose results are part of the repository."""
-    return {name: machine for name, machine in machines.items() if machine.is_kept}
+    return {name: machine for name, machine in machines.items() if folder_of(machine) != "local"}
 
 
 def read_folder(folder: Path) -> list[Machine]:
@@ -113,8 +109,10 @@ def read_folder(folder: Path) -> list[Machine]:
             found.left_out.append(f"{path.name}: {' '.join(str(error).split())}")
             continue
         if isinstance(one, Bench):
+            found.benches.append(one)
             found.left_out += [f"{path.name}: {reason}" for reason in _drop_impossible(one.results)]
-        (found.benches if isinstance(one, Bench) else found.sheets).append(one)
+        else:
+            found.sheets.append(one)
     if not found.benches and not found.sheets:
         return []
     on_gpu = [bench for bench in found.benches if _on_gpu(bench.results.config)]
@@ -125,7 +123,7 @@ def read_folder(folder: Path) -> list[Machine]:
         found.benches = [bench for bench in found.benches if bench not in on_gpu]
         found.sheets = [sheet for sheet in found.sheets if sheet not in sheets]
     for machine in machines:
-        machine.benches.sort(key=lambda b: (not b.by_default, -len(b.results.records), b.path.name))
+        machine.benches.sort(key=lambda b: (b.way != "default", -len(b.results.records), b.path.name))
         gpus = [b.results.environment["hardware"]["gpu"] for b in machine.benches if b.results.config["model"] == MODEL]
         machine.peers = read_peers(folder.parent / "peers", gpus[0]) if machine.is_gpu and gpus else None
         machine.title = _title(machine) + (" (yours)" if folder.name == "local" else "")

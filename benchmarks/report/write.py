@@ -9,7 +9,7 @@ from benchmarks.environment import ROOT
 from benchmarks.files import check_writable, write_atomically
 from benchmarks.report.blocks import to_markdown
 from benchmarks.report.content import report
-from benchmarks.report.fill import Filler, reflow
+from benchmarks.report.fill import Filler
 from benchmarks.report.html import to_html
 from benchmarks.report.pictures import draw
 from benchmarks.report.readme import OWN, TEMPLATES, readmes
@@ -55,8 +55,7 @@ def guides(machines: Mapping[str, Machine], folder: Path) -> dict[str, str]:
         for ending, language in LANGUAGES.items():
             parts = [path.read_text(encoding="utf-8") for n in names if (path := TEMPLATES / f"{n}{ending}").is_file()]
             if parts:
-                text = Filler(machines, own, folder, language, fallback).fill("\n".join(parts))
-                filled[page + ending] = reflow(text) if language == "en" else text  # Chinese has no spaces to break at
+                filled[page + ending] = Filler(machines, own, folder, language, fallback).fill("\n".join(parts))
     return filled
 
 

@@ -43,6 +43,15 @@ TERMS = {
     "3": ("SGLang", "RadixAttention", "LRU"),
 }
 """What an interviewer listens for in an answer: one word in both languages, or (Chinese, English)."""
+SAID = {
+    "Q6": (("包括 16 步 decode", "its 16 decode steps included"), ("先收集 block", "gather the blocks first")),
+    "Q7": (("p99", "p99"), ("*升到*", "*rises*")),
+    "Q8": (("排在它后面的短 prompt", "a short prompt behind it"),),
+    "Q10": (("4 到 64 行并不是 compute-bound", "A GPU at 4 to 64 rows is not"),),
+    "2": (("KV 头数 × head_dim", "KV heads × head_dim"), ("字节数", "the bytes of a block")),
+    "6": (("temperature 0.6", "temperature 0.6"), ("不是同一组请求", "drawn alike but not the same")),
+}
+"""What an answer must not leave out: (Chinese, English)."""
 WITHIN = {
     "the follow-up of Q4": ("KV Cache 的显存占用有多大？", "how much memory does the KV cache take?"),
     "30 seconds": ("**30秒版本。**", "**30 seconds.**"),

@@ -83,14 +83,17 @@ def row_of(machine: str, name: str, file: str) -> float | None:
     workload, _, point = head.rstrip("]").partition("[")
     files = FILES[machine]
     stem = file or files.get(f"{workload}[" if point else workload) or files.get(workload, "")
+    plain = ".plain." in name
+    if plain and workload not in ("mixed", "ladder"):
+        stem += "-plain"  # run with EXECUTION=plain
     if not (REPORTS / machine / f"{stem}.json").exists():
         return None
     values = read(machine, stem)
-    assert file or (not values["config"].get("options") and not values["config"].get("execution"))
+    chosen = values["config"].get("execution")
+    assert file or (not values["config"].get("options") and chosen == ("plain" if stem.endswith("-plain") else None))
     stage = next((peer for peer in PEERS if rest.startswith(f"{peer}.")), rest.partition(".")[0])
     fields = rest.removeprefix(f"{stage}.").split(".")
-    plain = fields[0] == "plain"
-    rows = values["sweeps" if point else "plain" if plain else "records"] if not plain or "plain" in values else []
+    rows = values.get("sweeps" if point else "plain" if plain and not chosen else "records", [])
     rows = [r for r in rows if r["workload"] == workload and r["status"] == "ok" and (r.get("variant") or "") == point]
     if stage == "last":
         stages = [r["stage"] for r in values["records"] if re.fullmatch(r"m\d", r["stage"])]

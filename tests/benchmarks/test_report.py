@@ -18,7 +18,7 @@ from benchmarks.report.blocks import to_markdown
 from benchmarks.report.claims import CLAIMS
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.figures import evaluate
-from benchmarks.report.fill import Filler, line_of, reflow
+from benchmarks.report.fill import Filler, line_of
 from benchmarks.report.peers import MODEL
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
@@ -103,6 +103,7 @@ def test_an_ablation_is_never_taken_for_the_defaults(put: Put, tmp_path: Path, c
     assert evaluate(machine, "mixed.m1.output_tokens_per_s") == 10
     assert evaluate(machine, "mixed.m3.output_tokens_per_s") is None
     assert evaluate(machine, "mixed.m3.output_tokens_per_s@a-plain") == 1
+    assert evaluate(machine, "mixed.m3.plain.output_tokens_per_s") == (1 if "execution" in chosen else None)
 
 
 def test_a_ratio_is_never_of_two_files(put: Put, tmp_path: Path) -> None:
@@ -397,16 +398,6 @@ def test_no_results_are_one_line(tmp_path: Path) -> None:
     """Must not be a traceback."""
     with pytest.raises(UserError, match="make bench"):
         list(write_all(tmp_path))
-
-
-def test_reflow_keeps_together_what_belongs_together() -> None:
-    text = "1. " + "word " * 22 + "[`a b`](c d) ends.\n   more\n\n   of the item\n\n| a | b |\n# heading\n"
-    again = reflow(text)
-    assert "[`a b`](c d)" in again
-    assert again.endswith("\n\n| a | b |\n# heading\n")
-    assert all(len(line) <= 120 for line in again.splitlines())
-    assert again.splitlines()[1].startswith("   ")
-    assert "\n   of the item\n" in again
 
 
 @pytest.mark.parametrize(
