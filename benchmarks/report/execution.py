@@ -75,8 +75,8 @@ def peer_blocks(machine: Machine) -> list[Block]:
             ]
             rows += [[f"{GREEDY:g}", f"**{title(stage)}**", *cells]] if any(own) else []
     text = (
-        f"Peers on an {peers.gpu}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are this repository's "
-        f"stages on such a GPU (`{folder_of(machine)}`), which ran greedy: compare rows of one temperature. The "
+        f"Peers on an {values['environment']['gpu']}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are "
+        f"stages of `{folder_of(machine)}`, on such a GPU, which ran greedy: compare rows of one temperature. The "
         f"requests are alike, not the same: theirs of `nano` are {values['workloads']['nano']}; ours another draw of "
         f"those lengths. `decode_one` and `decode`: theirs the best of three runs, ours the median. {values['note']} "
         f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."

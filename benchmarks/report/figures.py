@@ -34,6 +34,7 @@ from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
 from benchmarks.report.sources import Bench, Machine, folder_of
 from benchmarks.table import rate, seconds, size
+from benchmarks.workloads import find
 from common.config import DEFAULT_MODEL, parse_dtype
 from common.errors import UserError, require
 from common.memory import kv_bytes_per_token
@@ -43,8 +44,6 @@ SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 Run = list[float | None]
-LADDERS = ("mixed", "ladder")
-"""On which every run has rows without execution."""
 OF_MACHINE = ("attention", "quality", "reference")
 """What begins so is in a file of its own, and not in one of records."""
 LEVEL = 0.95
@@ -205,7 +204,7 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
     alone = any(".plain." in name for name in names_in(expression))
     swept = any("[" in name or name.endswith((".sweet_spot", ".longer_context")) for name in names_in(expression))
     options = [*(["SWEEP=1"] if swept else []), *(["DEVICE=cuda"] if gpu else [])]
-    options += ["EXECUTION=plain"] if alone and gpu and workload not in LADDERS else []
+    options += ["EXECUTION=plain"] if alone and gpu and not find(workload).ladder else []
     options += [f"MODEL={model}"] if model != DEFAULT_MODEL else []
     return " ".join([f"make bench WORKLOAD={workload}", *options])
 

@@ -21,21 +21,16 @@ SAME_WORK: dict[str, dict[str, Any]] = {
 }
 """For each workload of ours the rows of a file that measured the same. (`nano`: the same distribution of lengths; ours
 are other draws of it.)"""
-TITLES = {"vllm": "vLLM"}
 GREEDY, SAMPLED = 0.0, 0.6
 """Temperatures. The stages' own benchmarks are greedy."""
 
 
 @dataclass(frozen=True)
 class Peers:
-    """One file. gpu: its name as the driver gives it."""
+    """One file."""
 
     path: Path
     values: dict[str, Any]
-
-    @property
-    def gpu(self) -> str:
-        return self.values["environment"]["gpu"]
 
     def engines(self) -> list[str]:
         return list(dict.fromkeys(row["engine"] for row in self.values["results"]))
@@ -44,7 +39,7 @@ class Peers:
         """`vLLM 0.26.0`, or with the commit."""
         name, bracket, rest = engine.partition(" (")
         version = self.values["engines"][name].split(",")[0].split(";")[0]
-        return f"{TITLES.get(name, name)} {version}{bracket}{rest}"
+        return f"{'vLLM' if name == 'vllm' else name} {version}{bracket}{rest}"
 
     def speed(self, engine: str, workload: str, temperature: float) -> float | None:
         """Output tokens per second, the median of its runs; None if it was not measured. `UserError` for a name that

@@ -19,6 +19,7 @@ from benchmarks.record import Record
 from benchmarks.report.claims import CLAIMS, SHIPPED
 from benchmarks.report.figures import DERIVED, evaluate
 from benchmarks.report.readme import MARKED
+from benchmarks.report.readme import PAGES as MARKED_PAGES
 from benchmarks.report.sources import REPORTS, read_machines
 from benchmarks.report.write import PAGES, TEMPLATES
 from stages.m7_gptq.settings import Settings
@@ -48,7 +49,8 @@ def expressions() -> Iterator[tuple[str, str]]:
     texts = [path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.md")]
     texts += [text for claim in CLAIMS for text in (claim.note, claim.why)]
     found = [match[1].strip() for text in texts for match in re.finditer(r"\{figure:([^{}|]+)", text)]
-    for path in ROOT.glob("stages/m*/README.md"):
+    marked = [*ROOT.glob("stages/m*/README.md"), *(ROOT / name for name in MARKED_PAGES if (ROOT / name).exists())]
+    for path in marked:
         for match in MARKED.finditer(path.read_text(encoding="utf-8")):
             spaced = match[2].replace("~", " ").replace("/", " / ")
             found.append(re.sub(r"-1$", " - 1", re.sub(r"(^|:)1-", r"\g<1>1 - ", spaced)))
