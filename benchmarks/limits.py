@@ -26,11 +26,16 @@ from common.models.weights import tensor_shapes
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def tokens_per_s(requests: Sequence[BenchRequest], config: ModelConfig, dtype: torch.dtype, found: Ceilings) -> float:
-    """Output tokens a second at these rates, all requests together from the beginning."""
+def parameters(config: ModelConfig) -> tuple[int, int]:
+    """What a step reads: the weights of its layers, and of the output head."""
     sizes = {name: math.prod(shape) for name, shape in tensor_shapes(config).items()}
     head = sizes[EMBEDDING if config.tie_word_embeddings else "lm_head.weight"]
-    layers = sum(sizes.values()) - head - (0 if config.tie_word_embeddings else sizes[EMBEDDING])
+    return sum(sizes.values()) - head - (0 if config.tie_word_embeddings else sizes[EMBEDDING]), head
+
+
+def tokens_per_s(requests: Sequence[BenchRequest], config: ModelConfig, dtype: torch.dtype, found: Ceilings) -> float:
+    """Output tokens a second at these rates, all requests together from the beginning."""
+    layers, head = parameters(config)
     steps = max(request.max_tokens for request in requests)
     read = steps * (layers + head) * dtype.itemsize
     contexts = sum(r.max_tokens * r.prompt_length + r.max_tokens * (r.max_tokens - 1) // 2 for r in requests)

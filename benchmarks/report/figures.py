@@ -124,6 +124,7 @@ FORMS: Mapping[str, Callable[[float], str]] = {
     "x": _factor,
     "times": lambda value: f"{_factor(value)}×",
     "n": lambda value: f"{value:,.0f}",
+    "us": lambda value: f"{value * 1e6:,.0f} µs",
     "ppl": lambda value: f"{value:.2f}",
 }
 

@@ -1,6 +1,7 @@
 """Placeholders in texts, filled from the results and from the source.
 
 {figure:mixed.m2.ttft_s.p50|s}  {figure:h200:...}     a figure (`benchmarks.report.figures`), of a named machine
+{compute:4096 * qwen.kv / 450e9|s}                    arithmetic with shapes and figures (`report.arithmetic`)
 {code:common/engine.py:Engine.step}                   a link to the line that defines it
 {link:README.md#the-stages|text}  {machine:own}       a link to a file; what a machine is
 """
@@ -10,18 +11,19 @@ from __future__ import annotations
 import ast
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report.arithmetic import FIGURE, compute
 from benchmarks.report.figures import command_for, evaluate, show
 from benchmarks.report.peers import MODEL
 from benchmarks.report.sources import Machine
 from common.errors import require
 
-PLACEHOLDER = re.compile(r"\{(figure|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
+PLACEHOLDER = re.compile(r"\{(figure|compute|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
 MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
 BORROWED = "†"
 """Marks a figure from the kept results, which the reader's own lack."""
@@ -74,14 +76,14 @@ class Filler:
 
     def _one(self, match: re.Match[str]) -> str:
         kind, what, extra = match.groups()
-        if kind == "figure":
-            return self._figure(what, extra or "rate")
+        if kind in ("figure", "compute"):
+            return self._figure(what, extra or "rate", evaluate if kind == "figure" else compute)
         if kind == "machine":
             found = self.machines.get(self.own if what == "own" else what)
             return found.title if found else what
         return self._code(what, extra) if kind == "code" else self._link(what, extra)
 
-    def _figure(self, what: str, form: str) -> str:
+    def _figure(self, what: str, form: str, evaluate: Callable[[Machine, str], float | None]) -> str:
         named = MACHINE.match(what)
         name, expression = (named[1], what[named.end() :]) if named else (self.own, what)
         for place in (name,) if named else (name, self.fallback):
@@ -91,6 +93,7 @@ class Filler:
                 return show(value, form) + (BORROWED if place != name else "")
         if self.missing is not None:
             return self.missing
+        expression = expression if evaluate is not compute else (FIGURE.findall(expression) or ["attention"])[0]
         machine = self.machines.get(name)
         gpu, model = (machine.is_gpu, machine.model) if machine else (True, MODEL)
         return MISSING[self.language].format(command_for(expression, gpu, model))
