@@ -11,13 +11,13 @@ from common.errors import unknown
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-_NOTEBOOK = re.compile(r"(\d\d|m\d)_\w+")
+_NOTEBOOK = re.compile(r"(\d\d|m\d|long)_\w+")
 
 
 def names() -> list[str]:
-    """All notebooks, in the order in which they are read: `00_overview`, `m0_baseline`, ..., `99_compare`."""
+    """All notebooks in the order of reading: `00_overview`, `m0_baseline`, ..., `99_compare`, `long_context`."""
     found = [path.stem for path in FOLDER.glob("*.py") if _NOTEBOOK.fullmatch(path.stem)]
-    return sorted(found, key=lambda name: (name.startswith("99"), name))
+    return sorted(found, key=lambda name: (name.startswith(("99", "long")), name))
 
 
 def find(name: str) -> str:

@@ -46,9 +46,9 @@ def test_a_cell_that_fails_is_named_and_nothing_is_written(folder: Path) -> None
 
 
 def test_names_are_found_by_their_beginnings_and_read_in_order(folder: Path) -> None:
-    for name in ("99_compare", "m1_kv_cache", "00_overview", "m0_baseline", "kit", "pairs"):
+    for name in ("long_context", "99_compare", "m1_kv_cache", "00_overview", "m0_baseline", "kit", "pairs"):
         (folder / f"{name}.py").touch()
-    assert pairs.names() == ["00_overview", "m0_baseline", "m1_kv_cache", "99_compare"]
+    assert pairs.names() == ["00_overview", "m0_baseline", "m1_kv_cache", "99_compare", "long_context"]
     assert [pairs.find(name) for name in ("m1", "m1_kv_cache", "99")] == ["m1_kv_cache", "m1_kv_cache", "99_compare"]
     with pytest.raises(UserError, match="m1_kv_cache"):
         pairs.find("m9")
