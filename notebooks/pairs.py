@@ -21,13 +21,13 @@ MINE = FOLDER / "mine"
 EXECUTED = ROOT / "reports/local/notebooks"
 """Where executed copies go."""
 _IMPORTS = 'import os, sys; sys.path.insert(0, os.path.abspath("{}"))  # imports are from this repository\n'
-_NOTEBOOK = re.compile(r"(\d\d|m\d)_\w+")
+_NOTEBOOK = re.compile(r"(\d\d|m\d|long)_\w+")
 
 
 def names() -> list[str]:
-    """All notebooks, in the order in which they are read: `00_overview`, `m0_baseline`, ..., `99_compare`."""
+    """All notebooks in the order of reading: `00_overview`, `m0_baseline`, ..., `99_compare`, `long_context`."""
     found = [path.stem for path in FOLDER.glob("*.py") if _NOTEBOOK.fullmatch(path.stem)]
-    return sorted(found, key=lambda name: (name.startswith("99"), name))
+    return sorted(found, key=lambda name: (name.startswith(("99", "long")), name))
 
 
 def find(name: str) -> str:

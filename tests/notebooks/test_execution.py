@@ -74,9 +74,9 @@ def test_minutes_are_rounded_up_in_the_table_with_the_machine(folder: Path, monk
 
 
 def test_names_are_found_by_their_beginnings_and_read_in_order(folder: Path) -> None:
-    for name in ("99_compare", "m1_kv_cache", "00_overview", "m0_baseline", "kit", "pairs"):
+    for name in ("long_context", "99_compare", "m1_kv_cache", "00_overview", "m0_baseline", "kit", "pairs"):
         (folder / f"{name}.py").touch()
-    assert pairs.names() == ["00_overview", "m0_baseline", "m1_kv_cache", "99_compare"]
+    assert pairs.names() == ["00_overview", "m0_baseline", "m1_kv_cache", "99_compare", "long_context"]
     assert [pairs.find(name) for name in ("m1", "m1_kv_cache", "99")] == ["m1_kv_cache", "m1_kv_cache", "99_compare"]
     with pytest.raises(UserError, match="m1_kv_cache"):
         pairs.find("m9")

@@ -135,7 +135,7 @@ def run(code: str, namespace: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_checks_reject_what_is_not_solved_and_accept_the_solution(name: str) -> None:
     [setup] = [cell.source for cell in read_source(name).cells if "setup" in tags(cell)]
-    assert len(exercises(name)) == 3
+    assert len(exercises(name)) == (1 if name == "long_context" else 3)
     for code, solution in exercises(name):
         namespace: dict[str, Any] = {}
         exec(setup, namespace)

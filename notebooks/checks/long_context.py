@@ -1,0 +1,27 @@
+"""The exercise of long_context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from notebooks.exercises import answered, check, expect
+
+
+@check
+def blocks_needed(answer: Callable[[int, int, int, int], int]) -> str:
+    """answer(length, sinks, window, block_size) -> blocks of which at least one token is kept."""
+    for length, sinks, window, block_size, case in (
+        (160, 16, 32, 16, "the window begins and ends with a block"),
+        (167, 4, 28, 16, "the window begins and ends inside blocks"),
+        (20, 4, 28, 16, "everything is kept"),
+        (36, 4, 28, 16, "sinks and window share a block"),
+    ):
+        wanted = sum(any(t < sinks or t >= length - window for t in range(first, min(first + block_size, length)))
+                     for first in range(0, length, block_size))  # fmt: skip
+        got = answered(answer(length, sinks, window, block_size))
+        expect(
+            got == wanted,
+            f"{length} tokens, the first {sinks} and the last {window} kept, blocks of {block_size} ({case}): you say "
+            f"{got}, and {wanted} blocks hold a token that is kept. Where does the window begin, within its block?",
+        )
+    return "However long the text gets, the number stays within one block of the same: the middle ones are released."
