@@ -4,7 +4,7 @@
 # Two ideas that no stage has, tried on the model of the stages. A cache that *drops* tokens (StreamingLLM, H2O) stays small
 # however long the text gets. A draft that *guesses* tokens (speculative decoding) lets one step of the model yield several.
 #
-# You need: [`m3_paged_kv`](m3_paged_kv.ipynb) and, for the draft, [`m7_gptq`](m7_gptq.ipynb). About 30 minutes.
+# You need: `m3_paged_kv` and, for the draft, `m7_gptq`. About 30 minutes.
 
 # %% tags=["setup"]
 import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
@@ -239,7 +239,7 @@ left.legend(frameon=False)
 left.set_title("perplexity", loc="left")
 right.bar(range(config.num_layers), [100 * share for share in of_first], color=STAGE_COLORS["m4"])
 right.set(xlabel="layer")
-right.set_title("attention to the first token, % of all", loc="left")
+right.set_title("attention that the first token receives, %", loc="left")
 figure.tight_layout(w_pad=4)
 plt.show()
 
@@ -257,7 +257,7 @@ for name, policy in {"dense": masked(), **{name: make(128) for name, make in pol
     right_answers[name] = int((digits == needles[:, -4:]).all(-1).sum())
 say(f"""
 - **What is dropped is gone.** Passwords found, of {len(secrets)}: {", ".join(f"{n} {x}" for n, x in right_answers.items())}, with
-  128 of {needles.shape[1]} tokens kept. A low perplexity does not show that: most tokens can be guessed from their neighbours.
+  128 of {needles.shape[1]} tokens kept. Perplexity hardly shows it: most tokens can be guessed from their neighbours.
 - **H2O needs the weights** of every step. A flash kernel (m4) never has them in memory, so it needs a second pass. And each head
   keeps other tokens, so a block of m3, which holds all heads of its tokens, is rarely free.
 - **Guessing pays while weights are what a step waits for.** In a large batch arithmetic is, and rejected guesses cost as much of
@@ -293,11 +293,13 @@ check.blocks_needed(blocks_needed)
 #
 # ## Interview questions
 #
-# Full answers are in the [interview guide](../reports/interview_guide.md). With what this notebook has measured:
+# Q12 in full is in the [interview guide](../reports/interview_guide.md#q12-how-do-you-handle-long-contexts); what the stages do
+# without dropping anything is in the READMEs of [m3](../stages/m3_paged_kv/README.md) and
+# [m6](../stages/m6_prefix_caching/README.md). With what this notebook has measured:
 
 # %%
 say(f"""
-- **Q12: how do you handle long contexts?** Exactly: tiled attention, chunks, and memory by the block. By dropping: {SIZES[0]} kept
+- **Q12: how do you handle long contexts?** Exact: tiled attention, chunked prefill, paged KV. Lossy: {SIZES[0]} kept
   tokens give a perplexity of {found["window"][0]:.0f} as a window, {found["sinks + window"][0]:.0f} with the first four among them, and
   {found["heavy hitters"][0]:.0f} as heavy hitters; all tokens {dense:.0f}.
 - **Q12, follow-up: why do four tokens matter so much?** In layer {of_first.index(max(of_first))} the first token receives
