@@ -21,8 +21,9 @@ def longest_gap(trace: StepTrace, request_id: str) -> float:
     return max(b - a for a, b in pairwise(ends))
 
 
-def schedule_figure(traces: Mapping[str, StepTrace]) -> Figure:
-    """A panel for each stage. The requests are named A, B, ... in order of arrival."""
+def schedule_figure(traces: Mapping[str, StepTrace], finding: str = "") -> Figure:
+    """A panel for each stage. The requests are named A, B, ... in order of arrival. Without a finding, it is the
+    longest stall."""
     figure, axes = plt.subplots(len(traces), 1, figsize=(13, 1.4 + 2.3 * len(traces)), squeeze=False, sharex=True)
     for axis, (stage, trace) in zip(axes[:, 0], traces.items(), strict=True):
         _panel(axis, stage, trace)
@@ -30,7 +31,7 @@ def schedule_figure(traces: Mapping[str, StepTrace]) -> Figure:
     note = (
         "A box is a step of a real run; the number: prompt tokens that it computes. The narrow pale boxes are decodes."
     )
-    return headed(figure, _finding(traces), note)
+    return headed(figure, finding or _finding(traces), note)
 
 
 def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:

@@ -29,7 +29,7 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
     console.print(title.lstrip("# "), style="bold")
     console.print(" ".join(rest.strip().split("\n\n")[0].split()), markup=False)
-    console.print(f"\n{scene.about}", style="dim", markup=False)
+    console.print(f"\n{' '.join((scene.draw.__doc__ or '').split())}", style="dim", markup=False)
     figures, scale = list[tuple[str, dict[str, float | None]]](), 0.0
     for one in [*sorted(folder.parent.glob(f"m{number - 1}_*")), folder]:
         make = build if one == folder else importlib.import_module(f"{folder.parent.name}.{one.name}.engine").build

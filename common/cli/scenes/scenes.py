@@ -16,18 +16,18 @@ from common.watch.peak_memory import ActivationPeak
 from common.watch.trace import StepRecord
 
 KINDS = {"prefill": ("P", "yellow"), "recompute": ("R", "magenta"), "decode": ("d", "blue"), "idle": ("-", "red")}
-WIDTH, LINE = 64, 76
+WIDTH, LINE = 76, 76
 """Most characters of a row of steps or of the KV memory, and of a line of an answer."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """about: what is seen. watch: the figure that both stages are compared by, a key of `View.figures`. kv_tokens: room
-    of the KV memory; options: further ones of both engines."""
+    """draw: runs it; its docstring says what is seen, its result what was found. watch: the figure that both stages
+    are compared by, a key of `View.figures`. kv_tokens: room of the KV memory; options: further ones of both engines.
+    """
 
-    about: str
-    watch: str
     draw: Callable[[View], str]
+    watch: str
     asks: tuple[Ask, ...]
     kv_tokens: int = 4096
     options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -39,7 +39,8 @@ def size(count: float) -> str:
 
 
 def time_per_token(view: View) -> str:
-    """m0, m1: what each token costs as the sequence grows."""
+    """One request, a line for every dozen of its tokens. Without a cache each step computes the whole sequence again:
+    tokens take longer and longer; with one, its bytes grow instead."""
     times: list[float] = []
     positions = 0
     for step in view.steps():
@@ -54,7 +55,9 @@ def time_per_token(view: View) -> str:
 
 
 def joining(view: View) -> str:
-    """m2: a row for each request, a column for each step (or for a few)."""
+    """Eight requests, room for four; steps go to the right. P: reads its prompt, d: makes a token, -: has ended and is
+    computed all the same, ·: waits. A static batch waits for its longest answer; from m2 on the next request joins at
+    once."""
     for _ in view.steps():
         steps = list(view.trace.steps)
         column = -(-len(steps) // WIDTH)
@@ -85,7 +88,8 @@ def memory(view: View, step: StepRecord) -> Text:
 
 
 def blocks(view: View) -> str:
-    """m3: the memory as time goes down, and the block tables when most requests ran."""
+    """Eight requests in memory for 256 tokens; time goes down. A: filled by request A, a: held for A and still empty,
+    ·: free. Whole rows of 128 hold two requests; blocks of 16 are taken when a token needs one, and given back."""
     most, tables = 0, dict[str, list[int]]()
     for step in view.steps():
         if step.index % 5 == 0 or step.preempted:
@@ -102,7 +106,9 @@ def blocks(view: View) -> str:
 
 
 def scores(view: View) -> str:
-    """m4: what prompts cost, and the online softmax at work: head 0 of layer 0, the last token of the last prompt."""
+    """Three prompts, each twice as long as the one before: full scores grow four times. Then the online softmax for the
+    last token (layer 0, head 0), block by block: m is the largest score so far, l the sum of exponentials, acc that of
+    the weighted values; a larger score rescales both sums."""
     heads = view.engine.runner.model.config.num_heads
     steps, extra, seen = view.steps(), "", _spy_on_layer_0(view)
     while True:
@@ -142,15 +148,16 @@ def _walk(view: View, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: to
         rescale = float(torch.tensor(m_i - higher).exp())
         p = (s - higher).exp()
         m_i, l_i, acc = higher, rescale * l_i + float(p.sum()), rescale * acc + p @ values
-        if number in (0, 1, 2, tiles // 4, tiles // 2, tiles - 1):
+        if rescale < 1 or number in (1, tiles // 2, tiles - 1):
             state = f"m {m_i:6.2f}  l {l_i:7.2f}  |acc| {float(acc.norm()):6.2f}"
-            view.add(f"block {number:3}: {len(s)} scores  {state}  old sums x {rescale:.2f}")
+            view.add(f"block {number:3}: {len(s)} scores  {state}  rescaled x {rescale:.2f}")
     off = float((acc / l_i - out).abs().max() / out.abs().max())
     view.add(f"acc / l after the last block is the engine's own output, to {off:.1e} of its maximum")
 
 
 def per_step(view: View) -> str:
-    """m5: what each step computes, and how long it makes the others wait."""
+    """A and B make tokens when C arrives with a long prompt; a line for each step. Before m5 the prompt is one long
+    step, for which A and B wait; m5 reads it in chunks, in the same steps as their tokens."""
     for step in view.steps():
         if step.index:  # the first one reads the short prompts
             parts = [f"{c.request_id} {'+1' if c.kind == 'decode' else f'reads {c.length}'}" for c in step.chunks]
@@ -164,7 +171,8 @@ def _ttft(view: View, id: str) -> str:
 
 
 def hits(view: View) -> str:
-    """m6: how much of each prompt was in the cache, and who shares blocks."""
+    """Three prompts with the same first 480 tokens: A alone, then B and C together. Below, the memory while B and C
+    run: a letter is a block of that request, 2 a block that both share, ▒ one of A's that is kept, · a free one."""
     shared = Text()
     for step in view.steps():
         shared = memory(view, step) if step.running > 1 or not shared else shared
@@ -172,7 +180,6 @@ def hits(view: View) -> str:
         for id, output in view.outputs.items():
             cached, length = output.num_cached_tokens, len(output.prompt_token_ids)
             view.add(f"{id}: {cached:3} of {length} prompt tokens cached; first token after", output.ttft or 0.0)
-        view.add("memory while B and C run:")
         view.add(shared)
     metrics = view.engine.metrics()
     if metrics["prefix_hit_rate"] is None:
@@ -182,7 +189,8 @@ def hits(view: View) -> str:
 
 
 def weights(view: View) -> str:
-    """m7: the bytes that each token reads."""
+    """A short answer. Each token reads all weights of the layers and of the output head: in 4 bits those are fewer
+    bytes. The answers may part at some word: 4 bits round."""
     model = view.engine.runner.model
     parts = {"layers": sum(layer.weights_bytes() for layer in model.layers), "head": model.head.weights_bytes()}
     for name, count in parts.items():
@@ -198,70 +206,19 @@ def weights(view: View) -> str:
 
 
 SHORT = tuple(Ask(12, output) for output in (40, 6, 10, 6, 28, 8, 6, 12))
-MANY = tuple(
-    Ask(prompt, output)
-    for prompt, output in zip((20, 36, 8, 28, 16, 40, 12, 24), (48, 12, 60, 24, 36, 16, 40, 20), strict=True)
-)
-CELLS = "A: filled by request A; a: held for A, still empty; ·: free."
+MIXED = tuple(Ask(*one) for one in ((20, 48), (36, 12), (8, 60), (28, 24), (16, 36), (40, 16), (12, 40), (24, 20)))
+DOUBLING = Ask(384, 1), Ask(768, 1, IDLE), Ask(1536, 1, IDLE)
+LATE = Ask(16, 12), Ask(16, 12), Ask(1000, 3, 4)
+ALIKE = Ask(500, 4, shared=480), Ask(500, 8, IDLE, shared=480), Ask(500, 8, shared=480)
+QUESTION = Ask(128, 64, text="Why is the sky blue? Answer in two sentences.")
 SCENES = (
-    Scene(
-        "One request. Each step computes the whole sequence again, so each token takes longer than the one before.",
-        "time",
-        time_per_token,
-        (Ask(16, 96),),
-    ),
-    Scene(
-        "The same request with and without a cache: its bytes grow instead of the time for a token.",
-        "time",
-        time_per_token,
-        (Ask(16, 96),),
-    ),
-    Scene(
-        "Eight requests, room for four; steps go to the right. P: reads its prompt, d: makes a token, -: has ended and "
-        "is computed all the same, ·: waits. A static batch waits for its longest; here the next one joins at once.",
-        "speed",
-        joining,
-        SHORT,
-        options={"max_num_seqs": 4},
-    ),
-    Scene(
-        "Eight requests in memory for 256 tokens, time goes down: whole rows of 128 hold two, blocks of 16 go where "
-        f"tokens are. {CELLS}",
-        "together",
-        blocks,
-        MANY,
-        kv_tokens=256,
-        options={"max_model_len": 128},
-    ),
-    Scene(
-        "Three prompts, each twice as long as the one before: full scores grow four times. Then the online softmax, "
-        "block by block: m the largest score, l the sum of exponentials, acc the weighted values so far.",
-        "time",
-        scores,
-        (Ask(384, 1), Ask(768, 1, IDLE), Ask(1536, 1, IDLE)),
-        options={"cuda_graphs": False},
-    ),
-    Scene(
-        "A and B make tokens when C arrives with a long prompt. A line for each step: before m5 the prompt takes one "
-        "long step, in which A and B wait; m5 reads it in chunks beside their tokens.",
-        "gap",
-        per_step,
-        (Ask(16, 12), Ask(16, 12), Ask(1000, 3, 4)),
-        options={"prefill_chunk_size": 256},
-    ),
-    Scene(
-        "Three prompts with the same first 480 tokens: A alone, then B and C together. Blocks that two requests share "
-        f"are marked 2. {CELLS}",
-        "ttft",
-        hits,
-        (Ask(500, 4, 0, 480), Ask(500, 8, IDLE, 480), Ask(500, 8, 0, 480)),
-        kv_tokens=1024,
-    ),
-    Scene(
-        "A short answer: every token reads all weights of the layers and the output head. The answers may differ in "
-        "places: 4 bits are not 16.",
-        "speed",
-        weights,
-        (Ask(24, 64, text="Why is the sky blue? Answer in two sentences."),),
-    ),
+    Scene(time_per_token, "time", (Ask(16, 96),)),
+    Scene(time_per_token, "time", (Ask(16, 96),)),
+    Scene(joining, "speed", SHORT, options={"max_num_seqs": 4}),
+    Scene(blocks, "together", MIXED, kv_tokens=256, options={"max_model_len": 128}),
+    Scene(scores, "time", DOUBLING, options={"cuda_graphs": False}),
+    Scene(per_step, "gap", LATE, options={"prefill_chunk_size": 256}),
+    Scene(hits, "ttft", ALIKE, kv_tokens=1216),
+    Scene(weights, "speed", (QUESTION,)),
 )
+"""By the number of their stage."""
