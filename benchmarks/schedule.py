@@ -58,7 +58,7 @@ def schedule(stages_to_draw: list[str], model: str, device: str, dtype: str, pat
     """One panel a stage, on one scale of time. m4 and m7 take the same steps as the stage before them, so the finding
     is what a step takes; m7's idea shows in decode steps, which a long prompt would make too narrow to see."""
     last = stages_to_draw[-1]
-    long = SHORT if last == "m7" else LONG
+    long = 4 * SHORT if last == "m7" else LONG
     traces = {stage: record_schedule(stage, model, device, dtype, long) for stage in stages_to_draw}
     finding = "" if last == "m5" else _step_times(traces, "decode" if last == "m7" else "prefill")
     return save_picture(path, lambda: schedule_figure(traces, finding))

@@ -47,7 +47,7 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     if len(figures) > 1:
         console.print(f"\n{verdict(scene.watch, figures)}", style="bold", markup=False)
     files = ", ".join(lesson.path.relative_to(folder).as_posix() for lesson in lessons(folder))
-    console.print(f"\nThe code: {files}. Next: `make {stage} diff`, `chat`, `bench`, `trace`.", style="dim")
+    console.print(f"\nThe code: {files}.\nNext: `make {stage} diff`, `chat`, `bench`, `trace`.", style="dim")
 
 
 def fitted(scene: Scene, config: EngineConfig) -> tuple[list[Ask], dict[str, Any]]:
