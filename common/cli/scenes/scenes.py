@@ -222,3 +222,5 @@ SCENES = (
     Scene(weights, "speed", (QUESTION,)),
 )
 """By the number of their stage."""
+JOINING = 2
+"""The scene of a stage that has none of its own."""
