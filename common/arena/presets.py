@@ -79,7 +79,7 @@ STORY, RAIN, WALK = (list(QUESTIONS.items())[number] for number in (0, 4, 8))
 _SENTENCE = "Visitor {number} wrote that the museum's {room} room was {word}, and that the light was good. "
 _ROOMS, _WORDS = ("blue", "old", "glass", "map", "stone"), ("quiet", "crowded", "splendid", "too warm")
 LONG_TEXT = "".join(
-    _SENTENCE.format(number=n, room=_ROOMS[n % len(_ROOMS)], word=_WORDS[n % len(_WORDS)]) for n in range(1, 61)
+    _SENTENCE.format(number=n, room=_ROOMS[n % len(_ROOMS)], word=_WORDS[n % len(_WORDS)]) for n in range(1, 51)
 )
 RULES = "You are the guide of a small museum. Answer in one short sentence. These are the house rules. " + "".join(
     f"Rule {n}: in the {_ROOMS[n % len(_ROOMS)]} room, guests may {verb}, but never before {8 + n % 5} in the morning. "
@@ -87,14 +87,14 @@ RULES = "You are the guide of a small museum. Answer in one short sentence. Thes
         ("sit down", "take pictures", "speak softly", "draw", "drink water", "ask questions") * 4, 1
     )
 )
-VISITORS = (
-    "May I draw in the glass room?",
-    "When may I sit down?",
-    "Is there water?",
-    "May I take pictures?",
-    "How loud may I speak?",
-    "Where may I ask questions?",
-)
+VISITORS = {
+    "Drawing": "May I draw in the glass room?",
+    "Sitting": "When may I sit down?",
+    "Water": "Is there water?",
+    "Pictures": "May I take pictures?",
+    "Speaking": "How loud may I speak?",
+    "Questions": "Where may I ask questions?",
+}
 
 PRESETS = (
     Preset(
@@ -111,16 +111,16 @@ PRESETS = (
     Preset(
         "long",
         "A long prompt arrives",
-        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all wait until it is "
+        "Three answers stream when a prompt of over a thousand tokens comes: before m5 they all wait until it is "
         "read; m5 reads it in pieces.",
         "gap",
         (
             *_asks((110, 110, 110), (STORY, RAIN, WALK)),
             Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24),
         ),
-        kv_tokens=4 * 1536,
+        kv_tokens=4 * 1152,
         max_num_seqs=4,
-        max_model_len=1536,
+        max_model_len=1152,
         options={"prefill_chunk_size": 128},
     ),
     Preset(
@@ -128,7 +128,7 @@ PRESETS = (
         "A shared system prompt",
         "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
         "ttft",
-        tuple(Ask(q, q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS)),
+        tuple(Ask(*q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS.items())),
         kv_tokens=6 * 1024,
         max_num_seqs=6,
         max_model_len=1024,
