@@ -13,7 +13,7 @@ from rich.live import Live
 from common.arena.figures import verdict
 from common.cli.diff import lessons
 from common.cli.generate import ready_engine, show_choices
-from common.cli.scenes.scenes import JOINING, SCENES, Scene
+from common.cli.scenes.scenes import SCENES, Scene
 from common.cli.scenes.view import Ask, View
 from common.config import EngineConfig, stage_options
 from common.engine import Build
@@ -24,7 +24,7 @@ from common.models.load import open_source
 def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     """What the stage is, from its README; its scene on the stage before and on itself; what to try next."""
     console, number = Console(highlight=False), int(folder.name[1])
-    scene, stage = SCENES[number if number < len(SCENES) else JOINING], f"stage{number}"
+    scene, stage = SCENES[number if number < len(SCENES) else 2], f"stage{number}"  # a stage of yours: m2's
     asks, options = fitted(scene, config)
     title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
     console.print(title.lstrip("# "), style="bold")

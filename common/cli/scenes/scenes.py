@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from rich.text import Text
 
-from common.cli.scenes.view import COLOURS, IDLE, Ask, View
+from common.arena.terminal import COLOURS, STEPS
+from common.cli.scenes.view import IDLE, Ask, View
 from common.kv_cache import PagedManager, PrefixCache
 from common.watch.peak_memory import ActivationPeak
 from common.watch.trace import StepRecord
 
-KINDS = {"prefill": ("P", "yellow"), "recompute": ("R", "magenta"), "decode": ("d", "blue"), "idle": ("-", "red")}
 WIDTH, LINE = 76, 76
 """Most characters of a row of steps or of the KV memory, and of a line of an answer."""
 
@@ -48,7 +48,8 @@ def time_per_token(view: View) -> str:
         positions += sum(chunk.length for chunk in step.chunks)
         if len(times) % 12 == 0:
             computes = f"token {len(times):3} computes {step.chunks[0].length:3} positions"
-            view.add(f"{computes}, KV {size(step.kv_stored * view.token_bytes):>8}", sum(times[-12:]) / 12)
+            kept = int(view.engine.metrics()["kv_used_peak_bytes"] or 0)
+            view.add(f"{computes}, KV {size(kept):>8}", sum(times[-12:]) / 12)
     growth = sum(times[-12:]) / sum(times[1:13])
     computed = f"{positions:,} positions computed for {len(times)} tokens"
     return f"{computed}; a token of the last dozen took {growth:.1f} times as long as one of the first."
@@ -68,9 +69,9 @@ def joining(view: View) -> str:
             for first in range(0, len(steps), column):
                 kinds = {c.kind for step in steps[first : first + column] for c in step.chunks if c.request_id == id}
                 waits = (" ", "") if first > last.get(id, len(steps)) else ("·", "bright_black")
-                row.append(*next((what for kind, what in KINDS.items() if kind in kinds), waits))
+                row.append(*next((what for kind, what in STEPS.items() if kind in kinds), waits))
             view.add(row)
-    padding = view.figures()["padding"]
+    padding = view.engine.metrics()["padding_share"]
     return f"{len(view.trace.steps)} steps; {padding:.0%} of the computed positions were padding or finished requests."
 
 
@@ -162,12 +163,8 @@ def per_step(view: View) -> str:
         if step.index:  # the first one reads the short prompts
             parts = [f"{c.request_id} {'+1' if c.kind == 'decode' else f'reads {c.length}'}" for c in step.chunks]
             view.add(f"step {step.index:2}  " + "  ".join(parts), step.duration)
-    gap = max(view.outputs["A"].itl)
-    return f"A and B wait {1e3 * gap:.0f} ms at most between two tokens; C has its first after {_ttft(view, 'C')}."
-
-
-def _ttft(view: View, id: str) -> str:
-    return f"{1e3 * (view.outputs[id].ttft or 0.0):.0f} ms"
+    gap, first = max(view.outputs["A"].itl), view.outputs["C"].ttft or 0.0
+    return f"A and B wait {1e3 * gap:.0f} ms at most between two tokens; C has its first after {1e3 * first:.0f} ms."
 
 
 def hits(view: View) -> str:
@@ -182,10 +179,8 @@ def hits(view: View) -> str:
             view.add(f"{id}: {cached:3} of {length} prompt tokens cached; first token after", output.ttft or 0.0)
         view.add(shared)
     metrics = view.engine.metrics()
-    if metrics["prefix_hit_rate"] is None:
-        return "every prompt was computed from its first token, and B and C each hold all of their blocks."
-    found = f"{metrics['prefix_hit_rate']:.0%} of the prompt tokens were in the cache"
-    return f"{found}; B and C shared {metrics['blocks_shared_peak']} blocks."
+    found = f"{metrics['prefix_hit_rate'] or 0:.0%} of the prompt tokens were in the cache"
+    return f"{found}; B and C shared {metrics['blocks_shared_peak'] or 0} blocks."
 
 
 def weights(view: View) -> str:
@@ -222,5 +217,3 @@ SCENES = (
     Scene(weights, "speed", (QUESTION,)),
 )
 """By the number of their stage."""
-JOINING = 2
-"""The scene of a stage that has none of its own."""

@@ -11,7 +11,6 @@ from rich.live import Live
 from rich.text import Text
 
 from common.engine import Engine
-from common.memory import kv_bytes_per_token
 from common.outputs import RequestOutput
 from common.sampling_params import SamplingParams
 from common.text.prompts import Prompt
@@ -21,7 +20,6 @@ BAR = 22
 """Characters of the longest bar: a line fits into 80 columns."""
 IDLE = -1
 """For `Ask.after`: when all requests before it have ended."""
-COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "bright_yellow")
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,13 @@ class View:
         self.scale = scale
         self.trace = engine.trace = StepTrace(regions=True)
         self.outputs: dict[str, RequestOutput] = {}
-        self.token_bytes = kv_bytes_per_token(engine.runner.model.config, engine.config.torch_dtype)
         live.update(self)
 
     def steps(self) -> Iterator[StepRecord]:
         """Run the requests, named A, B, ...; yields each step when it is done, and then shows the lines."""
         waiting, seen = list(enumerate(self.asks)), -1
         while waiting or self.engine.has_unfinished:
-            while waiting and self._is_due(waiting[0][1], seen + 1):
+            while waiting and (not self.engine.has_unfinished or 0 <= waiting[0][1].after <= seen + 1):
                 number, ask = waiting.pop(0)
                 params = SamplingParams(max_tokens=ask.output, ignore_eos=not ask.text)
                 self.engine.add_request(self._prompt(number, ask), params, request_id=chr(ord("A") + number))
@@ -62,9 +59,6 @@ class View:
                 seen = step.index
                 yield step
                 self.live.refresh()
-
-    def _is_due(self, ask: Ask, step: int) -> bool:
-        return not self.engine.has_unfinished if ask.after == IDLE else ask.after <= step
 
     def _prompt(self, number: int, ask: Ask) -> Prompt:
         tokenizer, vocabulary = self.engine.tokenizer, self.engine.runner.model.config.vocab_size
@@ -80,16 +74,13 @@ class View:
 
     def figures(self) -> dict[str, float | None]:
         """The arena's figures of the run: see `common.arena.figures`."""
-        metrics = self.engine.metrics()
-        steps, busy = list(self.trace.steps), sum(step.duration for step in self.trace.steps)
-        tokens = sum(len(output.token_ids) for output in self.outputs.values())
+        outputs, busy = self.outputs.values(), sum(step.duration for step in self.trace.steps)
         return {
-            "speed": tokens / busy,
-            "ttft": statistics.median(output.ttft or 0.0 for output in self.outputs.values()),
-            "gap": max((gap for output in self.outputs.values() for gap in output.itl), default=None),
-            "together": max(step.running for step in steps),
+            "speed": sum(len(output.token_ids) for output in outputs) / busy,
+            "ttft": statistics.median(output.ttft or 0.0 for output in outputs),
+            "gap": max((gap for output in outputs for gap in output.itl), default=None),
+            "together": max(step.running for step in self.trace.steps),
             "time": busy,
-            "padding": float(metrics["padding_share"] or 0.0),
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
