@@ -153,7 +153,7 @@ def _walk(view: View, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: to
             state = f"m {m_i:6.2f}  l {l_i:7.2f}  |acc| {float(acc.norm()):6.2f}"
             view.add(f"block {number:3}: {len(s)} scores  {state}  rescaled x {rescale:.2f}")
     off = float((acc / l_i - out).abs().max() / out.abs().max())
-    view.add(f"acc / l after the last block is the engine's own output, to {off:.1e} of its maximum")
+    view.add(f"acc / l at the end is the engine's own output, to {off:.1e} of its maximum")
 
 
 def per_step(view: View) -> str:
@@ -202,7 +202,7 @@ def weights(view: View) -> str:
 
 SHORT = tuple(Ask(12, output) for output in (40, 6, 10, 6, 28, 8, 6, 12))
 MIXED = tuple(Ask(*one) for one in ((20, 48), (36, 12), (8, 60), (28, 24), (16, 36), (40, 16), (12, 40), (24, 20)))
-DOUBLING = Ask(384, 1), Ask(768, 1, IDLE), Ask(1536, 1, IDLE)
+DOUBLING = Ask(256, 1), Ask(512, 1, IDLE), Ask(1024, 1, IDLE)
 LATE = Ask(16, 12), Ask(16, 12), Ask(1000, 3, 4)
 ALIKE = Ask(500, 4, shared=480), Ask(500, 8, IDLE, shared=480), Ask(500, 8, shared=480)
 QUESTION = Ask(128, 64, text="Why is the sky blue? Answer in two sentences.")
