@@ -129,15 +129,15 @@ PRESETS = (
         "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
         "ttft",
         tuple(Ask(*q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS.items())),
-        kv_tokens=6 * 1024,
+        kv_tokens=6 * 704,
         max_num_seqs=6,
-        max_model_len=1024,
+        max_model_len=704,
     ),
     Preset(
         "memory",
         "Memory pressure",
         "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to the "
-        "answers that need one, until one is preempted.",
+        "answers that need one; if none is free, one answer is preempted.",
         "together",
         _asks((120,) * 10, [(title, f"{q} Take your time.") for title, q in list(QUESTIONS.items())[:10]]),
         kv_tokens=768,
