@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 import stages
@@ -23,13 +25,13 @@ OUTPUTS = STEPS_BEFORE + STEPS_AFTER + LONG // CHUNK + 3
 """More tokens than a request makes before the run ends."""
 
 
-def record_schedule(stage: str, model: str, device: str, dtype: str) -> StepTrace:
+def record_schedule(stage: str, model: str, device: str, dtype: str, long: int = LONG) -> StepTrace:
     """Two requests decode; after some steps the long prompt comes."""
     place = parse_device(device)
     limit, halvings = open_source(model, place).config.max_position_embeddings, 0
-    while (LONG >> halvings) + OUTPUTS > limit:
+    while (long >> halvings) + OUTPUTS > limit:
         halvings += 1
-    long, chunk = LONG >> halvings, CHUNK >> halvings
+    long, chunk = long >> halvings, CHUNK >> halvings
     wanted = {"max_num_seqs": 3, "max_model_len": long + OUTPUTS, "prefill_chunk_size": chunk}
     options = stage_options(stages.number(stage), wanted)
     with stages.build(stage, model=model, device=place, dtype=dtype, **options) as engine:
@@ -54,7 +56,23 @@ def _run(engine: Engine, draw: Draw, length: int) -> None:
 
 
 def schedule(stages_to_draw: list[str], model: str, device: str, dtype: str, path: Path) -> Path:
-    """One panel a stage, on one scale of time."""
-    traces = {stage: record_schedule(stage, model, device, dtype) for stage in stages_to_draw}
+    """One panel a stage, on one scale of time. m4 and m7 take the same steps as the stage before them, so the finding
+    is what a step takes; m7's idea shows in decode steps, which a long prompt would make too narrow to see."""
+    last = stages_to_draw[-1]
+    long = 4 * SHORT if last == "m7" else LONG
+    traces = {stage: record_schedule(stage, model, device, dtype, long) for stage in stages_to_draw}
+    finding = "" if last == "m5" else _step_times(traces, "decode" if last == "m7" else "prefill")
     where = f"{model} · {dtype} · {short_hardware(environment(), str(parse_device(device)))}"
-    return save_picture(path, lambda: schedule_figure(traces, where=where))
+    return save_picture(path, lambda: schedule_figure(traces, finding, where))
+
+
+def _step_times(traces: Mapping[str, StepTrace], kind: str) -> str:
+    """Of steps that do only that, after the first; the median."""
+    times = {
+        stage: statistics.median(
+            step.duration for step in list(trace.steps)[1:] if {c.kind for c in step.chunks} == {kind}
+        )
+        for stage, trace in traces.items()
+    }
+    what = "A step that makes a token for each" if kind == "decode" else "The step of the long prompt"
+    return f"{what} takes " + ", ".join(f"{1e3 * time:.0f} ms in {stage}" for stage, time in times.items())

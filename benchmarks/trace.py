@@ -1,4 +1,5 @@
-"""The scenario behind `make stage3 trace`: a few requests in little memory, recorded step by step."""
+"""The scenario behind `make stage3 trace`: a few requests in little memory, recorded step by step. From m6 on their
+prompts begin alike."""
 
 from __future__ import annotations
 
@@ -24,13 +25,20 @@ NUM_REQUESTS = 16
 INPUTS, OUTPUTS, LONG_OUTPUTS, LONG_SHARE = (16, 64), (8, 40), (80, 120), 0.4
 MAX_MODEL_LEN = 256
 KV_TOKENS = 2 * MAX_MODEL_LEN
+SHARED = 64
+"""Tokens that the prompts begin with, in the pictures of m6 and m7."""
 SWAP_TOKENS = 128
 """Two slots of `MAX_MODEL_LEN` tokens: m1 and m2 run two requests, the paged stages as many as really fit. The pool on
 the CPU takes one preempted request; the next one is recomputed."""
+TIMED = ("m4", "m7")
+"""They do in the same steps what the stage before them does, in less time: that is their picture."""
 
 
-def record(stage: str, model: str, device: str, dtype: str, options: Mapping[str, Any] | None = None) -> Traced:
-    """Run the scenario on a stage; of the options it takes those that it has."""
+def record(
+    stage: str, model: str, device: str, dtype: str, options: Mapping[str, Any] | None = None, shared: int = 0
+) -> Traced:
+    """Run the scenario on a stage; of the options it takes those that it has. All prompts begin with `shared` tokens
+    that are the same."""
     place = parse_device(device)
     token_bytes = kv_bytes_per_token(open_source(model, place).config, parse_dtype(dtype))
     wanted = {
@@ -44,7 +52,8 @@ def record(stage: str, model: str, device: str, dtype: str, options: Mapping[str
     with stages.build(stage, model=model, device=place, dtype=dtype, **own) as engine:
         draw = Draw(engine.runner.model.config.vocab_size)
         long = draw.marked(NUM_REQUESTS, LONG_SHARE)
-        prompts = [draw.tokens(draw.length(INPUTS)) for _ in range(NUM_REQUESTS)]
+        beginning = draw.tokens(shared)
+        prompts = [beginning + draw.tokens(draw.length(INPUTS)) for _ in range(NUM_REQUESTS)]
         params = [
             SamplingParams(max_tokens=draw.length(LONG_OUTPUTS if one else OUTPUTS), ignore_eos=True) for one in long
         ]
@@ -58,13 +67,15 @@ def record(stage: str, model: str, device: str, dtype: str, options: Mapping[str
 def trace(
     stage: str, model: str, device: str, dtype: str, folder: Path, options: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Record a stage and the one before it; write both traces and the pictures; returns what was written."""
+    """Record a stage and, where that has another schedule or memory, the one before it; write the traces and the
+    pictures; returns what was written."""
     name = stages.short_name(stage)
     stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **(options or {})})
     folders = stages.names()
     before = folders[max(0, folders.index(stages.resolve(stage)) - 1)]
     pair = list(dict.fromkeys((stages.short_name(before), name)))
-    runs = [record(one, model, device, dtype, options) for one in pair]
+    shared = SHARED if stages.number(stage) >= 6 else 0
+    runs = [record(one, model, device, dtype, options, shared) for one in (pair[1:] if name in TIMED else pair)]
     written: list[Path] = []
     for run in runs:
         taken = sum(step.duration for step in run.trace.steps)
@@ -80,8 +91,8 @@ def trace(
     written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
     if any(run.capacity for run in runs):
         written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
-    if name == "m5":
-        written.append(schedule(pair, model, device, dtype, folder / "m5_schedule.png"))
+    if name in ("m5", *TIMED):
+        written.append(schedule(pair, model, device, dtype, folder / f"{name}_schedule.png"))
     if name == "m6":
         nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
         written.append(draw_prefix_tree(nodes, hit_rate, folder / "m6_tree.png"))

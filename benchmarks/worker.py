@@ -24,13 +24,14 @@ from benchmarks.contestant import Contestant, OnTokens, Setting
 from benchmarks.execution import PLAIN
 from benchmarks.failure import of_error
 from benchmarks.files import write_json
-from benchmarks.measure import ActivationPeak, gpu_utilization, peak_memory, reset_peak_memory
+from benchmarks.measure import gpu_utilization
 from benchmarks.peers import PEERS, build_peer
 from benchmarks.recipes import BenchRequest, timed, total_output, warm
 from benchmarks.record import Record, Run, record_runs
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.workloads import Size, find, find_size
 from common.errors import UserError
+from common.watch.peak_memory import ActivationPeak, peak_memory, reset_peak_memory
 from common.watch.progress import listening
 
 MARK = "@bench "

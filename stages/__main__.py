@@ -1,4 +1,4 @@
-"""The commands for several stages at once: `python -m stages arena` and `race`; of m1 and the last if none is named."""
+"""The commands for several stages at once: `python -m stages arena` and `race`; of m1 and m6 if none is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="m1 m6; without any, m1 and the last.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="Two or more; without any, m1 and m6.")]
 Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, a *.gguf file, or random:...")]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:0, ...")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; auto: what the processor is fastest in.")]
@@ -74,8 +74,9 @@ def race(
 
 
 def folders(names: list[str] | None) -> list[str]:
-    """Of the stages that were named; else m1, the first that remembers anything, and the last."""
-    return [stages.resolve(name) for name in names] if names else [stages.resolve("m1"), stages.names()[-1]]
+    """Of the stages that were named; else m1, the first that remembers anything, and the last one whose weights are
+    m1's: 4-bit ones would be another model."""
+    return [stages.resolve(name) for name in names or ("m1", "m6")]
 
 
 def arguments(model: str, device: str, dtype: str) -> list[str]:

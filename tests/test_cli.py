@@ -359,22 +359,7 @@ def test_chat_in_a_terminal_survives_errors_and_ctrl_c_which_ends_it_at_the_prom
     assert "Traceback" not in terminal.all
 
 
-# -- demo, bench, diff -------------------------------------------------------------------------------------------------
-
-
-def test_demo_asks_its_questions_of_a_model_that_can_talk(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("demo", "--max-tokens", "8", *TINY, build=build_talking) == 0
-    out = capsys.readouterr().out
-    assert out.count("\n> ") == 3
-    assert "capital of France" in out
-    assert "make stage1 chat" in out
-
-
-def test_demo_runs_on_a_model_without_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("demo", *TINY) == 0
-    out, err = capsys.readouterr()
-    assert out.count("random token ids") == 3
-    assert "tokens/s" in out + err
+# -- bench, diff -------------------------------------------------------------------------------------------------------
 
 
 def test_bench_hands_everything_to_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:

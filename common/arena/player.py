@@ -65,7 +65,6 @@ class Player:
         self._races += 1
         run = Run(engine, asks, f"race{self._races}", self._tell, self.stop)
         run.check()
-        self._tell({"event": "loading", "text": "warming up"})
         self._warm_up(engine, asks)
         use_threads(command["threads"])  # numba's first parallel kernel has taken all cores, for PyTorch too
         run.prepared(torch.get_num_threads())
@@ -110,7 +109,10 @@ class Player:
         lengths = [len(encode(engine, ask)) for ask in asks]
         prompts = [[(7 * i + 31 * number + 1) % vocab for i in range(length)] for number, length in enumerate(lengths)]
         tokens = [min(WARMUP_TOKENS, ask.max_tokens) for ask in asks]
-        engine.generate(prompts, [SamplingParams(max_tokens=count, ignore_eos=True) for count in tokens])
+        params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in tokens]
+        self._tell({"event": "loading", "text": "warming up", "done": 0, "total": sum(tokens)})
+        for done, _ in enumerate(engine.stream(prompts, params), start=1):
+            self._progress("warming up", done, sum(tokens))
         engine.reset_metrics()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,28 +56,30 @@ class Preset:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def _asks(max_tokens: Sequence[int], questions: Sequence[str]) -> tuple[Ask, ...]:
-    return tuple(Ask(q, q, most) for q, most in zip(questions, max_tokens, strict=True))
+def _asks(max_tokens: Sequence[int], questions: Iterable[tuple[str, str]]) -> tuple[Ask, ...]:
+    return tuple(Ask(*question, most) for question, most in zip(questions, max_tokens, strict=True))
 
 
-QUESTIONS = (
-    "Tell a short story about a lighthouse.",
-    "Name a colour.",
-    "What is the capital of France?",
-    "Name three fruits.",
-    "Explain how rain forms.",
-    "What is 2 + 2?",
-    "Name a planet.",
-    "Say hello in French.",
-    "Describe a walk in the woods.",
-    "Name an animal.",
-    "Which day follows Monday?",
-    "Give a word that rhymes with cat.",
-)
+QUESTIONS = {
+    "A short story": "Tell a short story about a lighthouse.",
+    "A colour": "Name a colour.",
+    "Capital city": "What is the capital of France?",
+    "Three fruits": "Name three fruits.",
+    "How rain forms": "Explain how rain forms.",
+    "2 + 2": "What is 2 + 2?",
+    "A planet": "Name a planet.",
+    "A greeting": "Say hello in French.",
+    "A walk": "Describe a walk in the woods.",
+    "An animal": "Name an animal.",
+    "A weekday": "Which day follows Monday?",
+    "A rhyme": "Give a word that rhymes with cat.",
+}
+"""What a viewer sees, short enough for a column, and the prompt."""
+STORY, RAIN, WALK = (list(QUESTIONS.items())[number] for number in (0, 4, 8))
 _SENTENCE = "Visitor {number} wrote that the museum's {room} room was {word}, and that the light was good. "
 _ROOMS, _WORDS = ("blue", "old", "glass", "map", "stone"), ("quiet", "crowded", "splendid", "too warm")
 LONG_TEXT = "".join(
-    _SENTENCE.format(number=n, room=_ROOMS[n % len(_ROOMS)], word=_WORDS[n % len(_WORDS)]) for n in range(1, 61)
+    _SENTENCE.format(number=n, room=_ROOMS[n % len(_ROOMS)], word=_WORDS[n % len(_WORDS)]) for n in range(1, 51)
 )
 RULES = "You are the guide of a small museum. Answer in one short sentence. These are the house rules. " + "".join(
     f"Rule {n}: in the {_ROOMS[n % len(_ROOMS)]} room, guests may {verb}, but never before {8 + n % 5} in the morning. "
@@ -85,14 +87,14 @@ RULES = "You are the guide of a small museum. Answer in one short sentence. Thes
         ("sit down", "take pictures", "speak softly", "draw", "drink water", "ask questions") * 4, 1
     )
 )
-VISITORS = (
-    "May I draw in the glass room?",
-    "When may I sit down?",
-    "Is there water?",
-    "May I take pictures?",
-    "How loud may I speak?",
-    "Where may I ask questions?",
-)
+VISITORS = {
+    "Drawing": "May I draw in the glass room?",
+    "Sitting": "When may I sit down?",
+    "Water": "Is there water?",
+    "Pictures": "May I take pictures?",
+    "Speaking": "How loud may I speak?",
+    "Questions": "Where may I ask questions?",
+}
 
 PRESETS = (
     Preset(
@@ -101,7 +103,7 @@ PRESETS = (
         "Twelve questions, room for four: a static batch waits for its longest answer; from m2 on a finished answer "
         "makes room at once.",
         "speed",
-        _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS),
+        _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS.items()),
         kv_tokens=4 * 256,
         max_num_seqs=4,
         max_model_len=256,
@@ -109,16 +111,16 @@ PRESETS = (
     Preset(
         "long",
         "A long prompt arrives",
-        "Three answers stream when a prompt of well over a thousand tokens comes: before m5 they all wait until it is "
+        "Three answers stream when a prompt of over a thousand tokens comes: before m5 they all wait until it is "
         "read; m5 reads it in pieces.",
         "gap",
         (
-            *_asks((110, 110, 110), (QUESTIONS[0], QUESTIONS[4], QUESTIONS[8])),
+            *_asks((110, 110, 110), (STORY, RAIN, WALK)),
             Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24),
         ),
-        kv_tokens=4 * 1536,
+        kv_tokens=4 * 1152,
         max_num_seqs=4,
-        max_model_len=1536,
+        max_model_len=1152,
         options={"prefill_chunk_size": 128},
     ),
     Preset(
@@ -126,18 +128,18 @@ PRESETS = (
         "A shared system prompt",
         "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
         "ttft",
-        tuple(Ask(q, q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS)),
-        kv_tokens=6 * 1024,
+        tuple(Ask(*q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS.items())),
+        kv_tokens=6 * 704,
         max_num_seqs=6,
-        max_model_len=1024,
+        max_model_len=704,
     ),
     Preset(
         "memory",
         "Memory pressure",
         "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to the "
-        "answers that need one, until one is preempted.",
+        "answers that need one; if none is free, one answer is preempted.",
         "together",
-        _asks((120,) * 10, [f"{q} Take your time." for q in QUESTIONS[:10]]),
+        _asks((120,) * 10, [(title, f"{q} Take your time.") for title, q in list(QUESTIONS.items())[:10]]),
         kv_tokens=768,
         max_num_seqs=10,
         max_model_len=256,
@@ -148,7 +150,7 @@ PRESETS = (
         "Six answers to the same question: from m3 on they share the blocks of the prompt and copy one only when they "
         "write into it.",
         "memory",
-        (Ask(QUESTIONS[0], f"{RULES[:1100]} {QUESTIONS[0]}", 96, n=6),),
+        (Ask(STORY[0], f"{RULES[:1100]} {STORY[1]}", 96, n=6),),
         kv_tokens=6 * 512,
         max_num_seqs=6,
     ),
@@ -157,7 +159,7 @@ PRESETS = (
         "int4 against bf16",
         "One answer, one token after the other: every step reads all weights, and m7's take a quarter of the memory.",
         "speed",
-        (Ask(QUESTIONS[0], QUESTIONS[0], 160),),
+        _asks((160,), (STORY,)),
         kv_tokens=512,
         max_num_seqs=1,
         needs=7,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ STEPS = {"prefill": ("P", "yellow"), "fork": ("P", "yellow"), "decode": ("d", "b
 MARKS = "123456789abcdefg"
 """One character for each answer, also in the memory: colours alone would not tell them apart."""
 MEMORY_LINES = 3
+BAR = 24  # characters, while a stage loads
 PAUSE = 0.15  # seconds between two pictures: drawing takes CPU time from the engine
 
 
@@ -132,14 +134,13 @@ class LaneView:
         return text
 
     def _answers(self, width: int, lines: int) -> Text:
-        """The end of each answer, one line each; the first ones where there are too many."""
-        text = Text(no_wrap=True, overflow="crop")
+        """The beginning of each answer, in as many lines as there are; the first ones where there are too many."""
+        text, each = Text(no_wrap=True, overflow="crop"), max(1, lines // max(1, len(self._texts)))
         for index, (state, said) in enumerate(list(zip(self._states, self._texts, strict=True))[:lines]):
-            room = width - 5
-            line = " ".join(said.split())
             text.append(f"{MARKS[index]} ", COLOURS[index % len(COLOURS)])
             text.append(f"{state} ", "bold")
-            text.append(("…" + line[-room + 1 :] if len(line) > room else line) + "\n")
+            begins = textwrap.wrap(" ".join(said.split()), width - 5, max_lines=each, placeholder="…")
+            text.append("\n    ".join(begins) + "\n")
         return text
 
 
@@ -158,8 +159,11 @@ class Screen:
         """An event of the race, as it comes."""
         name = event["event"]
         if name == "loading":
-            far = f", {event['done']} of {event['total']}" if "total" in event else ""
-            self.status = f"{self.lanes[event['side']].title.split()[0]}: {event['text']}{far}."
+            total, side = event.get("total", 0), self.lanes[event["side"]].title.split()[0]
+            far = round(BAR * event["done"] / total) if total else 0
+            bar = "█" * far + "░" * (BAR - far) + " " if total else ""
+            count = f", {event['done']} of {total}" if total else ""
+            self.status = f"{bar}{side}: {event['text']}{count}."
         elif "side" in event:
             lane = self.lanes[event["side"]]
             self.recordings[event["side"]].append(event)

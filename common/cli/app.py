@@ -12,8 +12,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from common.cli.chat import chat
+from common.cli.demo import demo
 from common.cli.diff import show_diff
-from common.cli.generate import demo, generate, read_prompts
+from common.cli.generate import generate, read_prompts
 from common.cli.options import with_options
 from common.cli.serve import serve
 from common.config import EngineConfig
@@ -43,10 +44,10 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     )
 
     @app.command("demo")
-    @with_options(number, max_tokens=48, max_num_seqs=4)
-    def demo_command(config: EngineConfig, params: SamplingParams) -> None:
-        """What this stage changes, a few answers, and what they took."""
-        demo(folder, build, config, params)
+    @with_options(number, **({"dtype": "bf16"} if number == 7 else {}))  # in float32, 4 bits save no bytes
+    def demo_command(config: EngineConfig) -> None:
+        """This stage's idea at work on a few requests, next to the stage before it; about 20 seconds."""
+        demo(folder, build, config)
 
     @app.command("generate")
     @with_options(number, max_tokens=128)

@@ -1,18 +1,15 @@
-"""`generate` and `demo`: prompts in, text as it comes, and what it took."""
+"""`generate`: prompts in, text as it comes, and what it took."""
 
 from __future__ import annotations
 
 import json
-import random
 import statistics
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
-from common.cli.diff import lessons
 from common.config import EngineConfig
 from common.engine import Build, Engine
 from common.errors import UserError
@@ -20,8 +17,6 @@ from common.models.load import open_source
 from common.outputs import CompletionOutput, RequestOutput
 from common.sampling_params import SamplingParams
 from common.text.prompts import Prompt
-
-QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Write two lines about the sea.")
 
 Write = Callable[[str], object]
 
@@ -39,15 +34,8 @@ def ready_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, 
         yield engine
 
 
-def run(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    params: SamplingParams,
-    write: Write,
-    begin: Callable[[int], object] = lambda number: None,
-) -> list[RequestOutput]:
-    """Run prompts together and write the output of each as it comes, in input order, each with a line break. Before the
-    output of a prompt, `begin` is called with its number.
+def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
+    """Run prompts together and write the output of each as it comes, in input order, each with a line break.
 
     A prompt's output waits while an earlier one is still being written. An exception, such as Ctrl-C, aborts the
     requests.
@@ -63,8 +51,6 @@ def run(
             while current < len(ids) and ids[current] in latest:
                 output = latest[ids[current]]
                 text = _readable(engine, output)
-                if not shown and (text or output.finished):
-                    begin(current)
                 write(text[shown:])
                 shown = len(text)
                 if not output.finished:
@@ -178,45 +164,3 @@ def to_json(output: RequestOutput) -> dict[str, object]:
     if len(output.outputs) > 1:
         fields["samples"] = [{"text": sample.text, "token_ids": sample.token_ids} for sample in output.outputs]
     return fields
-
-
-# -- demo --------------------------------------------------------------------------------------------------------------
-
-
-def demo(folder: Path, build: Build, config: EngineConfig, params: SamplingParams) -> None:
-    """What the stage changes, from its README; a few questions, answered together; what to try next."""
-    console = Console(highlight=False)
-    stage = f"stage{folder.name[1]}"
-    for line in _introduction(folder):
-        console.print(line, markup=False)
-    files = ", ".join(lesson.path.relative_to(folder).as_posix() for lesson in lessons(folder))
-    console.print(f"\nIts own files: {files}. See `make {stage} diff`.\n", style="dim")
-    with ready_engine(build, config) as engine:
-        titles, prompts = _demo_prompts(engine)
-
-        def ask(number: int) -> None:
-            console.print(f"> {titles[number]}", style="bold", markup=False)
-
-        outputs = run(engine, prompts, params, write_out, ask)
-        console.print(f"\nAll {len(prompts)} at once: {figures(engine, outputs)}")
-        show_choices(engine)
-    console.print(f"Next: `make {stage} chat`, `make {stage} bench`, or `make bench` to race all stages.", style="dim")
-
-
-def _introduction(folder: Path) -> Iterable[str]:
-    """Title and first paragraph of the stage's README."""
-    title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
-    return [title.lstrip("# "), "", rest.strip().split("\n\n")[0]]
-
-
-def _demo_prompts(engine: Engine) -> tuple[Sequence[str], list[Prompt]]:
-    """Questions as chat messages, as plain text without a chat template, as random tokens without a tokenizer."""
-    tokenizer = engine.tokenizer
-    if tokenizer is None:
-        rng = random.Random(0)
-        vocabulary = engine.runner.model.config.vocab_size
-        rows = [[rng.randrange(vocabulary) for _ in range(length)] for length in (5, 9, 7)]
-        return [f"{len(row)} random token ids (this model has no tokenizer)" for row in rows], list(rows)
-    if tokenizer.chat_template is None:
-        return QUESTIONS, list(QUESTIONS)
-    return QUESTIONS, [[{"role": "user", "content": question}] for question in QUESTIONS]

@@ -129,6 +129,8 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_race_and_the_next_one_r
         player.prepare(prepare_command((fits, too_long), limits, 1))
     assert {event["event"] for event in told} == {"loading"}
     player.prepare(prepare_command((fits,), limits, 1))
+    warming = [(event["done"], event["total"]) for event in told if event.get("text") == "warming up"]
+    assert warming[0] == (0, 4), "the bar is there before the first token"
     player.play()
     assert told[-1]["figures"]["done"] == told[-1]["figures"]["total"] == 1
     player.drop()

@@ -9,6 +9,7 @@ from common.arena.presets import MOST_PROMPTS, PRESETS, Preset, find, presets_fo
 from common.config import stage_options
 from common.errors import UserError
 from common.text.tokenizer import Tokenizer
+from stages.__main__ import folders
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.key)
@@ -33,6 +34,17 @@ def test_the_claims_of_the_presets_are_in_their_sizes(tokenizer: Tokenizer) -> N
     memory = find("memory", [3])
     needed = sum(len(tokenizer.chat(ask.messages())) + ask.max_tokens for ask in memory.asks)
     assert needed > memory.kv_tokens > memory.max_model_len * 2
+
+
+def test_titles_of_many_answers_fit_into_a_column() -> None:
+    for preset in PRESETS:
+        if sum(ask.n for ask in preset.asks) > 4:
+            assert max(len(ask.title) for ask in preset.asks) <= 14, preset.key
+
+
+def test_without_names_two_stages_with_the_same_weights_race() -> None:
+    assert folders(None) == ["m1_kv_cache", "m6_prefix_caching"]
+    assert folders(["4", "stage7"]) == ["m4_flash_attention", "m7_gptq"]
 
 
 def test_what_a_stage_cannot_show_is_not_offered() -> None:

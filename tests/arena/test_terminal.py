@@ -21,7 +21,7 @@ from common.arena.side import Side
 from common.arena.terminal import Screen
 from common.cli import run_app
 from stages import __main__ as program
-from tests.arena.actors import Actor
+from tests.arena.actors import WORDS, Actor
 from tests.arena.watching import TWO
 from tests.test_cli import TINY
 
@@ -50,7 +50,7 @@ def test_the_picture_fits_and_shows_answers_figures_and_memory(sides: list[Side]
     for lines in seen:
         assert len(lines) <= 30
         assert max(len(line) for line in lines) <= 100
-    during = next(picture for picture in map("\n".join, seen) if "█" in picture)
+    during = next(picture for picture in map("\n".join, seen) if "[live]" in picture and "█" in picture)
     last = "\n".join(seen[-1])
     assert "m1 kv cache" in during and "m4 flash attention" in during
     assert "live" in during
@@ -76,7 +76,8 @@ def test_the_memory_says_whose_it_is_without_colours_and_the_foot_what_loads() -
             pictures.append("\n".join(drawn(screen)))
 
     Race([Actor("m1"), Actor("m6")], find("many", [1, 6]), "turns", tell).run()
-    assert "m1: making its 4-bit weights, 3 of 30." in pictures[0]
+    assert "██░░░░░░░░░░░░░░░░░░░░░░ m1: making its 4-bit weights, 3 of 30." in pictures[0]
+    assert WORDS[:24] in pictures[-1], "the beginning of an answer"
     assert "1█2█3█4█5█6█7█8█9█a█b█c█···" in pictures[-1]
 
 

@@ -102,8 +102,11 @@ def test_what_loads_is_told_and_can_be_stopped(browser: Browser) -> None:
     with on_stage(Actor("m1"), slow) as stage, seen(browser, stage.url) as page:
         page.get_by_role("button", name="Race").click()
         expect_status(page, "m7: making its 4-bit weights, 3 of 30.")
+        bar = page.get_by_role("progressbar", name="Loading")
+        assert bar.evaluate("bar => [bar.value, bar.max]") == [3, 30]
         page.get_by_role("button", name="Stop").click()
         expect_status(page, "Stopped.")
+        assert not bar.is_visible()
         assert not page.locator(".badge").last.is_visible()
         slow.loads = False
         race(page)
@@ -167,6 +170,14 @@ def test_a_race_of_two_fits_the_screen(browser: Browser) -> None:
                 )
                 assert lanes <= screen, (preset.key, screen)
                 assert page.locator(".answers li").last.is_visible()
+                assert page.locator(".answers .text").evaluate_all(
+                    """all => all.every((text) => text.textContent.startsWith("The lamp turned") && text.scrollTop === 0
+                        && text.firstChild.getClientRects()[0].top >= text.getBoundingClientRect().top)"""
+                ), "the beginning of every answer is in sight"
+            cut = projector.locator("h2 .name, dt, dd, .head b").evaluate_all(
+                "all => all.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"
+            )
+            assert cut == [], preset.key
 
 
 def test_four_stages_stand_side_by_side_and_nothing_sticks_out(browser: Browser) -> None:

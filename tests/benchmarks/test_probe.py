@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks.contestant import Setting
-from benchmarks.measure import ActivationPeak, AttentionClock
+from benchmarks.measure import AttentionClock
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.worker import probe
 from benchmarks.workloads import find_size
+from common.watch.peak_memory import ActivationPeak
 
 CPU = torch.device("cpu")
 needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset on Linux only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 
 import benchmarks.trace
 from benchmarks.plots.timeline import KINDS, states
-from benchmarks.schedule import record_schedule
-from benchmarks.trace import record, trace
+from benchmarks.schedule import _step_times, record_schedule  # pyright: ignore[reportPrivateUsage]
+from benchmarks.trace import SHARED, record, trace
 
 TINY = ("random:tiny-llama", "cpu", "float32")
 recorded = cache(record)
@@ -48,10 +49,32 @@ def test_the_first_stage_has_no_one_before_it_and_no_memory_to_draw(tmp_path: Pa
     ]
 
 
-@pytest.mark.parametrize("stage", ["m5", "m6"])
+@pytest.mark.parametrize("stage", ["m4", "m5", "m6", "m7"])
 def test_a_model_shorter_than_the_prompts_of_the_picture_gets_its_picture(stage: str, tmp_path: Path) -> None:
     names = [path.name for path in trace(stage, *TINY, tmp_path)]
-    assert names[-1] == {"m5": "m5_schedule.png", "m6": "m6_tree.png"}[stage]
+    assert names[-1] == ("m6_tree.png" if stage == "m6" else f"{stage}_schedule.png")
+    before = f"m{int(stage[1]) - 1}_trace.json"
+    assert (before in names) == (stage in ("m5", "m6")), "a picture of the same steps twice says nothing"
+
+
+def test_from_m6_on_the_prompts_begin_alike_and_only_m6_shares_their_blocks() -> None:
+    shared: list[int] = []
+    for stage in ("m5", "m6"):
+        steps = recorded(stage, *TINY, None, SHARED).trace.steps
+        shared.append(max(sum(len(one.owners) > 1 for one in step.regions or ()) for step in steps))
+    assert shared == [0, SHARED // 16]
+    lengths = [len(recorded(stage, *TINY, None, SHARED).trace.steps) for stage in ("m5", "m6")]
+    assert lengths[1] < lengths[0]
+
+
+def test_the_finding_of_a_stage_with_the_same_steps_is_what_they_take() -> None:
+    traces = {stage: record_schedule(stage, *TINY, 64) for stage in ("m6", "m7")}
+    said = _step_times(traces, "decode")
+    times = [
+        statistics.median(s.duration for s in list(t.steps)[1:] if all(c.kind == "decode" for c in s.chunks))
+        for t in traces.values()
+    ]
+    assert said.endswith(f"takes {1e3 * times[0]:.0f} ms in m6, {1e3 * times[1]:.0f} ms in m7")
 
 
 def test_the_schedule_of_a_short_model_has_the_same_shape() -> None:

@@ -4,7 +4,7 @@ import { colourOf } from "./canvas.js";
 import { MemoryMap } from "./memory.js";
 import { Timeline } from "./timeline.js";
 
-const STATES = { prefill: "reads", decode: "writes", recompute: "computes again", idle: "done", fork: "writes" };
+const STATES = { prefill: "reads", recompute: "computes again", idle: "done", fork: "writes" };
 const REASONS = { stop: "ended by itself", length: "at its limit", abort: "stopped" };
 
 export class Lane {
@@ -95,7 +95,7 @@ export class Lane {
   step(event) {
     for (const [answer, kind] of event.chunks) {
       const card = this.cards[answer];
-      if (!card.done) card.state.textContent = STATES[kind];
+      if (!card.done && STATES[kind]) card.state.textContent = STATES[kind];
     }
     for (const answer of event.preempted) this.cards[answer].state.textContent = "steps back";
     for (const [answer, text, tokens, reason] of event.gained) {
@@ -103,7 +103,7 @@ export class Lane {
       card.text.textContent += text;
       card.tokens += tokens;
       card.done = reason !== null;
-      card.state.textContent = card.done ? `done, ${card.tokens}` : "writes";
+      card.state.textContent = `${card.done ? "done" : "writes"}, ${card.tokens}`;
       if (card.done) card.state.title = `${card.tokens} tokens, ${REASONS[reason]}`;
     }
   }

@@ -147,6 +147,8 @@ function ofSide(event) {
   if (event.event === "loading") {
     const far = event.total ? `, ${event.done} of ${event.total}` : "";
     say(`${lane.stage}: ${event.text}${far}.`);
+    $("far").hidden = !event.total;
+    [$("far").max, $("far").value] = [event.total || 1, event.done || 0];
     return;
   }
   if (event.event === "failed") {
@@ -173,6 +175,7 @@ function ofSide(event) {
 const stream = new EventSource("/api/events");
 stream.onmessage = (message) => {
   const event = JSON.parse(message.data);
+  if (event.event !== "loading") $("far").hidden = true;
   if (event.side !== undefined) ofSide(event);
   else handlers[event.event](event);
   buttons();

@@ -4,7 +4,7 @@
 import { colourOf, prepare, rem, style, type } from "./canvas.js";
 
 const CELL = 16;
-const LARGEST = 2, TYPE = 0.75; // rem: of a cell, and of the numbers in it
+const LARGEST = 2.6, TYPE = 1.1; // rem: of a cell, and of the numbers in it
 
 export class MemoryMap {
   constructor(canvas) {

@@ -1,0 +1,71 @@
+"""The most memory that a process, or a part of its work, held at one time."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+def reset_peak_memory() -> bool:
+    """Forget the peaks of loading and converting weights. The process's peak can only be reset on Linux; elsewhere
+    (False) it counts from the process's start."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory() -> tuple[int | None, int | None]:
+    """Bytes: the process's largest resident set, and the most that PyTorch held on the GPU (None without one)."""
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    return _peak_resident(), device
+
+
+def _peak_resident() -> int | None:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class ActivationPeak:
+    """The most memory, in bytes, that its block holds over what was there before it, weights and KV cache included.
+
+    On a GPU that is PyTorch's count; on a CPU the resident set, right to a megabyte or two, or None where the system
+    cannot reset its peak.
+    """
+
+    bytes: int | None = None
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __enter__(self) -> ActivationPeak:
+        with suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
+            ctypes.CDLL(None).malloc_trim(0)
+        self._known = reset_peak_memory() or self._device.type == "cuda"
+        self._before = self._peak()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = self._peak()
+        if self._known and self._before is not None and after is not None:
+            self.bytes = after - self._before
+
+    def _peak(self) -> int | None:
+        """Right after a reset: what is there now."""
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _peak_resident()
