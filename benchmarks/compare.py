@@ -10,7 +10,7 @@ from typing import Any
 
 import stages
 from benchmarks.environment import environment
-from benchmarks.execution import PLAIN, has_plain_row, options_of
+from benchmarks.execution import PLAIN, execution_of, options_of
 from benchmarks.files import read_json, write_json
 from benchmarks.peers import PEERS
 from benchmarks.process import OnMessage, run_worker
@@ -116,7 +116,7 @@ def _substitute(stage: str, workload: Workload) -> tuple[Workload, str | None]:
 def _has_plain_row(plan: Comparison, stage: str) -> bool:
     """Not for peers, nor where an option decides how plans are executed."""
     chosen = plan.options.keys() & options_of(PLAIN, LAST_STAGE).keys()
-    return stage not in PEERS and not chosen and has_plain_row(stage, plan.device)
+    return stage not in PEERS and not chosen and bool(execution_of(stage, plan.device))
 
 
 def _job(

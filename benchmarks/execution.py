@@ -30,7 +30,7 @@ def options_of(way: str | None, stage: str) -> dict[str, Any]:
     return stage_options(stages.number(stage), WAYS[way])
 
 
-def has_plain_row(stage: str, device: str) -> bool:
-    """Whether the stage runs in another way than plain by default on this device."""
+def execution_of(stage: str, device: str) -> list[str]:
+    """The options by which the stage runs in another way than plain by default on this device."""
     options = {} if stage in PEERS else options_of(PLAIN, stage)
-    return any(device.startswith("cuda") or name not in CUDA_ONLY for name in options)
+    return [name for name in options if device.startswith("cuda") or name not in CUDA_ONLY]

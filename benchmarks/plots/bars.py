@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
-from benchmarks.execution import has_plain_row
+from benchmarks.execution import PLAIN, execution_of
 from benchmarks.record import Record
 from benchmarks.style import INK, SOFT, STAGE_TITLES, WIDTH, color, title
 from benchmarks.table import EXECUTION, rows_for
@@ -53,7 +53,7 @@ def headline(
     if len(pairs) < 2:
         return None
     best, whole = min(pairs[1:], key=lambda pair: cost(pair[0]))
-    unfair = with_execution_only(results, whole) and not with_execution_only(results, stages[0])
+    unfair = len(execution_in(results, whole)) > len(execution_in(results, stages[0]))
     return pairs[0][0], best, whole, title(best.stage) + (" with execution" if unfair else "")
 
 
@@ -68,14 +68,14 @@ def notes_on_rows(results: Results, records: Sequence[Record], workload: str) ->
 
 
 def note_on_execution(results: Results, records: Sequence[Record]) -> str:
-    ways = dict.fromkeys(r.stage for r in records if not r.plain and with_execution_only(results, r))
+    ways = dict.fromkeys(r.stage for r in records if not r.plain and execution_in(results, r))
     return f" With execution only: {', '.join(ways)}." if ways else ""
 
 
-def with_execution_only(results: Results, record: Record) -> bool:
-    """Whether its figures hold what execution gained, with no row of the idea alone beside them."""
-    known = record.stage in STAGE_TITLES and has_plain_row(record.stage, results.config["device"])
-    return known and results.plain_of(record) is None
+def execution_in(results: Results, record: Record) -> list[str]:
+    """The ways of execution in its figures, with no row of the idea alone beside them."""
+    alone = results.plain_of(record) is not None or results.config.get("execution") == PLAIN
+    return [] if alone or record.stage not in STAGE_TITLES else execution_of(record.stage, results.config["device"])
 
 
 def runs_of(records: Sequence[Record]) -> str:

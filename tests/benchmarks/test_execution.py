@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from benchmarks.compare import Results, jobs, make_comparison
-from benchmarks.execution import WAYS, has_plain_row, options_of
+from benchmarks.execution import WAYS, execution_of, options_of
 from benchmarks.plots.latency import latency
 from benchmarks.plots.throughput import throughput
 from benchmarks.record import Record
@@ -48,8 +48,8 @@ def test_a_ladder_has_a_row_for_the_idea_alone_where_execution_differs() -> None
     assert [row[:2] for row in rows("m0 m3 m4 m7", "mixed")] == [
         ("m0", False), ("m3", False), ("m4", True), ("m4", False), ("m7", True), ("m7", False),
     ]  # fmt: skip
-    assert [has_plain_row(stage, "cuda") for stage in ("m1", "m2", "m4")] == [False, True, True]
-    assert not any(has_plain_row(stage, "cpu") for stage in ("m0", "m1", "m2", "m3"))
+    assert [bool(execution_of(stage, "cuda")) for stage in ("m1", "m2", "m4")] == [False, True, True]
+    assert not any(execution_of(stage, "cpu") for stage in ("m0", "m1", "m2", "m3"))
 
 
 def test_other_workloads_and_a_chosen_execution_have_one_row() -> None:
