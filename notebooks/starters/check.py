@@ -77,7 +77,7 @@ def judge(task: Task, limit: float = LIMIT, advance: Callable[[int], object] = l
     """Read, then run. `advance` is called with 1 for each test that ended."""
     verdict = Verdict([Result(check) for check in task.checks])
     if read(task, verdict):
-        job = {"modules": task.modules(), "tests": tests_of(task), "limit": limit}
+        job = {"modules": task.modules(), "tests": tests_of(task), "only": task.only, "limit": limit}
         command = [sys.executable, "-m", "notebooks.starters.worker", json.dumps(job)]
         with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -122,12 +122,12 @@ def follow(lines: Iterable[str], verdict: Verdict, task: Task, limit: float, adv
 
 
 def tests_of(task: Task) -> list[str]:
-    return [test for check in task.checks for test in check.tests.split()]
+    return [test for check in task.checks for test in check.tests]
 
 
 def _covers(check: Check, test: str) -> bool:
     """Is this one of the behaviour's tests? It may name a file, a class, or a function with parameters."""
-    return any(test == own or test.startswith((f"{own}[", f"{own}::")) for own in check.tests.split())
+    return any(test == own or test.startswith((f"{own}[", f"{own}::")) for own in check.tests)
 
 
 def _parameters(function: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,24 +19,26 @@ MINE = ROOT / "notebooks" / "mine"
 
 @dataclass(frozen=True)
 class Check:
-    """A behaviour: tests that hold it (pytest's ids, in one string), and what helps where they do not."""
+    """A behaviour: tests that hold it (pytest's ids), and what helps where they do not."""
 
     says: str
     hint: str
-    tests: str
+    tests: list[str]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One idea to write. demo: the program that shows it in an engine, and its arguments."""
+    """One idea to write. demo: a command of the stage that shows it, or a module. only: tests have many parameters, and
+    of those named here the task needs one value."""
 
     name: str
     stage: str  # the folder's name
     title: str
     minutes: int
-    blanks: tuple[Blank, ...]
-    checks: tuple[Check, ...]
-    demo: tuple[str, ...]
+    blanks: list[Blank]
+    checks: list[Check]
+    only: dict[str, str]
+    demo: Sequence[str] = ("demo",)
     asked: str = ""  # the question of an interview that this is
 
     @property
@@ -103,6 +106,8 @@ def tasks() -> list[Task]:
 
 
 def _task(name: str, entry: dict[str, Any]) -> Task:
-    blanks = tuple(Blank(**blank) for blank in entry.pop("blank"))
-    checks = tuple(Check(**check) for check in entry.pop("check"))
-    return Task(name, blanks=blanks, checks=checks, demo=tuple(entry.pop("demo", ["demo"])), **entry)
+    short = entry["stage"].split("_")[0]
+    for check in entry["check"]:
+        check["tests"] = [f"tests/{short}/test_steps.py{t}" if t.startswith("::") else t for t in check["tests"]]
+    lists = {"blanks": [Blank(**b) for b in entry.pop("blank")], "checks": [Check(**c) for c in entry.pop("check")]}
+    return Task(name, **({"only": {"stage": short}} | entry | lists))

@@ -41,8 +41,14 @@ class Reporter:
     def __init__(self, emit: Emit, job: dict[str, Any], guard: Callable[[], object]) -> None:
         self.emit, self.guard = emit, guard
         self.files: list[str] = list(job["modules"].values())
+        self.only: dict[str, Any] = job["only"]
         self.stop_first: bool = job.get("stop_first", False)
         self.failed = False
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Leave out what is for other stages, or other implementations."""
+        parameters = [(item, getattr(item, "callspec", None)) for item in items]
+        items[:] = [item for item, spec in parameters if spec is None or self.only.items() <= (self.only | spec.params).items()]
 
     def pytest_collection_finish(self, session: Any) -> None:
         self.emit(event="collected", tests=[item.nodeid for item in session.items])
