@@ -21,6 +21,7 @@ from tests.share import pytest_addoption, pytest_collection_modifyitems  # noqa:
 from tests.summary import pytest_terminal_summary  # noqa: F401 - a hook
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """By affinity and quota; xdist itself would count cores."""
     return usable_cpus()

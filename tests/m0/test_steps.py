@@ -55,6 +55,13 @@ def test_no_query_sees_a_later_token() -> None:
     close("3 tokens with equal scores, values 1, 2, 3: means of what came so far", got[:, 0, 0], [1.0, 1.5, 2.0])
 
 
+def test_keys_are_shared_in_the_same_groups() -> None:
+    k, v = torch.tensor([[[0.0], [50.0]], [[50.0], [0.0]]]), torch.tensor([[[1.0], [1.0]], [[2.0], [2.0]]])
+    got = attend(torch.ones(2, 4, 1), k, v)[1, :, 0]
+    close("4 query heads, 2 KV heads, of which the one sees the second token and the other the first", got,
+          [2.0, 2.0, 1.0, 1.0])  # fmt: skip
+
+
 def test_scores_are_divided_by_the_root_of_the_dimension() -> None:
     """Scores 4 and 0 over sqrt(4) are 2 and 0."""
     q = torch.tensor([[[0.0] * 4], [[1.0] * 4]])

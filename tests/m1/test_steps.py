@@ -33,6 +33,7 @@ def test_a_request_takes_one_row() -> None:
 def test_growing_keeps_what_is_stored() -> None:
     cache, one = RowCache(2, 10), request("a")
     cache.grow(one, 3)
+    same("tokens stored after `grow` to 3 tokens, none computed yet", cache.usage().stored, 0)
     cache.mark_computed(one, 3)
     same("`num_computed_tokens` after `mark_computed(request, 3)`", one.num_computed_tokens, 3)
     cache.grow(one, 4)

@@ -21,11 +21,11 @@ def add(index: HashIndex, parent: Entry, tokens: tuple[int, ...], block: int) ->
 def test_a_block_is_found_again() -> None:
     index = HashIndex()
     root = index.root(None)
-    same("`find` in an empty index", index.find(root, (1, 2)), None)
+    same("Is (1, 2) found in an empty index?", index.find(root, (1, 2)) is not None, False)
     entry = add(index, root, (1, 2), 7)
     same("the block of the entry that `add` made for block 7", entry.block, 7)
     same("Does `find` give that entry?", index.find(root, (1, 2)) is entry, True)
-    same("`find` of other tokens", index.find(root, (1, 3)), None)
+    same("Are other tokens found?", index.find(root, (1, 3)) is not None, False)
 
 
 def test_a_key_depends_on_all_tokens_before() -> None:
@@ -39,7 +39,7 @@ def test_equal_tokens_after_another_beginning_are_another_block() -> None:
     root = index.root(None)
     here, there = add(index, root, (1, 1), 0), add(index, root, (2, 2), 1)
     after_here = add(index, here, (5, 6), 2)
-    same("`find` of (5, 6) after another beginning", index.find(there, (5, 6)), None)
+    same("Is (5, 6) found after another beginning?", index.find(there, (5, 6)) is not None, False)
     after_there = add(index, there, (5, 6), 3)
     blocks = [entry.block for entry in (after_here, after_there)]
     same("blocks of (5, 6) after the one and after the other beginning", blocks, [2, 3])
@@ -49,15 +49,16 @@ def test_a_hash_alone_is_not_believed() -> None:
     index = HashIndex(lambda key, tokens: 0)
     root = index.root(None)
     add(index, root, (1, 2), 0)
-    same("`find` of (3, 4), whose key is also that of (1, 2)", index.find(root, (3, 4)), None)
-    same("`add` of (3, 4), whose place is taken", index.add(root, (3, 4), 1), None)
+    same("Is (3, 4) found, whose key is also that of (1, 2)?", index.find(root, (3, 4)) is not None, False)
+    same("Does `add` of (3, 4) give an entry, though its place is taken?", index.add(root, (3, 4), 1) is not None, False)
     same("Is (1, 2) still there?", index.find(root, (1, 2)) is not None, True)
 
 
 def test_a_parent_is_compared_too() -> None:
     index = HashIndex(lambda key, tokens: 0)
     add(index, index.root("here"), (1, 2), 0)
-    same("`find` of equal tokens with an equal key after another parent", index.find(index.root("there"), (1, 2)), None)
+    found = index.find(index.root("there"), (1, 2)) is not None
+    same("Are equal tokens with an equal key found after another parent?", found, False)
 
 
 def test_the_first_block_keeps_its_place() -> None:
