@@ -1,4 +1,4 @@
-"""A lesson file with chosen bodies taken out; what is left is kept as it is, comments too."""
+"""A lesson file with chosen bodies taken out; the rest is kept as it is, comments too."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Function = ast.FunctionDef
-
 
 @dataclass(frozen=True)
 class Blank:
     """What to take out of a file.
 
-    at: the way to a body, as in `Cache.grow` or `attend > for j`: names of classes and functions, then beginnings of
-    statements. start: of the first statement to take out (without it: all but a docstring); count: how many (0: all
-    that follow). todo: what is to be written there, in a sentence or two.
+    at: the way to a body, as in `Cache.grow` or `attend > for j`: a function, then beginnings of loops and conditions.
+    start: of the first statement to take out (without it: all but a docstring); count: how many (0: all that follow).
+    todo: what is to be written there.
     """
 
     file: str
@@ -33,32 +31,26 @@ class Blank:
 def starter(source: str, blanks: Sequence[Blank]) -> str:
     """The source, with comments and a `raise NotImplementedError` in the place of each blank."""
     lines = source.splitlines()
-    tree = ast.parse(source)
-    for blank in sorted(blanks, key=lambda b: -_statements(source, tree, b)[0].lineno):
-        gone = _statements(source, tree, blank)
-        indent = " " * gone[0].col_offset
+    gone = {blank: _statements(source, blank) for blank in blanks}
+    for blank, statements in sorted(gone.items(), key=lambda item: -item[1][0].lineno):
+        indent = " " * statements[0].col_offset
         comment = textwrap.wrap(f"YOURS: {blank.todo}", 118 - len(indent))
         new = [*(f"{indent}# {line}" for line in comment), f'{indent}raise NotImplementedError("{blank.function}")']
-        lines[gone[0].lineno - 1 : gone[-1].end_lineno] = new
+        lines[statements[0].lineno - 1 : statements[-1].end_lineno] = new
     return "\n".join(lines) + "\n"
 
 
-def functions(tree: ast.Module) -> dict[str, Function]:
+def functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
     """Functions and methods by names such as `BlockPool.take`."""
-    found: dict[str, Function] = {}
-    for node in tree.body:
-        if isinstance(node, Function):
-            found[node.name] = node
-        elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{inner.name}": inner for inner in node.body if isinstance(inner, Function)}
-    return found
+    scopes = [("", tree), *((f"{node.name}.", node) for node in tree.body if isinstance(node, ast.ClassDef))]
+    return {prefix + f.name: f for prefix, scope in scopes for f in scope.body if isinstance(f, ast.FunctionDef)}
 
 
 def names(tree: ast.Module) -> list[str]:
-    """What a module defines at its top level."""
-    defined = (n for n in tree.body if isinstance(n, Function | ast.ClassDef))
-    targets = (target for n in tree.body if isinstance(n, ast.Assign) for target in n.targets)
-    return [n.name for n in defined] + [target.id for target in targets if isinstance(target, ast.Name)]
+    """Classes and constants of a module."""
+    targets = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
+    constants = [target.id for target in targets if isinstance(target, ast.Name)]
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef)] + constants
 
 
 def unwritten(tree: ast.Module) -> list[str]:
@@ -67,14 +59,14 @@ def unwritten(tree: ast.Module) -> list[str]:
     return [name for name, nodes in raises.items() if any("NotImplementedError" in ast.dump(node) for node in nodes)]
 
 
-def _statements(source: str, tree: ast.Module, blank: Blank) -> list[ast.stmt]:
+def _statements(source: str, blank: Blank) -> list[ast.stmt]:
     name, *inner = blank.at.split(" > ")
-    body = functions(tree)[name].body
+    body = functions(ast.parse(source))[name].body
     for begins in inner:
-        body = _from(source, body, begins)[0].body  # pyright: ignore[reportAttributeAccessIssue]
+        body = getattr(_from(source, body, begins)[0], "body")  # noqa: B009  (of a loop or a condition)
     if blank.start:
         body = _from(source, body, blank.start)
-    elif isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):  # the docstring
+    elif isinstance(body[0], ast.Expr):  # the docstring
         body = body[1:]
     return body[: blank.count] if blank.count else body
 

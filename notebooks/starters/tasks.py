@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Task:
-    """One idea to write. demo: a command of the stage that shows it, or a module. only: tests have many parameters, and
-    of those named here the task needs one value."""
+    """One idea to write. only: values of parameters that its tests need. demo: a command of the stage that shows it, or
+    a module. asked: the question of an interview that it answers."""
 
     name: str
     stage: str  # the folder's name
@@ -38,17 +37,21 @@ class Task:
     blanks: list[Blank]
     checks: list[Check]
     only: dict[str, str]
-    demo: Sequence[str] = ("demo",)
-    asked: str = ""  # the question of an interview that this is
+    demo: list[str] = field(default_factory=lambda: ["demo"])
+    asked: str = ""
 
     @property
     def short(self) -> str:
         return self.stage.split("_")[0]
 
-    @cached_property
+    @property
     def lessons(self) -> list[Path]:
-        """The files that the task is cut out of, relative to the root."""
+        """The files that it is cut out of, relative to the root."""
         return list(dict.fromkeys(Path(blank.file) for blank in self.blanks))
+
+    @property
+    def tests(self) -> list[str]:
+        return [test for check in self.checks for test in check.tests]
 
     def mine(self, lesson: Path) -> Path:
         """The learner's file."""
@@ -62,24 +65,23 @@ class Task:
         source = (ROOT / lesson).read_text(encoding="utf-8")
         return starter(source, [blank for blank in self.blanks if Path(blank.file) == lesson])
 
-    def write(self, fresh: bool) -> list[Path]:
-        """Write the starters that are missing; fresh: all, with what was there kept beside them. Returns the new."""
-        written: list[Path] = []
+    def write(self, fresh: bool) -> bool:
+        """Write the starters that are missing; fresh: all, with what was there kept beside them. Was any written?"""
+        written = False
         for lesson in self.lessons:
-            mine = self.mine(lesson)
-            if mine.exists() and fresh and mine.read_text(encoding="utf-8") != self.starter(lesson):
+            mine, text = self.mine(lesson), self.starter(lesson)
+            if fresh and mine.exists() and mine.read_text(encoding="utf-8") != text:
                 backups = (mine.with_suffix(f".py.bak{number or ''}") for number in range(1000))
                 mine.rename(next(path for path in backups if not path.exists()))
             if not mine.exists():
                 mine.parent.mkdir(parents=True, exist_ok=True)
-                mine.write_text(self.starter(lesson), encoding="utf-8")
-                written.append(mine)
+                mine.write_text(text, encoding="utf-8")
+                written = True
         return written
 
     def state(self) -> str:
-        files = [(lesson, self.mine(lesson)) for lesson in self.lessons]
-        texts = [(mine.read_text(encoding="utf-8"), self.starter(lesson)) for lesson, mine in files if mine.exists()]
-        if all(own == given for own, given in texts):
+        pairs = [(self.mine(lesson), self.starter(lesson)) for lesson in self.lessons]
+        if not any(mine.exists() and mine.read_text(encoding="utf-8") != text for mine, text in pairs):
             return "not started"
         return "right" if _passed().get(self.name) == self._fingerprint() else "in work"
 
@@ -88,26 +90,26 @@ class Task:
         (MINE / ".right.json").write_text(json.dumps(_passed() | {self.name: self._fingerprint()}))
 
     def _fingerprint(self) -> str:
-        return hashlib.sha256(b"\0".join(Path(path).read_bytes() for path in self.modules().values())).hexdigest()
+        files = [Path(path) for path in self.modules().values()]
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files if path.exists())).hexdigest()
 
 
 def _passed() -> dict[str, str]:
-    try:
-        return json.loads((MINE / ".right.json").read_text())
-    except (OSError, ValueError):
-        return {}
+    path = MINE / ".right.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 @cache
 def tasks() -> list[Task]:
     """In the order of the stages."""
     with (Path(__file__).parent / "tasks.toml").open("rb") as file:
-        return [_task(name, entry) for name, entry in tomllib.load(file).items()]
+        return [_task(name, **entry) for name, entry in tomllib.load(file).items()]
 
 
-def _task(name: str, entry: dict[str, Any]) -> Task:
-    short = entry["stage"].split("_")[0]
-    for check in entry["check"]:
-        check["tests"] = [f"tests/{short}/test_steps.py{t}" if t.startswith("::") else t for t in check["tests"]]
-    lists = {"blanks": [Blank(**b) for b in entry.pop("blank")], "checks": [Check(**c) for c in entry.pop("check")]}
-    return Task(name, **({"only": {"stage": short}} | entry | lists))
+def _task(name: str, stage: str, blank: list[dict[str, Any]], check: list[dict[str, Any]], **entry: Any) -> Task:
+    short = stage.split("_")[0]
+    for one in check:
+        one["tests"] = [f"tests/{short}/test_steps.py{t}" if t.startswith("::") else t for t in one["tests"]]
+    blanks, checks = [Blank(**one) for one in blank], [Check(**one) for one in check]
+    entry.setdefault("only", {"stage": short})
+    return Task(name, stage, blanks=blanks, checks=checks, **entry)

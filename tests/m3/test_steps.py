@@ -147,8 +147,8 @@ def test_a_shared_block_is_copied_before_it_is_written() -> None:
 
 @pytest.mark.parametrize(("tokens", "admitted"), [(7, True), (8, False)])
 def test_admission_counts_the_first_new_token(tokens: int, admitted: bool) -> None:
-    same(f"`can_admit` a prompt of {tokens} tokens into 2 blocks of 4", PagedCache(2, 4).can_admit(request("a", tokens)),
-         admitted)  # fmt: skip
+    got = PagedCache(2, 4).can_admit(request("a", tokens))
+    same(f"`can_admit` a prompt of {tokens} tokens into 2 blocks of 4", got, admitted)
 
 
 def test_admission_leaves_a_block_for_each_other_request() -> None:

@@ -29,7 +29,9 @@ def test_a_block_is_found_again() -> None:
 
 
 def test_a_key_depends_on_all_tokens_before() -> None:
-    same("equal keys of the block (1, 2) after two beginnings?", chain_hash(11, (1, 2)) == chain_hash(22, (1, 2)), False)
+    same(
+        "equal keys of the block (1, 2) after two beginnings?", chain_hash(11, (1, 2)) == chain_hash(22, (1, 2)), False
+    )
     same("equal keys of (1, 2) and (2, 1)?", chain_hash(11, (1, 2)) == chain_hash(11, (2, 1)), False)
     same("equal keys of the same block, asked twice?", chain_hash(11, (1, 2)) == chain_hash(11, (1, 2)), True)
 
@@ -50,7 +52,9 @@ def test_a_hash_alone_is_not_believed() -> None:
     root = index.root(None)
     add(index, root, (1, 2), 0)
     same("Is (3, 4) found, whose key is also that of (1, 2)?", index.find(root, (3, 4)) is not None, False)
-    same("Does `add` of (3, 4) give an entry, though its place is taken?", index.add(root, (3, 4), 1) is not None, False)
+    same(
+        "Does `add` of (3, 4) give an entry, though its place is taken?", index.add(root, (3, 4), 1) is not None, False
+    )
     same("Is (1, 2) still there?", index.find(root, (1, 2)) is not None, True)
 
 

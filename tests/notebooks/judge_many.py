@@ -1,7 +1,7 @@
 """Judges many versions of lesson files: imports everything else once, and forks for each version.
 
-`python -m tests.notebooks.judge_many`, a list of the worker's jobs on standard input; writes a list of texts, what the
-worker writes of each.
+`python -m tests.notebooks.judge_many`, a list of jobs of `tests.learner` on standard input; writes a list of
+what that writes of each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import tests.conftest
 import tests.engine_checks
 import tests.m7.test_gptq  # noqa: F401
-from notebooks.starters import worker
+from tests import learner
 
 
 def forget(job: dict[str, Any]) -> None:
@@ -32,10 +32,10 @@ def judge(job: dict[str, Any]) -> str:
     with tempfile.TemporaryFile("w+") as out:
         child = os.fork()
         if child == 0:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1), os.dup2(silent, 2)
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             forget(job)
-            worker.run(job, out)
+            learner.run(job, out)
             out.flush()
             os._exit(0)
         os.waitpid(child, 0)

@@ -15,7 +15,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("(-sin, sin)", "(sin, sin)", "negative in one half only"),
         ("(-sin, sin)", "(sin, -sin)", "*first* half"),
         ("angles.cos(), angles.sin()", "angles.sin(), angles.cos()", "cos and sin in their places"),
-        ("heads.roll(heads.shape[-1] // 2, dims=-1)", "heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)", "y is dimension i"),
+        ("heads.roll(heads.shape[-1] // 2, dims=-1)", "heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)",
+         "y is dimension i"),
         ("torch.outer(positions, ", "torch.outer(positions.sqrt(), ", "in proportion to the position"),
     ],
     "top-p": [
@@ -33,7 +34,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("if upto > self.row_length", "if upto >= self.row_length", "exactly `row_length` fits"),
         ("self._stored.pop(request.id, None)", "pass", "removes the request's entry"),
         ("slots > self._positions[..., None]", "slots >= self._positions[..., None]", "a token sees itself"),
-        ("slots > self._positions[..., None]", "slots > 0 * self._positions[..., None] + self._positions.max()", "a token sees itself"),
+        ("slots > self._positions[..., None]", "slots > 0 * self._positions[..., None] + self._positions.max()",
+         "a token sees itself"),
         (
             "slots > self._positions[..., None]",
             "slots > self._positions[:1, :, None].expand(self._positions.shape[0], -1, -1)",
@@ -75,8 +77,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("-(-num_tokens // self.block_size)", "num_tokens // self.block_size + 1", "rounding up"),
         ("self.blocks_for(upto) - len(table)", "self.blocks_for(upto)", "minus what it has"),
         ("        if missing + len(shared) > self.pool.num_free:\n            return False\n",
-         "        table += self.pool.take(min(missing, self.pool.num_free))\n        missing = max(0, self.blocks_for(upto)"
-         " - len(table))\n        if missing:\n            return False\n", "Count what is missing first"),
+         "        table += self.pool.take(min(missing, self.pool.num_free))\n        missing = max(0, "
+         "self.blocks_for(upto) - len(table))\n        if missing:\n            return False\n", "Count what is missing first"),
         ("self.pool.release(self.tables.pop(request.id, []))", "self.tables.pop(request.id, [])", "has to release"),
         ("list(self.tables[parent.id])", "self.tables[parent.id]", "a list of its own"),
         ("        self.pool.share(self.tables[child.id])\n", "", "`self.pool.share`"),
@@ -93,7 +95,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("block_tables[owner, positions // size].astype(np.int64) * size + positions % size",
          "block_tables[owner, (positions - positions[0]) // size].astype(np.int64) * size + (positions - positions[0]) "
          "% size", "its place in this step"),
-        (".transpose(1, 2)\n\n    def kv_bytes", ".flatten(1, 2).unflatten(1, (cache.shape[2], -1))\n\n    def kv_bytes",
+        (".transpose(1, 2)\n\n    def kv_bytes",
+         ".flatten(1, 2).unflatten(1, (cache.shape[2], -1))\n\n    def kv_bytes",
          "a transposition, not a view"),
         ("cache.index_select(0, blocks.flatten())", "cache.index_select(0, blocks.flatten().sort()[0])",
          "`index_select` along the blocks"),
@@ -147,7 +150,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
     "gptq": [
         ("            columns[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)", "            pass",
          "plain rounding"),
-        ("factor[i, i + 1 : end], error, alpha=-1", "factor[i, i + 1 : end], error, alpha=1", "The update is subtracted"),
+        ("factor[i, i + 1 : end], error, alpha=-1", "factor[i, i + 1 : end], error, alpha=1",
+         "The update is subtracted"),
         ("grids[-1].values(codes[i])) / factor[i, i]", "grids[-1].values(codes[i]))", "divides the error"),
         ("        columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)", "        pass", "Line 10"),
         ("        loss += errors.square().sum(0)", "        loss += errors.abs().sum(0)", "Sum the squares"),

@@ -1,8 +1,8 @@
 """In a process of its own: the project, with a learner's modules in the place of a lesson's. Tests, or a program.
 
-`python -m notebooks.starters.worker JOB`, a JSON object. What happens is written to standard output, a JSON object a
-line; after too long a test, the place at which it hangs. This file imports nothing of the project before the learner's
-modules are in place.
+`python -m tests.learner JOB`, a JSON object: `notebooks/starters` starts it. What happens is written to standard output,
+a JSON object a line; after too long a test, the place at which it hangs. This file imports nothing of the project before
+the learner's modules are in place.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Reporter:
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Leave out what is for other stages, or other implementations."""
         parameters = [(item, getattr(item, "callspec", None)) for item in items]
-        items[:] = [item for item, spec in parameters if spec is None or self.only.items() <= (self.only | spec.params).items()]
+        items[:] = [
+            item for item, spec in parameters if spec is None or self.only.items() <= (self.only | spec.params).items()
+        ]
 
     def pytest_collection_finish(self, session: Any) -> None:
         self.emit(event="collected", tests=[item.nodeid for item in session.items])
@@ -111,12 +113,12 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     if "program" in job:
         sys.meta_path.insert(0, Learner(job["modules"]))
-        sys.argv = [job["program"], *job["arguments"]]
-        runpy.run_module(job["program"], run_name="__main__", alter_sys=True)
+        sys.argv = list(job["program"])
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         return
     with os.fdopen(os.dup(1), "w") as out:
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1), os.dup2(silent, 2)
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         run(job, out)
 
 
