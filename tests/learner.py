@@ -1,8 +1,8 @@
 """In a process of its own: the project, with a learner's modules in the place of a lesson's. Tests, or a program.
 
-`python -m tests.learner JOB`, a JSON object: `notebooks/starters` starts it. What happens is written to standard output,
-a JSON object a line; after too long a test, the place at which it hangs. This file imports nothing of the project before
-the learner's modules are in place.
+`python -m tests.learner JOB`, a JSON object: `notebooks/starters` starts it. What happens is written to standard
+output, a JSON object a line; after too long a test, the place at which it hangs. This file imports nothing of the
+project before the learner's modules are in place.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Reporter:
         report = yield
         if call.excinfo is not None:
             self.failed = True
-            printed = "".join(text for name, text in item._report_sections if "stdout" in name)
+            printed = "".join(text for _, name, text in item._report_sections if name == "stdout")
             self.emit(event="failed", test=item.nodeid, printed=printed, **describe(call.excinfo.value, self.files))
         elif call.when == "teardown" and report.passed:
             self.emit(event="end", test=item.nodeid)

@@ -66,7 +66,7 @@ def _statements(source: str, blank: Blank) -> list[ast.stmt]:
         body = getattr(_from(source, body, begins)[0], "body")  # noqa: B009  (of a loop or a condition)
     if blank.start:
         body = _from(source, body, blank.start)
-    elif isinstance(body[0], ast.Expr):  # the docstring
+    elif isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):  # the docstring
         body = body[1:]
     return body[: blank.count] if blank.count else body
 

@@ -78,7 +78,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("self.blocks_for(upto) - len(table)", "self.blocks_for(upto)", "minus what it has"),
         ("        if missing + len(shared) > self.pool.num_free:\n            return False\n",
          "        table += self.pool.take(min(missing, self.pool.num_free))\n        missing = max(0, "
-         "self.blocks_for(upto) - len(table))\n        if missing:\n            return False\n", "Count what is missing first"),
+         "self.blocks_for(upto) - len(table))\n        if missing:\n            return False\n",
+         "Count what is missing first"),
         ("self.pool.release(self.tables.pop(request.id, []))", "self.tables.pop(request.id, [])", "has to release"),
         ("list(self.tables[parent.id])", "self.tables[parent.id]", "a list of its own"),
         ("        self.pool.share(self.tables[child.id])\n", "", "`self.pool.share`"),
