@@ -45,8 +45,10 @@ def main(
     elif not started or (written and any(written)):
         begin(todo)
     else:
-        for one in started:
+        for one in [one for one in started if task or one.state() != "right"] or started:
             check(one)
+        for one in [one for one in todo if one not in started]:
+            say(f"{one.short}, {one.name}: not started", "dim")
 
 
 def overview(todo: list[Task]) -> None:

@@ -61,12 +61,13 @@ def unwritten(tree: ast.Module) -> list[str]:
 
 def _statements(source: str, blank: Blank) -> list[ast.stmt]:
     name, *inner = blank.at.split(" > ")
-    body = functions(ast.parse(source))[name].body
+    function = functions(ast.parse(source))[name]
+    body = function.body
     for begins in inner:
         body = getattr(_from(source, body, begins)[0], "body")  # noqa: B009  (of a loop or a condition)
     if blank.start:
         body = _from(source, body, blank.start)
-    elif isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):  # the docstring
+    elif not inner and ast.get_docstring(function):
         body = body[1:]
     return body[: blank.count] if blank.count else body
 

@@ -57,7 +57,11 @@ def judge(task: Task, limit: float = LIMIT, advance: Callable[[int], object] = l
     if not verdict.problem and len(verdict.unwritten) < len({blank.function for blank in task.blanks}):
         job = {"modules": task.modules(), "tests": task.tests, "only": task.only, "limit": limit}
         command = [sys.executable, "-m", "tests.learner", json.dumps(job)]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "FOLOVLLM_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST_", "FOLOVLLM_COVERAGE", "FOLOVLLM_DEEP"))
+        }
         environment = kept | {"OMP_NUM_THREADS": "1"}  # tiny models are faster so
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             follow(process.stdout or (), verdict, task, limit, advance)

@@ -22,6 +22,7 @@ from notebooks.starters.check import Result, Verdict, follow, judge
 from notebooks.starters.tasks import ROOT, Task, tasks
 from tests.depth import DEEP
 from tests.notebooks.mistakes import MISTAKES
+from tests.test_makefile import make, planned
 
 TASKS = {task.name: task for task in tasks()}
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
@@ -189,6 +190,13 @@ def test_a_right_solution_runs_in_an_engine(mine: Path, capfd: pytest.CaptureFix
     assert end.value.code == 0 and "✗" not in text and "·" not in text
     assert "Right." in text and "on my own code" in text and "diff " in text
     assert task.state() == "right"
+
+
+def test_make_says_which_stages_which_task_and_whether_to_begin_again() -> None:
+    assert planned("build").endswith("-m notebooks.starters")
+    command = planned("stage3", "stage5", "build", "TASK=pool", "FRESH=1")
+    assert command.endswith("-m notebooks.starters m3 m5 --task pool --fresh")
+    assert "are for build only" in make("test", "FRESH=1", python=None).stderr
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
