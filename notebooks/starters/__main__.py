@@ -105,10 +105,12 @@ def show(one: Task, verdict: Verdict) -> None:
 
 def explain(result: Result) -> None:
     told = result.failure
-    message = "\n".join(told["message"].splitlines()[:4])
-    tried = told["tried"] or f"the stage's own test `{told['test'].partition('::')[2]}`"
-    lines = {"tried": tried, "came out": told["got"] or message, "expected": told["wanted"], "at": told["where"]}
-    for name, text in (lines | {"printed": told["printed"][-600:], "hint": result.check.hint}).items():
+    lines = [line for line in told["message"].splitlines() if not line.lstrip().startswith("+")]  # pytest's details
+    message = "\n".join(lines[:3]).replace("assert False", "it does not hold")
+    file, _, test = told["test"].partition("::")
+    tried = told["tried"] or f"the stage's own test `{test}` in {file}"
+    parts = {"tried": tried, "came out": told["got"] or message, "expected": told["wanted"], "at": told["where"]}
+    for name, text in (parts | {"printed": told["printed"][-600:], "hint": result.check.hint}).items():
         if text:
             say(f"      {name:9} " + text.strip().replace("\n", f"\n{'':16}"), "bold" if name == "hint" else "")
 
