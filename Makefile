@@ -15,13 +15,15 @@ PRESET   ?=
 ASK      ?=
 NVTX     ?=
 KEEP     ?=
+TASK     ?=
+FRESH    ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
 WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report busy clean
 STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
-BOTH_VERBS  := bench test arena race notebooks lab
+BOTH_VERBS  := bench test arena race notebooks lab build
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
 number    = $(firstword $(subst _, ,$(1:m%=%)))
@@ -68,6 +70,9 @@ ifneq ($(and $(EXECUTION),$(filter-out bench,$(VERBS))),)
 endif
 ifneq ($(and $(KEEP),$(filter-out notebooks,$(VERBS))),)
   $(error KEEP= is for notebooks only)
+endif
+ifneq ($(and $(TASK)$(FRESH),$(filter-out build,$(VERBS))),)
+  $(error TASK= and FRESH= are for build only)
 endif
 ifneq ($(and $(PREFIX_INDEX),$(filter-out bench trace profile,$(VERBS))),)
   $(error PREFIX_INDEX= is for bench, trace and profile)
@@ -166,6 +171,10 @@ notebooks: $(READY)
 
 lab: $(LAB_READY)
 	@$(PY) -m notebooks $(strip $(SHORT) --lab)
+
+# A learner's own: not right yet is no failure of make.
+build: $(READY)
+	@$(PY) -m notebooks.starters $(strip $(SHORT) $(if $(TASK),--task $(TASK)) $(if $(filter-out 0 no false,$(FRESH)),--fresh))
 
 test: $(READY)
 	@$(if $(SHORT),,$(COVERAGE)) $(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))")

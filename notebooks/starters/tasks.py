@@ -1,0 +1,115 @@
+"""What there is to build: the tasks of `tasks.toml`, with the learner's files and how far they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from notebooks.starters.blank import Blank, starter
+
+ROOT = Path(__file__).parent.parent.parent
+MINE = ROOT / "notebooks" / "mine"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A behaviour: tests that hold it (pytest's ids), and what helps where they do not."""
+
+    says: str
+    hint: str
+    tests: list[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One idea to write. only: values of parameters that its tests need. demo: a command of the stage that shows it, or
+    a module. asked: the question of an interview that it answers."""
+
+    name: str
+    stage: str  # the folder's name
+    title: str
+    minutes: int
+    blanks: list[Blank]
+    checks: list[Check]
+    only: dict[str, str]
+    demo: list[str] = field(default_factory=lambda: ["demo"])
+    asked: str = ""
+
+    @property
+    def short(self) -> str:
+        return self.stage.split("_")[0]
+
+    @property
+    def lessons(self) -> list[Path]:
+        """The files that it is cut out of, relative to the root."""
+        return list(dict.fromkeys(Path(blank.file) for blank in self.blanks))
+
+    @property
+    def tests(self) -> list[str]:
+        return [test for check in self.checks for test in check.tests]
+
+    def mine(self, lesson: Path) -> Path:
+        """The learner's file."""
+        return MINE / self.short / lesson.name
+
+    def modules(self) -> dict[str, str]:
+        """The learner's files by the names of the modules that they stand for."""
+        return {".".join(lesson.with_suffix("").parts): str(self.mine(lesson)) for lesson in self.lessons}
+
+    def starter(self, lesson: Path) -> str:
+        source = (ROOT / lesson).read_text(encoding="utf-8")
+        return starter(source, [blank for blank in self.blanks if Path(blank.file) == lesson])
+
+    def write(self, fresh: bool) -> bool:
+        """Write the starters that are missing; fresh: all, with what was there kept beside them. Was any written?"""
+        written = False
+        for lesson in self.lessons:
+            mine, text = self.mine(lesson), self.starter(lesson)
+            if fresh and mine.exists() and mine.read_text(encoding="utf-8") != text:
+                backups = (mine.with_suffix(f".py.bak{number or ''}") for number in range(1000))
+                mine.rename(next(path for path in backups if not path.exists()))
+            if not mine.exists():
+                mine.parent.mkdir(parents=True, exist_ok=True)
+                mine.write_text(text, encoding="utf-8")
+                written = True
+        return written
+
+    def state(self) -> str:
+        pairs = [(self.mine(lesson), self.starter(lesson)) for lesson in self.lessons]
+        if not any(mine.exists() and mine.read_text(encoding="utf-8") != text for mine, text in pairs):
+            return "not started"
+        return "right" if _passed().get(self.name) == self._fingerprint() else "in work"
+
+    def remember(self) -> None:
+        """These files are right, as they are now."""
+        (MINE / ".right.json").write_text(json.dumps(_passed() | {self.name: self._fingerprint()}))
+
+    def _fingerprint(self) -> str:
+        files = [Path(path) for path in self.modules().values()]
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files if path.exists())).hexdigest()
+
+
+def _passed() -> dict[str, str]:
+    path = MINE / ".right.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@cache
+def tasks() -> list[Task]:
+    """In the order of the stages."""
+    with (Path(__file__).parent / "tasks.toml").open("rb") as file:
+        return [_task(name, **entry) for name, entry in tomllib.load(file).items()]
+
+
+def _task(name: str, stage: str, blank: list[dict[str, Any]], check: list[dict[str, Any]], **entry: Any) -> Task:
+    short = stage.split("_")[0]
+    for one in check:
+        one["tests"] = [f"tests/{short}/test_steps.py{t}" if t.startswith("::") else t for t in one["tests"]]
+    blanks, checks = [Blank(**one) for one in blank], [Check(**one) for one in check]
+    entry.setdefault("only", {"stage": short})
+    return Task(name, stage, blanks=blanks, checks=checks, **entry)
