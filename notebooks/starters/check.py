@@ -96,7 +96,7 @@ def follow(lines: Iterable[str], verdict: Verdict, task: Task, limit: float, adv
     files, current, collected, done = list(task.modules().values()), "", list[str](), set[str]()
     for line in lines:
         if not line.startswith("{"):  # it ended itself after too long a test, and says where it was
-            at = re.match(r'\s*File "(.*)", line (\d+) in (\w+)', line)
+            at = re.match(r'\s*File "(.*)", line (\d+) in (\S+)', line)
             if at and at[1] in files and not verdict.problem:
                 place = f"{os.path.relpath(at[1], ROOT)}:{at[2]}, in `{at[3]}`"
                 verdict.problem = f"Not done after {limit:.0f} s: an endless loop? It was at {place}."
