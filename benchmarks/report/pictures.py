@@ -8,6 +8,7 @@ from itertools import product
 from matplotlib import pyplot as plt
 
 from benchmarks import attention, busy, int4, quality
+from benchmarks.execution import PLAIN
 from benchmarks.plots import PICTURES
 from benchmarks.plots.picture import save_picture
 from benchmarks.report.blocks import Picture
@@ -32,13 +33,14 @@ SHOWN = (
 
 
 def draw(machine: Machine, again: bool = False) -> list[Picture]:
-    """Each from the file with the most runners, or from one with a sweep of the workload. again: instead of what the
-    report shows, all pictures that the folder has already."""
+    """Each from a file with a sweep of the workload, first one of the ideas alone, or from that with the most runners.
+    again: instead of what the report shows, all pictures that the folder has already."""
     drawn: list[Picture] = []
     workloads = dict.fromkeys(workload for bench in machine.benches for workload in bench.results.config["workloads"])
     for workload, name in product(workloads, PICTURES) if again else SHOWN:
         with_sweep = [b for b in machine.benches if any(r.workload == workload for r in b.results.sweeps)]
-        for bench in filter(None, [machine.bench_of(workload), *with_sweep]):
+        with_sweep.sort(key=lambda bench: bench.results.config.get("execution") != PLAIN)
+        for bench in filter(None, [*with_sweep, machine.bench_of(workload)]):
             path = bench.path.parent / f"{machine.prefix}{workload}{name and '-'}{name}.png"
             if again and not path.exists():
                 break
