@@ -102,12 +102,7 @@ class StepGraphs:
     padded size a graph of the greedy choice of tokens from there, for steps in which no request samples."""
 
     def __init__(
-        self,
-        model: Decoder,
-        attention: Attention,
-        builder: StepBuilder,
-        inputs: GraphInputs,
-        shapes: list[StepShape],
+        self, model: Decoder, attention: Attention, builder: StepBuilder, inputs: GraphInputs, shapes: list[StepShape]
     ) -> None:
         self._model, self._attention, self._builder, self._inputs = model, attention, builder, inputs
         self.shapes = shapes

@@ -69,7 +69,4 @@ class Server(uvicorn.Server):
             url = address(sockets[0])
             print(f"{self.service.model_name} on {self.service.engine.stage}: {url}/v1 (Ctrl-C ends it)", flush=True)
             if not self.service.options.api_keys and not self.service.options.loopback:
-                print(
-                    "warning: any client that reaches it can use it; --api-key asks for a key",
-                    file=sys.stderr,
-                )
+                print("warning: any client that reaches it can use it; --api-key asks for a key", file=sys.stderr)
