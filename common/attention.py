@@ -23,8 +23,3 @@ class Attention(Protocol):
     def kv_bytes(self) -> int:
         """Bytes allocated for K and V of all layers."""
         ...
-
-
-def description(attention: Attention) -> str | None:
-    """One line for the user, where the attention has a choice to account for: its `description`. Else None."""
-    return getattr(attention, "description", None)

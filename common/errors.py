@@ -50,6 +50,10 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def require_number(
     name: str, value: Any, kind: type | UnionType, low: float, high: float = math.inf, above: bool = False
 ) -> None:

@@ -33,6 +33,11 @@ class CompletionOutput:
             return ""
         return detokenizer.text(self._request.token_ids, self._count, self.finish_reason is not None)
 
+    @property
+    def readable(self) -> str:
+        """The text; for a model without a tokenizer the token ids."""
+        return self.text if self._request.detokenizer else "".join(f"{token} " for token in self.token_ids)
+
     @cached_property
     def logprobs(self) -> list[dict[int, float]] | None:
         """For each token a dict of token id to log-probability under the model's raw distribution."""

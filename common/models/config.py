@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.errors import UserError, require, require_number
+from common.errors import UserError, one_line, require, require_number
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -77,7 +77,7 @@ class ModelConfig:
         except UserError:
             raise
         except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:  # foreign values
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(f"{name}: config.json cannot be understood: {reason}. Download it again") from error
 
     @classmethod

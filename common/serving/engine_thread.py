@@ -216,7 +216,7 @@ class EngineThread:
         index = sample.index
         if job.done[index]:
             return
-        text = self._text(sample)[job.sent_text[index] :]
+        text = sample.readable[job.sent_text[index] :]
         job.done[index] = sample.finish_reason is not None
         if not text and not job.done[index]:
             return
@@ -227,12 +227,6 @@ class EngineThread:
         job.sent_tokens[index] += len(token_ids)
         delta = Delta(job.first_index + index, text, token_ids, logprobs, sample.finish_reason)
         self._outbox.append((job, delta))
-
-    def _text(self, sample: CompletionOutput) -> str:
-        """A model without a tokenizer shows token ids."""
-        if self._engine.tokenizer is not None:
-            return sample.text
-        return "".join(f"{token} " for token in sample.token_ids)
 
     def _add(self, job: Job) -> None:
         try:
