@@ -1,7 +1,5 @@
 """The one seam between the model and a stage."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

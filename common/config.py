@@ -1,7 +1,5 @@
 """What an engine is built from. One class for all stages, so that a comparison changes nothing but the stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """The engine: requests in, tokens out, one step at a time. The same for all stages; a stage only brings the parts."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self

@@ -1,7 +1,5 @@
 """The one exception that means "the caller can fix this", and the checks that raise it."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -1,7 +1,5 @@
 """How much memory the KV cache may take."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What an engine returns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise

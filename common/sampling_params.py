@@ -1,7 +1,5 @@
 """How one request chooses its tokens, and when it stops."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

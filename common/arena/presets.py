@@ -1,7 +1,5 @@
 """The presets of a race: each has prompts that show one claim, and is short enough for an audience."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -5,8 +5,6 @@ time. That is the fair way on one machine. *Together*, all run at once, each on 
 alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat

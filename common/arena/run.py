@@ -1,7 +1,5 @@
 """One race of one engine, as events."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """The page's server, which runs until a signal ends it."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 

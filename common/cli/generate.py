@@ -1,7 +1,5 @@
 """`generate`: prompts in, text as it comes, and what it took."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

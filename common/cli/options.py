@@ -1,7 +1,5 @@
 """Flags of the command line, one for each option of `EngineConfig`, `SamplingParams` and `ServerOptions`."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping

@@ -8,8 +8,6 @@ token 0 at position 0, and write it into a spare block. A step with prompts has 
 tokens behind them; where one prompt ends and the next one begins, attention reads on the device.
 """
 
-from __future__ import annotations
-
 import gc
 import threading
 from collections.abc import Callable, Generator, Mapping

@@ -1,7 +1,5 @@
 """The tensors of a step, built fast: arrays that are reused, and one copy to the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The one model of all eight stages: a Llama, Qwen2 or Qwen3 decoder over flattened tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

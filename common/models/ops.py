@@ -4,8 +4,6 @@
 (`cpu.fused_cpu`); tests hold them together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 

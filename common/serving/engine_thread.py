@@ -1,7 +1,5 @@
 """One thread owns the engine: commands reach it between two steps, and its events go to the event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

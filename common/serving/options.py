@@ -1,7 +1,5 @@
 """Where the server listens, which clients it answers, and the limits of a request."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from ipaddress import ip_address

@@ -1,7 +1,5 @@
 """From options to a server that runs until a signal ends it."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import sys

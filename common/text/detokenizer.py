@@ -1,7 +1,5 @@
 """Token ids to text, a token at a time, in whole characters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer

@@ -1,7 +1,5 @@
 """Counters of an engine, kept while it runs: what was computed, and how full the KV cache was."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from common.attention import Attention

@@ -1,7 +1,5 @@
 """What an engine did, step by step: for pictures, for Perfetto, and for the question "why was this token late?"."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ the library's matrix products, which are at their best there, with fused kernels
 with a `fused_qkv` does the second of these itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

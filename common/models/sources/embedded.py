@@ -4,8 +4,6 @@ The package carries a 4-bit GGUF file. It is converted once, to a Hugging Face f
 and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

@@ -1,8 +1,6 @@
 """A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
 code from the folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What folders of quantised models have in common: tensors that stand for a weight, and a description of them."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Mapping
 from pathlib import Path

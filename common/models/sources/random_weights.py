@@ -1,7 +1,5 @@
 """Models of exact shapes with random weights: for benchmarks and tests that need no download."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
