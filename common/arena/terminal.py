@@ -207,6 +207,9 @@ class Screen:
             live.refresh()
             time.sleep(PAUSE / 2)
 
+    def over(self) -> None:
+        self.status = self.verdict or self.status
+
 
 def show(sides: Sequence[Side], preset: Preset, mode: str) -> None:
     """A race from loading to verdict; Ctrl-C stops it and raises. Into a pipe goes only the verdict. `UserError` if a
@@ -227,7 +230,7 @@ def show(sides: Sequence[Side], preset: Preset, mode: str) -> None:
         except KeyboardInterrupt:
             race.stop()
             raise
-        screen.status = screen.verdict or screen.status
+        screen.over()
         if console.is_terminal:
             live.refresh()
     if screen.failures:

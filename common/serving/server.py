@@ -4,6 +4,7 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -39,16 +40,9 @@ class Server(uvicorn.Server):
         options = service.options
         self.service = service
         self._signal: int | None = None
-        super().__init__(
-            uvicorn.Config(
-                Gate(create_app(service), options, service.metrics),
-                log_config=None,
-                access_log=False,
-                ws="none",
-                server_header=False,
-                timeout_graceful_shutdown=GRACE,
-            )
-        )
+        app = Gate(create_app(service), options, service.metrics)
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
+        super().__init__(uvicorn.Config(app, **quiet, timeout_graceful_shutdown=GRACE))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second one ends the wait."""
