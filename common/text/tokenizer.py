@@ -3,14 +3,12 @@
 Built on the `tokenizers` library alone: importing transformers for the same files would slow down every start.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -38,7 +36,7 @@ class Tokenizer:
         backend.no_padding()
 
     @classmethod
-    def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Tokenizer | None:
+    def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
         backend = _read_backend(folder)
         if backend is None:
