@@ -58,11 +58,14 @@ class EngineConfig:
     command line, too."""
 
     model: Annotated[str, "A name, a Hugging Face folder or hub id, a *.gguf file, or random:<preset>."] = DEFAULT_MODEL
-    dtype: Annotated[str | torch.dtype, "bf16, fp16 or fp32; --dtype auto: bf16 where there is hardware."] = "float32"
+    dtype: Annotated[
+        str | torch.dtype,
+        "Of weights, activations and KV cache: bf16, fp16 or fp32; --dtype auto: bf16 where there is hardware for it.",
+    ] = "float32"
     device: Annotated[str | torch.device, "auto (a GPU where there is one), cpu, cuda, cuda:0, ..."] = "auto"
     max_model_len: Annotated[int | None, "Most tokens of a request, output included. Without it: the model's."] = None
     max_num_seqs: Annotated[int, "Most requests that run at the same time."] = 16
-    max_num_batched_tokens: Annotated[int, "Most prompt tokens of a step (from m2 on); all its tokens (m5)."] = 2048
+    max_num_batched_tokens: Annotated[int, "Most prompt tokens of a step (from m2 on); from m5 on all tokens."] = 2048
     scheduling_policy: Annotated[str, "The order of waiting requests: fcfs or priority (from m2 on)."] = "fcfs"
     block_size: Annotated[int, "Tokens in one block of the paged KV cache (from m3 on)."] = 16
     swap_space: Annotated[int, "Bytes of CPU memory for preempted requests; 0: recompute them (from m3 on)."] = 0
@@ -74,11 +77,11 @@ class EngineConfig:
         "Most prompt tokens of a step with decodes, or auto. Without it: 256 on a CPU, 1,024 on a GPU (from m5 on).",
     ] = None
     target_itl: Annotated[float, "Seconds between two tokens of a request that auto aims at (from m5 on)."] = 0.05
-    fused_kernels: Annotated[bool, "Triton's on a GPU, Numba's on a CPU, around matrix products (from m4 on)."] = True
+    fused_kernels: Annotated[bool, "Around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."] = True
     cuda_graphs: Annotated[bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."] = True
     overlap: Annotated[bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."] = None
     prefix_index: Annotated[str, "How prefixes are found: hash, or radix: also inside blocks (from m6 on)."] = "hash"
-    head_bits: Annotated[int, "Output head: 8 (on a GPU, in float32, with naive), or 16, as loaded (from m7 on)."] = 8
+    head_bits: Annotated[int, "Bits of the output head: 8 (on a GPU, in float32, with naive) or 16 (from m7 on)."] = 8
     linear_backend: Annotated[str, "Quantised layers: auto, or naive: dequantised at every call (from m7 on)."] = "auto"
     seed: Annotated[int, "For requests that bring none of their own, and for random weights."] = 0
 
