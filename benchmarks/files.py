@@ -46,8 +46,8 @@ def _scratch_beside(path: Path) -> Path:
     return Path(name)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     write_atomically(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 

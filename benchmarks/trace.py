@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import stages
+from benchmarks.files import write_json
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.prefix_tree import draw_prefix_tree
 from benchmarks.plots.timeline import draw_timeline
@@ -84,10 +85,9 @@ def trace(
         )
         if (idle := run.trace.idle_share) is not None:
             print(f"{run.stage}: the GPU had no step to compute for {idle:.1%} of the time")
-        for chrome in (False, True):
-            path = folder / f"{run.stage}_trace{'.chrome' if chrome else ''}.json"
-            run.trace.write(path, chrome=chrome)
-            written.append(path)
+        for kind, values in (("trace", run.trace.to_json()), ("trace.chrome", run.trace.to_chrome())):
+            written.append(folder / f"{run.stage}_{kind}.json")
+            write_json(written[-1], values, indent=None)
     written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
     if any(run.capacity for run in runs):
         written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))

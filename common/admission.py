@@ -1,7 +1,5 @@
 """What comes in: a prompt becomes requests, or a clear error before anything is queued."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from math import isfinite

@@ -1,7 +1,5 @@
 """The one seam between the model and a stage."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch
@@ -23,8 +21,3 @@ class Attention(Protocol):
     def kv_bytes(self) -> int:
         """Bytes allocated for K and V of all layers."""
         ...
-
-
-def description(attention: Attention) -> str | None:
-    """One line for the user, where the attention has a choice to account for: its `description`. Else None."""
-    return getattr(attention, "description", None)

@@ -1,7 +1,5 @@
 """The tensors of one step. Each stage that changes *what a batch is* has a `batch.py` that builds them from a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,10 +1,8 @@
 """What an engine is built from. One class for all stages, so that a comparison changes nothing but the stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -56,54 +54,36 @@ def parse_device(name: str | torch.device) -> torch.device:
 @refuse_unknown_options
 @dataclass
 class EngineConfig:
-    """Options of an engine; unknown ones and impossible values raise `UserError`.
+    """Options of an engine; unknown ones and impossible values raise `UserError`. The notes are the help texts of the
+    command line, too."""
 
-    model: a name, a local folder, a hub id, a GGUF file or `random:<preset>` (see `common.models.load_model`).
-    dtype: of the weights, the activations and the KV cache.
-    device: `auto`, `cpu`, `cuda`, `cuda:0`, ...
-    max_model_len: most tokens of one request, prompt and output together; None takes the model's own limit.
-    max_num_seqs: most requests that run at the same time.
-    max_num_batched_tokens: most prompt tokens that one step prefills (from m2 on); from m5 on most tokens of a step.
-    prefill_chunk_size: most prompt tokens of a step that also decodes, or `auto`; None: 256 on a CPU, 1,024 on a GPU
-        (from m5 on).
-    target_itl: seconds between two tokens of a request, which `auto` aims at (from m5 on).
-    scheduling_policy: the order of waiting requests, see `WaitingQueue` (from m2 on).
-    block_size: tokens in one block of the paged KV cache (from m3 on).
-    swap_space: bytes of CPU memory for the blocks of preempted requests; 0: they are recomputed (from m3 on).
-    kv_cache_memory: bytes for K and V of all layers together; None: on a GPU what `gpu_memory_utilization` leaves, on a
-        CPU `KV_MEMORY_SHARE` of the free memory.
-    gpu_memory_utilization: share of the GPU's memory that everything together may take, found by a trial step.
-    attention_backend: how attention is computed: `auto`, `naive` (the definition), or a fast backend (from m4 on).
-    fused_kernels: one kernel for what PyTorch does in several, from m4 on: Triton's on a GPU, Numba's on a CPU.
-    cuda_graphs: replay steps from CUDA graphs; without effect on a CPU (from m4 on).
-    overlap: plan and prepare the next step while this one runs; None: on a GPU yes, on a CPU no (from m2 on).
-    prefix_index: how cached beginnings are found: `hash` or `radix` (from m6 on).
-    head_bits: of the output head's weights: 8 on a GPU, in float32, and with `naive`; or 16, as loaded (from m7 on).
-    linear_backend: how quantised layers are multiplied: `auto`, or `naive`: dequantised at every call (from m7 on).
-    seed: for requests that bring none of their own, and for random weights.
-    """
-
-    model: str = DEFAULT_MODEL
-    dtype: str | torch.dtype = "float32"
-    device: str | torch.device = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 16
-    max_num_batched_tokens: int = 2048
-    scheduling_policy: str = "fcfs"
-    block_size: int = 16
-    swap_space: int = 0
-    kv_cache_memory: int | None = None
-    gpu_memory_utilization: float = 0.9
-    attention_backend: str = "auto"
-    prefill_chunk_size: int | str | None = None
-    target_itl: float = 0.05
-    fused_kernels: bool = True
-    cuda_graphs: bool = True
-    overlap: bool | None = None
-    prefix_index: str = "hash"
-    head_bits: int = 8
-    linear_backend: str = "auto"
-    seed: int = 0
+    model: Annotated[str, "A name, a Hugging Face folder or hub id, a *.gguf file, or random:<preset>."] = DEFAULT_MODEL
+    dtype: Annotated[
+        str | torch.dtype,
+        "Of weights, activations and KV cache: bf16, fp16 or fp32; --dtype auto: bf16 where there is hardware for it.",
+    ] = "float32"
+    device: Annotated[str | torch.device, "auto (a GPU where there is one), cpu, cuda, cuda:0, ..."] = "auto"
+    max_model_len: Annotated[int | None, "Most tokens of a request, output included. Without it: the model's."] = None
+    max_num_seqs: Annotated[int, "Most requests that run at the same time."] = 16
+    max_num_batched_tokens: Annotated[int, "Most prompt tokens of a step (from m2 on); from m5 on all tokens."] = 2048
+    scheduling_policy: Annotated[str, "The order of waiting requests: fcfs or priority (from m2 on)."] = "fcfs"
+    block_size: Annotated[int, "Tokens in one block of the paged KV cache (from m3 on)."] = 16
+    swap_space: Annotated[int, "Bytes of CPU memory for preempted requests; 0: recompute them (from m3 on)."] = 0
+    kv_cache_memory: Annotated[int | None, "Bytes for keys and values. Without it: a share of the free memory."] = None
+    gpu_memory_utilization: Annotated[float, "Share of the GPU's memory for everything, found by a trial step."] = 0.9
+    attention_backend: Annotated[str, "auto, naive (the definition), or a fast backend (from m4 on)."] = "auto"
+    prefill_chunk_size: Annotated[
+        int | str | None,
+        "Most prompt tokens of a step with decodes, or auto. Without it: 256 on a CPU, 1,024 on a GPU (from m5 on).",
+    ] = None
+    target_itl: Annotated[float, "Seconds between two tokens of a request that auto aims at (from m5 on)."] = 0.05
+    fused_kernels: Annotated[bool, "Around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."] = True
+    cuda_graphs: Annotated[bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."] = True
+    overlap: Annotated[bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."] = None
+    prefix_index: Annotated[str, "How prefixes are found: hash, or radix: also inside blocks (from m6 on)."] = "hash"
+    head_bits: Annotated[int, "Bits of the output head: 8 (on a GPU, in float32, with naive) or 16 (from m7 on)."] = 8
+    linear_backend: Annotated[str, "Quantised layers: auto, or naive: dequantised at every call (from m7 on)."] = "auto"
+    seed: Annotated[int, "For requests that bring none of their own, and for random weights."] = 0
 
     def __post_init__(self) -> None:
         self.torch_dtype = parse_dtype(self.dtype)
@@ -126,9 +106,7 @@ class EngineConfig:
             self.prefill_chunk_size = int(self.prefill_chunk_size)  # as a command line has it
         if self.prefill_chunk_size not in (None, "auto"):
             require_number("prefill_chunk_size, unless it is auto,", self.prefill_chunk_size, int, 1)
-        require(
-            isinstance(self.attention_backend, str), "attention_backend is a name"
-        )  # which ones there are, m4 knows
+        require(isinstance(self.attention_backend, str), "attention_backend is a name")  # m4 knows which there are
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices or not isinstance(value, type(choices[0])):

@@ -1,7 +1,5 @@
 """The engine: requests in, tokens out, one step at a time. The same for all stages; a stage only brings the parts."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
@@ -23,6 +21,9 @@ from common.watch.metrics import EngineMetrics, Metrics, snapshot
 from common.watch.progress import progress_bar
 from common.watch.steps import StepWatch
 from common.watch.trace import StepTrace
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+"""One for all prompts, or one for each; None: `SamplingParams()` for all."""
 
 
 class Engine:
@@ -161,15 +162,10 @@ class Engine:
     # -- many requests ----------------------------------------------------------------------------------------------
 
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        cache_salt: str | None = None,
-        progress: bool | None = False,
-    ) -> list[RequestOutput]:
-        """Run prompts to their ends; results in input order. `params`: one for all, or one for each. `cache_salt`: of
-        all of them, as in `add_request`."""
+        self, prompts: Sequence[Prompt], params: Params = None, *,
+        cache_salt: str | None = None, progress: bool | None = False,
+    ) -> list[RequestOutput]:  # fmt: skip
+        """Run prompts to their ends; results in input order. `cache_salt`: of all of them, as in `add_request`."""
         ids = self._add_all(prompts, params, cache_salt)
         finished: dict[str, RequestOutput] = {}
         with progress_bar("generating", len(ids), show=progress) as advance:
@@ -180,22 +176,13 @@ class Engine:
         return [finished[request_id] for request_id in ids]
 
     def stream(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        cache_salt: str | None = None,
+        self, prompts: Sequence[Prompt], params: Params = None, *, cache_salt: str | None = None
     ) -> Iterator[RequestOutput]:
         """Like `generate`, yielding an output each time a request gains a token; `request_id`s count in input order.
         To stop reading early aborts what is left."""
         return self._run(self._add_all(prompts, params, cache_salt))
 
-    def _add_all(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        cache_salt: str | None,
-    ) -> list[str]:
+    def _add_all(self, prompts: Sequence[Prompt], params: Params, cache_salt: str | None) -> list[str]:
         require(not isinstance(prompts, str), "give a list of prompts: write [prompt]")
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         require(

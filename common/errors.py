@@ -1,7 +1,5 @@
 """The one exception that means "the caller can fix this", and the checks that raise it."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools
@@ -48,6 +46,10 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require_number(

@@ -1,7 +1,5 @@
 """What a scheduler asks of a KV cache. Each stage that changes *where K and V live* implements it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """How much memory the KV cache may take."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from pathlib import Path
 import torch
 
 from common.config import EngineConfig
-from common.errors import UserError
+from common.errors import UserError, require
 from common.models import Decoder
 from common.models.config import ModelConfig
 from common.request import Request
@@ -109,8 +107,7 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     budget = kv_budget(config, model)
     most = config.max_num_seqs * -(-max_model_len // config.block_size)
     blocks = min(most, budget // block_bytes)
-    if blocks < 1:
-        raise UserError(f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
+    require(blocks >= 1, f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
     cpu_blocks = min(most, config.swap_space // block_bytes)
     if config.swap_space and not cpu_blocks:
         raise UserError(

@@ -1,7 +1,5 @@
 """What an engine returns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -32,6 +30,11 @@ class CompletionOutput:
         if detokenizer is None:
             return ""
         return detokenizer.text(self._request.token_ids, self._count, self.finish_reason is not None)
+
+    @property
+    def readable(self) -> str:
+        """The text; for a model without a tokenizer the token ids."""
+        return self.text if self._request.detokenizer else "".join(f"{token} " for token in self.token_ids)
 
     @cached_property
     def logprobs(self) -> list[dict[int, float]] | None:

@@ -1,7 +1,5 @@
 """What happens in one step: the scheduler writes it, the runner executes it, the trace records it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field

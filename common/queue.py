@@ -1,7 +1,5 @@
 """The queue of waiting requests, in the order in which they may start."""
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Iterator
 

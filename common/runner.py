@@ -1,7 +1,5 @@
 """Executes a plan: builds the step's tensors, runs the model, samples. Holds no queue and changes no request."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def sample(
         ]
         [settings] = upload(logits.device, np.array(columns))  # [5, S], float64
         temperature = settings[0].float()
-        token_ids = ops.sample(_filter(logits, params, *settings[:4].float()[..., None]), temperature, settings[4])
+        token_ids = ops.sample(_filter(logits, params, settings[:4].float()[..., None]), temperature, settings[4])
     if all(p.logprobs is None for p in params):
         return SamplerOutput(token_ids)
     logprobs = raw.float().log_softmax(dim=-1)
@@ -102,15 +102,9 @@ def sample(
     return SamplerOutput(token_ids, top.indices, top.values, sampled)
 
 
-def _filter(
-    logits: torch.Tensor,
-    params: Sequence[SamplingParams],
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-) -> torch.Tensor:
-    """The logits, -inf where top_k, top_p or min_p (all [S, 1], float32) leave a token out."""
+def _filter(logits: torch.Tensor, params: Sequence[SamplingParams], options: torch.Tensor) -> torch.Tensor:
+    """The logits, -inf where top_k, top_p or min_p leave a token out. options [4, S, 1], float32, as unpacked here."""
+    temperature, top_k, top_p, min_p = options
     by_rank, by_share = any(p.top_k or p.top_p < 1.0 for p in params), any(p.min_p for p in params)
     if not by_rank and not by_share:
         return logits

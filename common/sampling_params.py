@@ -1,9 +1,8 @@
 """How one request chooses its tokens, and when it stops."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from common.errors import refuse_unknown_options, require, require_number
 
@@ -15,37 +14,24 @@ GREEDY_BELOW = 1e-5
 @refuse_unknown_options
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling options of one request; values out of range raise `UserError`.
+    """Sampling options of one request; values out of range raise `UserError`. The notes are the help texts of the
+    command line, too."""
 
-    n: the number of samples of the prompt; from m3 on they share the blocks of the prompt.
-    max_tokens, min_tokens: most and fewest tokens to generate; no EOS or stop token is sampled before min_tokens.
-    temperature: 0 (or below `GREEDY_BELOW`) is greedy; otherwise logits are divided by it.
-    top_k: keep the k likeliest tokens (0: all). top_p: keep the smallest set of likeliest tokens that reaches this
-        probability, the token that crosses it included. min_p: keep tokens at least this likely, relative to the
-        likeliest one.
-    repetition_penalty: > 1 makes every token seen in prompt or output less likely (CTRL, section 4.1).
-    presence_penalty, frequency_penalty: subtracted once, or once per occurrence, for tokens of the output.
-    stop: texts that end the output (not part of it). stop_token_ids: tokens that end it, as the model's EOS ids do.
-    ignore_eos: the model's EOS ids do not end the output.
-    seed: the request's own noise; None takes one derived from the engine's seed.
-    logprobs: for each token also return the k likeliest log-probabilities (0: the sampled token's alone; None: none).
-    """
-
-    n: int = 1
-    max_tokens: int = 16
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    seed: int | None = None
-    logprobs: int | None = None
+    n: Annotated[int, "Samples of the same prompt (from m3 on, they share its blocks)."] = 1
+    max_tokens: Annotated[int, "Most tokens to generate for a prompt."] = 16
+    min_tokens: Annotated[int, "Fewest tokens to generate: no EOS or stop token is sampled before."] = 0
+    temperature: Annotated[float, "Divides the logits: higher is more varied; 0 takes the likeliest token."] = 0.0
+    top_k: Annotated[int, "Sample among the k likeliest tokens; 0: all."] = 0
+    top_p: Annotated[float, "Sample among the fewest likeliest tokens that together reach this probability."] = 1.0
+    min_p: Annotated[float, "Leave out tokens less likely than this share of the likeliest one."] = 0.0
+    repetition_penalty: Annotated[float, "Over 1: tokens of prompt and output become less likely (CTRL, 4.1)."] = 1.0
+    presence_penalty: Annotated[float, "Subtracted from the logit of each token that the output has."] = 0.0
+    frequency_penalty: Annotated[float, "The same, once for each time the output has it."] = 0.0
+    stop: Annotated[str | Sequence[str], "Text that ends the output, not part of it; may be given several times."] = ()
+    stop_token_ids: Sequence[int] = ()  # tokens that end the output, as the model's EOS ids do
+    ignore_eos: Annotated[bool, "Go on after the model says that it has ended."] = False
+    seed: int | None = None  # of the request's own noise; None: one derived from the engine's seed
+    logprobs: Annotated[int | None, "Of this many likeliest tokens (0: the sampled one alone), in --json."] = None
 
     def __post_init__(self) -> None:
         require(isinstance(self.stop, Sequence), "stop takes a text or a list of texts")

@@ -1,7 +1,5 @@
 """What every scheduler shares: queues, results, finishing, aborts. A stage's scheduler adds its policy, `plan()`."""
 
-from __future__ import annotations
-
 import abc
 import time
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The arena's web page: static files, two commands, and one stream of events for all viewers."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

@@ -1,7 +1,5 @@
 """The figures of a run as it goes on. The page and the terminal only show them."""
 
-from __future__ import annotations
-
 import statistics
 from collections import deque
 from collections.abc import Sequence

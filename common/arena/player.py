@@ -13,8 +13,6 @@ A run's events, in order; every `t` is in seconds since the start of the run:
     failed     instead of any of them: `message`
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

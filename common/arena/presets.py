@@ -1,9 +1,7 @@
 """The presets of a race: each has prompts that show one claim, and is short enough for an audience."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import require, unknown
@@ -40,8 +38,8 @@ class Ask:
 class Preset:
     """claim: one sentence; watch: the figure that shows it (a key of `figures.FIGURES`).
 
-    kv_tokens, max_num_seqs, max_model_len: the engines' limits, the same for every stage. needs: the first stage that
-    has something to show.
+    limits: options of the engines, the same for every stage; kv_tokens is the room of the KV memory. needs: the first
+    stage that has something to show.
     """
 
     key: str
@@ -49,11 +47,8 @@ class Preset:
     claim: str
     watch: str
     asks: tuple[Ask, ...]
-    kv_tokens: int = 4096
-    max_num_seqs: int = 8
-    max_model_len: int = 512
+    limits: dict[str, Any]
     needs: int = 0
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _asks(max_tokens: Sequence[int], questions: Iterable[tuple[str, str]]) -> tuple[Ask, ...]:
@@ -104,9 +99,7 @@ PRESETS = (
         "makes room at once.",
         "speed",
         _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS.items()),
-        kv_tokens=4 * 256,
-        max_num_seqs=4,
-        max_model_len=256,
+        {"kv_tokens": 4 * 256, "max_num_seqs": 4, "max_model_len": 256},
     ),
     Preset(
         "long",
@@ -118,10 +111,7 @@ PRESETS = (
             *_asks((110, 110, 110), (STORY, RAIN, WALK)),
             Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24),
         ),
-        kv_tokens=4 * 1152,
-        max_num_seqs=4,
-        max_model_len=1152,
-        options={"prefill_chunk_size": 128},
+        {"kv_tokens": 4 * 1152, "max_num_seqs": 4, "max_model_len": 1152, "prefill_chunk_size": 128},
     ),
     Preset(
         "shared",
@@ -129,9 +119,7 @@ PRESETS = (
         "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
         "ttft",
         tuple(Ask(*q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS.items())),
-        kv_tokens=6 * 704,
-        max_num_seqs=6,
-        max_model_len=704,
+        {"kv_tokens": 6 * 704, "max_num_seqs": 6, "max_model_len": 704},
     ),
     Preset(
         "memory",
@@ -140,9 +128,7 @@ PRESETS = (
         "answers that need one; if none is free, one answer is preempted.",
         "together",
         _asks((120,) * 10, [(title, f"{q} Take your time.") for title, q in list(QUESTIONS.items())[:10]]),
-        kv_tokens=768,
-        max_num_seqs=10,
-        max_model_len=256,
+        {"kv_tokens": 768, "max_num_seqs": 10, "max_model_len": 256},
     ),
     Preset(
         "samples",
@@ -151,8 +137,7 @@ PRESETS = (
         "write into it.",
         "memory",
         (Ask(STORY[0], f"{RULES[:1100]} {STORY[1]}", 96, n=6),),
-        kv_tokens=6 * 512,
-        max_num_seqs=6,
+        {"kv_tokens": 6 * 512, "max_num_seqs": 6, "max_model_len": 512},
     ),
     Preset(
         "weights",
@@ -160,8 +145,7 @@ PRESETS = (
         "One answer, one token after the other: every step reads all weights, and m7's take a quarter of the memory.",
         "speed",
         _asks((160,), (STORY,)),
-        kv_tokens=512,
-        max_num_seqs=1,
+        {"kv_tokens": 512, "max_num_seqs": 1, "max_model_len": 512},
         needs=7,
     ),
 )
@@ -171,8 +155,7 @@ OWN = Preset(
     "One prompt a line; each answer has up to 96 tokens.",
     "speed",
     (),
-    kv_tokens=4 * 2048,
-    max_model_len=2048,
+    {"kv_tokens": 4 * 2048, "max_num_seqs": 8, "max_model_len": 2048},
 )
 
 
@@ -195,8 +178,6 @@ def own(prompts: Sequence[str]) -> Preset:
     texts = [text.strip() for text in prompts if text.strip()]
     require(bool(texts), "no prompt: write one a line, or give --prompt in a terminal, once for each")
     require(len(texts) <= MOST_PROMPTS, f"{len(texts)} prompts: {MOST_PROMPTS} is the most that a race takes")
-    require(
-        all(len(text) <= MOST_CHARACTERS for text in texts),
-        f"a prompt is over {MOST_CHARACTERS:,} characters: shorten it",
-    )
+    longest = max(map(len, texts))
+    require(longest <= MOST_CHARACTERS, f"a prompt is over {MOST_CHARACTERS:,} characters: shorten it")
     return replace(OWN, asks=tuple(Ask(text[:60], text, 96) for text in texts))

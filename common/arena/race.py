@@ -5,8 +5,6 @@ time. That is the fair way on one machine. *Together*, all run at once, each on 
 alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -41,13 +39,7 @@ class Race:
         try:
             cores = usable_cpus()
             threads = cores if self._mode == "turns" else max(1, cores // len(self._sides))
-            limits = {
-                "kv_tokens": preset.kv_tokens,
-                "max_num_seqs": preset.max_num_seqs,
-                "max_model_len": preset.max_model_len,
-                **preset.options,
-            }
-            command = prepare_command(preset.asks, limits, threads)
+            command = prepare_command(preset.asks, preset.limits, threads)
             ready = [number for number in range(len(self._sides)) if self._follow(number, command) == "prepared"]
             for turn in ([number] for number in ready) if self._mode == "turns" else [ready]:
                 self._play(turn)

@@ -1,7 +1,5 @@
 """One race of one engine, as events."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -189,8 +187,7 @@ class Run:
             answer = self._answer[output.request_id] + sample.index
             if self._done[answer]:
                 continue
-            text = sample.text if self._engine.tokenizer else "".join(f"{token} " for token in sample.token_ids)
-            count = len(sample.token_ids)
+            text, count = sample.readable, len(sample.token_ids)
             if count > self._tokens[answer] or sample.finish_reason:
                 gained.append((answer, text[self._text[answer] :], count - self._tokens[answer], sample.finish_reason))
             self._text[answer], self._tokens[answer] = len(text), count

@@ -1,9 +1,8 @@
 """The page's server, which runs until a signal ends it."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 
@@ -13,16 +12,9 @@ from common.serving.listener import address
 
 
 def server_of(sides: Sequence[Side]) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            create_app(sides),
-            log_level="warning",
-            access_log=False,
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=1,  # streams of events never end by themselves
-        )
-    )
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "ws": "none", "server_header": False}
+    config = uvicorn.Config(create_app(sides), **quiet, timeout_graceful_shutdown=1)  # streams never end by themselves
+    return uvicorn.Server(config)
 
 
 def run(sides: Sequence[Side], listener: socket.socket) -> None:

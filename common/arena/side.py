@@ -1,7 +1,5 @@
 """One side of a race, from outside: the process of a stage, and its events."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The arena in a terminal, legible at 100 columns and 30 lines: the live runs, then the recordings side by side."""
 
-from __future__ import annotations
-
 import textwrap
 import threading
 import time

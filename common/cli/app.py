@@ -1,7 +1,5 @@
 """The commands that every stage has, and how errors end them."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Sequence

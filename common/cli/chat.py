@@ -1,7 +1,5 @@
 """`chat`: a conversation in the terminal, or questions from a pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator

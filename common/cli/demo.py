@@ -1,7 +1,5 @@
 """`demo`: the idea of a stage at work, on a few requests and next to the stage before it."""
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import replace
 from pathlib import Path

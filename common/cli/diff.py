@@ -1,7 +1,5 @@
 """`diff`: the lesson of a stage, file by file in reading order."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import os

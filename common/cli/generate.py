@@ -1,7 +1,5 @@
 """`generate`: prompts in, text as it comes, and what it took."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys
@@ -14,7 +12,7 @@ from common.config import EngineConfig
 from common.engine import Build, Engine
 from common.errors import UserError
 from common.models.load import open_source
-from common.outputs import CompletionOutput, RequestOutput
+from common.outputs import RequestOutput
 from common.sampling_params import SamplingParams
 from common.text.prompts import Prompt
 
@@ -50,24 +48,19 @@ def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write
             latest.update((output.request_id, output) for output in engine.step())
             while current < len(ids) and ids[current] in latest:
                 output = latest[ids[current]]
-                text = _readable(engine, output)
+                text = output.outputs[0].readable
                 write(text[shown:])
                 shown = len(text)
                 if not output.finished:
                     break
                 write("\n")
                 for sample in output.outputs[1:]:
-                    write(f"{_readable(engine, sample)}\n")
+                    write(f"{sample.readable}\n")
                 current, shown = current + 1, 0
         return [latest[request_id] for request_id in ids]
     finally:
         for request_id in ids:
             engine.abort(request_id)
-
-
-def _readable(engine: Engine, output: RequestOutput | CompletionOutput) -> str:
-    """A model without a tokenizer shows token ids."""
-    return output.text if engine.tokenizer is not None else "".join(f"{token} " for token in output.token_ids)
 
 
 def figures(engine: Engine, outputs: Sequence[RequestOutput]) -> str:

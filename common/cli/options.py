@@ -1,68 +1,32 @@
 """Flags of the command line, one for each option of `EngineConfig`, `SamplingParams` and `ServerOptions`."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
 import typer
 
-from common.config import CHOICES, EngineConfig, parse_device, stage_options
+from common.config import EngineConfig, parse_device, stage_options
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
 Flags = Mapping[str, tuple[Any, str]]
 """Name of an option to (type, help)."""
 
-ENGINE: Flags = {
-    "model": (str, "A name, a Hugging Face folder, a hub id, a *.gguf file, or random:tiny-llama and the like."),
-    "dtype": (str, "bf16, fp16 or fp32; auto: bf16 where the processor computes in it, fp32 elsewhere."),
-    "device": (str, "auto (a GPU where there is one), cpu, cuda, cuda:0, ..."),
-    "max_model_len": (int | None, "Most tokens of one request, prompt and output. Without it: the model's own limit."),
-    "max_num_seqs": (int, "Most requests that run at the same time."),
-    "max_num_batched_tokens": (int, "Most prompt tokens that one step prefills (from m2 on)."),
-    "scheduling_policy": (str, f"{' or '.join(map(str, CHOICES['scheduling_policy']))} (from m2 on)."),
-    "block_size": (int, "Tokens in one block of the paged KV cache (from m3 on)."),
-    "attention_backend": (str, "How attention is computed: auto, naive, or a fast backend (from m4 on)."),
-    "prefill_chunk_size": (str | None, "Most prompt tokens in a step with decodes: number or auto (from m5 on)."),
-    "target_itl": (float, "Seconds between two tokens of a decoding request that auto aims at (from m5 on)."),
-    "fused_kernels": (bool, "Fused kernels around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."),
-    "prefix_index": (str, "How cached prefixes are found: hash, or radix: also inside blocks (from m6 on)."),
-    "head_bits": (int, "On a GPU, bits of the output head's weights: 8, or 16 as loaded (from m7 on)."),
-    "linear_backend": (str, "How quantised layers are multiplied: auto, or naive: the definition (from m7 on)."),
-    "swap_space": (int, "Bytes of CPU memory for the blocks of preempted requests; 0: recompute them (from m3 on)."),
-    "cuda_graphs": (bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."),
-    "overlap": (bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."),
-    "kv_cache_memory": (int | None, "Bytes for keys and values. Without it: a share of the free memory."),
-    "gpu_memory_utilization": (float, "Share of the GPU's memory to use in all."),
-    "seed": (int, "Of the sampling, and of random weights."),
-}
-SAMPLING: Flags = {
-    "n": (int, "Samples of the same prompt (from m3 on, they share its blocks)."),
-    "max_tokens": (int, "Most tokens to generate for a prompt."),
-    "min_tokens": (int, "Fewest tokens to generate."),
-    "temperature": (float, "0 always takes the likeliest token; higher is more varied."),
-    "top_k": (int, "Sample among the k likeliest tokens; 0: all."),
-    "top_p": (float, "Sample among the likeliest tokens that together reach this probability."),
-    "min_p": (float, "Leave out tokens less likely than this share of the likeliest one."),
-    "repetition_penalty": (float, "Over 1: tokens seen before become less likely."),
-    "presence_penalty": (float, "Subtracted from the logit of each token that the output has."),
-    "frequency_penalty": (float, "The same, once for each time the output has it."),
-    "stop": (list[str], "Text that ends the output; may be given several times."),
-    "ignore_eos": (bool, "Go on after the model says that it has ended."),
-    "logprobs": (int | None, "Report log-probabilities of this many likeliest tokens, in --json."),
-}
+TYPES = {"dtype": str, "device": str, "prefill_chunk_size": str | None, "stop": list[str]}
+"""Of flags, where it is not that of the option."""
 
 
-SERVER: Flags = {
-    name: (hint.__origin__, *hint.__metadata__)
-    for name, hint in get_type_hints(ServerOptions, include_extras=True).items()
-    if name != "api_keys"  # the command has a flag of its own for them
-}
+def flags_of(options: type) -> Flags:
+    """A flag for each option with a note."""
+    hints = {n: h for n, h in get_type_hints(options, include_extras=True).items() if get_origin(h) is Annotated}
+    return {name: (TYPES.get(name, hint.__origin__), *hint.__metadata__) for name, hint in hints.items()}
+
+
+ENGINE, SAMPLING, SERVER = flags_of(EngineConfig), flags_of(SamplingParams), flags_of(ServerOptions)
 
 
 def with_options(stage: int, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

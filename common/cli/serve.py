@@ -1,7 +1,5 @@
 """`serve`: the stage as an OpenAI-compatible server."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 from common.cli.generate import ready_engine

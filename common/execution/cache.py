@@ -1,7 +1,5 @@
 """Where the project keeps what is costly to make: the converted model, quantised models, compiled kernels."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

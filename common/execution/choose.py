@@ -1,7 +1,5 @@
 """Chooses an engine's operations and its unquantised linear layers: fused, compiled, or PyTorch's own."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import torch

@@ -1,7 +1,5 @@
 """How a stage's plans are executed: as the stage defines it, or with kept arrays and CUDA graphs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from common.attention import Attention

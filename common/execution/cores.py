@@ -6,8 +6,6 @@ time other programs took (proc_stat(5)), and takes the rest. The number of threa
 OMP_DYNAMIC=false keeps the number, and so does an OMP_NUM_THREADS below what this process may use.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -8,8 +8,6 @@ token 0 at position 0, and write it into a spare block. A step with prompts has 
 tokens behind them; where one prompt ends and the next one begins, attention reads on the device.
 """
 
-from __future__ import annotations
-
 import gc
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -102,12 +100,7 @@ class StepGraphs:
     padded size a graph of the greedy choice of tokens from there, for steps in which no request samples."""
 
     def __init__(
-        self,
-        model: Decoder,
-        attention: Attention,
-        builder: StepBuilder,
-        inputs: GraphInputs,
-        shapes: list[StepShape],
+        self, model: Decoder, attention: Attention, builder: StepBuilder, inputs: GraphInputs, shapes: list[StepShape]
     ) -> None:
         self._model, self._attention, self._builder, self._inputs = model, attention, builder, inputs
         self.shapes = shapes

@@ -1,7 +1,5 @@
 """From the qkv projection to the result of attention in one go, where the attention has a kernel for that."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

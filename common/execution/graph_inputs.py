@@ -1,7 +1,5 @@
 """What CUDA graphs read: tensors that never move, filled for each step."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """The tensors of a step, built fast: arrays that are reused, and one copy to the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,16 +90,9 @@ class StepBuilder:
 
     def __call__(self, plan: StepPlan, device: torch.device) -> RaggedBatch:
         host = self.host(plan)
-        tensors = upload(
-            device,
-            host.input_ids,
-            host.positions,
-            host.query_start_loc.astype(np.int32),
-            host.seq_lens.astype(np.int32),
-            host.logit_indices,
-            host.slot_mapping,
-            host.block_tables,
-        )
+        bounds = host.query_start_loc.astype(np.int32), host.seq_lens.astype(np.int32)
+        places = host.logit_indices, host.slot_mapping, host.block_tables
+        tensors = upload(device, host.input_ids, host.positions, *bounds, *places)
         longest, context, decodes = host.max_query_len, host.max_seq_len, host.num_decodes
         return RaggedBatch(*tensors, max_query_len=longest, max_seq_len=context, num_decodes=decodes)
 

@@ -11,8 +11,6 @@ imports torch before this package keeps their defaults. On Linux, PyTorch's oper
 pool: Numba's OpenMP layer binds to the libgomp that PyTorch has loaded. Where it cannot, Numba's own pool sleeps.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From the host to the device without waiting: everything in one piece of pinned memory, moved by one copy."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,12 +1,10 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
-from common.errors import UserError, require, require_number
+from common.errors import UserError, one_line, require, require_number
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -70,18 +68,18 @@ class ModelConfig:
         require(self.head_dim % 2 == 0, f"{self.name}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
     @classmethod
-    def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Self:
         """From the contents of config.json and generation_config.json; refuses by name what is not supported."""
         try:
             return cls._from_hf(name, config, generation or {})
         except UserError:
             raise
         except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:  # foreign values
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(f"{name}: config.json cannot be understood: {reason}. Download it again") from error
 
     @classmethod
-    def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
+    def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
         architecture = _architecture(name, config)
         _refuse_unsupported(name, config, architecture)
         for key in HF_SIZES.values():

@@ -1,7 +1,5 @@
 """The one model of all eight stages: a Llama, Qwen2 or Qwen3 decoder over flattened tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -33,14 +31,7 @@ class DecoderLayer:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
 
-    def __call__(
-        self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        attend: Attend,
-        ops: Ops,
-    ) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend, ops: Ops) -> torch.Tensor:
         """x [T, hidden], which is used up; cos and signed sin [T, 1, D] of the tokens' positions."""
         heads = self.num_heads + 2 * self.num_kv_heads
         qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, heads, self.head_dim)
@@ -64,12 +55,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        embedding: torch.Tensor,
-        layers: list[DecoderLayer],
-        norm: RMSNorm,
-        head: Projection,
+        self, config: ModelConfig, embedding: torch.Tensor, layers: list[DecoderLayer], norm: RMSNorm, head: Projection
     ) -> None:
         self.config = config
         self.device = embedding.device
@@ -82,12 +68,7 @@ class Decoder:
         self.ops = Ops()
         self.note: str | None = None
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attend: Attend,
-    ) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""
         x, cos, sin = self.ops.embed(input_ids, positions, self.embedding, self.rotary)
         for layer in self.layers:

@@ -1,7 +1,5 @@
 """The small parts of a decoder layer, in plain PyTorch."""
 
-from __future__ import annotations
-
 import math
 
 import torch

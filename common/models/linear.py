@@ -1,7 +1,5 @@
 """A linear layer, and what may replace it. `common.execution.choose` has faster ones for bfloat16 on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 

@@ -1,7 +1,5 @@
 """From a model's name to the model and its tokenizer, and what all stages load alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

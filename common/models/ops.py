@@ -4,8 +4,6 @@
 (`cpu.fused_cpu`); tests hold them together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 
@@ -59,14 +57,9 @@ class Ops:
         return x + proj(y)
 
     def qk_norm_rope(
-        self,
-        heads: torch.Tensor,
-        num_q: int,
-        q_norm: RMSNorm | None,
-        k_norm: RMSNorm | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> torch.Tensor:
+        self, heads: torch.Tensor, num_q: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None,
+        cos: torch.Tensor, sin: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
         """Queries and keys, [T, Hq + Hkv, D] of which the first `num_q` are queries, each head normalised (where the
         model does that) and turned by cos and signed sin [T, 1, D]. May be written over `heads`."""
         if q_norm is not None and k_norm is not None:

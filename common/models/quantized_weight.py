@@ -1,10 +1,8 @@
 """One weight matrix in 4 or 8 bits, in the layout of GPTQ checkpoints, and how numbers are packed into its words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
@@ -67,12 +65,12 @@ class QuantizedWeight:
         offset = self.codes().float() - self.zeros[group].float()
         return (offset * self.scales[group].float()).T.contiguous().to(dtype)
 
-    def outputs(self, which: slice | torch.Tensor) -> QuantizedWeight:
+    def outputs(self, which: slice | torch.Tensor) -> Self:
         """Some of the outputs, or all in another order."""
         parts = {name: getattr(self, name)[:, which] for name in ("qweight", "scales", "zeros")}
         return replace(self, **parts, bias=None if self.bias is None else self.bias[which])
 
-    def to(self, device: torch.device) -> QuantizedWeight:
+    def to(self, device: torch.device) -> Self:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **tensors)
 

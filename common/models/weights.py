@@ -1,7 +1,5 @@
 """From named tensors, in Hugging Face's naming, to a `Decoder`, whatever the tensors come from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol

@@ -1,7 +1,5 @@
 """One request of a client, seen from the event loop: its jobs in the engine, and the events that they bring."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The endpoints."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

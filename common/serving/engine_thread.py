@@ -1,7 +1,5 @@
 """One thread owns the engine: commands reach it between two steps, and its events go to the event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -216,7 +214,7 @@ class EngineThread:
         index = sample.index
         if job.done[index]:
             return
-        text = self._text(sample)[job.sent_text[index] :]
+        text = sample.readable[job.sent_text[index] :]
         job.done[index] = sample.finish_reason is not None
         if not text and not job.done[index]:
             return
@@ -227,12 +225,6 @@ class EngineThread:
         job.sent_tokens[index] += len(token_ids)
         delta = Delta(job.first_index + index, text, token_ids, logprobs, sample.finish_reason)
         self._outbox.append((job, delta))
-
-    def _text(self, sample: CompletionOutput) -> str:
-        """A model without a tokenizer shows token ids."""
-        if self._engine.tokenizer is not None:
-            return sample.text
-        return "".join(f"{token} " for token in sample.token_ids)
 
     def _add(self, job: Job) -> None:
         try:

@@ -1,7 +1,5 @@
 """Errors in the form that OpenAI's clients understand."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus

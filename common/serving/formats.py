@@ -1,7 +1,5 @@
 """The answers, field by field, as OpenAI's reference has them: whole, and in pieces for a stream."""
 
-from __future__ import annotations
-
 import json
 import time
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """What every request passes: its id, host, key and size are checked on the way in, and it is logged on the way out."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

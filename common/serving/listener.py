@@ -1,7 +1,5 @@
 """The socket of a server: this one's, and the arena's."""
 
-from __future__ import annotations
-
 import errno
 import socket
 

@@ -1,7 +1,5 @@
 """The server's log: one JSON object a line, on standard error."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import logging

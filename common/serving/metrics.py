@@ -1,7 +1,5 @@
 """/metrics, in Prometheus' text format: what clients felt, and what the engine is doing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 

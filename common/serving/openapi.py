@@ -1,7 +1,5 @@
 """What /openapi.json says beyond the types of the requests: the answers, the errors, the key."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import FastAPI

@@ -1,7 +1,5 @@
 """Where the server listens, which clients it answers, and the limits of a request."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,7 +17,7 @@ class ServerOptions:
 
     host: Annotated[str, "Address to listen on; 0.0.0.0 is everywhere."] = "127.0.0.1"
     port: Annotated[int, "0 takes a free one."] = 8000
-    api_keys: Annotated[tuple[str, ...], "Requests need one of them; without any, all are answered."] = ()
+    api_keys: tuple[str, ...] = ()  # requests need one of them; without any, all are answered
     served_name: Annotated[str | None, "The model's name for clients. Without it: its own."] = None
     max_queue: Annotated[int, "Most answers that wait, next to those that run; then 429."] = 256
     max_body: Annotated[int, "Most bytes of a request's body."] = 1 << 20

@@ -1,7 +1,5 @@
 """From the fields of a request to a prompt and `SamplingParams`, with the limits held."""
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Unknown fields are refused (`extra="forbid"`), as by OpenAI. Fields of OpenAI's 
 listed, and refused as such.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field

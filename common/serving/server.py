@@ -1,11 +1,10 @@
 """From options to a server that runs until a signal ends it."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -41,16 +40,9 @@ class Server(uvicorn.Server):
         options = service.options
         self.service = service
         self._signal: int | None = None
-        super().__init__(
-            uvicorn.Config(
-                Gate(create_app(service), options, service.metrics),
-                log_config=None,
-                access_log=False,
-                ws="none",
-                server_header=False,
-                timeout_graceful_shutdown=GRACE,
-            )
-        )
+        app = Gate(create_app(service), options, service.metrics)
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
+        super().__init__(uvicorn.Config(app, **quiet, timeout_graceful_shutdown=GRACE))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second one ends the wait."""
@@ -69,7 +61,4 @@ class Server(uvicorn.Server):
             url = address(sockets[0])
             print(f"{self.service.model_name} on {self.service.engine.stage}: {url}/v1 (Ctrl-C ends it)", flush=True)
             if not self.service.options.api_keys and not self.service.options.loopback:
-                print(
-                    "warning: any client that reaches it can use it; --api-key asks for a key",
-                    file=sys.stderr,
-                )
+                print("warning: any client that reaches it can use it; --api-key asks for a key", file=sys.stderr)

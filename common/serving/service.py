@@ -1,7 +1,5 @@
 """What the endpoints share: admission, and the records of a request that has ended."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -3,8 +3,6 @@
 The library is behind the extra `spans` and imported only where spans are asked for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

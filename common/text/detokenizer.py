@@ -1,7 +1,5 @@
 """Token ids to text, a token at a time, in whole characters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -39,16 +37,14 @@ class Detokenizer:
         self._catch_up(token_ids)
         if count == 0:
             return ""
-        end = self._ends[count - 1]
         if self._stop_at is not None and count >= self._stop_count:
             return self._text[: self._stop_at]
-        text = self._text[:end]
+        text = self._text[: self._ends[count - 1]]
         if not finished:
             return text[: len(text) - self._possible_stop(text)]
         if count == len(self._ends):  # half a character at the very end becomes a replacement character, as in decode
-            whole = self._tokenizer.decode(
-                list(token_ids[self._num_prompt_tokens : self._num_prompt_tokens + count]), skip_special_tokens=True
-            )
+            output = list(token_ids[self._num_prompt_tokens :][:count])
+            whole = self._tokenizer.decode(output, skip_special_tokens=True)
             if whole.startswith(text):
                 return whole
         return text
@@ -70,10 +66,5 @@ class Detokenizer:
 
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
-        lengths = [
-            length
-            for stop in self._stop
-            for length in range(1, min(len(stop), len(text) + 1))
-            if text.endswith(stop[:length])
-        ]
+        lengths = (n for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
         return max(lengths, default=0)

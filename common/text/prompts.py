@@ -1,7 +1,5 @@
 """The three forms of a prompt, and the checks of each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from common.errors import UserError, require

@@ -3,18 +3,16 @@
 Built on the `tokenizers` library alone: importing transformers for the same files would slow down every start.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -38,12 +36,12 @@ class Tokenizer:
         backend.no_padding()
 
     @classmethod
-    def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Tokenizer | None:
+    def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
         backend = _read_backend(folder)
         if backend is None:
             return None
-        options = _read_json(folder / "tokenizer_config.json")
+        options = read_json(folder / "tokenizer_config.json", missing={})
         special = {
             key: text for key, value in options.items() if key.endswith("_token") and (text := _token_text(value))
         }
@@ -55,8 +53,7 @@ class Tokenizer:
         options: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
         if self.chat_template is not None:
             options["chat_template"] = self.chat_template
-        text = json.dumps(options, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", options)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens (such as a BOS) that the model expects around a prompt."""
@@ -87,8 +84,7 @@ class Tokenizer:
                 messages=[dict(m) for m in messages], add_generation_prompt=True, **self.special_tokens
             )
         except Exception as error:  # the template is a program from the model's folder: it can fail in any way
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the model's chat template refuses these messages: {reason}") from error
+            raise UserError(f"the model's chat template refuses these messages: {one_line(error)}") from error
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
@@ -131,7 +127,7 @@ def _read_backend(folder: Path) -> FastTokenizer | None:
         try:
             return FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}. Download it again") from error
+            raise UserError(f"{path} cannot be read: {one_line(error)}. Download it again") from error
     if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():
         return _convert_slow(folder)
     return None
@@ -145,7 +141,7 @@ def _convert_slow(folder: Path) -> FastTokenizer:
         slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return FastTokenizer.from_str(slow.backend_tokenizer.to_str())
     except Exception as error:  # of whatever kind
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{folder} has no tokenizer.json, and converting its tokenizer failed: {reason}") from error
 
 
@@ -175,10 +171,18 @@ def _token_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object; `UserError` if the file holds anything else. missing: the result where there is no such file."""
+    if missing is not None and not path.is_file():
+        return missing
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,10 +1,8 @@
 """Counters of an engine, kept while it runs: what was computed, and how full the KV cache was."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
-from common.attention import Attention, description
+from common.attention import Attention
 from common.kv_cache import KVUsage, PrefixCache
 from common.plan import StepPlan
 from common.request import RequestStatus
@@ -62,7 +60,7 @@ def snapshot(
     computed = m.computed_tokens + m.padded_tokens
     return {
         "stage": stage,
-        "attention": description(attention),
+        "attention": getattr(attention, "description", None),  # what it chose, and why, where it has a choice
         "waiting": len(scheduler.waiting),
         "running": len(scheduler.running),
         "swapped": len(scheduler.swapped),

@@ -1,10 +1,9 @@
 """The most memory that a process, or a part of its work, held at one time."""
 
-from __future__ import annotations
-
 import ctypes
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -54,7 +53,7 @@ class ActivationPeak:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def __enter__(self) -> ActivationPeak:
+    def __enter__(self) -> Self:
         with suppress(OSError, AttributeError):  # hand back what earlier runs freed: it would hide as much
             ctypes.CDLL(None).malloc_trim(0)
         self._known = reset_peak_memory() or self._device.type == "cuda"

@@ -1,7 +1,5 @@
 """Progress bars for long work, and lines that say what takes so long; a listener can take both."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What is recorded of every step: counters always, and a trace where one is set."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from dataclasses import dataclass

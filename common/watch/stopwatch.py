@@ -1,7 +1,5 @@
 """How long a step kept the device busy, and how long the device had been idle before."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,13 +1,8 @@
 """What an engine did, step by step: for pictures, for Perfetto, and for the question "why was this token late?"."""
 
-from __future__ import annotations
-
-import json
-import os
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from common.kv_cache import KVCacheManager, PrefixCache, Region
@@ -149,14 +144,6 @@ class StepTrace:
             slots = {"stored": step.kv_stored, "reserved, empty": step.kv_reserved - step.kv_stored}
             events.append(_event("C", "KV token slots", 0, ts=begin, args=slots))
         return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-    def write(self, path: Path, chrome: bool = False) -> None:
-        """Write the whole file or nothing."""
-        text = json.dumps(self.to_chrome() if chrome else self.to_json())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
-        os.replace(partial, path)
 
 
 def _event(phase: str, name: str, row: int, **rest: Any) -> dict[str, Any]:

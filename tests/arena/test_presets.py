@@ -18,11 +18,11 @@ def test_prompts_and_answers_fit(preset: Preset, tokenizer: Tokenizer) -> None:
     assert 1 <= sum(ask.n for ask in preset.asks) <= MOST_PROMPTS
     for ask in preset.asks:
         total = len(tokenizer.chat(ask.messages())) + ask.max_tokens
-        assert total <= preset.max_model_len, (ask.title, total)
-        assert total * ask.n <= preset.kv_tokens
-        assert ask.n <= preset.max_num_seqs
-    assert preset.kv_tokens >= preset.max_model_len, "room for a row, before m3"
-    assert stage_options(7, preset.options) == preset.options
+        assert total <= preset.limits["max_model_len"], (ask.title, total)
+        assert total * ask.n <= preset.limits["kv_tokens"]
+        assert ask.n <= preset.limits["max_num_seqs"]
+    assert preset.limits["kv_tokens"] >= preset.limits["max_model_len"], "room for a row, before m3"
+    assert stage_options(7, preset.limits) == preset.limits
 
 
 def test_the_claims_of_the_presets_are_in_their_sizes(tokenizer: Tokenizer) -> None:
@@ -33,7 +33,7 @@ def test_the_claims_of_the_presets_are_in_their_sizes(tokenizer: Tokenizer) -> N
     assert len({tuple(prompt[:512]) for prompt in shared}) == 1
     memory = find("memory", [3])
     needed = sum(len(tokenizer.chat(ask.messages())) + ask.max_tokens for ask in memory.asks)
-    assert needed > memory.kv_tokens > memory.max_model_len * 2
+    assert needed > memory.limits["kv_tokens"] > memory.limits["max_model_len"] * 2
 
 
 def test_titles_of_many_answers_fit_into_a_column() -> None:

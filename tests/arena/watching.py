@@ -9,7 +9,7 @@ from common.arena.presets import Ask, Preset
 TWO = Preset(
     "two", "Two", "Two prompts.", "speed",
     (Ask("one", "The first prompt, of some length", 12), Ask("two", "Another", 5, after_tokens=3)),
-    kv_tokens=512, max_num_seqs=4, max_model_len=128,
+    {"kv_tokens": 512, "max_num_seqs": 4, "max_model_len": 128},
 )  # fmt: skip
 
 

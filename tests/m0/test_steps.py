@@ -129,7 +129,7 @@ def kept(rows: list[list[float]], *top_p: float, top_k: int = 0) -> list[list[in
     params = [SamplingParams(temperature=1.0, top_p=p, top_k=top_k) for p in top_p]
     ones = torch.ones(len(rows), 1)
     ps = torch.tensor(top_p)[:, None]
-    left = _filter(torch.tensor(rows).log(), params, ones, ones * (top_k or len(rows[0])), ps, 0 * ones)
+    left = _filter(torch.tensor(rows).log(), params, torch.stack((ones, ones * (top_k or len(rows[0])), ps, 0 * ones)))
     return [[token for token, logit in enumerate(row) if logit > -math.inf] for row in left.tolist()]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import stages
+from benchmarks.files import write_json
 from common import Engine, SamplingParams
 from common.watch.trace import StepTrace
 from tests.engine_checks import BOOKKEEPING, CONTINUOUS, PAGED, SHARING, TOKEN_BYTES, exactly, prompts_of
@@ -129,7 +130,7 @@ def test_a_long_run_keeps_only_the_last_steps_in_the_trace(build: Build, stage: 
 def test_the_json_file_is_what_was_recorded(stage: str, tmp_path: Path) -> None:
     trace, _ = with_regions(stage)
     path = tmp_path / "new" / "trace.json"
-    trace.write(path)
+    write_json(path, trace.to_json(), indent=None)
     read = json.loads(path.read_text())
     assert read["schema"] == 1 and read["arrivals"] == trace.arrivals
     assert len(read["steps"]) == len(trace.steps)
@@ -140,11 +141,10 @@ def test_the_json_file_is_what_was_recorded(stage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", CONTINUOUS)
-def test_the_chrome_trace_has_the_format_that_perfetto_opens(stage: str, tmp_path: Path) -> None:
+def test_the_chrome_trace_has_the_format_that_perfetto_opens(stage: str) -> None:
     """The Trace Event Format: complete events with times in microseconds, counters, and a name for every row."""
     trace, _ = with_regions(stage)
-    trace.write(tmp_path / "trace.json", chrome=True)
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    events = json.loads(json.dumps(trace.to_chrome()))["traceEvents"]
     names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     assert names == {0: "steps"} | dict(enumerate(trace.arrivals, start=1))
     spans = [event for event in events if event["ph"] == "X"]

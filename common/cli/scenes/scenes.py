@@ -1,8 +1,6 @@
 """The eight scenes. Each runs on the stage and on the stage before it, and draws what the engine did: from its trace,
 its block tables and its metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

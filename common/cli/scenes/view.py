@@ -1,7 +1,5 @@
 """Requests that run step by step, and the picture that grows with them."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A tensor's memory as Numba's kernels see it: bits in a NumPy array."""
 
-from __future__ import annotations
-
 import threading
 
 import numpy as np

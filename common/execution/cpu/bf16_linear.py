@@ -1,7 +1,5 @@
 """Three faster variants of `Linear` for bfloat16 on a CPU; `common.execution.choose` chooses between them."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import torch

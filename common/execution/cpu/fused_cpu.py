@@ -2,8 +2,6 @@
 products stay the library's; queries and keys are normalised and rotated by the attention that stores them, where it
 can (`fused_qkv`). The first use on a machine compiles for some seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

@@ -5,8 +5,6 @@ the library's matrix products, which are at their best there, with fused kernels
 with a `fused_qkv` does the second of these itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
@@ -55,14 +53,9 @@ class FusedOps(FusingOps):
         return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)
 
     def qk_norm_rope(
-        self,
-        heads: torch.Tensor,
-        num_q: int,
-        q_norm: RMSNorm | None,
-        k_norm: RMSNorm | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> torch.Tensor:
+        self, heads: torch.Tensor, num_q: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None,
+        cos: torch.Tensor, sin: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
         norms = (None, None, 0.0)
         if q_norm is not None and k_norm is not None:
             norms = (q_norm.weight, k_norm.weight, q_norm.eps)

@@ -1,7 +1,5 @@
 """Launch options of a kernel that may start while the one in front of it still runs (see `triton_elementwise`)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

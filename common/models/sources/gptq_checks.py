@@ -3,8 +3,6 @@
 Without them a checkpoint with a wrong label, or a damaged one, loads like any other and the model writes '!!!!'.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,11 +1,9 @@
 """Reads folders in the format of AutoGPTQ and its successor GPTQModel: safetensors in which a linear layer's `weight`
 is replaced by `qweight`, `qzeros`, `scales` and `g_idx`, and a description of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 
@@ -29,7 +27,7 @@ class Stored:
     form: Format
 
     @classmethod
-    def from_dict(cls, name: str, options: Mapping[str, Any]) -> Stored:
+    def from_dict(cls, name: str, options: Mapping[str, Any]) -> Self:
         """From `quantization_config` or quantize_config.json; `UserError` for what is not supported."""
         method = options.get("quant_method") or options.get("method") or "gptq"
         hint = "GPTQ is, NF4 of bitsandbytes, and checkpoints that are not quantised"

@@ -1,19 +1,16 @@
 """A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
 code from the folder."""
 
-from __future__ import annotations
-
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.models.config import ModelConfig
 from common.models.weights import Shape, check_tensors
-from common.text.tokenizer import Tokenizer
+from common.text.tokenizer import Tokenizer, read_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -24,10 +21,8 @@ class HFFolder:
     def __init__(self, folder: Path, name: str | None = None, options: dict[str, Any] | None = None) -> None:
         """options: the contents of config.json; None: as it is."""
         self.folder = folder
-        options, generation = options or read_options(folder), folder / "generation_config.json"
-        self.config = ModelConfig.from_hf(
-            name or str(folder), options, read_json(generation) if generation.is_file() else None
-        )
+        generation = read_json(folder / "generation_config.json", missing={})
+        self.config = ModelConfig.from_hf(name or str(folder), options or read_options(folder), generation)
         self._files: dict[str, Any] = {}  # tensor name to the open file that holds it
 
     def read(self, name: str, shape: Shape) -> torch.Tensor:
@@ -100,22 +95,3 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"
         )
     raise UserError(f"{folder} has no weights: expected model.safetensors, or shards with {INDEX}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; `UserError` if the file holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value  # pyright: ignore[reportUnknownVariableType]
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,5 @@
 """Models of the Hugging Face hub, by id (`Qwen/Qwen3-0.6B`)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

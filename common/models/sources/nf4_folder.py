@@ -1,8 +1,6 @@
 """Reads folders that transformers writes with bitsandbytes in NF4: safetensors in which a linear layer's `weight` holds
 packed codes, with `weight.absmax`, `weight.quant_map` and a description next to it."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

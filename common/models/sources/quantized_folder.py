@@ -1,7 +1,5 @@
 """What folders of quantised models have in common: tensors that stand for a weight, and a description of them."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +9,10 @@ import torch
 
 from common.errors import UserError, require
 from common.models.quantized_weight import QuantizedWeight
-from common.models.sources.hf_folder import HFFolder, read_json, read_options
+from common.models.sources.hf_folder import HFFolder, read_options
 from common.models.sources.nf4 import NF4Weight
 from common.models.weights import Shape, check_tensors, tensor_shapes
+from common.text.tokenizer import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight
 
@@ -98,8 +97,8 @@ OLDER_FILE = "quantize_config.json"
 
 def quantization(folder: Path) -> Any:
     """What describes the quantisation, in config.json or, in older folders, in a file of its own; None: nothing."""
-    config, older = folder / "config.json", folder / OLDER_FILE
-    found = read_json(config).get("quantization_config") if config.is_file() else None
+    found = read_json(folder / "config.json", missing={}).get("quantization_config")
+    older = folder / OLDER_FILE
     return read_json(older) if found is None and older.is_file() else found
 
 
