@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from benchmarks.report.blocks import Block, Paragraph, Table
+from benchmarks.report.blocks import table
 from benchmarks.report.figures import evaluate
 from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED
 from benchmarks.report.sources import Machine, folder_of
@@ -23,7 +23,7 @@ NAMES = {
 }
 
 
-def execution_blocks(machine: Machine) -> list[Block]:
+def execution_blocks(machine: Machine) -> list[str]:
     """A table of tokens per second: stages and ways to execute them by workload; nothing where nothing was measured."""
     found: dict[tuple[str, str], dict[str, Record]] = {}
     for bench in machine.benches:
@@ -36,11 +36,11 @@ def execution_blocks(machine: Machine) -> list[Block]:
     order = sorted(found, key=lambda key: (key[0], list(NAMES).index(key[1])))
     rows = [[title(stage), NAMES[way], *_cells(found[stage, way])] for stage, way in order]
     headers = ("stage", "execution", *(f"{name}, tokens/s" for name in WORKLOADS), "ITL of decode_one, ms")
-    blocks: list[Block] = [Table(headers, rows, words=2, caption=f"{machine.title}, {machine.model}")]
+    blocks = [table(headers, rows, words=2, caption=f"{machine.title}, {machine.model}")]
     missing = [f"*{NAMES[way]}*" for way in NAMES if all(way != measured for _, measured in found)]
     if missing:
         command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != MODEL else "")
-        blocks.append(Paragraph(f"Not measured yet: {'; '.join(missing)} (`{command}`)."))
+        blocks.append(f"Not measured yet: {'; '.join(missing)} (`{command}`).")
     return blocks
 
 
@@ -57,7 +57,7 @@ def _cells(records: dict[str, Record]) -> list[str]:
     return [*speeds, f"{gaps['p50'] * 1e3:.2f}" if gaps else "–"]
 
 
-def peer_blocks(machine: Machine) -> list[Block]:
+def peer_blocks(machine: Machine) -> list[str]:
     """Engines that people use on such a GPU, and the stages between them, by temperature; nothing without a file."""
     if machine.peers is None:
         return []
@@ -82,7 +82,7 @@ def peer_blocks(machine: Machine) -> list[Block]:
         f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."
     )
     headers = ("temperature", "engine", *(f"{name}, output tokens/s" for name in SAME_WORK))
-    return [Paragraph(text), Table(headers, rows, words=2)]
+    return [text, table(headers, rows, words=2)]
 
 
 def _speed(value: float | None) -> str:
