@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
@@ -27,7 +25,9 @@ def execution_blocks(machine: Machine) -> list[str]:
     """A table of tokens per second: stages and ways to execute them by workload; nothing where nothing was measured."""
     found: dict[tuple[str, str], dict[str, Record]] = {}
     for bench in machine.benches:
-        way = bench.results.config.get("execution") or way_of(bench.results.config.get("options") or {})
+        config = bench.results.config
+        options = config.get("options") or WAYS["overlap"]  # the default
+        way = config.get("execution") or next((name for name, own in WAYS.items() if own == options), None)
         for record in bench.results.records:
             if way and record.ok and record.workload in WORKLOADS and record.stage not in PEERS:
                 found.setdefault((record.stage, way), {}).setdefault(record.workload, record)
@@ -42,13 +42,6 @@ def execution_blocks(machine: Machine) -> list[str]:
         command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != MODEL else "")
         blocks.append(f"Not measured yet: {'; '.join(missing)} (`{command}`).")
     return blocks
-
-
-def way_of(options: dict[str, Any]) -> str | None:
-    """Which line of the ablation an engine with these options is; None if it is none of them."""
-    if not options:
-        return "overlap"
-    return next((way for way, settings in WAYS.items() if settings == options), None)
 
 
 def _cells(records: dict[str, Record]) -> list[str]:

@@ -44,8 +44,8 @@ SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 Run = list[float | None]
-OF_MACHINE = ("attention", "quality", "reference")
-"""What begins so is in a file of its own, and not in one of records."""
+OF_MACHINE = {"attention": (2,), "quality": (1,), "reference": (1, 2)}
+"""What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""
 LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
@@ -213,8 +213,7 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
     head, *parts = name.split(".")
     stage = next((peer for peer in PEERS if name.startswith(f"{head}.{peer}.")), parts[0] if parts else "")
     fields = name.removeprefix(f"{head}.{stage}").split(".")[1:]
-    wanted = {"attention": 2, "quality": 1, "reference": 1}.get(head, 1)
-    if not fields or (head in OF_MACHINE and not wanted <= len(fields) <= wanted + (head == "reference")):
+    if not fields or len(fields) not in OF_MACHINE.get(head, [len(fields)]):
         raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py")
     if head == "attention":
         return _sheet_value(machine, head, fields[1], {"backend": stage, "step": fields[0]})

@@ -174,9 +174,6 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
 
 
 def _title(machine: Machine) -> str:
-    for bench in machine.benches:
-        return short_hardware(bench.results.environment, bench.results.config["device"])
-    for sheet in machine.sheets:
-        if "environment" in sheet.values:
-            return short_hardware(sheet.values["environment"], sheet.values.get("config", {}).get("device", "cpu"))
-    return machine.name
+    runs = [(b.results.environment, b.results.config) for b in machine.benches]
+    runs += [(s.values["environment"], s.values.get("config", {})) for s in machine.sheets if "environment" in s.values]
+    return short_hardware(runs[0][0], runs[0][1].get("device", "cpu")) if runs else machine.name

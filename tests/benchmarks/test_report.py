@@ -378,7 +378,8 @@ def test_the_page_needs_nothing_beside_itself(put: Put, tmp_path: Path) -> None:
     (tmp_path / "cpu").mkdir()
     shutil.copy(KEPT, tmp_path / "cpu" / "ladder.json")
     names = [path.name for path in write_all(tmp_path)]
-    assert names == ["report.html", "report.md", "interview_guide.md", "interview_guide.zh-CN.md"]
+    guides = [f"interview_{page}{ending}" for page in ("guide", "tomorrow") for ending in (".md", ".zh-CN.md")]
+    assert names == ["report.html", "report.md", *guides]
     page = (tmp_path / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert any(source.startswith("data:image/png;base64,") for source in sources)
