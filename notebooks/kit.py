@@ -17,7 +17,6 @@ import torch
 from matplotlib.axes import Axes
 
 from benchmarks.contestant import Setting
-from benchmarks.measure import ActivationPeak
 from benchmarks.plots.bars import bars, figure_with_rows, name_rows
 from benchmarks.recipes import timed, total_output, uniform
 from benchmarks.record import Record, record_runs
@@ -28,6 +27,7 @@ from benchmarks.worker import WARMUP_TOKENS, timed_runs, warm_up
 from benchmarks.workloads import Size
 from common.cli.options import fastest_dtype
 from common.config import DEFAULT_MODEL, stage_options
+from common.watch.peak_memory import ActivationPeak
 from common.watch.progress import progress_bar
 from notebooks.progress import show_progress
 from stages import number, short_name

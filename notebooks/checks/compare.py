@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from notebooks.exercises import answered, check, expect, expect_equal
+from notebooks.exercises import check, expect, expect_equal
 
 H100 = (3.35e12, 989e12)
 """Bytes and dense bfloat16 operations a second."""
@@ -54,11 +54,8 @@ def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float],
         bandwidth, flops_per_s = H100
         reading = (weights + rows * kept * QWEN_KV) / bandwidth
         wanted = rows / max(reading, rows * flops / flops_per_s)
-        got = answered(answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s))
-        expect(
-            abs(got - wanted) < 1e-3 * wanted,
-            f"Qwen3-0.6B on an H100, {case}: you say {got:,.0f} tokens/s, and it is {wanted:,.0f}. {hint}".rstrip(),
-        )
+        got = answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s)
+        expect_equal(got, wanted, f"Qwen3-0.6B on an H100, {case}, tokens/s", hint, ",.0f")
     first, many = (answer(rows, *QWEN[:1], kept * QWEN_KV, QWEN[1], *H100) for rows, kept in ((1, 0), (256, 600)))
     return f"Qwen3-0.6B on an H100: {first:,.0f} tokens/s alone at most, {many:,.0f} with 256 requests of 600 tokens."
 
@@ -85,10 +82,8 @@ def speedup(answer: Callable[[float, float], float]) -> str:
         parts = [dice.random() for _ in range(100)]
         total = sum(parts)
         fast, slow = share * total, (1 - share) * total
-        wanted, got = total / (fast / factor + slow), answered(answer(share, factor))
-        expect(
-            abs(got - wanted) < 1e-6 * wanted,
-            f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: you say {got:,.2f} times as "
-            f"fast over all. It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}.",
-        )
+        wanted = total / (fast / factor + slow)
+        case = f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: over all, times as fast"
+        hint = f"It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}."
+        expect_equal(answer(share, factor), wanted, case, hint, ",.2f")
     return f"With 70 % of a step four times as fast, the step is {answer(0.7, 4):.2f} times as fast; 3.33 is the limit."

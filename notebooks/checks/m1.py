@@ -8,7 +8,7 @@ import torch
 
 from common.models.config import ModelConfig
 from common.models.sources.random_weights import PRESETS
-from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
+from notebooks.exercises import answered, check, expect, expect_equal, expect_tensor, outputs_of, tiny
 
 
 @check
@@ -38,9 +38,7 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
         weights = torch.softmax(torch.einsum("hd,hsd->hs", q, keys[:, :length]) / 4**0.5, dim=-1)
         wanted = torch.einsum("hs,hsd->hd", weights, values[:, :length])
         got = answer(q, keys.clone(), values.clone(), length)
-        expect(isinstance(got, torch.Tensor), f"Your answer is {type(got).__name__}, not a tensor [2, 4].")
-        shape = list(got.shape)
-        expect(shape == [2, 4], f"Your answer has the shape {shape}, and it is [2, 4]: one row a head.")
+        expect_tensor(got, (2, 4), "One row a head.")
         far = (got - wanted).abs().max().item()
         expect(
             far < 100,

@@ -124,11 +124,8 @@ def tiles(answer: Callable[[int, int, int], int]) -> str:
         with _CountTiles() as counted:
             flash_attention(q, blocks, blocks, [list(range(len(blocks)))], [(0, queries, context)])
         got, everything = answer(queries, context, B_R), -(-queries // B_R) * -(-context // B_R)
-        hint = " That is all tiles, also those behind the diagonal." if got == everything else ""
-        expect(
-            got == counted.count,
-            f"{queries} queries at the end of a context of {context} ({what}), tiles of {B_R}: you say {got}, and "
-            f"`flash_attention` computes {counted.count}.{hint}",
-        )
+        hint = "That is all tiles, also those behind the diagonal." if got == everything else ""
+        case = f"{queries} queries at the end of a context of {context} ({what}), tiles of {B_R}, in `flash_attention`"
+        expect_equal(got, counted.count, case, hint)
     whole = answer(4096, 4096, 64) / 64**2
     return f"Of a prompt of 4,096 tokens {whole:.0%} of the tiles are computed: causality saves nearly half."

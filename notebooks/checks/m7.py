@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from notebooks.exercises import answered, check, expect
+from notebooks.exercises import answered, check, expect, expect_equal, expect_tensor
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.gptq import inverse_factor
 from stages.m7_gptq.settings import Settings
@@ -27,11 +27,8 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
             f"{case}: you say {got:,} bytes, and m7 stores {stored:,}. {inputs} inputs are {groups} groups: the last "
             "one is shorter, and has a scale and a zero point as well.",
         )
-        expect(
-            got == stored,
-            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}: {codes:,} of codes, and {stored - codes:,} for "
-            f"the scales and zero points of {groups} groups for each output.",
-        )
+        rest = f"{codes:,} are codes, {stored - codes:,} the scales and zero points of {groups} groups for each output."
+        expect_equal(got, stored, f"{case}, bytes in m7", rest, ",")
     small, large = (1 - answer(1024, 1024, group) / (2 * 1024 * 1024) for group in (32, 128))
     return f"Not −75 %, but −{small:.1%} with groups of 32 and −{large:.1%} with groups of 128."
 
@@ -92,8 +89,8 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         best[i] = rounded
         shares = torch.linalg.solve(hessian[i + 1 :, i + 1 :], hessian[i + 1 :, i, None])
         best[i + 1 :] += shares * (columns[i] - rounded)
-        got = answered(answer(columns.clone(), i, rounded.clone(), factor.clone()))
-        expect(got.shape == columns.shape, f"Your answer has the shape {list(got.shape)} instead of [6, 4].")
+        got = answer(columns.clone(), i, rounded.clone(), factor.clone())
+        expect_tensor(got, columns.shape)
         expect(torch.equal(got[:i], columns[:i]), f"i = {i}: inputs before it are done, and must stay as they are.")
         expect(torch.allclose(got[i], rounded), f"i = {i}: that input's weights are to be `rounded` afterwards.")
 
