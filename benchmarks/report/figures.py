@@ -20,11 +20,11 @@ must leave no choice: `UserError`.
 
 from __future__ import annotations
 
-import itertools
-import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from benchmarks.compare import Results
 from benchmarks.execution import PLAIN
@@ -80,11 +80,10 @@ def _longer_context(record: Record, results: Results) -> float | None:
     if not own or not before:
         return None
     longest = max(own)
-    for (short, less), (long, more) in itertools.pairwise(before):
-        if less <= own[longest] <= more:
-            share = math.log(own[longest] / less) / math.log(more / less)
-            return longest / (short * (long / short) ** share)
-    return None
+    lengths, sizes = zip(*before, strict=True)
+    if not sizes[0] <= own[longest] <= sizes[-1]:
+        return None
+    return longest / np.exp(np.interp(np.log(own[longest]), np.log(sizes), np.log(lengths))).item()
 
 
 def _sweet_spot(record: Record, results: Results) -> float | None:

@@ -15,27 +15,20 @@ QWEN_KV = 114_688
 """Bytes of a token's K and V."""
 
 PEOPLE = {
-    "One user, long answers. The longer an answer gets, the slower it comes.": (
-        "m1", "if the past is kept, a token costs the same at every position"
-    ),
-    "Many users, all sorts of lengths. Short answers wait for long ones.": (
-        "m2", "finished requests must leave, and the next ones join, at every step"
-    ),
-    "Short chats, but room for 32,000 tokens must be kept for each. Memory is full with four of them.": (
-        "m3", "memory has to be handed out as it is needed, not in advance"
-    ),
-    "Contracts of 30,000 tokens. The score matrix of a prompt does not fit into memory.": (
-        "m4", "only attention in tiles never writes that matrix"
-    ),
-    "A chat service. Whenever one user pastes a long text, all other answers stop for a second.": (
-        "m5", "the long prompt must be cut up, and its parts share steps with decodes"
-    ),
-    "A thousand questions a minute, all under the same four pages of instructions.": (
-        "m6", "those pages need to be computed once, and found again"
-    ),
-    "One user on a laptop. Each token waits for the weights to be read; small errors are fine.": (
-        "m7", "only fewer bytes shorten that wait"
-    ),
+    "One user, long answers. The longer an answer gets, the slower it comes.":
+        ("m1", "if the past is kept, a token costs the same at every position"),
+    "Many users, all sorts of lengths. Short answers wait for long ones.":
+        ("m2", "finished requests must leave, and the next ones join, at every step"),
+    "Short chats, but room for 32,000 tokens must be kept for each. Memory is full with four of them.":
+        ("m3", "memory has to be handed out as it is needed, not in advance"),
+    "Contracts of 30,000 tokens. The score matrix of a prompt does not fit into memory.":
+        ("m4", "only attention in tiles never writes that matrix"),
+    "A chat service. Whenever one user pastes a long text, all other answers stop for a second.":
+        ("m5", "the long prompt must be cut up, and its parts share steps with decodes"),
+    "A thousand questions a minute, all under the same four pages of instructions.":
+        ("m6", "those pages need to be computed once, and found again"),
+    "One user on a laptop. Each token waits for the weights to be read; small errors are fine.":
+        ("m7", "only fewer bytes shorten that wait"),
 }  # fmt: skip
 """Each question with the first stage that answers it, and why."""
 

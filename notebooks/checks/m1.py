@@ -17,12 +17,10 @@ def kv_bytes(answer: Callable[[ModelConfig, int, int], int]) -> str:
     with tiny("m1", max_model_len=64, max_num_seqs=3) as engine:
         config, allocated = engine.runner.model.config, engine.runner.attention.kv_bytes()
     got = answered(answer(config, 3 * 64, 4))
-    expect(
-        got == allocated,
-        f"For 3 rows of 64 tokens in float32, {config.num_layers} layers, {config.num_heads} query heads and "
-        f"{config.num_kv_heads} KV heads of {config.head_dim} you say {got:,} bytes. m1 allocates {allocated:,}: you "
-        f"are off by a factor of {got / allocated:g}. Whose heads are stored?",
-    )
+    heads = f"{config.num_heads} query heads and {config.num_kv_heads} KV heads of {config.head_dim}"
+    case = f"Bytes that m1 allocates for 3 rows of 64 tokens in float32, {config.num_layers} layers, {heads}"
+    hint = f"You are off by a factor of {got / allocated:g}. Whose heads are stored?"
+    expect_equal(got, allocated, case, hint, ",")
     qwen = PRESETS["qwen3-0.6b"]
     expect_equal(answer(qwen, 1, 2), 114_688, "One token of Qwen3-0.6B in bfloat16")
     return f"m1 allocates exactly that: {allocated:,} bytes. A token of Qwen3-0.6B takes {answer(qwen, 1, 2):,}."

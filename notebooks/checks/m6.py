@@ -69,11 +69,9 @@ def hits(answer: Callable[[Sequence[str], int], Sequence[bool]]) -> str:
                 wanted.append(output.num_cached_tokens > 0)
         got = [bool(one) for one in answered(answer(names, room))]
         expect_equal(len(got), len(names), f"The number of answers for {', '.join(names)}")
-        wrong = next((i for i, (one, other) in enumerate(zip(got, wanted, strict=True)) if one != other), None)
-        expect(
-            wrong is None,
-            f"{', '.join(names)} with room for {room}: you say that request {(wrong or 0) + 1} ({names[wrong or 0]}) "
-            f"{'finds' if got[wrong or 0] else 'does not find'} its beginning. In m6 it "
-            f"{'finds it' if wanted[wrong or 0] else 'does not'}. Which was *used* least recently?",
-        )
+        for number, (said, found) in enumerate(zip(got, wanted, strict=True)):
+            what = f"request {number + 1} ({names[number]}) {'finds' if said else 'does not find'} its beginning"
+            case = f"{', '.join(names)} with room for {room}: you say that {what}"
+            right = f"In m6 it {'finds it' if found else 'does not'}. Which was *used* least recently?"
+            expect(said == found, f"{case}. {right}")
     return "A hit makes its block the newest again. In A, B, C, A, B, C with room for two none ever hits."

@@ -33,31 +33,24 @@ def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
     return "Weights are read once a step, however many requests share it: that is what batching gains."
 
 
-STAGES = {
-    "every token costs more than the one before": "m1",
-    "short requests wait for a long one of their batch": "m2",
-    "memory is full of reserved, empty slots": "m3",
-    "attention writes a score matrix of length²": "m4",
-    "a long prompt stalls all decodes": "m5",
-    "the same system prompt is computed for every request": "m6",
-    "reading the weights takes all the time": "m7",
+CURES = {
+    "every token costs more than the one before": ("m1", "keeps keys and values"),
+    "short requests wait for a long one of their batch": ("m2", "lets requests join and leave at every step"),
+    "memory is full of reserved, empty slots": ("m3", "gives out memory in blocks"),
+    "attention writes a score matrix of length²": ("m4", "computes attention tile by tile"),
+    "a long prompt stalls all decodes": ("m5", "cuts prompts to a budget of tokens for each step"),
+    "the same system prompt is computed for every request": ("m6", "finds beginnings again that were computed before"),
+    "reading the weights takes all the time": ("m7", "holds the weights in 4 bits"),
 }
-DOES = {
-    "m1": "keeps keys and values",
-    "m2": "lets requests join and leave at every step",
-    "m3": "gives out memory in blocks",
-    "m4": "computes attention tile by tile",
-    "m5": "cuts prompts to a budget of tokens for each step",
-    "m6": "finds beginnings again that were computed before",
-    "m7": "holds the weights in 4 bits",
-}
+"""Each symptom with the stage that cures it, and how."""
 
 
 @check
 def cures(answer: Mapping[str, str]) -> str:
     """answer: symptom -> stage."""
-    for symptom, stage in STAGES.items():
+    does = dict(CURES.values())
+    for symptom, (stage, _) in CURES.items():
         got = answer.get(symptom, "")
-        expect(got in DOES, f"'{symptom}' has no stage yet.")
-        expect(got == stage, f"'{symptom}': {got} {DOES[got]}, and this goes on.")
+        expect(got in does, f"'{symptom}' has no stage yet.")
+        expect(got == stage, f"'{symptom}': {got} {does[got]}, and this goes on.")
     return "Seven symptoms, seven ideas; the order of the stages is the order in which they hurt."
