@@ -90,7 +90,9 @@ def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
                     engine.step()
                 got = answered(answer(config, queries, context, 4))
                 heads = f"{config.num_heads} query heads and {config.num_kv_heads} KV heads"
-                case = f"A prompt of {prompt} tokens, {what}: {queries} queries see {context} slots, {heads}, float32, bytes"
+                case = (
+                    f"A prompt of {prompt} tokens, {what}: {queries} queries, {context} slots, {heads}, float32, bytes"
+                )
                 hint = f"m3's tensor is {scores.bytes / max(got, 1):g} times as large."
                 expect_equal(got, scores.bytes, case, hint, ",")
     long = answer(config, 32_768, 32_768, 2)
