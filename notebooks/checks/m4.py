@@ -90,10 +90,8 @@ def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
                     engine.step()
                 got = answered(answer(config, queries, context, 4))
                 heads = f"{config.num_heads} query heads and {config.num_kv_heads} KV heads"
-                case = (
-                    f"A prompt of {prompt} tokens, {what}: {queries} queries, {context} slots, {heads}, float32, bytes"
-                )
-                hint = f"m3's tensor is {scores.bytes / max(got, 1):g} times as large."
+                case = f"A prompt of {prompt} tokens, {what}: bytes for {queries} queries and {context} slots, float32"
+                hint = f"m3's tensor, with {heads}, is {scores.bytes / max(got, 1):g} times as large."
                 expect_equal(got, scores.bytes, case, hint, ",")
     long = answer(config, 32_768, 32_768, 2)
     return f"Even for this tiny model a prompt of 32,768 tokens would take {long / 1e9:.0f} GB, in every layer."
