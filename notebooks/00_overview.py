@@ -90,9 +90,7 @@ table(["part of m6", "from"], [[f"`{type(part).__name__}`", f"`{type(part).__mod
 # notebook shows the workload that its idea is for.
 
 # %%
-for stage in map(stages.short_name, stages.names()):
-    if stage not in ladder:
-        ladder[stage] = measure(stage, users)
+ladder |= {stage: measure(stage, users) for stage in map(stages.short_name, stages.names()[1:])}
 shown = ("output tokens/s", "first token", "each further token", "KV slots filled", "wasted positions")
 compare(list(ladder.values()), *shown)
 
@@ -147,7 +145,6 @@ check.latencies(latencies)
 # <details><summary>Solution</summary>
 #
 # The first token waits for the prompt, the others for one step each: two figures.
-#
 # ```python
 # def latencies(arrival, token_times):
 #     ttft = token_times[0] - arrival
@@ -155,7 +152,6 @@ check.latencies(latencies)
 #     end = token_times[-1] - arrival
 #     return ttft, between, end
 # ```
-#
 # </details>
 #
 # ### Exercise 2: the limit
@@ -178,7 +174,6 @@ check.bandwidth_limit(bandwidth_limit)
 # def bandwidth_limit(weights_bytes, bytes_per_second, requests):
 #     return requests * bytes_per_second / weights_bytes
 # ```
-#
 # </details>
 #
 # ### Exercise 3: which idea cures which pain?
@@ -211,7 +206,6 @@ check.cures(cures)
 #     "reading the weights takes all the time": "m7",
 # }
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -37,13 +37,11 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
     ):
         wanted = scores.softmax(0) @ values
         got = answer(_part(scores[:cut], values[:cut]), _part(scores[cut:], values[cut:]))
-        expect(
-            isinstance(got, tuple) and len(got) == 3,
-            f"For {case} your answer is {type(got).__name__}; it is a part again: (m, l, acc).",
-        )
+        is_part = isinstance(got, tuple) and len(got) == 3
+        expect(is_part, f"For {case} your answer is {type(got).__name__}; it is a part again: (m, l, acc).")
         m, l, acc = got  # noqa: E741 - as in the papers
         expect(
-            bool(torch.isfinite(l)) and bool(torch.isfinite(acc).all()),
+            bool(torch.isfinite(l) and torch.isfinite(acc).all()),
             f"For {case} your sums are not finite: exp() of a score itself overflows from 89 on. Only differences to "
             "the larger maximum go into exp().",
         )
