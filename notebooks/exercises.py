@@ -1,7 +1,5 @@
 """How an exercise is checked: the verdict is right, or says what is wrong."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

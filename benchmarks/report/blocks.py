@@ -1,7 +1,5 @@
 """What a report is made of: Markdown, and pictures, whose links depend on where the report will lie."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

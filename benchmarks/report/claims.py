@@ -3,8 +3,6 @@
 The predictions come from the interview questions and the plan of this repository, before anything was measured.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """What the report says, as blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

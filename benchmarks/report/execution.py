@@ -1,7 +1,5 @@
 """What execution gains on a GPU, apart from the eight ideas: fused kernels, CUDA graphs, planning ahead."""
 
-from __future__ import annotations
-
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record

@@ -18,8 +18,6 @@ that workload, then the one with most records, as in the report's tables; of equ
 must leave no choice: `UserError`.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any

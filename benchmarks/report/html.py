@@ -1,7 +1,5 @@
 """The report's Markdown as one HTML page, for light and dark screens, that needs no other file: pictures are in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """Which pictures a report shows. Each is drawn again from the results, into their folder."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Tables of the files that hold no stages: attention kernels, quality, and whatever else is a list of measurements."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.attention import cells

@@ -1,7 +1,5 @@
 """Each claim against what a machine measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from benchmarks.report.claims import Claim

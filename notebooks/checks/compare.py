@@ -1,7 +1,5 @@
 """The exercises of 99."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """The exercise of long_context."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from notebooks.exercises import check, expect_equal

@@ -1,7 +1,5 @@
 """The exercises of m4."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

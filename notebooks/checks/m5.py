@@ -1,7 +1,5 @@
 """The exercises of m5."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The exercises of m6."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

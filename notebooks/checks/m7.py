@@ -1,7 +1,5 @@
 """The exercises of m7."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -23,9 +21,7 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
         if got == codes:
             hint = "Yours are the codes alone. What do groups add?"
         elif got == codes + inputs // group * outputs * 20 // 8:
-            hint = (
-                f"{inputs} inputs are {groups} groups: the last one is shorter, and has a scale and a zero point too."
-            )
+            hint = f"Of the {groups} groups the last one is shorter; it has a scale and a zero point as well."
         expect_equal(got, stored, f"{outputs} × {inputs} in groups of {group}, bytes in m7", hint, ",")
     small, large = (1 - answer(1024, 1024, group) / (2 * 1024 * 1024) for group in (32, 128))
     return f"Not −75 %, but −{small:.1%} with groups of 32 and −{large:.1%} with groups of 128."
@@ -58,9 +54,7 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
         far = float(((codes - zero) * scale - weights).abs().max() / scale)
         expect(far < 0.501, f"{case}: a weight comes back {far:.2f} steps off; rounding costs half a step at most.")
         step, enough = float(scale), float(weights.max().clamp(min=0) - weights.min().clamp(max=0)) / 15
-        expect(
-            step < 1.01 * enough, f"{case}: your step is {step:.3f}; 15 of {enough:.3f} reach over all weights and 0."
-        )
+        expect(step < 1.01 * enough, f"{case}: your step is {step:.3f}; 15 of {enough:.3f} reach all weights and 0.")
     return "Whole numbers, no weight further off than half a step, and 0 stays 0."
 
 

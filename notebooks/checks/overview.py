@@ -1,7 +1,5 @@
 """The exercises of the overview."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.record import Timeline
