@@ -74,7 +74,7 @@ def speedup(answer: Callable[[float, float], float]) -> str:
         total = sum(parts)
         fast, slow = share * total, (1 - share) * total
         wanted = total / (fast / factor + slow)
-        case = f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: over all, times as fast"
+        case = f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast; speedup over all"
         hint = f"It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}."
         expect_equal(answer(share, factor), wanted, case, hint, ",.2f")
     return f"With 70 % of a step four times as fast, the step is {answer(0.7, 4):.2f} times as fast; 3.33 is the limit."

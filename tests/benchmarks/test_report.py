@@ -378,8 +378,8 @@ def test_the_page_needs_nothing_beside_itself(put: Put, tmp_path: Path) -> None:
     (tmp_path / "cpu").mkdir()
     shutil.copy(KEPT, tmp_path / "cpu" / "ladder.json")
     names = [path.name for path in write_all(tmp_path)]
-    guides = [f"interview_{page}{ending}" for page in ("guide", "tomorrow") for ending in (".md", ".zh-CN.md")]
-    assert names == ["report.html", "report.md", *guides]
+    pages = [f"interview_{page}{language}.md" for page in ("guide", "tomorrow") for language in ("", ".zh-CN")]
+    assert names == ["report.html", "report.md", *pages]
     page = (tmp_path / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert any(source.startswith("data:image/png;base64,") for source in sources)
