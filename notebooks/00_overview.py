@@ -147,7 +147,6 @@ check.latencies(latencies)
 # <details><summary>Solution</summary>
 #
 # The first token waits for the prompt, the others for one step each: two figures.
-#
 # ```python
 # def latencies(arrival, token_times):
 #     ttft = token_times[0] - arrival
@@ -155,7 +154,6 @@ check.latencies(latencies)
 #     end = token_times[-1] - arrival
 #     return ttft, between, end
 # ```
-#
 # </details>
 #
 # ### Exercise 2: the limit
@@ -178,7 +176,6 @@ check.bandwidth_limit(bandwidth_limit)
 # def bandwidth_limit(weights_bytes, bytes_per_second, requests):
 #     return requests * bytes_per_second / weights_bytes
 # ```
-#
 # </details>
 #
 # ### Exercise 3: which idea cures which pain?
@@ -211,7 +208,6 @@ check.cures(cures)
 #     "reading the weights takes all the time": "m7",
 # }
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -187,14 +187,12 @@ check.most_tokens_per_s(most_tokens_per_s)
 # <details><summary>Solution</summary>
 #
 # Weights are read once for all rows, K and V once for each.
-#
 # ```python
 # def most_tokens_per_s(rows, weights_bytes, kv_bytes_per_row, flops_per_token, bandwidth, flops_per_s):
 #     reading = (weights_bytes + rows * kv_bytes_per_row) / bandwidth
 #     computing = rows * flops_per_token / flops_per_s
 #     return rows / max(reading, computing)
 # ```
-#
 # </details>
 #
 # ### Exercise 2: which stage?
@@ -217,11 +215,9 @@ check.stage_for(stage_for)
 # <details><summary>Solution</summary>
 #
 # In the order of the questions:
-#
 # ```python
 # stage_for = dict(zip(check.PEOPLE, ("m1", "m2", "m3", "m4", "m5", "m6", "m7")))
 # ```
-#
 # </details>
 #
 # ### Exercise 3: what a part is worth
@@ -241,12 +237,10 @@ check.speedup(speedup)
 # <details><summary>Solution</summary>
 #
 # Times add up. Speeds do not.
-#
 # ```python
 # def speedup(share, factor):
 #     return 1 / ((1 - share) + share / factor)
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -1,7 +1,5 @@
 """`python -m notebooks [NAME]...`: execute copies of notebooks, or open the reader's; without names, all of them."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Annotated

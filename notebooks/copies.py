@@ -1,7 +1,5 @@
 """The reader's own copies of the notebooks, in `notebooks/mine`, and JupyterLab on them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

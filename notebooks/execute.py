@@ -1,7 +1,5 @@
 """Execute a notebook from its .py file in a kernel of its own."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable

@@ -1,11 +1,12 @@
 """How an exercise is checked: the verdict is right, or says what is wrong."""
 
-from __future__ import annotations
-
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import torch
 
 import stages
 from common import Engine, SamplingParams
@@ -54,10 +55,22 @@ def answered(got: T | None, case: str | None = None) -> T:
     return got
 
 
-def expect_equal(got: object, wanted: object, case: str) -> None:
-    """case: what was asked, in words."""
+def expect_equal(got: Any, wanted: Any, case: str, hint: str = "", form: str = "") -> None:
+    """case: what was asked, in words. hint: said after both values. form: how they are written, as in an f-string.
+    A float may be off by a thousandth: answers may be rounded."""
     answered(got, case)
-    expect(got == wanted, f"{case}: you say {got!r}, and it is {wanted!r}.")
+    equal = math.isclose(got, wanted, rel_tol=1e-3, abs_tol=1e-9) if isinstance(wanted, float) else got == wanted
+    said, right = (format(value, form) if form else repr(value) for value in (got, wanted))
+    expect(equal, f"{case}: you say {said}, and it is {right}. {hint}".rstrip())
+
+
+def expect_tensor(got: object, shape: Sequence[int], hint: str = "") -> None:
+    """hint: said after a wrong shape."""
+    answered(got)
+    if not isinstance(got, torch.Tensor):
+        raise NotYetError(f"Your answer is {type(got).__name__}, not a tensor {list(shape)}.")
+    found = list(got.shape)
+    expect(found == list(shape), f"Your answer has the shape {found}, and it is {list(shape)}. {hint}".rstrip())
 
 
 def check(judge: Callable[[Any], str]) -> Callable[[Any], Verdict]:

@@ -1,7 +1,5 @@
 """What the notebooks share: measuring a stage, drawing, showing source, and writing figures into text."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import tempfile

@@ -282,13 +282,11 @@ check.blocks_needed(blocks_needed)
 # <details><summary>Solution</summary>
 #
 # A block is needed as long as one of its tokens is, and the window begins and ends inside blocks.
-#
 # ```python
 # def blocks_needed(length, sinks, window, block_size):
 #     kept = [*range(min(sinks, length)), *range(max(0, length - window), length)]
 #     return len({token // block_size for token in kept})
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -186,14 +186,12 @@ check.attention(attention)
 # <details><summary>Solution</summary>
 #
 # Row i of the scores belongs to query i. Everything right of the diagonal is its future.
-#
 # ```python
 # def attention(q, k, v):
 #     scores = q @ k.T * q.shape[-1] ** -0.5
 #     scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
 #     return scores.softmax(-1) @ v
 # ```
-#
 # </details>
 #
 # ### Exercise 2: what is wasted
@@ -215,7 +213,6 @@ check.padding_share(padding_share)
 #
 # There are as many steps as the longest output has tokens. A row grows by one with each token; a finished request keeps its
 # length, and no longer counts as useful.
-#
 # ```python
 # def padding_share(prompts, outputs):
 #     computed = useful = 0
@@ -225,7 +222,6 @@ check.padding_share(padding_share)
 #         useful += sum(row for row, o in zip(rows, outputs) if step < o)
 #     return 1 - useful / computed
 # ```
-#
 # </details>
 #
 # ### Exercise 3: the score matrix
@@ -244,12 +240,10 @@ check.score_bytes(score_bytes)
 # <details><summary>Solution</summary>
 #
 # Every query has a score for every key: `[rows, heads, length, length]`.
-#
 # ```python
 # def score_bytes(rows, heads, length, bytes_of_a_number):
 #     return rows * heads * length**2 * bytes_of_a_number
 # ```
-#
 # </details>
 #
 # ## Interview questions

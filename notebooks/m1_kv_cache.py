@@ -220,12 +220,10 @@ check.kv_bytes(kv_bytes)
 # <details><summary>Solution</summary>
 #
 # Only the KV heads are stored: several query heads share each of them.
-#
 # ```python
 # def kv_bytes(config, num_tokens, bytes_of_a_number):
 #     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * num_tokens * bytes_of_a_number
 # ```
-#
 # </details>
 #
 # ### Exercise 2: one decode step of attention
@@ -274,14 +272,12 @@ check.positions(positions)
 # <details><summary>Solution</summary>
 #
 # The last token is sampled and returned. It would go through the model only to predict the next one.
-#
 # ```python
 # def positions(prompt, outputs, cached):
 #     if cached:
 #         return prompt + outputs - 1
 #     return sum(prompt + i for i in range(outputs))
 # ```
-#
 # </details>
 #
 # ## Interview questions

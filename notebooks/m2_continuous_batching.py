@@ -180,7 +180,6 @@ check.steps(steps)
 #
 # Start waiting requests while there is room; each decode step takes one from what each still wants. A request for a single
 # token is done with the prefill step, and its slot is free again before any decode.
-#
 # ```python
 # def steps(outputs, slots):
 #     waiting, running, count = list(outputs), [], 0
@@ -194,7 +193,6 @@ check.steps(steps)
 #             running = [left - 1 for left in running if left > 1]
 #     return count
 # ```
-#
 # </details>
 #
 # ### Exercise 2: end to end
@@ -216,14 +214,12 @@ check.ragged(ragged_batch)
 # <details><summary>Solution</summary>
 #
 # Positions count within a sequence, from what it has in the cache.
-#
 # ```python
 # def ragged_batch(starts, lengths):
 #     query_start_loc = [0, *accumulate(lengths)]
 #     positions = [start + i for start, length in zip(starts, lengths) for i in range(length)]
 #     return query_start_loc, positions
 # ```
-#
 # </details>
 #
 # ### Exercise 3: which requests join?
@@ -247,7 +243,6 @@ check.admit(admit)
 # <details><summary>Solution</summary>
 #
 # A prompt that is longer than the whole budget goes alone: otherwise it and all behind it would wait for ever.
-#
 # ```python
 # def admit(prompts, slots, budget):
 #     started = 0
@@ -256,7 +251,6 @@ check.admit(admit)
 #         started += 1
 #     return started
 # ```
-#
 # </details>
 #
 # ## Interview questions

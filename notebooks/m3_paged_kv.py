@@ -164,8 +164,7 @@ say(f"""
 #
 # ### Exercise 1: where does a token lie?
 #
-# Slot `s` is token `s % block_size` of block `s // block_size`. In which slot does token
-# `position` of a request lie?
+# Slot `s` is token `s % block_size` of block `s // block_size`. In which slot does token `position` of a request lie?
 
 
 # %% tags=["exercise"]
@@ -179,12 +178,10 @@ check.slot(slot)
 # <details><summary>Solution</summary>
 #
 # The start takes the blocks to be neighbours; the table says where each of them is.
-#
 # ```python
 # def slot(block_table, position, block_size):
 #     return block_table[position // block_size] * block_size + position % block_size
 # ```
-#
 # </details>
 #
 # ### Exercise 2: when is a block missing?
@@ -204,12 +201,10 @@ check.missing_blocks(missing_blocks)
 #
 # The start is right for one token after another, but not for a prompt, after a preemption, or for chunks. Subtract what is
 # held from what is needed, rounded up.
-#
 # ```python
 # def missing_blocks(held, tokens, block_size):
 #     return max(0, -(-tokens // block_size) - held)
 # ```
-#
 # </details>
 #
 # ### Exercise 3: copy on write
@@ -229,7 +224,6 @@ check.write(write)
 # <details><summary>Solution</summary>
 #
 # Copy only what is shared, and give the original back: otherwise it is never free again.
-#
 # ```python
 # def write(pool, table, index):
 #     if pool.ref_counts[table[index]] > 1:
@@ -237,7 +231,6 @@ check.write(write)
 #         pool.release([table[index]])
 #         table[index] = copy
 # ```
-#
 # </details>
 #
 # ## Interview questions

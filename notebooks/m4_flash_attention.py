@@ -253,14 +253,12 @@ check.merge(merge)
 # <details><summary>Solution</summary>
 #
 # Each part's sums are relative to its own maximum. Bring both to the common one.
-#
 # ```python
 # def merge(one, other):
 #     m = torch.maximum(one[0], other[0])
 #     first, second = (one[0] - m).exp(), (other[0] - m).exp()
 #     return m, first * one[1] + second * other[1], first * one[2] + second * other[2]
 # ```
-#
 # </details>
 #
 # ### Exercise 2: how large are the scores?
@@ -280,12 +278,10 @@ check.score_bytes(score_bytes)
 # <details><summary>Solution</summary>
 #
 # Every query head has its own scores: grouped-query attention makes the cache smaller, not the score matrix.
-#
 # ```python
 # def score_bytes(config, queries, context, bytes_of_a_number):
 #     return config.num_heads * queries * context * bytes_of_a_number
 # ```
-#
 # </details>
 #
 # ### Exercise 3: which tiles?
@@ -306,7 +302,6 @@ check.tiles(tiles)
 # <details><summary>Solution</summary>
 #
 # The last query of a tile sees the most: all keys up to its own position.
-#
 # ```python
 # def tiles(queries, context, tile):
 #     count = 0
@@ -316,7 +311,6 @@ check.tiles(tiles)
 #         count += -(-seen // tile)
 #     return count
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -218,7 +218,6 @@ check.plan_step(plan_step)
 # <details><summary>Solution</summary>
 #
 # There is one budget for all, not one chunk for each.
-#
 # ```python
 # def plan_step(decoding, left, budget, chunk):
 #     room = min(budget - decoding, chunk) if decoding else budget
@@ -228,7 +227,6 @@ check.plan_step(plan_step)
 #         room -= lengths[-1]
 #     return lengths
 # ```
-#
 # </details>
 #
 # ### Exercise 2: the chunk for a promise
@@ -250,13 +248,11 @@ check.chunk_for(chunk_for)
 # <details><summary>Solution</summary>
 #
 # The decodes take their time from the same step. And where nothing fits, 16 tokens are computed all the same.
-#
 # ```python
 # def chunk_for(target, decode_seconds, token_seconds):
 #     fitting = (target - decode_seconds) / token_seconds
 #     return max(16, min(8192, int(fitting) // 16 * 16))
 # ```
-#
 # </details>
 #
 # ### Exercise 3: what small chunks cost attention
@@ -277,12 +273,10 @@ check.read_again(read_again)
 # <details><summary>Solution</summary>
 #
 # A chunk that begins at token s reads s tokens: 0, c, 2c, and so on, which is about prompt² / 2c.
-#
 # ```python
 # def read_again(prompt, chunk):
 #     return sum(range(0, prompt, chunk))
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -287,7 +287,6 @@ check.reusable(reusable)
 # <details><summary>Solution</summary>
 #
 # Only full blocks count, each only if all before it match, and the last token is always computed, for its logits.
-#
 # ```python
 # def reusable(prompt, earlier, block_size):
 #     known = set()
@@ -299,7 +298,6 @@ check.reusable(reusable)
 #         end += block_size
 #     return end
 # ```
-#
 # </details>
 #
 # ### Exercise 2: how many blocks?
@@ -319,14 +317,12 @@ check.blocks_held(blocks_held)
 # <details><summary>Solution</summary>
 #
 # Full shared blocks exist once. The block in which the shared part ends differs, so each request has its own.
-#
 # ```python
 # def blocks_held(requests, shared, own, block_size):
 #     once = shared // block_size
 #     each = -(-(shared + own) // block_size)
 #     return once + requests * (each - once)
 # ```
-#
 # </details>
 #
 # ### Exercise 3: what is evicted?
@@ -353,7 +349,6 @@ check.hits(hits)
 # <details><summary>Solution</summary>
 #
 # First in, first out evicts what is always in use. Least recently *used*: a hit makes a beginning the newest again.
-#
 # ```python
 # def hits(names, room):
 #     kept, found = [], []
@@ -366,7 +361,6 @@ check.hits(hits)
 #         kept.append(name)
 #     return found
 # ```
-#
 # </details>
 #
 # ## Interview questions

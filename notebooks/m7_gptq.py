@@ -328,13 +328,11 @@ check.bytes_in_4_bits(bytes_in_4_bits)
 # <details><summary>Solution</summary>
 #
 # 20 bits more for each group and output; a shorter last group counts as one.
-#
 # ```python
 # def bytes_in_4_bits(inputs, outputs, group_size):
 #     groups = -(-inputs // group_size)
 #     return inputs * outputs // 2 + groups * outputs * (16 + 4) // 8
 # ```
-#
 # </details>
 #
 # ### Exercise 2: the formula of the textbooks
@@ -359,7 +357,6 @@ check.four_bits(four_bits)
 #
 # The zero point is a whole number, between 0 and 15 only if the range includes 0. Rounding it may push the last code to 16,
 # so codes are clamped. (`fit_grid` in `grid.py` also handles a group of zeros, whose scale would be 0.)
-#
 # ```python
 # def four_bits(weights):
 #     low, high = weights.min().clamp(max=0), weights.max().clamp(min=0)
@@ -368,7 +365,6 @@ check.four_bits(four_bits)
 #     codes = ((weights / scale).round() + zero).clamp(0, 15)
 #     return codes, scale, zero
 # ```
-#
 # </details>
 #
 # ### Exercise 3: compensate
@@ -392,7 +388,6 @@ check.make_good(make_good)
 # <details><summary>Solution</summary>
 #
 # Lines 7 and 8 of the paper: the error is in units of the diagonal.
-#
 # ```python
 # def make_good(columns, i, rounded, factor):
 #     error = (columns[i] - rounded) / factor[i, i]
@@ -400,7 +395,6 @@ check.make_good(make_good)
 #     columns[i] = rounded
 #     return columns
 # ```
-#
 # </details>
 #
 # ## Interview questions

@@ -1,7 +1,5 @@
 """The pairs: a .py file that people edit, and the .ipynb with the same cells and their outputs."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """A line under a cell that says what takes so long, for as long as it does."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

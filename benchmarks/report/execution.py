@@ -1,13 +1,9 @@
 """What execution gains on a GPU, apart from the eight ideas: fused kernels, CUDA graphs, planning ahead."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from benchmarks.report.blocks import Block, Paragraph, Table
+from benchmarks.report.blocks import table
 from benchmarks.report.figures import evaluate
 from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED
 from benchmarks.report.sources import Machine, folder_of
@@ -23,11 +19,13 @@ NAMES = {
 }
 
 
-def execution_blocks(machine: Machine) -> list[Block]:
+def execution_blocks(machine: Machine) -> list[str]:
     """A table of tokens per second: stages and ways to execute them by workload; nothing where nothing was measured."""
     found: dict[tuple[str, str], dict[str, Record]] = {}
     for bench in machine.benches:
-        way = bench.results.config.get("execution") or way_of(bench.results.config.get("options") or {})
+        config = bench.results.config
+        options = config.get("options") or WAYS["overlap"]  # the default
+        way = config.get("execution") or next((name for name, own in WAYS.items() if own == options), None)
         for record in bench.results.records:
             if way and record.ok and record.workload in WORKLOADS and record.stage not in PEERS:
                 found.setdefault((record.stage, way), {}).setdefault(record.workload, record)
@@ -36,19 +34,12 @@ def execution_blocks(machine: Machine) -> list[Block]:
     order = sorted(found, key=lambda key: (key[0], list(NAMES).index(key[1])))
     rows = [[title(stage), NAMES[way], *_cells(found[stage, way])] for stage, way in order]
     headers = ("stage", "execution", *(f"{name}, tokens/s" for name in WORKLOADS), "ITL of decode_one, ms")
-    blocks: list[Block] = [Table(headers, rows, words=2, caption=f"{machine.title}, {machine.model}")]
+    blocks = [table(headers, rows, words=2, caption=f"{machine.title}, {machine.model}")]
     missing = [f"*{NAMES[way]}*" for way in NAMES if all(way != measured for _, measured in found)]
     if missing:
         command = "make gpu-bench" + (f" MODEL={machine.model}" if machine.model != MODEL else "")
-        blocks.append(Paragraph(f"Not measured yet: {'; '.join(missing)} (`{command}`)."))
+        blocks.append(f"Not measured yet: {'; '.join(missing)} (`{command}`).")
     return blocks
-
-
-def way_of(options: dict[str, Any]) -> str | None:
-    """Which line of the ablation an engine with these options is; None if it is none of them."""
-    if not options:
-        return "overlap"
-    return next((way for way, settings in WAYS.items() if settings == options), None)
 
 
 def _cells(records: dict[str, Record]) -> list[str]:
@@ -57,7 +48,7 @@ def _cells(records: dict[str, Record]) -> list[str]:
     return [*speeds, f"{gaps['p50'] * 1e3:.2f}" if gaps else "–"]
 
 
-def peer_blocks(machine: Machine) -> list[Block]:
+def peer_blocks(machine: Machine) -> list[str]:
     """Engines that people use on such a GPU, and the stages between them, by temperature; nothing without a file."""
     if machine.peers is None:
         return []
@@ -82,7 +73,7 @@ def peer_blocks(machine: Machine) -> list[Block]:
         f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."
     )
     headers = ("temperature", "engine", *(f"{name}, output tokens/s" for name in SAME_WORK))
-    return [Paragraph(text), Table(headers, rows, words=2)]
+    return [text, table(headers, rows, words=2)]
 
 
 def _speed(value: float | None) -> str:

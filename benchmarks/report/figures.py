@@ -18,13 +18,11 @@ that workload, then the one with most records, as in the report's tables; of equ
 must leave no choice: `UserError`.
 """
 
-from __future__ import annotations
-
-import itertools
-import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from benchmarks.compare import Results
 from benchmarks.execution import PLAIN
@@ -44,8 +42,8 @@ SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
 GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
 Run = list[float | None]
-OF_MACHINE = ("attention", "quality", "reference")
-"""What begins so is in a file of its own, and not in one of records."""
+OF_MACHINE = {"attention": (2,), "quality": (1,), "reference": (1, 2)}
+"""What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""
 LEVEL = 0.95
 """A throughput of this share of the best counts as equal."""
 
@@ -80,11 +78,10 @@ def _longer_context(record: Record, results: Results) -> float | None:
     if not own or not before:
         return None
     longest = max(own)
-    for (short, less), (long, more) in itertools.pairwise(before):
-        if less <= own[longest] <= more:
-            share = math.log(own[longest] / less) / math.log(more / less)
-            return longest / (short * (long / short) ** share)
-    return None
+    lengths, sizes = zip(*before, strict=True)
+    if not sizes[0] <= own[longest] <= sizes[-1]:
+        return None
+    return longest / np.exp(np.interp(np.log(own[longest]), np.log(sizes), np.log(lengths))).item()
 
 
 def _sweet_spot(record: Record, results: Results) -> float | None:
@@ -213,8 +210,7 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
     head, *parts = name.split(".")
     stage = next((peer for peer in PEERS if name.startswith(f"{head}.{peer}.")), parts[0] if parts else "")
     fields = name.removeprefix(f"{head}.{stage}").split(".")[1:]
-    wanted = {"attention": 2, "quality": 1, "reference": 1}.get(head, 1)
-    if not fields or (head in OF_MACHINE and not wanted <= len(fields) <= wanted + (head == "reference")):
+    if not fields or len(fields) not in OF_MACHINE.get(head, [len(fields)]):
         raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py")
     if head == "attention":
         return _sheet_value(machine, head, fields[1], {"backend": stage, "step": fields[0]})

@@ -6,8 +6,6 @@
 {link:README.md#the-stages|text}  {machine:own}       a link to a file; what a machine is
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import re

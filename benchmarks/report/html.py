@@ -1,7 +1,5 @@
 """The report's Markdown as one HTML page, for light and dark screens, that needs no other file: pictures are in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re
@@ -39,10 +37,8 @@ def to_html(title: str, text: str, folder: Path) -> str:
 def _data_uri(path: Path) -> str:
     """A picture as wide as the page, in as many colours as it needs: a tenth of the bytes."""
     with Image.open(path) as picture:
-        width = min(picture.width, WIDTH)
-        flat = picture.convert("RGB").resize(
-            (width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS
-        )
+        flat = picture.convert("RGB")
+    flat.thumbnail((WIDTH, flat.height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     flat.quantize(COLORS).save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,7 +1,5 @@
 """Engines that people use, on a GPU that these stages ran on too: `reports/peers/*.json`, of the schema peers-1."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from dataclasses import dataclass

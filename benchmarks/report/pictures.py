@@ -1,7 +1,5 @@
 """Which pictures a report shows. Each is drawn again from the results, into their folder."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import product
 
@@ -54,9 +52,8 @@ def draw(machine: Machine, again: bool = False) -> list[Picture]:
         drawn.append(Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels"))
     for sheet in machine.sheets_of("quality"):
         if any(row["name"] == "bf16" for row in sheet.rows):
-            path = save_picture(
-                sheet.path.with_name("quality.png"), partial(quality.bars, sheet.rows, sheet.values["model"])
-            )
+            look = partial(quality.bars, sheet.rows, sheet.values["model"])
+            path = save_picture(sheet.path.with_name("quality.png"), look)
             drawn.append(Picture(path, "perplexity over bf16 of each kind of weights"))
     for sheet in machine.sheets:
         if again and sheet.values.get("schema") == busy.SCHEMA:

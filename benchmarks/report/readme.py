@@ -7,8 +7,6 @@
 A line of Markdown must not begin with a mark: an HTML comment there ends the paragraph. In a table the `|` is `\\|`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

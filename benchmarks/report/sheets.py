@@ -1,11 +1,9 @@
 """Tables of the files that hold no stages: attention kernels, quality, and whatever else is a list of measurements."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from benchmarks.attention import cells
-from benchmarks.report.blocks import Block, Folded, Paragraph, Table
+from benchmarks.report.blocks import folded, table
 from benchmarks.report.sources import Sheet
 from benchmarks.table import size
 
@@ -13,14 +11,14 @@ MANY = 30
 """Rows of a table from which on it is folded away."""
 
 
-def sheet_blocks(sheet: Sheet) -> list[Block]:
+def sheet_blocks(sheet: Sheet) -> list[str]:
     if sheet.kind in KINDS:
         return KINDS[sheet.kind](sheet)
-    table = _anything(sheet.rows)
-    return [Folded(f"{len(sheet.rows)} measurements", [table]) if len(sheet.rows) > MANY else table]
+    found = _anything(sheet.rows)
+    return [folded(f"{len(sheet.rows)} measurements", [found]) if len(sheet.rows) > MANY else found]
 
 
-def _attention(sheet: Sheet) -> list[Block]:
+def _attention(sheet: Sheet) -> list[str]:
     config, top = sheet.values["config"], sheet.values["ceilings"]
     rows = [[r["step"], r["backend"], *cells(r)] for r in sheet.rows]
     text = (
@@ -29,10 +27,10 @@ def _attention(sheet: Sheet) -> list[Block]:
         f"run: a copy, {top['copy_gb_per_s']:.0f} GB/s, or a matrix product, {top['matmul_tflop_per_s']:.3g} TFLOP/s. "
         "`contiguous` is PyTorch's SDPA with K and V in one piece, which no paged cache has."
     )
-    return [Paragraph(text), Table(("step", "backend", "time", "rate", "of ceiling"), rows, words=2)]
+    return [text, table(("step", "backend", "time", "rate", "of ceiling"), rows, words=2)]
 
 
-def _quality(sheet: Sheet) -> list[Block]:
+def _quality(sheet: Sheet) -> list[str]:
     plain = next((row for row in sheet.rows if row["name"] == "bf16"), None)
     rows: list[list[str]] = []
     for row in sheet.rows:
@@ -42,10 +40,10 @@ def _quality(sheet: Sheet) -> list[Block]:
     headers = ("weights", "perplexity", "over bf16", "same likeliest token", "quantised layers", "whole model")
     rows.sort(key=lambda row: row[0] != "bf16")
     model, tokens, context = (sheet.values.get(name) for name in ("model", "tokens", "context"))
-    return [Table(headers, rows, caption=f"{model}, {tokens} tokens in contexts of {context}")]
+    return [table(headers, rows, caption=f"{model}, {tokens} tokens in contexts of {context}")]
 
 
-def _interop(sheet: Sheet) -> list[Block]:
+def _interop(sheet: Sheet) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in sheet.values.get("versions", {}).items())
     text = (
         f"The same checkpoints, of {sheet.values.get('model')}, in m7 and in GPTQModel, both computing in float32 "
@@ -54,10 +52,10 @@ def _interop(sheet: Sheet) -> list[Block]:
     absent = [who for who, side in (("m7", "ours"), ("GPTQModel", "theirs")) if not sheet.values[side]]
     if absent:
         text += f" Not measured yet: checkpoints written by {' and '.join(absent)} (`make gptq-interop`)."
-    return [Paragraph(text), *([_anything(sheet.rows)] if sheet.rows else [])]
+    return [text, *([_anything(sheet.rows)] if sheet.rows else [])]
 
 
-def _anything(rows: list[dict[str, Any]]) -> Table:
+def _anything(rows: list[dict[str, Any]]) -> str:
     """Every value that is a word or a number, under its name; columns in which nothing differs go to the caption."""
     names = list(dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, str | int | float)))
     same = [name for name in names if len(rows) > 2 and len({str(row.get(name)) for row in rows}) == 1]
@@ -66,7 +64,7 @@ def _anything(rows: list[dict[str, Any]]) -> Table:
     words = [n for n in names if any(isinstance(row.get(n), str) for row in rows)]
     names = words + [n for n in names if n not in words]
     values = [[_cell(row.get(name)) for name in names] for row in rows]
-    return Table([name.replace("_", " ") for name in names], values, words=len(words), caption=caption)
+    return table([name.replace("_", " ") for name in names], values, words=len(words), caption=caption)
 
 
 def _cell(value: Any) -> str:

@@ -1,12 +1,10 @@
 """Which results there are: every JSON file of a folder, recognised by its content and never by its name."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
@@ -64,7 +62,7 @@ class Machine:
     def sheets_of(self, kind: str) -> list[Sheet]:
         return [sheet for sheet in self.sheets if sheet.kind == kind]
 
-    def file(self, name: str) -> Machine:
+    def file(self, name: str) -> Self:
         """The machine with only the results of one file."""
         benches = [bench for bench in self.benches if bench.path.stem == name]
         return replace(self, benches=benches, sheets=[sheet for sheet in self.sheets if sheet.path.stem == name])
@@ -174,9 +172,6 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
 
 
 def _title(machine: Machine) -> str:
-    for bench in machine.benches:
-        return short_hardware(bench.results.environment, bench.results.config["device"])
-    for sheet in machine.sheets:
-        if "environment" in sheet.values:
-            return short_hardware(sheet.values["environment"], sheet.values.get("config", {}).get("device", "cpu"))
-    return machine.name
+    runs = [(b.results.environment, b.results.config) for b in machine.benches]
+    runs += [(s.values["environment"], s.values.get("config", {})) for s in machine.sheets if "environment" in s.values]
+    return short_hardware(runs[0][0], runs[0][1].get("device", "cpu")) if runs else machine.name

@@ -1,7 +1,5 @@
 """Each claim against what a machine measured."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from benchmarks.report.claims import Claim
@@ -30,13 +28,12 @@ def judge(claim: Claim, machine: Machine, filler: Filler) -> Verdict:
             break
     else:
         workload = workload_of(claim.figure)
-        reference_only = any(name.startswith("reference.") for name in names_in(claim.figure))
-        if reference_only and machine.peers is None:
-            return Verdict(NOT_MEASURED, workload, why="on a GPU of `reports/peers` only")
-        if workload == "quality" and machine.model.startswith("random:"):
-            return Verdict(NOT_MEASURED, workload, why="random weights have no quality to lose")
-        command = command_for(claim.figure, machine.is_gpu, machine.model)
-        return Verdict(NOT_MEASURED, workload, why=f"`{command}`")
+        why = f"`{command_for(claim.figure, machine.is_gpu, machine.model)}`"
+        if machine.peers is None and any(name.startswith("reference.") for name in names_in(claim.figure)):
+            why = "on a GPU of `reports/peers` only"
+        elif workload == "quality" and machine.model.startswith("random:"):
+            why = "random weights have no quality to lose"
+        return Verdict(NOT_MEASURED, workload, why=why)
     met = (claim.low is None or value >= claim.low) and (claim.high is None or value <= claim.high)
     reason = claim.note if met else claim.why or claim.note
     point = names_in(figure)[0].split(".")[0]

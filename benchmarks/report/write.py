@@ -1,7 +1,5 @@
 """`make report`: the page, its Markdown twin, the pages for interviews in two languages, and the READMEs' table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

@@ -1,11 +1,9 @@
 """The exercises of 99."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping
 
-from notebooks.exercises import answered, check, expect, expect_equal
+from notebooks.exercises import check, expect, expect_equal
 
 H100 = (3.35e12, 989e12)
 """Bytes and dense bfloat16 operations a second."""
@@ -15,27 +13,20 @@ QWEN_KV = 114_688
 """Bytes of a token's K and V."""
 
 PEOPLE = {
-    "One user, long answers. The longer an answer gets, the slower it comes.": (
-        "m1", "if the past is kept, a token costs the same at every position"
-    ),
-    "Many users, all sorts of lengths. Short answers wait for long ones.": (
-        "m2", "finished requests must leave, and the next ones join, at every step"
-    ),
-    "Short chats, but room for 32,000 tokens must be kept for each. Memory is full with four of them.": (
-        "m3", "memory has to be handed out as it is needed, not in advance"
-    ),
-    "Contracts of 30,000 tokens. The score matrix of a prompt does not fit into memory.": (
-        "m4", "only attention in tiles never writes that matrix"
-    ),
-    "A chat service. Whenever one user pastes a long text, all other answers stop for a second.": (
-        "m5", "the long prompt must be cut up, and its parts share steps with decodes"
-    ),
-    "A thousand questions a minute, all under the same four pages of instructions.": (
-        "m6", "those pages need to be computed once, and found again"
-    ),
-    "One user on a laptop. Each token waits for the weights to be read; small errors are fine.": (
-        "m7", "only fewer bytes shorten that wait"
-    ),
+    "One user, long answers. The longer an answer gets, the slower it comes.":
+        ("m1", "if the past is kept, a token costs the same at every position"),
+    "Many users, all sorts of lengths. Short answers wait for long ones.":
+        ("m2", "finished requests must leave, and the next ones join, at every step"),
+    "Short chats, but room for 32,000 tokens must be kept for each. Memory is full with four of them.":
+        ("m3", "memory has to be handed out as it is needed, not in advance"),
+    "Contracts of 30,000 tokens. The score matrix of a prompt does not fit into memory.":
+        ("m4", "only attention in tiles never writes that matrix"),
+    "A chat service. Whenever one user pastes a long text, all other answers stop for a second.":
+        ("m5", "the long prompt must be cut up, and its parts share steps with decodes"),
+    "A thousand questions a minute, all under the same four pages of instructions.":
+        ("m6", "those pages need to be computed once, and found again"),
+    "One user on a laptop. Each token waits for the weights to be read; small errors are fine.":
+        ("m7", "only fewer bytes shorten that wait"),
 }  # fmt: skip
 """Each question with the first stage that answers it, and why."""
 
@@ -54,11 +45,8 @@ def most_tokens_per_s(answer: Callable[[int, float, float, float, float, float],
         bandwidth, flops_per_s = H100
         reading = (weights + rows * kept * QWEN_KV) / bandwidth
         wanted = rows / max(reading, rows * flops / flops_per_s)
-        got = answered(answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s))
-        expect(
-            abs(got - wanted) < 1e-3 * wanted,
-            f"Qwen3-0.6B on an H100, {case}: you say {got:,.0f} tokens/s, and it is {wanted:,.0f}. {hint}".rstrip(),
-        )
+        got = answer(rows, weights, kept * QWEN_KV, flops, bandwidth, flops_per_s)
+        expect_equal(got, wanted, f"Qwen3-0.6B on an H100, {case}, tokens/s", hint, ",.0f")
     first, many = (answer(rows, *QWEN[:1], kept * QWEN_KV, QWEN[1], *H100) for rows, kept in ((1, 0), (256, 600)))
     return f"Qwen3-0.6B on an H100: {first:,.0f} tokens/s alone at most, {many:,.0f} with 256 requests of 600 tokens."
 
@@ -85,10 +73,8 @@ def speedup(answer: Callable[[float, float], float]) -> str:
         parts = [dice.random() for _ in range(100)]
         total = sum(parts)
         fast, slow = share * total, (1 - share) * total
-        wanted, got = total / (fast / factor + slow), answered(answer(share, factor))
-        expect(
-            abs(got - wanted) < 1e-6 * wanted,
-            f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast: you say {got:,.2f} times as "
-            f"fast over all. It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}.",
-        )
+        wanted = total / (fast / factor + slow)
+        case = f"A step of 100 ms, {100 * share:.0f} ms of it {factor:,.0f} times as fast; speedup over all"
+        hint = f"It takes {100 / wanted:.1f} ms now, and 100 / {100 / wanted:.1f} is {wanted:.2f}."
+        expect_equal(answer(share, factor), wanted, case, hint, ",.2f")
     return f"With 70 % of a step four times as fast, the step is {answer(0.7, 4):.2f} times as fast; 3.33 is the limit."

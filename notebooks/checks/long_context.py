@@ -1,10 +1,8 @@
 """The exercise of long_context."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
-from notebooks.exercises import answered, check, expect
+from notebooks.exercises import check, expect_equal
 
 
 @check
@@ -18,10 +16,7 @@ def blocks_needed(answer: Callable[[int, int, int, int], int]) -> str:
     ):
         wanted = sum(any(t < sinks or t >= length - window for t in range(first, min(first + block_size, length)))
                      for first in range(0, length, block_size))  # fmt: skip
-        got = answered(answer(length, sinks, window, block_size))
-        expect(
-            got == wanted,
-            f"{length} tokens, the first {sinks} and the last {window} kept, blocks of {block_size} ({case}): you say "
-            f"{got}, and {wanted} blocks hold a token that is kept. Where does the window begin, within its block?",
-        )
+        kept = f"{length} tokens, the first {sinks} and the last {window} kept, blocks of {block_size} ({case})"
+        hint = "That many hold a token that is kept. Where does the window begin, within its block?"
+        expect_equal(answer(length, sinks, window, block_size), wanted, kept, hint)
     return "However long the text gets, the number stays within one block of the same: the middle ones are released."

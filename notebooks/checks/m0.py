@@ -1,12 +1,10 @@
 """The exercises of m0."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
 
-from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
+from notebooks.exercises import check, expect, expect_equal, expect_tensor, outputs_of, tiny
 
 
 @check
@@ -15,8 +13,7 @@ def attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(6, 8, generator=generator) for _ in range(3))
     got = answer(q, k, v)
-    expect(isinstance(got, torch.Tensor), f"Your answer is {type(got).__name__}, not a tensor [6, 8].")
-    expect(got.shape == (6, 8), f"Your answer has the shape {list(got.shape)}, and it is [6, 8].")
+    expect_tensor(got, (6, 8))
     changed = v.clone()
     changed[-1] += 100.0
     moved = (answer(q, k, changed) - got)[:-1].abs().max().item()
@@ -38,13 +35,9 @@ def padding_share(answer: Callable[[Sequence[int], Sequence[int]], float]) -> st
         with tiny("m0", max_num_seqs=len(prompts)) as engine:
             engine.generate([[1] * length for length in prompts], outputs_of(outputs))
             measured = engine.metrics()["padding_share"]
-        assert isinstance(measured, float)
-        got = answered(answer(prompts, outputs))
-        expect(
-            abs(got - measured) < 1e-9,
-            f"Prompts of {list(prompts)} tokens, outputs of {list(outputs)}: you say {got:.1%}, m0 {measured:.1%}. "
-            "A step's rectangle is as wide as its longest row; a finished request keeps its row.",
-        )
+        case = f"Prompts of {list(prompts)} tokens, outputs of {list(outputs)}, on m0"
+        hint = "A step's rectangle is as wide as its longest row; a finished request keeps its row."
+        expect_equal(answer(prompts, outputs), measured, case, hint, ".1%")
     return "That is what m0 counts, padding and rows of finished requests alike."
 
 

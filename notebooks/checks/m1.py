@@ -1,14 +1,12 @@
 """The exercises of m1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 
 from common.models.config import ModelConfig
 from common.models.sources.random_weights import PRESETS
-from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
+from notebooks.exercises import answered, check, expect, expect_equal, expect_tensor, outputs_of, tiny
 
 
 @check
@@ -17,12 +15,10 @@ def kv_bytes(answer: Callable[[ModelConfig, int, int], int]) -> str:
     with tiny("m1", max_model_len=64, max_num_seqs=3) as engine:
         config, allocated = engine.runner.model.config, engine.runner.attention.kv_bytes()
     got = answered(answer(config, 3 * 64, 4))
-    expect(
-        got == allocated,
-        f"For 3 rows of 64 tokens in float32, {config.num_layers} layers, {config.num_heads} query heads and "
-        f"{config.num_kv_heads} KV heads of {config.head_dim} you say {got:,} bytes. m1 allocates {allocated:,}: you "
-        f"are off by a factor of {got / allocated:g}. Whose heads are stored?",
-    )
+    heads = f"{config.num_heads} query heads and {config.num_kv_heads} KV heads of {config.head_dim}"
+    case = f"Bytes that m1 allocates for 3 rows of 64 tokens in float32, {config.num_layers} layers, {heads}"
+    hint = f"You are off by a factor of {got / allocated:g}. Whose heads are stored?"
+    expect_equal(got, allocated, case, hint, ",")
     qwen = PRESETS["qwen3-0.6b"]
     expect_equal(answer(qwen, 1, 2), 114_688, "One token of Qwen3-0.6B in bfloat16")
     return f"m1 allocates exactly that: {allocated:,} bytes. A token of Qwen3-0.6B takes {answer(qwen, 1, 2):,}."
@@ -38,9 +34,7 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
         weights = torch.softmax(torch.einsum("hd,hsd->hs", q, keys[:, :length]) / 4**0.5, dim=-1)
         wanted = torch.einsum("hs,hsd->hd", weights, values[:, :length])
         got = answer(q, keys.clone(), values.clone(), length)
-        expect(isinstance(got, torch.Tensor), f"Your answer is {type(got).__name__}, not a tensor [2, 4].")
-        shape = list(got.shape)
-        expect(shape == [2, 4], f"Your answer has the shape {shape}, and it is [2, 4]: one row a head.")
+        expect_tensor(got, (2, 4), "One row a head.")
         far = (got - wanted).abs().max().item()
         expect(
             far < 100,

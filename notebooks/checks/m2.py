@@ -1,7 +1,5 @@
 """The exercises of m2."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,10 +28,8 @@ def steps(answer: Callable[[Sequence[int], int], int]) -> str:
 def ragged(answer: Callable[[Sequence[int], Sequence[int]], tuple[list[int], list[int]]]) -> str:
     """answer(starts, lengths) -> (query_start_loc, positions) of sequences laid end to end."""
     for starts, lengths in (((0, 0), (3, 2)), ((0, 0, 0), (1, 4, 2)), ((7, 3), (1, 1)), ((0, 12, 5), (3, 1, 2))):
-        plan = StepPlan(
-            [_chunk(start, length, n) for n, (start, length) in enumerate(zip(starts, lengths, strict=True))]
-        )
-        batch = ragged_batch(plan, torch.device("cpu"))
+        chunks = [_chunk(start, length, n) for n, (start, length) in enumerate(zip(starts, lengths, strict=True))]
+        batch = ragged_batch(StepPlan(chunks), torch.device("cpu"))
         got = answer(starts, lengths)
         expect(isinstance(got, tuple) and len(got) == 2, "Return two lists: query_start_loc, and positions.")
         case = f"Sequences that start at {list(starts)}, with {list(lengths)} new tokens"

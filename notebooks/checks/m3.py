@@ -1,7 +1,5 @@
 """The exercises of m3."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, MutableSequence, Sequence
 
 from notebooks.exercises import check, expect, expect_equal

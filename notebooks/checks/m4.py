@@ -1,7 +1,5 @@
 """The exercises of m4."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -37,13 +35,11 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
     ):
         wanted = scores.softmax(0) @ values
         got = answer(_part(scores[:cut], values[:cut]), _part(scores[cut:], values[cut:]))
-        expect(
-            isinstance(got, tuple) and len(got) == 3,
-            f"For {case} your answer is {type(got).__name__}; it is a part again: (m, l, acc).",
-        )
+        is_part = isinstance(got, tuple) and len(got) == 3
+        expect(is_part, f"For {case} your answer is {type(got).__name__}; it is a part again: (m, l, acc).")
         m, l, acc = got  # noqa: E741 - as in the papers
         expect(
-            bool(torch.isfinite(l)) and bool(torch.isfinite(acc).all()),
+            bool(torch.isfinite(l) and torch.isfinite(acc).all()),
             f"For {case} your sums are not finite: exp() of a score itself overflows from 89 on. Only differences to "
             "the larger maximum go into exp().",
         )
@@ -89,12 +85,10 @@ def score_bytes(answer: Callable[[ModelConfig, int, int, int], int]) -> str:
                 with _Scores() as scores:
                     engine.step()
                 got = answered(answer(config, queries, context, 4))
-                expect(
-                    got == scores.bytes,
-                    f"A prompt of {prompt} tokens, {what}: {queries} queries see {context} slots, in float32, with "
-                    f"{config.num_heads} query heads and {config.num_kv_heads} KV heads. You say {got:,} bytes, and m3 "
-                    f"makes a tensor of {scores.bytes:,}, {scores.bytes / max(got, 1):g} times as much.",
-                )
+                heads = f"{config.num_heads} query heads and {config.num_kv_heads} KV heads"
+                case = f"A prompt of {prompt} tokens, {what}: bytes for {queries} queries and {context} slots, float32"
+                hint = f"m3's tensor, with {heads}, is {scores.bytes / max(got, 1):g} times as large."
+                expect_equal(got, scores.bytes, case, hint, ",")
     long = answer(config, 32_768, 32_768, 2)
     return f"Even for this tiny model a prompt of 32,768 tokens would take {long / 1e9:.0f} GB, in every layer."
 
@@ -124,11 +118,8 @@ def tiles(answer: Callable[[int, int, int], int]) -> str:
         with _CountTiles() as counted:
             flash_attention(q, blocks, blocks, [list(range(len(blocks)))], [(0, queries, context)])
         got, everything = answer(queries, context, B_R), -(-queries // B_R) * -(-context // B_R)
-        hint = " That is all tiles, also those behind the diagonal." if got == everything else ""
-        expect(
-            got == counted.count,
-            f"{queries} queries at the end of a context of {context} ({what}), tiles of {B_R}: you say {got}, and "
-            f"`flash_attention` computes {counted.count}.{hint}",
-        )
+        hint = "That is all tiles, also those behind the diagonal." if got == everything else ""
+        case = f"{queries} queries at the end of a context of {context} ({what}), tiles of {B_R}, in `flash_attention`"
+        expect_equal(got, counted.count, case, hint)
     whole = answer(4096, 4096, 64) / 64**2
     return f"Of a prompt of 4,096 tokens {whole:.0%} of the tiles are computed: causality saves nearly half."

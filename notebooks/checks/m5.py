@@ -1,7 +1,5 @@
 """The exercises of m5."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +8,7 @@ from unittest.mock import patch
 from common import SamplingParams
 from common.plan import StepPlan
 from common.watch.trace import StepRecord, StepTrace
-from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
+from notebooks.exercises import answered, check, expect_equal, outputs_of, tiny
 from stages.m5_chunked_prefill import chunk_size as chunk_size_module
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize
 
@@ -53,8 +51,8 @@ def plan_step(answer: Callable[[int, list[int], int, int], Sequence[int]]) -> st
             got = list(answered(answer(decoding, [n for n in left if n], budget, chunk), case))
             room = min(budget - decoding, chunk) if decoding else budget
             over = sum(got) > room
-            hint = f" Yours are {sum(got)} prompt tokens, and there is room for {room}." if over else ""
-            expect(got == wanted, f"{case}: you plan {got}, and m5 plans {wanted}.{hint}")
+            hint = f"Yours are {sum(got)} prompt tokens, and there is room for {room}." if over else ""
+            expect_equal(got, wanted, f"{case}, on m5", hint)
             left = [n - taken.get(f"prompt-{number}", 0) for number, n in enumerate(left)]
             compared += 1
     return f"Your plan is that of m5 in all {compared} steps: decodes first, then as much of the prompts as fits."

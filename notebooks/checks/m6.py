@@ -1,7 +1,5 @@
 """The exercises of m6."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,8 +10,6 @@ from common.models.sources.random_weights import PRESETS
 from notebooks.exercises import answered, check, expect, expect_equal, tiny
 
 ONE = SamplingParams(max_tokens=1, ignore_eos=True)
-
-
 BLOCK = 4
 BLOCK_BYTES = BLOCK * kv_bytes_per_token(PRESETS["tiny-llama"], torch.float32)
 
@@ -50,14 +46,11 @@ def blocks_held(answer: Callable[[int, int, int, int], int]) -> str:
             prompts = [[*range(1, shared + 1), *[200 + number] * own] for number in range(requests)]
             engine.generate(prompts, ONE)
             used = int(engine.metrics()["kv_reserved_peak_bytes"] or 0) // BLOCK_BYTES
-        got = answered(answer(requests, shared, own, 4))
+        got = answer(requests, shared, own, 4)
         alone = requests * -(-(shared + own) // 4)
-        hint = " That is what they need without sharing." if got == alone and alone != used else ""
-        expect(
-            got == used,
-            f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4: you say "
-            f"{got}, and m6 holds {used}.{hint}",
-        )
+        hint = "That is what they need without sharing." if got == alone else ""
+        case = f"{requests} prompts of {shared} shared tokens and {own} of their own, at once, blocks of 4, on m6"
+        expect_equal(got, used, case, hint)
     few = answer(64, 1024, 32, 16)
     return f"64 requests with 1,024 shared tokens and 32 of their own hold {few:,} blocks instead of {64 * 66:,}."
 
@@ -74,11 +67,9 @@ def hits(answer: Callable[[Sequence[str], int], Sequence[bool]]) -> str:
                 wanted.append(output.num_cached_tokens > 0)
         got = [bool(one) for one in answered(answer(names, room))]
         expect_equal(len(got), len(names), f"The number of answers for {', '.join(names)}")
-        wrong = next((i for i, (one, other) in enumerate(zip(got, wanted, strict=True)) if one != other), None)
-        expect(
-            wrong is None,
-            f"{', '.join(names)} with room for {room}: you say that request {(wrong or 0) + 1} ({names[wrong or 0]}) "
-            f"{'finds' if got[wrong or 0] else 'does not find'} its beginning. In m6 it "
-            f"{'finds it' if wanted[wrong or 0] else 'does not'}. Which was *used* least recently?",
-        )
+        for number, (said, found) in enumerate(zip(got, wanted, strict=True)):
+            what = f"request {number + 1} ({names[number]}) {'finds' if said else 'does not find'} its beginning"
+            case = f"{', '.join(names)} with room for {room}: you say that {what}"
+            right = f"In m6 it {'finds it' if found else 'does not'}. Which was *used* least recently?"
+            expect(said == found, f"{case}. {right}")
     return "A hit makes its block the newest again. In A, B, C, A, B, C with room for two none ever hits."

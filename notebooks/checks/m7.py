@@ -1,12 +1,10 @@
 """The exercises of m7."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 
-from notebooks.exercises import answered, check, expect
+from notebooks.exercises import check, expect, expect_equal, expect_tensor
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.gptq import inverse_factor
 from stages.m7_gptq.settings import Settings
@@ -17,21 +15,14 @@ def bytes_in_4_bits(answer: Callable[[int, int, int], float]) -> str:
     """answer(inputs, outputs, group_size) -> bytes, held against what the stage packs."""
     for inputs, outputs, group in ((128, 64, 32), (576, 64, 64), (576, 64, 128)):
         weight = round_to_nearest(torch.randn(outputs, inputs), Settings(group_size=group, search=False))
-        stored, got = weight.weights_bytes(), answered(answer(inputs, outputs, group))
-        case = f"{outputs} × {inputs} in groups of {group}"
+        stored, got = weight.weights_bytes(), answer(inputs, outputs, group)
         codes, groups = inputs * outputs // 2, weight.groups
-        expect(got != codes, f"{case}: {codes:,} bytes are the codes alone. m7 stores {stored:,}. What do groups add?")
-        floored = codes + inputs // group * outputs * 20 // 8
-        expect(
-            got != floored or floored == stored,
-            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}. {inputs} inputs are {groups} groups: the last "
-            "one is shorter, and has a scale and a zero point as well.",
-        )
-        expect(
-            got == stored,
-            f"{case}: you say {got:,} bytes, and m7 stores {stored:,}: {codes:,} of codes, and {stored - codes:,} for "
-            f"the scales and zero points of {groups} groups for each output.",
-        )
+        hint = f"{codes:,} are codes, {stored - codes:,} the scales and zero points of {groups} groups for each output."
+        if got == codes:
+            hint = "Yours are the codes alone. What do groups add?"
+        elif got == codes + inputs // group * outputs * 20 // 8:
+            hint = f"Of the {groups} groups the last one is shorter; it has a scale and a zero point as well."
+        expect_equal(got, stored, f"{outputs} × {inputs} in groups of {group}, bytes in m7", hint, ",")
     small, large = (1 - answer(1024, 1024, group) / (2 * 1024 * 1024) for group in (32, 128))
     return f"Not −75 %, but −{small:.1%} with groups of 32 and −{large:.1%} with groups of 128."
 
@@ -54,26 +45,16 @@ def four_bits(answer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor,
         codes, scale, zero = (torch.as_tensor(part, dtype=torch.float32) for part in result)
         expect(codes.shape == weights.shape, f"{case}: {len(weights)} weights, and codes of shape {list(codes.shape)}.")
         expect(bool(torch.isfinite(codes).all()) and float(scale) > 0, f"{case}: codes or scale are not finite.")
-        whole = float(zero) == round(float(zero))
-        expect(whole, f"{case}: your zero point is {float(zero):.3f}. Four bits hold whole numbers.")
-        expect(
-            0 <= float(zero) <= 15,
-            f"{case}: your zero point is {float(zero):.0f}, and four bits hold 0 to 15. Does your range include 0?",
-        )
+        middle, low, high = float(zero), float(codes.min()), float(codes.max())
+        expect(middle == round(middle), f"{case}: your zero point is {middle:.3f}. Four bits hold whole numbers.")
+        zero_point = f"{case}: your zero point is {middle:.0f}, and four bits hold 0 to 15"
+        expect(0 <= middle <= 15, f"{zero_point}. Does your range include 0?")
         expect(bool((codes == codes.round()).all()), f"{case}: your codes are not whole numbers.")
-        low, high = float(codes.min()), float(codes.max())
         expect(low >= 0 and high <= 15, f"{case}: your codes go from {low:.0f} to {high:.0f}; four bits hold 0 to 15.")
-        far = ((codes - zero) * scale - weights).abs().max() / scale
-        expect(
-            float(far) < 0.501,
-            f"{case}: a weight comes back {float(far):.2f} steps from where it was; rounding may cost half "
-            "a step at most.",
-        )
-        reach = max(0.0, float(weights.max())) - min(0.0, float(weights.min()))
-        expect(
-            float(scale) < 1.01 * reach / 15,
-            f"{case}: your step is {float(scale):.3f}, and 15 steps of {reach / 15:.3f} reach over all weights and 0.",
-        )
+        far = float(((codes - zero) * scale - weights).abs().max() / scale)
+        expect(far < 0.501, f"{case}: a weight comes back {far:.2f} steps off; rounding costs half a step at most.")
+        step, enough = float(scale), float(weights.max().clamp(min=0) - weights.min().clamp(max=0)) / 15
+        expect(step < 1.01 * enough, f"{case}: your step is {step:.3f}; 15 of {enough:.3f} reach all weights and 0.")
     return "Whole numbers, no weight further off than half a step, and 0 stays 0."
 
 
@@ -85,27 +66,27 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
     x = torch.randn(64, 6, generator=generator) + together
     hessian = 2 * x.T @ x / len(x)
     factor = inverse_factor(hessian, 1e-6)
+
+    def error(moved: torch.Tensor) -> float:
+        return float((x @ moved).square().mean())
+
     for i in (0, 3):
         columns = torch.randn(6, 4, generator=generator)
         rounded = columns[i].round()
-        best = columns.clone()
-        best[i] = rounded
+        alone = columns.clone()
+        alone[i] = rounded
+        best = alone.clone()
         shares = torch.linalg.solve(hessian[i + 1 :, i + 1 :], hessian[i + 1 :, i, None])
         best[i + 1 :] += shares * (columns[i] - rounded)
-        got = answered(answer(columns.clone(), i, rounded.clone(), factor.clone()))
-        expect(got.shape == columns.shape, f"Your answer has the shape {list(got.shape)} instead of [6, 4].")
+        got = answer(columns.clone(), i, rounded.clone(), factor.clone())
+        expect_tensor(got, columns.shape)
         expect(torch.equal(got[:i], columns[:i]), f"i = {i}: inputs before it are done, and must stay as they are.")
         expect(torch.allclose(got[i], rounded), f"i = {i}: that input's weights are to be `rounded` afterwards.")
-
-        def error(after: torch.Tensor, before: torch.Tensor = columns) -> float:
-            return float((x @ (after - before)).square().mean())
-
-        nothing = columns.clone()
-        nothing[i] = rounded
+        yours, without, least = (error(moved - columns) for moved in (got, alone, best))
         expect(
-            error(got) < 1.01 * error(best),
-            f"i = {i} of 6: the outputs' squared error is {error(got):.3f} after your step. If the later weights "
-            f"stayed as they are it would be {error(nothing):.3f}, and the least possible is {error(best):.3f}. "
+            yours < 1.01 * least,
+            f"i = {i} of 6: the outputs' squared error is {yours:.3f} after your step. If the later weights "
+            f"stayed as they are it would be {without:.3f}, and the least possible is {least:.3f}. "
             "By what is the error divided before it is passed on?",
         )
     return "No other move of the later weights changes the outputs less: it is the least-squares solution."
