@@ -41,7 +41,7 @@ def _names(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def _folder(json_path: Path | None, out_dir: Path | None = None) -> Path:
+def _folder(json_path: Path | None, out_dir: Path | None) -> Path:
     return out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
 
 
@@ -149,8 +149,9 @@ def attention(
     from benchmarks.attention import run as run_kernels
 
     folder = _folder(json_path, out_dir)
-    check_writable(json_path or folder / "attention.json", folder / PICTURE)
-    run_kernels(device, dtype, json_path, quick, folder)
+    path = json_path or folder / "attention.json"
+    check_writable(path, folder / PICTURE)
+    run_kernels(device, dtype, path, quick, folder)
 
 
 @app.command()
@@ -169,9 +170,9 @@ def fused(
 
     if model not in PRESETS:
         raise unknown("model", model, PRESETS)
-    folder = _folder(json_path)
-    check_writable(json_path or folder / "fused.json")
-    run_fused(device, dtype, model, json_path, quick, tune, folder)
+    path = json_path or DEFAULT_FOLDER / "fused.json"
+    check_writable(path)
+    run_fused(device, dtype, model, path, quick, tune)
 
 
 @app.command()
@@ -187,12 +188,12 @@ def int4(
     from benchmarks import int4 as bench
 
     folder = _folder(json_path, out_dir)
+    path = json_path or folder / ("int4-tune.json" if tune else "int4.json")
+    check_writable(path, folder / PICTURE)
     if tune:
-        check_writable(json_path or folder / "int4-tune.json")
-        bench.tune(device, json_path, resume=resume, out_dir=folder)
-        return
-    check_writable(json_path or folder / "int4.json", folder / PICTURE)
-    bench.run(device, json_path, quick, folder, resume=resume)
+        bench.tune(device, path, resume)
+    else:
+        bench.run(device, path, quick, folder, resume)
 
 
 @app.command()
