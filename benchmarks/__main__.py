@@ -1,7 +1,5 @@
 """`python -m benchmarks`: the command line of the harness."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,7 +1,5 @@
 """When each request of a run is submitted: by the clock, by the tokens of others, or at the end of another."""
 
-from __future__ import annotations
-
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,6 @@ For decode, layers are visited in turn and together exceed the caches, as in a m
 the last call would make any kernel look good. `contiguous` is PyTorch's SDPA on K and V that lie in one piece.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

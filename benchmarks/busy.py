@@ -5,8 +5,6 @@ Each stage has a process for each setting. They take turns: a round visits every
 every process, so settings are compared within the same minutes of the same machine.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

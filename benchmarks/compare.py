@@ -1,12 +1,10 @@
 """The comparison: every contestant on every workload, each in a fresh process, written down as results come."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import stages
 from benchmarks.environment import environment
@@ -160,7 +158,7 @@ class Results:
         return {"schema": SCHEMA, **vars(self), **records}
 
     @classmethod
-    def read(cls, path: str | Path) -> Results:
+    def read(cls, path: str | Path) -> Self:
         value = read_json(path)
         try:
             records = {key: [Record(**record) for record in value.get(key, [])] for key in RECORDS}

@@ -1,7 +1,5 @@
 """Writing results: a file is whole, or it is the one that was there before."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -6,8 +6,6 @@ do. `fused` lets a kernel start while the previous one ends; `apart` does not. G
 once; for the operations between the products, their inputs and outputs.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

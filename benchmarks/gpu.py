@@ -3,8 +3,6 @@
 Each is a list of comparisons, one results file each, and each of them goes on where an interrupted run stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

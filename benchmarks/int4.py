@@ -5,8 +5,6 @@ ceiling is the time to read the 4-bit weight at the speed of a copy measured in 
 few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator

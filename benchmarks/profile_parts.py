@@ -5,8 +5,6 @@ host's launches ("cuda_runtime", "cuda_driver"), and what ran on the GPU ("kerne
 carries the number of its launch.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict

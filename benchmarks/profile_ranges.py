@@ -4,8 +4,6 @@
 is the engine's whole step, with `plan`, `wait` and `update`. The engine holds none of this: off, it costs nothing.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping

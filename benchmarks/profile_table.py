@@ -1,7 +1,5 @@
 """A profile as tables in the terminal, as a picture, and as rows to keep."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What quantising costs in quality: perplexity and greedy agreement, on a text that no calibration has seen."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

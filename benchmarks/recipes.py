@@ -4,8 +4,6 @@ Everything is seeded with `random.Random.random()`, whose sequence Python guaran
 every machine.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

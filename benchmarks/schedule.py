@@ -1,7 +1,5 @@
 """A long prompt that arrives while two others decode: the schedule of a real run, step by step."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 from pathlib import Path

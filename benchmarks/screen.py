@@ -1,8 +1,6 @@
 """What a comparison shows while it runs: a bar for all, a bar for the current run, a line for each result."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -58,7 +56,7 @@ class Screen:
         else:
             self._console.print(f"{name}: failed: {record.error}", style="red", soft_wrap=True, markup=False)
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

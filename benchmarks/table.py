@@ -1,7 +1,5 @@
 """The comparison as a table for the terminal: one for each workload that was asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from rich.console import Group

@@ -1,8 +1,6 @@
 """The scenario behind `make stage3 trace`: a few requests in little memory, recorded step by step. From m6 on their
 prompts begin alike."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What `trace` records, and the pictures of it read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from common.watch.trace import StepTrace

@@ -3,8 +3,6 @@
 Changing a workload makes old figures incomparable: do it only for a reason that the commit states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 

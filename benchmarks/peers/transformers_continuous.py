@@ -1,7 +1,5 @@
 """transformers' continuous batching (`ContinuousBatchingManager`), with our KV byte budget and row limit."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

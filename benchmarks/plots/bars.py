@@ -1,7 +1,5 @@
 """What the bar pictures share: named rows, numbers at the bars, a title that states the finding, a source line."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The price of a block size: throughput, and the reserved token slots that stay empty."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

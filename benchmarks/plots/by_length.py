@@ -1,7 +1,5 @@
 """A workload's sweep over prompt lengths: what grows, how fast, and where a stage runs out of memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The price of a chunk size: what those that decode wait, what the long prompt waits, and throughput."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

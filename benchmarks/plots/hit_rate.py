@@ -1,7 +1,5 @@
 """What a prefix cache saves, by the share of the prompt that is in it; and what looking for it costs if none is."""
 
-from __future__ import annotations
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

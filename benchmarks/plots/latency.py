@@ -1,7 +1,5 @@
 """Time to the first token, and between tokens."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

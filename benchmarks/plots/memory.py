@@ -1,7 +1,5 @@
 """What the KV cache reserves and what of it is used; and the whole peak."""
 
-from __future__ import annotations
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

@@ -1,7 +1,5 @@
 """KV memory as a map: a cell is one block of token slots, coloured by the request that holds it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Time of a token against its position in the sequence: does it grow?"""
 
-from __future__ import annotations
-
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 

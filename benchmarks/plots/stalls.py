@@ -1,7 +1,5 @@
 """What waits for a long prompt: requests that decode, the prompt itself, and a short one behind it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from matplotlib import pyplot as plt

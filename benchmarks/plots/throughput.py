@@ -1,7 +1,5 @@
 """Output tokens per second of every stage."""
 
-from __future__ import annotations
-
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results

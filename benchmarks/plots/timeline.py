@@ -1,7 +1,5 @@
 """Requests down, steps across: what each step did for each request, and which requests waited."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
