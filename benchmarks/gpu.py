@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import stages
 from benchmarks.compare import Results, jobs, make_comparison, run
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.files import check_writable
@@ -18,7 +17,8 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: its name is that of its results file. rest: further arguments of `make_comparison`."""
+    """One comparison: its name is that of its results file. stages: all, where none is named. rest: further arguments
+    of `make_comparison`."""
 
     name: str
     stages: list[str]
@@ -26,29 +26,22 @@ class Part:
     rest: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def _last(*wanted: str) -> list[str]:
-    """Of these stages those that exist; else the last one."""
-    here = [stages.short_name(folder) for folder in stages.names()]
-    return [stage for stage in wanted if stage in here] or here[-1:]
-
-
 def bench_parts() -> list[Part]:
     """The table of the last stages, the ablation on the last unquantised one, and m7 without its 8-bit head."""
-    last = _last("m6")
-    table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"])
+    table = Part("gpu-bench", ["m6", "m7"], ["decode_one", "decode", "nano"])
     ablation = [
-        Part(f"gpu-bench-{way}", last, ["decode_one", "decode"], {"execution": way, "repeats": 1})
+        Part(f"gpu-bench-{way}", ["m6"], ["decode_one", "decode"], {"execution": way, "repeats": 1})
         for way in WAYS
         if way != "overlap"  # is the table itself
     ]
-    ablation.append(Part(f"gpu-bench-{PLAIN}-nano", last, ["nano"], {"execution": PLAIN, "repeats": 1}))
-    head = Part("gpu-bench-head16", _last("m7"), ["decode_one", "decode"], {"options": {"head_bits": 16}, "repeats": 1})
+    ablation.append(Part(f"gpu-bench-{PLAIN}-nano", ["m6"], ["nano"], {"execution": PLAIN, "repeats": 1}))
+    head = Part("gpu-bench-head16", ["m7"], ["decode_one", "decode"], {"options": {"head_bits": 16}, "repeats": 1})
     return [table, *ablation, head]
 
 
 def ladder_parts() -> list[Part]:
     """All stages on `mixed` (m0 on `ladder`), plain and with execution."""
-    return [Part("gpu-ladder", [stages.short_name(folder) for folder in stages.names()], ["mixed"], {"repeats": 1})]
+    return [Part("gpu-ladder", [], ["mixed"], {"repeats": 1})]
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ every machine.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 SEED = 20261101
 
@@ -100,11 +101,9 @@ def poisson(recipe: Recipe, rate: float) -> Recipe:
     """Another recipe's requests, arriving at random: `rate` a second on average, the first at 0."""
 
     def make(draw: Draw) -> list[BenchRequest]:
-        requests, now = [], 0.0
-        for request in recipe(draw):
-            requests.append(replace(request, arrival=now))
-            now += draw.gap(rate)
-        return requests
+        requests = recipe(draw)
+        arrivals = accumulate((draw.gap(rate) for _ in requests[1:]), initial=0.0)
+        return [replace(request, arrival=time) for request, time in zip(requests, arrivals, strict=True)]
 
     return make
 

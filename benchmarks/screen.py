@@ -49,10 +49,9 @@ class Screen:
     def finished(self, record: Record) -> None:
         self._bars.advance(self._all)
         name = label(record.stage, record.workload, record.variant, record.plain)
-        if record.ok and record.itl_s is not None:
-            self._console.print(f"{name}: {speed(record)} tokens/s, {seconds(record.itl_s['p50'])} between tokens")
-        elif record.ok:
-            self._console.print(f"{name}: {speed(record)} tokens/s")
+        if record.ok:
+            gap = f", {seconds(record.itl_s['p50'])} between tokens" if record.itl_s else ""
+            self._console.print(f"{name}: {speed(record)} tokens/s{gap}")
         else:
             self._console.print(f"{name}: failed: {record.error}", style="red", soft_wrap=True, markup=False)
 

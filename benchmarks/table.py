@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rich.console import Group
+from rich.table import Column as Heading
 from rich.table import Table
 from rich.text import Text
 
@@ -214,10 +215,8 @@ def sweep_table(workload: str, sweeps: Sequence[Record]) -> Table:
     what, tell = SWEEP_FIGURES.get(find(workload).columns, ("output tokens/s", lambda r: rate(r.output_tokens_per_s)))
     names = list(dict.fromkeys(r.stage for r in sweeps))
     heading = f"[bold]sweep of {workload}[/]: {what}"
-    table = Table(title=heading, title_justify="left", title_style="", box=None, min_width=60)
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(title(name), justify="right")
+    columns = [Heading(no_wrap=True), *(Heading(title(name), justify="right") for name in names)]
+    table = Table(*columns, title=heading, title_justify="left", title_style="", box=None, min_width=60)
     for variant in dict.fromkeys(r.variant for r in sweeps):
         here = {r.stage: r for r in sweeps if r.variant == variant}
         cells = [DASH if name not in here else tell(here[name]) if here[name].ok else "failed" for name in names]

@@ -69,10 +69,9 @@ def trace(
     pictures; returns what was written."""
     name = stages.short_name(stage)
     stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **(options or {})})
-    folders = stages.names()
-    before = folders[max(0, folders.index(stages.resolve(stage)) - 1)]
-    pair = list(dict.fromkeys((stages.short_name(before), name)))
-    shared = SHARED if stages.number(stage) >= 6 else 0
+    number = stages.number(stage)
+    pair = [stages.short_name(n) for n in range(max(0, number - 1), number + 1)]
+    shared = SHARED if number >= 6 else 0
     runs = [record(one, model, device, dtype, options, shared) for one in (pair[1:] if name in TIMED else pair)]
     written: list[Path] = []
     for run in runs:

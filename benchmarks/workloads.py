@@ -172,11 +172,7 @@ WORKLOADS: dict[str, Workload] = {
             "single",
             "one request: 128 tokens in, 128 out",
             "With a KV cache the cost of a new token no longer grows with the sequence (m1 over m0).",
-            {
-                "cpu": _single(128, 512),
-                "gpu": _single(128, 512),
-                "quick": Size(uniform(1, (8, 8), (8, 8)), 1, 64),
-            },
+            {"cpu": _single(128, 512), "gpu": _single(128, 512), "quick": Size(uniform(1, (8, 8), (8, 8)), 1, 64)},
             variants={
                 f"output={n}": {
                     "cpu": _single(n, 2048),

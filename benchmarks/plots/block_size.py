@@ -52,8 +52,7 @@ def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | N
             if value is not _empty and len(repeats) > 1:
                 axis.vlines(x, min(repeats), max(repeats), color=color(stage), alpha=0.5)
     axis.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
-    axis.set_xlabel("block size, tokens")
+    axis.set(ylim=(0, axis.get_ylim()[1] * 1.12), xlabel="block size, tokens")
     axis.set_title(name, loc="left")
     axis.grid(axis="y", color=SOFT, alpha=0.2)
 

@@ -123,8 +123,7 @@ def _scale(
     axis.xaxis.set_minor_locator(NullLocator())
     bottom, top = 0.05, 0.94 - (APART * rows + 0.04 if rows else 0.0)
     unit = math.log(max(high / low, 4.0)) / (top - bottom)  # the logarithm's range over the whole height
-    axis.set_yscale("log")
-    axis.set_ylim(low * math.exp(-bottom * unit), low * math.exp((1 - bottom) * unit))
+    axis.set(yscale="log", ylim=(low * math.exp(-bottom * unit), low * math.exp((1 - bottom) * unit)))
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if unit < math.log(300) else (1.0,)))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ") if y <= 2 * high else "")

@@ -38,14 +38,10 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
         use = "" if record.kv_utilization is None else f"\n{record.kv_utilization:.0%} full on average"
         return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)} reserved{use}"
 
-    bars(
-        axis,
-        records,
-        workload,
-        lambda r: r.kv_used_peak_bytes if r.kv_reserved_bytes else None,
-        lambda r: r.kv_reserved_bytes,
-        label,
-    )
+    def stored(record: Record) -> float | None:
+        return record.kv_used_peak_bytes if record.kv_reserved_bytes else None
+
+    bars(axis, records, workload, stored, lambda r: r.kv_reserved_bytes, label)
     for row, record in enumerate(records):
         if record.kv_reserved_bytes:
             axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.5 * PALE, zorder=0)

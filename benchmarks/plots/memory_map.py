@@ -50,8 +50,7 @@ def _panel(axis: Axes, run: Traced) -> str:
             mark = f"{number}" + ("+" if len(region.owners) > 1 else "")
             if filled:
                 axis.text(x + 0.47, y + 0.47, mark, ha="center", va="center", fontsize=11, color=INK)
-    axis.set_xlim(0, COLUMNS)
-    axis.set_ylim(-(-cells // COLUMNS), 0)
+    axis.set(xlim=(0, COLUMNS), ylim=(-(-cells // COLUMNS), 0))
     axis.set_axis_off()
     held = {id for region in step.regions or () for id in region.owners}
     use = step.kv_stored / step.kv_reserved if step.kv_reserved else 0.0

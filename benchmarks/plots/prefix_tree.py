@@ -64,11 +64,9 @@ def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     for root in roots:
         _draw(axis, root, size, most)
     depth = max((_deepest(root) for root in roots), default=1)
-    axis.set_xlim(-0.2 * size, (depth + 0.2) * size)
-    axis.set_ylim(rows - 0.4, -0.7)
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
+    axis.set(xlim=(-0.2 * size, (depth + 0.2) * size), ylim=(rows - 0.4, -0.7), yticks=[])
     axis.set_xlabel("tokens from the beginning of the prompt")
+    axis.spines["left"].set_visible(False)
     finding = f"{title('m6')}: {hit_rate:.0%} of all prompt tokens came from the cache, computed once for all"
     note = f"A box is a block of {size} tokens. The number: how many requests found it in the cache."
     return headed(figure, finding, note)

@@ -88,9 +88,8 @@ def _panel(axis: Axes, run: Traced, grid: np.ndarray, longest: int) -> None:
     for row in range(1, len(grid)):
         axis.axhline(row, color="white", linewidth=1.5)
     axis.invert_yaxis()
-    axis.set_xlim(0, longest)
+    axis.set(xlim=(0, longest), ylabel="request")
     axis.set_yticks([0.5, len(grid) - 0.5], ["first", "last"])
-    axis.set_ylabel("request")
     axis.tick_params(axis="y", length=0)
     axis.set_title(f"{title(run.stage)}: {grid.shape[1]} steps", loc="left")
 
