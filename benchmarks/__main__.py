@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks.files import check_writable, read_json
 from common.cli.app import run_app
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, unknown
 
 app = typer.Typer(
     add_completion=False,
@@ -28,7 +28,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PictureFolder = Annotated[Path | None, typer.Option(help="Of pictures; default: that of --json, or reports/local.")]
 Model = Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")]
-Stage = Annotated[str, typer.Option(help="The stage.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")]
 EngineOptions = Annotated[list[str] | None, typer.Option("--engine", help="NAME=VALUE: an engine option.")]
@@ -39,8 +38,12 @@ def _names(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def _folder(json_path: Path | None, out_dir: Path | None) -> Path:
-    return out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+def _places(json_path: Path | None, out_dir: Path | None, name: str) -> tuple[Path, Path]:
+    """The results file, called `name` unless it is given, and the folder of the pictures. Both can be written."""
+    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    path = json_path or folder / name
+    check_writable(path, folder / PICTURE)
+    return path, folder
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -83,22 +86,10 @@ def compare(
     from benchmarks.peers import PEERS
     from benchmarks.screen import Screen
 
-    folder = _folder(json_path, out_dir)
-    path = json_path or folder / "bench.json"
-    plan = make_comparison(
-        _names(stages),
-        _names(workload),
-        peers=peers,
-        model=model,
-        dtype=dtype,
-        device=device,
-        quick=quick,
-        sweep=sweep,
-        repeats=repeats,
-        options=_options(engine or []),
-        execution=execution,
-    )
-    check_writable(path, folder / PICTURE)
+    what: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "options": _options(engine or [])}
+    how: dict[str, Any] = {"quick": quick, "sweep": sweep, "repeats": repeats, "execution": execution}
+    plan = make_comparison(_names(stages), _names(workload), peers=peers, **what, **how)
+    path, folder = _places(json_path, out_dir, "bench.json")
     with Screen() as screen:
         results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
     _show(results, folder)
@@ -130,9 +121,9 @@ def report(
         for path in write_all():
             print(path)
     elif (values := read_json(json_path)).get("schema") == kernels.SCHEMA:
-        print(f"pictures: {kernels.draw(values, _folder(json_path, out_dir))}")
+        print(f"pictures: {kernels.draw(values, out_dir or json_path.parent)}")
     else:
-        _show(Results.read(json_path), _folder(json_path, out_dir))
+        _show(Results.read(json_path), out_dir or json_path.parent)
 
 
 @app.command()
@@ -146,9 +137,7 @@ def attention(
     """Time m4's attention backends alone, shape by shape, next to the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
 
-    folder = _folder(json_path, out_dir)
-    path = json_path or folder / "attention.json"
-    check_writable(path, folder / PICTURE)
+    path, folder = _places(json_path, out_dir, "attention.json")
     run_kernels(device, dtype, path, quick, folder)
 
 
@@ -163,7 +152,6 @@ def fused(
 ) -> None:
     """Time the fused kernels alone against plain PyTorch, at the shapes of a model, next to a copy."""
     from benchmarks.fused import run as run_fused
-    from common.errors import unknown
     from common.models.sources.random_weights import PRESETS
 
     if model not in PRESETS:
@@ -185,9 +173,7 @@ def int4(
     """Time m7's 4-bit layers alone, at 1 to 64 rows, next to 16-bit products and the speed of memory."""
     from benchmarks import int4 as bench
 
-    folder = _folder(json_path, out_dir)
-    path = json_path or folder / ("int4-tune.json" if tune else "int4.json")
-    check_writable(path, folder / PICTURE)
+    path, folder = _places(json_path, out_dir, "int4-tune.json" if tune else "int4.json")
     if tune:
         bench.tune(device, path, resume)
     else:
@@ -221,11 +207,11 @@ def gpu(
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
-    from benchmarks.gpu import bench_parts, ladder_parts, limits, run_parts
+    from benchmarks.gpu import JOBS, limits, run_parts
 
-    if job not in ("bench", "ladder"):
-        raise UserError(f"unknown job {job!r}. Choose from: bench, ladder")
-    parts = bench_parts() if job == "bench" else ladder_parts()
+    if job not in JOBS:
+        raise unknown("job", job, JOBS)
+    parts = JOBS[job]
     began, failed = time.perf_counter(), False
     for part, results in zip(parts, run_parts(parts, model, dtype, device, out_dir, quick), strict=True):
         _show(results, out_dir / part.name)
@@ -240,7 +226,7 @@ def gpu(
 
 @app.command()
 def profile(
-    stage: Stage,
+    stage: Annotated[str, typer.Option(help="The stage.")],
     workload: Annotated[str, typer.Option(help="Whose requests; see `workloads`.")] = "mixed",
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
@@ -283,9 +269,7 @@ def busy(
 
 @app.command()
 def quality(
-    model: Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = DEFAULT_FOLDER,
     only: Annotated[str, typer.Option(help="Rows to measure now, by a part of their name.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,

@@ -283,7 +283,7 @@ def print_best(tried: list[dict[str, Any]]) -> None:
     for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in tried):
         mine = [t for t in tried if (t["name"], t["rows"]) == (name, rows) and t["seconds"] is not None]
         for place, one in enumerate(sorted(mine, key=lambda t: t["seconds"])):
-            if place < 3 or one.get("chosen"):
-                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}"
-                line += " (chosen)" if one.get("chosen") else ""
+            chosen = " (chosen)" if one.get("chosen") else ""
+            if place < 3 or chosen:
+                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}{chosen}"
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from benchmarks.profile_parts import ATTENTION, ELEMENTWISE, HOST, IDLE, LINEAR, SAMPLING, Parts, Works
 
-COLORS = {LINEAR: "#332288", ATTENTION: "#117733", ELEMENTWISE: "#DDAA33"}
-COLORS |= {SAMPLING: "#CC6677", HOST: "#8C8C8C", IDLE: "#DDDDDD"}
+INKS = ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD")
+COLORS = dict(zip((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), INKS, strict=True))
 LONGEST = 12
 """Kernels or operators of a phase that the terminal shows; the JSON has all."""
 COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::|c10::|at::|gpu_kernel_impl_nocast<|<\d+, (\d+, )?"

@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 from benchmarks.process import OnMessage
 from benchmarks.record import Record
@@ -20,14 +20,8 @@ class Screen:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        columns = ("{task.description:<44}", BarColumn(), "{task.completed:.0f}/{task.total:.0f}", TimeElapsedColumn())
+        self._bars = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._all = self._bars.add_task("all runs", total=1)
         self._one = self._bars.add_task("starting", total=1)
 

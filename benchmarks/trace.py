@@ -7,7 +7,8 @@ from typing import Any
 
 import stages
 from benchmarks.plots.memory_map import draw_memory_map
-from benchmarks.plots.prefix_tree import draw_prefix_tree
+from benchmarks.plots.picture import save_picture
+from benchmarks.plots.prefix_tree import prefix_tree_figure
 from benchmarks.plots.timeline import draw_timeline
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import Draw
@@ -49,12 +50,10 @@ def record(
     own = stage_options(stages.number(stage), wanted)
     with stages.build(stage, model=model, device=place, dtype=dtype, **own) as engine:
         draw = Draw(engine.runner.model.config.vocab_size)
-        long = draw.marked(NUM_REQUESTS, LONG_SHARE)
+        outputs = [LONG_OUTPUTS if long else OUTPUTS for long in draw.marked(NUM_REQUESTS, LONG_SHARE)]
         beginning = draw.tokens(shared)
         prompts = [beginning + draw.tokens(draw.length(INPUTS)) for _ in range(NUM_REQUESTS)]
-        params = [
-            SamplingParams(max_tokens=draw.length(LONG_OUTPUTS if one else OUTPUTS), ignore_eos=True) for one in long
-        ]
+        params = [SamplingParams(max_tokens=draw.length(span), ignore_eos=True) for span in outputs]
         engine.trace = StepTrace(regions=True)
         engine.generate(prompts, params, progress=None)
         capacity = engine.scheduler.cache.usage().capacity
@@ -75,10 +74,8 @@ def trace(
     runs = [record(one, model, device, dtype, options, shared) for one in (pair[1:] if name in TIMED else pair)]
     written: list[Path] = []
     for run in runs:
-        taken = sum(step.duration for step in run.trace.steps)
-        print(
-            f"{run.stage}: {len(run.trace.steps)} steps, recording them took {run.trace.cost / taken:.2%} of their time"
-        )
+        count, taken = len(run.trace.steps), sum(step.duration for step in run.trace.steps)
+        print(f"{run.stage}: {count} steps, recording them took {run.trace.cost / taken:.2%} of their time")
         if (idle := run.trace.idle_share) is not None:
             print(f"{run.stage}: the GPU had no step to compute for {idle:.1%} of the time")
         for chrome in (False, True):
@@ -92,5 +89,5 @@ def trace(
         written.append(schedule(pair, model, device, dtype, folder / f"{name}_schedule.png"))
     if name == "m6":
         nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
-        written.append(draw_prefix_tree(nodes, hit_rate, folder / "m6_tree.png"))
+        written.append(save_picture(folder / "m6_tree.png", lambda: prefix_tree_figure(nodes, hit_rate)))
     return written

@@ -51,10 +51,8 @@ class ContinuousTransformers(Contestant):
             now = time.perf_counter() - start
             while len(ids) < len(requests) and requests[len(ids)].arrival <= now:
                 request = requests[len(ids)]
-                options = {"eos_token_id": NO_EOS, "record_timestamps": True}
-                ids.append(
-                    self._manager.add_request(list(request.prompt), max_new_tokens=request.max_tokens, **options)
-                )
+                options = {"max_new_tokens": request.max_tokens, "eos_token_id": NO_EOS, "record_timestamps": True}
+                ids.append(self._manager.add_request(list(request.prompt), **options))
             pause = min(POLL, requests[len(ids)].arrival - now) if len(ids) < len(requests) else POLL
             result = self._manager.get_result(timeout=max(pause, 1e-3))
             if result is not None and result.is_finished():

@@ -83,10 +83,8 @@ def _finding(lines: dict[str, Line]) -> str:
     if not both:
         return f"{title(last)} and {title(before)} have no hit rate in common"
     here, there = (_ttft(lines[stage][both[-1]]) for stage in (last, before))
-    finding = (
-        f"At {both[-1]} % hits the first token comes after {seconds(here)} with {title(last)}, after "
-        f"{seconds(there)} with {title(before)}"
-    )
+    finding = f"At {both[-1]} % hits the first token comes after {seconds(here)} with {title(last)}"
+    finding += f", after {seconds(there)} with {title(before)}"
     if here * 1.05 <= there:
         finding += f" ({times(there / here)} as long)"
     if both[0] == 0:

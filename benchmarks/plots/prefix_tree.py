@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.plots.picture import headed, save_picture
+from benchmarks.plots.picture import headed
 from benchmarks.style import INK, SOFT, WIDTH, color, title
 from common.kv_cache import PrefixNode
 
@@ -70,10 +69,6 @@ def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     finding = f"{title('m6')}: {hit_rate:.0%} of all prompt tokens came from the cache, computed once for all"
     note = f"A box is a block of {size} tokens. The number: how many requests found it in the cache."
     return headed(figure, finding, note)
-
-
-def draw_prefix_tree(nodes: Sequence[PrefixNode], hit_rate: float, path: Path) -> Path:
-    return save_picture(path, lambda: prefix_tree_figure(nodes, hit_rate))
 
 
 def _deepest(run: Run) -> int:

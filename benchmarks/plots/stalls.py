@@ -48,11 +48,8 @@ def _finding(records: list[Record]) -> str:
         return f"{title(record.stage)}: decoding requests wait up to {seconds(record.itl_s['max'])} for a token"
     before, last = ("m4", "m5") if {"m4", "m5"} <= own.keys() else list(own)[-2:]
     there, here = own[before], own[last]
-    assert there.itl_s and here.itl_s
-    finding = (
-        f"While long prompts arrive, the p99 time between tokens is {seconds(here.itl_s['p99'])} with {title(last)}, "
-        f"{seconds(there.itl_s['p99'])} with {title(before)}"
-    )
+    finding = "While long prompts arrive, the p99 time between tokens is "
+    finding += ", ".join(f"{seconds(r.itl_s['p99'])} with {title(r.stage)}" for r in (here, there) if r.itl_s)
     paid, price = group_ttft(LONG)(there), group_ttft(LONG)(here)
     factor = price["p50"] / paid["p50"] if paid and price else 1.0
     return finding + (f"; the long prompt waits {times(factor)} as long" if factor >= 1.05 else "")

@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.compare import Results
 from benchmarks.execution import PLAIN
-from benchmarks.gpu import bench_parts
+from benchmarks.gpu import JOBS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
@@ -42,7 +42,7 @@ from common.models.sources.random_weights import PRESETS
 
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
-GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
+GPU_BENCH = {workload for part in JOBS["bench"] for workload in part.workloads}
 Run = list[float | None]
 OF_MACHINE = ("attention", "quality", "reference")
 """What begins so is in a file of its own, and not in one of records."""
