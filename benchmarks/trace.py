@@ -9,11 +9,10 @@ import stages
 from benchmarks.plots.memory_map import draw_memory_map
 from benchmarks.plots.picture import save_picture
 from benchmarks.plots.prefix_tree import prefix_tree_figure
-from benchmarks.plots.timeline import draw_timeline
+from benchmarks.plots.timeline import Traced, draw_timeline
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
-from benchmarks.traced import Traced
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
@@ -56,9 +55,7 @@ def record(
         params = [SamplingParams(max_tokens=draw.length(span), ignore_eos=True) for span in outputs]
         engine.trace = StepTrace(regions=True)
         engine.generate(prompts, params, progress=None)
-        capacity = engine.scheduler.cache.usage().capacity
-        paged = stages.number(stage) >= 3
-        return Traced(stages.short_name(stage), engine.trace, capacity, engine.config.block_size if paged else None)
+        return Traced(stages.short_name(stage), engine.trace, engine.scheduler.cache.usage().capacity)
 
 
 def trace(

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed, save_picture
+from benchmarks.plots.timeline import Traced
 from benchmarks.style import INK, WIDTH, title
-from benchmarks.traced import Traced
 
 CELL = 16
 """Token slots in a cell: the paged stages' block size; a long slot is as many cells as it has room for."""

@@ -1,6 +1,7 @@
 """Requests down, steps across: what each step did for each request, and which requests waited."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from matplotlib.patches import Patch
 
 from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import SOFT, WIDTH, title
-from benchmarks.traced import Traced
+from common.watch.trace import StepTrace
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one stage did, as `benchmarks.trace` records it. `capacity`: token slots of its KV memory."""
+
+    stage: str
+    trace: StepTrace
+    capacity: int
+
 
 KINDS = {
     "waiting": "#E4E4E4",
