@@ -27,7 +27,7 @@ def measured(results: Results, workload: str) -> list[Record]:
     return [record for record in rows_for(results, workload) if record.ok]
 
 
-def measured_twice(results: Results, workload: str) -> list[Record]:
+def measured_both(results: Results, workload: str) -> list[Record]:
     """The same with a row for the idea alone in front of each stage with execution, where the two differ."""
     pairs = [(results.plain_of(record), record) for record in measured(results, workload)]
     return [record for pair in pairs for record in pair if record is not None]
@@ -59,7 +59,7 @@ def headline(
     return pairs[0][0], best, whole, title(best.stage) + (" with execution" if unfair else "")
 
 
-def notes_on_rows(results: Results, records: Sequence[Record], workload: str) -> str:
+def row_notes(results: Results, records: Sequence[Record], workload: str) -> str:
     """What the names of the rows do not explain."""
     note = ""
     if others := [r for r in records if r.workload != workload]:

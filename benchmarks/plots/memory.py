@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import PALE, bars, figure_with_rows, finish, measured, name_rows, notes_on_rows, own
+from benchmarks.plots.bars import PALE, bars, figure_with_rows, finish, measured, name_rows, own, row_notes
 from benchmarks.record import Record
 from benchmarks.style import color, title
 from benchmarks.table import size
@@ -23,7 +23,7 @@ def memory(results: Results, workload: str) -> Figure | None:
     left.set_title("KV cache: peak stored, peak reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
     how = "Solid: tokens stored; behind: reserved by running requests. Full: stored of reserved, the mean over time. "
-    how += "The peak on the right includes the weights." + notes_on_rows(results, records, workload)
+    how += "The peak on the right includes the weights." + row_notes(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 
 

@@ -1,7 +1,5 @@
 """Cached beginnings as a tree: from left to right in tokens, a box for each block, darker the more requests used it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +19,7 @@ class Run:
 
     start: int
     hits: list[int]
-    children: list[Run] = field(default_factory=list["Run"])
+    children: list["Run"] = field(default_factory=list["Run"])
     row: float = 0.0
 
     @property

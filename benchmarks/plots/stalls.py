@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import finish, measured, name_rows, notes_on_rows, runs_of, times
+from benchmarks.plots.bars import finish, measured, name_rows, row_notes, runs_of, times
 from benchmarks.plots.latency import summary_bars
 from benchmarks.recipes import LONG, SHORT
 from benchmarks.record import Record, Summary
@@ -35,7 +35,7 @@ def stalls(results: Results, workload: str) -> Figure | None:
         axis.set_title(name, loc="left")
         name_rows(axis, records, workload)
     how = f"Less is better. Bar: median; dot: on top the longest gap, else the 99th percentile, of {runs_of(records)}. "
-    how += "Waiting in the queue counts." + notes_on_rows(results, records, workload)
+    how += "Waiting in the queue counts." + row_notes(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 
 
