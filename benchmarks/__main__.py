@@ -11,8 +11,8 @@ from rich.console import Console
 
 from benchmarks.files import check_writable, read_json
 from common.cli.app import run_app
-from common.config import DEFAULT_MODEL
-from common.errors import UserError, unknown
+from common.config import DEFAULT_MODEL, parse_device
+from common.errors import require, unknown
 
 app = typer.Typer(
     add_completion=False,
@@ -51,8 +51,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--engine takes NAME=VALUE, for example kv_cache_memory=100000000, not {pair!r}")
+        require(bool(equals), f"--engine takes NAME=VALUE, for example kv_cache_memory=100000000, not {pair!r}")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -277,7 +276,6 @@ def quality(
 ) -> None:
     """Perplexity and greedy agreement of bf16, int8, int4, NF4, GPTQ and int8 head, as a table and a picture."""
     from benchmarks.quality import measure_all
-    from common.config import parse_device
 
     measure_all(model, parse_device(device), out, only, again)
 

@@ -107,13 +107,8 @@ def _interference(steady: int, rounds: int, every: int, prompt: int, long_prompt
     One step may prefill a long prompt and the short one behind it."""
     recipe = interference(steady, rounds, every, prompt, long_prompt, other_outputs)
     totals = [r.prompt_length + r.max_tokens for r in recipe(Draw(vocab_size=1))]
-    return Size(
-        recipe,
-        len(totals),
-        max(totals),
-        kv_tokens=sum(-(-total // 256) * 256 for total in totals),
-        options={"max_num_batched_tokens": 2 * long_prompt},
-    )
+    kv_tokens = sum(-(-total // 256) * 256 for total in totals)
+    return Size(recipe, len(totals), max(totals), kv_tokens, {"max_num_batched_tokens": 2 * long_prompt})
 
 
 _INTERFERENCE = {
