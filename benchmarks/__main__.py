@@ -1,7 +1,5 @@
 """`python -m benchmarks`: the command line of the harness."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -13,8 +11,8 @@ from rich.console import Console
 
 from benchmarks.files import check_writable, read_json
 from common.cli.app import run_app
-from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.config import DEFAULT_MODEL, parse_device
+from common.errors import require, unknown
 
 app = typer.Typer(
     add_completion=False,
@@ -30,7 +28,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PictureFolder = Annotated[Path | None, typer.Option(help="Of pictures; default: that of --json, or reports/local.")]
 Model = Annotated[str, typer.Option(help="A name, a folder, a GGUF file, a hub id, or random:<preset>.")]
 Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32; bf16 is what people deploy.")]
-Stage = Annotated[str, typer.Option(help="The stage.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to test the harness; measures nothing.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what the results file already has.")]
 EngineOptions = Annotated[list[str] | None, typer.Option("--engine", help="NAME=VALUE: an engine option.")]
@@ -41,8 +38,12 @@ def _names(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def _folder(json_path: Path | None, out_dir: Path | None = None) -> Path:
-    return out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+def _places(json_path: Path | None, out_dir: Path | None, name: str) -> tuple[Path, Path]:
+    """The results file, called `name` unless it is given, and the folder of the pictures. Both can be written."""
+    folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)
+    path = json_path or folder / name
+    check_writable(path, folder / PICTURE)
+    return path, folder
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -50,8 +51,7 @@ def _options(pairs: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--engine takes NAME=VALUE, for example kv_cache_memory=100000000, not {pair!r}")
+        require(bool(equals), f"--engine takes NAME=VALUE, for example kv_cache_memory=100000000, not {pair!r}")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -85,22 +85,10 @@ def compare(
     from benchmarks.peers import PEERS
     from benchmarks.screen import Screen
 
-    folder = _folder(json_path, out_dir)
-    path = json_path or folder / "bench.json"
-    plan = make_comparison(
-        _names(stages),
-        _names(workload),
-        peers=peers,
-        model=model,
-        dtype=dtype,
-        device=device,
-        quick=quick,
-        sweep=sweep,
-        repeats=repeats,
-        options=_options(engine or []),
-        execution=execution,
-    )
-    check_writable(path, folder / PICTURE)
+    what: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "options": _options(engine or [])}
+    how: dict[str, Any] = {"quick": quick, "sweep": sweep, "repeats": repeats, "execution": execution}
+    plan = make_comparison(_names(stages), _names(workload), peers=peers, **what, **how)
+    path, folder = _places(json_path, out_dir, "bench.json")
     with Screen() as screen:
         results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
     _show(results, folder)
@@ -132,9 +120,9 @@ def report(
         for path in write_all():
             print(path)
     elif (values := read_json(json_path)).get("schema") == kernels.SCHEMA:
-        print(f"pictures: {kernels.draw(values, _folder(json_path, out_dir))}")
+        print(f"pictures: {kernels.draw(values, out_dir or json_path.parent)}")
     else:
-        _show(Results.read(json_path), _folder(json_path, out_dir))
+        _show(Results.read(json_path), out_dir or json_path.parent)
 
 
 @app.command()
@@ -148,9 +136,8 @@ def attention(
     """Time m4's attention backends alone, shape by shape, next to the ceilings of this machine; draw a roofline."""
     from benchmarks.attention import run as run_kernels
 
-    folder = _folder(json_path, out_dir)
-    check_writable(json_path or folder / "attention.json", folder / PICTURE)
-    run_kernels(device, dtype, json_path, quick, folder)
+    path, folder = _places(json_path, out_dir, "attention.json")
+    run_kernels(device, dtype, path, quick, folder)
 
 
 @app.command()
@@ -164,14 +151,13 @@ def fused(
 ) -> None:
     """Time the fused kernels alone against plain PyTorch, at the shapes of a model, next to a copy."""
     from benchmarks.fused import run as run_fused
-    from common.errors import unknown
     from common.models.sources.random_weights import PRESETS
 
     if model not in PRESETS:
         raise unknown("model", model, PRESETS)
-    folder = _folder(json_path)
-    check_writable(json_path or folder / "fused.json")
-    run_fused(device, dtype, model, json_path, quick, tune, folder)
+    path = json_path or DEFAULT_FOLDER / "fused.json"
+    check_writable(path)
+    run_fused(device, dtype, model, path, quick, tune)
 
 
 @app.command()
@@ -186,13 +172,11 @@ def int4(
     """Time m7's 4-bit layers alone, at 1 to 64 rows, next to 16-bit products and the speed of memory."""
     from benchmarks import int4 as bench
 
-    folder = _folder(json_path, out_dir)
+    path, folder = _places(json_path, out_dir, "int4-tune.json" if tune else "int4.json")
     if tune:
-        check_writable(json_path or folder / "int4-tune.json")
-        bench.tune(device, json_path, resume=resume, out_dir=folder)
-        return
-    check_writable(json_path or folder / "int4.json", folder / PICTURE)
-    bench.run(device, json_path, quick, folder, resume=resume)
+        bench.tune(device, path, resume)
+    else:
+        bench.run(device, path, quick, folder, resume)
 
 
 @app.command()
@@ -222,11 +206,11 @@ def gpu(
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
-    from benchmarks.gpu import bench_parts, ladder_parts, limits, run_parts
+    from benchmarks.gpu import JOBS, limits, run_parts
 
-    if job not in ("bench", "ladder"):
-        raise UserError(f"unknown job {job!r}. Choose from: bench, ladder")
-    parts = bench_parts() if job == "bench" else ladder_parts()
+    if job not in JOBS:
+        raise unknown("job", job, JOBS)
+    parts = JOBS[job]
     began, failed = time.perf_counter(), False
     for part, results in zip(parts, run_parts(parts, model, dtype, device, out_dir, quick), strict=True):
         _show(results, out_dir / part.name)
@@ -241,7 +225,7 @@ def gpu(
 
 @app.command()
 def profile(
-    stage: Stage,
+    stage: Annotated[str, typer.Option(help="The stage.")],
     workload: Annotated[str, typer.Option(help="Whose requests; see `workloads`.")] = "mixed",
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
@@ -284,9 +268,7 @@ def busy(
 
 @app.command()
 def quality(
-    model: Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")] = (
-        DEFAULT_MODEL
-    ),
+    model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = DEFAULT_FOLDER,
     only: Annotated[str, typer.Option(help="Rows to measure now, by a part of their name.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,
@@ -294,7 +276,6 @@ def quality(
 ) -> None:
     """Perplexity and greedy agreement of bf16, int8, int4, NF4, GPTQ and int8 head, as a table and a picture."""
     from benchmarks.quality import measure_all
-    from common.config import parse_device
 
     measure_all(model, parse_device(device), out, only, again)
 

@@ -1,7 +1,5 @@
 """When each request of a run is submitted: by the clock, by the tokens of others, or at the end of another."""
 
-from __future__ import annotations
-
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -26,9 +24,8 @@ class Arrivals:
         self._due = [Arrival(r.arrival, i, r.prompt) for i, r in enumerate(requests) if r.by_the_clock]
         heapq.heapify(self._due)
         self._made = {index: 0 for index, request in enumerate(requests) if request.group == STEADY}
-        self._triggers = deque(
-            sorted((r.after_tokens, index) for index, r in enumerate(requests) if r.after_tokens is not None)
-        )
+        triggers = [(r.after_tokens, i) for i, r in enumerate(requests) if r.after_tokens is not None]
+        self._triggers = deque(sorted(triggers))
         self._followers: dict[int, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             if request.follows is not None:

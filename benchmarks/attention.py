@@ -6,8 +6,6 @@ For decode, layers are visited in turn and together exceed the caches, as in a m
 the last call would make any kernel look good. `contiguous` is PyTorch's SDPA on K and V that lie in one piece.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.environment import environment, short_hardware
@@ -88,8 +86,8 @@ class Measurement:
     error: str | None = None
 
 
-def run(device: str, dtype: str, json: Path | None, quick: bool, out_dir: Path) -> dict[str, Any]:
-    """Measure, print a table, write `attention.json` (or `json`) and `attention-roofline.png` in `out_dir`."""
+def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict[str, Any]:
+    """Measure, print a table, write `path`, and `attention-roofline.png` in `out_dir`."""
     target, kind = parse_device(device), parse_dtype(dtype)
     heads, kv_heads, head_dim = HEADS[target.type]
     shape = AttentionShape(heads, kv_heads, head_dim, BLOCK_SIZE, kind, target)
@@ -114,7 +112,6 @@ def run(device: str, dtype: str, json: Path | None, quick: bool, out_dir: Path) 
         "records": [asdict(m) for m in measured],
     }  # fmt: skip
     print_table(results)
-    path = json or out_dir / "attention.json"
     write_json(path, results)
     Console(stderr=True).print(f"wrote {path} and {draw(results, out_dir)}", highlight=False)
     return results
@@ -265,14 +262,12 @@ def cells(record: dict[str, Any]) -> list[str]:
 def print_table(results: dict[str, Any]) -> None:
     top, config = results["ceilings"], results["config"]
     table = Table(
+        *("step", "backend"),
+        *(Column(name, justify="right") for name in ("time", "rate", "of ceiling")),
         title=f"attention, {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}",
         caption=f"ceilings in this run: copy {top['copy_gb_per_s']:.0f} GB/s, "
         f"matrix product {top['matmul_tflop_per_s']:.3g} TFLOP/s",
     )
-    for column in ("step", "backend"):
-        table.add_column(column)
-    for column in ("time", "rate", "of ceiling"):
-        table.add_column(column, justify="right")
     last = ""
     for record in results["records"]:
         table.add_row(record["step"] if record["step"] != last else "", record["backend"], *cells(record))
@@ -288,7 +283,7 @@ def print_best(tried: list[dict[str, Any]]) -> None:
     for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in tried):
         mine = [t for t in tried if (t["name"], t["rows"]) == (name, rows) and t["seconds"] is not None]
         for place, one in enumerate(sorted(mine, key=lambda t: t["seconds"])):
-            if place < 3 or one.get("chosen"):
-                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}"
-                line += " (chosen)" if one.get("chosen") else ""
+            chosen = " (chosen)" if one.get("chosen") else ""
+            if place < 3 or chosen:
+                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}{chosen}"
                 Console().print(line, highlight=False, markup=False, soft_wrap=True)

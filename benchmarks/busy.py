@@ -5,8 +5,6 @@ Each stage has a process for each setting. They take turns: a round visits every
 every process, so settings are compared within the same minutes of the same machine.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_json
@@ -172,9 +170,8 @@ def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
 
 def print_tables(lines: Sequence[Line], found: Sequence[dict[str, Any]]) -> None:
     settings = list(dict.fromkeys(line.setting for line in lines))
-    table = Table(title="output tokens/s by the spin count of idle threads (medians)")
-    for heading in ("stage", "busy loops", *map(str, settings)):
-        table.add_column(heading, justify="right")
+    columns = [Column(heading, justify="right") for heading in ("stage", "busy loops", *map(str, settings))]
+    table = Table(*columns, title="output tokens/s by the spin count of idle threads (medians)")
     rates = {(line.stage, line.busy, line.setting): line.rate for line in lines}
     for stage in STAGES:
         for busy in sorted({line.busy for line in lines}):

@@ -3,8 +3,6 @@
 A line on standard input is the seconds that a run may take; the answer is a line with its output tokens per second.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 

@@ -1,12 +1,10 @@
 """The comparison: every contestant on every workload, each in a fresh process, written down as results come."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import stages
 from benchmarks.environment import environment
@@ -18,7 +16,7 @@ from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
 from benchmarks.workloads import Workload, find
 from common.config import parse_device
-from common.errors import UserError
+from common.errors import UserError, require
 from common.models.load import open_source
 
 LAST_STAGE = stages.short_name(stages.names()[-1])
@@ -67,16 +65,14 @@ def make_comparison(
     **rest: Any,
 ) -> Comparison:
     """Checks names, options and the model (without reading its weights) before anything runs: `UserError`."""
-    if not workloads:
-        raise UserError("no workload was named: leave out --workload, or see `python -m benchmarks workloads`")
+    require(bool(workloads), "no workload was named: leave out --workload, or see `python -m benchmarks workloads`")
     for workload in workloads:
         find(workload)
     chosen = contestants(names, peers)
     place = parse_device(device)
     options = dict(options or {})
     for name in ("model", "dtype", "device"):
-        if name in options:
-            raise UserError(f"--engine cannot set {name}, which peers need too: use --{name}")
+        require(name not in options, f"--engine cannot set {name}, which peers need too: use --{name}")
     plan = Comparison(chosen, list(dict.fromkeys(workloads)), model, dtype, str(place), options=options, **rest)
     given = {"model": model, "dtype": dtype, "device": place}
     for stage in [stage for stage in plan.contestants if stage not in PEERS] or [LAST_STAGE]:
@@ -160,7 +156,7 @@ class Results:
         return {"schema": SCHEMA, **vars(self), **records}
 
     @classmethod
-    def read(cls, path: str | Path) -> Results:
+    def read(cls, path: str | Path) -> Self:
         value = read_json(path)
         try:
             records = {key: [Record(**record) for record in value.get(key, [])] for key in RECORDS}
@@ -181,10 +177,9 @@ def earlier_results(plan: Comparison, path: Path) -> Results | None:
         return None
     old = Results.read(path)
     changed = [key for key in RESUME_NEEDS if old.config.get(key) != plan.config()[key]]
-    if changed:
-        raise UserError(f"{path} was measured with other values of {', '.join(changed)}: leave out --resume")
-    if _origin(old.environment) != _origin(environment()):
-        raise UserError(f"{path} was measured at another commit or on another machine: leave out --resume")
+    require(not changed, f"{path} was measured with other values of {', '.join(changed)}: leave out --resume")
+    same = _origin(old.environment) == _origin(environment())
+    require(same, f"{path} was measured at another commit or on another machine: leave out --resume")
     return old
 
 

@@ -1,10 +1,8 @@
 """What runs a workload: a stage's engine, or a peer. Both look the same to the worker."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -30,7 +28,7 @@ class Setting:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, model: str, dtype: str, device: str, size: Size, options: dict[str, Any]) -> Setting:
+    def of(cls, model: str, dtype: str, device: str, size: Size, options: dict[str, Any]) -> Self:
         return cls(model, parse_dtype(dtype), parse_device(device), size, options)
 
 

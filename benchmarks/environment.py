@@ -1,7 +1,5 @@
 """What the figures were measured on: hardware, library versions, commit."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,8 +1,6 @@
 """Execution, the second axis: a stage with several ways to run has two rows in the ladder, the idea alone (`plain`),
 and with execution, as it runs by default. So no picture credits an idea with what execution gained."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import stages

@@ -1,7 +1,5 @@
 """Why a worker has no figures, in one line that a reader of the table understands."""
 
-from __future__ import annotations
-
 import re
 import signal
 

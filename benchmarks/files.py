@@ -1,7 +1,5 @@
 """Writing results: a file is whole, or it is the one that was there before."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -9,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, require
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -31,8 +29,7 @@ def check_writable(*paths: Path) -> None:
             folder = path.is_dir()
         except OSError as error:  # a name that is too long
             raise UserError(f"cannot write {str(path)[:200]}: {error.strerror}. Name a file") from error
-        if folder:
-            raise UserError(f"cannot write {path}: it is a folder. Name a file")
+        require(not folder, f"cannot write {path}: it is a folder. Name a file")
         _scratch_beside(path).unlink()
 
 

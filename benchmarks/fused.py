@@ -6,8 +6,6 @@ do. `fused` lets a kernel start while the previous one ends; `apart` does not. G
 once; for the operations between the products, their inputs and outputs.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
 from benchmarks.environment import environment
@@ -123,10 +121,8 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
             yield Case(name, n, moved, 10 if device.type == "cuda" else 1, call)
 
 
-def run(
-    device: str, dtype: str, model: str, json: Path | None, quick: bool, tune: bool, out_dir: Path
-) -> dict[str, Any]:
-    """Measure, print a table, write `fused.json` (or `json`) in `out_dir`."""
+def run(device: str, dtype: str, model: str, path: Path, quick: bool, tune: bool) -> dict[str, Any]:
+    """Measure, print a table, write `path`."""
     target, kind = parse_device(device), parse_dtype(dtype)
     if target.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError("the fused kernels need a GPU, and there is none: TRITON_INTERPRET=1 runs them, very slowly")
@@ -136,7 +132,6 @@ def run(
     rows = (1, 9) if quick else ROWS
     fused, apart, plain = FusedOps(target), FusedOps(target, pdl=False), Ops()
     measured: list[Measurement] = []
-    tuned: list[dict[str, Any]] = []
     with torch.inference_mode(), progress_bar("fused kernels", 11 * len(rows)) as advance:
         copy = ceilings(target, kind, quick).copy
         for case in cases(config, kind, target, rows):
@@ -147,8 +142,7 @@ def run(
             rate = case.bytes / times[0]
             measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
             advance(1)
-    if tune:
-        tuned = tune_products(config, kind, target, fused.launch, copy, quick)
+    tuned = tune_products(config, kind, target, fused.launch, copy, quick) if tune else []
     results = {
         "schema": "fused-1",
         "environment": environment(),
@@ -157,7 +151,6 @@ def run(
         "records": [asdict(m) for m in measured],
         "tuned": tuned,
     }
-    path = json or out_dir / "fused.json"
     write_json(path, results)
     print_table(results, measured)
     Console(stderr=True).print(f"wrote {path}", highlight=False)
@@ -171,7 +164,7 @@ def tune_products(
     """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
     from common.execution.gpu.triton_gemv import gemv, gemv_config
 
-    jobs: list[tuple[Case, Any, Callable[[int], object]]] = []
+    jobs: list[tuple[Case, Any, bool, Callable[[int], object]]] = []
     for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):
         if case.product is None:
             continue
@@ -184,17 +177,17 @@ def tune_products(
         bytes_a_thread = {c: c.out * row_bytes // (32 * c.num_warps) for c in others}
         others = [c for c, size in bytes_a_thread.items() if c != taken and 64 <= size <= 256]
         for c in [taken, *others[: 1 if quick else None]]:
-            jobs.append((case, c, lambda i, w=weights, x=x, o=options, c=c: gemv(x, w[i], launch, config=c, **o)))
+            call = lambda i, w=weights, x=x, o=options, c=c: gemv(x, w[i], launch, config=c, **o)  # noqa: E731
+            jobs.append((case, c, c is taken, call))
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
     with progress_bar("tuning", len(jobs)) as advance:
-        for case, candidate, call in jobs:
+        for case, candidate, chosen, call in jobs:
             if time.perf_counter() - began > TUNE_SECONDS:
                 break
             seconds = seconds_per_call(call, device, case.copies, quick)
             rate = case.bytes / seconds
             label = f"out={candidate.out} num_warps={candidate.num_warps}"
-            chosen = not any(r["name"] == case.name and r["rows"] == case.rows for r in results)
             record = {"name": case.name, "rows": case.rows, "config": label, "seconds": seconds, "chosen": chosen}
             results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy})
             advance(1)
@@ -204,10 +197,9 @@ def tune_products(
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     copy = results["ceilings"]["copy_gb_per_s"]
     title = f"fused kernels, {results['config']['model']}, {results['config']['dtype']}"
-    table = Table(title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
-    table.add_column("operation")
-    for column in ("rows", "fused", "apart", "plain", "faster", "GB/s", "of copy"):
-        table.add_column(column, justify="right")
+    names = ("rows", "fused", "apart", "plain", "faster", "GB/s", "of copy")
+    columns = [Column(name, justify="right") for name in names]
+    table = Table("operation", *columns, title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
     for m in measured:
         times = [f"{seconds * 1e6:.1f} µs" for seconds in (m.fused, m.apart, m.plain)]
         table.add_row(m.name, str(m.rows), *times, f"{m.plain / m.fused:.2f}×", f"{m.gb_per_s:.0f}", f"{m.share:.0%}")

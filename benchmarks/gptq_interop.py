@@ -5,8 +5,6 @@ the groups, so that one is quantised. Theirs are made by GPTQModel's own quantis
 same settings by ours from the same text: two perplexities and two times to compare, all in float32.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import math

@@ -3,14 +3,11 @@
 Each is a list of comparisons, one results file each, and each of them goes on where an interrupted run stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import stages
 from benchmarks.compare import Results, jobs, make_comparison, run
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.files import check_writable
@@ -20,7 +17,8 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: its name is that of its results file. rest: further arguments of `make_comparison`."""
+    """One comparison: its name is that of its results file. stages: all, where none is named. rest: further arguments
+    of `make_comparison`."""
 
     name: str
     stages: list[str]
@@ -28,39 +26,28 @@ class Part:
     rest: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def _last(*wanted: str) -> list[str]:
-    """Of these stages those that exist; else the last one."""
-    here = [stages.short_name(folder) for folder in stages.names()]
-    return [stage for stage in wanted if stage in here] or here[-1:]
-
-
-def bench_parts() -> list[Part]:
-    """The table of the last stages, the ablation on the last unquantised one, and m7 without its 8-bit head."""
-    last = _last("m6")
-    table = Part("gpu-bench", _last("m6", "m7"), ["decode_one", "decode", "nano"])
-    ablation = [
-        Part(f"gpu-bench-{way}", last, ["decode_one", "decode"], {"execution": way, "repeats": 1})
-        for way in WAYS
-        if way != "overlap"  # is the table itself
-    ]
-    ablation.append(Part(f"gpu-bench-{PLAIN}-nano", last, ["nano"], {"execution": PLAIN, "repeats": 1}))
-    head = Part("gpu-bench-head16", _last("m7"), ["decode_one", "decode"], {"options": {"head_bits": 16}, "repeats": 1})
-    return [table, *ablation, head]
-
-
-def ladder_parts() -> list[Part]:
-    """All stages on `mixed` (m0 on `ladder`), plain and with execution."""
-    return [Part("gpu-ladder", [stages.short_name(folder) for folder in stages.names()], ["mixed"], {"repeats": 1})]
+ONE_AND_FULL = ["decode_one", "decode"]
+TABLE = Part("gpu-bench", ["m6", "m7"], [*ONE_AND_FULL, "nano"])
+JOBS = {
+    "bench": [
+        TABLE,
+        *(Part(f"gpu-bench-{way}", ["m6"], ONE_AND_FULL, {"execution": way, "repeats": 1}) for way in list(WAYS)[:-1]),
+        Part(f"gpu-bench-{PLAIN}-nano", ["m6"], ["nano"], {"execution": PLAIN, "repeats": 1}),
+        Part("gpu-bench-head16", ["m7"], ONE_AND_FULL, {"options": {"head_bits": 16}, "repeats": 1}),
+    ],
+    "ladder": [Part("gpu-ladder", [], ["mixed"], {"repeats": 1})],
+}
+"""bench: the table of the last stages, the ablation on the last unquantised one (the last way is the table itself), and
+m7 without its 8-bit head. ladder: all stages on `mixed` (m0 on `ladder`), plain and with execution."""
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:
     """What the unquantised engine of the table would make at the rate of a copy measured now, and what it makes."""
     from benchmarks.limits import measure
 
-    table = bench_parts()[0]
-    most = measure(folder / "gpu-limits.json", table.workloads, model, dtype, device, quick)
-    for record in Results.read(folder / f"{table.name}.json").records:
-        if record.stage == table.stages[0] and record.output_tokens_per_s:
+    most = measure(folder / "gpu-limits.json", TABLE.workloads, model, dtype, device, quick)
+    for record in Results.read(folder / f"{TABLE.name}.json").records:
+        if record.stage == TABLE.stages[0] and record.output_tokens_per_s:
             limit, got = most[record.workload], record.output_tokens_per_s
             at_most = f"reading at the rate of a copy: {limit:,.0f} ({got / limit:.0%})"
             yield f"{record.stage} · {record.workload}: {got:,.0f} tokens/s; {at_most}"

@@ -5,8 +5,6 @@ ceiling is the time to read the 4-bit weight at the speed of a copy measured in 
 few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
 from benchmarks.environment import environment, short_hardware
@@ -73,12 +71,12 @@ class Measurement:
     share: float
 
 
-def run(device: str, json: Path | None, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write `int4.json` (or `json`, after each shape) and `int4.png` in `out_dir`.
+def run(device: str, path: Path, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
+    """Measure, print a table, write `path` (after each shape) and `int4.png` in `out_dir`.
 
     resume: shapes that the file has from the same machine are not measured again.
     """
-    target, path = parse_device(device), json or out_dir / "int4.json"
+    target = parse_device(device)
     group = 32 if quick else GROUP[target.type]
     shapes = QUICK_SHAPES if quick else SHAPES[target.type]
     rows = ROWS[:2] if quick else ROWS
@@ -152,12 +150,11 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
 def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
     top, config = results["ceilings"]["copy_gb_per_s"], results["config"]
     table = Table(
+        "shape",
+        *(Column(name, justify="right") for name in ("rows", "layer", "time", "GB/s", "× bf16", "of ceiling")),
         title=f"4-bit linear layers, groups of {config['group_size']}, {config['device']}",
         caption=f"copy in this run: {top:.0f} GB/s; 'of ceiling': time to read the 4-bit weight at that speed",
     )
-    table.add_column("shape")
-    for column in ("rows", "layer", "time", "GB/s", "× bf16", "of ceiling"):
-        table.add_column(column, justify="right")
     for m in sorted(measured, key=lambda m: (m.inputs * m.outputs, m.shape, m.rows)):
         table.add_row(f"{m.shape} {m.inputs} → {m.outputs}", str(m.rows), m.layer, f"{m.seconds * 1e6:.1f} µs",
                       f"{m.gb_per_s:.0f}", f"{m.speedup:.2f}", f"{m.share:.0%}")  # fmt: skip
@@ -198,12 +195,12 @@ def _finding(records: list[dict[str, Any]]) -> str:
     return f"4-bit layers: {min(one):.1f} to {max(one):.1f} times bf16 at {rows[0]} row, {end}"
 
 
-def tune(device: str, json: Path | None, resume: bool, out_dir: Path) -> None:
+def tune(device: str, path: Path, resume: bool) -> None:
     """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
 
-    Every try is written to `int4-tune.json` (or `json`) at once; resume: those that it has are not tried again.
+    Every try is written to `path` at once; resume: those that it has are not tried again.
     """
-    target, path, group = parse_device(device), json or out_dir / "int4-tune.json", GROUP["cuda"]
+    target, group = parse_device(device), GROUP["cuda"]
     require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
     config = {"device": str(target), "group_size": group}
     results: dict[str, Any] = {"schema": "int4-tune-2", "environment": environment(), "config": config}

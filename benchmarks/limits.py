@@ -4,8 +4,6 @@ Every step reads all weights once, and for each token that it makes the K and V 
 matrix products, at the rate of a large one. Reading alone can be a few per cent faster than a copy, which also writes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

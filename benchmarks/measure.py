@@ -1,13 +1,11 @@
 """What is measured of a run besides its tokens: how busy the GPU was, and the time in attention."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -69,7 +67,7 @@ class AttentionClock:
         self._calls.append((begin, self._now()))
         return out
 
-    def __enter__(self) -> AttentionClock:
+    def __enter__(self) -> Self:
         for name in ATTENDS:
             if (attend := getattr(self._attention, name, None)) is not None:
                 timed = partial(self._timed, attend)

@@ -1,7 +1,5 @@
 """The scenario behind the tree of `make stage6 trace`: prompts with common beginnings, and what the cache kept."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

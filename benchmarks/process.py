@@ -1,7 +1,5 @@
 """Starts a worker, follows its progress, and makes sure that it ends."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

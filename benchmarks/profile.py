@@ -5,8 +5,6 @@ On a CPU the parts are ranges of one clock. On a GPU they are kernels: a first p
 kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are recognised by name.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

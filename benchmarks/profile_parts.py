@@ -5,8 +5,6 @@ host's launches ("cuda_runtime", "cuda_driver"), and what ran on the GPU ("kerne
 carries the number of its launch.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -102,8 +100,7 @@ def parts_on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
 
 def family(kernel: str) -> str:
     """A kernel's name up to its first number: libraries choose other tiles of the same kernel for other shapes."""
-    found = re.match(r"\D+", kernel)
-    return found[0] if found else kernel
+    return re.split(r"\d", kernel, maxsplit=1)[0] or kernel
 
 
 def learn_kernels(events: Sequence[Event]) -> dict[str, str]:

@@ -4,14 +4,13 @@
 is the engine's whole step, with `plan`, `wait` and `update`. The engine holds none of this: off, it costs nothing.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from typing import Any
+from unittest.mock import patch
 
 from torch.profiler import record_function
 
@@ -89,17 +88,10 @@ def named_parts(engine: Engine, around: Around = record_function) -> Generator[C
         (scheduler, {name: ranged(name, getattr(scheduler, name), around) for name in ("plan", "update")}),
         (run, {"model": model, "submit": submit, "collect": ranged("wait", run.collect, around)}),
     ]
-    before = [{name: vars(thing)[name] for name in new if name in vars(thing)} for thing, new in replaced]
-    try:
+    with ExitStack() as stack:
         for thing, new in replaced:
-            vars(thing).update(new)
+            stack.enter_context(patch.multiple(thing, **new))
         for function in compiled:
+            stack.callback(setattr, function, "__class__", type(function))
             function.__class__ = ranged_type(type(function), {"__call__": COMPILED + function.__name__}, around)
         yield seen
-    finally:
-        for function in compiled:
-            function.__class__ = type(function).__base__
-        for (thing, new), old in zip(replaced, before, strict=True):
-            for name in new:
-                del vars(thing)[name]
-            vars(thing).update(old)

@@ -1,7 +1,5 @@
 """A profile as tables in the terminal, as a picture, and as rows to keep."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +11,8 @@ from rich.table import Table
 
 from benchmarks.profile_parts import ATTENTION, ELEMENTWISE, HOST, IDLE, LINEAR, SAMPLING, Parts, Works
 
-PARTS = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE)
-COLORS: Mapping[str, str] = dict(
-    zip(PARTS, ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD"), strict=True)
-)
+INKS = ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD")
+COLORS = dict(zip((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), INKS, strict=True))
 LONGEST = 12
 """Kernels or operators of a phase that the terminal shows; the JSON has all."""
 COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::|c10::|at::|gpu_kernel_impl_nocast<|<\d+, (\d+, )?"

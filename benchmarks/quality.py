@@ -1,11 +1,10 @@
 """What quantising costs in quality: perplexity and greedy agreement, on a text that no calibration has seen."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +72,11 @@ def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Ch
 
     yield "bf16", lambda source, model: projection_bytes(model)
     yield change(RTN(bits=8, group_size=PER_CHANNEL, symmetric=True))
-    for symmetric in (True, False):
-        for group in (128, 64, 32):
-            yield change(RTN(group_size=group, symmetric=symmetric))
+    for symmetric, group in (grid := list(product((True, False), (128, 64, 32)))):
+        yield change(RTN(group_size=group, symmetric=symmetric))
     yield change(NF4())
-    for symmetric in (True, False):
-        for group in (128, 64, 32):
-            yield change(Settings(group_size=group, symmetric=symmetric))
+    for symmetric, group in grid:
+        yield change(Settings(group_size=group, symmetric=symmetric))
     for group, symmetric in ((64, True), (32, False)):
         yield change(Settings(group_size=group, symmetric=symmetric, desc_act=True))
     name_of_ours, ours = change(Settings())

@@ -4,11 +4,10 @@ Everything is seeded with `random.Random.random()`, whose sequence Python guaran
 every machine.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 SEED = 20261101
 
@@ -102,11 +101,9 @@ def poisson(recipe: Recipe, rate: float) -> Recipe:
     """Another recipe's requests, arriving at random: `rate` a second on average, the first at 0."""
 
     def make(draw: Draw) -> list[BenchRequest]:
-        requests, now = [], 0.0
-        for request in recipe(draw):
-            requests.append(replace(request, arrival=now))
-            now += draw.gap(rate)
-        return requests
+        requests = recipe(draw)
+        arrivals = accumulate((draw.gap(rate) for _ in requests[1:]), initial=0.0)
+        return [replace(request, arrival=time) for request, time in zip(requests, arrivals, strict=True)]
 
     return make
 

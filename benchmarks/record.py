@@ -1,10 +1,8 @@
 """The record of one contestant (a stage or a peer) on one workload, and the figures that it is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -121,7 +119,7 @@ class Record:
         return values
 
     @classmethod
-    def failed(cls, stage: str, workload: str, error: str, variant: str | None = None) -> Record:
+    def failed(cls, stage: str, workload: str, error: str, variant: str | None = None) -> Self:
         return cls(stage, workload, status="failed", error=" ".join(error.split()), variant=variant)
 
 

@@ -1,7 +1,5 @@
 """A long prompt that arrives while two others decode: the schedule of a real run, step by step."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,11 +66,9 @@ def schedule(stages_to_draw: list[str], model: str, device: str, dtype: str, pat
 
 def _step_times(traces: Mapping[str, StepTrace], kind: str) -> str:
     """Of steps that do only that, after the first; the median."""
-    times = {
-        stage: statistics.median(
-            step.duration for step in list(trace.steps)[1:] if {c.kind for c in step.chunks} == {kind}
-        )
-        for stage, trace in traces.items()
-    }
+    times: dict[str, float] = {}
+    for stage, trace in traces.items():
+        alone = [step.duration for step in list(trace.steps)[1:] if {c.kind for c in step.chunks} == {kind}]
+        times[stage] = statistics.median(alone)
     what = "A step that makes a token for each" if kind == "decode" else "The step of the long prompt"
     return f"{what} takes " + ", ".join(f"{1e3 * time:.0f} ms in {stage}" for stage, time in times.items())

@@ -1,11 +1,9 @@
 """What a comparison shows while it runs: a bar for all, a bar for the current run, a line for each result."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 from benchmarks.process import OnMessage
 from benchmarks.record import Record
@@ -22,14 +20,8 @@ class Screen:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        columns = ("{task.description:<44}", BarColumn(), "{task.completed:.0f}/{task.total:.0f}", TimeElapsedColumn())
+        self._bars = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._all = self._bars.add_task("all runs", total=1)
         self._one = self._bars.add_task("starting", total=1)
 
@@ -51,14 +43,13 @@ class Screen:
     def finished(self, record: Record) -> None:
         self._bars.advance(self._all)
         name = label(record.stage, record.workload, record.variant, record.plain)
-        if record.ok and record.itl_s is not None:
-            self._console.print(f"{name}: {speed(record)} tokens/s, {seconds(record.itl_s['p50'])} between tokens")
-        elif record.ok:
-            self._console.print(f"{name}: {speed(record)} tokens/s")
+        if record.ok:
+            gap = f", {seconds(record.itl_s['p50'])} between tokens" if record.itl_s else ""
+            self._console.print(f"{name}: {speed(record)} tokens/s{gap}")
         else:
             self._console.print(f"{name}: failed: {record.error}", style="red", soft_wrap=True, markup=False)
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

@@ -1,7 +1,5 @@
 """A stage on a workload: requests go in as they arrive, and the engine steps until nothing is left."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The eight colours are Paul Tol's `muted` scheme (https://sronpersonalpages.nl/~p
 colour blindness can tell apart; peers are greys. Names next to the data repeat it, for prints in grey.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 STAGES = {

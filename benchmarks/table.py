@@ -1,10 +1,10 @@
 """The comparison as a table for the terminal: one for each workload that was asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Group
+from rich.table import Column as Heading
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from benchmarks.workloads import find
 
 DASH = "–"
 EXECUTION = "+ execution"
+LOOK: Any = {"title_justify": "left", "title_style": "", "box": None}
 
 
 def rows_for(results: Results, workload: str) -> list[Record]:
@@ -140,15 +141,8 @@ def workload_table(results: Results, workload: str) -> Table:
     """One row for each stage and peer."""
     config, entry = results.config, find(workload)
     hardware = short_hardware(results.environment, config["device"])
-    table = Table(
-        title=f"[bold]{workload}[/]: {entry.description}\n{config['model']} · {config['dtype']} · {hardware}",
-        title_justify="left",
-        title_style="",
-        header_style="bold",
-        pad_edge=False,
-        box=None,
-        padding=(0, 1),
-    )
+    heading = f"[bold]{workload}[/]: {entry.description}\n{config['model']} · {config['dtype']} · {hardware}"
+    table = Table(title=heading, **LOOK, header_style="bold", pad_edge=False, padding=(0, 1))
     last = LAST_COLUMNS[entry.columns]
     for name in (*COLUMNS, *(heading for heading, _ in last)):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
@@ -188,9 +182,8 @@ def footnotes(records: Sequence[Record], plain: bool = False) -> list[str]:
     """What a row cannot say: why it failed, and what it ran instead."""
     notes = [f"{r.stage}: {r.note}" for r in records if r.ok and r.note]
     if plain:
-        notes.append(
-            f"{EXECUTION}: fused or compiled kernels, CUDA graphs, planning ahead; × the idea alone (the row above)"
-        )
+        what = "fused or compiled kernels, CUDA graphs, planning ahead"
+        notes.append(f"{EXECUTION}: {what}; × the idea alone (the row above)")
     if any("instead" in note for note in notes):
         notes.append("≈ compares two different workloads: take it as an order of magnitude")
     return notes + [f"{r.stage} failed: {r.error}" for r in records if not r.ok]
@@ -216,10 +209,8 @@ def sweep_table(workload: str, sweeps: Sequence[Record]) -> Table:
     what, tell = SWEEP_FIGURES.get(find(workload).columns, ("output tokens/s", lambda r: rate(r.output_tokens_per_s)))
     names = list(dict.fromkeys(r.stage for r in sweeps))
     heading = f"[bold]sweep of {workload}[/]: {what}"
-    table = Table(title=heading, title_justify="left", title_style="", box=None, min_width=60)
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(title(name), justify="right")
+    columns = [Heading(no_wrap=True), *(Heading(title(name), justify="right") for name in names)]
+    table = Table(*columns, title=heading, **LOOK, min_width=60)
     for variant in dict.fromkeys(r.variant for r in sweeps):
         here = {r.stage: r for r in sweeps if r.variant == variant}
         cells = [DASH if name not in here else tell(here[name]) if here[name].ok else "failed" for name in names]

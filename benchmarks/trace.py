@@ -1,8 +1,6 @@
 """The scenario behind `make stage3 trace`: a few requests in little memory, recorded step by step. From m6 on their
 prompts begin alike."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,12 @@ from typing import Any
 import stages
 from benchmarks.files import write_json
 from benchmarks.plots.memory_map import draw_memory_map
-from benchmarks.plots.prefix_tree import draw_prefix_tree
-from benchmarks.plots.timeline import draw_timeline
+from benchmarks.plots.picture import save_picture
+from benchmarks.plots.prefix_tree import prefix_tree_figure
+from benchmarks.plots.timeline import Traced, draw_timeline
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
-from benchmarks.traced import Traced
 from common import SamplingParams
 from common.config import parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
@@ -52,17 +50,13 @@ def record(
     own = stage_options(stages.number(stage), wanted)
     with stages.build(stage, model=model, device=place, dtype=dtype, **own) as engine:
         draw = Draw(engine.runner.model.config.vocab_size)
-        long = draw.marked(NUM_REQUESTS, LONG_SHARE)
+        outputs = [LONG_OUTPUTS if long else OUTPUTS for long in draw.marked(NUM_REQUESTS, LONG_SHARE)]
         beginning = draw.tokens(shared)
         prompts = [beginning + draw.tokens(draw.length(INPUTS)) for _ in range(NUM_REQUESTS)]
-        params = [
-            SamplingParams(max_tokens=draw.length(LONG_OUTPUTS if one else OUTPUTS), ignore_eos=True) for one in long
-        ]
+        params = [SamplingParams(max_tokens=draw.length(span), ignore_eos=True) for span in outputs]
         engine.trace = StepTrace(regions=True)
         engine.generate(prompts, params, progress=None)
-        capacity = engine.scheduler.cache.usage().capacity
-        paged = stages.number(stage) >= 3
-        return Traced(stages.short_name(stage), engine.trace, capacity, engine.config.block_size if paged else None)
+        return Traced(stages.short_name(stage), engine.trace, engine.scheduler.cache.usage().capacity)
 
 
 def trace(
@@ -72,17 +66,14 @@ def trace(
     pictures; returns what was written."""
     name = stages.short_name(stage)
     stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **(options or {})})
-    folders = stages.names()
-    before = folders[max(0, folders.index(stages.resolve(stage)) - 1)]
-    pair = list(dict.fromkeys((stages.short_name(before), name)))
-    shared = SHARED if stages.number(stage) >= 6 else 0
+    number = stages.number(stage)
+    pair = [stages.short_name(n) for n in range(max(0, number - 1), number + 1)]
+    shared = SHARED if number >= 6 else 0
     runs = [record(one, model, device, dtype, options, shared) for one in (pair[1:] if name in TIMED else pair)]
     written: list[Path] = []
     for run in runs:
-        taken = sum(step.duration for step in run.trace.steps)
-        print(
-            f"{run.stage}: {len(run.trace.steps)} steps, recording them took {run.trace.cost / taken:.2%} of their time"
-        )
+        count, taken = len(run.trace.steps), sum(step.duration for step in run.trace.steps)
+        print(f"{run.stage}: {count} steps, recording them took {run.trace.cost / taken:.2%} of their time")
         if (idle := run.trace.idle_share) is not None:
             print(f"{run.stage}: the GPU had no step to compute for {idle:.1%} of the time")
         for kind, values in (("trace", run.trace.to_json()), ("trace.chrome", run.trace.to_chrome())):
@@ -95,5 +86,5 @@ def trace(
         written.append(schedule(pair, model, device, dtype, folder / f"{name}_schedule.png"))
     if name == "m6":
         nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
-        written.append(draw_prefix_tree(nodes, hit_rate, folder / "m6_tree.png"))
+        written.append(save_picture(folder / "m6_tree.png", lambda: prefix_tree_figure(nodes, hit_rate)))
     return written

@@ -4,8 +4,6 @@ The job comes as one line of JSON on standard input; progress goes to standard o
 record goes to the file that the job names. When standard input closes, the parent is gone, and the worker ends too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

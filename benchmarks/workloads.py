@@ -3,8 +3,6 @@
 Changing a workload makes old figures incomparable: do it only for a reason that the commit states.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -84,8 +82,9 @@ _SWAP_SPACE = 2**30
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
 
-def _single(output: int, max_model_len: int) -> Size:
-    return Size(uniform(1, (128, 128), (output, output)), 1, max_model_len)
+def _alike(count: int, prompt: int, output: int, max_model_len: int) -> Size:
+    """Requests of the same lengths, all of which run at once."""
+    return Size(uniform(count, (prompt, prompt), (output, output)), count, max_model_len)
 
 
 def _prompt(length: int, output: int = 16) -> Size:
@@ -108,13 +107,8 @@ def _interference(steady: int, rounds: int, every: int, prompt: int, long_prompt
     One step may prefill a long prompt and the short one behind it."""
     recipe = interference(steady, rounds, every, prompt, long_prompt, other_outputs)
     totals = [r.prompt_length + r.max_tokens for r in recipe(Draw(vocab_size=1))]
-    return Size(
-        recipe,
-        len(totals),
-        max(totals),
-        kv_tokens=sum(-(-total // 256) * 256 for total in totals),
-        options={"max_num_batched_tokens": 2 * long_prompt},
-    )
+    kv_tokens = sum(-(-total // 256) * 256 for total in totals)
+    return Size(recipe, len(totals), max(totals), kv_tokens, {"max_num_batched_tokens": 2 * long_prompt})
 
 
 _INTERFERENCE = {
@@ -174,16 +168,12 @@ WORKLOADS: dict[str, Workload] = {
             "single",
             "one request: 128 tokens in, 128 out",
             "With a KV cache the cost of a new token no longer grows with the sequence (m1 over m0).",
-            {
-                "cpu": _single(128, 512),
-                "gpu": _single(128, 512),
-                "quick": Size(uniform(1, (8, 8), (8, 8)), 1, 64),
-            },
+            {"cpu": _alike(1, 128, 128, 512), "gpu": _alike(1, 128, 128, 512), "quick": _alike(1, 8, 8, 64)},
             variants={
                 f"output={n}": {
-                    "cpu": _single(n, 2048),
-                    "gpu": _single(n, 2048),
-                    "quick": Size(uniform(1, (8, 8), (n // 16, n // 16)), 1, 128),
+                    "cpu": _alike(1, 128, n, 2048),
+                    "gpu": _alike(1, 128, n, 2048),
+                    "quick": _alike(1, 8, n // 16, 128),
                 }
                 for n in (64, 128, 256, 512, 1024)
             },
@@ -201,11 +191,7 @@ WORKLOADS: dict[str, Workload] = {
             "decode",
             "a full batch that starts and ends together: 16 requests, 32 in, 128 out (GPU: 64, 128 in, 512 out)",
             "Decode attention that reads the blocks in place takes less time than one that gathers them (m4 over m3).",
-            {
-                "cpu": Size(uniform(16, (32, 32), (128, 128)), 16, 512),
-                "gpu": Size(uniform(64, (128, 128), (512, 512)), 64, 1024),
-                "quick": Size(uniform(4, (8, 8), (6, 6)), 4, 64),
-            },
+            {"cpu": _alike(16, 32, 128, 512), "gpu": _alike(64, 128, 512, 1024), "quick": _alike(4, 8, 6, 64)},
             m0_runs="ladder",
         ),
         Workload(
@@ -223,10 +209,7 @@ WORKLOADS: dict[str, Workload] = {
             "arrivals",
             "mixed, arriving at random (Poisson): 2 requests a second on a CPU, 20 on a GPU",
             "A request does not wait for the longest one of another batch (m2 over m1).",
-            {
-                preset: replace(size, recipe=poisson(size.recipe, _ARRIVALS_PER_SECOND[preset]))
-                for preset, size in _MIXED.items()
-            },
+            {p: replace(size, recipe=poisson(size.recipe, _ARRIVALS_PER_SECOND[p])) for p, size in _MIXED.items()},
             m0_runs="ladder",
         ),
         Workload(
@@ -235,15 +218,13 @@ WORKLOADS: dict[str, Workload] = {
             "Paging runs twice as many requests or more in the same bytes, which it fills to over 90 % (m3 over m2).",
             _PRESSURE,
             variants={
-                f"block_size={size}": {
-                    preset: replace(numbers, options={"block_size": size}) for preset, numbers in _PRESSURE.items()
-                }
-                for size in (1, 4, 8, 16, 32, 64, 128, 256)
+                f"block_size={n}": {p: replace(size, options={"block_size": n}) for p, size in _PRESSURE.items()}
+                for n in (1, 4, 8, 16, 32, 64, 128, 256)
             }
             | {
                 f"half_memory={how}": {
-                    preset: replace(numbers, kv_tokens=(numbers.kv_tokens or 0) // 2, options={"swap_space": space})
-                    for preset, numbers in _PRESSURE.items()
+                    p: replace(size, kv_tokens=size.kv_budget_tokens // 2, options={"swap_space": space})
+                    for p, size in _PRESSURE.items()
                 }
                 for how, space in (("recompute", 0), ("swap", _SWAP_SPACE))
             },
@@ -324,11 +305,7 @@ WORKLOADS: dict[str, Workload] = {
             "decode_one",
             "one request: 32 tokens in, 128 out (GPU: 128 in, 512 out)",
             "Decoding alone comes close to what the memory bandwidth allows.",
-            {
-                "cpu": Size(uniform(1, (32, 32), (128, 128)), 1, 512),
-                "gpu": Size(uniform(1, (128, 128), (512, 512)), 1, 1024),
-                "quick": Size(uniform(1, (8, 8), (6, 6)), 1, 64),
-            },
+            {"cpu": _alike(1, 32, 128, 512), "gpu": _alike(1, 128, 512, 1024), "quick": _alike(1, 8, 6, 64)},
             m0_runs="ladder",
         ),
     )

@@ -1,7 +1,5 @@
 """Engines that people use, on the same workloads, as rows of the same table."""
 
-from __future__ import annotations
-
 import importlib
 
 from benchmarks.contestant import Contestant, Setting

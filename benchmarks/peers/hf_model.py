@@ -1,7 +1,5 @@
 """Our weights in transformers' model classes: number for number what the stages run."""
 
-from __future__ import annotations
-
 import os
 from types import SimpleNamespace
 from typing import Any

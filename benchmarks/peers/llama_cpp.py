@@ -1,8 +1,6 @@
 """llama.cpp through its C interface (llama-cpp-python), with the model's own GGUF file, in 4 bits: several sequences in
 one batch, refilled as they end."""
 
-from __future__ import annotations
-
 import ctypes
 import time
 from collections import deque

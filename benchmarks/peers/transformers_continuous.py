@@ -1,8 +1,5 @@
 """transformers' continuous batching (`ContinuousBatchingManager`), with our KV byte budget and row limit."""
 
-from __future__ import annotations
-
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,11 +27,9 @@ class ContinuousTransformers(Contestant):
             raise UserError("continuous batching is missing: run `pip install 'transformers>=5.17'`") from None
         model, self.note = load_hf_model(setting)
         self.vocab_size: int = model.config.vocab_size
-        page = PAGE_SIZE[setting.device.type]
+        page, size = PAGE_SIZE[setting.device.type], setting.size
         config = ContinuousBatchingConfig(
-            page_size=page,
-            num_blocks=math.ceil(setting.size.kv_budget_tokens / page),
-            max_requests_per_batch=setting.size.max_num_seqs,
+            page_size=page, num_blocks=-(-size.kv_budget_tokens // page), max_requests_per_batch=size.max_num_seqs
         )
         self._manager: Any = model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=NO_EOS, max_new_tokens=16),
@@ -53,10 +48,8 @@ class ContinuousTransformers(Contestant):
             now = time.perf_counter() - start
             while len(ids) < len(requests) and requests[len(ids)].arrival <= now:
                 request = requests[len(ids)]
-                options = {"eos_token_id": NO_EOS, "record_timestamps": True}
-                ids.append(
-                    self._manager.add_request(list(request.prompt), max_new_tokens=request.max_tokens, **options)
-                )
+                options = {"max_new_tokens": request.max_tokens, "eos_token_id": NO_EOS, "record_timestamps": True}
+                ids.append(self._manager.add_request(list(request.prompt), **options))
             pause = min(POLL, requests[len(ids)].arrival - now) if len(ids) < len(requests) else POLL
             result = self._manager.get_result(timeout=max(pause, 1e-3))
             if result is not None and result.is_finished():

@@ -1,7 +1,5 @@
 """transformers' `generate` in static batches: those that have arrived, padded on the left, until the longest ends."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Pictures of a comparison. Each says what was found in its title, and is understood without the text around it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the bar pictures share: named rows, numbers at the bars, a title that states the finding, a source line."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -16,6 +14,10 @@ from benchmarks.record import Record
 from benchmarks.style import INK, SOFT, STAGE_TITLES, WIDTH, color, title
 from benchmarks.table import EXECUTION, rows_for
 
+Value = Callable[[Record], float | None]
+Write = Callable[[float | None], str]
+"""A figure of a record, and how it is written: `3.1 ms`."""
+
 PALE = 0.4
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
 """Behind numbers that a line may cross."""
@@ -25,7 +27,7 @@ def measured(results: Results, workload: str) -> list[Record]:
     return [record for record in rows_for(results, workload) if record.ok]
 
 
-def measured_twice(results: Results, workload: str) -> list[Record]:
+def measured_both(results: Results, workload: str) -> list[Record]:
     """The same with a row for the idea alone in front of each stage with execution, where the two differ."""
     pairs = [(results.plain_of(record), record) for record in measured(results, workload)]
     return [record for pair in pairs for record in pair if record is not None]
@@ -57,7 +59,7 @@ def headline(
     return pairs[0][0], best, whole, title(best.stage) + (" with execution" if unfair else "")
 
 
-def notes_on_rows(results: Results, records: Sequence[Record], workload: str) -> str:
+def row_notes(results: Results, records: Sequence[Record], workload: str) -> str:
     """What the names of the rows do not explain."""
     note = ""
     if others := [r for r in records if r.workload != workload]:
@@ -107,12 +109,7 @@ def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
 
 
 def bars(
-    axis: Axes,
-    records: Sequence[Record],
-    workload: str,
-    value: Callable[[Record], float | None],
-    reach: Callable[[Record], float | None],
-    label: Callable[[Record], str],
+    axis: Axes, records: Sequence[Record], workload: str, value: Value, reach: Value, label: Callable[[Record], str]
 ) -> None:
     """A bar a row up to `value`, and its label behind the farther of `value` and `reach`, a whisker's end.
 
@@ -144,9 +141,7 @@ def finish(
     source = f"{workload} · {config['model']} · {config['dtype']} · {hardware}"
     source += " · QUICK SIZES: A TEST, NOT A MEASUREMENT" if config["quick"] else ""
     figure.tight_layout()
-    figure.suptitle(
-        "\n".join(textwrap.wrap(finding, 74)), x=0.01, y=1.0, ha="left", va="bottom", fontsize=18, fontweight="bold"
-    )
+    figure.suptitle(textwrap.fill(finding, 74), x=0.01, y=1.0, ha="left", va="bottom", fontsize=18, fontweight="bold")
     notes = "\n".join([*textwrap.wrap(how_to_read, 108), *peer_notes(records), source])
     figure.text(0.01, -0.01, notes, ha="left", va="top", fontsize=11.5, color=SOFT)
     return figure

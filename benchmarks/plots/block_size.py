@@ -1,8 +1,5 @@
 """The price of a block size: throughput, and the reserved token slots that stay empty."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -11,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import PAPER, finish, runs_of
+from benchmarks.plots.bars import PAPER, Value, finish, runs_of
 from benchmarks.record import Record
 from benchmarks.style import SOFT, WIDTH, color, title
 
@@ -40,7 +37,7 @@ def _size(record: Record) -> int:
     return int((record.variant or "").partition("=")[2])
 
 
-def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | None], name: str, form: str) -> None:
+def _lines(axis: Axes, points: list[Record], value: Value, name: str, form: str) -> None:
     sizes = sorted({_size(r) for r in points})
     for stage in dict.fromkeys(r.stage for r in points):
         mine = {_size(r): r for r in points if r.stage == stage}
@@ -54,8 +51,7 @@ def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | N
             if value is not _empty and len(repeats) > 1:
                 axis.vlines(x, min(repeats), max(repeats), color=color(stage), alpha=0.5)
     axis.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
-    axis.set_xlabel("block size, tokens")
+    axis.set(ylim=(0, axis.get_ylim()[1] * 1.12), xlabel="block size, tokens")
     axis.set_title(name, loc="left")
     axis.grid(axis="y", color=SOFT, alpha=0.2)
 
@@ -63,7 +59,6 @@ def _lines(axis: Axes, points: list[Record], value: Callable[[Record], float | N
 def _finding(points: list[Record]) -> str:
     smallest, largest = min(points, key=_size), max(points, key=_size)
     low, high = _empty(smallest) or 0.0, _empty(largest) or 0.0
-    finding = (
-        f"Blocks of {_size(largest)} leave {high:.0%} of what they reserve empty, those of {_size(smallest)} leave"
-    )
-    return f"{finding} {low:.0%}; {largest.peak_running} requests run at once instead of {smallest.peak_running}"
+    large = f"Blocks of {_size(largest)} leave {high:.0%} of what they reserve empty"
+    small = f"those of {_size(smallest)} leave {low:.0%}"
+    return f"{large}, {small}; {largest.peak_running} requests run at once instead of {smallest.peak_running}"

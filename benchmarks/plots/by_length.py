@@ -1,9 +1,6 @@
 """A workload's sweep over prompt lengths: what grows, how fast, and where a stage runs out of memory."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -13,13 +10,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 from benchmarks.compare import Results
 from benchmarks.failure import OUT_OF_MEMORY
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import finish, note_on_execution, runs_of, times
+from benchmarks.plots.bars import Value, Write, finish, note_on_execution, runs_of, times
 from benchmarks.record import Record
 from benchmarks.style import WIDTH, color, title
 from benchmarks.table import seconds, size
 from benchmarks.workloads import find, find_size
 
-Value = Callable[[Record], float | None]
 Line = list[tuple[int, Record]]
 """The records of one contestant with their prompt lengths, the shortest first."""
 
@@ -29,7 +25,7 @@ def impossible(record: Record) -> bool:
     return bool(record.e2e_s and (record.attention_time_s or 0.0) > record.e2e_s["max"])
 
 
-PANELS: tuple[tuple[str, Value, Callable[[float | None], str]], ...] = (
+PANELS: tuple[tuple[str, Value, Write], ...] = (
     ("time in attention", lambda r: None if impossible(r) else r.attention_time_s, seconds),
     ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
     ("activations at their peak", lambda r: r.peak_activation_bytes, size),
@@ -87,7 +83,7 @@ def _lines(results: Results, workload: str) -> dict[str, Line]:
     return {stage: sorted(line, key=lambda point: point[0]) for stage, line in lines.items() if line}
 
 
-def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Callable[[float | None], str]) -> None:
+def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Write) -> None:
     points = {stage: [(n, y) for n, r in line if r.ok and (y := value(r) or 0) > 0] for stage, line in lines.items()}
     failed = {stage: fails for stage, line in lines.items() if (fails := [n for n, r in line if not r.ok])}
     everything = [y for line in points.values() for _, y in line] or [1.0]
@@ -114,9 +110,7 @@ def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Callable[[fl
             _label(axis, length, end, text, stage)
 
 
-def _scale(
-    axis: Axes, lengths: list[int], low: float, high: float, rows: int, write: Callable[[float | None], str]
-) -> None:
+def _scale(axis: Axes, lengths: list[int], low: float, high: float, rows: int, write: Write) -> None:
     """Both axes, with room on the right for labels and on top for a row of marks for each stage that failed."""
     axis.set_xscale("log", base=2)
     axis.set_xlim(lengths[0] / 1.2, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.6)
@@ -125,8 +119,7 @@ def _scale(
     axis.xaxis.set_minor_locator(NullLocator())
     bottom, top = 0.05, 0.94 - (APART * rows + 0.04 if rows else 0.0)
     unit = math.log(max(high / low, 4.0)) / (top - bottom)  # the logarithm's range over the whole height
-    axis.set_yscale("log")
-    axis.set_ylim(low * math.exp(-bottom * unit), low * math.exp((1 - bottom) * unit))
+    axis.set(yscale="log", ylim=(low * math.exp(-bottom * unit), low * math.exp((1 - bottom) * unit)))
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if unit < math.log(300) else (1.0,)))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(lambda y, _: write(y).replace(".0 ", " ") if y <= 2 * high else "")

@@ -1,8 +1,6 @@
 """The price of a chunk size: what those that decode wait, what the long prompt waits, and throughput."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -10,14 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import PAPER, finish, runs_of
+from benchmarks.plots.bars import PAPER, Value, Write, finish, runs_of
 from benchmarks.plots.stalls import group_ttft
 from benchmarks.recipes import LONG
 from benchmarks.record import Record
 from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import rate, seconds
 
-Value = Callable[[Record], float | None]
 PREFIX = "chunk="
 NO_SIZE = "auto"
 """A dot apart, without a line."""
@@ -71,7 +68,7 @@ def _names(points: Sequence[Record]) -> list[str]:
 
 def _line(
     axis: Axes, points: Sequence[Record], whole: Sequence[Record], label: str, value: Value,
-    write: Callable[[float | None], str], offset: tuple[int, int], side: str, edge: str,
+    write: Write, offset: tuple[int, int], side: str, edge: str,
 ) -> None:  # fmt: skip
     """One figure of every stage over the sizes, each number `offset` points from its dot, on that side; dashed lines
     for the stages that take prompts whole."""
@@ -101,7 +98,7 @@ def _write(axis: Axes, text: str, at: tuple[float, float], offset: tuple[int, in
     axis.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 12, **look})
 
 
-def _scale(axis: Axes, points: Sequence[Record], write: Callable[[float | None], str], title: str) -> None:
+def _scale(axis: Axes, points: Sequence[Record], write: Write, title: str) -> None:
     axis.set_title(title, loc="left")
     names = _names(points)
     axis.set_xticks(range(len(names)), names)
@@ -123,7 +120,5 @@ def _finding(points: Sequence[Record]) -> str:
         return f"{title(points[0].stage)} with chunks of one size"
     gaps, waits = ([_brief(value(r)) for r in ends] for value in (_itl("p99"), _long))
     sizes = [_name(r) for r in ends]
-    return (
-        f"From chunks of {sizes[0]} to {sizes[1]}, the p99 time between tokens goes from {gaps[0]} to {gaps[1]}, and "
-        f"the long prompt's first token from {waits[0]} to {waits[1]}"
-    )
+    finding = f"From chunks of {sizes[0]} to {sizes[1]}, the p99 time between tokens goes from {gaps[0]} to {gaps[1]}"
+    return f"{finding}, and the long prompt's first token from {waits[0]} to {waits[1]}"

@@ -1,7 +1,5 @@
 """What a prefix cache saves, by the share of the prompt that is in it; and what looking for it costs if none is."""
 
-from __future__ import annotations
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,8 +34,7 @@ def hit_rate(results: Results, workload: str) -> Figure | None:
     for at, offset, align in ((rates[0], -2, "right"), (rates[-1], 2, "left")):
         ends = [(_ttft(line[at]), stage) for stage, line in lines.items() if at in line]
         _name_ends(axis, at + offset, ends, top, unit, align)
-    axis.set_ylim(0, top * 1.08 * unit)
-    axis.set_xlim(rates[0] - 25, rates[-1] + 48)
+    axis.set(ylim=(0, top * 1.08 * unit), xlim=(rates[0] - 25, rates[-1] + 48))
     axis.set_xticks(rates, [f"{rate} %" for rate in rates])
     axis.set_xlabel("share of the prompt that is in a warm cache", loc="left")
     axis.set_title(f"time to first token in {word} (less is better)", loc="left")
@@ -86,10 +83,8 @@ def _finding(lines: dict[str, Line]) -> str:
     if not both:
         return f"{title(last)} and {title(before)} have no hit rate in common"
     here, there = (_ttft(lines[stage][both[-1]]) for stage in (last, before))
-    finding = (
-        f"At {both[-1]} % hits the first token comes after {seconds(here)} with {title(last)}, after "
-        f"{seconds(there)} with {title(before)}"
-    )
+    finding = f"At {both[-1]} % hits the first token comes after {seconds(here)} with {title(last)}"
+    finding += f", after {seconds(there)} with {title(before)}"
     if here * 1.05 <= there:
         finding += f" ({times(there / here)} as long)"
     if both[0] == 0:
@@ -113,9 +108,7 @@ def by_turn(results: Results, workload: str) -> Figure | None:
         values = [value * unit for value in series[stage]]
         axis.plot(range(1, len(values) + 1), values, marker="o", markersize=8, linewidth=3, color=color(stage))
     _name_ends(axis, turns * 1.03, ends, top, unit, "left")
-    axis.set_ylim(0, top * 1.1 * unit)
-    axis.set_xlim(0.8, turns * 1.5)
-    axis.set_xticks(range(1, turns + 1))
+    axis.set(ylim=(0, top * 1.1 * unit), xlim=(0.8, turns * 1.5), xticks=range(1, turns + 1))
     axis.spines["bottom"].set_bounds(1, turns)
     axis.set_xlabel("turn of the chat", loc="left")
     axis.set_title(f"time to first token in {word}, median (less is better)", loc="left")

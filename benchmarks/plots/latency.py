@@ -1,7 +1,5 @@
 """Time to the first token, and between tokens."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,16 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import (
-    bars,
-    figure_with_rows,
-    finish,
-    headline,
-    measured_twice,
-    name_rows,
-    notes_on_rows,
-    runs_of,
-)
+from benchmarks.plots.bars import bars, figure_with_rows, finish, headline, measured_both, name_rows, row_notes, runs_of
 from benchmarks.record import Record, Summary
 from benchmarks.style import INK, title
 from benchmarks.table import DASH, seconds
@@ -26,7 +15,7 @@ from benchmarks.workloads import find
 
 
 def latency(results: Results, workload: str) -> Figure | None:
-    records = [r for r in measured_twice(results, workload) if r.ttft_s]
+    records = [r for r in measured_both(results, workload) if r.ttft_s]
     if not records or find(workload).columns == "stalls":  # those have a picture that tells groups apart
         return None
     figure, (left, right) = figure_with_rows(2, len(records))
@@ -37,7 +26,7 @@ def latency(results: Results, workload: str) -> Figure | None:
     left.set_title("time to first token (less is better)", loc="left")
     right.set_title("time between tokens (less is better)", loc="left")
     how = f"Bar: median; dot: 99th percentile, over all requests of {runs_of(records)}. Waiting in the queue counts."
-    how += notes_on_rows(results, records, workload)
+    how += row_notes(results, records, workload)
     return finish(figure, results, workload, records, _finding(results, records, workload), how)
 
 

@@ -1,12 +1,10 @@
 """What the KV cache reserves and what of it is used; and the whole peak."""
 
-from __future__ import annotations
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
-from benchmarks.plots.bars import PALE, bars, figure_with_rows, finish, measured, name_rows, notes_on_rows, own
+from benchmarks.plots.bars import PALE, bars, figure_with_rows, finish, measured, name_rows, own, row_notes
 from benchmarks.record import Record
 from benchmarks.style import color, title
 from benchmarks.table import size
@@ -25,7 +23,7 @@ def memory(results: Results, workload: str) -> Figure | None:
     left.set_title("KV cache: peak stored, peak reserved", loc="left")
     right.set_title(f"peak memory of the {'GPU' if on_device else 'process'}", loc="left")
     how = "Solid: tokens stored; behind: reserved by running requests. Full: stored of reserved, the mean over time. "
-    how += "The peak on the right includes the weights." + notes_on_rows(results, records, workload)
+    how += "The peak on the right includes the weights." + row_notes(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 
 
@@ -40,14 +38,10 @@ def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
         use = "" if record.kv_utilization is None else f"\n{record.kv_utilization:.0%} full on average"
         return f"{size(record.kv_used_peak_bytes)} of {size(record.kv_reserved_bytes)} reserved{use}"
 
-    bars(
-        axis,
-        records,
-        workload,
-        lambda r: r.kv_used_peak_bytes if r.kv_reserved_bytes else None,
-        lambda r: r.kv_reserved_bytes,
-        label,
-    )
+    def stored(record: Record) -> float | None:
+        return record.kv_used_peak_bytes if record.kv_reserved_bytes else None
+
+    bars(axis, records, workload, stored, lambda r: r.kv_reserved_bytes, label)
     for row, record in enumerate(records):
         if record.kv_reserved_bytes:
             axis.barh(row, record.kv_reserved_bytes, height=0.62, color=color(record.stage), alpha=0.5 * PALE, zorder=0)

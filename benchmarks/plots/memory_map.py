@@ -1,7 +1,5 @@
 """KV memory as a map: a cell is one block of token slots, coloured by the request that holds it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed, save_picture
+from benchmarks.plots.timeline import Traced
 from benchmarks.style import INK, WIDTH, title
-from benchmarks.traced import Traced
 
 CELL = 16
 """Token slots in a cell: the paged stages' block size; a long slot is as many cells as it has room for."""
@@ -52,8 +50,7 @@ def _panel(axis: Axes, run: Traced) -> str:
             mark = f"{number}" + ("+" if len(region.owners) > 1 else "")
             if filled:
                 axis.text(x + 0.47, y + 0.47, mark, ha="center", va="center", fontsize=11, color=INK)
-    axis.set_xlim(0, COLUMNS)
-    axis.set_ylim(-(-cells // COLUMNS), 0)
+    axis.set(xlim=(0, COLUMNS), ylim=(-(-cells // COLUMNS), 0))
     axis.set_axis_off()
     held = {id for region in step.regions or () for id in region.owners}
     use = step.kv_stored / step.kv_reserved if step.kv_reserved else 0.0

@@ -1,7 +1,5 @@
 """How a picture is drawn, headed and written."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Time of a token against its position in the sequence: does it grow?"""
 
-from __future__ import annotations
-
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -53,8 +51,7 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
         text = f"{title(record.stage)}: {seconds(_end_level(record))}"
         ink = SOFT if record.stage in PEERS else color(record.stage)
         axis.text(positions[-1] + (last - start) * 0.015, height, text, va="center", color=ink, fontweight="bold")
-    axis.set_ylim(0, top * 1.08)
-    axis.set_xlim(start, start + (last - start) * 1.45)  # room for the names
+    axis.set(ylim=(0, top * 1.08), xlim=(start, start + (last - start) * 1.45))  # room for the names
     axis.set_xticks([tick for tick in axis.get_xticks() if start <= tick <= last])
     axis.set_xlabel("position of the token in the sequence (prompt included)", loc="left")
     axis.set_title("time of one token in ms (less is better)", loc="left")

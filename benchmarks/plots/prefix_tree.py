@@ -1,17 +1,14 @@
 """Cached beginnings as a tree: from left to right in tokens, a box for each block, darker the more requests used it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.plots.picture import headed, save_picture
+from benchmarks.plots.picture import headed
 from benchmarks.style import INK, SOFT, WIDTH, color, title
 from common.kv_cache import PrefixNode
 
@@ -22,7 +19,7 @@ class Run:
 
     start: int
     hits: list[int]
-    children: list[Run] = field(default_factory=list["Run"])
+    children: list["Run"] = field(default_factory=list["Run"])
     row: float = 0.0
 
     @property
@@ -64,18 +61,12 @@ def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
     for root in roots:
         _draw(axis, root, size, most)
     depth = max((_deepest(root) for root in roots), default=1)
-    axis.set_xlim(-0.2 * size, (depth + 0.2) * size)
-    axis.set_ylim(rows - 0.4, -0.7)
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
+    axis.set(xlim=(-0.2 * size, (depth + 0.2) * size), ylim=(rows - 0.4, -0.7), yticks=[])
     axis.set_xlabel("tokens from the beginning of the prompt")
+    axis.spines["left"].set_visible(False)
     finding = f"{title('m6')}: {hit_rate:.0%} of all prompt tokens came from the cache, computed once for all"
     note = f"A box is a block of {size} tokens. The number: how many requests found it in the cache."
     return headed(figure, finding, note)
-
-
-def draw_prefix_tree(nodes: Sequence[PrefixNode], hit_rate: float, path: Path) -> Path:
-    return save_picture(path, lambda: prefix_tree_figure(nodes, hit_rate))
 
 
 def _deepest(run: Run) -> int:

@@ -1,7 +1,5 @@
 """The roofline of the attention kernels: how far each stays below what memory and arithmetic allow."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Steps as boxes on an axis of time, a row for each request: what was computed, how many tokens, and what waited."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 

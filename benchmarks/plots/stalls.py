@@ -1,7 +1,5 @@
 """What waits for a long prompt: requests that decode, the prompt itself, and a short one behind it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from matplotlib import pyplot as plt
@@ -9,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
-from benchmarks.plots.bars import finish, measured, name_rows, notes_on_rows, runs_of, times
+from benchmarks.plots.bars import finish, measured, name_rows, row_notes, runs_of, times
 from benchmarks.plots.latency import summary_bars
 from benchmarks.recipes import LONG, SHORT
 from benchmarks.record import Record, Summary
@@ -37,7 +35,7 @@ def stalls(results: Results, workload: str) -> Figure | None:
         axis.set_title(name, loc="left")
         name_rows(axis, records, workload)
     how = f"Less is better. Bar: median; dot: on top the longest gap, else the 99th percentile, of {runs_of(records)}. "
-    how += "Waiting in the queue counts." + notes_on_rows(results, records, workload)
+    how += "Waiting in the queue counts." + row_notes(results, records, workload)
     return finish(figure, results, workload, records, _finding(records), how)
 
 
@@ -50,11 +48,8 @@ def _finding(records: list[Record]) -> str:
         return f"{title(record.stage)}: decoding requests wait up to {seconds(record.itl_s['max'])} for a token"
     before, last = ("m4", "m5") if {"m4", "m5"} <= own.keys() else list(own)[-2:]
     there, here = own[before], own[last]
-    assert there.itl_s and here.itl_s
-    finding = (
-        f"While long prompts arrive, the p99 time between tokens is {seconds(here.itl_s['p99'])} with {title(last)}, "
-        f"{seconds(there.itl_s['p99'])} with {title(before)}"
-    )
+    finding = "While long prompts arrive, the p99 time between tokens is "
+    finding += ", ".join(f"{seconds(r.itl_s['p99'])} with {title(r.stage)}" for r in (here, there) if r.itl_s)
     paid, price = group_ttft(LONG)(there), group_ttft(LONG)(here)
     factor = price["p50"] / paid["p50"] if paid and price else 1.0
     return finding + (f"; the long prompt waits {times(factor)} as long" if factor >= 1.05 else "")

@@ -1,12 +1,10 @@
 """Output tokens per second of every stage."""
 
-from __future__ import annotations
-
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
-from benchmarks.plots.bars import bars, figure_with_rows, finish, headline, measured, name_rows, notes_on_rows, runs_of
+from benchmarks.plots.bars import bars, figure_with_rows, finish, headline, measured, name_rows, row_notes, runs_of
 from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED, read_peers
 from benchmarks.style import INK, color, title
@@ -49,7 +47,7 @@ def throughput(results: Results, workload: str) -> Figure | None:
         how += " Hatched: what execution adds (fused or compiled kernels, CUDA graphs, planning ahead)."
     if peers:
         how += " Grey: other engines, requests of the same kind, measured apart (reports/peers)."
-    how += notes_on_rows(results, records, workload)
+    how += row_notes(results, records, workload)
     return finish(figure, results, workload, records, _finding(results, records, peers), how)
 
 

@@ -1,8 +1,7 @@
 """Requests down, steps across: what each step did for each request, and which requests waited."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,17 @@ from matplotlib.patches import Patch
 
 from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import SOFT, WIDTH, title
-from benchmarks.traced import Traced
+from common.watch.trace import StepTrace
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one stage did, as `benchmarks.trace` records it. `capacity`: token slots of its KV memory."""
+
+    stage: str
+    trace: StepTrace
+    capacity: int
+
 
 KINDS = {
     "waiting": "#E4E4E4",
@@ -90,9 +99,8 @@ def _panel(axis: Axes, run: Traced, grid: np.ndarray, longest: int) -> None:
     for row in range(1, len(grid)):
         axis.axhline(row, color="white", linewidth=1.5)
     axis.invert_yaxis()
-    axis.set_xlim(0, longest)
+    axis.set(xlim=(0, longest), ylabel="request")
     axis.set_yticks([0.5, len(grid) - 0.5], ["first", "last"])
-    axis.set_ylabel("request")
     axis.tick_params(axis="y", length=0)
     axis.set_title(f"{title(run.stage)}: {grid.shape[1]} steps", loc="left")
 

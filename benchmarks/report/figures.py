@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.compare import Results
 from benchmarks.execution import PLAIN
-from benchmarks.gpu import bench_parts
+from benchmarks.gpu import JOBS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
@@ -40,7 +40,7 @@ from common.models.sources.random_weights import PRESETS
 
 SINGLE_TOKENS = 128 + 127
 """What `single` leaves in the cache: all but the last token."""
-GPU_BENCH = {workload for part in bench_parts() for workload in part.workloads}
+GPU_BENCH = {workload for part in JOBS["bench"] for workload in part.workloads}
 Run = list[float | None]
 OF_MACHINE = {"attention": (2,), "quality": (1,), "reference": (1, 2)}
 """What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""

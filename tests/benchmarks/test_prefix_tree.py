@@ -7,7 +7,8 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 
-from benchmarks.plots.prefix_tree import draw_prefix_tree, runs_of
+from benchmarks.plots.picture import save_picture
+from benchmarks.plots.prefix_tree import prefix_tree_figure, runs_of
 from benchmarks.prefixes import BLOCK, EXAMPLES, FOLLOW_UPS, QUESTIONS, SYSTEM, record_prefixes
 from common.kv_cache import PrefixNode
 
@@ -28,5 +29,5 @@ def test_the_tree_of_the_scenario_is_that_of_its_prompts_and_is_not_blank(tmp_pa
     assert [child.hits[0] for child in root.children] == [n + FOLLOW_UPS - 1 for n in QUESTIONS]
     assert [len(child.hits) for child in root.children] == [length // BLOCK for length in EXAMPLES]
     assert 0.5 < hit_rate < 1
-    picture = draw_prefix_tree(nodes, hit_rate, tmp_path / "tree.png")
+    picture = save_picture(tmp_path / "tree.png", lambda: prefix_tree_figure(nodes, hit_rate))
     assert np.std(matplotlib.image.imread(picture)) > 0.05

@@ -154,7 +154,7 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
         return Record(job.stage, job.workload, plain=job.execution is not None)
 
     monkeypatch.setattr("benchmarks.compare.run_worker", fake_worker)
-    for parts in (gpu.bench_parts(), gpu.ladder_parts()):
+    for parts in gpu.JOBS.values():
         assert len({part.name for part in parts}) == len(parts)
         arguments = (parts, "random:tiny-llama", "float32", "cpu", tmp_path, True)
         results = list(gpu.run_parts(*arguments))
@@ -166,12 +166,12 @@ def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(
 
 def test_each_part_runs_with_the_options_of_its_name() -> None:
     """Must not measure something else than its name says."""
-    options = {part.name: part.rest.get("options", {}) for part in gpu.bench_parts()}
+    options = {part.name: part.rest.get("options", {}) for part in gpu.JOBS["bench"]}
     assert options["gpu-bench"] == {}
     assert options["gpu-bench-head16"] == {"head_bits": 16}
-    ways = {part.name: part.rest.get("execution") for part in gpu.bench_parts()}
+    ways = {part.name: part.rest.get("execution") for part in gpu.JOBS["bench"]}
     assert ways["gpu-bench"] is None and ways["gpu-bench-plain"] == "plain" and ways["gpu-bench-graphs"] == "graphs"
-    assert [part.name for part in gpu.ladder_parts()] == ["gpu-ladder"]
+    assert [part.name for part in gpu.JOBS["ladder"]] == ["gpu-ladder"]
 
 
 def test_the_gpu_jobs_run_as_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

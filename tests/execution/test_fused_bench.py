@@ -23,7 +23,7 @@ def test_every_operation_is_in_the_results(
     monkeypatch.setitem(fused.PRESETS, "tiny-qwen3", SMALL)
     monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 2)
     path = tmp_path / "fused.json"
-    results = fused.run(DEVICE, "fp32", "tiny-qwen3", path, True, True, tmp_path)
+    results = fused.run(DEVICE, "fp32", "tiny-qwen3", path, True, True)
     assert json.loads(path.read_text()) == results
     found = {(r["name"], r["rows"]) for r in results["records"]}
     assert len(found) == 22
@@ -39,4 +39,4 @@ def test_every_operation_is_in_the_results(
 def test_no_gpu_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(UserError, match="need a GPU"):
-        fused.run("cpu", "fp32", "tiny-qwen3", None, True, False, tmp_path)
+        fused.run("cpu", "fp32", "tiny-qwen3", tmp_path / "fused.json", True, False)

@@ -51,7 +51,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
 
 def test_tuning_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="need a GPU"):
-        int4.tune("cpu", None, False, tmp_path)
+        int4.tune("cpu", tmp_path / "int4-tune.json", False)
 
 
 def test_the_best_configurations_come_first(capsys: pytest.CaptureFixture[str]) -> None:
