@@ -21,7 +21,7 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report busy clean
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report interview busy clean
 STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
 BOTH_VERBS  := bench test arena race notebooks lab build
 
@@ -161,6 +161,11 @@ bench: $(READY) $(PEERS_READY)
 	@$(PY) -m benchmarks compare $(BENCH_OPTIONS)
 
 report: $(READY)
+	@$(PY) -m benchmarks report
+
+# With a report of it: the pages for interviews, filled.
+interview: $(READY)
+	@$(PY) -m benchmarks interview $(MODEL_OPTIONS)
 	@$(PY) -m benchmarks report
 
 busy: $(READY)

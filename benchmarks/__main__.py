@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -206,18 +208,38 @@ def gpu(
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
-    from benchmarks.gpu import JOBS, limits, run_parts
+    from benchmarks.gpu import JOBS, limits
 
     if job not in JOBS:
         raise unknown("job", job, JOBS)
-    parts = JOBS[job]
+    with _parts(job, model, device, dtype, quick, out_dir):
+        for line in limits(model, dtype, device, out_dir, quick) if job == "bench" else ():
+            print(line)
+
+
+@app.command()
+def interview(
+    model: Model = DEFAULT_MODEL,
+    device: Device = "cpu",
+    dtype: Dtype = "bf16",
+    quick: Quick = False,
+    out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
+) -> None:
+    """Measure what the pages for interviews say aloud, each idea against the stage before it."""
+    with _parts("interview", model, device, dtype, quick, out_dir):
+        pass
+
+
+@contextmanager
+def _parts(job: str, model: str, device: str, dtype: str, quick: bool, out_dir: Path) -> Generator[None]:
+    """Run a job's parts and show each; then what is inside; then the time, and status 1 if a stage failed."""
+    from benchmarks.gpu import JOBS, run_parts
+
     began, failed = time.perf_counter(), False
-    for part, results in zip(parts, run_parts(parts, model, dtype, device, out_dir, quick), strict=True):
+    for part, results in zip(JOBS[job], run_parts(JOBS[job], model, dtype, device, out_dir, quick), strict=True):
         _show(results, out_dir / part.name)
         failed |= any(not record.ok for record in results.records)
-    if job == "bench":
-        for line in limits(model, dtype, device, out_dir, quick):
-            print(line)
+    yield
     print(f"all of it took {(time.perf_counter() - began) / 60:.1f} minutes")
     if failed:
         raise typer.Exit(1)

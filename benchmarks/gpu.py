@@ -1,4 +1,5 @@
-"""The two jobs for a GPU: `make gpu-bench`, what execution gains, and `make gpu-ladder`, all stages.
+"""The two jobs for a GPU: `make gpu-bench`, what execution gains, and `make gpu-ladder`, all stages. And one for any
+device: `make interview`, the figures that the pages for interviews say aloud.
 
 Each is a list of comparisons, one results file each, and each of them goes on where an interrupted run stopped.
 """
@@ -36,9 +37,20 @@ JOBS = {
         Part("gpu-bench-head16", ["m7"], ONE_AND_FULL, {"options": {"head_bits": 16}, "repeats": 1}),
     ],
     "ladder": [Part("gpu-ladder", [], ["mixed"], {"repeats": 1})],
+    "interview": [
+        Part(f"interview-{workload}", stages, [workload], {"repeats": 1})
+        for workload, stages in {
+            "single": ["m0", "m1", "m6", "m7"],
+            "mixed": ["m1", "m2"],
+            "memory_pressure": ["m2", "m3"],
+            "interference": ["m4", "m5"],
+            "shared_prefix": ["m5", "m6"],
+        }.items()
+    ],
 }
 """bench: the table of the last stages, the ablation on the last unquantised one (the last way is the table itself), and
-m7 without its 8-bit head. ladder: all stages on `mixed` (m0 on `ladder`), plain and with execution."""
+m7 without its 8-bit head. ladder: all stages on `mixed` (m0 on `ladder`), plain and with execution. interview: each
+idea and the stage before it, on the workload that isolates it."""
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:

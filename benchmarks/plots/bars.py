@@ -75,8 +75,10 @@ def note_on_execution(results: Results, records: Sequence[Record]) -> str:
 
 
 def execution_in(results: Results, record: Record) -> list[str]:
-    """The ways of execution in its figures, with no row of the idea alone beside them."""
-    alone = results.plain_of(record) is not None or results.config.get("execution") == PLAIN
+    """The ways of execution in its figures, with no row of the idea alone beside them. Files that do not name
+    their way are older than most of execution: nothing is said of them."""
+    way = results.config.get("execution", PLAIN)
+    alone = results.plain_of(record) is not None or way == PLAIN
     return [] if alone or record.stage not in STAGE_TITLES else execution_of(record.stage, results.config["device"])
 
 

@@ -76,7 +76,7 @@ def _finding(results: Results, records: list[Record], peers: list[Record]) -> st
     if rivals := [r for r in peers if r.stage.endswith(NAMES[GREEDY])]:
         ours = [r for r in records[: -len(peers)] if r.stage != "m7"]  # in 16 bits, as theirs
         first, best = max(rivals, key=speed), max(ours or records, key=speed)
-        whole, name, other = best, f"{title(best.stage)} with execution", first.stage.removesuffix(NAMES[GREEDY])
+        whole, name, other = best, f"{best.stage} with execution", first.stage.removesuffix(NAMES[GREEDY])
     elif said := headline(results, records, lambda r: -speed(r)):
         first, best, whole, name = said
         other = title(first.stage)

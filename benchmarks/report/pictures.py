@@ -31,14 +31,13 @@ SHOWN = (
 
 
 def draw(machine: Machine, again: bool = False) -> list[Picture]:
-    """Each from a file with a sweep of the workload, first one of the ideas alone, or from that with the most runners.
-    again: instead of what the report shows, all pictures that the folder has already."""
+    """Each from a sweep of the ideas alone, else from the file with the most runners, else from any sweep. again: instead of what the report shows, all pictures that the folder has already."""
     drawn: list[Picture] = []
     workloads = dict.fromkeys(workload for bench in machine.benches for workload in bench.results.config["workloads"])
     for workload, name in product(workloads, PICTURES) if again else SHOWN:
         with_sweep = [b for b in machine.benches if any(r.workload == workload for r in b.results.sweeps)]
-        with_sweep.sort(key=lambda bench: bench.results.config.get("execution") != PLAIN)
-        for bench in filter(None, [*with_sweep, machine.bench_of(workload)]):
+        alone = [bench for bench in with_sweep if bench.results.config.get("execution") == PLAIN]
+        for bench in filter(None, [*alone, machine.bench_of(workload), *with_sweep]):
             path = bench.path.parent / f"{machine.prefix}{workload}{name and '-'}{name}.png"
             if again and not path.exists():
                 break

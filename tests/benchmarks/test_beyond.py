@@ -185,7 +185,7 @@ def worked_out() -> list[str]:
     kv = 2 * LAYERS * KV_HEADS * DIM * 2
     distinct = [sum(1 - (120 / 128) ** tokens for _ in range(128)) for tokens in (16, 64)]
     moved = sum(2 * 8 * HIDDEN * 2 for _ in range(LAYERS))
-    codes = layers * 4 / 8 + layers / 32 * 2 + layers / 32 / 2  # codes, scales of two bytes, zeros of half a byte
+    codes = layers * 4 / 8 + layers / 128 * 2 + layers / 128 / 2  # codes, scales of two bytes, zeros of half a byte
     drafted = [sum(a**n for n in range(5)) / (1 + 4 * 0.1) for a in (0.8, 0.5)]
     return [
         f"| {2 * kv:,} | {2 * kv * 32768 / 1e9:.1f} GB | {2 * 2 * 30 * 9 * 64:,} |",  # MHA: twice as many heads
