@@ -1,7 +1,5 @@
 """Run the GPU's tests in several processes: most of their time is Triton's compiler, which has one thread in each."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Run pytest with the arguments given, and keep the outcome of a run that passed or failed in reports/test-all.txt."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The eight engines. `build("m1", model=...)` also takes 1, "1", "stage1" and "m1_kv_cache"."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from pathlib import Path

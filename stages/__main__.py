@@ -1,7 +1,5 @@
 """The commands for several stages at once: `python -m stages arena` and `race`; of m1 and m6 if none is named."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any

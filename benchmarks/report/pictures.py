@@ -31,7 +31,8 @@ SHOWN = (
 
 
 def draw(machine: Machine, again: bool = False) -> list[Picture]:
-    """Each from a sweep of the ideas alone, else from the file with the most runners, else from any sweep. again: instead of what the report shows, all pictures that the folder has already."""
+    """Each from a sweep of the ideas alone, else from the file with the most runners, else from any sweep.
+    again: instead of what the report shows, all pictures that the folder has already."""
     drawn: list[Picture] = []
     workloads = dict.fromkeys(workload for bench in machine.benches for workload in bench.results.config["workloads"])
     for workload, name in product(workloads, PICTURES) if again else SHOWN:

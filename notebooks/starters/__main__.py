@@ -1,7 +1,5 @@
 """`python -m notebooks.starters [STAGE]...`: write the starters of stages, or check them; no stage: list all tasks."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A lesson file with chosen bodies taken out; the rest is kept as it is, comments too."""
 
-from __future__ import annotations
-
 import ast
 import textwrap
 from collections.abc import Sequence

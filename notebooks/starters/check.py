@@ -1,7 +1,5 @@
 """Judges a learner's files: first by reading them, then by running the task's tests on them in another process."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -3,8 +3,6 @@
 `python -m notebooks.starters.quantised`. All layers take minutes: `make stage7 quantize`.
 """
 
-from __future__ import annotations
-
 from itertools import islice
 
 import torch

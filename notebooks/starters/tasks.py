@@ -1,7 +1,5 @@
 """What there is to build: the tasks of `tasks.toml`, with the learner's files and how far they are."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tomllib

@@ -1,7 +1,5 @@
 """Attention as the formula is written: softmax(Q Kᵀ / √d) V, with the whole score matrix in memory."""
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

@@ -1,7 +1,5 @@
 """A padded batch: every row as long as the longest."""
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

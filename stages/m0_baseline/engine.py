@@ -1,7 +1,5 @@
 """m0: static batches, everything recomputed for each new token."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from common.models import load_for

@@ -1,7 +1,5 @@
 """No KV cache. Nothing is remembered, so a request's `num_computed_tokens` stays 0, and every step starts over."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from common.kv_cache import KVUsage, Region

@@ -1,7 +1,5 @@
 """Static batching: a batch starts together, and the next one waits until the last request of this one has ended."""
 
-from __future__ import annotations
-
 from common.kv_cache import KVCacheManager
 from common.plan import Chunk, StepPlan
 from common.request import Request

@@ -1,7 +1,5 @@
 """m0's formula, with keys and values taken from the cache: the queries are only those of the new tokens."""
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

@@ -1,7 +1,5 @@
 """m1: m0 with a KV cache. A step computes only what is new."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from common.memory import kv_bytes_per_token, rows_in_budget

@@ -1,7 +1,5 @@
 """One row of `max_model_len` token slots for each request: simple, contiguous, and mostly empty."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from common.kv_cache import KVUsage, Region

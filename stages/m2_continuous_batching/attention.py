@@ -1,7 +1,5 @@
 """Full scores again, for a ragged batch: whole prompts one by one, decodes all slots in one call."""
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

@@ -1,7 +1,5 @@
 """A ragged batch: the tokens of all sequences laid end to end, without padding. T counts the tokens to compute."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """m2: requests join and leave at every iteration; no padding."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from common.memory import kv_bytes_per_token, rows_in_budget

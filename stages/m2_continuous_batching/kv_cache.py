@@ -1,7 +1,5 @@
 """m1's rows, now called slots: each is taken when its request starts and given back the moment it ends."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Iteration-level scheduling (Orca, OSDI '22, section 3.1): who runs is decided in every step."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.kv_cache import KVCacheManager
 from common.plan import Chunk, StepPlan

@@ -4,8 +4,6 @@ Paging makes attention itself slower, not faster: every step first copies the co
 it gains is room for more requests. m4 reads the blocks where they lie.
 """
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

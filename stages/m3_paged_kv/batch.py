@@ -3,8 +3,6 @@
 A slot is one token's place: slot = block * block_size + offset in the block.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """Physical blocks: which are free, and how many owners the others have."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

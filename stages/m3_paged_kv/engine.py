@@ -1,7 +1,5 @@
 """m3: m2's scheduling over a KV cache in blocks."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from common.memory import blocks_in_budget

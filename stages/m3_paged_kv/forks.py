@@ -1,7 +1,5 @@
 """Several samples of one prompt (n > 1): computed once, its blocks shared (PagedAttention, SOSP '23, section 4.4)."""
 
-from __future__ import annotations
-
 from common.kv_cache import PagedManager
 from common.request import Request, RequestStatus
 

@@ -1,8 +1,6 @@
 """Paging for keys and values (PagedAttention, SOSP '23, section 4): a request's blocks may lie anywhere, its block
 table says where, and it never holds more than one block that is not full."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The blocks themselves: K and V of all layers in one tensor, and a second one on the CPU to swap into."""
 
-from __future__ import annotations
-
 import torch
 
 from common.memory import allocate_kv

@@ -1,7 +1,5 @@
 """When memory runs out: which request gives way, and how it comes back (PagedAttention, section 4.5)."""
 
-from __future__ import annotations
-
 from collections import deque
 
 from common.kv_cache import PagedManager

@@ -1,7 +1,5 @@
 """m2's policy where memory can run out: admission by free blocks, and preemption when a request cannot grow."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 

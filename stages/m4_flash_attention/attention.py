@@ -5,8 +5,6 @@ with FlashAttention-2's two changes (Dao, 2023): the outer loop is over queries,
 A tile of K and V is one block of the cache. `fast/` computes the same in kernels.
 """
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

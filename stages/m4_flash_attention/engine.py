@@ -1,7 +1,5 @@
 """m4: m3 with attention that reads the blocks in place and never writes the score matrix."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from common.models import load_for

@@ -1,7 +1,5 @@
 """What m4 to m7 wire alike: blocks in the budget, attention over them, and how the steps are executed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """How many prompt tokens a step computes next to decodes."""
 
-from __future__ import annotations
-
 import time
 
 from common.config import EngineConfig

@@ -1,7 +1,5 @@
 """m5: m4 with a scheduler that computes prompts in chunks, together with decodes."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from common.models import load_for

@@ -1,7 +1,5 @@
 """Chunked prefill with decodes that never stall (Sarathi-Serve, OSDI '24, sections 4.1 and 4.2)."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Physical blocks: which are free, which of those are still in the index, and how many owners the others have."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """m6: m5 with a KV cache that never computes the same beginning twice."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from common.config import EngineConfig

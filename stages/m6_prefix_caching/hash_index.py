@@ -1,7 +1,5 @@
 """A chain of hashes, as vLLM's automatic prefix caching has it: one dictionary for all blocks of all prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex, Tokens

@@ -5,8 +5,6 @@ Full blocks enter an index. A request that starts shares the blocks of its longe
 given back stay in the index until their memory is needed.
 """
 
-from __future__ import annotations
-
 from common.kv_cache import PrefixNode, PrefixStats, Region
 from common.plan import BlockCopies
 from common.request import Request

@@ -5,8 +5,6 @@ arrives, and answers with its quantised weight: so what comes later is quantised
 and every layer is computed once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

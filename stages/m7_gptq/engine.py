@@ -1,7 +1,5 @@
 """m7: m6 with its linear layers in 4 bits and, on a GPU, its output head in 8."""
 
-from __future__ import annotations
-
 from common.config import EngineConfig
 from common.engine import Engine
 from stages.m4_flash_attention.wiring import wire

@@ -1,8 +1,6 @@
 """GPTQ for one weight matrix (Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", ICLR 2023). Line numbers are those of the paper's algorithm 1."""
 
-from __future__ import annotations
-
 import torch
 
 from common.errors import UserError

@@ -1,7 +1,5 @@
 """The numbers that a quantised weight can take: scale and zero point of a group, and rounding to them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

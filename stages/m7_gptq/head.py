@@ -5,8 +5,6 @@ with one scale for each row, they lose next to nothing, so nothing is calibrated
 embedding stays as it is, also where it is the same matrix: a lookup reads one row a token.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

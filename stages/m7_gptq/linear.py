@@ -1,7 +1,5 @@
 """A linear layer over a quantised weight: dequantise, multiply. And what a faster one has to be, behind a Protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Protocol
 

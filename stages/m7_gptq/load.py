@@ -1,7 +1,5 @@
 """From a model's name to a decoder whose linear layers are quantised: the whole way, in order."""
 
-from __future__ import annotations
-
 import torch
 
 from common.config import EngineConfig

@@ -1,7 +1,5 @@
 """What a quantisation is made with; what cannot be done is refused here, before anything runs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The same attention, fast: backends over the blocks in place, and the choice among them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from common.attention import Attention

@@ -1,7 +1,5 @@
 """`FlashAttention` by a backend."""
 
-from __future__ import annotations
-
 import torch
 
 from common.batch import RaggedBatch

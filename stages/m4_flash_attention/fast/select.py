@@ -1,7 +1,5 @@
 """Which backend: the one that was asked for, or the first of the device's that can run."""
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Looking at an index as a whole: for pictures, and for tests."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from common.kv_cache import PrefixNode

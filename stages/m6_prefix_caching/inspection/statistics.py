@@ -1,7 +1,5 @@
 """What the prefix cache has saved."""
 
-from __future__ import annotations
-
 from common.kv_cache import PrefixStats
 from common.request import Request
 from stages.m6_prefix_caching.block_pool import BlockPool

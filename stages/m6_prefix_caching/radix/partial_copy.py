@@ -1,7 +1,5 @@
 """A match that ends inside a block: the block is copied, and its first tokens need not be computed."""
 
-from __future__ import annotations
-
 from stages.m3_paged_kv.kv_cache import PagedCache
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex

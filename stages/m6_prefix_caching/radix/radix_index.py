@@ -5,8 +5,6 @@ it as one. A node's children are sorted by their tokens. So the child that has t
 prompt is next to the place where the prompt itself would be: a match may end inside a block.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from operator import attrgetter
 

@@ -4,8 +4,6 @@ NF4: 16 values at quantiles of the normal distribution, and the largest weight o
 al., "QLoRA", NeurIPS 2023, appendix E).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The command that only this stage has: `quantize`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

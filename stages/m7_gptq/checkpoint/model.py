@@ -1,7 +1,5 @@
 """What an engine is built from: a folder, one made before, or one made now; random weights are rounded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

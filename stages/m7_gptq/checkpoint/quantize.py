@@ -1,7 +1,5 @@
 """From a model's name to a folder with the quantised model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

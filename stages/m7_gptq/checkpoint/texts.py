@@ -1,7 +1,5 @@
 """The texts of the stage: one to calibrate on, another to measure on. For their origin see `data/README.md`."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Each decoder layer is a shard of its own, written when the layer is done. The fo
 another name, and moved at the end.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Which fast layer takes which weight."""
 
-from __future__ import annotations
-
 import torch
 
 from common.config import EngineConfig

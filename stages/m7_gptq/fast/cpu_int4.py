@@ -1,7 +1,5 @@
 """A 4-bit weight on the CPU: PyTorch's packed kernel for few tokens, bfloat16 written out for many."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import math

@@ -4,8 +4,6 @@ With act-order GPTQ deals the inputs to groups as it likes. `in_group_order` sor
 load, and `Permuted` does the same to x at each call; `Folded` saves that call for down_proj.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

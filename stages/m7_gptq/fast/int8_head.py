@@ -1,7 +1,5 @@
 """The output head in 8 bits on a GPU: the fast twin of `QuantizedHead`."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """A 4-bit weight on a GPU: our Triton kernels, each for the number of tokens that suits it."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from functools import partial

@@ -9,8 +9,6 @@
 A layer's cache is kv [2, num_blocks, block_size, Hkv, D]; slot s is block s // block_size, offset s % block_size.
 """
 
-from __future__ import annotations
-
 import pkgutil
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

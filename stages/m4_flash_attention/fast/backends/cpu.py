@@ -1,7 +1,5 @@
 """Compiled CPU kernels (Numba) over the blocks in place. The first use on a machine compiles for some seconds."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import numpy as np

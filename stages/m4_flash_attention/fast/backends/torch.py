@@ -2,8 +2,6 @@
 the rest: decodes as one batch with a mask, prefill chunks one sequence at a time.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Our own Triton kernels: decodes by Flash-Decoding, chunks by FlashAttention-2, both over the blocks in place."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 
