@@ -1,5 +1,6 @@
 """What the report says, as blocks."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def report(
     """All of it: what is short and asked for first at the top, every table at the end."""
     judged = {m.name: [(claim, judge(claim, m, filler_for[m.name])) for claim in CLAIMS] for m in machines}
     blocks: list[Block] = ["# FoloVLLM: what was measured", _summary(machines, judged)]
-    blocks += ["## Machines", _machines(machines)]
+    blocks += ["## Machines", _machines(machines), *filter(None, map(_spread, machines))]
     blocks += ["## The ladder", *(_ladders(machines, pictures) or ["Not measured yet: run `make bench`."])]
     blocks += ["## Claims", *_claims(machines, judged)]
     blocks += ["## Peers", *_peers(machines)]
@@ -85,6 +86,22 @@ def _machines(machines: Sequence[Machine]) -> str:
         gpu = str(hardware["gpu"] or "–")
         rows.append([f"`reports/{folder_of(machine)}`", gpu, cpu, "; ".join(models) or "–", files])
     return table(("folder", "GPU", "CPU", "model", "files"), rows, words=4)
+
+
+def _spread(machine: Machine) -> str:
+    """How far the same stage on the same workload is apart in two files of a folder, if by more than a half."""
+    speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for bench in machine.benches:
+        for record in () if bench.results.config.get("options") else bench.results.records:
+            if record.output_tokens_per_s and not bench.results.config.get("execution"):
+                speeds[record.stage, record.workload].append(record.output_tokens_per_s)
+    apart, name = max(((max(found) / min(found), name) for name, found in speeds.items()), default=(1.0, ("", "")))
+    if apart < 1.5:
+        return ""
+    return (
+        f"The files of `reports/{folder_of(machine)}` are of several days, commits and hosts of one kind: {name[0]} on "
+        f"`{name[1]}` differs by {apart:.1f} times between two of them. So every ratio here is of one file."
+    )
 
 
 def _of_ladder(picture: Picture) -> bool:
