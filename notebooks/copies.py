@@ -1,13 +1,14 @@
 """The reader's own copies of the notebooks, in `notebooks/mine`, and JupyterLab on them."""
 
 import hashlib
-import json
 import os
 import sys
 from typing import NoReturn
 
 from benchmarks.files import write_atomically, write_json
+from common.errors import UserError
 from notebooks import pairs
+from notebooks.starters.tasks import read_own, read_record
 
 WRITTEN = ".written.json"
 """The hash of what we wrote last, by the notebook's name. A file with another one is the reader's."""
@@ -27,15 +28,18 @@ def refresh() -> list[str]:
     reader changed and that have a newer version: they stay."""
     import nbformat
 
-    pairs.MINE.mkdir(exist_ok=True)
     record = pairs.MINE / WRITTEN
-    written: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    try:
+        written = read_record(record)
+    except UserError:  # what is there counts as the reader's
+        written = {}
     behind: list[str] = []
     for name in pairs.names():
         content = (nbformat.writes(pairs.read_source(name, pairs.MINE)) + "\n").encode()
         path, fresh = pairs.notebook_path(name, pairs.MINE), hashlib.sha256(content).hexdigest()
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-        if found in (None, written.get(name)):
+        own = read_own(path)
+        found = None if own is None else hashlib.sha256(own).hexdigest()
+        if found in (None, fresh, written.get(name)):
             if found != fresh:
                 write_atomically(path, lambda scratch, content=content: scratch.write_bytes(content))
             written[name] = fresh

@@ -214,7 +214,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Task, str, st
                 solve(task)
                 edit(task, old, new)
                 steps = [test for test in task.tests if "test_steps" in test]
-                jobs.append({"modules": task.modules(), "tests": steps, "only": {}, "limit": 60, "stop_first": True})
+                jobs.append({"modules": task.modules(), "tests": steps, "only": {}, "limit": 60})
+                jobs[-1] |= {"waiting": 1, "stop_first": True}
                 found.append((task, new, hint, Verdict([Result(check) for check in task.checks])))
         command = [sys.executable, "-m", "tests.notebooks.judge_many"]
         done = subprocess.run(command, cwd=ROOT, input=json.dumps(jobs), capture_output=True, text=True, check=True)
