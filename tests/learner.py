@@ -1,9 +1,9 @@
 """In a process of its own: the project, with a learner's modules in the place of a lesson's. Tests, or a program.
 
 `python -m tests.learner JOB`, a JSON object: `notebooks/starters` starts it. What happens is written to standard
-output, a JSON object a line; after too long a test, the place at which it hangs. Its limit is CPU time, so that a busy
-machine makes no difference; a test that waits and does not compute has `waiting` times as long. This file imports nothing of the
-project before the learner's modules are in place.
+output, a JSON object a line; after too long a test, the place at which it hangs. The limit is CPU time, so that a busy
+machine makes no difference; a test that waits and does not compute has `waiting` times as long. This file imports
+nothing of the project before the learner's modules are in place.
 """
 
 from __future__ import annotations
