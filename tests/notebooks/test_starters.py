@@ -173,7 +173,8 @@ def test_a_file_that_was_right_is_in_work_once_it_changes(mine: Path) -> None:
         ("        return taken\n", "        import os\n        os._exit(0)\n", "your code ends the process"),
         ("class BlockPool:", "import sys\n\nsys.exit(0)\n\n\nclass BlockPool:",
          "The file cannot be imported: SystemExit: 0\n"),
-        ("for block in taken:", "for block in taken:\0", "This is no Python yet: source code string cannot contain null"),
+        ("for block in taken:", "for block in taken:\0",
+         "This is no Python yet: source code string cannot contain null"),
     ],
     ids=["syntax", "signature", "class", "method", "import", "endless loop", "exit", "exit at once", "null"],
 )  # fmt: skip
