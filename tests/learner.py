@@ -2,7 +2,7 @@
 
 `python -m tests.learner JOB`, a JSON object: `notebooks/starters` starts it. What happens is written to standard
 output, a JSON object a line; after too long a test, the place at which it hangs. The limit is CPU time, so that a busy
-machine makes no difference; a test that waits and does not compute has `waiting` times as long. This file imports
+machine makes no difference; a test that waits and does not compute has `WAITING` times as long. This file imports
 nothing of the project before the learner's modules are in place.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 Emit = Callable[..., object]
+WAITING = 10
 
 
 class Learner(importlib.abc.MetaPathFinder):
@@ -96,7 +97,7 @@ def run(job: dict[str, Any], out: Any) -> None:
 
     def guard(times: int = 1) -> None:
         seconds = times * job["limit"]
-        faulthandler.dump_traceback_later(job["waiting"] * seconds, exit=True, file=out)
+        faulthandler.dump_traceback_later(WAITING * seconds, exit=True, file=out)
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
     faulthandler.register(signal.SIGPROF, file=out, chain=True)  # then what the signal does by itself: it ends all

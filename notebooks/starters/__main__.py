@@ -64,9 +64,8 @@ def begin(todo: list[Task]) -> None:
         say(f"{one.short}, {one.name}: {one.title} (about {one.minutes} minutes)", "bold")
         for lesson in one.lessons:
             say(f"  in {os.path.relpath(one.mine(lesson))}", "bold")
-            for blank in one.blanks:
-                if blank.file == str(lesson):
-                    say(f"    `{blank.function}`: {blank.todo}")
+            for blank in [blank for blank in one.blanks if blank.file == str(lesson)]:
+                say(f"    `{blank.function}`: {blank.todo}")
     sections = dict.fromkeys(f"stages/{one.stage}/README.md, under `{one.section}`" for one in todo)
     say(f"\nIt is explained in {'; '.join(sections)}.")
     say(f"Then check it: `{command(todo)}`")

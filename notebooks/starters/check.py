@@ -14,8 +14,7 @@ from notebooks.starters.blank import functions, names, unwritten
 from notebooks.starters.tasks import ROOT, Check, Task
 
 LIMIT = 60.0
-"""Seconds of CPU time for one test; all take less than a few. What waits instead gets WAITING times as long."""
-WAITING = 10
+"""Seconds of CPU time for one test; all take less than a few."""
 
 
 @dataclass
@@ -54,14 +53,11 @@ def judge(task: Task, limit: float = LIMIT, advance: Callable[[int], object] = l
     verdict = Verdict([Result(check) for check in task.checks])
     verdict.problem = read(task, verdict)
     if not verdict.problem and len(verdict.unwritten) < len({blank.function for blank in task.blanks}):
-        job = {"modules": task.modules(), "tests": task.tests, "only": task.only, "limit": limit, "waiting": WAITING}
+        job = {"modules": task.modules(), "tests": task.tests, "only": task.only, "limit": limit}
         command = [sys.executable, "-m", "tests.learner", json.dumps(job)]
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTEST_", "FOLOVLLM_COVERAGE", "FOLOVLLM_DEEP"))
-        }
-        environment = kept | {"OMP_NUM_THREADS": "1"}  # tiny models are faster so
+        left_out = ("PYTEST_", "FOLOVLLM_COVERAGE", "FOLOVLLM_DEEP")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+        environment["OMP_NUM_THREADS"] = "1"  # tiny models are faster so
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             follow(process.stdout or (), verdict, task, limit, advance)
     return verdict
@@ -82,9 +78,8 @@ def read(task: Task, verdict: Verdict) -> str:
             if name not in (*names(tree), *own):
                 return f"{at}: `{name}` is gone, and the engine needs it. FRESH=1 writes the starter anew."
         for name, function in given.items():
-            found, wanted = (
-                [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)] for f in (own[name], function)
-            )
+            both = (f.args for f in (own[name], function))
+            found, wanted = ([one.arg for one in (*a.posonlyargs, *a.args, *a.kwonlyargs)] for a in both)
             if found != wanted:
                 line = f"{at}:{own[name].lineno}: `{name}` takes ({', '.join(found)})."
                 return f"{line}\nThe engine calls it with ({', '.join(wanted)})."
@@ -121,10 +116,8 @@ def follow(lines: Iterable[str], verdict: Verdict, task: Task, limit: float, adv
         tests = {test for test in collected if result.covers(test)}
         if result.status == "not run" and tests and tests <= done:
             result.status = "holds"
-    if not collected:
-        verdict.problem = verdict.problem or (
-            "The tests did not start. Does your code end the process? If not: `make setup` installs what they need."
-        )
-    elif current not in done:
+    if not verdict.problem and not collected:
+        verdict.problem = "The tests did not start: your code ends the process, or a package is missing (`make setup`)."
+    elif not verdict.problem and current not in done:
         name = current.partition("::")[2]
-        verdict.problem = verdict.problem or f"Not done with `{name}`: too slow, or your code ends the process."
+        verdict.problem = f"Not done with `{name}`: too slow, or your code ends the process."

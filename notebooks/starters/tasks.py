@@ -70,33 +70,29 @@ class Task:
         """Write the starters that are missing; fresh: all, with what was there kept beside them. Was any written?"""
         written = False
         for lesson in self.lessons:
-            mine, text = self.mine(lesson), self.starter(lesson)
-            found = read_own(mine)
-            if fresh and found not in (None, text.encode()):
+            mine, text = self.mine(lesson), self.starter(lesson).encode()
+            if fresh and read_own(mine) not in (None, text):
                 backups = (mine.with_suffix(f".py.bak{number or ''}") for number in range(1000))
                 mine.rename(next(path for path in backups if not path.exists()))
-                found = None
-            if found is None:
-                write_atomically(mine, lambda scratch, text=text: scratch.write_bytes(text.encode()))
+            if read_own(mine) is None:
+                write_atomically(mine, lambda scratch, text=text: scratch.write_bytes(text))
                 written = True
         return written
 
     def state(self) -> str:
         if all(read_own(self.mine(one)) in (None, self.starter(one).encode()) for one in self.lessons):
             return "not started"
-        return "right" if _passed().get(self.name) == self._fingerprint() else "in work"
+        passed = read_record(MINE / ".right.json").get(self.name)
+        return "right" if passed == self._fingerprint() else "in work"
 
     def remember(self) -> None:
         """These files are right, as they are now."""
-        write_json(MINE / ".right.json", _passed() | {self.name: self._fingerprint()})
+        record = MINE / ".right.json"
+        write_json(record, read_record(record) | {self.name: self._fingerprint()})
 
     def _fingerprint(self) -> str:
-        contents = [read_own(Path(path)) for path in self.modules().values()]
-        return hashlib.sha256(b"\0".join(content for content in contents if content is not None)).hexdigest()
-
-
-def _passed() -> dict[str, str]:
-    return read_record(MINE / ".right.json")
+        contents = (read_own(self.mine(lesson)) for lesson in self.lessons)
+        return hashlib.sha256(b"\0".join(filter(None, contents))).hexdigest()
 
 
 def read_own(path: Path) -> bytes | None:

@@ -234,7 +234,7 @@ def test_only_computing_counts_as_too_slow(mine: Path) -> None:
     edit(TASKS["pool"], "        return taken\n", "        __import__('time').sleep(0.5)\n        return taken\n")
     task = replace(TASKS["pool"], checks=TASKS["pool"].checks[:1])
     limit = 0.8
-    job = {"modules": task.modules(), "tests": task.tests, "only": {}, "limit": limit, "waiting": 100}
+    job = {"modules": task.modules(), "tests": task.tests, "only": {}, "limit": limit}
     command = [sys.executable, "-m", "tests.learner", json.dumps(job)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert '"end"' in done.stdout and done.returncode == 0
@@ -295,8 +295,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Task, str, st
                 solve(task)
                 edit(task, old, new)
                 steps = [test for test in task.tests if "test_steps" in test]
-                jobs.append({"modules": task.modules(), "tests": steps, "only": {}, "limit": 60})
-                jobs[-1] |= {"waiting": 1, "stop_first": True}
+                jobs.append({"modules": task.modules(), "tests": steps, "only": {}, "limit": 60, "stop_first": True})
                 found.append((task, new, hint, Verdict([Result(check) for check in task.checks])))
         command = [sys.executable, "-m", "tests.notebooks.judge_many"]
         done = subprocess.run(command, cwd=ROOT, input=json.dumps(jobs), capture_output=True, text=True, check=True)
