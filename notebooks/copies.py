@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from benchmarks.files import write_atomically, write_json
+from benchmarks.files import check_writable, write_atomically, write_json
 from common.errors import UserError
 from notebooks import pairs
 from notebooks.starters.tasks import read_own, read_record
@@ -44,6 +44,7 @@ def refresh() -> list[str]:
             written[name] = fresh
         elif written.get(name) != fresh:
             behind.append(name)
+    check_writable(record)
     write_json(record, written)
     return behind
 

@@ -102,7 +102,9 @@ def read_own(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}. Move away what is in its place") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}. Move away what is in the place of it or its folder"
+        ) from error
 
 
 def read_record(path: Path) -> dict[str, str]:

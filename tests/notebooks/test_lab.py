@@ -89,13 +89,15 @@ def test_a_broken_record_makes_changed_copies_the_readers(mine: Path, record: by
     assert copies.refresh() == [] and copy.read_bytes() == fresh
 
 
-@pytest.mark.parametrize("path", [".", "m1_small.ipynb"])
+@pytest.mark.parametrize("path", [".", "m1_small.ipynb", copies.WRITTEN])
 def test_what_is_in_the_way_of_a_copy_is_said_in_a_line(mine: Path, path: str) -> None:
     if path == ".":
         mine.write_text("a file")
     else:
         (mine / path).mkdir(parents=True)
-    with pytest.raises(UserError, match="Move away what is in its place"):
+    with pytest.raises(
+        UserError, match="it is a folder" if path == copies.WRITTEN else "Move away what is in the place"
+    ):
         copies.refresh()
 
 
