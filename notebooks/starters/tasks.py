@@ -82,8 +82,8 @@ class Task:
     def state(self) -> str:
         if all(read_own(self.mine(one)) in (None, self.starter(one).encode()) for one in self.lessons):
             return "not started"
-        passed = read_record(MINE / ".right.json").get(self.name)
-        return "right" if passed == self._fingerprint() else "in work"
+        right = read_record(MINE / ".right.json").get(self.name) == self._fingerprint()
+        return "right" if right else "in work"
 
     def remember(self) -> None:
         """These files are right, as they are now."""
@@ -103,7 +103,7 @@ def read_own(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}. Move away what is in the place of it or its folder"
+            f"cannot read {path}: {error.strerror}. Move away what is in its place or its folder's"
         ) from error
 
 
