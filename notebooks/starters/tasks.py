@@ -82,13 +82,11 @@ class Task:
     def state(self) -> str:
         if all(read_own(self.mine(one)) in (None, self.starter(one).encode()) for one in self.lessons):
             return "not started"
-        right = read_record(MINE / ".right.json").get(self.name) == self._fingerprint()
-        return "right" if right else "in work"
+        return "right" if read_record(MINE / ".right.json").get(self.name) == self._fingerprint() else "in work"
 
     def remember(self) -> None:
         """These files are right, as they are now."""
-        record = MINE / ".right.json"
-        write_json(record, read_record(record) | {self.name: self._fingerprint()})
+        write_json(MINE / ".right.json", read_record(MINE / ".right.json") | {self.name: self._fingerprint()})
 
     def _fingerprint(self) -> str:
         contents = (read_own(self.mine(lesson)) for lesson in self.lessons)
@@ -102,9 +100,7 @@ def read_own(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}. Move away what is in its place or its folder's"
-        ) from error
+        raise UserError(f"cannot read {path}: {error.strerror}. Rename what is in its place or its folder's") from error
 
 
 def read_record(path: Path) -> dict[str, str]:

@@ -95,7 +95,7 @@ def test_what_is_in_the_way_of_a_copy_is_said_in_a_line(mine: Path, path: str) -
         mine.write_text("a file")
     else:
         (mine / path).mkdir(parents=True)
-    says = "it is a folder" if path == copies.WRITTEN else "Move away what is in its place"
+    says = "it is a folder" if path == copies.WRITTEN else "Rename what is in its place"
     with pytest.raises(UserError, match=says):
         copies.refresh()
 

@@ -189,11 +189,11 @@ def test_what_cannot_be_checked_is_said_in_a_line(mine: Path, old: str, new: str
 @pytest.mark.parametrize(
     ("path", "content", "says"),
     [
-        ("m3/block_pool.py", "", "Move away what is in its place"),
-        (".right.json", "", "Move away what is in its place"),
+        ("m3/block_pool.py", "", "Rename what is in its place"),
+        (".right.json", "", "Rename what is in its place"),
         (".right.json", "{", ".right.json is broken: delete it"),
         (".right.json", "[1]", ".right.json is broken: delete it"),
-        ("m3", "a file", "Move away what is in its place"),
+        ("m3", "a file", "Rename what is in its place"),
     ],
 )
 def test_what_the_reader_broke_is_said_in_a_line(
