@@ -1,13 +1,15 @@
 """The reader's own copies of the notebooks, in `notebooks/mine`, and JupyterLab on them."""
 
 import hashlib
-import json
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
-from benchmarks.files import write_atomically, write_json
+from benchmarks.files import check_writable, write_atomically, write_json
+from common.errors import UserError
 from notebooks import pairs
+from notebooks.starters.tasks import read_own, read_record
 
 WRITTEN = ".written.json"
 """The hash of what we wrote last, by the notebook's name. A file with another one is the reader's."""
@@ -27,20 +29,22 @@ def refresh() -> list[str]:
     reader changed and that have a newer version: they stay."""
     import nbformat
 
-    pairs.MINE.mkdir(exist_ok=True)
     record = pairs.MINE / WRITTEN
-    written: dict[str, str] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    written: dict[str, str] = {}
+    with suppress(UserError):  # broken: what is there counts as the reader's
+        written = read_record(record)
     behind: list[str] = []
     for name in pairs.names():
         content = (nbformat.writes(pairs.read_source(name, pairs.MINE)) + "\n").encode()
         path, fresh = pairs.notebook_path(name, pairs.MINE), hashlib.sha256(content).hexdigest()
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-        if found in (None, written.get(name)):
-            if found != fresh:
+        own = read_own(path)
+        if own in (None, content) or hashlib.sha256(own or b"").hexdigest() == written.get(name):
+            if own != content:
                 write_atomically(path, lambda scratch, content=content: scratch.write_bytes(content))
             written[name] = fresh
         elif written.get(name) != fresh:
             behind.append(name)
+    check_writable(record)
     write_json(record, written)
     return behind
 

@@ -1,8 +1,9 @@
 """In a process of its own: the project, with a learner's modules in the place of a lesson's. Tests, or a program.
 
 `python -m tests.learner JOB`, a JSON object: `notebooks/starters` starts it. What happens is written to standard
-output, a JSON object a line; after too long a test, the place at which it hangs. This file imports nothing of the
-project before the learner's modules are in place.
+output, a JSON object a line; after too long a test, the place at which it hangs. The limit is CPU time, so that a busy
+machine makes no difference; a test that waits and does not compute has `WAITING` times as long. This file imports
+nothing of the project before the learner's modules are in place.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from typing import Any
 import pytest
 
 Emit = Callable[..., object]
+WAITING = 10
 
 
 class Learner(importlib.abc.MetaPathFinder):
@@ -93,19 +96,23 @@ def run(job: dict[str, Any], out: Any) -> None:
         print(json.dumps(event), file=out, flush=True)
 
     def guard(times: int = 1) -> None:
-        faulthandler.dump_traceback_later(times * job["limit"], exit=True, file=out)
+        seconds = times * job["limit"]
+        faulthandler.dump_traceback_later(WAITING * seconds, exit=True, file=out)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
-    guard(5)  # imports take long on a busy machine
+    faulthandler.register(signal.SIGPROF, file=out, chain=True)  # then what the signal does by itself: it ends all
+    guard(5)  # imports take long
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need none, and some take seconds to import
     sys.meta_path.insert(0, Learner(job["modules"]))
     try:
         for name in job["modules"]:
             importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         emit(event="broken", **describe(error, list(job["modules"].values())))
         return
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "timeout=0"]
     pytest.main([*options, *job["tests"]], plugins=[Reporter(emit, job, guard)])
+    signal.setitimer(signal.ITIMER_PROF, 0)
     faulthandler.cancel_dump_traceback_later()
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import stages
 from common.cli import run_app
-from common.errors import UserError, unknown
+from common.errors import UserError, require, unknown
 from common.watch.progress import progress_bar
 from notebooks.starters.check import Result, Verdict, judge
 from notebooks.starters.tasks import ROOT, Task, tasks
@@ -32,6 +32,7 @@ def main(
 ) -> None:
     """Write the starters of stages into notebooks/mine, or check what became of them."""
     folders = [stages.resolve(name) for name in chosen or ()]
+    require(bool(folders) or not fresh, "FRESH=1 needs a stage, whose files begin again: `make stage3 build FRESH=1`")
     known = [one for one in tasks() if one.stage in folders or not folders]
     todo = [one for one in known if task in (None, one.name)]
     if not todo:
@@ -53,7 +54,7 @@ def overview(todo: list[Task]) -> None:
     say("Build it yourself: you write the body of an idea, the stage's tests check it.\n", "bold")
     for one in todo:
         state, asked = one.state(), f' (asked as "{one.asked}")' if one.asked else ""
-        line = f"  {command(one):41} {one.minutes:3} min  {state:12} {one.title}{asked}"
+        line = f"  {command([one]):41} {one.minutes:3} min  {state:12} {one.title}{asked}"
         say(line, "green" if state == "right" else "")
 
 
@@ -63,11 +64,11 @@ def begin(todo: list[Task]) -> None:
         say(f"{one.short}, {one.name}: {one.title} (about {one.minutes} minutes)", "bold")
         for lesson in one.lessons:
             say(f"  in {os.path.relpath(one.mine(lesson))}", "bold")
-            for blank in one.blanks:
-                if blank.file == str(lesson):
-                    say(f"    `{blank.function}`: {blank.todo}")
-    say(f"\nThe idea is explained in stages/{todo[0].stage}/README.md, under `The idea`.")
-    say(f"Then check it: `{command(todo[0], all_tasks=len(todo) > 1)}`")
+            for blank in [blank for blank in one.blanks if blank.file == str(lesson)]:
+                say(f"    `{blank.function}`: {blank.todo}")
+    sections = dict.fromkeys(f"stages/{one.stage}/README.md, under `{one.section}`" for one in todo)
+    say(f"\nIt is explained in {'; '.join(sections)}.")
+    say(f"Then check it: `{command(todo)}`")
 
 
 def check(one: Task) -> None:
@@ -83,7 +84,7 @@ def check(one: Task) -> None:
             say(f"Compare: diff {os.path.relpath(one.mine(lesson))} {lesson}")
         say(f"What the stage changed in all: `make stage{one.short[1:]} diff`. Other tasks: `make build`.\n")
     else:
-        say(f"Change it, then `{command(one)}` again.\n")
+        say(f"Change it, then `{command([one])}` again.\n")
 
 
 def show(one: Task, verdict: Verdict) -> None:
@@ -123,9 +124,11 @@ def demonstrate(one: Task) -> None:
         raise UserError("the engine did not run to its end on your code, though the tests hold: see above")
 
 
-def command(one: Task, all_tasks: bool = False) -> str:
-    alone = sum(other.stage == one.stage for other in tasks()) == 1
-    return f"make stage{one.short[1:]} build" + ("" if alone or all_tasks else f" TASK={one.name}")
+def command(todo: list[Task]) -> str:
+    """What checks these: all tasks of their stages, or one."""
+    words = " ".join(dict.fromkeys(f"stage{one.short[1:]}" for one in todo))
+    alone = len(todo) > 1 or sum(other.stage == todo[0].stage for other in tasks()) == 1
+    return f"make {words} build" + ("" if alone else f" TASK={todo[0].name}")
 
 
 if __name__ == "__main__":

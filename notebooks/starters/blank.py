@@ -46,8 +46,7 @@ def functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
 
 def names(tree: ast.Module) -> list[str]:
     """Classes and constants of a module."""
-    targets = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
-    constants = [target.id for target in targets if isinstance(target, ast.Name)]
+    constants = [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef)] + constants
 
 

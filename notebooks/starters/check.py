@@ -14,7 +14,7 @@ from notebooks.starters.blank import functions, names, unwritten
 from notebooks.starters.tasks import ROOT, Check, Task
 
 LIMIT = 60.0
-"""Seconds for one test; all take less than a few on an idle machine."""
+"""Seconds of CPU time for one test; all take less than a few."""
 
 
 @dataclass
@@ -55,12 +55,9 @@ def judge(task: Task, limit: float = LIMIT, advance: Callable[[int], object] = l
     if not verdict.problem and len(verdict.unwritten) < len({blank.function for blank in task.blanks}):
         job = {"modules": task.modules(), "tests": task.tests, "only": task.only, "limit": limit}
         command = [sys.executable, "-m", "tests.learner", json.dumps(job)]
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTEST_", "FOLOVLLM_COVERAGE", "FOLOVLLM_DEEP"))
-        }
-        environment = kept | {"OMP_NUM_THREADS": "1"}  # tiny models are faster so
+        left_out = ("PYTEST_", "FOLOVLLM_COVERAGE", "FOLOVLLM_DEEP")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+        environment["OMP_NUM_THREADS"] = "1"  # tiny models are faster so
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             follow(process.stdout or (), verdict, task, limit, advance)
     return verdict
@@ -72,7 +69,7 @@ def read(task: Task, verdict: Verdict) -> str:
         at = os.path.relpath(task.mine(lesson), ROOT)
         try:
             tree = ast.parse(task.mine(lesson).read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError) as error:
+        except (SyntaxError, ValueError) as error:  # ValueError: not UTF-8
             line = f":{error.lineno}: {(error.text or '').strip()}" if isinstance(error, SyntaxError) else ""
             return f"{at}{line}\nThis is no Python yet: {getattr(error, 'msg', error)}."
         lesson_tree = ast.parse((ROOT / lesson).read_text(encoding="utf-8"))
@@ -81,7 +78,8 @@ def read(task: Task, verdict: Verdict) -> str:
             if name not in (*names(tree), *own):
                 return f"{at}: `{name}` is gone, and the engine needs it. FRESH=1 writes the starter anew."
         for name, function in given.items():
-            found, wanted = ([a.arg for a in (*f.args.args, *f.args.kwonlyargs)] for f in (own[name], function))
+            both = (f.args for f in (own[name], function))
+            found, wanted = ([one.arg for one in (*a.posonlyargs, *a.args, *a.kwonlyargs)] for a in both)
             if found != wanted:
                 line = f"{at}:{own[name].lineno}: `{name}` takes ({', '.join(found)})."
                 return f"{line}\nThe engine calls it with ({', '.join(wanted)})."
@@ -97,7 +95,7 @@ def follow(lines: Iterable[str], verdict: Verdict, task: Task, limit: float, adv
             at = re.match(r'\s*File "(.*)", line (\d+) in (\S+)', line)
             if at and at[1] in files and not verdict.problem:
                 place = f"{os.path.relpath(at[1], ROOT)}:{at[2]}, in `{at[3]}`"
-                verdict.problem = f"Not done after {limit:.0f} s: an endless loop? It was at {place}."
+                verdict.problem = f"Not done after {limit:.0f} s of CPU time: an endless loop? It was at {place}."
             continue
         event = json.loads(line)
         match event["event"]:
@@ -118,8 +116,8 @@ def follow(lines: Iterable[str], verdict: Verdict, task: Task, limit: float, adv
         tests = {test for test in collected if result.covers(test)}
         if result.status == "not run" and tests and tests <= done:
             result.status = "holds"
-    if not collected:
-        verdict.problem = verdict.problem or "The tests did not start: `make setup` installs what they need."
-    elif current not in done:
+    if not verdict.problem and not collected:
+        verdict.problem = "The tests did not start: your code ends the process, or a package is missing (`make setup`)."
+    elif not verdict.problem and current not in done:
         name = current.partition("::")[2]
-        verdict.problem = verdict.problem or f"Not done with `{name}`: too slow, or your code ends the process."
+        verdict.problem = f"Not done with `{name}`: too slow, or your code ends the process."

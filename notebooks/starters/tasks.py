@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.files import write_atomically, write_json
+from common.errors import UserError
 from notebooks.starters.blank import Blank, starter
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,7 +28,7 @@ class Check:
 @dataclass(frozen=True)
 class Task:
     """One idea to write. only: values of parameters that its tests need. demo: a command of the stage that shows it, or
-    a module. asked: the question of an interview that it answers."""
+    a module. asked: the question of an interview that it answers. section: of the stage's README, which explains it."""
 
     name: str
     stage: str  # the folder's name
@@ -37,6 +39,7 @@ class Task:
     only: dict[str, str]
     demo: list[str] = field(default_factory=lambda: ["demo"])
     asked: str = ""
+    section: str = "The idea"
 
     @property
     def short(self) -> str:
@@ -67,34 +70,46 @@ class Task:
         """Write the starters that are missing; fresh: all, with what was there kept beside them. Was any written?"""
         written = False
         for lesson in self.lessons:
-            mine, text = self.mine(lesson), self.starter(lesson)
-            if fresh and mine.exists() and mine.read_text(encoding="utf-8") != text:
+            mine, text = self.mine(lesson), self.starter(lesson).encode()
+            if fresh and read_own(mine) not in (None, text):
                 backups = (mine.with_suffix(f".py.bak{number or ''}") for number in range(1000))
                 mine.rename(next(path for path in backups if not path.exists()))
-            if not mine.exists():
-                mine.parent.mkdir(parents=True, exist_ok=True)
-                mine.write_text(text, encoding="utf-8")
+            if read_own(mine) is None:
+                write_atomically(mine, lambda scratch, text=text: scratch.write_bytes(text))
                 written = True
         return written
 
     def state(self) -> str:
-        pairs = [(self.mine(lesson), self.starter(lesson)) for lesson in self.lessons]
-        if not any(mine.exists() and mine.read_text(encoding="utf-8") != text for mine, text in pairs):
+        if all(read_own(self.mine(one)) in (None, self.starter(one).encode()) for one in self.lessons):
             return "not started"
-        return "right" if _passed().get(self.name) == self._fingerprint() else "in work"
+        return "right" if read_record(MINE / ".right.json").get(self.name) == self._fingerprint() else "in work"
 
     def remember(self) -> None:
         """These files are right, as they are now."""
-        (MINE / ".right.json").write_text(json.dumps(_passed() | {self.name: self._fingerprint()}))
+        write_json(MINE / ".right.json", read_record(MINE / ".right.json") | {self.name: self._fingerprint()})
 
     def _fingerprint(self) -> str:
-        files = [Path(path) for path in self.modules().values()]
-        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files if path.exists())).hexdigest()
+        contents = (read_own(self.mine(lesson)) for lesson in self.lessons)
+        return hashlib.sha256(b"\0".join(filter(None, contents))).hexdigest()
 
 
-def _passed() -> dict[str, str]:
-    path = MINE / ".right.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def read_own(path: Path) -> bytes | None:
+    """A file in the reader's folder; None where there is none. `UserError` where something else is in its place."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}. Rename what is in its place or its folder's") from error
+
+
+def read_record(path: Path) -> dict[str, str]:
+    """The hashes that we noted there, by name. `UserError` where it is broken."""
+    content = read_own(path) or b"{}"
+    try:
+        return {str(name): str(value) for name, value in json.loads(content).items()}
+    except (AttributeError, ValueError) as error:  # no object; no JSON, or not UTF-8
+        raise UserError(f"{path} is broken: delete it; it only notes what was written and checked") from error
 
 
 @cache

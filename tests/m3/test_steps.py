@@ -116,6 +116,23 @@ def test_a_freed_request_gives_its_blocks_back() -> None:
     cache.free(one)  # no error
 
 
+def test_a_swapped_request_gives_its_cpu_blocks_back() -> None:
+    cache = PagedCache(3, 4, num_cpu_blocks=3)
+    one = stored(cache, "a", 8)
+    cache.swap_out(one)
+    same("`cpu_pool.num_free` of 3 while a request of 2 blocks is swapped out", cache.cpu_pool.num_free, 1)
+    cache.free(one)
+    same("`cpu_pool.num_free` of 3 once it is freed", cache.cpu_pool.num_free, 3)
+    same("`swapped_tables` that are left", cache.swapped_tables, {})
+    same("`num_free` of the 3 blocks of the device", cache.pool.num_free, 3)
+
+
+def test_nothing_is_stored_of_a_freed_request() -> None:
+    cache = PagedCache(3, 4)
+    cache.free(stored(cache, "a", 8))
+    same("`_stored` after the only request is freed", cache._stored, {})
+
+
 def test_a_fork_shares_the_blocks() -> None:
     cache = PagedCache(4, 4)
     parent, child = stored(cache, "parent", 6), request("child", 6)

@@ -37,6 +37,11 @@ def test_large_scores_do_not_overflow() -> None:
     close("scores 200, 199 in one block, values 10, 20", got, softmax([200, 199], [10, 20]))
 
 
+def test_scores_far_below_zero_do_not_vanish() -> None:
+    got = attend([-400.0, -401.0], [10.0, 20.0])
+    close("scores -400, -401 in one block, values 10, 20", got, softmax([-400, -401], [10, 20]))
+
+
 def test_the_largest_score_may_be_in_an_earlier_block() -> None:
     got = attend([200.0, 199.0, 0.0, 1.0], [10.0, 20.0, 30.0, 40.0])
     close("scores 200, 199 | 0, 1 in two blocks, values 10, 20 | 30, 40", got,

@@ -36,6 +36,13 @@ def test_a_key_depends_on_all_tokens_before() -> None:
     same("equal keys of the same block, asked twice?", chain_hash(11, (1, 2)) == chain_hash(11, (1, 2)), True)
 
 
+def test_a_key_depends_on_the_order_of_the_blocks() -> None:
+    here = chain_hash(chain_hash(11, (1, 2)), (3, 4))
+    same("equal keys after 1 2 | 3 4 and after 3 4 | 1 2?", here == chain_hash(chain_hash(11, (3, 4)), (1, 2)), False)
+    twice = chain_hash(chain_hash(11, (1, 2)), (1, 2))
+    same("after 1 2 | 1 2: is it the key that was there before both?", twice == 11, False)
+
+
 def test_equal_tokens_after_another_beginning_are_another_block() -> None:
     index = HashIndex()
     root = index.root(None)
@@ -123,6 +130,15 @@ def test_the_last_token_is_always_computed() -> None:
 
 def test_only_whole_blocks_are_found() -> None:
     same("cached: 1 2 | 3 4. Tokens found of 1 2 3 9 9", found(cache_with(1, 2, 3, 4), 1, 2, 3, 9, 9), 2)
+
+
+def test_tokens_in_flight_are_not_known() -> None:
+    one = request("new", 1, 2, 3)
+    one.num_unseen_tokens = 2  # 5 tokens in all
+    got = cache_with(1, 2, 3, 4)._usable(one)
+    same("usable tokens of 1 2 3 and two more that are not known here yet", got, 3)
+    one.num_unseen_tokens = 0
+    same("usable tokens of 1 2 3", cache_with(1, 2, 3, 4)._usable(one), 2)
 
 
 def left(cache: PrefixPagedCache, one: Request) -> int:

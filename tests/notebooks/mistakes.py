@@ -81,6 +81,10 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
          "self.blocks_for(upto) - len(table))\n        if missing:\n            return False\n",
          "Count what is missing first"),
         ("self.pool.release(self.tables.pop(request.id, []))", "self.tables.pop(request.id, [])", "has to release"),
+        ("        self.cpu_pool.release(self.swapped_tables.pop(request.id, []))\n", "", "`self.cpu_pool`"),
+        ("self.cpu_pool.release(self.swapped_tables.pop(request.id, []))", "self.swapped_tables.pop(request.id, [])",
+         "`self.cpu_pool`"),
+        ("        self._stored.pop(request.id, None)\n", "", "takes the note away"),
         ("list(self.tables[parent.id])", "self.tables[parent.id]", "a list of its own"),
         ("        self.pool.share(self.tables[child.id])\n", "", "`self.pool.share`"),
         ("> 1]", "> 99]", "Copy on write"),
@@ -108,6 +112,7 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("rescale = (m_i - m_new).exp()", "rescale = 1.0", "have to shrink"),
         ("torch.maximum(m_i, S_ij.amax(-1, keepdim=True))", "S_ij.amax(-1, keepdim=True)", "maximum of the old m"),
         ("P_ij = (S_ij - m_new).exp()", "P_ij = S_ij.exp()", "Subtract the largest"),
+        ("S_ij.amax(-1, keepdim=True))", "S_ij.amax(-1, keepdim=True)).clamp(min=0)", "even where all are negative"),
         ("O_i = rescale * O_i + P_ij @ V_j", "O_i = P_ij @ V_j", "do not replace them"),
     ],
     "chunks": [
@@ -129,6 +134,8 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "hash-chain": [
         ("hash((parent_key, tokens))", "hash(tokens)", "parent's key together"),
+        ("hash((parent_key, tokens))", "parent_key ^ hash(tokens)", "forget the order"),
+        ("hash((parent_key, tokens))", "parent_key + hash(tokens)", "forget the order"),
         ("return entry if entry is not None and _is(entry, parent, tokens) else None", "return entry",
          "compare the tokens"),
         ("entry.parent is parent and entry.tokens == tokens", "entry.tokens == tokens", "`entry.parent is parent`"),
@@ -140,6 +147,7 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
     "prefix": [
         ("min(len(request.token_ids), request.num_tokens - 1)", "min(len(request.token_ids), request.num_tokens)",
          "the cache has no logits"),
+        ("min(len(request.token_ids), request.num_tokens - 1)", "request.num_tokens - 1", "unknown here"),
         ("            if entry is None:\n                break\n            path.append(entry)\n",
          "            if entry is None:\n                break\n            path.append(entry)\n            break\n",
          "one block after the other"),

@@ -75,6 +75,31 @@ def test_copies_whose_record_is_lost_count_as_changed(mine: Path) -> None:
     assert (mine / "m1_small.ipynb").read_text() == "mine"
 
 
+@pytest.mark.parametrize("record", [b"{", b"[]", b"\xe9"])
+def test_a_broken_record_makes_changed_copies_the_readers(mine: Path, record: bytes) -> None:
+    copies.refresh()
+    copy = mine / "m1_small.ipynb"
+    fresh = copy.read_bytes()
+    (mine / copies.WRITTEN).write_bytes(record)
+    assert copies.refresh() == [], "an untouched copy is known by its content"
+    copy.write_text("mine")
+    (mine / copies.WRITTEN).write_bytes(record)
+    assert copies.refresh() == ["m1_small"] and copy.read_text() == "mine"
+    copy.unlink()
+    assert copies.refresh() == [] and copy.read_bytes() == fresh
+
+
+@pytest.mark.parametrize("path", [".", "m1_small.ipynb", copies.WRITTEN])
+def test_what_is_in_the_way_of_a_copy_is_said_in_a_line(mine: Path, path: str) -> None:
+    if path == ".":
+        mine.write_text("a file")
+    else:
+        (mine / path).mkdir(parents=True)
+    says = "it is a folder" if path == copies.WRITTEN else "Rename what is in its place"
+    with pytest.raises(UserError, match=says):
+        copies.refresh()
+
+
 def test_a_kernel_in_the_readers_folder_imports_this_repository(tmp_path: Path) -> None:
     """As an editor starts it: in the folder of the notebook, and with another FoloVLLM installed."""
     other = tmp_path / "other"

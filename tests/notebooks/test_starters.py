@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from common.cli import run_app
 from notebooks.starters import __main__ as program
 from notebooks.starters import tasks as module
 from notebooks.starters.blank import Blank, functions, starter, unwritten
-from notebooks.starters.check import Result, Verdict, follow, judge
+from notebooks.starters.check import Result, Verdict, follow, judge, read
 from notebooks.starters.tasks import ROOT, Task, tasks
 from tests.depth import DEEP
 from tests.notebooks.mistakes import MISTAKES
@@ -122,6 +123,28 @@ def test_a_stage_of_several_tasks_writes_all_or_the_one_that_is_named(
     assert "pool, tables, lookup" in capsys.readouterr().err
 
 
+def test_stages_named_together_have_each_its_explanation(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "m0", "m4")
+    assert text.endswith("`make stage0 stage4 build`\n")
+    assert "stages/m0_baseline/README.md, under `The code`" in text
+    assert "stages/m4_flash_attention/README.md, under `The idea`" in text
+    assert said(capsys, "m0", "--task", "rope").endswith("`make stage0 build TASK=rope`\n")
+
+
+@every_task
+def test_the_section_that_explains_a_task_exists(task: Task) -> None:
+    text = (ROOT / "stages" / task.stage / "README.md").read_text()
+    section = text.partition(f"\n## {task.section}\n")[2].partition("\n## ")[0]
+    assert len(section) > 400 and "There is none yet" not in section
+    assert task.stage != "m0_baseline" or f"**{task.name.capitalize()}**".lower() in section.lower()
+
+
+def test_beginning_again_needs_a_stage(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_app(program.app, ["--fresh"])
+    assert end.value.code == 2 and "FRESH=1 needs a stage" in capsys.readouterr().err
+
+
 def test_a_file_that_was_right_is_in_work_once_it_changes(mine: Path) -> None:
     task = TASKS["pool"]
     assert task.state() == "not started"
@@ -146,10 +169,14 @@ def test_a_file_that_was_right_is_in_work_once_it_changes(mine: Path) -> None:
          "def lend(self, blocks: Sequence[int]) -> None:\n", "`BlockPool.share` is gone"),
         ("import Sequence\n", "import Sequenz\n", "The file cannot be imported: ImportError: cannot import"),
         ("        return taken\n", "        while True:\n            pass\n",
-         "Not done after 3 s: an endless loop? It was at"),
+         "Not done after 3 s of CPU time: an endless loop? It was at"),
         ("        return taken\n", "        import os\n        os._exit(0)\n", "your code ends the process"),
+        ("class BlockPool:", "import sys\n\nsys.exit(0)\n\n\nclass BlockPool:",
+         "The file cannot be imported: SystemExit: 0\n"),
+        ("for block in taken:", "for block in taken:\0",
+         "This is no Python yet: source code string cannot contain null"),
     ],
-    ids=["syntax", "signature", "class", "method", "import", "endless loop", "exit"],
+    ids=["syntax", "signature", "class", "method", "import", "endless loop", "exit", "exit at once", "null"],
 )  # fmt: skip
 def test_what_cannot_be_checked_is_said_in_a_line(mine: Path, old: str, new: str, says: str) -> None:
     solve(TASKS["pool"])
@@ -157,6 +184,60 @@ def test_what_cannot_be_checked_is_said_in_a_line(mine: Path, old: str, new: str
     verdict = judge(TASKS["pool"], limit=3 if "endless" in says else 60)
     assert says in verdict.problem and not verdict.right
     assert "block_pool.py" in verdict.problem or "take" in verdict.problem or "test_taken" in verdict.problem
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "says"),
+    [
+        ("m3/block_pool.py", "", "Rename what is in its place"),
+        (".right.json", "", "Rename what is in its place"),
+        (".right.json", "{", ".right.json is broken: delete it"),
+        (".right.json", "[1]", ".right.json is broken: delete it"),
+        ("m3", "a file", "Rename what is in its place"),
+    ],
+)
+def test_what_the_reader_broke_is_said_in_a_line(
+    mine: Path, capsys: pytest.CaptureFixture[str], path: str, content: str, says: str
+) -> None:
+    """Without a content: a folder."""
+    if path.startswith("."):
+        solve(TASKS["pool"])
+    (mine / path).write_text(content) if content else (mine / path).mkdir(parents=True)
+    for words in (["m3", "--task", "pool"], []):
+        with pytest.raises(SystemExit) as end:
+            run_app(program.app, words)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and says in error and len(error.splitlines()) == 1
+
+
+def test_a_file_in_another_encoding_is_no_python_yet(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    solve(TASKS["pool"])
+    path = mine / "m3" / "block_pool.py"
+    path.write_bytes(b"# caf\xe9\n" + path.read_bytes())
+    assert "in work" in said(capsys, "--task", "pool")
+    assert "This is no Python yet: 'utf-8' codec can't decode" in said(capsys, "m3", "--task", "pool")
+    said(capsys, "m3", "--task", "pool", "--fresh")
+    assert b"\xe9" in path.with_suffix(".py.bak").read_bytes()
+
+
+def test_parameters_may_be_positional_only(mine: Path) -> None:
+    solve(TASKS["pool"])
+    path = mine / "m3" / "block_pool.py"
+    path.write_text(path.read_text().replace("def take(self, count: int)", "def take(self, count: int, /)"))
+    assert ", /)" in path.read_text() and read(TASKS["pool"], Verdict([])) == ""
+
+
+@pytest.mark.slow
+def test_only_computing_counts_as_too_slow(mine: Path) -> None:
+    """As on a busy machine: a test takes longer than the limit, and its process did not get the time."""
+    solve(TASKS["pool"])
+    edit(TASKS["pool"], "        return taken\n", "        __import__('time').sleep(0.5)\n        return taken\n")
+    task = replace(TASKS["pool"], checks=TASKS["pool"].checks[:1])
+    limit = 0.8
+    job = {"modules": task.modules(), "tests": task.tests, "only": {}, "limit": limit}
+    command = [sys.executable, "-m", "tests.learner", json.dumps(job)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert '"end"' in done.stdout and done.returncode == 0
 
 
 def test_half_of_the_work_is_checked_and_the_rest_is_named(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
