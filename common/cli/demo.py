@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from common.arena.figures import verdict
-from common.cli.diff import lessons
+from common.arena.figures import FIGURES, PEAK, verdict
+from common.cli.diff import first_sentence, lessons
 from common.cli.generate import ready_engine, show_choices
 from common.cli.scenes.scenes import SCENES, Scene
 from common.cli.scenes.view import Ask, View
@@ -24,7 +24,9 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     console, number = Console(highlight=False), int(folder.name[1])
     scene, stage = SCENES[number if number < len(SCENES) else 2], f"stage{number}"  # a stage of yours: m2's
     asks, options = fitted(scene, config)
-    title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
+    readme = folder / "README.md"  # written last: until then, the name and the first sentence of the wiring
+    text = readme.read_text(encoding="utf-8") if readme.exists() else f"# {folder.name.replace('_', ' ')}\n"
+    title, _, rest = (text if readme.exists() else text + first_sentence(folder / "engine.py")).partition("\n")
     console.print(title.lstrip("# "), style="bold")
     console.print(" ".join(rest.strip().split("\n\n")[0].split()), markup=False)
     console.print(f"\n{' '.join((scene.draw.__doc__ or '').split())}", style="dim", markup=False)
@@ -42,8 +44,10 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
                 show_choices(engine)
             figures.append((engine.stage, view.figures()))
             scale = view.scale
-    if len(figures) > 1:
-        console.print(f"\n{verdict(scene.watch, figures)}", style="bold", markup=False)
+    for watch in scene.watch.split() if len(figures) > 1 else ():
+        before, own = (one[watch] or 0.0 for _, one in figures)
+        better = FIGURES.get(watch, PEAK).more_wins == (own > before)
+        console.print(f"\n{verdict(watch, figures)}", style="bold" if better else "", markup=False)
     files = ", ".join(lesson.path.relative_to(folder).as_posix() for lesson in lessons(folder))
     console.print(f"\nThe code: {files}.\nNext: `make {stage} diff`, `chat`, `bench`, `trace`.", style="dim")
 
