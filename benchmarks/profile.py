@@ -6,6 +6,7 @@ kernel belongs to which part; the pass that is measured runs as the engine runs,
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,9 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, arou
 def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
     """The events of `run_steps`, written to `trace` too, as Chrome's trace format."""
     activities = [ProfilerActivity.CPU]
-    if engine.config.torch_device.type == "cuda":
+    if engine.config.torch_device.type == "cpu":
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # of PyTorch's profiler: it says that it starts and stops
+    elif engine.config.torch_device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities, acc_events=True) as profiler, named_parts(engine) as seen:

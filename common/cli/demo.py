@@ -24,6 +24,7 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     console, number = Console(highlight=False), int(folder.name[1])
     scene, stage = SCENES[number if number < len(SCENES) else 2], f"stage{number}"  # a stage of yours: m2's
     asks, options = fitted(scene, config)
+    longest = 8 if scene.watch == "together" else max(ask.prompt for ask in asks)  # what is timed is warmed up
     readme = folder / "README.md"  # written last: until then, the name and the first sentence of the wiring
     text = readme.read_text(encoding="utf-8") if readme.exists() else f"# {folder.name.replace('_', ' ')}\n"
     title, _, rest = (text if readme.exists() else text + first_sentence(folder / "engine.py")).partition("\n")
@@ -33,7 +34,7 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     figures, scale = list[tuple[str, dict[str, float | None]]](), 0.0
     for one in [*sorted(folder.parent.glob(f"m{number - 1}_*")), folder]:
         make = build if one == folder else importlib.import_module(f"{folder.parent.name}.{one.name}.engine").build
-        with ready_engine(make, replace(config, **stage_options(int(one.name[1]), options))) as engine:
+        with ready_engine(make, replace(config, **stage_options(int(one.name[1]), options)), longest) as engine:
             console.print(f"\n{one.name.replace('_', ' ')}", style="bold")
             with Live(console=console, auto_refresh=False) as live:
                 view = View(engine, asks, live, one == folder, scale)
