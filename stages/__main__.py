@@ -62,7 +62,8 @@ def race(
     from common.arena.race import open_sides
     from common.arena.terminal import show
 
-    require(not (prompt and preset), "a preset or a prompt of your own, not both: leave PRESET= (--preset) or ASK= out")
+    alone = not prompt or preset in (None, "own")
+    require(alone, "a preset or a prompt of your own, not both: leave PRESET= (--preset) or ASK= out")
     chosen = folders(names)
     numbers = [stages.number(folder) for folder in chosen]
     key = "own" if prompt else preset or "many"

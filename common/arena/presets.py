@@ -142,8 +142,8 @@ PRESETS = (
     Preset(
         "weights",
         "int4 against bf16",
-        "One answer, one token after the other: every step reads all weights. m7's linear layers are in 4 bits, so these "
-        "are fewer bytes.",
+        "One answer, one token after the other: every step reads all weights. m7's linear layers are in 4 bits, so it "
+        "reads fewer bytes.",
         "speed",
         _asks((160,), (STORY,)),
         {"kv_tokens": 512, "max_num_seqs": 1, "max_model_len": 512},

@@ -21,7 +21,7 @@ Write = Callable[[str], object]
 
 @contextmanager
 def ready_engine(build: Build, config: EngineConfig, prompt: int = 8) -> Generator[Engine, None, None]:
-    """An engine after its first steps, which are slow: libraries choose their kernels in them, by the prompt's length."""
+    """An engine after its first steps, which are slow: libraries choose their kernels in them. prompt: its length."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts, with a bar of its own
     engine = build(config)  # with bars of its own: loading, and m7's quantising
     with Console(stderr=True).status("warming up"):

@@ -118,8 +118,8 @@ def scores(view: View) -> str:
         extra = "not known here" if peak.bytes is None else size(peak.bytes)
         view.peak = None if peak.bytes is None else max(view.peak or 0.0, peak.bytes / 1e6)
         length = step.chunks[0].length
-        written = "no matrix" if view.own else size(4 * heads * length**2)
-        view.add(f"{length:5} tokens, {written:>9} of scores, took {extra}", step.duration)
+        written = "no score matrix" if view.own else f"{size(4 * heads * length**2):>8} scores"
+        view.add(f"{length:5} tokens, {written}, held {extra:>8}", step.duration)
     if view.own:
         _walk(view, *seen)
     return f"the step of the longest prompt held {extra} more than there was before it."
