@@ -34,7 +34,6 @@ from common.errors import require
 
 WIDTH = 110
 """Columns of the tables at least, also where the output is no terminal."""
-
 NOTE = "elementwise: norms, rotary, SwiGLU. Where a kernel fuses one with its neighbour, it counts as the neighbour."
 
 

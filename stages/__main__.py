@@ -62,8 +62,7 @@ def race(
     from common.arena.race import open_sides
     from common.arena.terminal import show
 
-    alone = not prompt or preset in (None, "own")
-    require(alone, "a preset or a prompt of your own, not both: leave PRESET= (--preset) or ASK= out")
+    require(not prompt or preset in (None, "own"), "a preset or a prompt, not both: leave PRESET= or ASK= out")
     chosen = folders(names)
     numbers = [stages.number(folder) for folder in chosen]
     key = "own" if prompt else preset or "many"

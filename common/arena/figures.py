@@ -27,8 +27,7 @@ FIGURES = {
     "memory": Figure("KV memory, peak", "tokens", False),
     "time": Figure("Time", "s", False),
 }
-PEAK = Figure("Most memory that a step took", "MB", False)
-"""Only in demonstrations, as `peak`: no step of a race is measured so closely."""
+PEAK = Figure("Most memory that a step took", "MB", False)  # `peak`, in demonstrations alone
 
 
 @dataclass
@@ -100,15 +99,12 @@ def shown(key: str, value: float | None) -> str:
         return "–"
     if figure.unit == "s":
         return f"{value:.2f} s" if value >= 0.1 else f"{value * 1000:.0f} ms"
-    number = f"{value:,.0f}"
-    return f"{number} {figure.unit.removesuffix('s') if number == '1' and key == 'together' else figure.unit}"
+    return "1 answer" if (key, value) == ("together", 1) else f"{value:,.0f} {figure.unit}"
 
 
 def verdict(watch: str, ends: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """One sentence on the preset's figure, from the (stage, final figures) of all sides: the last one's by the first's,
-    whichever is better."""
-    said = ", ".join(f"{stage} {shown(watch, figures[watch])}" for stage, figures in ends)
-    said = f"{FIGURES.get(watch, PEAK).title}: {said}."
+    """The figure of all sides, from their (stage, final figures); the last one's by the first's, better or worse."""
+    said = f"{FIGURES.get(watch, PEAK).title}: " + ", ".join(f"{s} {shown(watch, end[watch])}" for s, end in ends) + "."
     known = [(stage, float(figures[watch])) for stage, figures in ends if figures[watch]]
     if len(known) < 2:
         return said

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.errors import UserError, require, unknown
+from common.errors import require, unknown
 
 MOST_PROMPTS = 16
 MOST_CHARACTERS = 8000
@@ -142,8 +142,7 @@ PRESETS = (
     Preset(
         "weights",
         "int4 against bf16",
-        "One answer, one token after the other: every step reads all weights. m7's linear layers are in 4 bits, so it "
-        "reads fewer bytes.",
+        "One answer: every step reads all weights. m7's linear layers are in 4 bits, so it reads fewer bytes.",
         "speed",
         _asks((160,), (STORY,)),
         {"kv_tokens": 512, "max_num_seqs": 1, "max_model_len": 512},
@@ -169,11 +168,11 @@ def find(key: str, stages: Sequence[int], prompts: Sequence[str] = ()) -> Preset
     """A preset by its key; `own` is made of `prompts`. `UserError` for an unknown key, or prompts over the limits."""
     if key == OWN.key:
         return own(prompts)
-    known = {preset.key: preset for preset in presets_for(stages)}
-    for late in (preset for preset in PRESETS if preset.key == key and key not in known):
-        raise UserError(f"{key} needs m{late.needs}: make stage{late.needs - 1} stage{late.needs} race PRESET={key}")
+    known = {preset.key: preset for preset in PRESETS}
     if key not in known:
         raise unknown("preset", key, [*known, OWN.key])
+    needs = known[key].needs
+    require(max(stages) >= needs, f"{key} needs m{needs}: make stage{needs - 1} stage{needs} race PRESET={key}")
     return known[key]
 
 

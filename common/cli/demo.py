@@ -26,8 +26,8 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     asks, options = fitted(scene, config)
     longest = 8 if scene.watch == "together" else max(ask.prompt for ask in asks)  # what is timed is warmed up
     readme = folder / "README.md"  # written last: until then, the name and the first sentence of the wiring
-    text = readme.read_text(encoding="utf-8") if readme.exists() else f"# {folder.name.replace('_', ' ')}\n"
-    title, _, rest = (text if readme.exists() else text + first_sentence(folder / "engine.py")).partition("\n")
+    own_words = f"{folder.name.replace('_', ' ')}\n{first_sentence(folder / 'engine.py')}"
+    title, _, rest = (readme.read_text(encoding="utf-8") if readme.exists() else own_words).partition("\n")
     console.print(title.lstrip("# "), style="bold")
     console.print(" ".join(rest.strip().split("\n\n")[0].split()), markup=False)
     console.print(f"\n{' '.join((scene.draw.__doc__ or '').split())}", style="dim", markup=False)

@@ -40,8 +40,7 @@ class View:
         self.engine, self.asks, self.live, self.own = engine, asks, live, own
         self.lines: list[tuple[Text, float, str]] = []
         self.scale = scale
-        self.peak: float | None = None
-        """MB, where a scene measures it."""
+        self.peak: float | None = None  # MB, where a scene measures it
         self.trace = engine.trace = StepTrace(regions=True)
         self.outputs: dict[str, RequestOutput] = {}
         live.update(self)
