@@ -22,6 +22,7 @@ from common.cli.scenes.view import View
 from common.config import EngineConfig
 from common.engine import Engine
 from common.errors import UserError
+from common.watch.peak_memory import ActivationPeak
 from tests.test_cli import TINY as TINY_OPTIONS
 from tests.test_cli import Terminal
 
@@ -110,6 +111,17 @@ def test_m4_walks_to_the_engines_own_output(shown: Shown, monkeypatch: pytest.Mo
     monkeypatch.setattr(scenes, "_walk", lambda view, q, k, v, out: walk(view, q, k, v, out * 1.5))
     _, wrong = shown("m4")
     assert float(re.findall(r"output, to ([\d.e+-]+)", wrong)[0]) > 0.1
+
+
+def test_m4_and_m3_are_compared_by_the_largest_of_their_peaks(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([3e6, 8e6, 5e6, 0.0, 1e6, 4e6, 2e6, 0.0])  # a step of each prompt, and the end
+
+    class Peak(ActivationPeak):
+        def __exit__(self, *_: object) -> None:
+            self.bytes = int(next(peaks))
+
+    monkeypatch.setattr(scenes, "ActivationPeak", Peak)
+    assert "Most memory that a step took: m3 8 MB, m4 4 MB. m4: 0.5 times m3's." in shown("m4")[1]
 
 
 def test_m5_reads_the_prompt_in_pieces_next_to_the_decodes(shown: Shown) -> None:
