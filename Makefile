@@ -71,6 +71,9 @@ endif
 ifneq ($(and $(KEEP),$(filter-out notebooks,$(VERBS))),)
   $(error KEEP= is for notebooks only)
 endif
+ifneq ($(and $(PORT),$(filter-out serve arena,$(VERBS))),)
+  $(error PORT= is for serve and arena only)
+endif
 ifneq ($(and $(TASK)$(FRESH),$(filter-out build,$(VERBS))),)
   $(error TASK= and FRESH= are for build only)
 endif

@@ -1,11 +1,12 @@
-"""Where the time of some steps goes: linear layers, attention, norms and rotary, sampling, host, idle; for each kind of
-step apart, and by kernels.
+"""Where the time of some steps goes: linear layers, attention, elementwise (norms, rotary, SwiGLU), sampling, host,
+idle; for each kind of step apart, and by kernels.
 
 On a CPU the parts are ranges of one clock. On a GPU they are kernels: a first pass, without CUDA graphs, learns which
 kernel belongs to which part; the pass that is measured runs as the engine runs, and its kernels are recognised by name.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from common.errors import require
 
 WIDTH = 110
 """Columns of the tables at least, also where the output is no terminal."""
+NOTE = "elementwise: norms, rotary, SwiGLU. Where a kernel fuses one with its neighbour, it counts as the neighbour."
 
 
 def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, around: Around, seen: Counter[str]) -> None:
@@ -51,7 +53,9 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, arou
 def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
     """The events of `run_steps`, written to `trace` too, as Chrome's trace format."""
     activities = [ProfilerActivity.CPU]
-    if engine.config.torch_device.type == "cuda":
+    if engine.config.torch_device.type == "cpu":
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # of PyTorch's profiler: it says that it starts and stops
+    elif engine.config.torch_device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities, acc_events=True) as profiler, named_parts(engine) as seen:
@@ -80,6 +84,7 @@ def profile(
     require(not nvtx or place.type == "cuda", "NVTX ranges are for a GPU: choose --device cuda, or leave --nvtx out")
     name = stages.short_name(stage)
     trace, picture, numbers = (folder / f"{name}_profile.{ending}" for ending in ("chrome.json", "png", "json"))
+    stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **options})  # no silent leaving out
     size = find_size(workload, None, "quick" if quick else "gpu" if place.type == "cuda" else "cpu")
     wanted = stage_options(stages.number(stage), {**size.options, **options})
     contestant = StageContestant(name, Setting.of(model, dtype, str(place), size, wanted))
@@ -104,7 +109,7 @@ def profile(
     found = Profile(heading, counts, *(parts_on_gpu(events, known) if place.type == "cuda" else parts_on_cpu(events)))
     console = Console()
     console.width = max(console.width, WIDTH)
-    console.print(heading, *found.tables(), sep="\n")
+    console.print(heading, *found.tables(), NOTE, sep="\n")
     save_picture(picture, found.bars)
     work = [row for phase in counts for row in found.work_rows(phase)]
     values = {"environment": environment(), "profiled": heading, "records": found.rows(), "work": work}

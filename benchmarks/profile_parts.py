@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LINEAR, ATTENTION, ELEMENTWISE, SAMPLING = "linear layers", "attention", "norms and rotary", "sampling"
+LINEAR, ATTENTION, ELEMENTWISE, SAMPLING = "linear layers", "attention", "elementwise", "sampling"
 HOST, IDLE, STEP = "host", "idle", "step"
 RANGES = {LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, STEP}
 COMPILED, PYTHON = "numba: ", "Python, outside of operators"

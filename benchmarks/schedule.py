@@ -71,4 +71,4 @@ def _step_times(traces: Mapping[str, StepTrace], kind: str) -> str:
         alone = [step.duration for step in list(trace.steps)[1:] if {c.kind for c in step.chunks} == {kind}]
         times[stage] = statistics.median(alone)
     what = "A step that makes a token for each" if kind == "decode" else "The step of the long prompt"
-    return f"{what} takes " + ", ".join(f"{1e3 * time:.0f} ms in {stage}" for stage, time in times.items())
+    return f"{what} takes, in one run: " + ", ".join(f"{1e3 * time:.0f} ms in {stage}" for stage, time in times.items())

@@ -10,7 +10,7 @@ import stages
 from common.cli import run_app
 from common.cli.options import fastest_dtype
 from common.config import DEFAULT_MODEL
-from common.errors import UserError
+from common.errors import UserError, require
 
 app = typer.Typer(
     help="Two or more stages side by side, on the same prompts.",
@@ -51,9 +51,9 @@ def race(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    preset: Annotated[str, typer.Option(help="many, long, shared, memory, samples, ...; all: one after the other.")] = (
-        "many"
-    ),
+    preset: Annotated[
+        str | None, typer.Option(help="many (default), long, shared, memory, samples, ...; all: one after the other.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Your own, instead of a preset; repeatable.")] = None,
     together: Annotated[bool, typer.Option("--together", help="At the same time, the cores shared out.")] = False,
 ) -> None:
@@ -62,9 +62,10 @@ def race(
     from common.arena.race import open_sides
     from common.arena.terminal import show
 
+    require(not prompt or preset in (None, "own"), "a preset or a prompt, not both: leave PRESET= or ASK= out")
     chosen = folders(names)
     numbers = [stages.number(folder) for folder in chosen]
-    key = "own" if prompt else preset
+    key = "own" if prompt else preset or "many"
     races = presets_for(numbers) if key == "all" else [find(key, numbers, prompt or ())]
     with _closed(open_sides(chosen, arguments(model, device, dtype))) as sides:
         for one in races:

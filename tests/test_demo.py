@@ -9,14 +9,20 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 import common.cli.scenes.scenes as scenes
 import stages
 from common.cli.demo import demo
+from common.cli.scenes.view import View
 from common.config import EngineConfig
+from common.engine import Engine
 from common.errors import UserError
+from common.watch.peak_memory import ActivationPeak
 from tests.test_cli import TINY as TINY_OPTIONS
 from tests.test_cli import Terminal
 
@@ -97,11 +103,25 @@ def test_m4_walks_to_the_engines_own_output(shown: Shown, monkeypatch: pytest.Mo
     assert float(re.findall(r"output, to ([\d.e+-]+)", own)[0]) < 1e-5
     lengths = [int(length) for length in re.findall(r"(\d+) tokens, ", own)]
     assert lengths == [127, 255, 511]
+    assert len(re.findall(r"tokens, +[\d.]+ [KM]B scores, held +[\d.]+ [KM]B", before)) == 3
+    assert own.count("tokens, no score matrix, held ") == 3, "m4 writes no scores"
+    assert re.search(r"Most memory that a step took: m3 .* m4 ", own) and re.search(r"Time: m3 .* m4 ", own)
     assert "block" not in before.split("m3: the step")[0]
     walk = scenes._walk  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(scenes, "_walk", lambda view, q, k, v, out: walk(view, q, k, v, out * 1.5))
     _, wrong = shown("m4")
     assert float(re.findall(r"output, to ([\d.e+-]+)", wrong)[0]) > 0.1
+
+
+def test_m4_and_m3_are_compared_by_the_largest_of_their_peaks(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([3e6, 8e6, 5e6, 0.0, 1e6, 4e6, 2e6, 0.0])  # a step of each prompt, and the end
+
+    class Peak(ActivationPeak):
+        def __exit__(self, *_: object) -> None:
+            self.bytes = int(next(peaks))
+
+    monkeypatch.setattr(scenes, "ActivationPeak", Peak)
+    assert "Most memory that a step took: m3 8 MB, m4 4 MB. m4: 0.5 times m3's." in shown("m4")[1]
 
 
 def test_m5_reads_the_prompt_in_pieces_next_to_the_decodes(shown: Shown) -> None:
@@ -111,6 +131,46 @@ def test_m5_reads_the_prompt_in_pieces_next_to_the_decodes(shown: Shown) -> None
     pieces = [int(piece) for piece in re.findall(r"A \+1  B \+1  C reads (\d+)", own)]
     assert len(pieces) > 2 and sum(pieces) == 500
     assert re.search(r"Longest pause: m4 .* m5 ", own)
+
+
+def test_m5_says_the_longest_wait_of_both_that_decode(shown: Shown) -> None:
+    waits = {"A": [0.01, 0.2, 0.03], "B": [0.01, 0.3, 0.03], "C": [0.9]}
+    outputs = {id: SimpleNamespace(itl=itl, ttft=0.5) for id, itl in waits.items()}
+    view: Any = SimpleNamespace(steps=lambda: iter(()), outputs=outputs)
+    assert "A and B wait 300 ms at most" in scenes.per_step(view)
+
+
+def test_an_engine_is_warmed_up_at_the_length_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cold first prompt once decided between m3 and m4."""
+    lengths: list[int] = []
+    generate = Engine.generate
+    monkeypatch.setattr(Engine, "generate", lambda e, p, *a, **k: lengths.append(len(p[0])) or generate(e, p, *a, **k))
+    folder = stages.resolve("m4")
+    demo(ROOT / "stages" / folder, importlib.import_module(f"stages.{folder}.engine").build, TINY)
+    assert lengths == [510, 510]
+
+
+def test_a_figure_that_got_worse_is_not_in_bold(monkeypatch: pytest.MonkeyPatch) -> None:
+    styles: dict[str, str] = {}
+    monkeypatch.setattr(Console, "print", lambda _, text="", style="", **__: styles.update({str(text).strip(): style}))
+    for first, style in ((2.0, "bold"), (0.5, "")):
+        times = iter([first, 1.0])
+        monkeypatch.setattr(View, "figures", lambda _, times=times: {"time": next(times)})
+        folder = stages.resolve("m1")
+        demo(ROOT / "stages" / folder, importlib.import_module(f"stages.{folder}.engine").build, TINY)
+        assert [value for text, value in styles.items() if text.startswith("Time: ")] == [style]
+        styles.clear()
+
+
+def test_a_stage_without_a_readme_has_a_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first step of CONTRIBUTING: `__init__.py`, `engine.py` and `__main__.py`, no more."""
+    folder, source = tmp_path / "m8_shortest_first", ROOT / "stages" / stages.resolve("m6")
+    folder.mkdir()
+    for name in ("__init__.py", "engine.py", "__main__.py"):
+        (folder / name).write_text((source / name).read_text())
+    demo(folder, importlib.import_module("stages.m6_prefix_caching.engine").build, TINY)
+    out = capsys.readouterr().out
+    assert out.startswith("m8 shortest first\n") and "make stage8 diff" in out
 
 
 def test_m6_finds_the_beginning_and_shares_its_blocks(shown: Shown) -> None:
@@ -125,12 +185,16 @@ def test_m7_reads_fewer_bytes_for_a_token(shown: Shown) -> None:
     before, own = shown("m7", replace(TINY, dtype="bf16"))
     sizes = [dict(re.findall(r"token: (\w+) +([\d.]+ .B)", text)) for text in (before, own)]
     expected: list[dict[str, str]] = []
+    totals: list[int] = []
     for stage in ("m6", "m7"):
         with stages.build(stage, model=TINY.model, device="cpu", dtype="bf16") as engine:
             model = engine.runner.model
             layers = sum(layer.weights_bytes() for layer in model.layers)
+            totals.append(layers + model.head.weights_bytes())
             expected.append({"layers": scenes.size(layers), "head": scenes.size(model.head.weights_bytes())})
     assert sizes == expected
+    for text, parts in zip((before, own), totals, strict=True):
+        assert f"{scenes.size(parts)} for every token" in text
 
 
 def test_a_model_that_does_not_exist_is_refused_before_anything_is_shown(

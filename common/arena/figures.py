@@ -12,22 +12,22 @@ WINDOW = 1.0
 
 @dataclass(frozen=True)
 class Figure:
-    """more_wins: a higher value is better. better: the verdict's words, after 'x times'."""
+    """more_wins: a higher value is better."""
 
     title: str
     unit: str
     more_wins: bool
-    better: str
 
 
 FIGURES = {
-    "speed": Figure("Output", "tokens/s", True, "as fast"),
-    "ttft": Figure("First token, median", "s", False, "sooner"),
-    "gap": Figure("Longest pause", "s", False, "shorter"),
-    "together": Figure("Most at once", "answers", True, "as many"),
-    "memory": Figure("KV memory, peak", "tokens", False, "less"),
-    "time": Figure("Time", "s", False, "faster"),
+    "speed": Figure("Output", "tokens/s", True),
+    "ttft": Figure("First token, median", "s", False),
+    "gap": Figure("Longest pause", "s", False),
+    "together": Figure("Most at once", "answers", True),
+    "memory": Figure("KV memory, peak", "tokens", False),
+    "time": Figure("Time", "s", False),
 }
+PEAK = Figure("Most memory that a step took", "MB", False)  # `peak`, in demonstrations alone
 
 
 @dataclass
@@ -94,24 +94,21 @@ class Figures:
 
 def shown(key: str, value: float | None) -> str:
     """A figure with its unit, such as `'0.13 s'`."""
-    figure = FIGURES[key]
+    figure = FIGURES.get(key, PEAK)
     if value is None:
         return "–"
     if figure.unit == "s":
         return f"{value:.2f} s" if value >= 0.1 else f"{value * 1000:.0f} ms"
-    return f"{value:,.0f} {figure.unit}"
+    return "1 answer" if (key, value) == ("together", 1) else f"{value:,.0f} {figure.unit}"
 
 
 def verdict(watch: str, ends: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """One sentence on the preset's figure, from the (stage, final figures) of all sides."""
-    figure = FIGURES[watch]
-    said = ", ".join(f"{stage} {shown(watch, figures[watch])}" for stage, figures in ends)
+    """The figure of all sides, from their (stage, final figures); the last one's by the first's, better or worse."""
+    said = f"{FIGURES.get(watch, PEAK).title}: " + ", ".join(f"{s} {shown(watch, end[watch])}" for s, end in ends) + "."
     known = [(stage, float(figures[watch])) for stage, figures in ends if figures[watch]]
     if len(known) < 2:
-        return f"{figure.title}: {said}."
-    known.sort(key=lambda pair: pair[1], reverse=figure.more_wins)
-    (winner, best), (_, worst) = known[0], known[-1]
-    ratio = max(best, worst) / min(best, worst)
-    if ratio < 1.05:
-        return f"{figure.title}: {said}. Within 5 %: no difference to speak of."
-    return f"{figure.title}: {said}. {winner}: {ratio:.1f} × {figure.better}."
+        return said
+    if max(value for _, value in known) < 1.05 * min(value for _, value in known):
+        return f"{said} Within 5 %: no difference to speak of."
+    (first, base), (last, value) = known[0], known[-1]
+    return f"{said} {last}: {value / base:{'.1f' if value > base else '.2g'}} times {first}'s."

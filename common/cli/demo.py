@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from common.arena.figures import verdict
-from common.cli.diff import lessons
+from common.arena.figures import FIGURES, PEAK, verdict
+from common.cli.diff import first_sentence, lessons
 from common.cli.generate import ready_engine, show_choices
 from common.cli.scenes.scenes import SCENES, Scene
 from common.cli.scenes.view import Ask, View
@@ -24,14 +24,17 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     console, number = Console(highlight=False), int(folder.name[1])
     scene, stage = SCENES[number if number < len(SCENES) else 2], f"stage{number}"  # a stage of yours: m2's
     asks, options = fitted(scene, config)
-    title, _, rest = (folder / "README.md").read_text(encoding="utf-8").partition("\n")
+    longest = 8 if scene.watch == "together" else max(ask.prompt for ask in asks)  # what is timed is warmed up
+    readme = folder / "README.md"  # written last: until then, the name and the first sentence of the wiring
+    own_words = f"{folder.name.replace('_', ' ')}\n{first_sentence(folder / 'engine.py')}"
+    title, _, rest = (readme.read_text(encoding="utf-8") if readme.exists() else own_words).partition("\n")
     console.print(title.lstrip("# "), style="bold")
     console.print(" ".join(rest.strip().split("\n\n")[0].split()), markup=False)
     console.print(f"\n{' '.join((scene.draw.__doc__ or '').split())}", style="dim", markup=False)
     figures, scale = list[tuple[str, dict[str, float | None]]](), 0.0
     for one in [*sorted(folder.parent.glob(f"m{number - 1}_*")), folder]:
         make = build if one == folder else importlib.import_module(f"{folder.parent.name}.{one.name}.engine").build
-        with ready_engine(make, replace(config, **stage_options(int(one.name[1]), options))) as engine:
+        with ready_engine(make, replace(config, **stage_options(int(one.name[1]), options)), longest) as engine:
             console.print(f"\n{one.name.replace('_', ' ')}", style="bold")
             with Live(console=console, auto_refresh=False) as live:
                 view = View(engine, asks, live, one == folder, scale)
@@ -42,8 +45,10 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
                 show_choices(engine)
             figures.append((engine.stage, view.figures()))
             scale = view.scale
-    if len(figures) > 1:
-        console.print(f"\n{verdict(scene.watch, figures)}", style="bold", markup=False)
+    for watch in scene.watch.split() if len(figures) > 1 else ():
+        before, own = (one[watch] or 0.0 for _, one in figures)
+        better = FIGURES.get(watch, PEAK).more_wins == (own > before)
+        console.print(f"\n{verdict(watch, figures)}", style="bold" if better else "", markup=False)
     files = ", ".join(lesson.path.relative_to(folder).as_posix() for lesson in lessons(folder))
     console.print(f"\nThe code: {files}.\nNext: `make {stage} diff`, `chat`, `bench`, `trace`.", style="dim")
 

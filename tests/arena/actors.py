@@ -20,7 +20,7 @@ WORDS = "The lamp turned over the water while the keeper wrote down every ship t
 class Actor(Side):
     """Answers `prepare` and `play` as a stage with a paged cache would, in `steps` steps of 2 ms.
 
-    fails: the commands that fail, with what they say. loads: `prepare` goes on until `stop`.
+    fails: the commands that fail, with what they say. loads: `prepare` goes on until `stop`, with `done` of 30 done.
     """
 
     def __init__(self, stage: str, title: str = "", steps: int = 24) -> None:
@@ -28,6 +28,7 @@ class Actor(Side):
         self.steps = steps
         self.fails: dict[str, str] = {}
         self.loads = False
+        self.done = 3
         self.stopped = threading.Event()
         self._asks: list[dict[str, Any]] = []
 
@@ -38,7 +39,7 @@ class Actor(Side):
         elif command["do"] == "play":
             yield from self._play()
         else:
-            yield {"event": "loading", "text": "making its 4-bit weights", "done": 3, "total": 30}
+            yield {"event": "loading", "text": "making its 4-bit weights", "done": self.done, "total": 30}
             if self.loads:
                 self.stopped.wait(30)
                 yield {"event": "failed", "message": "its process has ended"}

@@ -33,17 +33,25 @@ def test_before_the_first_token_there_is_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("watch", "first", "second", "says"),
     [
-        ("speed", 20.0, 50.0, "Output: m1 20 tokens/s, m5 50 tokens/s. m5: 2.5 × as fast."),
-        ("gap", 0.9, 0.05, "Longest pause: m1 0.90 s, m5 50 ms. m5: 18.0 × shorter."),
-        ("memory", 3072, 1024, "KV memory, peak: m1 3,072 tokens, m5 1,024 tokens. m5: 3.0 × less."),
+        ("speed", 20.0, 50.0, "Output: m1 20 tokens/s, m5 50 tokens/s. m5: 2.5 times m1's."),
+        ("gap", 0.9, 0.05, "Longest pause: m1 0.90 s, m5 50 ms. m5: 0.056 times m1's."),
+        ("memory", 3072, 1024, "KV memory, peak: m1 3,072 tokens, m5 1,024 tokens. m5: 0.33 times m1's."),
         ("ttft", 1.0, 1.02, "First token, median: m1 1.00 s, m5 1.02 s. Within 5 %: no difference to speak of."),
+        ("time", 1.0, 1.5, "Time: m1 1.00 s, m5 1.50 s. m5: 1.5 times m1's."),
+        ("together", 1, 3, "Most at once: m1 1 answer, m5 3 answers. m5: 3.0 times m1's."),
+        ("peak", 30.0, 0.0, "Most memory that a step took: m1 30 MB, m5 0 MB."),
         ("gap", None, 0.5, "Longest pause: m1 –, m5 0.50 s."),
     ],
 )
-def test_the_verdict_names_the_figures_and_the_better_one(
+def test_the_verdict_names_the_figures_and_the_ratio_of_the_last_to_the_first(
     watch: str, first: float | None, second: float, says: str
 ) -> None:
     assert verdict(watch, [("m1", {watch: first}), ("m5", {watch: second})]) == says
+
+
+def test_a_verdict_on_three_is_not_that_of_two_alike() -> None:
+    ends = [("m1", {"speed": 10.0}), ("m2", {"speed": 30.0}), ("m5", {"speed": 10.1})]
+    assert verdict("speed", ends).endswith("m5: 1.0 times m1's.")
 
 
 def test_every_figure_is_among_those_that_are_told() -> None:

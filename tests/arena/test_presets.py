@@ -50,8 +50,11 @@ def test_without_names_two_stages_with_the_same_weights_race() -> None:
 def test_what_a_stage_cannot_show_is_not_offered() -> None:
     assert "weights" not in [preset.key for preset in presets_for([1, 5])]
     assert "weights" in [preset.key for preset in presets_for([6, 7])]
-    with pytest.raises(UserError, match="unknown preset 'weights'"):
+    with pytest.raises(UserError, match="weights needs m7: make stage6 stage7 race PRESET=weights"):
         find("weights", [1, 5])
+    assert find("weights", [6, 7]).key == "weights"
+    with pytest.raises(UserError, match="unknown preset 'wights'"):
+        find("wights", [6, 7])
 
 
 @pytest.mark.parametrize(

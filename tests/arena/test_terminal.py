@@ -116,7 +116,14 @@ def test_into_a_pipe_goes_the_verdict_alone() -> None:
 
 def test_what_cannot_be_is_one_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     too_long = ["m1", "m4", "--preset", "samples"]  # for the tiny model's 512 positions
-    wrong = ((["m1", "m9"], "unknown stage"), (["m1", "m4", "--preset", "x"], "unknown preset"), (too_long, "m1: the "))
+    both = ["m1", "m4", "--preset", "many", "--prompt", "hello"]
+    wrong = (
+        (both, "not both"),
+        (["m1", "m4", "--preset", "weights"], "make stage6 stage7 race PRESET=weights"),
+        (["m1", "m9"], "unknown stage"),
+        (["m1", "m4", "--preset", "x"], "unknown preset"),
+        (too_long, "m1: the "),
+    )
     for arguments, says in wrong:
         assert command(*arguments) == 2
         [error] = capsys.readouterr().err.splitlines()

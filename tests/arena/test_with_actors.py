@@ -112,6 +112,39 @@ def test_what_loads_is_told_and_can_be_stopped(browser: Browser) -> None:
         race(page)
 
 
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_page_that_is_opened_while_something_loads_shows_how_far_it_is(browser: Browser, done: int) -> None:
+    """Where nothing is done yet, as in a first long prompt, the bar moves: it has no value."""
+    slow = Actor("m7")
+    slow.loads, slow.done = True, done
+    with on_stage(Actor("m1"), slow) as stage, seen(browser, stage.url) as page:
+        page.get_by_role("button", name="Race").click()
+        expect_status(page, f"m7: making its 4-bit weights, {done} of 30.")
+        with seen(browser, stage.url) as late:
+            for one in (page, late):
+                expect_status(one, f"m7: making its 4-bit weights, {done} of 30.")
+                bar = one.get_by_role("progressbar", name="Loading")
+                assert bar.is_visible()
+                assert bar.evaluate("bar => [bar.hasAttribute('value'), bar.value]") == [done > 0, done]
+        page.get_by_role("button", name="Stop").click()
+        expect_status(page, "Stopped.")
+
+
+def test_one_answer_is_not_answers(browser: Browser) -> None:
+    with on_stage(Actor("m1"), Actor("m6")) as stage, seen(browser, stage.url) as page:
+        shows = (
+            "lane => [1, 2].map((count) => (lane.show({ together: count }), lane.values.together.value.textContent))"
+        )
+        lane = page.evaluate_handle(
+            """async () => {
+                const { Lane } = await import("/static/lane.js");
+                const { sides, figures } = await (await fetch("/api/setup")).json();
+                return new Lane(sides[0], figures, document.getElementById("lane"));
+            }"""
+        )
+        assert lane.evaluate(shows) == ["1 answer", "2 answers"]
+
+
 def test_the_page_lives_on_when_the_arena_starts_again(browser: Browser) -> None:
     with on_stage(Actor("m1", steps=LONG), Actor("m6")) as stage:
         page = browser.new_page()

@@ -47,10 +47,12 @@ from common.plan import StepPlan
 
 
 @pytest.mark.parametrize("stage", ["m0", "m2", "m4"])
-def test_tables_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_picture_and_trace(stage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The parts add up, in each phase; the operators add up to the same. Must not leave a range in the engine."""
     trace, picture, numbers = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 7, True, {}, tmp_path)
-    said = capsys.readouterr().out
+    said, complaints = capfd.readouterr()
+    assert "USDT" not in complaints, "PyTorch's profiler says when it starts and stops"
+    assert "elementwise: norms, rotary, SwiGLU." in said
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"step", "linear layers", "attention", "sampling", "plan", "wait", "update"} <= names
     assert picture.stat().st_size > 5000
@@ -71,6 +73,12 @@ def test_tables_picture_and_trace(stage: str, tmp_path: Path, capsys: pytest.Cap
     assert bool(compiled) == (stage == "m4")
     assert compiled.get("numba: decode", ATTENTION) == ATTENTION
     assert type(cpu_elementwise.norm).__module__.startswith("numba")
+
+
+def test_an_option_of_a_later_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="m3 has no option 'prefix_index': it arrives with m6"):
+        profile("m3", "mixed", "random:tiny-llama", "cpu", "float32", 1, True, {"prefix_index": "radix"}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Chunk(NamedTuple):
@@ -115,7 +123,7 @@ def test_ranges_lie_in_their_step_and_end_with_it() -> None:
     assert [name for name in opened if name.startswith("step")] == [
         "step 1 prefill 3", "step 2 decode 1", "step 3 decode 1"
     ]  # fmt: skip
-    assert {"plan", "wait", "update", "  norms and rotary", "  sampling"} <= set(opened) and depth == 0
+    assert {"plan", "wait", "update", f"  {ELEMENTWISE}", "  sampling"} <= set(opened) and depth == 0
     assert any(name.endswith(ATTENTION) and name.startswith("    ") for name in opened)
 
 

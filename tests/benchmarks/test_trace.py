@@ -74,7 +74,7 @@ def test_the_finding_of_a_stage_with_the_same_steps_is_what_they_take() -> None:
         statistics.median(s.duration for s in list(t.steps)[1:] if all(c.kind == "decode" for c in s.chunks))
         for t in traces.values()
     ]
-    assert said.endswith(f"takes {1e3 * times[0]:.0f} ms in m6, {1e3 * times[1]:.0f} ms in m7")
+    assert said.endswith(f"takes, in one run: {1e3 * times[0]:.0f} ms in m6, {1e3 * times[1]:.0f} ms in m7")
 
 
 def test_the_schedule_of_a_short_model_has_the_same_shape() -> None:

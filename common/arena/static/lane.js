@@ -116,7 +116,7 @@ export class Lane {
       if (number !== null && number !== undefined) {
         const milliseconds = unit === "s" && key !== "time" && number < 0.1;
         text = milliseconds ? (number * 1000).toFixed(0) : unit === "s" ? number.toFixed(2) : Math.round(number).toLocaleString("en");
-        shown = milliseconds ? "ms" : unit;
+        shown = milliseconds ? "ms" : key === "together" && number === 1 ? unit.replace(/s$/, "") : unit;
       }
       small.textContent = ` ${shown}`;
       value.replaceChildren(text, small);

@@ -148,7 +148,9 @@ function ofSide(event) {
     const far = event.total ? `, ${event.done} of ${event.total}` : "";
     say(`${lane.stage}: ${event.text}${far}.`);
     $("far").hidden = !event.total;
-    [$("far").max, $("far").value] = [event.total || 1, event.done || 0];
+    $("far").max = event.total || 1;
+    if (event.done) $("far").value = event.done;
+    else $("far").removeAttribute("value"); // nothing is done yet: a bar that moves, not an empty one
     return;
   }
   if (event.event === "failed") {
@@ -175,7 +177,7 @@ function ofSide(event) {
 const stream = new EventSource("/api/events");
 stream.onmessage = (message) => {
   const event = JSON.parse(message.data);
-  if (event.event !== "loading") $("far").hidden = true;
+  if (event.event !== "loading" && event.event !== "now") $("far").hidden = true;
   if (event.side !== undefined) ofSide(event);
   else handlers[event.event](event);
   buttons();

@@ -20,8 +20,8 @@ WIDTH, LINE = 76, 76
 
 @dataclass(frozen=True)
 class Scene:
-    """draw: runs it; its docstring says what is seen, its result what was found. watch: the figure that both stages
-    are compared by, a key of `View.figures`. kv_tokens: room of the KV memory; options: further ones of both engines.
+    """draw: runs it; its docstring says what is seen, its result what was found. watch: what both stages are
+    compared by, keys of `View.figures`. kv_tokens: room of the KV memory; options: further ones of both engines.
     """
 
     draw: Callable[[View], str]
@@ -116,8 +116,10 @@ def scores(view: View) -> str:
         if step is None:
             break
         extra = "not known here" if peak.bytes is None else size(peak.bytes)
+        view.peak = None if peak.bytes is None else max(view.peak or 0.0, peak.bytes / 1e6)
         length = step.chunks[0].length
-        view.add(f"{length:5} tokens, {size(4 * heads * length**2):>8} of scores, took {extra:>8}", step.duration)
+        written = "no score matrix" if view.own else f"{size(4 * heads * length**2):>8} scores"
+        view.add(f"{length:5} tokens, {written}, held {extra:>8}", step.duration)
     if view.own:
         _walk(view, *seen)
     return f"the step of the longest prompt held {extra} more than there was before it."
@@ -161,7 +163,7 @@ def per_step(view: View) -> str:
         if step.index:  # the first one reads the short prompts
             parts = [f"{c.request_id} {'+1' if c.kind == 'decode' else f'reads {c.length}'}" for c in step.chunks]
             view.add(f"step {step.index:2}  " + "  ".join(parts), step.duration)
-    gap, first = max(view.outputs["A"].itl), view.outputs["C"].ttft or 0.0
+    gap, first = max(max(view.outputs[id].itl) for id in "AB"), view.outputs["C"].ttft or 0.0
     return f"A and B wait {1e3 * gap:.0f} ms at most between two tokens; C has its first after {1e3 * first:.0f} ms."
 
 
@@ -209,7 +211,7 @@ SCENES = (
     Scene(time_per_token, "time", (Ask(16, 96),)),
     Scene(joining, "speed", SHORT, options={"max_num_seqs": 4}),
     Scene(blocks, "together", MIXED, kv_tokens=256, options={"max_model_len": 128}),
-    Scene(scores, "time", DOUBLING, options={"cuda_graphs": False}),
+    Scene(scores, "peak time", DOUBLING, options={"cuda_graphs": False}),
     Scene(per_step, "gap", LATE, options={"prefill_chunk_size": 256}),
     Scene(hits, "ttft", ALIKE, kv_tokens=1216),
     Scene(weights, "speed", (QUESTION,)),

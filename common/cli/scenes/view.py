@@ -40,6 +40,7 @@ class View:
         self.engine, self.asks, self.live, self.own = engine, asks, live, own
         self.lines: list[tuple[Text, float, str]] = []
         self.scale = scale
+        self.peak: float | None = None  # MB, where a scene measures it
         self.trace = engine.trace = StepTrace(regions=True)
         self.outputs: dict[str, RequestOutput] = {}
         live.update(self)
@@ -71,7 +72,7 @@ class View:
         self.lines.append((Text.assemble(text), bar, f"{bar * 1e3:.0f} ms" if shown is None and bar else shown or ""))
 
     def figures(self) -> dict[str, float | None]:
-        """The arena's figures of the run: see `common.arena.figures`."""
+        """The arena's figures of the run, and its own `peak`: see `common.arena.figures`."""
         outputs, busy = self.outputs.values(), sum(step.duration for step in self.trace.steps)
         return {
             "speed": sum(len(output.token_ids) for output in outputs) / busy,
@@ -79,6 +80,7 @@ class View:
             "gap": max((gap for output in outputs for gap in output.itl), default=None),
             "together": max(step.running for step in self.trace.steps),
             "time": busy,
+            "peak": self.peak,
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
