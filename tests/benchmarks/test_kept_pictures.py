@@ -57,12 +57,24 @@ def test_a_kept_picture_is_what_is_drawn_of_its_results(
     machine: str, source: str, picture: str, tmp_path: Path
 ) -> None:
     assert drawn_again(machine, [source, picture], tmp_path) == [tmp_path / machine / picture]
-    with Image.open(REPORTS / machine / picture) as kept, Image.open(tmp_path / machine / picture) as drawn:
+    assert_same(REPORTS / machine / picture, tmp_path / machine / picture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", sorted({path.parent.name for path in KEPT} - WITHOUT_SOURCE))
+def test_all_kept_pictures_are_what_is_drawn_of_their_results(machine: str, tmp_path: Path) -> None:
+    files = [path.name for path in (REPORTS / machine).iterdir() if path.is_file()]
+    for drawn in drawn_again(machine, files, tmp_path):
+        assert_same(REPORTS / machine / drawn.name, drawn)
+
+
+def assert_same(path: Path, again: Path) -> None:
+    with Image.open(path) as kept, Image.open(again) as drawn:
         if kept.info["Software"] != drawn.info["Software"]:
             pytest.skip(f"drawn by another matplotlib than {matplotlib.__version__}")
-        again = "python -m benchmarks report --redraw"
-        assert kept.size == drawn.size, again
-        assert np.array_equal(np.asarray(kept), np.asarray(drawn)), again
+        what = f"{path.name}: python -m benchmarks report --redraw"
+        assert kept.size == drawn.size, what
+        assert np.array_equal(np.asarray(kept), np.asarray(drawn)), what
 
 
 def test_every_kept_picture_has_results(monkeypatch: pytest.MonkeyPatch) -> None:
