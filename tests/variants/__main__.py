@@ -46,7 +46,7 @@ def _try(root: Path, name: str, variant: Variant) -> bool:
     folder = Path(tempfile.mkdtemp(prefix=re.sub(r"\W+", "-", name)[:40] + "-", dir=root))
     model = str(variant.make(folder))
     command = ["-m", "stages.m6_prefix_caching", "generate", "--model", model, "--max-tokens", "8"]
-    status, seconds, said = _run([*command, *(variant.options or ("--prompt", "The capital of France is"))])
+    status, seconds, said = _run([*command, *(variant.options or ("The capital of France is",))])
     right = status == (0 if variant.refused is None else 2) and "Traceback" not in said
     note = ""
     if variant.refused is not None:
