@@ -188,10 +188,11 @@ test: $(READY)
 	@$(if $(SHORT),,$(COVERAGE)) $(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))")
 
 test-all: $(READY)
-	@FOLOVLLM_DEEP=1 $(COVERAGE) $(PY) -m make.test_all $(SIDE_BY_SIDE) -m "slow or not slow"
+	@FOLOVLLM_DEEP=1 $(COVERAGE) $(PY) -m tests.record $(SIDE_BY_SIDE) -m "slow or not slow"
 
 gpu-test: $(READY)
-	@$(PY) make/gpu_test.py
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: PyTorch sees none here, so nothing was tested")'
+	@$(PY) -m pytest tests/gpu -m gpu $(SIDE_BY_SIDE)
 
 gpu-bench gpu-ladder: $(READY)
 	@$(PY) -m benchmarks gpu $(@:gpu-%=%) $(MODEL_OPTIONS)

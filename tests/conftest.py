@@ -17,7 +17,6 @@ from common.execution.threads import usable_cpus
 from common.models import load_tokenizer
 from common.text.tokenizer import Tokenizer
 from tests.coverage import pytest_sessionfinish, pytest_testnodedown  # noqa: F401 - hooks
-from tests.share import pytest_addoption, pytest_collection_modifyitems  # noqa: F401 - hooks
 from tests.summary import pytest_terminal_summary  # noqa: F401 - a hook
 
 

@@ -152,7 +152,7 @@ def test_gpu_tests_without_a_gpu_say_so_and_fail(tmp_path: Path) -> None:
     assert result.returncode != 0
     said = [line for line in (result.stdout + result.stderr).splitlines() if not line.startswith("make")]
     assert said == ["no GPU: PyTorch sees none here, so nothing was tested"]
-    assert "make/gpu_test.py" in planned("gpu-test")
+    assert "-m pytest tests/gpu -m gpu" in planned("gpu-test")
 
 
 def test_setup_finds_a_half_made_environment_and_starts_over(tmp_path: Path) -> None:

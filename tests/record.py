@@ -5,10 +5,9 @@ import os
 import subprocess
 import sys
 
-GIVEN = dict(os.environ)  # before our own imports choose a number of threads: tests choose theirs
-
-from benchmarks.environment import ROOT, environment  # noqa: E402
-from benchmarks.files import write_atomically  # noqa: E402
+from benchmarks.environment import ROOT, environment
+from benchmarks.files import write_atomically
+from common.execution.threads import without_bounds
 
 REPORT = ROOT / "reports" / "test-all.txt"
 
@@ -16,7 +15,8 @@ REPORT = ROOT / "reports" / "test-all.txt"
 def main() -> int:
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
     lines: list[str] = []
-    with subprocess.Popen(command, cwd=ROOT, env=GIVEN, stdout=subprocess.PIPE, text=True) as process:
+    environment_of_tests = without_bounds(os.environ)  # they choose their own number of threads
+    with subprocess.Popen(command, cwd=ROOT, env=environment_of_tests, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
