@@ -1,13 +1,11 @@
 """Run pytest with the arguments given, and keep the outcome of a run that passed or failed in reports/test-all.txt."""
 
 import datetime
-import os
 import subprocess
 import sys
 
 from benchmarks.environment import ROOT, environment
 from benchmarks.files import write_atomically
-from common.execution.threads import without_bounds
 
 REPORT = ROOT / "reports" / "test-all.txt"
 
@@ -15,8 +13,7 @@ REPORT = ROOT / "reports" / "test-all.txt"
 def main() -> int:
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
     lines: list[str] = []
-    environment_of_tests = without_bounds(os.environ)  # they choose their own number of threads
-    with subprocess.Popen(command, cwd=ROOT, env=environment_of_tests, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
