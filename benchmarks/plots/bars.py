@@ -1,6 +1,5 @@
 """What the bar pictures share: named rows, numbers at the bars, a title that states the finding, a source line."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 
 from matplotlib import pyplot as plt
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
 from benchmarks.execution import PLAIN, execution_of
+from benchmarks.plots.picture import headed
 from benchmarks.record import Record
 from benchmarks.style import INK, SOFT, STAGE_TITLES, WIDTH, color, title
 from benchmarks.table import EXECUTION, rows_for
@@ -142,17 +142,9 @@ def finish(
     hardware = short_hardware(results.environment, config["device"])
     source = f"{workload} · {config['model']} · {config['dtype']} · {hardware}"
     source += " · QUICK SIZES: A TEST, NOT A MEASUREMENT" if config["quick"] else ""
-    figure.tight_layout()
-    figure.suptitle(textwrap.fill(finding, 74), x=0.01, y=1.0, ha="left", va="bottom", fontsize=18, fontweight="bold")
-    notes = "\n".join([*textwrap.wrap(how_to_read, 108), *peer_notes(records), source])
-    figure.text(0.01, -0.01, notes, ha="left", va="top", fontsize=11.5, color=SOFT)
-    return figure
-
-
-def peer_notes(records: Sequence[Record]) -> list[str]:
-    """What sets a peer apart (other weights, another type of its KV cache): the source line speaks of the stages."""
-    notes = [f"{title(r.stage)}: {r.note}" for r in records if r.stage not in STAGE_TITLES and r.note]
-    return [line for note in dict.fromkeys(notes) for line in textwrap.wrap(note, 108)]
+    # other weights, another type of its KV cache: the source line speaks of the stages
+    peers = dict.fromkeys(f"{title(r.stage)}: {r.note}" for r in records if r.stage not in STAGE_TITLES and r.note)
+    return headed(figure, finding, how_to_read, *peers, source, size=18, width=74)
 
 
 def times(value: float) -> str:

@@ -21,10 +21,11 @@ def save_picture(path: Path, draw: Callable[[], Figure]) -> Path:
     return path
 
 
-def headed(figure: Figure, finding: str, note: str = "") -> Figure:
-    """The finding on top, how to read the picture below."""
+def headed(figure: Figure, finding: str, *notes: str, size: int = 17, width: int = 76) -> Figure:
+    """The finding on top, in lines of `width` characters; below, how to read the picture, each note on lines of its own."""
     figure.tight_layout()
-    look: Any = {"x": 0.01, "y": 1.0, "ha": "left", "va": "bottom", "fontsize": 17, "fontweight": "bold"}
-    figure.suptitle(textwrap.fill(finding, 76), **look)
-    figure.text(0.01, -0.01, textwrap.fill(note, 108), fontsize=11.5, color=SOFT, va="top")
+    look: Any = {"x": 0.01, "y": 1.0, "ha": "left", "va": "bottom", "fontsize": size, "fontweight": "bold"}
+    figure.suptitle(textwrap.fill(finding, width), **look)
+    lines = [line for note in notes for line in textwrap.wrap(note, 108)]
+    figure.text(0.01, -0.01, "\n".join(lines), fontsize=11.5, color=SOFT, va="top")
     return figure

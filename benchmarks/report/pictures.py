@@ -3,15 +3,11 @@
 from functools import partial
 from itertools import product
 
-from matplotlib import pyplot as plt
-
-from benchmarks import attention, busy, int4, quality
+from benchmarks import attention, busy, int4, plots, quality
 from benchmarks.execution import PLAIN
-from benchmarks.plots import PICTURES
 from benchmarks.plots.picture import save_picture
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
-from benchmarks.style import RC
 
 SHOWN = (
     ("ladder", "throughput"),
@@ -35,17 +31,14 @@ def draw(machine: Machine, again: bool = False) -> list[Picture]:
     again: instead of what the report shows, all pictures that the folder has already."""
     drawn: list[Picture] = []
     workloads = dict.fromkeys(workload for bench in machine.benches for workload in bench.results.config["workloads"])
-    for workload, name in product(workloads, PICTURES) if again else SHOWN:
+    for workload, name in product(workloads, plots.PICTURES) if again else SHOWN:
         with_sweep = [b for b in machine.benches if any(r.workload == workload for r in b.results.sweeps)]
         alone = [bench for bench in with_sweep if bench.results.config.get("execution") == PLAIN]
         for bench in filter(None, [*alone, machine.bench_of(workload), *with_sweep]):
-            path = bench.path.parent / f"{machine.prefix}{workload}{name and '-'}{name}.png"
+            path = bench.path.parent / f"{machine.prefix}{plots.file_name(workload, name)}"
             if again and not path.exists():
                 break
-            with plt.rc_context(RC):
-                figure = PICTURES[name](bench.results, workload)
-            if figure is not None:
-                save_picture(path, lambda figure=figure: figure)
+            if plots.draw(bench.results, workload, name, path):
                 drawn.append(Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}"))
                 break
     for sheet in machine.sheets_of("attention"):

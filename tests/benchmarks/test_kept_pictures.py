@@ -81,10 +81,11 @@ def test_every_kept_picture_has_results(monkeypatch: pytest.MonkeyPatch) -> None
     """Without drawing them."""
     monkeypatch.setattr("benchmarks.report.pictures.save_picture", lambda path, draw: path)
     monkeypatch.setattr("benchmarks.plots.picture.save_picture", lambda path, draw: path)
+    monkeypatch.setattr("benchmarks.plots.save_picture", lambda path, draw: path)
     some = Figure()
     names = ("throughput", "latency", "memory", "time-per-token", "block-size", "stalls", "chunk-size", "hit-rate",
              "by-turn", "")  # fmt: skip
-    monkeypatch.setattr("benchmarks.report.pictures.PICTURES", dict.fromkeys(names, lambda *_: some))
+    monkeypatch.setattr("benchmarks.plots.PICTURES", dict.fromkeys(names, lambda *_: some))
     known = {p.path for folder in {path.parent for path in KEPT} for m in read_folder(folder) for p in draw(m, True)}
     assert {path for path in set(KEPT) - known if not {path.name, path.parent.name} & WITHOUT_SOURCE} == set()
 
