@@ -21,9 +21,8 @@ from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
 from benchmarks.plots.picture import save_picture
-from benchmarks.profile_parts import STEP, Event, Phases, learn_kernels, parts_on_cpu, parts_on_gpu
+from benchmarks.profile_parts import STEP, Event, Phases, Profile, learn_kernels, parts_on_cpu, parts_on_gpu
 from benchmarks.profile_ranges import Around, named_parts
-from benchmarks.profile_table import Profile
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import title
 from benchmarks.worker import warm_up

@@ -22,7 +22,7 @@ def save_picture(path: Path, draw: Callable[[], Figure]) -> Path:
 
 
 def headed(figure: Figure, finding: str, *notes: str, size: int = 17, width: int = 76) -> Figure:
-    """The finding on top, in lines of `width` characters; below, how to read the picture, each note on lines of its own."""
+    """The finding on top, in lines of `width` characters; below, how to read the picture, each note from a new line."""
     figure.tight_layout()
     look: Any = {"x": 0.01, "y": 1.0, "ha": "left", "va": "bottom", "fontsize": size, "fontweight": "bold"}
     figure.suptitle(textwrap.fill(finding, width), **look)

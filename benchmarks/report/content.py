@@ -6,12 +6,11 @@ from typing import Any
 
 from benchmarks.peers import PEERS
 from benchmarks.report.blocks import Block, Picture, folded, from_rich, table
-from benchmarks.report.claims import CLAIMS, Claim
+from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, Claim, Verdict, judge
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import Bench, Machine, folder_of
-from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, Verdict, judge
 from benchmarks.style import title
 from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
 from benchmarks.workloads import find

@@ -8,8 +8,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from benchmarks.report.claims import MET, NOT_MEASURED, NOT_MET
 from benchmarks.report.readme import TEMPLATES
-from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET
 
 WIDTH, COLORS = 1200, 96
 CLASSES = {MET: "met", NOT_MET: "missed", NOT_MEASURED: "absent"}

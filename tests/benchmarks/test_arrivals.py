@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from benchmarks import worker
-from benchmarks.arrivals import Arrivals
 from benchmarks.contestant import OnTokens, Setting
 from benchmarks.recipes import LONG, SHORT, STEADY, BenchRequest, Draw, chats, timed, warm
 from benchmarks.record import Run, Timeline, record_runs
-from benchmarks.stage_contestant import StageContestant
+from benchmarks.stage_contestant import Arrivals, StageContestant
 from benchmarks.worker import Job, run_job
 from benchmarks.workloads import find_size
 from common import Engine, SamplingParams

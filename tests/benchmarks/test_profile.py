@@ -30,13 +30,13 @@ from benchmarks.profile_parts import (
     STEP,
     Parts,
     Phases,
+    Profile,
     Work,
     learn_kernels,
     parts_on_cpu,
     parts_on_gpu,
 )
 from benchmarks.profile_ranges import named_parts, phase
-from benchmarks.profile_table import Profile
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Record
 from benchmarks.worker import Job

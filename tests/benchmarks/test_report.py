@@ -15,14 +15,13 @@ import pytest
 from benchmarks.compare import Results
 from benchmarks.execution import WAYS
 from benchmarks.report.blocks import to_markdown
-from benchmarks.report.claims import CLAIMS
+from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, judge
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.figures import evaluate
 from benchmarks.report.fill import Filler, line_of
 from benchmarks.report.peers import MODEL
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
-from benchmarks.report.verdicts import MET, NOT_MEASURED, NOT_MET, judge
 from benchmarks.report.write import write_all
 from benchmarks.table import rate
 from common.errors import UserError
