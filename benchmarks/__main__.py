@@ -23,8 +23,7 @@ app = typer.Typer(
     help="Race the stages, and peers, on workloads that isolate one idea each.",
 )
 DEFAULT_FOLDER = Path("reports/local")
-PICTURE = "picture.png"
-"""Any picture, to check that the folder takes files."""
+PICTURE = "picture.png"  # any picture, to check that the folder takes files
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 PictureFolder = Annotated[Path | None, typer.Option(help="Of pictures; default: that of --json, or reports/local.")]

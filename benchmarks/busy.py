@@ -32,12 +32,10 @@ SCHEMA = "busy-1"
 STYLES = {0: "o-", 2: "s--", 8: "^:"}
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
-QUIET_SHARE = 0.95
-"""Required share of the speed with the runtime's default, on a quiet machine."""
+QUIET_SHARE = 0.95  # required share of the speed with the runtime's default, on a quiet machine
 BUSY_SHARES = {2: 0.42, 8: 0.12}
 """Required share of the own speed on a quiet machine with two cores, by the number of busy loops."""
-SECONDS = 5.0
-"""A run ends here: with the default, next to eight processes, it would take minutes."""
+SECONDS = 5.0  # A run ends here: with the default, next to eight processes, it would take minutes
 
 
 class Setting(NamedTuple):

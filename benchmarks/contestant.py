@@ -12,8 +12,7 @@ from benchmarks.record import Run
 from benchmarks.workloads import Size
 from common.config import parse_device, parse_dtype
 
-OnTokens = Callable[[int], None]
-"""Called with the number of tokens that have just come, for the progress bar."""
+OnTokens = Callable[[int], None]  # called with the number of tokens that have just come, for the progress bar
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ import signal
 
 import torch
 
-OUT_OF_MEMORY = "out of memory"
-"""In every such message, so that tables and pictures can name it."""
+OUT_OF_MEMORY = "out of memory"  # in every such message, so that tables and pictures can name it
 _SIGNS = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
 _WANTED = re.compile(r"tr(?:ied|ying) to allocate ([\d.]+) (bytes|[KMGTP]iB)", re.IGNORECASE)
 

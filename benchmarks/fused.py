@@ -31,11 +31,9 @@ from common.watch.progress import progress_bar
 
 ROWS = (1, 2, 4, 8, 64)
 TUNED_ROWS = (1, 4)
-TUNE_SECONDS = 80.0
-"""Tuning stops here with what it has: compiling takes most of it."""
+TUNE_SECONDS = 80.0  # tuning stops here with what it has: compiling takes most of it
 
-Call = Callable[[Ops, int], object]
-"""call(ops, copy): the operation, on that copy of the weights."""
+Call = Callable[[Ops, int], object]  # call(ops, copy): the operation, on that copy of the weights
 
 
 @dataclass(frozen=True)

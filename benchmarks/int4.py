@@ -51,8 +51,7 @@ COLORS = {"qkv": "#332288", "o": "#117733", "gate_up": "#CC6677", "down": "#DDAA
 BF16 = torch.bfloat16
 SCHEMA = "int4-3"
 TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
-TUNE_SECONDS = 150.0
-"""Tuning stops here with what it has: compiling takes most of it."""
+TUNE_SECONDS = 150.0  # tuning stops here with what it has: compiling takes most of it
 
 
 @dataclass
@@ -224,8 +223,7 @@ def tune(device: str, path: Path, resume: bool) -> None:
     print_best(records)
 
 
-Try = tuple[str, Callable[[int], object], int]
-"""Configuration, call, and copies of the weight."""
+Try = tuple[str, Callable[[int], object], int]  # configuration, call, and copies of the weight
 
 
 def _all_tries(group: int, device: torch.device) -> Iterator[tuple[str, int, *Try]]:

@@ -51,8 +51,7 @@ class AttentionClock:
         self._attention = attention
         self._on_gpu = device.type == "cuda"
         self._expected_calls = expected_calls
-        self._calls: list[tuple[Any, Any]] = []
-        """Begin and end: events of the GPU, or seconds."""
+        self._calls: list[tuple[Any, Any]] = []  # begin and end: events of the GPU, or seconds
 
     def _now(self) -> Any:
         if not self._on_gpu:

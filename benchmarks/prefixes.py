@@ -10,8 +10,7 @@ from common.kv_cache import PrefixCache, PrefixNode
 
 SYSTEM, EXAMPLES, QUESTION, ANSWER = 96, (64, 48), (10, 30), 12
 """Tokens of the system prompt, of the few-shot examples of two tasks, of a question, and of an answer."""
-QUESTIONS, FOLLOW_UPS = (5, 3), 2
-"""Questions on each task, and further ones in the chat of the first."""
+QUESTIONS, FOLLOW_UPS = (5, 3), 2  # questions on each task, and further ones in the chat of the first
 
 
 def record_prefixes(

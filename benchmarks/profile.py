@@ -31,8 +31,7 @@ from common import Engine, SamplingParams
 from common.config import parse_device, stage_options
 from common.errors import require
 
-WIDTH = 110
-"""Columns of the tables at least, also where the output is no terminal."""
+WIDTH = 110  # columns of the tables at least, also where the output is no terminal
 NOTE = "elementwise: norms, rotary, SwiGLU. Where a kernel fuses one with its neighbour, it counts as the neighbour."
 
 

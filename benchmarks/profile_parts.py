@@ -26,16 +26,13 @@ ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 STEP_NAME = re.compile(r"step \d+ (\w+) \d+")
 INKS = ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD")
 COLORS: Mapping[str, str] = dict(zip((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), INKS, strict=True))
-LONGEST = 12
-"""Kernels or operators of a phase that the terminal shows; the JSON has all."""
+LONGEST = 12  # kernels or operators of a phase that the terminal shows; the JSON has all
 COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::|c10::|at::|gpu_kernel_impl_nocast<|<\d+, (\d+, )?"
 """What the names of PyTorch's kernels have in common."""
-WIDEST = 52
-"""Characters of a name."""
+WIDEST = 52  # characters of a name
 
 Event = Mapping[str, Any]
-Parts = dict[str, dict[str, float]]
-"""By phase: the seconds of each part, of all steps of that phase."""
+Parts = dict[str, dict[str, float]]  # by phase: the seconds of each part, of all steps of that phase
 
 
 @dataclass
@@ -48,8 +45,7 @@ class Work:
     seconds: float = 0.0
 
 
-Works = dict[str, list[Work]]
-"""By phase: the longest first."""
+Works = dict[str, list[Work]]  # by phase: the longest first
 
 
 class Phases:
@@ -60,8 +56,7 @@ class Phases:
         ranges = (e for e in events if e.get("cat") == "user_annotation")
         started = sorted((e["ts"], found[1]) for e in ranges if (found := STEP_NAME.fullmatch(e["name"])))
         self._times, self._phases = [time for time, _ in started], [phase for _, phase in started]
-        self.counts = Counter(self._phases)
-        """Steps of each phase, in the order in which phases first came."""
+        self.counts = Counter(self._phases)  # steps of each phase, in the order in which phases first came
 
     def of(self, event: Event) -> str:
         return self._phases[max(0, bisect_left(self._times, event["ts"] + event["dur"]) - 1)]

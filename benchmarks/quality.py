@@ -50,8 +50,7 @@ class Row:
     commit: str | None = None
 
 
-Change = Callable[[ModelSource, Decoder], int]
-"""Replaces the weights of the decoder's projections; returns their bytes."""
+Change = Callable[[ModelSource, Decoder], int]  # replaces the weights of the decoder's projections; returns their bytes
 
 
 def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Change]]:

@@ -11,13 +11,10 @@ from itertools import accumulate
 
 SEED = 20261101
 
-Span = tuple[int, int]
-"""Lowest and highest value, both included."""
+Span = tuple[int, int]  # lowest and highest value, both included
 
-STEADY, LONG, SHORT = "steady", "long", "short"
-"""Groups of `interference`."""
-BLOCK = 16
-"""Tokens of a block of KV cache, unless an option says otherwise: what prompts share ends with one."""
+STEADY, LONG, SHORT = "steady", "long", "short"  # groups of `interference`
+BLOCK = 16  # tokens of a block of KV cache, unless an option says otherwise: what prompts share ends with one
 
 
 @dataclass(frozen=True)

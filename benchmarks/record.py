@@ -11,8 +11,7 @@ from benchmarks.recipes import STEADY, BenchRequest
 SCHEMA = 1
 POSITION_BINS = 64
 
-Summary = dict[str, float]
-"""mean, p50, p90, p99 and max, in seconds."""
+Summary = dict[str, float]  # mean, p50, p90, p99 and max, in seconds
 
 
 @dataclass(frozen=True)

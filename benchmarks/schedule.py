@@ -19,8 +19,7 @@ SHORT, LONG, CHUNK = 16, 1000, 256
 too short for them."""
 STEPS_BEFORE, STEPS_AFTER = 3, 3
 """Decode steps that are drawn before the long prompt arrives, and after its first token."""
-OUTPUTS = STEPS_BEFORE + STEPS_AFTER + LONG // CHUNK + 3
-"""More tokens than a request makes before the run ends."""
+OUTPUTS = STEPS_BEFORE + STEPS_AFTER + LONG // CHUNK + 3  # more tokens than a request makes before the run ends
 
 
 def record_schedule(stage: str, model: str, device: str, dtype: str, long: int = LONG) -> StepTrace:

@@ -42,8 +42,7 @@ class Arrivals:
         for index, request in enumerate(requests):
             if request.follows is not None:
                 self._followers[request.follows].append(index)
-        self.left = len(requests)
-        """Requests that have not been handed out."""
+        self.left = len(requests)  # requests that have not been handed out
 
     def due(self, now: float) -> list[Arrival]:
         """Those that have arrived by now, seconds after the start."""

@@ -24,13 +24,11 @@ NUM_REQUESTS = 16
 INPUTS, OUTPUTS, LONG_OUTPUTS, LONG_SHARE = (16, 64), (8, 40), (80, 120), 0.4
 MAX_MODEL_LEN = 256
 KV_TOKENS = 2 * MAX_MODEL_LEN
-SHARED = 64
-"""Tokens that the prompts begin with, in the pictures of m6 and m7."""
+SHARED = 64  # tokens that the prompts begin with, in the pictures of m6 and m7
 SWAP_TOKENS = 128
 """Two slots of `MAX_MODEL_LEN` tokens: m1 and m2 run two requests, the paged stages as many as really fit. The pool on
 the CPU takes one preempted request; the next one is recomputed."""
-TIMED = ("m4", "m7")
-"""They do in the same steps what the stage before them does, in less time: that is their picture."""
+TIMED = ("m4", "m7")  # they do in the same steps what the stage before them does, in less time: that is their picture
 
 
 def record(

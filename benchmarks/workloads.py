@@ -77,8 +77,7 @@ _PRESSURE = {
     "gpu": Size(uniform(256, (64, 256), (64, 256)), 256, 4096, kv_tokens=16 * 4096),
     "quick": Size(uniform(8, (8, 16), (4, 12)), 8, 128, kv_tokens=2 * 128),
 }
-_SWAP_SPACE = 2**30
-"""Bytes: more than the preempted requests of `memory_pressure` hold at a time."""
+_SWAP_SPACE = 2**30  # bytes: more than the preempted requests of `memory_pressure` hold at a time
 _ARRIVALS_PER_SECOND = {"cpu": 2.0, "gpu": 20.0, "quick": 50.0}
 
 

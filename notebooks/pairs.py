@@ -14,10 +14,8 @@ from common.errors import require, unknown
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-MINE = FOLDER / "mine"
-"""The reader's copies. Git ignores it."""
-EXECUTED = ROOT / "reports/local/notebooks"
-"""Where executed copies go."""
+MINE = FOLDER / "mine"  # The reader's copies. Git ignores it.
+EXECUTED = ROOT / "reports/local/notebooks"  # where executed copies go
 _IMPORTS = 'import os, sys; sys.path.insert(0, os.path.abspath("{}"))  # imports are from this repository\n'
 _NOTEBOOK = re.compile(r"(\d\d|m\d|long)_\w+")
 

@@ -5,10 +5,8 @@ from typing import Any
 
 from common.watch.progress import listen
 
-MARK = {"progress": True}
-"""The metadata of such a line. `execute` keeps none."""
-EVERY = 0.5
-"""Seconds between two updates."""
+MARK = {"progress": True}  # the metadata of such a line. `execute` keeps none
+EVERY = 0.5  # seconds between two updates
 
 
 class CellLine:

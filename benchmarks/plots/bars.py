@@ -15,12 +15,10 @@ from benchmarks.style import INK, SOFT, STAGE_TITLES, WIDTH, color, title
 from benchmarks.table import EXECUTION, rows_for
 
 Value = Callable[[Record], float | None]
-Write = Callable[[float | None], str]
-"""A figure of a record, and how it is written: `3.1 ms`."""
+Write = Callable[[float | None], str]  # A figure of a record, and how it is written: `3.1 ms`
 
 PALE = 0.4
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-"""Behind numbers that a line may cross."""
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}  # behind numbers that a line may cross
 
 
 def measured(results: Results, workload: str) -> list[Record]:

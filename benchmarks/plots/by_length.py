@@ -16,8 +16,7 @@ from benchmarks.style import WIDTH, color, title
 from benchmarks.table import seconds, size
 from benchmarks.workloads import find, find_size
 
-Line = list[tuple[int, Record]]
-"""The records of one contestant with their prompt lengths, the shortest first."""
+Line = list[tuple[int, Record]]  # the records of one contestant with their prompt lengths, the shortest first
 
 
 def impossible(record: Record) -> bool:
@@ -30,8 +29,7 @@ PANELS: tuple[tuple[str, Value, Write], ...] = (
     ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
     ("activations at their peak", lambda r: r.peak_activation_bytes, size),
 )
-APART = 0.075
-"""Between labels, and between marks: of the panel's height."""
+APART = 0.075  # between labels, and between marks: of the panel's height
 
 
 def by_length(results: Results, workload: str) -> Figure | None:

@@ -16,8 +16,7 @@ from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import rate, seconds
 
 PREFIX = "chunk="
-NO_SIZE = "auto"
-"""A dot apart, without a line."""
+NO_SIZE = "auto"  # A dot apart, without a line
 
 
 def _itl(name: str) -> Value:

@@ -13,8 +13,7 @@ from benchmarks.style import SOFT, WIDTH, color, title
 from benchmarks.table import seconds
 from benchmarks.workloads import find, find_size
 
-Line = dict[int, Record]
-"""The records of one contestant, by hit rate in percent."""
+Line = dict[int, Record]  # the records of one contestant, by hit rate in percent
 
 
 def hit_rate(results: Results, workload: str) -> Figure | None:

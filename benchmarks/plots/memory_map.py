@@ -12,8 +12,7 @@ from benchmarks.plots.picture import headed, save_picture
 from benchmarks.plots.timeline import Traced
 from benchmarks.style import INK, WIDTH, title
 
-CELL = 16
-"""Token slots in a cell: the paged stages' block size; a long slot is as many cells as it has room for."""
+CELL = 16  # token slots in a cell: the paged stages' block size; a long slot is as many cells as it has room for
 COLUMNS = 16
 
 

@@ -36,8 +36,7 @@ _FAST_PREFILL = (
     "context, is a large part of that"
 )
 
-SHIPPED = "int4 GPTQ, group 32, asymmetric"
-"""The row of the weights that m7 makes unless told otherwise."""
+SHIPPED = "int4 GPTQ, group 32, asymmetric"  # the row of the weights that m7 makes unless told otherwise
 
 # Of each: the stage, what is said, what was expected, how it is shown; the figure and its bounds; reasons.
 CLAIMS = (

@@ -27,8 +27,7 @@ LADDER_COLUMNS = {
     "peak memory": "peak memory",
     "KV mean use": "KV in use",
 }
-Judged = Mapping[str, Sequence[tuple[Claim, Verdict]]]
-"""All claims with their verdicts, by the machine's name."""
+Judged = Mapping[str, Sequence[tuple[Claim, Verdict]]]  # all claims with their verdicts, by the machine's name
 
 
 def report(

@@ -38,14 +38,12 @@ from common.errors import UserError, require
 from common.memory import kv_bytes_per_token
 from common.models.sources.random_weights import PRESETS
 
-SINGLE_TOKENS = 128 + 127
-"""What `single` leaves in the cache: all but the last token."""
+SINGLE_TOKENS = 128 + 127  # what `single` leaves in the cache: all but the last token
 GPU_BENCH = {workload for part in JOBS["bench"] for workload in part.workloads}
 Run = list[float | None]
 OF_MACHINE = {"attention": (2,), "quality": (1,), "reference": (1, 2)}
 """What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""
-LEVEL = 0.95
-"""A throughput of this share of the best counts as equal."""
+LEVEL = 0.95  # A throughput of this share of the best counts as equal
 
 
 def _last_quarter(record: Record, first: bool = False) -> float | None:

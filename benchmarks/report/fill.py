@@ -23,8 +23,7 @@ from common.errors import require
 
 PLACEHOLDER = re.compile(r"\{(figure|compute|code|link|machine):([^{}|]+)(?:\|([^{}]+))?\}")
 MACHINE = re.compile(r"^([a-z0-9_]+): ?(?=\S)")
-BORROWED = "†"
-"""Marks a figure from the kept results, which the reader's own lack."""
+BORROWED = "†"  # marks a figure from the kept results, which the reader's own lack
 MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `{}`*"}
 
 

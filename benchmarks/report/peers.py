@@ -9,8 +9,7 @@ from typing import Any
 from common.errors import require
 
 SCHEMA = "peers-1"
-MODEL = "random:qwen3-0.6b"
-"""What the jobs for a GPU run unless told otherwise, and what `SAME_MODEL` calls it."""
+MODEL = "random:qwen3-0.6b"  # what the jobs for a GPU run unless told otherwise, and what `SAME_MODEL` calls it
 SAME_MODEL = "Qwen3-0.6B's shape, random weights, bfloat16"
 SAME_WORK: dict[str, dict[str, Any]] = {
     "nano": {"workload": "nano", "seed": 0},
@@ -19,8 +18,7 @@ SAME_WORK: dict[str, dict[str, Any]] = {
 }
 """For each workload of ours the rows of a file that measured the same. (`nano`: the same distribution of lengths; ours
 are other draws of it.)"""
-GREEDY, SAMPLED = 0.0, 0.6
-"""Temperatures. The stages' own benchmarks are greedy."""
+GREEDY, SAMPLED = 0.0, 0.6  # Temperatures. The stages' own benchmarks are greedy.
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 READMES = {"README.md": ("stages.md", "en"), "README.zh-CN.md": ("stages.zh-CN.md", "zh")}
 PART = re.compile(r"(<!-- figures: [^\n]*-->\n).*?(<!-- end of figures -->)", flags=re.S)
 MARKED = re.compile(r"(<!--=([^>|\\]+)\\?\|(\w+)-->).*?(<!--/-->)", flags=re.S)
-PAGES = ("reports/execution.md", "benchmarks/bottlenecks.md")
-"""Others with marked figures."""
+PAGES = ("reports/execution.md", "benchmarks/bottlenecks.md")  # others with marked figures
 OWN = "cpu"
 
 

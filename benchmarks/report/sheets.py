@@ -7,8 +7,7 @@ from benchmarks.report.blocks import folded, table
 from benchmarks.report.sources import Sheet
 from benchmarks.table import size
 
-MANY = 30
-"""Rows of a table from which on it is folded away."""
+MANY = 30  # rows of a table from which on it is folded away
 
 
 def sheet_blocks(sheet: Sheet) -> list[str]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WINDOW = 1.0
-"""Seconds over which the live tokens/s is counted."""
+WINDOW = 1.0  # seconds over which the live tokens/s is counted
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,7 @@ from common.sampling_params import SamplingParams
 from common.watch.progress import listening
 
 WARMUP_TOKENS = 4
-LOADING_PAUSE = 0.3
-"""Seconds between two `loading` events."""
+LOADING_PAUSE = 0.3  # seconds between two `loading` events
 
 
 class Player:

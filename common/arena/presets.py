@@ -7,8 +7,7 @@ from typing import Any
 from common.errors import require, unknown
 
 MOST_PROMPTS = 16
-MOST_CHARACTERS = 8000
-"""Of an audience's own prompts: what the page can show, and the context can hold."""
+MOST_CHARACTERS = 8000  # of an audience's own prompts: what the page can show, and the context can hold
 
 
 @dataclass(frozen=True)

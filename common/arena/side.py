@@ -12,8 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-LAST = ("prepared", "ended", "failed")
-"""The events after which a command is done."""
+LAST = ("prepared", "ended", "failed")  # the events after which a command is done
 
 
 class Side:

@@ -23,8 +23,7 @@ COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red", "bright_cyan", "
            "bright_magenta", "bright_blue", "bright_red")  # fmt: skip
 STEPS = {"prefill": ("P", "yellow"), "fork": ("P", "yellow"), "decode": ("d", "blue"), "recompute": ("R", "magenta"),
          "idle": ("-", "bright_black")}  # fmt: skip
-MARKS = "123456789abcdefg"
-"""One character for each answer, also in the memory: colours alone would not tell them apart."""
+MARKS = "123456789abcdefg"  # one character for each answer, also in the memory: colours alone would not tell them apart
 MEMORY_LINES = 3
 BAR = 24  # characters, while a stage loads
 PAUSE = 0.15  # seconds between two pictures: drawing takes CPU time from the engine

@@ -21,8 +21,7 @@ from common.errors import UserError
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it: 128 + SIGINT
 
 
 def stage_main(main_file: str, build: Build) -> NoReturn:

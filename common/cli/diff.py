@@ -16,8 +16,7 @@ NO_LESSONS = ("fast", "checkpoint", "kernels")
 """Sub-folders that are not part of a stage's lesson, even where its README names a file in them."""
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
-Line = tuple[str, str]
-"""A style of `rich`, and the text."""
+Line = tuple[str, str]  # A style of `rich`, and the text
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from common.config import EngineConfig, parse_device, stage_options
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
-Flags = Mapping[str, tuple[Any, str]]
-"""Name of an option to (type, help)."""
+Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
 TYPES = {"dtype": str, "device": str, "prefill_chunk_size": str | None, "stop": list[str]}
 """Of flags, where it is not that of the option."""

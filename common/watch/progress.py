@@ -13,8 +13,7 @@ class Advance(Protocol):
         ...
 
 
-Listener = Callable[[str, int, int], None]
-"""(what, done, total) of a bar; (line, 0, 0) for a line."""
+Listener = Callable[[str, int, int], None]  # (what, done, total) of a bar; (line, 0, 0) for a line
 
 _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 

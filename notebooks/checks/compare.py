@@ -5,12 +5,10 @@ from collections.abc import Callable, Mapping
 
 from notebooks.exercises import check, expect, expect_equal
 
-H100 = (3.35e12, 989e12)
-"""Bytes and dense bfloat16 operations a second."""
+H100 = (3.35e12, 989e12)  # bytes and dense bfloat16 operations a second
 QWEN = (1_192e6, 1_192e6)
 """Qwen3-0.6B: bytes of its weights in bfloat16, and operations for a token (two for each weight)."""
-QWEN_KV = 114_688
-"""Bytes of a token's K and V."""
+QWEN_KV = 114_688  # bytes of a token's K and V
 
 PEOPLE = {
     "One user, long answers. The longer an answer gets, the slower it comes.":

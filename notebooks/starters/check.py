@@ -13,8 +13,7 @@ from typing import Any
 from notebooks.starters.blank import functions, names, unwritten
 from notebooks.starters.tasks import ROOT, Check, Task
 
-LIMIT = 60.0
-"""Seconds of CPU time for one test; all take less than a few."""
+LIMIT = 60.0  # seconds of CPU time for one test; all take less than a few
 
 
 @dataclass

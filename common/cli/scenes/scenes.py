@@ -14,8 +14,7 @@ from common.kv_cache import PagedManager, PrefixCache
 from common.watch.peak_memory import ActivationPeak
 from common.watch.trace import StepRecord
 
-WIDTH, LINE = 76, 76
-"""Most characters of a row of steps or of the KV memory, and of a line of an answer."""
+WIDTH, LINE = 76, 76  # most characters of a row of steps or of the KV memory, and of a line of an answer
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ from common.sampling_params import SamplingParams
 from common.text.prompts import Prompt
 from common.watch.trace import StepRecord, StepTrace
 
-BAR = 22
-"""Characters of the longest bar: a line fits into 80 columns."""
-IDLE = -1
-"""For `Ask.after`: when all requests before it have ended."""
+BAR = 22  # characters of the longest bar: a line fits into 80 columns
+IDLE = -1  # for `Ask.after`: when all requests before it have ended
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from common.models.linear import Projection
 Kernel = Callable[..., None]
 Lanes = tuple[int, ...]
 
-SINGLE_THREAD_LIMIT = 1 << 15
-"""Up to this many numbers, waking other threads costs more than it saves."""
+SINGLE_THREAD_LIMIT = 1 << 15  # up to this many numbers, waking other threads costs more than it saves
 
 FORMATS = {dtype: bits(torch.empty(0, dtype=dtype)) for dtype in BITS}
 
