@@ -14,4 +14,4 @@ if [ ! -e "$venv/.stamp" ]; then
     touch "$venv/.stamp"
 fi
 GPTQMODEL_CPU_WORKERS=2 "$venv/bin/python" -m pytest tests/m7/test_interop.py tests/m7/test_interop_nf4.py
-GPTQMODEL_CPU_WORKERS=2 "$venv/bin/python" -m benchmarks.gptq_interop --json reports/local/gptq_interop.json
+GPTQMODEL_CPU_WORKERS=2 "$venv/bin/python" tests/m7/interop.py --json reports/local/gptq_interop.json

@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("gptqmodel", reason="GPTQModel has an environment of its own: make gptq-interop")
 
-from benchmarks.gptq_interop import ACT_ORDER, OURS, compare
 from common.config import DEFAULT_MODEL
 from common.text.tokenizer import Tokenizer
 from stages.m7_gptq.checkpoint import texts
 from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.settings import Settings
+from tests.m7.interop import ACT_ORDER, OURS, compare
 
 
 @pytest.mark.timeout(300)

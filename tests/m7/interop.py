@@ -1,4 +1,5 @@
-"""Checkpoints back and forth between m7 and GPTQModel: `make gptq-interop`, in an environment that has GPTQModel.
+"""Checkpoints back and forth between m7 and GPTQModel: `make gptq-interop`, in an environment that has GPTQModel. A
+program of its own, with all threads; `test_interop` holds a part of it.
 
 Most of ours are rounded to nearest: that takes seconds, and the format is the same. With act-order the algorithm deals
 the groups, so that one is quantised. Theirs are made by GPTQModel's own quantiser from our calibration text, and the
