@@ -16,7 +16,7 @@ from benchmarks.environment import ROOT
 from benchmarks.peers import PEERS
 from benchmarks.quality import name_of
 from benchmarks.record import Record
-from benchmarks.report.claims import CLAIMS, SHIPPED
+from benchmarks.report.claims import CLAIMS
 from benchmarks.report.figures import DERIVED, evaluate
 from benchmarks.report.readme import MARKED
 from benchmarks.report.readme import PAGES as MARKED_PAGES
@@ -41,6 +41,8 @@ FILES = {
     },
 }  # fmt: skip
 """Where a figure of a workload is meant to come from if it names no file; `[`: a point of its sweep, if elsewhere."""
+SHIPPED = "int4 GPTQ, group 32, asymmetric"
+"""The row of the weights that m7 makes unless told otherwise, as the claims name it."""
 LEADING_GPU = "h200"
 
 
@@ -155,6 +157,7 @@ def test_every_figure_is_of_the_row_that_it_is_meant_to_be_of() -> None:
 def test_what_is_said_of_m7_is_of_the_weights_that_it_makes() -> None:
     """Must not be the best row: act-order loses less, and m7 does not use it."""
     assert name_of(Settings(), hidden=576) == SHIPPED
+    assert any(f"quality.{SHIPPED}." in claim.figure for claim in CLAIMS)
     for path in TEMPLATES.glob("interview_guide*.md"):
         names = re.findall(r"quality\.(int4 GPTQ[^.]*)\.", path.read_text(encoding="utf-8"))
         assert {*names} == {SHIPPED, f"{SHIPPED}, act-order"}
