@@ -185,12 +185,12 @@ for axis, (heading, value) in zip(axes, panels.items(), strict=True):
 figure.tight_layout(w_pad=4)
 plt.show()
 faster = m3[-1].attention_time_s / m4[-1].attention_time_s
-sooner = m3[-1].ttft_s["p50"] / m4[-1].ttft_s["p50"]
+shorter = m3[-1].ttft_s["p50"] / m4[-1].ttft_s["p50"]
 decoding = decode[1].output_tokens_per_s / decode[0].output_tokens_per_s
 grown = m4[-1].attention_time_s / m4[-2].attention_time_s
 say(f"""
-At {LENGTHS[-1]:,} tokens attention takes **{1 / faster:.0%} of m3's time**, and the first token comes **{sooner:.1f} times
-sooner**. 16 decodes together, which gather nothing now, run at {decoding:.2f} times the speed. Memory no longer grows with the
+At {LENGTHS[-1]:,} tokens attention takes **{1 / faster:.0%} of m3's time**, and TTFT is **{shorter:.1f} times
+shorter**. 16 decodes together, which gather nothing now, run at {decoding:.2f} times the speed. Memory no longer grows with the
 square of the length. The arithmetic still does, as every query is compared with every key: from {LENGTHS[-2]:,} to
 {LENGTHS[-1]:,} tokens the time in attention grew {grown:.1f} times, m3's {growth:.1f} times.
 """)

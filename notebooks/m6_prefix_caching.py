@@ -371,7 +371,7 @@ check.hits(hits)
 say(f"""
 - **Q9: how does prefix caching work?** Full blocks are identified by a chain of hashes. A new request shares the blocks of its
   longest known beginning, and computes the rest. In the chat above {m6.prefix_hit_rate:.0%} of all prompt tokens came from the
-  cache, and the first token **{m5.ttft_s["p50"] / m6.ttft_s["p50"]:.1f} times sooner**.
+  cache, and TTFT is **{m5.ttft_s["p50"] / m6.ttft_s["p50"]:.1f} times shorter**.
 - **Q9, a correction: `hash(token_ids[:prefix_len])`?** That hashes the whole prefix again for every block; a chain hashes one
   block each. And a hit is compared, so that a collision never gives a wrong answer.
 - **Q9, a correction: copy-on-write?** A full block is never written again, so sharing it needs no copy. Copies are for samples
