@@ -3,8 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -207,13 +205,7 @@ def gpu(
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
-    from benchmarks.gpu import JOBS, limits
-
-    if job not in JOBS:
-        raise unknown("job", job, JOBS)
-    with _parts(job, model, device, dtype, quick, out_dir):
-        for line in limits(model, dtype, device, out_dir, quick) if job == "bench" else ():
-            print(line)
+    _run_job(job, model, device, dtype, quick, out_dir)
 
 
 @app.command()
@@ -225,20 +217,21 @@ def interview(
     out_dir: Annotated[Path, typer.Option(help="Folder of results and pictures.")] = DEFAULT_FOLDER,
 ) -> None:
     """Measure what the pages for interviews say aloud, each idea against the stage before it."""
-    with _parts("interview", model, device, dtype, quick, out_dir):
-        pass
+    _run_job("interview", model, device, dtype, quick, out_dir)
 
 
-@contextmanager
-def _parts(job: str, model: str, device: str, dtype: str, quick: bool, out_dir: Path) -> Generator[None]:
-    """Run a job's parts and show each; then what is inside; then the time, and status 1 if a stage failed."""
-    from benchmarks.gpu import JOBS, run_parts
+def _run_job(job: str, model: str, device: str, dtype: str, quick: bool, out_dir: Path) -> None:
+    """Run a job's parts and show each, and for `bench` the limits; then the time, and status 1 if a stage failed."""
+    from benchmarks.gpu import JOBS, limits, run_parts
 
+    if job not in JOBS:
+        raise unknown("job", job, JOBS)
     began, failed = time.perf_counter(), False
     for part, results in zip(JOBS[job], run_parts(JOBS[job], model, dtype, device, out_dir, quick), strict=True):
         _show(results, out_dir / part.name)
         failed |= any(not record.ok for record in results.records)
-    yield
+    for line in limits(model, dtype, device, out_dir, quick) if job == "bench" else ():
+        print(line)
     print(f"all of it took {(time.perf_counter() - began) / 60:.1f} minutes")
     if failed:
         raise typer.Exit(1)

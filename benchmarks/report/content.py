@@ -1,7 +1,8 @@
 """What the report says, as blocks."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from benchmarks.peers import PEERS
@@ -37,7 +38,7 @@ def report(
     judged = {m.name: [(claim, judge(claim, m, filler_for[m.name])) for claim in CLAIMS] for m in machines}
     blocks: list[Block] = ["# FoloVLLM: what was measured", _summary(machines, judged)]
     blocks += ["## Machines", _machines(machines), *filter(None, map(_spread, machines))]
-    blocks += ["## The ladder", *(_ladders(machines, pictures) or ["Not measured yet: run `make bench`."])]
+    blocks += ["## The ladder", *(list(_ladders(machines, pictures)) or ["Not measured yet: run `make bench`."])]
     blocks += ["## Claims", *_claims(machines, judged)]
     blocks += ["## Peers", *_peers(machines)]
     execution = [block for machine in machines for block in execution_blocks(machine)]
@@ -46,8 +47,10 @@ def report(
     quality = _sheets(machines, QUALITY) or ["Not measured yet: run `make stage7 quality`."]
     blocks += ["## Quality of 4-bit weights, and their checkpoints", *quality]
     blocks += ["## Pictures"]
+    of_ladders = [f"{workload}-throughput.png" for workload in LADDERS]
     for machine in machines:
-        blocks += [f"### {_name(machine)}", *(p for p in pictures[machine.name] if not _of_ladder(p))]
+        shown = pictures[machine.name]  # those of the ladders stand there
+        blocks += [f"### {_name(machine)}", *(p for p in shown if p.path.name.removeprefix("gpu-") not in of_ladders)]
     blocks += ["## Every workload", *_workloads(machines)]
     return [*blocks, "## Files, versions and commits", _files(machines)]
 
@@ -102,19 +105,12 @@ def _spread(machine: Machine) -> str:
     )
 
 
-def _of_ladder(picture: Picture) -> bool:
-    return picture.path.name.removeprefix("gpu-") in [f"{workload}-throughput.png" for workload in LADDERS]
-
-
-def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]]) -> list[Block]:
-    blocks: list[Block] = []
-    for machine in machines:
-        for workload in LADDERS:
-            if bench := machine.bench_of(workload):
-                blocks += [f"### {workload} on {machine.title}", *_workload(bench, workload, LADDER_COLUMNS)]
-                name = f"{machine.prefix}{workload}-throughput.png"
-                blocks += [picture for picture in pictures[machine.name] if picture.path.name == name]
-    return blocks
+def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]]) -> Iterator[Block]:
+    for machine, workload in product(machines, LADDERS):
+        if bench := machine.bench_of(workload):
+            yield from (f"### {workload} on {machine.title}", *_workload(bench, workload, LADDER_COLUMNS))
+            name = f"{machine.prefix}{workload}-throughput.png"
+            yield from (picture for picture in pictures[machine.name] if picture.path.name == name)
 
 
 def _workload(bench: Bench, workload: str, columns: Mapping[str, str] | None = None) -> list[str]:
@@ -166,26 +162,20 @@ def _peers(machines: Sequence[Machine]) -> list[str]:
 
 
 def _sheets(machines: Sequence[Machine], kinds: Sequence[str]) -> list[str]:
-    blocks: list[str] = []
-    for machine in machines:
-        for sheet in (sheet for sheet in machine.sheets if sheet.kind in kinds):
-            blocks += [f"### {sheet.path.stem} on {machine.title}", *sheet_blocks(sheet)]
-    return blocks
+    found = [(machine, sheet) for machine in machines for sheet in machine.sheets if sheet.kind in kinds]
+    return [block for m, sheet in found for block in (f"### {sheet.path.stem} on {m.title}", *sheet_blocks(sheet))]
 
 
-def _workloads(machines: Sequence[Machine]) -> list[str]:
-    blocks: list[str] = []
-    for machine in machines:
-        for bench in machine.benches:
-            inner: list[str] = []
-            for workload in dict.fromkeys(r.workload for r in bench.results.records):
-                inner += _workload(bench, workload)
-            for workload in dict.fromkeys(r.workload for r in bench.results.sweeps):
-                points = [r for r in bench.results.sweeps if r.workload == workload]
-                headers, rows = from_rich(sweep_table(workload, points))
-                inner.append(table(["point", *headers[1:]], rows, caption=f"sweep of `{workload}`"))
-            blocks.append(folded(f"{machine.title}: {bench.path.name}", inner))
-    return blocks
+def _workloads(machines: Sequence[Machine]) -> Iterator[str]:
+    for machine, bench in [(m, b) for m in machines for b in m.benches]:
+        inner: list[str] = []
+        for workload in dict.fromkeys(r.workload for r in bench.results.records):
+            inner += _workload(bench, workload)
+        for workload in dict.fromkeys(r.workload for r in bench.results.sweeps):
+            points = [r for r in bench.results.sweeps if r.workload == workload]
+            headers, rows = from_rich(sweep_table(workload, points))
+            inner.append(table(["point", *headers[1:]], rows, caption=f"sweep of `{workload}`"))
+        yield folded(f"{machine.title}: {bench.path.name}", inner)
 
 
 def _files(machines: Sequence[Machine]) -> str:
