@@ -135,17 +135,14 @@ def measure(settings: Sequence[Setting], rounds: int, model: str) -> list[Line]:
 def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """What is required of `OURS`: the share reached, the share asked, and whether that is met."""
     rates = {(line.stage, line.setting, line.busy): line.rate for line in lines}
-    asked: list[tuple[str, str, float, float]] = []
+    found: list[dict[str, Any]] = []
     for stage in STAGES:
         quiet = rates[stage, OURS, 0]
-        asked.append((stage, "quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE))
+        asked = [("quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE)]
         for busy, share in BUSY_SHARES.items():
-            what = f"next to {busy} busy loops, of its quiet speed"
-            asked.append((stage, what, rates[stage, OURS, busy] / quiet, share))
-    return [
-        {"stage": stage, "what": what, "reached": reached, "asked": share, "met": reached >= share}
-        for stage, what, reached, share in asked
-    ]
+            asked.append((f"next to {busy} busy loops, of its quiet speed", rates[stage, OURS, busy] / quiet, share))
+        found += [{"stage": stage, "what": w, "reached": r, "asked": share, "met": r >= share} for w, r, share in asked]
+    return found
 
 
 def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:

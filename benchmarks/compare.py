@@ -54,16 +54,9 @@ def contestants(names: Sequence[str], peers: bool) -> list[str]:
 
 
 def make_comparison(
-    names: Sequence[str],
-    workloads: Sequence[str],
-    *,
-    peers: bool,
-    model: str,
-    dtype: str,
-    device: str,
-    options: Mapping[str, Any] | None = None,
-    **rest: Any,
-) -> Comparison:
+    names: Sequence[str], workloads: Sequence[str], *, peers: bool, model: str, dtype: str, device: str,
+    options: Mapping[str, Any] | None = None, **rest: Any,
+) -> Comparison:  # fmt: skip
     """Checks names, options and the model (without reading its weights) before anything runs: `UserError`."""
     require(bool(workloads), "no workload was named: leave out --workload, or see `python -m benchmarks workloads`")
     for workload in workloads:
@@ -87,7 +80,8 @@ def jobs(plan: Comparison) -> Iterator[Job]:
     seen: set[tuple[str, str]] = set()
     for name in plan.workloads:
         for stage in plan.contestants:
-            workload, note = _substitute(stage, find(name))
+            instead = find(name).m0_runs if stage == "m0" else None
+            workload, note = find(instead or name), instead and M0_NOTE.format(instead, name)
             if (stage, workload.name) not in seen:
                 seen.add((stage, workload.name))
                 if workload.ladder and plan.execution is None and _has_plain_row(plan, stage):
@@ -101,12 +95,6 @@ def jobs(plan: Comparison) -> Iterator[Job]:
                 left_out = workload.stages_only if stage in PEERS else stages.number(stage) < workload.variants_from
                 if not left_out and (limit is None or number < limit):
                     yield _job(plan, stage, workload, variant, None)
-
-
-def _substitute(stage: str, workload: Workload) -> tuple[Workload, str | None]:
-    if stage != "m0" or workload.m0_runs is None:
-        return workload, None
-    return find(workload.m0_runs), M0_NOTE.format(workload.m0_runs, workload.name)
 
 
 def _has_plain_row(plan: Comparison, stage: str) -> bool:
@@ -195,14 +183,9 @@ Started = Callable[[int, int, Job], OnMessage]
 
 
 def run(
-    plan: Comparison,
-    path: Path,
-    started: Started,
-    finished: Callable[[Record], None],
-    *,
-    resume: bool = False,
-    timeout: float | None = None,
-) -> Results:
+    plan: Comparison, path: Path, started: Started, finished: Callable[[Record], None], *,
+    resume: bool = False, timeout: float | None = None,
+) -> Results:  # fmt: skip
     """Run all jobs. `path` is rewritten after each, so that an interrupted run leaves what it has measured."""
     old = earlier_results(plan, path) if resume else None
     results = Results(environment(), plan.config())

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None)
     began = time.monotonic()
     try:
         timer.start()
-        worker.stdin.write(job.to_line())
+        worker.stdin.write(json.dumps(asdict(job)) + "\n")
         worker.stdin.flush()
         for line in worker.stdout:
             if line.startswith(MARK):

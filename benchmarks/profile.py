@@ -65,17 +65,9 @@ def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace
 
 
 def profile(
-    stage: str,
-    workload: str,
-    model: str,
-    device: str,
-    dtype: str,
-    steps: int,
-    quick: bool,
-    options: dict[str, Any],
-    folder: Path,
-    nvtx: bool = False,
-) -> list[Path]:
+    stage: str, workload: str, model: str, device: str, dtype: str, steps: int, quick: bool, options: dict[str, Any],
+    folder: Path, nvtx: bool = False,
+) -> list[Path]:  # fmt: skip
     """Profile the first steps of a workload; print tables; returns the files written. nvtx: mark them for Nsight
     Systems instead, which records what runs between the two calls of CUDA's profiler."""
     place = parse_device(device)

@@ -44,10 +44,6 @@ class BenchRequest:
     def prompt_length(self) -> int:
         return self.keep + len(self.prompt)
 
-    @property
-    def by_the_clock(self) -> bool:
-        return self.after_tokens is None and self.follows is None
-
 
 class Draw:
     """The dice of one run. Lengths and arrival times are the same in every run; the token ids differ from run to run,

@@ -33,7 +33,8 @@ class Arrivals:
 
     def __init__(self, requests: Sequence[BenchRequest]) -> None:
         self._requests = requests
-        self._due = [Arrival(r.arrival, i, r.prompt) for i, r in enumerate(requests) if r.by_the_clock]
+        by_the_clock = [(i, r) for i, r in enumerate(requests) if r.after_tokens is None and r.follows is None]
+        self._due = [Arrival(r.arrival, i, r.prompt) for i, r in by_the_clock]
         heapq.heapify(self._due)
         self._made = {index: 0 for index, request in enumerate(requests) if request.group == STEADY}
         triggers = [(r.after_tokens, i) for i, r in enumerate(requests) if r.after_tokens is not None]

@@ -77,9 +77,8 @@ def _share(value: float | None) -> str:
 
 
 def _kv(record: Record) -> str:
-    if not record.kv_reserved_bytes:
-        return DASH
-    return f"{size(record.kv_used_peak_bytes)} / {size(record.kv_reserved_bytes)}"
+    held = record.kv_reserved_bytes
+    return f"{size(record.kv_used_peak_bytes)} / {size(held)}" if held else DASH
 
 
 def speed(record: Record) -> str:
@@ -89,16 +88,8 @@ def speed(record: Record) -> str:
     return rate(record.output_tokens_per_s) + spread
 
 
-COLUMNS = (
-    "stage",
-    "output\ntokens/s",
-    "× stage\nbefore",
-    "\n× m0",
-    "TTFT, s\np50",
-    "ITL, ms\np50 / p99",
-    "E2E, s\np50 / p99",
-    "peak\nmemory",
-)
+COLUMNS = ("stage", "output\ntokens/s", "× stage\nbefore", "\n× m0", "TTFT, s\np50", "ITL, ms\np50 / p99",
+           "E2E, s\np50 / p99", "peak\nmemory")  # fmt: skip
 Column = tuple[str, Callable[[Record], str]]
 
 

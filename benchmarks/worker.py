@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,6 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     execution: str | None = None  # the row's way, where it is not the default
     result_path: str = ""
-
-    def to_line(self) -> str:
-        return json.dumps(asdict(self)) + "\n"
 
 
 def tell(**message: Any) -> None:

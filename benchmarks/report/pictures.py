@@ -10,18 +10,10 @@ from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
 
 SHOWN = (
-    ("ladder", "throughput"),
-    ("mixed", "throughput"),
-    ("mixed", "latency"),
-    ("nano", "throughput"),
-    ("single", "time-per-token"),
-    ("memory_pressure", "memory"),
-    ("memory_pressure", "block-size"),
-    ("long_context", ""),
-    ("interference", "stalls"),
-    ("interference", "chunk-size"),
-    ("shared_prefix", "hit-rate"),
-    ("multi_turn", "by-turn"),
+    *(("ladder", "throughput"), ("mixed", "throughput"), ("mixed", "latency"), ("nano", "throughput")),
+    *(("single", "time-per-token"), ("memory_pressure", "memory"), ("memory_pressure", "block-size")),
+    *(("long_context", ""), ("interference", "stalls"), ("interference", "chunk-size")),
+    *(("shared_prefix", "hit-rate"), ("multi_turn", "by-turn")),
 )
 """Workload and picture, by its name in `benchmarks.plots.PICTURES`: one for each claim."""
 

@@ -90,72 +90,40 @@ VISITORS = {
     "Questions": "Where may I ask questions?",
 }
 
+# Of each: its key and title; the claim; the figure that shows it, the prompts, and the limits.
 PRESETS = (
-    Preset(
-        "many",
-        "Many short requests",
-        "Twelve questions, room for four: a static batch waits for its longest answer; from m2 on a finished answer "
-        "makes room at once.",
-        "speed",
-        _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS.items()),
-        {"kv_tokens": 4 * 256, "max_num_seqs": 4, "max_model_len": 256},
-    ),
-    Preset(
-        "long",
-        "A long prompt arrives",
-        "Three answers stream when a prompt of over a thousand tokens comes: before m5 they all wait until it is "
-        "read; m5 reads it in pieces.",
-        "gap",
-        (
-            *_asks((110, 110, 110), (STORY, RAIN, WALK)),
-            Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24),
-        ),
-        {"kv_tokens": 4 * 1152, "max_num_seqs": 4, "max_model_len": 1152, "prefill_chunk_size": 128},
-    ),
-    Preset(
-        "shared",
-        "A shared system prompt",
-        "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
-        "ttft",
-        tuple(Ask(*q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS.items())),
-        {"kv_tokens": 6 * 704, "max_num_seqs": 6, "max_model_len": 704},
-    ),
-    Preset(
-        "memory",
-        "Memory pressure",
-        "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to the "
-        "answers that need one; if none is free, one answer is preempted.",
-        "together",
-        _asks((120,) * 10, [(title, f"{q} Take your time.") for title, q in list(QUESTIONS.items())[:10]]),
-        {"kv_tokens": 768, "max_num_seqs": 10, "max_model_len": 256},
-    ),
-    Preset(
-        "samples",
-        "Six samples of one prompt",
-        "Six answers to the same question: from m3 on they share the blocks of the prompt and copy one only when they "
-        "write into it.",
-        "memory",
-        (Ask(STORY[0], f"{RULES[:1100]} {STORY[1]}", 96, n=6),),
-        {"kv_tokens": 6 * 512, "max_num_seqs": 6, "max_model_len": 512},
-    ),
-    Preset(
-        "weights",
-        "int4 against bf16",
-        "One answer: every step reads all weights. m7's linear layers are in 4 bits, so it reads fewer bytes.",
-        "speed",
-        _asks((160,), (STORY,)),
-        {"kv_tokens": 512, "max_num_seqs": 1, "max_model_len": 512},
-        needs=7,
-    ),
-)
-OWN = Preset(
-    "own",
-    "Your own prompts",
-    "One prompt a line; each answer has up to 96 tokens.",
-    "speed",
-    (),
-    {"kv_tokens": 4 * 2048, "max_num_seqs": 8, "max_model_len": 2048},
-)
+    Preset("many", "Many short requests",
+           "Twelve questions, room for four: a static batch waits for its longest answer; from m2 on a finished answer "
+           "makes room at once.",
+           "speed", _asks((200, 8, 12, 16, 120, 12, 8, 8, 160, 8, 8, 8), QUESTIONS.items()),
+           {"kv_tokens": 4 * 256, "max_num_seqs": 4, "max_model_len": 256}),
+    Preset("long", "A long prompt arrives",
+           "Three answers stream when a prompt of over a thousand tokens comes: before m5 they all wait until it is "
+           "read; m5 reads it in pieces.",
+           "gap", (*_asks((110, 110, 110), (STORY, RAIN, WALK)),
+                   Ask("A long text to sum up", f"Sum up in one sentence: {LONG_TEXT}", 24, after_tokens=24)),
+           {"kv_tokens": 4 * 1152, "max_num_seqs": 4, "max_model_len": 1152, "prefill_chunk_size": 128}),
+    Preset("shared", "A shared system prompt",
+           "Six questions, one after the other, all under the same long instructions: m6 has them in its cache.",
+           "ttft", tuple(Ask(*q, 20, system=RULES, after=1.2 * number) for number, q in enumerate(VISITORS.items())),
+           {"kv_tokens": 6 * 704, "max_num_seqs": 6, "max_model_len": 704}),
+    Preset("memory", "Memory pressure",
+           "Ten answers, memory for 768 tokens: whole rows of 256 hold three; blocks of 16 (from m3 on) go to the "
+           "answers that need one; if none is free, one answer is preempted.",
+           "together",
+           _asks((120,) * 10, [(title, f"{q} Take your time.") for title, q in list(QUESTIONS.items())[:10]]),
+           {"kv_tokens": 768, "max_num_seqs": 10, "max_model_len": 256}),
+    Preset("samples", "Six samples of one prompt",
+           "Six answers to the same question: from m3 on they share the blocks of the prompt and copy one only when "
+           "they write into it.",
+           "memory", (Ask(STORY[0], f"{RULES[:1100]} {STORY[1]}", 96, n=6),),
+           {"kv_tokens": 6 * 512, "max_num_seqs": 6, "max_model_len": 512}),
+    Preset("weights", "int4 against bf16",
+           "One answer: every step reads all weights. m7's linear layers are in 4 bits, so it reads fewer bytes.",
+           "speed", _asks((160,), (STORY,)), {"kv_tokens": 512, "max_num_seqs": 1, "max_model_len": 512}, needs=7),
+)  # fmt: skip
+OWN = Preset("own", "Your own prompts", "One prompt a line; each answer has up to 96 tokens.", "speed", (),
+             {"kv_tokens": 4 * 2048, "max_num_seqs": 8, "max_model_len": 2048})  # fmt: skip
 
 
 def presets_for(stages: Sequence[int]) -> list[Preset]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def follow_here(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> tuple[bool, int]:
     """What a worker does, from the line that it reads to the file that it writes, without its process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stdin", io.StringIO(job.to_line()))
+        patch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(job)) + "\n"))
         patch.setattr(worker, "tell", lambda **message: on_message(message))
         for ends_the_process in ("end_with_parent", "die_first"):
             patch.setattr(worker, ends_the_process, lambda: None)

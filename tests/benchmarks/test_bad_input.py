@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_a_worker_ends_with_its_parent() -> None:
     )
     assert process.stdin
     assert process.stdout
-    process.stdin.write(job.to_line())
+    process.stdin.write(json.dumps(asdict(job)) + "\n")
     process.stdin.flush()
     assert "phase" in process.stdout.readline()
     process.stdin.close()
