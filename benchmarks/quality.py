@@ -176,8 +176,7 @@ def read(path: Path, model: str) -> dict[str, Row]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        before = {"commit": record["environment"]["commit"]}  # of rows from a time when they had none of their own
-        rows = {row["name"]: Row(**(before | row)) for row in record["rows"]}
+        rows = {row["name"]: Row(**row) for row in record["rows"]}
         for row in rows.values():
             figures = (row.perplexity, row.agreement, row.layer_bytes, row.model_bytes)
             if not all(math.isfinite(figure) for figure in figures) or row.perplexity <= 0:

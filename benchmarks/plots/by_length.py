@@ -142,16 +142,13 @@ def _finding(lines: dict[str, Line]) -> str:
     parts: list[str] = []
     for name, value in (("attention time", PANELS[0][1]), ("activation memory", PANELS[2][1])):
         mine, reference = (value(done[stage][both[-1]]) if both else None for stage in (last, before))
-        if mine and reference:
-            parts.append(f"{_share(mine / reference)} the {name}")
+        share = mine / reference if mine and reference else 0.0
+        if share:  # `0.5% of`, `19% of`, `3.2 times`
+            written = times(share) if share >= 2 else f"{share:.0%} of" if share >= 0.1 else f"{share:.1%} of"
+            parts.append(f"{written} the {name}")
     if not parts:
         return f"{title(last)} and {title(before)} have no length in common{_limit(lines)}"
     return f"At {both[-1]:,} tokens {title(last)} needs {' and '.join(parts)} of {title(before)}{_limit(lines)}"
-
-
-def _share(share: float) -> str:
-    """`0.5% of`, `19% of`, `3.2 times`."""
-    return times(share) if share >= 2 else f"{share:.0%} of" if share >= 0.1 else f"{share:.1%} of"
 
 
 def _limit(lines: dict[str, Line]) -> str:

@@ -27,14 +27,8 @@ class Traced:
 
 
 KINDS = {
-    "waiting": "#E4E4E4",
-    "prefill": "#0F6FC6",
-    "fork": "#0B3C6D",
-    "decode": "#8CC5F0",
-    "recompute": "#D1495B",
-    "preempted": "#F3B8C0",
-    "swapped": "#C9B3E6",
-    "idle": "#FFFFFF",
+    **{"waiting": "#E4E4E4", "prefill": "#0F6FC6", "fork": "#0B3C6D", "decode": "#8CC5F0", "recompute": "#D1495B"},
+    **{"preempted": "#F3B8C0", "swapped": "#C9B3E6", "idle": "#FFFFFF"},
 }
 """Names and colours; `idle` is hatched."""
 _CODES = {kind: code for code, kind in enumerate(KINDS)}

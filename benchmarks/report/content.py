@@ -19,13 +19,9 @@ from benchmarks.workloads import find
 LADDERS = ("mixed", "ladder", "nano")
 KERNELS, QUALITY = ("attention", "limits", "other"), ("quality", "interop")
 LADDER_COLUMNS = {
-    "stage": "stage",
-    "output tokens/s": "output tokens/s",
-    "× stage before": "× stage before",
-    "× m0": "× m0",
+    **{name: name for name in ("stage", "output tokens/s", "× stage before", "× m0", "peak memory")},
     "TTFT, s p50": "TTFT p50, s",
     "ITL, ms p50 / p99": "ITL p50 / p99, ms",
-    "peak memory": "peak memory",
     "KV mean use": "KV in use",
 }
 Judged = Mapping[str, Sequence[tuple[Claim, Verdict]]]  # all claims with their verdicts, by the machine's name
