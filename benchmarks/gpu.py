@@ -29,6 +29,10 @@ class Part:
 
 ONE_AND_FULL = ["decode_one", "decode"]
 TABLE = Part("gpu-bench", ["m6", "m7"], [*ONE_AND_FULL, "nano"])
+_IDEAS = (
+    *(("single", ["m0", "m1", "m6", "m7"]), ("mixed", ["m1", "m2"]), ("memory_pressure", ["m2", "m3"])),
+    *(("interference", ["m4", "m5"]), ("shared_prefix", ["m5", "m6"])),
+)
 JOBS = {
     "bench": [
         TABLE,
@@ -37,16 +41,7 @@ JOBS = {
         Part("gpu-bench-head16", ["m7"], ONE_AND_FULL, {"options": {"head_bits": 16}, "repeats": 1}),
     ],
     "ladder": [Part("gpu-ladder", [], ["mixed"], {"repeats": 1})],
-    "interview": [
-        Part(f"interview-{workload}", stages, [workload], {"repeats": 1})
-        for workload, stages in {
-            "single": ["m0", "m1", "m6", "m7"],
-            "mixed": ["m1", "m2"],
-            "memory_pressure": ["m2", "m3"],
-            "interference": ["m4", "m5"],
-            "shared_prefix": ["m5", "m6"],
-        }.items()
-    ],
+    "interview": [Part(f"interview-{workload}", stages, [workload], {"repeats": 1}) for workload, stages in _IDEAS],
 }
 """bench: the table of the last stages, the ablation on the last unquantised one (the last way is the table itself), and
 m7 without its 8-bit head. ladder: all stages on `mixed` (m0 on `ladder`), plain and with execution. interview: each

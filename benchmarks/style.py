@@ -33,20 +33,10 @@ def title(stage: str) -> str:
 
 
 RC: Any = {
-    "font.size": 14,
-    "axes.titlesize": 14,
-    "axes.labelsize": 13,
-    "axes.edgecolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": SOFT,
-    "ytick.color": INK,
-    "figure.dpi": 120,
-    "savefig.dpi": 150,
-    "savefig.bbox": "tight",
-    "savefig.pad_inches": 0.2,
-    "figure.facecolor": "white",
+    **{"font.size": 14, "axes.titlesize": 14, "axes.labelsize": 13},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "ytick.color"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color"), SOFT),
+    **{"axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white", "figure.dpi": 120},
+    **{"savefig.dpi": 150, "savefig.bbox": "tight", "savefig.pad_inches": 0.2},
 }
 """For `matplotlib.rc_context`."""

@@ -13,7 +13,6 @@ import copy
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 
 from benchmarks import quality
 from benchmarks.recipes import uniform
@@ -123,11 +122,6 @@ beginning = copy.copy(model)
 beginning.layers = [copy.copy(layer) for layer in model.layers[: LAYER + 1]]
 
 
-def causal(layer, q, k, v):
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
-
-
 @torch.inference_mode()
 def inputs_of(token_ids):
     """What arrives at the projection, [tokens, in]."""
@@ -139,7 +133,7 @@ def inputs_of(token_ids):
 
     beginning.layers[LAYER].qkv_proj = listen
     for part in token_ids.split(512):
-        beginning(part, torch.arange(len(part)), causal)
+        beginning(part, torch.arange(len(part)), quality.attend)
     return torch.cat(seen)
 
 

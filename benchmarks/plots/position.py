@@ -17,15 +17,12 @@ ENOUGH = 24  # tokens between the ends of a series that can show a growth; a few
 
 def longest(results: Results, workload: str) -> list[Record]:
     """For each contestant its longest series, of the headline or of a sweep's point."""
-    found: dict[str, Record] = {}
+    found: dict[str, list[Record]] = {}
     for record in results.records + results.sweeps:
-        series = _series(record)
-        if record.ok and record.workload == workload and len(series) >= 2 * ENDS:
-            known = found.get(record.stage)
-            longer = known is None or series[-1][0] > _series(known)[-1][0]
-            if longer and series[-1][0] - series[0][0] >= ENOUGH:
-                found[record.stage] = record
-    return list(found.values())
+        series = _series(record) if record.ok and record.workload == workload else []
+        if len(series) >= 2 * ENDS and series[-1][0] - series[0][0] >= ENOUGH:
+            found.setdefault(record.stage, []).append(record)
+    return [max(own, key=lambda record: _series(record)[-1][0]) for own in found.values()]
 
 
 def _series(record: Record) -> list[list[float]]:

@@ -1,5 +1,7 @@
 """Output tokens per second of every stage."""
 
+from collections.abc import Iterator
+
 from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
@@ -17,7 +19,7 @@ def throughput(results: Results, workload: str) -> Figure | None:
     records = measured(results, workload)
     if not records:
         return None
-    records += (peers := _peers(results, workload))
+    records += (peers := list(_peers(results, workload)))
     first = records[0]
     plain = {record.stage: results.plain_of(record) for record in records}
 
@@ -51,19 +53,17 @@ def throughput(results: Results, workload: str) -> Figure | None:
     return finish(figure, results, workload, records, _finding(results, records, peers), how)
 
 
-def _peers(results: Results, workload: str) -> list[Record]:
+def _peers(results: Results, workload: str) -> Iterator[Record]:
     """Other engines' rows on the same GPU: greedy as the stages run, sampled where there is no greedy run."""
     known = workload in SAME_WORK and results.config["model"] == MODEL
     gpu = short_hardware(results.environment, results.config["device"])
     peers = read_peers(ROOT / "reports/peers", gpu) if known else None
-    found: list[Record] = []
     for engine in (engine for engine in (peers.engines() if peers else ()) if " (" not in engine):  # not its other ways
         for temperature, end in NAMES.items():
             if peers and (speed := peers.speed(engine, workload, temperature)):
                 name = peers.title(engine) + end
-                found.append(Record(name, workload, output_tokens_per_s=speed, output_tokens_per_s_repeats=[speed]))
+                yield Record(name, workload, output_tokens_per_s=speed, output_tokens_per_s_repeats=[speed])
                 break
-    return found
 
 
 def _finding(results: Results, records: list[Record], peers: list[Record]) -> str:

@@ -1,5 +1,6 @@
 """Which pictures a report shows. Each is drawn again from the results, into their folder."""
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 
@@ -18,10 +19,9 @@ SHOWN = (
 """Workload and picture, by its name in `benchmarks.plots.PICTURES`: one for each claim."""
 
 
-def draw(machine: Machine, again: bool = False) -> list[Picture]:
+def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
     """Each from a sweep of the ideas alone, else from the file with the most runners, else from any sweep.
     again: instead of what the report shows, all pictures that the folder has already."""
-    drawn: list[Picture] = []
     workloads = dict.fromkeys(workload for bench in machine.benches for workload in bench.results.config["workloads"])
     for workload, name in product(workloads, plots.PICTURES) if again else SHOWN:
         with_sweep = [b for b in machine.benches if any(r.workload == workload for r in b.results.sweeps)]
@@ -31,20 +31,19 @@ def draw(machine: Machine, again: bool = False) -> list[Picture]:
             if again and not path.exists():
                 break
             if plots.draw(bench.results, workload, name, path):
-                drawn.append(Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}"))
+                yield Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}")
                 break
     for sheet in machine.sheets_of("attention"):
-        drawn.append(Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels"))
+        yield Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels")
     for sheet in machine.sheets_of("quality"):
         if any(row["name"] == "bf16" for row in sheet.rows):
             look = partial(quality.bars, sheet.rows, sheet.values["model"])
             path = save_picture(sheet.path.with_name("quality.png"), look)
-            drawn.append(Picture(path, "perplexity over bf16 of each kind of weights"))
+            yield Picture(path, "perplexity over bf16 of each kind of weights")
     for sheet in machine.sheets:
         if again and sheet.values.get("schema") == busy.SCHEMA:
             look = partial(busy.draw, sheet.values, machine.title)
-            drawn.append(Picture(save_picture(sheet.path.with_suffix(".png"), look), "beside busy processes"))
+            yield Picture(save_picture(sheet.path.with_suffix(".png"), look), "beside busy processes")
         if sheet.values.get("schema") == int4.SCHEMA:
             path = save_picture(sheet.path.with_name("int4.png"), partial(int4.draw, sheet.values, machine.title))
-            drawn.append(Picture(path, "speed of 4-bit linear layers over 16-bit ones"))
-    return drawn
+            yield Picture(path, "speed of 4-bit linear layers over 16-bit ones")

@@ -36,7 +36,7 @@ def write_all(reports: Path = REPORTS) -> Iterator[Path]:
     with progress_bar("drawing", len(machines)) as advance:
         pictures = {}
         for name, machine in machines.items():
-            pictures[name] = draw(machine)
+            pictures[name] = list(draw(machine))
             advance(1)
     for folder, found in ((reports, repository), (reports / "local", machines)):
         if not found or (folder != reports and len(repository) == len(machines)):

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from common.arena.figures import Figures
@@ -180,16 +180,14 @@ class Run:
         )
         self._cost += time.perf_counter() - began
 
-    def _gained(self, output: RequestOutput) -> list[tuple[int, str, int, str | None]]:
+    def _gained(self, output: RequestOutput) -> Iterator[tuple[int, str, int, str | None]]:
         """What the answers of one prompt have gained since the last step."""
-        gained: list[tuple[int, str, int, str | None]] = []
         for sample in output.outputs:
             answer = self._answer[output.request_id] + sample.index
             if self._done[answer]:
                 continue
             text, count = sample.readable, len(sample.token_ids)
             if count > self._tokens[answer] or sample.finish_reason:
-                gained.append((answer, text[self._text[answer] :], count - self._tokens[answer], sample.finish_reason))
+                yield answer, text[self._text[answer] :], count - self._tokens[answer], sample.finish_reason
             self._text[answer], self._tokens[answer] = len(text), count
             self._done[answer] = sample.finish_reason is not None
-        return gained
