@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import ROOT
-from benchmarks.execution import PLAIN
 from benchmarks.failure import of_exit
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
@@ -35,10 +34,7 @@ def run_worker(job: Job, on_message: OnMessage, timeout: float | None = None) ->
         if result.exists():
             return Record(**json.loads(result.read_text(encoding="utf-8")))
         said = log.read_text(errors="replace")
-        reason = f"no result after {timeout:g} s (--timeout)" if timed_out else of_exit(status, said)
-    record = Record.failed(job.stage, job.workload, reason, job.variant)
-    record.note, record.plain = job.note, job.execution == PLAIN
-    return record
+        return job.failed(f"no result after {timeout:g} s (--timeout)" if timed_out else of_exit(status, said))
 
 
 def _follow(job: Job, errors: Any, on_message: OnMessage, timeout: float | None) -> tuple[bool, int]:

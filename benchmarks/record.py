@@ -118,8 +118,8 @@ class Record:
         return values
 
     @classmethod
-    def failed(cls, stage: str, workload: str, error: str, variant: str | None = None) -> Self:
-        return cls(stage, workload, status="failed", error=" ".join(error.split()), variant=variant)
+    def failed(cls, stage: str, workload: str, error: str, **rest: Any) -> Self:
+        return cls(stage, workload, status="failed", error=" ".join(error.split()), **rest)
 
 
 def summarize(values: Sequence[float]) -> Summary | None:

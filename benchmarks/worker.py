@@ -53,6 +53,10 @@ class Job:
     execution: str | None = None  # the row's way, where it is not the default
     result_path: str = ""
 
+    def failed(self, why: str) -> Record:
+        plain = self.execution == PLAIN
+        return Record.failed(self.stage, self.workload, why, variant=self.variant, note=self.note, plain=plain)
+
 
 def tell(**message: Any) -> None:
     print(MARK + json.dumps(message), flush=True)
@@ -187,8 +191,7 @@ def main() -> None:
     try:
         record = run_job(job)
     except Exception as error:  # the other contestants go on
-        record = Record.failed(job.stage, job.workload, of_error(error), job.variant)
-        record.note, record.plain = job.note, job.execution == PLAIN
+        record = job.failed(of_error(error))
         if not isinstance(error, ValueError):
             traceback.print_exc()
     write_json(job.result_path, record.to_json())

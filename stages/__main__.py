@@ -36,13 +36,13 @@ def arena(
 ) -> None:
     """A page on localhost: answers, steps and KV memory of each stage, live and side by side."""
     with _libraries():
-        from common.arena import server
+        from common.arena import app as page
         from common.arena.race import open_sides
         from common.serving.listener import listen
         from common.serving.options import ServerOptions
     wanted = folders(names), arguments(model, device, dtype)
     with listen(ServerOptions(port=port)) as listener, _closed(open_sides(*wanted)) as sides:
-        server.run(sides, listener)
+        page.run(sides, listener)
 
 
 @app.command()

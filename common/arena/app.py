@@ -1,12 +1,15 @@
-"""The arena's web page: static files, two commands, and one stream of events for all viewers."""
+"""The arena's web page: static files, two commands, and one stream of events for all viewers; and its server, which
+runs until a signal ends it."""
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -20,6 +23,7 @@ from common.arena.side import Event, Side
 from common.errors import UserError
 from common.execution.threads import usable_cpus
 from common.serving.formats import as_event
+from common.serving.listener import address
 
 STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src 'self' data:"
@@ -134,3 +138,16 @@ def create_app(sides: Sequence[Side]) -> FastAPI:
         return {"stopped": arena.stop()}
 
     return app
+
+
+def server_of(sides: Sequence[Side]) -> uvicorn.Server:
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "ws": "none", "server_header": False}
+    config = uvicorn.Config(create_app(sides), **quiet, timeout_graceful_shutdown=1)  # streams never end by themselves
+    return uvicorn.Server(config)
+
+
+def run(sides: Sequence[Side], listener: socket.socket) -> None:
+    """Returns after SIGTERM; Ctrl-C raises `KeyboardInterrupt`."""
+    names = " against ".join(side.stage for side in sides)
+    print(f"{names}: open {address(listener)} in a browser (Ctrl-C ends it)", flush=True)
+    server_of(sides).run(sockets=[listener])

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from common.arena.app import server_of
 from common.arena.figures import Figures
-from common.arena.server import server_of
 from common.arena.side import Event, Side
 from common.serving.listener import address, listen
 from common.serving.options import ServerOptions

@@ -73,7 +73,7 @@ def made_up(**times: list[float | None]) -> Results:
     results = Results({"hardware": {"cpu": "a CPU", "threads": 1}}, plan.config())
     for stage, column in times.items():
         for length, seconds in zip((512, 1024, 2048), column, strict=True):
-            record = Record.failed(stage, "long_context", "out of memory: no room", f"prompt={length}")
+            record = Record.failed(stage, "long_context", "out of memory: no room", variant=f"prompt={length}")
             if seconds is not None:
                 ttft = dict.fromkeys(("mean", "p50", "p90", "p99", "max"), 2 * seconds)
                 record = Record(stage, "long_context", ttft_s=ttft, variant=f"prompt={length}",
