@@ -25,16 +25,9 @@ from benchmarks.plots.throughput import throughput
 from benchmarks.style import RC
 
 PICTURES: dict[str, Callable[[Results, str], Figure | None]] = {
-    "throughput": throughput,
-    "latency": latency,
-    "memory": memory,
-    "time-per-token": time_by_position,
-    "block-size": block_size,
-    "stalls": stalls,
-    "chunk-size": chunk_size,
-    "hit-rate": hit_rate,
-    "by-turn": by_turn,
-    "": by_length,
+    **{"throughput": throughput, "latency": latency, "memory": memory, "time-per-token": time_by_position},
+    **{"block-size": block_size, "stalls": stalls, "chunk-size": chunk_size, "hit-rate": hit_rate},
+    **{"by-turn": by_turn, "": by_length},
 }
 """By the end of the file's name; the one without is named after the workload alone."""
 

@@ -15,9 +15,8 @@ from benchmarks.style import SOFT, WIDTH, color, title
 
 def block_size(results: Results, workload: str) -> Figure | None:
     """From a sweep whose variants are named `block_size=16`; None where there is none."""
-    points = [
-        r for r in results.sweeps if r.ok and r.workload == workload and (r.variant or "").startswith("block_size")
-    ]
+    there = (r for r in results.sweeps if r.ok and r.workload == workload)
+    points = [r for r in there if (r.variant or "").startswith("block_size")]
     if not points:
         return None
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4.8))

@@ -82,11 +82,8 @@ RULES = "You are the guide of a small museum. Answer in one short sentence. Thes
     )
 )
 VISITORS = {
-    "Drawing": "May I draw in the glass room?",
-    "Sitting": "When may I sit down?",
-    "Water": "Is there water?",
-    "Pictures": "May I take pictures?",
-    "Speaking": "How loud may I speak?",
+    **{"Drawing": "May I draw in the glass room?", "Sitting": "When may I sit down?", "Water": "Is there water?"},
+    **{"Pictures": "May I take pictures?", "Speaking": "How loud may I speak?"},
     "Questions": "Where may I ask questions?",
 }
 

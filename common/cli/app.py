@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -12,12 +13,12 @@ import typer
 from common.cli.chat import chat
 from common.cli.demo import demo
 from common.cli.diff import show_diff
-from common.cli.generate import generate, read_prompts
+from common.cli.generate import generate, read_prompts, ready_engine
 from common.cli.options import with_options
-from common.cli.serve import serve
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError
+from common.execution.cores import in_own_thread
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
@@ -106,6 +107,24 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
         show_diff(folder)
 
     return app
+
+
+def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
+    """The stage as an OpenAI-compatible server. Returns after SIGTERM, when all requests have been answered; Ctrl-C then
+    raises `KeyboardInterrupt`."""
+    try:
+        from common.serving import server
+        from common.serving.listener import listen
+        from common.serving.spans import spans_to
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[serve]'") from None
+    with (
+        listen(options) as listener,  # bad options are refused before a model is loaded
+        spans_to(options.spans) as spans,
+        ExitStack() as stack,
+    ):
+        engine = in_own_thread(lambda: stack.enter_context(ready_engine(build, config)))
+        server.run(engine, options, listener, spans)
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.busy import busy_loops
 from common import Engine
-from common.cli import serve as command
+from common.cli import app as command
 from common.config import EngineConfig
 from common.execution import cores
 from common.execution.cores import INTERVAL, STALE, SharedCores, idle_seconds, in_own_thread
