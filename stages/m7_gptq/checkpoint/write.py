@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from common.errors import UserError, require
 from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros
 from common.models.sources.gptq_checks import check_numbers
-from common.models.sources.gptq_folder import PARTS, Stored, from_parts
+from common.models.sources.gptq_description import Stored
+from common.models.sources.gptq_folder import PARTS, from_parts
 from common.models.sources.hf_folder import INDEX
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
