@@ -53,9 +53,7 @@ class Stored:
         require(known, f"{label}: bits={bits!r:.80} is not supported: GPTQ with 4 or 8 bits is")
         whole = type(group) is int and (group == PER_CHANNEL or group > 0)
         require(whole, f"{label}: group_size={group!r:.80} is not supported: a positive number, or -1 for none")
-        form, packed = (
-            str(options.get(w, d)).lower() for w, d in (("checkpoint_format", "gptq"), ("pack_dtype", "int32"))
-        )
+        form = str(options.get("checkpoint_format", "gptq")).lower()
         known = form in ("gptq", "gptq_v2")
         require(known, f"{label}: checkpoint_format {form!r:.80} is not supported: 'gptq' and 'gptq_v2' are")
         packed = str(options.get("pack_dtype", "int32"))
