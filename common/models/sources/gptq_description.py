@@ -70,12 +70,8 @@ class Stored:
         """Shapes of the tensors that stand for a weight [rows, columns]."""
         count = WORD // self.bits
         groups = -(-columns // self.group_of(columns))
-        return {
-            "qweight": (columns // count, rows),
-            "qzeros": (groups, rows // count),
-            "scales": (groups, rows),
-            "g_idx": (columns,),
-        }
+        shapes = {"qweight": (columns // count, rows), "qzeros": (groups, rows // count), "scales": (groups, rows)}
+        return {**shapes, "g_idx": (columns,)}
 
 
 class Description:
