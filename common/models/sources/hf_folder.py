@@ -12,11 +12,15 @@ from common.models.config import ModelConfig
 from common.models.weights import Shape, check_tensors
 from common.text.tokenizer import Tokenizer, read_json
 
-INDEX = "model.safetensors.index.json"
+WEIGHTS = ".safetensors"
+INDEX = f"model{WEIGHTS}.index.json"
 
 
 class HFFolder:
     """Opens the folder and checks every tensor's name and shape before the first one is read."""
+
+    weights = "model"
+    """What the weight files are called in front of `.safetensors`."""
 
     def __init__(self, folder: Path, name: str | None = None, options: dict[str, Any] | None = None) -> None:
         """options: the contents of config.json; None: as it is."""
@@ -41,7 +45,7 @@ class HFFolder:
         """Open the weight files, once, and hold what is in them against the configuration."""
         if self._files:
             return
-        self._files, shapes = open_weights(self.folder)
+        self._files, shapes = open_weights(self.folder, self.weights)
         try:
             self._check(shapes)
         except BaseException:
@@ -60,11 +64,11 @@ def read_options(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
+def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, Shape]]:
     """Of every tensor in the folder's weight files: the open file that holds it, and its shape."""
     shapes: dict[str, Shape] = {}
     files: dict[str, Any] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, weights):
         try:
             file = safe_open(path, framework="pt", device="cpu")
             names = list(file.keys())
@@ -75,21 +79,22 @@ def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
     return files, shapes
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
+def _weight_files(folder: Path, weights: str) -> list[Path]:
+    index = folder / f"{weights}{WEIGHTS}.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{folder / INDEX} has no weight_map: download it again")
+            raise UserError(f"{index} has no weight_map: download it again")
         names = sorted({str(name) for name in weight_map.values()})  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
         outside = [name for name in names if Path(name).name != name]
         if outside:
-            raise UserError(f"{folder / INDEX} names a file outside of the folder: {outside[0]}")
+            raise UserError(f"{index} names a file outside of the folder: {outside[0]}")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")
         return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    if (folder / f"{weights}{WEIGHTS}").is_file():
+        return [folder / f"{weights}{WEIGHTS}"]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
             f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"
