@@ -12,6 +12,7 @@ from common.config import EngineConfig
 from common.engine import Build, Engine
 from common.errors import UserError
 from common.sampling_params import SamplingParams
+from common.text.chat_template import pick
 from common.text.tokenizer import Tokenizer
 
 COMMANDS = "/reset forgets the conversation, /quit ends it"
@@ -82,7 +83,9 @@ def _tokenizer(engine: Engine) -> Tokenizer:
     if tokenizer is None:
         raise UserError(f"{engine.config.model} has no tokenizer: chat needs a model that has one")
     if tokenizer.chat_template is None:
-        raise UserError(f"{engine.config.model} has no chat template: use generate, or a model made for chat")
+        hint = "use generate, a model made for chat, or --chat-template FILE"
+        raise UserError(f"{engine.config.model} has no chat template: {hint}")
+    pick(tokenizer.chat_template)
     return tokenizer
 
 

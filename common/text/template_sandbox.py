@@ -1,0 +1,195 @@
+"""Limits for chat templates: each is a program from a model's folder, and could loop for ever or fill the memory.
+
+Counted is what a template makes: the size of each value, of all values together, and the thread's CPU time; the limits
+grow with the messages. What multiplies (`*`, `**`, widths) is estimated before it is computed. Lists and dictionaries
+count as if printed, so that `[x, x]` in a loop is not free.
+"""
+
+import contextvars
+import functools
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+from jinja2 import Environment, nodes, pass_context
+from jinja2.compiler import CodeGenerator
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_SOURCE = 1 << 17
+"""Characters. The longest templates of known models have a quarter of them."""
+DEPTH = 100
+CONTAINER = 256  # bytes, besides what is in it
+COUNTED = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Concat, nodes.Getitem)  # the sandbox has no hook for them
+# Filters and methods whose result, or whose search, can be as long as the product of subject and arguments
+MULTIPLYING = frozenset(
+    "batch center expandtabs indent join ljust lstrip replace rfind rindex rjust round rpartition rsplit rstrip slice "
+    "strip tojson translate trim truncate wordwrap zfill".split()
+)
+QUADRATIC = frozenset(["pprint", "striptags", "urlize", "wordwrap"])
+UNUSED = frozenset(["encode", "decode", "to_bytes"])  # bytes have no use in a prompt, and some codecs are slow
+PRINTF_WIDTH = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)")
+FORMAT_WIDTH = re.compile(r"\{[^{}]*:[^{}]*(\d{4}|\{)")
+
+
+class TooMuch(Exception):
+    """The template asks for more than one rendering may take."""
+
+
+class Budget:
+    """Of one rendering, in bytes, and in seconds of its thread."""
+
+    def __init__(self, messages: Iterable[Any], inputs: object) -> None:
+        self._known: dict[int, tuple[object, int, int]] = {}  # by id: what keeps it alive, its size, its depth
+        self._until = math.inf
+        count, size = len(list(messages)), self._measure([messages, inputs])[0]
+        self._largest = (1 << 17) + 8 * size
+        self._longest = (1 << 24) + 32 * size  # of what is estimated
+        self._left = (1 << 24) + (64 + count) * size
+        self._until = time.thread_time() + 0.5 + 1e-6 * size + 1e-3 * count
+
+    def tick(self) -> None:
+        if time.thread_time() > self._until:
+            raise TooMuch("it runs for too long")
+
+    def expect(self, size: float, most: int) -> None:
+        if size > most:
+            raise TooMuch("it makes too much text, or too large a value")
+
+    def afford(self, value: Any) -> Any:
+        """The value, if it is not too much."""
+        self.tick()
+        size, depth = self._measure(value)
+        self._left -= size
+        self.expect(size, min(self._left, self._largest))
+        self.expect(depth, DEPTH)
+        return value
+
+    def call(self, name: str, subject: Any, others: tuple[Any, ...], run: Callable[[], Any]) -> Any:
+        """The result of a filter, a method or a function. A lazy one is counted as it is read."""
+        length = 64 if isinstance(subject, int) else self._length(subject)
+        if name in MULTIPLYING or name in QUADRATIC:
+            self.expect(length * sum(map(self._length, others), length * (name in QUADRATIC)), self._longest)
+        if name in ("format", "format_map") and isinstance(subject, str):
+            self.check_format(subject, others)
+        result = run()
+        if not isinstance(result, Iterator):
+            return self.afford(result)
+        depth = 1 + max(self._measure(value)[1] for value in (subject, *others))
+        result = (self.afford(item) for item in result)  # pyright: ignore[reportUnknownVariableType]
+        self._known[id(result)] = result, CONTAINER, depth
+        return self.afford(result)
+
+    def check_format(self, text: str, values: Any) -> None:
+        """Refuses widths of four digits, and those that come from the values."""
+        size = len(text) + (text.count("%") + text.count("{")) * self._measure(values)[0]
+        self.expect(math.inf if PRINTF_WIDTH.search(text) or FORMAT_WIDTH.search(text) else size, self._longest)
+
+    def check_operator(self, operator: str, left: Any, right: Any) -> None:
+        if operator == "%" and isinstance(left, str):
+            self.check_format(left, right)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            self.expect(left.bit_length() * right, self._largest)
+        elif operator == "*" and isinstance(left, int) != isinstance(right, int):
+            number, value = (left, right) if isinstance(left, int) else (right, left)
+            self.expect(number * sys.getsizeof(value, 64), self._largest)
+
+    def joined(self, parts: Iterable[str]) -> str:
+        parts = list(parts)
+        self.expect(sum(map(len, parts)), self._largest)
+        return self.afford("".join(parts))
+
+    def _length(self, value: Any) -> int:
+        if isinstance(value, str):
+            return len(value) + 1
+        return abs(value) + 1 if isinstance(value, int) else self._measure(value)[0]
+
+    def _measure(self, value: Any) -> tuple[int, int]:
+        """Bytes as if nothing in it were shared, and how deep it is nested. No template can change what it holds."""
+        if isinstance(value, str):
+            return sys.getsizeof(value), 0
+        if id(value) in self._known:
+            return self._known[id(value)][1:]
+        if not isinstance(value, list | tuple | Mapping | ItemsView | KeysView | ValuesView):
+            return max(sys.getsizeof(value, 64), 32), 0
+        self.tick()
+        parts = [self._measure(item) for item in (value.items() if isinstance(value, Mapping) else value)]  # pyright: ignore
+        size, depth = CONTAINER + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0)
+        self._known[id(value)] = value, size, depth  # pyright: ignore[reportUnknownArgumentType]
+        return size, depth
+
+
+_budget: contextvars.ContextVar[Budget] = contextvars.ContextVar("budget")
+
+
+def run_bounded(render: Callable[[], Any], messages: Iterable[Any], inputs: object) -> Any:
+    """`render()`; all bounded templates in it share one budget, in proportion to what they are given."""
+    context = contextvars.copy_context()
+    context.run(_budget.set, Budget(messages, inputs))
+    return context.run(render)
+
+
+def bounded(environment: Environment) -> Environment:
+    """The same environment with limits. Nothing is computed while it compiles, and source of any length is refused."""
+    result = environment.overlay(optimized=False)
+    result.__class__ = BoundedEnvironment
+    result.finalize = _printed
+    result.filters = {name: _bounded_filter(name, function) for name, function in environment.filters.items()}
+    quiet = type("Namespace", (environment.globals["namespace"],), {"__repr__": lambda _: "<Namespace>"})  # pyright: ignore
+    result.globals = {**environment.globals, "namespace": quiet}
+    del result.globals["lipsum"]  # random text of any length
+    return result
+
+
+class BoundedCode(CodeGenerator):
+    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Any) -> None:
+        self.writeline("environment.tick()")
+        super().blockvisit(nodes, frame)
+
+    def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        is_slice = not isinstance(node, nodes.Getitem) or isinstance(node.arg, nodes.Slice)
+        counted = isinstance(node, COUNTED) and is_slice and getattr(node, "ctx", "load") == "load"
+        if isinstance(node, nodes.Concat) and len(node.nodes) > 2:  # two at a time
+            node = nodes.Concat([nodes.Concat(node.nodes[:-1], lineno=node.lineno), node.nodes[-1]], lineno=node.lineno)
+        self.write("environment.afford(" if counted else "")
+        super().visit(node, *args, **kwargs)
+        self.write(")" if counted else "")
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    code_generator_class = BoundedCode
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    tick = staticmethod(lambda: _budget.get().tick())
+    afford = staticmethod(lambda value: _budget.get().afford(value))
+    concat = staticmethod(lambda parts: _budget.get().joined(parts))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in UNUSED and super().is_safe_attribute(obj, attr, value)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # pyright: ignore
+        subject = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # str.format comes wrapped
+        run = functools.partial(super().call, __context, __obj, *args, **kwargs)
+        return _budget.get().call(getattr(__obj, "__name__", ""), subject, (*args, *kwargs.values()), run)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        _budget.get().check_operator(operator, left, right)
+        return self.afford(super().call_binop(context, operator, left, right))
+
+
+@pass_context  # so that no constant is printed while it compiles
+def _printed(_: Context, value: Any) -> Any:
+    return value if isinstance(value, str) else _budget.get().afford(str(value))
+
+
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    skipped = int(hasattr(function, "jinja_pass_arg"))  # the environment or the context comes first
+
+    @functools.wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        run = functools.partial(function, *args, **kwargs)
+        return _budget.get().call(name, args[skipped], (*args[skipped + 1 :], *kwargs.values()), run)
+
+    return limited
