@@ -127,11 +127,11 @@ def _transformers() -> Callable[..., Any]:
 
 
 def _compile(source: str, environment: Any) -> Any:
-    from common.text.template_sandbox import MAX_SOURCE, bounded
+    from common.text.template_sandbox import MAX_SOURCE, bounded, run_bounded
 
     try:
         require(len(source) <= MAX_SOURCE, f"it has {len(source)} characters, and {MAX_SOURCE} is the most")
-        return bounded(environment).from_string(source)
+        return run_bounded(lambda: bounded(environment).from_string(source), [], source)
     except Exception as error:  # of syntax, or too deep a nesting for the parser or for Python
         raise UserError(f"the chat template does not compile: {one_line(error)[:200]}; {OTHER}") from error
 

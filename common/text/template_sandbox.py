@@ -19,8 +19,8 @@ from jinja2.compiler import CodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_SOURCE = 1 << 17
-"""Characters. The longest templates of known models have a quarter of them."""
+MAX_SOURCE, MAX_CODE = 1 << 16, 1 << 19
+"""Characters of a template, and of what jinja2 makes of it. Known models' longest templates have a quarter of them."""
 DEPTH = 100
 CONTAINER = 256  # bytes, besides what is in it
 COUNTED = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Concat, nodes.Getitem)  # the sandbox has no hook for them
@@ -51,9 +51,10 @@ class Budget:
         self._left = (1 << 24) + (64 + count) * size
         self._until = time.thread_time() + 0.5 + 1e-6 * size + 1e-3 * count
 
-    def tick(self) -> None:
+    def tick(self) -> bool:
         if time.thread_time() > self._until:
             raise TooMuch("it runs for too long")
+        return True
 
     def expect(self, size: float, most: int) -> None:
         if size > most:
@@ -150,6 +151,9 @@ class BoundedCode(CodeGenerator):
         super().blockvisit(nodes, frame)
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        self.environment.tick()
+        if isinstance(node, nodes.For) and node.test is not None:
+            node.test = nodes.And(nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None), node.test)
         is_slice = not isinstance(node, nodes.Getitem) or isinstance(node.arg, nodes.Slice)
         counted = isinstance(node, COUNTED) and is_slice and getattr(node, "ctx", "load") == "load"
         if isinstance(node, nodes.Concat) and len(node.nodes) > 2:  # two at a time
@@ -166,13 +170,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     afford = staticmethod(lambda value: _budget.get().afford(value))
     concat = staticmethod(lambda parts: _budget.get().joined(parts))
 
+    def _compile(self, source: str, filename: str) -> Any:
+        _budget.get().expect(len(source), MAX_CODE)
+        return super()._compile(source, filename)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in UNUSED and super().is_safe_attribute(obj, attr, value)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # pyright: ignore
         subject = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # str.format comes wrapped
         run = functools.partial(super().call, __context, __obj, *args, **kwargs)
-        return _budget.get().call(getattr(__obj, "__name__", ""), subject, (*args, *kwargs.values()), run)
+        named = (value for key, value in kwargs.items() if not key.startswith("_"))  # but _loop_vars, and _block_vars
+        return _budget.get().call(getattr(__obj, "__name__", ""), subject, (*args, *named), run)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _budget.get().check_operator(operator, left, right)
