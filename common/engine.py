@@ -168,8 +168,7 @@ class Engine:
         cache_salt: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: bool | None = False,
     ) -> list[RequestOutput]:  # fmt: skip
-        """Run prompts to their ends; results in input order. `cache_salt` and `chat_template_kwargs`: of all of them, as
-        in `add_request`."""
+        """Run prompts to their ends; results in input order. `cache_salt`, ...: of all of them, as in `add_request`."""
         ids = self._add_all(prompts, params, cache_salt, chat_template_kwargs)
         finished: dict[str, RequestOutput] = {}
         with progress_bar("generating", len(ids), show=progress) as advance:

@@ -16,9 +16,9 @@ from common.serving.options import ServerOptions
 Flags = Mapping[str, tuple[Any, str]]
 """Name of an option to (type, help)."""
 
-TYPES = {
-    "dtype": str, "device": str, "prefill_chunk_size": str | None, "stop": list[str], "chat_template_kwargs": str | None,
-}  # fmt: skip
+TYPES = {"dtype": str, "device": str, "stop": list[str]} | dict.fromkeys(
+    ("prefill_chunk_size", "chat_template_kwargs"), str | None
+)
 """Of flags, where it is not that of the option."""
 
 

@@ -1,7 +1,7 @@
 """A model's own chat templates: where a folder or a file keeps them, and the text that one makes of a conversation.
 
-transformers renders them, since it is what they are written for; within the limits of `template_sandbox`. Both are
-imported when they are needed: transformers takes half a second.
+transformers renders them, which they are written for, within the limits of `template_sandbox`. Both are imported when
+they are needed: transformers takes half a second.
 """
 
 import functools
@@ -14,9 +14,12 @@ from typing import Any
 from common.errors import UserError, one_line, require
 
 Templates = str | Mapping[str, str]
-"""The one template of a model, or several by name; `default` is the one for all chats, `tool_use` for those with tools."""
+"""The one template of a model, or several by name; `default` is for all chats, `tool_use` for those with tools."""
 
-OTHER = "pass another one with --chat-template FILE (chat_template= in Python)"
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""Roles that are never a mistake; a template may name others."""
+
+OPTION = "--chat-template FILE (chat_template= in Python)"
 RESERVED = ("conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
             "continue_final_message", "return_assistant_tokens_mask")  # fmt: skip
 
@@ -33,7 +36,7 @@ def render(
     variables: special tokens, and what else the template knows, such as `enable_thinking`.
     """
     template = pick(templates, tools)
-    _check_messages(messages)
+    _check_messages(messages, template)
     from common.text.template_sandbox import run_bounded
 
     messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
@@ -41,18 +44,18 @@ def render(
     given = functools.partial(_transformers(), [messages], chat_template=template, add_generation_prompt=True, **inputs)
     try:
         return run_bounded(given, messages, inputs)[0][0]
+    except UserError:
+        raise
     except Exception as error:  # the template is a program from the model's folder: it can fail in any way
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"the model's chat template refuses these messages: {one_line(error)[:300]}") from error
 
 
 def pick(templates: Templates | None, tools: object = None) -> str:
     """The template for a chat. As transformers: `tool_use` where there are tools, else `default`."""
-    hint = "pass one with --chat-template FILE (chat_template= in Python), or give the prompt as plain text"
-    require(templates is not None, f"this model has no chat template: {hint}")
-    if isinstance(templates, str) or templates is None:
-        return templates or ""
+    if templates is None:
+        raise UserError(f"this model has no chat template: pass {OPTION}, or give the prompt as plain text")
+    if isinstance(templates, str):
+        return templates
     name = "tool_use" if tools is not None and "tool_use" in templates else "default"
     names = ", ".join(sorted(templates))
     require(name in templates, f"this model has chat templates by name only: choose with --chat-template from {names}")
@@ -66,10 +69,9 @@ def choose(templates: Templates | None, chosen: str | None) -> Templates | None:
         named: Mapping[str, str] = {"default": templates} if isinstance(templates, str) else templates or {}
         templates = named.get(chosen) or (chosen if "{%" in chosen or "{{" in chosen else None)
         if templates is None:
-            known = f" (it has {', '.join(sorted(named))})" if named else ""
-            path = Path(chosen).expanduser()
-            require(path.is_file(), f"chat_template {chosen!r} is neither a template of this model{known} nor a file")
-            templates = _read(path)
+            known = ", ".join(sorted(named)) or "none"
+            where = f"chat_template {chosen!r:.80} is neither a template of this model ({known}) nor a file"
+            templates = _read(Path(chosen).expanduser(), where)
     for template in [templates] if isinstance(templates, str) else (templates or {}).values():
         _check(template)
     return templates
@@ -88,19 +90,17 @@ def template_kwargs(value: object) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+def _check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> None:
     require(bool(messages), "a chat needs at least one message, such as {'role': 'user', 'content': 'Hello'}")
     for message in messages:
         role, content = message.get("role"), message.get("content")
-        require(isinstance(role, str), f"a chat message needs text as its 'role', not role {role!r:.80}")
+        if not isinstance(role, str) or (role not in ROLES and (not role or role not in template)):
+            raise UserError(f"unknown role {role!r:.80} in a chat message. Choose from: {', '.join(ROLES)}")
         parts: list[Any] = content if isinstance(content, list) else []
-        kind = type(content).__name__
-        fits = isinstance(content, str | list) or (content is None and len(message.keys() - {"role", "content"}) > 0)
-        require(
-            fits and all(isinstance(part, Mapping) for part in parts),
-            f"a chat message needs text, or a list of parts such as {{'type': 'text', 'text': 'Hello'}}, as its "
-            f"'content', not {kind}",
-        )
+        told = content is not None or len(message.keys() - {"role", "content"}) > 0  # such as tool_calls
+        if not told or not isinstance(content, str | list | None) or not all(isinstance(p, Mapping) for p in parts):
+            example = "text, or a list of parts such as {'type': 'text', 'text': 'Hello'}"
+            raise UserError(f"a chat message needs {example}, as its 'content', not {type(content).__name__}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,9 +121,7 @@ def _transformers() -> Callable[..., Any]:
         return _compile(source, theirs_compile("").environment)
 
     names = {**function.__globals__, "_compile_jinja_template": compile_bounded}
-    mine = types.FunctionType(function.__code__, names, argdefs=function.__defaults__)
-    mine.__kwdefaults__ = function.__kwdefaults__
-    return mine
+    return types.FunctionType(function.__code__, names, argdefs=function.__defaults__)
 
 
 def _compile(source: str, environment: Any) -> Any:
@@ -133,7 +131,8 @@ def _compile(source: str, environment: Any) -> Any:
         require(len(source) <= MAX_SOURCE, f"it has {len(source)} characters, and {MAX_SOURCE} is the most")
         return run_bounded(lambda: bounded(environment).from_string(source), [], source)
     except Exception as error:  # of syntax, or too deep a nesting for the parser or for Python
-        raise UserError(f"the chat template does not compile: {one_line(error)[:200]}; {OTHER}") from error
+        hint = f"pass another one with {OPTION}"
+        raise UserError(f"the chat template does not compile: {one_line(error)[:200]}; {hint}") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -145,8 +144,7 @@ def _check(template: str) -> None:
     try:
         _compile(template, ImmutableSandboxedEnvironment(extensions=[loopcontrols]))
     except UserError:
-        render = _transformers()
-        render.__globals__["_compile_jinja_template"](template)  # type: ignore[attr-defined]
+        _transformers().__globals__["_compile_jinja_template"](template)  # type: ignore[attr-defined]
 
 
 # -- where they are ----------------------------------------------------------------------------------------------------
@@ -160,7 +158,7 @@ def read_template(folder: Path, options: Mapping[str, Any]) -> Templates | None:
         files = {"default": folder / "chat_template.jinja", **files}
     if files:
         named = {name: _read(path) for name, path in files.items()}
-        return named["default"] if list(named) == ["default"] else named
+        return named["default"] if [*named] == ["default"] else named
     path, template = folder / "tokenizer_config.json", options.get("chat_template")
     if template is None and (folder / "chat_template.json").is_file():
         from common.text.tokenizer import read_json
@@ -182,18 +180,19 @@ def gguf_templates(metadata: Mapping[str, Any]) -> Templates | None:
 def _checked(template: Any, where: str) -> Templates | None:
     """A text, a mapping of names to texts, or a list of {name, template}; null is none."""
     if isinstance(template, list):
-        entries: list[Any] = template
-        valid = all(isinstance(entry, Mapping) and "name" in entry and "template" in entry for entry in entries)
-        require(valid, f"{where}: each chat_template of a list needs a name and a template")
-        template = {entry["name"]: entry["template"] for entry in entries}
-    texts: list[Any] = [*template, *template.values()] if isinstance(template, Mapping) else [template]
-    valid = template is None or all(isinstance(text, str) for text in texts)
-    require(valid, f"{where}: a chat_template must be text, not {type(template).__name__}")
+        try:
+            template = {entry["name"]: entry["template"] for entry in template}  # pyright: ignore
+        except (TypeError, KeyError):
+            raise UserError(f"{where}: each chat_template of a list needs a name and a template") from None
+    texts: list[Any] = [*template, *template.values()] if isinstance(template, Mapping) else [template or ""]
+    kinds = ", ".join({type(text).__name__ for text in texts if not isinstance(text, str)})
+    require(not kinds, f"{where}: a chat_template must be text, not {kinds}")
     return template
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, missing: str | None = None) -> str:
     try:
+        require(missing is None or path.is_file(), missing or "")
         require(path.stat().st_size < 1 << 20, f"{path} has more than a megabyte: it is no chat template")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

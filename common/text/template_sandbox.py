@@ -19,20 +19,20 @@ from jinja2.compiler import CodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_SOURCE, MAX_CODE = 1 << 16, 1 << 19
-"""Characters of a template, and of what jinja2 makes of it. Known models' longest templates have a quarter of them."""
-DEPTH = 100
+MAX_SOURCE, MAX_CODE = 1 << 16, 1 << 19  # characters of a template, and of the Python that jinja2 makes of it
+MAX_DEPTH = 100
 CONTAINER = 256  # bytes, besides what is in it
 COUNTED = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Concat, nodes.Getitem)  # the sandbox has no hook for them
 # Filters and methods whose result, or whose search, can be as long as the product of subject and arguments
 MULTIPLYING = frozenset(
-    "batch center expandtabs indent join ljust lstrip replace rfind rindex rjust round rpartition rsplit rstrip slice "
-    "strip tojson translate trim truncate wordwrap zfill".split()
-)
+    ["*", "batch", "center", "expandtabs", "indent", "join", "ljust", "lstrip", "replace", "rfind", "rindex", "rjust",
+     "round", "rpartition", "rsplit", "rstrip", "slice", "strip", "tojson", "translate", "trim", "truncate", "zfill"]
+)  # fmt: skip
 QUADRATIC = frozenset(["pprint", "striptags", "urlize", "wordwrap"])
 UNUSED = frozenset(["encode", "decode", "to_bytes"])  # bytes have no use in a prompt, and some codecs are slow
-PRINTF_WIDTH = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)")
-FORMAT_WIDTH = re.compile(r"\{[^{}]*:[^{}]*(\d{4}|\{)")
+# Widths of four digits, and widths that come from the values
+FORMAT = re.compile(r"\{[^{}]*:[^{}]*(\d{4}|\{)")
+WIDTHS = {"%": re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)"), "format": FORMAT, "format_map": FORMAT}
 
 
 class TooMuch(Exception):
@@ -46,18 +46,17 @@ class Budget:
         self._known: dict[int, tuple[object, int, int]] = {}  # by id: what keeps it alive, its size, its depth
         self._until = math.inf
         count, size = len(list(messages)), self._measure([messages, inputs])[0]
-        self._largest = (1 << 17) + 8 * size
-        self._longest = (1 << 24) + 32 * size  # of what is estimated
+        self._largest, self._longest = (1 << 17) + 8 * size, (1 << 24) + 32 * size  # measured; estimated
         self._left = (1 << 24) + (64 + count) * size
-        self._until = time.thread_time() + 0.5 + 1e-6 * size + 1e-3 * count
+        self._until = time.thread_time() + 0.3 + 1e-6 * size + 1e-3 * count
 
     def tick(self) -> bool:
         if time.thread_time() > self._until:
             raise TooMuch("it runs for too long")
         return True
 
-    def expect(self, size: float, most: int) -> None:
-        if size > most:
+    def expect(self, size: float, most: int | None = None) -> None:
+        if size > (self._largest if most is None else most):
             raise TooMuch("it makes too much text, or too large a value")
 
     def afford(self, value: Any) -> Any:
@@ -66,42 +65,23 @@ class Budget:
         size, depth = self._measure(value)
         self._left -= size
         self.expect(size, min(self._left, self._largest))
-        self.expect(depth, DEPTH)
+        self.expect(depth, MAX_DEPTH)
         return value
 
     def call(self, name: str, subject: Any, others: tuple[Any, ...], run: Callable[[], Any]) -> Any:
-        """The result of a filter, a method or a function. A lazy one is counted as it is read."""
+        """The result of a filter, a method or an operator. A lazy one is counted as it is read."""
         length = 64 if isinstance(subject, int) else self._length(subject)
         if name in MULTIPLYING or name in QUADRATIC:
             self.expect(length * sum(map(self._length, others), length * (name in QUADRATIC)), self._longest)
-        if name in ("format", "format_map") and isinstance(subject, str):
-            self.check_format(subject, others)
+        if name in WIDTHS and isinstance(subject, str):
+            used = (subject.count("%") + subject.count("{")) * self._measure(others)[0]
+            self.expect(math.inf if WIDTHS[name].search(subject) else used, self._longest)
         result = run()
-        if not isinstance(result, Iterator):
-            return self.afford(result)
-        depth = 1 + max(self._measure(value)[1] for value in (subject, *others))
-        result = (self.afford(item) for item in result)  # pyright: ignore[reportUnknownVariableType]
-        self._known[id(result)] = result, CONTAINER, depth
+        if isinstance(result, Iterator):
+            depth = 1 + max(self._measure(value)[1] for value in (subject, *others))
+            result = (self.afford(item) for item in result)  # pyright: ignore[reportUnknownVariableType]
+            self._known[id(result)] = result, CONTAINER + length + sum(map(self._length, others)), depth
         return self.afford(result)
-
-    def check_format(self, text: str, values: Any) -> None:
-        """Refuses widths of four digits, and those that come from the values."""
-        size = len(text) + (text.count("%") + text.count("{")) * self._measure(values)[0]
-        self.expect(math.inf if PRINTF_WIDTH.search(text) or FORMAT_WIDTH.search(text) else size, self._longest)
-
-    def check_operator(self, operator: str, left: Any, right: Any) -> None:
-        if operator == "%" and isinstance(left, str):
-            self.check_format(left, right)
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            self.expect(left.bit_length() * right, self._largest)
-        elif operator == "*" and isinstance(left, int) != isinstance(right, int):
-            number, value = (left, right) if isinstance(left, int) else (right, left)
-            self.expect(number * sys.getsizeof(value, 64), self._largest)
-
-    def joined(self, parts: Iterable[str]) -> str:
-        parts = list(parts)
-        self.expect(sum(map(len, parts)), self._largest)
-        return self.afford("".join(parts))
 
     def _length(self, value: Any) -> int:
         if isinstance(value, str):
@@ -114,6 +94,8 @@ class Budget:
             return sys.getsizeof(value), 0
         if id(value) in self._known:
             return self._known[id(value)][1:]
+        if isinstance(value, range):
+            return CONTAINER + len(value), 1
         if not isinstance(value, list | tuple | Mapping | ItemsView | KeysView | ValuesView):
             return max(sys.getsizeof(value, 64), 32), 0
         self.tick()
@@ -134,7 +116,7 @@ def run_bounded(render: Callable[[], Any], messages: Iterable[Any], inputs: obje
 
 
 def bounded(environment: Environment) -> Environment:
-    """The same environment with limits. Nothing is computed while it compiles, and source of any length is refused."""
+    """The same environment with limits, in which nothing is computed while a template compiles."""
     result = environment.overlay(optimized=False)
     result.__class__ = BoundedEnvironment
     result.finalize = _printed
@@ -150,17 +132,18 @@ class BoundedCode(CodeGenerator):
         self.writeline("environment.tick()")
         super().blockvisit(nodes, frame)
 
-    def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
-        self.environment.tick()
+    def visit(self, node: Any, *args: Any, **kwargs: Any) -> None:
+        _budget.get().tick()
         if isinstance(node, nodes.For) and node.test is not None:
             node.test = nodes.And(nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None), node.test)
-        is_slice = not isinstance(node, nodes.Getitem) or isinstance(node.arg, nodes.Slice)
-        counted = isinstance(node, COUNTED) and is_slice and getattr(node, "ctx", "load") == "load"
         if isinstance(node, nodes.Concat) and len(node.nodes) > 2:  # two at a time
             node = nodes.Concat([nodes.Concat(node.nodes[:-1], lineno=node.lineno), node.nodes[-1]], lineno=node.lineno)
-        self.write("environment.afford(" if counted else "")
+        counted = isinstance(node, COUNTED) and getattr(node, "ctx", "load") == "load"
+        if isinstance(node, nodes.Getitem):
+            counted = isinstance(node.arg, nodes.Slice)
+        self.write("environment.afford(" * counted)
         super().visit(node, *args, **kwargs)
-        self.write(")" if counted else "")
+        self.write(")" * counted)
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -168,7 +151,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["+", "*", "**", "%"])
     tick = staticmethod(lambda: _budget.get().tick())
     afford = staticmethod(lambda value: _budget.get().afford(value))
-    concat = staticmethod(lambda parts: _budget.get().joined(parts))
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        parts = list(parts)
+        _budget.get().expect(sum(map(len, parts)))
+        return _budget.get().afford("".join(parts))
 
     def _compile(self, source: str, filename: str) -> Any:
         _budget.get().expect(len(source), MAX_CODE)
@@ -177,18 +165,22 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in UNUSED and super().is_safe_attribute(obj, attr, value)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # pyright: ignore
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
         subject = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # str.format comes wrapped
-        run = functools.partial(super().call, __context, __obj, *args, **kwargs)
         named = (value for key, value in kwargs.items() if not key.startswith("_"))  # but _loop_vars, and _block_vars
+        run = functools.partial(super().call, __context, __obj, *args, **kwargs)
         return _budget.get().call(getattr(__obj, "__name__", ""), subject, (*args, *named), run)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _budget.get().check_operator(operator, left, right)
-        return self.afford(super().call_binop(context, operator, left, right))
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _budget.get().expect(left.bit_length() * right)
+        subject, other = (right, left) if isinstance(left, int) else (left, right)
+        run = functools.partial(self.binop_table[operator], left, right)
+        return _budget.get().call("" if numbers else operator, subject, (other,), run)
 
 
-@pass_context  # so that no constant is printed while it compiles
+@pass_context  # so that no constant is printed while a template compiles
 def _printed(_: Context, value: Any) -> Any:
     return value if isinstance(value, str) else _budget.get().afford(str(value))
 
@@ -199,6 +191,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
         run = functools.partial(function, *args, **kwargs)
-        return _budget.get().call(name, args[skipped], (*args[skipped + 1 :], *kwargs.values()), run)
+        others = *args[skipped + 1 :], *kwargs.values()
+        return _budget.get().call("%" if name == "format" else name, args[skipped], others, run)
 
     return limited

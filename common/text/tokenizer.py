@@ -62,7 +62,9 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins."""
         return self._encode(self.render(messages, template_kwargs), add_special_tokens=False)
 
