@@ -138,12 +138,15 @@ def _compile(source: str, environment: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def _check(template: str) -> None:
     """`UserError` if it does not compile. transformers knows all that jinja2 does, so it is asked only for the rest."""
+    from jinja2 import TemplateSyntaxError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
         _compile(template, ImmutableSandboxedEnvironment(extensions=[loopcontrols]))
-    except UserError:
+    except UserError as error:
+        if not isinstance(error.__cause__, TemplateSyntaxError):
+            raise
         _transformers().__globals__["_compile_jinja_template"](template)  # type: ignore[attr-defined]
 
 
