@@ -164,10 +164,11 @@ def read_template(folder: Path, options: Mapping[str, Any]) -> Templates | None:
         return named["default"] if [*named] == ["default"] else named
     path, template = folder / "tokenizer_config.json", options.get("chat_template")
     if template is None and (folder / "chat_template.json").is_file():
-        from common.text.tokenizer import read_json
-
         path = folder / "chat_template.json"
-        template = read_json(path).get("chat_template")
+        try:
+            template = json.loads(_read(path))["chat_template"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{path} holds no chat_template: {one_line(error)}") from error
     return _checked(template, str(path))
 
 
