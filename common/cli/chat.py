@@ -82,10 +82,7 @@ def _tokenizer(engine: Engine) -> Tokenizer:
     tokenizer = engine.tokenizer
     if tokenizer is None:
         raise UserError(f"{engine.config.model} has no tokenizer: chat needs a model that has one")
-    if tokenizer.chat_template is None:
-        hint = "use generate, a model made for chat, or --chat-template FILE"
-        raise UserError(f"{engine.config.model} has no chat template: {hint}")
-    pick(tokenizer.chat_template)
+    pick(tokenizer.chat_template)  # an error now, not at the first question
     return tokenizer
 
 

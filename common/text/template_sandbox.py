@@ -123,7 +123,7 @@ def bounded(environment: Environment) -> Environment:
     result.filters = {name: _bounded_filter(name, function) for name, function in environment.filters.items()}
     quiet = type("Namespace", (environment.globals["namespace"],), {"__repr__": lambda _: "<Namespace>"})  # pyright: ignore
     result.globals = {**environment.globals, "namespace": quiet}
-    del result.globals["lipsum"]  # random text of any length
+    result.globals.pop("lipsum", None)  # random text of any length
     return result
 
 
