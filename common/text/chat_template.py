@@ -188,8 +188,10 @@ def _checked(template: Any, where: str) -> Templates | None:
             template = {entry["name"]: entry["template"] for entry in template}  # pyright: ignore
         except (TypeError, KeyError):
             raise UserError(f"{where}: each chat_template of a list needs a name and a template") from None
+    if template is None:
+        return None
     texts: list[Any] = [*template, *template.values()] if isinstance(template, Mapping) else [template]
-    kinds = ", ".join({type(text).__name__ for text in texts if not isinstance(text, str | None)})
+    kinds = ", ".join({type(text).__name__ for text in texts if not isinstance(text, str)})
     require(not kinds, f"{where}: a chat_template must be text, not {kinds}")
     return template
 

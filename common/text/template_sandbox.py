@@ -1,6 +1,6 @@
 """Limits for chat templates: each is a program from a model's folder, and could loop for ever or fill the memory.
 
-Counted is what a template makes: the size of each value, of all values together, and the thread's CPU time; the limits
+Counted is what a template makes: the size of each value, of all that it holds, and the thread's CPU time; the limits
 grow with the messages. What multiplies (`*`, `**`, widths) is estimated before it is computed. Lists and dictionaries
 count as if printed, so that `[x, x]` in a loop is not free.
 """
@@ -21,6 +21,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SOURCE, MAX_CODE = 1 << 16, 1 << 19  # characters of a template, and of the Python that jinja2 makes of it
 MAX_DEPTH = 100
+SECONDS = 0.3  # of CPU time, next to what the messages add
+LONG = 1024  # bytes
+UNUSED_REFS = 3  # to a text that is in a list, in a variable, and the argument of getrefcount
 CONTAINER = 256  # bytes, besides what is in it
 COUNTED = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Concat, nodes.Getitem)  # the sandbox has no hook for them
 # Filters and methods whose result, or whose search, can be as long as the product of subject and arguments
@@ -29,7 +32,7 @@ MULTIPLYING = frozenset(
      "round", "rpartition", "rsplit", "rstrip", "slice", "strip", "tojson", "translate", "trim", "truncate", "zfill"]
 )  # fmt: skip
 QUADRATIC = frozenset(["pprint", "striptags", "urlize", "wordwrap"])
-UNUSED = frozenset(["encode", "decode", "to_bytes"])  # bytes have no use in a prompt, and some codecs are slow
+BLOCKED = frozenset(["encode", "decode", "to_bytes"])  # bytes have no use in a prompt, and some codecs are slow
 # Widths of four digits, and widths that come from the values
 FORMAT = re.compile(r"\{[^{}]*:[^{}]*(\d{4}|\{)")
 WIDTHS = {"%": re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)"), "format": FORMAT, "format_map": FORMAT}
@@ -44,11 +47,13 @@ class Budget:
 
     def __init__(self, messages: Iterable[Any], inputs: object) -> None:
         self._known: dict[int, tuple[object, int, int]] = {}  # by id: what keeps it alive, its size, its depth
+        self._texts: dict[int, str] = {}  # long ones, by id
+        self._held = 0  # bytes of them
         self._until = math.inf
         count, size = len(list(messages)), self._measure([messages, inputs])[0]
         self._largest, self._longest = (1 << 17) + 8 * size, (1 << 24) + 32 * size  # measured; estimated
-        self._left = (1 << 24) + (64 + count) * size
-        self._until = time.thread_time() + 0.3 + 1e-6 * size + 1e-3 * count
+        self._room, self._left = (1 << 24) + 8 * size, (1 << 24) + 32 * size  # for long texts; for all else
+        self._until = time.thread_time() + SECONDS + 5e-7 * size + 2e-4 * count
 
     def tick(self) -> bool:
         if time.thread_time() > self._until:
@@ -63,10 +68,25 @@ class Budget:
         """The value, if it is not too much."""
         self.tick()
         size, depth = self._measure(value)
-        self._left -= size
-        self.expect(size, min(self._left, self._largest))
+        self.expect(size)
         self.expect(depth, MAX_DEPTH)
+        if isinstance(value, str) and size > LONG:
+            self._hold(value, size)
+        else:
+            self._left -= size if isinstance(value, range) else sys.getsizeof(value, 64) + CONTAINER * min(depth, 1)
+            self.expect(0, self._left)
         return value
+
+    def _hold(self, text: str, size: int) -> None:
+        """Long texts count as long as the template has them: one may well grow with each message."""
+        self._held += size * (id(text) not in self._texts)
+        self._texts[id(text)] = text
+        if self._held > self._room:
+            texts = list(self._texts.values())
+            self._texts.clear()
+            self._texts = {id(text): text for text in texts if sys.getrefcount(text) > UNUSED_REFS}
+            self._held = sum(map(sys.getsizeof, self._texts.values()))
+            self.expect(self._held, self._room)
 
     def call(self, name: str, subject: Any, others: tuple[Any, ...], run: Callable[[], Any]) -> Any:
         """The result of a filter, a method or an operator. A lazy one is counted as it is read."""
@@ -163,7 +183,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super()._compile(source, filename)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return attr not in UNUSED and super().is_safe_attribute(obj, attr, value)
+        return attr not in BLOCKED and super().is_safe_attribute(obj, attr, value)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
         subject = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # str.format comes wrapped
