@@ -41,7 +41,9 @@ def render(
 
     messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
     inputs: dict[str, Any] = {"tools": tools, "documents": documents, **variables}
-    given = functools.partial(_transformers(), [messages], chat_template=template, add_generation_prompt=True, **inputs)
+    given = functools.partial(
+        _renderer(template), [messages], chat_template=template, add_generation_prompt=True, **inputs
+    )
     try:
         return run_bounded(given, messages, inputs)[0][0]
     except UserError:
@@ -103,6 +105,13 @@ def _check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> Non
             raise UserError(f"a chat message needs {example}, as its 'content', not {type(content).__name__}")
 
 
+def _renderer(template: str) -> Callable[..., Any]:
+    """transformers' function, which has compiled the template already: that takes no time of a chat's."""
+    function: Any = _transformers()
+    function.__globals__["_compile_jinja_template"](template)
+    return function
+
+
 @functools.lru_cache(maxsize=1)
 def _transformers() -> Callable[..., Any]:
     """transformers' `render_jinja_template`, which compiles with limits. Its own compiling would compute constants."""
@@ -147,7 +156,7 @@ def _check(template: str) -> None:
     except UserError as error:
         if not isinstance(error.__cause__, TemplateSyntaxError):
             raise
-        _transformers().__globals__["_compile_jinja_template"](template)  # type: ignore[attr-defined]
+        _renderer(template)
 
 
 # -- where they are ----------------------------------------------------------------------------------------------------
