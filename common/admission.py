@@ -2,7 +2,9 @@
 
 import itertools
 import time
+from collections.abc import Mapping
 from math import isfinite
+from typing import Any
 
 from common.config import EngineConfig
 from common.errors import require
@@ -40,6 +42,7 @@ class Admission:
         priority: int,
         arrival_time: float | None,
         cache_salt: str | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
     ) -> list[Request]:
         """The `params.n` samples of a prompt. Raises `UserError` for whatever can never run."""
         times = isinstance(arrival_time or 0.0, int | float) and isfinite(arrival_time or 0.0)
@@ -51,7 +54,7 @@ class Admission:
             cache_salt is None or (isinstance(cache_salt, str) and bool(cache_salt)),
             f"cache_salt is a text that is not empty, or None, not {cache_salt!r}",
         )
-        token_ids = encode_prompt(prompt, tokenizer, self._model.config.vocab_size)
+        token_ids = encode_prompt(prompt, tokenizer, self._model.config.vocab_size, chat_template_kwargs)
         self._check_room(len(token_ids), params)
         require(
             not params.stop_strings or tokenizer is not None,

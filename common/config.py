@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 
 from common.errors import UserError, refuse_unknown_options, require, require_number, unknown
+from common.text.chat_template import template_kwargs
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "scheduling_policy": ("fcfs", "priority"),
@@ -84,8 +85,15 @@ class EngineConfig:
     head_bits: Annotated[int, "Bits of the output head: 8 (on a GPU, in float32, with naive) or 16 (from m7 on)."] = 8
     linear_backend: Annotated[str, "Quantised layers: auto, or naive: dequantised at every call (from m7 on)."] = "auto"
     seed: Annotated[int, "For requests that bring none of their own, and for random weights."] = 0
+    chat_template: Annotated[str | None, "One of the model's, such as tool_use, or a file. Without it: default."] = None
+    chat_template_kwargs: Annotated[
+        str | Mapping[str, Any] | None, 'Variables of every chat, as JSON, such as {"enable_thinking": false}.'
+    ] = None
 
     def __post_init__(self) -> None:
+        self.chat_template_kwargs = template_kwargs(self.chat_template_kwargs)
+        template = self.chat_template
+        require(template is None or isinstance(template, str), "chat_template is a template's name, or a file, as text")
         self.torch_dtype = parse_dtype(self.dtype)
         self.torch_device = parse_device(self.device)
         named = isinstance(self.model, str) and bool(self.model)

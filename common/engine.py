@@ -1,8 +1,8 @@
 """The engine: requests in, tokens out, one step at a time. The same for all stages; a stage only brings the parts."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from common.admission import Admission
 from common.config import EngineConfig
@@ -70,6 +70,7 @@ class Engine:
         priority: int = 0,
         arrival_time: float | None = None,
         cache_salt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Queue a prompt (text, token ids, or chat messages); returns the request's id.
 
@@ -77,6 +78,7 @@ class Engine:
         `arrival_time`: when it came, on `time.perf_counter()`'s clock (default: now).
         `cache_salt`: only requests with the same salt share cached beginnings (from m6 on), so that the time of a first
         token does not tell what others have asked.
+        `chat_template_kwargs`: of chat messages, variables that the model's template knows, such as `enable_thinking`.
         Raises `UserError` for what can never run: an empty prompt, unknown token ids, more than max_model_len tokens.
         """
         require(not self._closed, "the engine is closed: build a new one")
@@ -85,7 +87,7 @@ class Engine:
         request_id = request_id or f"request-{number}"
         require(request_id not in self._requests, f"request id {request_id!r} is in use: choose another")
         samples = self._admission.samples(
-            prompt, self.tokenizer, params, number, request_id, priority, arrival_time, cache_salt
+            prompt, self.tokenizer, params, number, request_id, priority, arrival_time, cache_salt, chat_template_kwargs
         )
         self._requests[request_id] = samples
         self.scheduler.add(samples[0], samples[1:])
@@ -163,10 +165,11 @@ class Engine:
 
     def generate(
         self, prompts: Sequence[Prompt], params: Params = None, *,
-        cache_salt: str | None = None, progress: bool | None = False,
+        cache_salt: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool | None = False,
     ) -> list[RequestOutput]:  # fmt: skip
-        """Run prompts to their ends; results in input order. `cache_salt`: of all of them, as in `add_request`."""
-        ids = self._add_all(prompts, params, cache_salt)
+        """Run prompts to their ends; results in input order. `cache_salt`, ...: of all of them, as in `add_request`."""
+        ids = self._add_all(prompts, params, cache_salt, chat_template_kwargs)
         finished: dict[str, RequestOutput] = {}
         with progress_bar("generating", len(ids), show=progress) as advance:
             for output in self._run(ids):
@@ -176,13 +179,16 @@ class Engine:
         return [finished[request_id] for request_id in ids]
 
     def stream(
-        self, prompts: Sequence[Prompt], params: Params = None, *, cache_salt: str | None = None
-    ) -> Iterator[RequestOutput]:
+        self, prompts: Sequence[Prompt], params: Params = None, *,
+        cache_salt: str | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Iterator[RequestOutput]:  # fmt: skip
         """Like `generate`, yielding an output each time a request gains a token; `request_id`s count in input order.
         To stop reading early aborts what is left."""
-        return self._run(self._add_all(prompts, params, cache_salt))
+        return self._run(self._add_all(prompts, params, cache_salt, chat_template_kwargs))
 
-    def _add_all(self, prompts: Sequence[Prompt], params: Params, cache_salt: str | None) -> list[str]:
+    def _add_all(
+        self, prompts: Sequence[Prompt], params: Params, salt: str | None, template_kwargs: Mapping[str, Any] | None
+    ) -> list[str]:
         require(not isinstance(prompts, str), "give a list of prompts: write [prompt]")
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         require(
@@ -191,7 +197,7 @@ class Engine:
         ids: list[str] = []
         try:
             for prompt, p in zip(prompts, each, strict=True):
-                ids.append(self.add_request(prompt, p, cache_salt=cache_salt))
+                ids.append(self.add_request(prompt, p, cache_salt=salt, chat_template_kwargs=template_kwargs))
         except BaseException:
             self._abandon(ids)
             raise

@@ -241,6 +241,26 @@ def test_conversation_forgets_the_oldest_turns_first() -> None:
         conversation.prompt("q" * 50)
 
 
+def test_variables_of_a_template_come_from_the_engine_and_from_a_request() -> None:
+    messages = [{"role": "user", "content": "q"}]
+    config = EngineConfig("random:tiny-llama", device="cpu", chat_template_kwargs='{"a": "one"}')  # type: ignore[arg-type]
+    with build_m1(config) as engine:
+        engine.tokenizer = byte_tokenizer()
+        engine.tokenizer.use_template("{{ a }}{{ messages[0].content }}", engine.config.chat_template_kwargs)  # type: ignore[arg-type]
+        one = SamplingParams(max_tokens=1)
+        two = {"a": "two"}
+        engine.add_request(messages, one, chat_template_kwargs=two)
+        outputs = [engine.generate([messages], one)[0], engine.generate([messages], one, chat_template_kwargs=two)[0]]
+        outputs += [output for output in engine.stream([messages], one, chat_template_kwargs=two) if output.finished]
+        assert [engine.tokenizer.decode(o.prompt_token_ids) for o in outputs] == ["oneq", "twoq", "twoq"]
+        with pytest.raises(UserError, match="chat_template_kwargs"):
+            engine.generate([messages], one, chat_template_kwargs={"tools": []})
+    with pytest.raises(UserError, match="chat_template_kwargs"):
+        EngineConfig("random:tiny-llama", chat_template_kwargs="[]")
+    with pytest.raises(UserError, match="chat_template is"):
+        EngineConfig("random:tiny-llama", chat_template=5)  # type: ignore[arg-type]
+
+
 def test_chat_needs_a_chat_template() -> None:
     def without(config: EngineConfig) -> Engine:
         engine = build_talking(config)

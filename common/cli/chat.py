@@ -12,6 +12,7 @@ from common.config import EngineConfig
 from common.engine import Build, Engine
 from common.errors import UserError
 from common.sampling_params import SamplingParams
+from common.text.chat_template import pick
 from common.text.tokenizer import Tokenizer
 
 COMMANDS = "/reset forgets the conversation, /quit ends it"
@@ -81,8 +82,7 @@ def _tokenizer(engine: Engine) -> Tokenizer:
     tokenizer = engine.tokenizer
     if tokenizer is None:
         raise UserError(f"{engine.config.model} has no tokenizer: chat needs a model that has one")
-    if tokenizer.chat_template is None:
-        raise UserError(f"{engine.config.model} has no chat template: use generate, or a model made for chat")
+    pick(tokenizer.chat_template)  # an error now, not at the first question
     return tokenizer
 
 

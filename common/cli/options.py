@@ -15,7 +15,9 @@ from common.serving.options import ServerOptions
 
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
-TYPES = {"dtype": str, "device": str, "prefill_chunk_size": str | None, "stop": list[str]}
+TYPES = {"dtype": str, "device": str, "stop": list[str]} | dict.fromkeys(
+    ("prefill_chunk_size", "chat_template_kwargs"), str | None
+)
 """Of flags, where it is not that of the option."""
 
 

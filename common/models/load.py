@@ -17,6 +17,7 @@ from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
 from common.models.sources.quantized_folder import QuantizedFolder, is_quantized_folder
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
+from common.text.chat_template import template_kwargs
 from common.text.tokenizer import Tokenizer
 
 
@@ -33,13 +34,16 @@ def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
     fused: take fused kernels where they run.
     """
     place, dtype = config.torch_device, config.torch_dtype
+    tokenizer = load_tokenizer(config.model, config.chat_template)  # first: it is refused sooner than weights are read
     model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
-    return prepare(model, load_tokenizer(config.model), config, fused)
+    return prepare(model, tokenizer, config, fused)
 
 
 def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
     """A model that is loaded already, with its kernels chosen and its limit checked."""
     model.ops = choose_ops(model.device, fused)
+    if tokenizer is not None:
+        tokenizer.use_template(config.chat_template, template_kwargs(config.chat_template_kwargs))
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
@@ -68,9 +72,13 @@ def load_model(
     return decoder
 
 
-def load_tokenizer(name: str) -> Tokenizer | None:
-    """The tokenizer of the model of that name; None where the model comes without one."""
-    return open_source(name).tokenizer()
+def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer | None:
+    """The tokenizer of the model of that name; None where the model comes without one. chat_template: see
+    `EngineConfig`."""
+    tokenizer = open_source(name).tokenizer()
+    if tokenizer is not None:
+        tokenizer.use_template(chat_template, {})
+    return tokenizer
 
 
 def open_source(

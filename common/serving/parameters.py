@@ -21,9 +21,9 @@ PASSED_ON = {
 """Fields that `SamplingParams` has under the same name."""
 
 
-def chat_messages(messages: list[Message]) -> list[dict[str, str]]:
-    """As the model's template takes them: text only; OpenAI's newer `developer` is `system`."""
-    result: list[dict[str, str]] = []
+def chat_messages(messages: list[Message]) -> list[dict[str, Any]]:
+    """As every template takes them: parts are lines of one text; OpenAI's newer `developer` is `system`."""
+    result: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
@@ -31,7 +31,8 @@ def chat_messages(messages: list[Message]) -> list[dict[str, str]]:
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 text = "Only parts of the form {'type': 'text', 'text': '...'} are supported."
                 raise ApiError(400, text, param=f"messages.{index}.content", code="unsupported_parameter")
-        result.append({"role": role, "content": "".join(part["text"] for part in parts)})
+        known = message.model_dump(include={"name", "tool_call_id"}, exclude_none=True)
+        result.append({"role": role, "content": "\n".join(part["text"] for part in parts), **known})
     return result
 
 
@@ -55,9 +56,9 @@ def text_length(prompt: Prompt) -> int:
     return sum(len(message["content"]) for message in prompt if isinstance(message, Mapping))
 
 
-def encode(engine: Engine, prompt: Prompt, options: ServerOptions) -> list[int]:
+def encode(engine: Engine, prompt: Prompt, options: ServerOptions, template_kwargs: dict[str, Any] | None) -> list[int]:
     """Token ids of a prompt. Only reads, so it may run next to the engine's thread; too slow for the event loop."""
-    token_ids = encode_prompt(prompt, engine.tokenizer, engine.runner.model.config.vocab_size)
+    token_ids = encode_prompt(prompt, engine.tokenizer, engine.runner.model.config.vocab_size, template_kwargs)
     longest = options.max_prompt_tokens
     if longest is not None and len(token_ids) > longest:
         raise ApiError(400, f"The prompt has {len(token_ids)} tokens; this server takes {longest} at most.")

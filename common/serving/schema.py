@@ -103,8 +103,8 @@ class Message(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)]
-    name: Ignored = None
-    tool_call_id: Ignored = None
+    name: str | None = None
+    tool_call_id: str | None = None
     refusal: Ignored = None
     annotations: Ignored = None
     audio: Unsupported = None
@@ -119,6 +119,7 @@ class ChatRequest(Sampling):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
     parallel_tool_calls: Ignored = None
     audio: Unsupported = None
     function_call: UnsupportedChoice = None

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.engine import Engine
 from common.serving import parameters
@@ -79,7 +80,7 @@ class Service:
         self._admit(choices)
         self._arriving += choices  # their places are taken from now on
         try:
-            encoded = await self._encode(prompts)
+            encoded = await self._encode(prompts, getattr(body, "chat_template_kwargs", None))
         finally:
             self._arriving -= choices
         jobs = [
@@ -100,7 +101,7 @@ class Service:
             self.thread.submit(job)
         return answer
 
-    async def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    async def _encode(self, prompts: Sequence[Prompt], template_kwargs: dict[str, Any] | None) -> list[list[int]]:
         """Token ids. Text that cannot fit is refused before it is encoded."""
         lengths = [parameters.text_length(prompt) for prompt in prompts]
         if self._longest_text is not None and max(lengths) > self._longest_text:
@@ -108,7 +109,7 @@ class Service:
             raise ApiError(400, message, code="context_length_exceeded")
         async with self._long_texts if sum(lengths) > LONG_TEXT else contextlib.nullcontext():
             return await asyncio.to_thread(
-                lambda: [parameters.encode(self.engine, prompt, self.options) for prompt in prompts]
+                lambda: [parameters.encode(self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
             )
 
     def _admit(self, choices: int) -> None:

@@ -1,15 +1,19 @@
 """The three forms of a prompt, and the checks of each."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.errors import UserError, require
+from common.text.chat_template import template_kwargs
 from common.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages such as `[{"role": "user", "content": "Hello"}]`."""
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[int]:
     """Token ids of a prompt; `UserError` if it is empty, malformed, or outside of the vocabulary."""
     require(
         isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
@@ -22,7 +26,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
             hint = "it takes prompts as token ids; add tokenizer.json to its folder"
             raise UserError(f"this model has no tokenizer, so {hint}")
         messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages)
+        variables = template_kwargs(chat_template_kwargs)
+        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables)
     else:
         token_ids = [t for t in prompt if isinstance(t, int) and not isinstance(t, bool)]
         require(len(token_ids) == len(prompt), "a prompt of token ids holds whole numbers only")

@@ -11,7 +11,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer as FastTokenizer
 
 from common.errors import UserError, one_line
-from common.text.chat_template import read_template, render
+from common.text.chat_template import Templates, choose, read_template, render
 
 
 class Tokenizer:
@@ -21,12 +21,13 @@ class Tokenizer:
         self,
         backend: FastTokenizer,
         eos_token_ids: Sequence[int] = (),
-        chat_template: str | None = None,
+        chat_template: Templates | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
         self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
+        self.template_kwargs: Mapping[str, Any] = {}  # variables for every chat
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
@@ -48,7 +49,9 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
         self.backend.save(str(folder / "tokenizer.json"))
         options: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
-        if self.chat_template is not None:
+        if isinstance(self.chat_template, Mapping):
+            options["chat_template"] = [{"name": n, "template": text} for n, text in self.chat_template.items()]
+        elif self.chat_template is not None:
             options["chat_template"] = self.chat_template
         write_json(folder / "tokenizer_config.json", options)
 
@@ -59,9 +62,11 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins."""
-        return self._encode(self.render(messages), add_special_tokens=False)
+        return self._encode(self.render(messages, template_kwargs), add_special_tokens=False)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""
@@ -71,11 +76,21 @@ class Tokenizer:
             raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The conversation as text in the model's own format."""
-        if self.chat_template is None:
-            raise UserError("this model has no chat template: give the prompt as plain text")
-        return render(self.chat_template, messages, self.special_tokens)
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+    ) -> str:
+        """The conversation as text in the model's own format. template_kwargs: variables that its template knows."""
+        variables = {**self.special_tokens, **self.template_kwargs, **(template_kwargs or {})}
+        return render(self.chat_template, messages, variables, tools, documents)
+
+    def use_template(self, chosen: str | None, template_kwargs: Mapping[str, Any]) -> None:
+        """chosen: one of the model's templates by name, or a file; `UserError` if it does not compile."""
+        self.chat_template, self.template_kwargs = choose(self.chat_template, chosen), template_kwargs
 
 
 def _read_backend(folder: Path) -> FastTokenizer | None:

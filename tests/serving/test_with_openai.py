@@ -206,7 +206,33 @@ def test_roles_and_parts_reach_the_template(running: Running, monkeypatch: pytes
             {"role": "user", "content": "d"},
         ],
     )
-    assert byte_tokenizer().decode(seen[0].prompt) == "s:be brief;u:ab;a:c;u:d;a:"
+    assert byte_tokenizer().decode(seen[0].prompt) == "s:be brief;u:a\nb;a:c;u:d;a:"
+
+
+def test_variables_of_a_chat_reach_its_template(running: Running) -> None:
+    tokenizer = running.service.engine.tokenizer
+    assert tokenizer is not None
+    template = tokenizer.chat_template
+    tokenizer.chat_template = (
+        "{{ messages[0].name }}{{ '' if enable_thinking is defined and not enable_thinking else 'think' * 9 }}"
+    )
+    counts: list[int] = []
+    try:
+        for extra in ({}, {"chat_template_kwargs": {"enable_thinking": False}}):
+            answer = running.client.chat.completions.create(
+                model=TINY, max_tokens=1, messages=[{"role": "user", "content": "a", "name": "ann"}], extra_body=extra
+            )
+            assert answer.usage is not None
+            counts.append(answer.usage.prompt_tokens)
+    finally:
+        tokenizer.chat_template = template
+    assert counts == [48, 3]
+
+
+@pytest.mark.parametrize("value", [5, "{}", ["x"], {"messages": []}, {"tools": []}, {"add_generation_prompt": False}])
+def test_bad_variables_of_a_chat_are_refused_by_name(value: object, running: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="chat_template_kwargs"):
+        running.client.chat.completions.create(model=TINY, messages=HELLO, extra_body={"chat_template_kwargs": value})
 
 
 def test_without_max_tokens_a_chat_may_fill_the_context_and_a_completion_gets_16(serve: Serve) -> None:

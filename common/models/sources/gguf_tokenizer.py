@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 
+from common.text.chat_template import gguf_templates
 from common.text.tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # values of tokenizer.ggml.token_type
@@ -80,4 +81,4 @@ def build_tokenizer(name: str, metadata: Mapping[str, Any], eos_token_ids: Seque
         backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
             single=f"{bos} $A", special_tokens=[(bos, vocab[bos])]
         )
-    return Tokenizer(backend, eos_token_ids, metadata.get("tokenizer.chat_template"), special)
+    return Tokenizer(backend, eos_token_ids, gguf_templates(metadata), special)
