@@ -28,5 +28,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
         require(len(token_ids) == len(prompt), "a prompt of token ids holds whole numbers only")
     require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
-    require(0 <= worst < vocab_size, f"token id {worst} is outside of the vocabulary (0 ... {vocab_size - 1})")
+    text = tokenizer and worst >= 0 and tokenizer.backend.id_to_token(worst)
+    name = f"token id {worst}" + (f" ({text!r})" if text else "")
+    require(0 <= worst < vocab_size, f"{name} is outside of the vocabulary (0 ... {vocab_size - 1})")
     return token_ids

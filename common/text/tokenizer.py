@@ -1,6 +1,6 @@
 """Text to token ids and back, and the model's own chat template.
 
-Built on the `tokenizers` library alone: importing transformers for the same files would slow down every start.
+Built on the `tokenizers` library: transformers is imported only for folders that need it.
 """
 
 import json
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from common.errors import UserError, one_line
 from common.text.chat_template import read_template, render
+from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 
 
 class Tokenizer:
@@ -35,14 +36,12 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
-        backend = _read_backend(folder)
-        if backend is None:
+        files = {name: read_json(folder / name, missing={}) for name in (OPTIONS, NAMES, ADDED)}
+        read = read_backend(folder, files, read_json(folder / "config.json", missing={}))
+        if read is None:
             return None
-        options = read_json(folder / "tokenizer_config.json", missing={})
-        special = {
-            key: text for key, value in options.items() if key.endswith("_token") and (text := _token_text(value))
-        }
-        return cls(backend, eos_token_ids, read_template(folder, options), special)
+        backend, special = read
+        return cls(backend, eos_token_ids, read_template(folder, files[OPTIONS]), special)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
@@ -78,44 +77,13 @@ class Tokenizer:
         return render(self.chat_template, messages, self.special_tokens)
 
 
-def _read_backend(folder: Path) -> FastTokenizer | None:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            return FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} cannot be read: {one_line(error)}. Download it again") from error
-    if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():
-        return _convert_slow(folder)
-    return None
-
-
-def _convert_slow(folder: Path) -> FastTokenizer:
-    """Older folders lack tokenizer.json: transformers builds the fast tokenizer from their other files."""
-    from transformers import AutoTokenizer
-
-    try:
-        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return FastTokenizer.from_str(slow.backend_tokenizer.to_str())
-    except Exception as error:  # of whatever kind
-        reason = one_line(error)[:200]
-        raise UserError(f"{folder} has no tokenizer.json, and converting its tokenizer failed: {reason}") from error
-
-
-def _token_text(value: object) -> str | None:
-    """A special token is stored as its text, or as an object that has it under 'content'."""
-    if isinstance(value, Mapping):
-        value = value.get("content")  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-    return value if isinstance(value, str) else None
-
-
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     """A JSON object; `UserError` if the file holds anything else. missing: the result where there is no such file."""
     if missing is not None and not path.is_file():
         return missing
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
