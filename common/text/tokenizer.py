@@ -3,6 +3,8 @@
 Built on the `tokenizers` library: transformers is imported only for folders that need it.
 """
 
+import contextlib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,12 @@ from tokenizers import Tokenizer as FastTokenizer
 from common.errors import UserError, one_line
 from common.text.chat_template import read_template, render
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
+from common.text.turn_ends import turn_end_token_ids
+
+
+class ChatPrompt(list[int]):
+    """Token ids of a conversation. Its answer also ends where a turn does (`Tokenizer.turn_end_token_ids`): a model's
+    files often name no end token but that of a whole text."""
 
 
 class Tokenizer:
@@ -26,9 +34,10 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
-        self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
+        own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
+        self.eos_token_ids: tuple[int, ...] = tuple({*eos_token_ids, *([] if own is None else [own])})
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
@@ -58,9 +67,26 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> ChatPrompt:
         """Token ids of a conversation, up to where the assistant's answer begins."""
-        return self._encode(self.render(messages), add_special_tokens=False)
+        return ChatPrompt(self._encode(self.render(messages), add_special_tokens=False))
+
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The special tokens, which `decode` leaves out, by text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
+    @functools.cached_property
+    def turn_end_token_ids(self) -> frozenset[int]:
+        """Control tokens that are known to end a turn, and the one that this chat template writes behind an answer."""
+        ends = set(turn_end_token_ids(self.backend))
+        with contextlib.suppress(UserError):  # some templates want other conversations
+            turns = ("user", "5 + 7?"), ("assistant", "twelve"), ("user", "Sure?")
+            chat = self.render([{"role": role, "content": content} for role, content in turns])
+            behind = chat.rpartition("twelve")[2].lstrip()
+            ends.update(token_id for text, token_id in self.special_ids.items() if behind.startswith(text))
+        return frozenset(ends)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""

@@ -13,7 +13,7 @@ from common import UserError
 from common.text import hf_tokenizer
 from common.text.prompts import encode_prompt
 from common.text.tokenizer import Tokenizer
-from tests.variants.tokenizers import DAMAGED, FOLDERS, PROMPTS, write
+from tests.variants.tokenizers import CONFIG, DAMAGED, FOLDERS, NAMES, PROMPTS, token, write
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -41,9 +41,16 @@ def test_a_folder_with_nothing_new_is_read_without_transformers(
     assert Tokenizer.from_folder(write(name, tmp_path)) is not None
 
 
-@pytest.mark.parametrize("name", DAMAGED)
+REFUSED = {  # only transformers finds these
+    "a list of objects": (NAMES, {"additional_special_tokens": [token("<extra>")]}),
+    "a flag of text": (CONFIG, {"added_tokens_decoder": {"340": {**token("<more>"), "lstrip": "no"}}}),
+    "code of its own": (CONFIG, {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Slow", "mine.Fast"]}}),
+}
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, *REFUSED])
 def test_a_damaged_file_is_named_in_one_line(name: str, tmp_path: Path) -> None:
-    file, content = DAMAGED[name]
+    file, content = {**DAMAGED, **REFUSED}[name]
     write("tokenizer.json alone", tmp_path)
     (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=file.replace(".", r"\.")) as caught:
