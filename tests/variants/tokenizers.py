@@ -36,7 +36,7 @@ SPARE = 48
 
 
 @functools.cache
-def _trained(kind: str) -> str:
+def trained(kind: str) -> str:
     """tokenizer.json of a small tokenizer. Special tokens in it: <s>, </s>, <unk>."""
     first: list[str | AddedToken] = ["<unk>", "<s>", "</s>"]
     if kind == "byte-level":
@@ -237,7 +237,7 @@ FOLDERS: dict[str, tuple[str, Files]] = {
 def write(name: str, folder: Path) -> Path:
     """The tokenizer files, with a config.json of a Llama unless they have one."""
     kind, files = FOLDERS[name]
-    state = json.loads(_trained(kind))
+    state = json.loads(trained(kind))
     for file, content in {"config.json": {"model_type": "llama"}, **files}.items():
         (folder / file).write_text(json.dumps(content), encoding="utf-8")
     if "vocab.json" in files:
