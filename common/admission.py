@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import isfinite
 
 from common.config import EngineConfig
-from common.errors import require
+from common.errors import plain, require
 from common.models import Decoder
 from common.request import Request
 from common.sampler import mix
@@ -43,6 +43,7 @@ class Admission:
         cache_salt: str | None,
     ) -> list[Request]:
         """The `params.n` samples of a prompt. Raises `UserError` for whatever can never run."""
+        priority, arrival_time = plain(priority), plain(arrival_time)
         times = isinstance(arrival_time or 0.0, int | float) and isfinite(arrival_time or 0.0)
         require(
             isinstance(priority, int) and times,

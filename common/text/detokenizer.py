@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
 
-BROKEN = "\ufffd"
-"""What `decode` writes for the bytes of a part of a character."""
+BROKEN = "\ufffd"  # what `decode` writes for the bytes of a part of a character
 
 
 class Detokenizer:

@@ -1,6 +1,7 @@
 """A Hugging Face folder's tokenizer, with the ids and texts of transformers' `AutoTokenizer`."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def _is_plain(backend: FastTokenizer, files: Files, config: Mapping[str, Any]) -
 
 
 def _from_transformers(folder: Path, options: Mapping[str, Any], config: Mapping[str, Any]) -> Found:
+    lacks = not (folder / OWN).is_file() and (folder / "tokenizer.model").is_file() and not find_spec("sentencepiece")
+    require(not lacks, f"{folder} has tokenizer.model and no {OWN}, which takes a library: pip install sentencepiece")
     from transformers import AutoTokenizer, PreTrainedConfig
     from transformers.utils import logging
 

@@ -205,9 +205,15 @@ def test_prompt_and_completion_are_the_text_of_all_tokens(kind: str) -> None:
         assert shown == completion
 
 
+def id_of(backend: FastTokenizer, piece: str) -> int:
+    token_id = backend.token_to_id(piece)
+    assert token_id is not None
+    return token_id
+
+
 def test_the_first_space_is_kept_behind_any_prompt() -> None:
     backend = FastTokenizer.from_str(trained("sentencepiece"))
-    says = [backend.token_to_id(piece) for piece in ("▁The", "▁ca", "pit", "al")]
+    says = [id_of(backend, piece) for piece in ("▁The", "▁ca", "pit", "al")]
     bos, words = 1, backend.encode("of France", add_special_tokens=False).ids
     for prompt, space in (
         ([], ""),
@@ -226,8 +232,8 @@ def test_the_first_space_is_kept_behind_any_prompt() -> None:
 def test_broken_bytes_between_whole_ones_are_no_error() -> None:
     """Of a run of byte tokens that is no UTF-8 each becomes a replacement character, also what was a letter alone."""
     backend = FastTokenizer.from_str(trained("sentencepiece"))
-    byte = {name: backend.token_to_id(f"<0x{name}>") for name in ("41", "E2", "82", "AC")}
-    broken = [byte["41"], byte["E2"], backend.token_to_id("▁The"), byte["E2"], byte["82"], byte["AC"]]
+    byte = {name: id_of(backend, f"<0x{name}>") for name in ("41", "E2", "82", "AC")}
+    broken = [byte["41"], byte["E2"], id_of(backend, "▁The"), byte["E2"], byte["82"], byte["AC"]]
     detokenizer = Detokenizer(backend, 0)
     shown = [detokenizer.text(broken[:n], n, finished=False) for n in range(1, 7)]
     assert shown == ["A", "A", "A\ufffd The", "A\ufffd The", "A\ufffd The", "A\ufffd The€"]

@@ -58,6 +58,15 @@ def test_a_damaged_file_is_named_in_one_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+def test_a_sentencepiece_model_without_its_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_tokenizer, "find_spec", lambda name: None)
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e")
+    with pytest.raises(UserError, match="pip install sentencepiece"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_a_token_outside_of_the_embedding_is_refused_where_it_is_used(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(write("added_tokens.json alone", tmp_path))
     assert tokenizer is not None

@@ -10,7 +10,7 @@ import torch
 
 from common import UserError
 from common.text.prompts import encode_prompt
-from common.text.tokenizer import Tokenizer
+from common.text.tokenizer import ChatPrompt, Tokenizer
 
 
 def test_text_token_ids_and_chat_all_become_token_ids(tokenizer: Tokenizer) -> None:
@@ -27,6 +27,8 @@ def test_text_token_ids_and_chat_all_become_token_ids(tokenizer: Tokenizer) -> N
     messages = [{"role": "user", "content": "Hello"}]
     ids = encode_prompt(messages, tokenizer, tokenizer.vocab_size)
     assert ids == tokenizer.chat(messages)
+    for chat in (ids, encode_prompt(ids, tokenizer, tokenizer.vocab_size)):
+        assert isinstance(chat, ChatPrompt), "a server encodes before its engine does"
     text = tokenizer.backend.decode(ids, skip_special_tokens=False)
     assert "<|im_start|>user\nHello<|im_end|>" in text and text.endswith("<|im_start|>assistant\n")
 

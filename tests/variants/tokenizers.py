@@ -38,6 +38,7 @@ SPARE = 48
 @functools.cache
 def trained(kind: str) -> str:
     """tokenizer.json of a small tokenizer. Special tokens in it: <s>, </s>, <unk>."""
+    octets = [f"<0x{octet:02X}>" for octet in range(256)]
     first: list[str | AddedToken] = ["<unk>", "<s>", "</s>"]
     if kind == "byte-level":
         backend = Tokenizer(models.BPE())
@@ -55,7 +56,6 @@ def trained(kind: str) -> str:
         backend.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=first, show_progress=False)
     else:
-        octets = [f"<0x{octet:02X}>" for octet in range(256)]
         sentencepiece = kind == "sentencepiece"
         model: Any = (
             models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True) if sentencepiece else models.Unigram()
