@@ -1,8 +1,10 @@
 """Text to token ids and back, and the model's own chat template.
 
-Built on the `tokenizers` library alone: importing transformers for the same files would slow down every start.
+Built on the `tokenizers` library: transformers is imported only for folders that need it.
 """
 
+import contextlib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,13 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from common.errors import UserError, one_line
 from common.text.chat_template import Templates, choose, read_template, render
+from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
+from common.text.turn_ends import turn_end_token_ids
+
+
+class ChatPrompt(list[int]):
+    """Token ids of a conversation. Its answer also ends where a turn does (`Tokenizer.turn_end_token_ids`): a model's
+    files often name no end token but that of a whole text."""
 
 
 class Tokenizer:
@@ -25,10 +34,11 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
-        self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
         self.template_kwargs: Mapping[str, Any] = {}  # variables for every chat
         self.special_tokens = dict(special_tokens or {})
+        own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
+        self.eos_token_ids: tuple[int, ...] = tuple({*eos_token_ids, *([] if own is None else [own])})
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
@@ -36,14 +46,12 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
-        backend = _read_backend(folder)
-        if backend is None:
+        files = {name: read_json(folder / name, missing={}) for name in (OPTIONS, NAMES, ADDED)}
+        read = read_backend(folder, files, read_json(folder / "config.json", missing={}))
+        if read is None:
             return None
-        options = read_json(folder / "tokenizer_config.json", missing={})
-        special = {
-            key: text for key, value in options.items() if key.endswith("_token") and (text := _token_text(value))
-        }
-        return cls(backend, eos_token_ids, read_template(folder, options), special)
+        backend, special = read
+        return cls(backend, eos_token_ids, read_template(folder, files[OPTIONS]), special)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
@@ -64,9 +72,26 @@ class Tokenizer:
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
-    ) -> list[int]:
+    ) -> ChatPrompt:
         """Token ids of a conversation, up to where the assistant's answer begins."""
-        return self._encode(self.render(messages, template_kwargs), add_special_tokens=False)
+        return ChatPrompt(self._encode(self.render(messages, template_kwargs), add_special_tokens=False))
+
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The special tokens, which `decode` leaves out, by text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
+    @functools.cached_property
+    def turn_end_token_ids(self) -> frozenset[int]:
+        """Control tokens that are known to end a turn, and the one that this chat template writes behind an answer."""
+        ends = set(turn_end_token_ids(self.backend))
+        with contextlib.suppress(UserError):  # some templates want other conversations
+            turns = ("user", "5 + 7?"), ("assistant", "twelve"), ("user", "Sure?")
+            chat = self.render([{"role": role, "content": content} for role, content in turns])
+            behind = chat.rpartition("twelve")[2].lstrip()
+            ends.update(token_id for text, token_id in self.special_ids.items() if behind.startswith(text))
+        return frozenset(ends)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""
@@ -93,44 +118,13 @@ class Tokenizer:
         self.chat_template, self.template_kwargs = choose(self.chat_template, chosen), template_kwargs
 
 
-def _read_backend(folder: Path) -> FastTokenizer | None:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            return FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} cannot be read: {one_line(error)}. Download it again") from error
-    if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():
-        return _convert_slow(folder)
-    return None
-
-
-def _convert_slow(folder: Path) -> FastTokenizer:
-    """Older folders lack tokenizer.json: transformers builds the fast tokenizer from their other files."""
-    from transformers import AutoTokenizer
-
-    try:
-        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return FastTokenizer.from_str(slow.backend_tokenizer.to_str())
-    except Exception as error:  # of whatever kind
-        reason = one_line(error)[:200]
-        raise UserError(f"{folder} has no tokenizer.json, and converting its tokenizer failed: {reason}") from error
-
-
-def _token_text(value: object) -> str | None:
-    """A special token is stored as its text, or as an object that has it under 'content'."""
-    if isinstance(value, Mapping):
-        value = value.get("content")  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-    return value if isinstance(value, str) else None
-
-
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     """A JSON object; `UserError` if the file holds anything else. missing: the result where there is no such file."""
     if missing is not None and not path.is_file():
         return missing
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
