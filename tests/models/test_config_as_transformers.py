@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 
-from common import UserError
 from common.models import ModelConfig, load_model
 from tests.helpers import all_logits
 from tests.models import reference
