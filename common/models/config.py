@@ -1,5 +1,6 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
@@ -49,7 +50,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
-            require_number(f"{self.name}: {field}", getattr(self, field), int, 1)
+            require_number(f"{self.name}: {field}", getattr(self, field), int, 1, _most(field))
         for field in ("rope_theta", "rms_norm_eps"):
             require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
         require(
@@ -72,25 +73,29 @@ class ModelConfig:
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
         architecture = _architecture(name, config)
-        _refuse_unsupported(name, config, architecture)
         for key in HF_SIZES.values():
-            require_number(f"{name}: {key} in config.json", config.get(key), int, 1)
+            require_number(f"{name}: {key} in config.json", config.get(key), int, 1, _most(key))
         sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
+        _refuse_unsupported(name, config, architecture)
         rope_theta, rope_scaling = _rope(name, config, sizes["max_position_embeddings"])
+        # Absent, they have the defaults of transformers' classes; null means that only in some.
+        llama, usual = architecture == "llama", sizes["hidden_size"] // sizes["num_heads"]
+        head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
+        kv_heads = config.get("num_key_value_heads", None if llama else 32)
         return cls(
             name=name,
             architecture=architecture,
             **sizes,
-            num_kv_heads=config.get("num_key_value_heads") or sizes["num_heads"],
-            head_dim=config.get("head_dim") or sizes["hidden_size"] // sizes["num_heads"],
+            num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
+            head_dim=usual if llama and head_dim is None else head_dim,
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=_eos_token_ids(config, generation),
-            bos_token_id=config.get("bos_token_id"),
+            tie_word_embeddings=_flag(name, config, "tie_word_embeddings"),
+            eos_token_ids=_eos_token_ids(name, config, generation, sizes["vocab_size"]),
+            bos_token_id=_token_id(f"{name}: bos_token_id", config.get("bos_token_id")),
         )
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,18 +121,34 @@ class ModelConfig:
         return config, tokens
 
 
+def _most(size: str) -> int:
+    """Beyond any model there is: what says more is damaged."""
+    return 4096 if size in ("num_layers", "num_hidden_layers") else 2**27
+
+
 def _architecture(name: str, config: Mapping[str, Any]) -> str:
-    named = list(config.get("architectures") or [])
-    if not named and config.get("model_type") in ARCHITECTURES.values():
-        return str(config["model_type"])
-    for architecture in named:
-        if architecture in ARCHITECTURES:
-            return ARCHITECTURES[architecture]
-    found = ", ".join(map(str, named)) or config.get("model_type") or "none named"
-    raise UserError(f"{name}: architecture {found} is not supported. Supported: {', '.join(ARCHITECTURES)}")
+    """transformers goes by `model_type`, and so must `architectures` not say anything else."""
+    named, kind = list(config.get("architectures") or []), config.get("model_type")
+    found = next((ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES), None)
+    if not named and kind in ARCHITECTURES.values():
+        return str(kind)
+    said = ", ".join(map(str, named))[:200] or kind or "none named"
+    require(
+        found is not None and kind in (None, found),
+        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
+    )
+    return str(found)
+
+
+def _flag(name: str, config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key, False)
+    require(isinstance(value, bool), f"{name}: {key} in config.json must be true or false, not {value!r}")
+    return value
 
 
 def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str) -> None:
+    """What transformers' class would compute otherwise. Keys that it does not read change nothing there either."""
+
     def refuse(what: str, hint: str = "") -> UserError:
         return UserError(f"{name}: {what} is not supported{hint}")
 
@@ -135,24 +156,33 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
     if quantization:
         method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
         raise refuse(f"quantization_config (quant_method {method!r})", ". Take the checkpoint that is not quantised")
-    if config.get("hidden_act", "silu") != "silu":
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise refuse(f"hidden_act {config['hidden_act']!r} (only 'silu')")
-    if config.get("mlp_bias"):
+    if _flag(name, config, "mlp_bias"):
         raise refuse("mlp_bias=true")
-    if config.get("attention_bias") and architecture != "qwen2":
+    if architecture != "qwen2" and _flag(name, config, "attention_bias"):
         raise refuse("attention_bias=true (a bias on o_proj)")
-    if config.get("partial_rotary_factor") not in (None, 1.0):
-        raise refuse(f"partial_rotary_factor {config['partial_rotary_factor']}")
-    if "sliding_attention" in (config.get("layer_types") or []):
-        raise refuse("sliding-window attention (layer_types)")
+    for key, usual in (("partial_rotary_factor", 1.0), ("is_causal", True), ("per_layer_config", {})):
+        if config.get(key, usual) not in (None, usual):
+            raise refuse(f"{key} {config[key]!r}")
+    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    if kinds is not None:
+        if set(kinds) - {"full_attention", "attention"}:
+            raise refuse("sliding-window attention, or any but 'full_attention' (layer_types)")
+        require(
+            len(kinds) == layers, f"{name}: layer_types in config.json has not {layers} entries, one for each layer"
+        )
     # Qwen2 and Qwen3 name a window and switch it off; older Qwen2 files have no layer_types but max_window_layers.
-    windowed = config.get("use_sliding_window", architecture == "llama") and config.get("sliding_window")
-    if windowed and not config.get("layer_types"):
-        first_windowed_layer = config.get("max_window_layers", 0) if architecture != "llama" else 0
-        if not isinstance(first_windowed_layer, int):
-            raise refuse(f"max_window_layers {first_windowed_layer!r} with use_sliding_window=true")
-        if first_windowed_layer < config.get("num_hidden_layers", 0):
-            raise refuse(f"sliding_window {config['sliding_window']}")
+    window, first_windowed_layer = config.get("sliding_window", None if architecture == "llama" else 4096), 0
+    if architecture == "llama":
+        windowed = window and config.get("use_sliding_window") is not False
+    else:
+        windowed = _flag(name, config, "use_sliding_window") and window is not None
+        first_windowed_layer = config.get("max_window_layers", 28)
+        if type(first_windowed_layer) is not int:
+            raise refuse(f"max_window_layers {first_windowed_layer!r}")
+    if windowed and kinds is None and first_windowed_layer < layers:
+        raise refuse(f"sliding_window {window!r}")
 
 
 def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, RopeScaling | None]:
@@ -212,12 +242,17 @@ def _rope_of(name: str, config: Mapping[str, Any], place: str, positions: int) -
     return float(theta), scaling
 
 
-def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Both files name end tokens, each one id or a list: an answer ends at any of them."""
-    ids: list[int] = []
-    for source in (generation, config):
-        value = source.get("eos_token_id")
-        for token_id in value if isinstance(value, list) else [value]:  # pyright: ignore[reportUnknownVariableType]
-            if isinstance(token_id, int) and token_id not in ids:
-                ids.append(token_id)
-    return tuple(ids)
+def _eos_token_ids(
+    name: str, config: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Both files name end tokens, each one id or a list: an answer ends at any of them. Those outside of the vocabulary
+    are left out: no token is ever one of them."""
+    values = [source.get("eos_token_id") for source in (generation, config)]
+    lists: list[list[Any]] = [value if isinstance(value, list) else [value] for value in values]
+    ids = [_token_id(f"{name}: eos_token_id", value) for value in itertools.chain(*lists)]
+    return tuple(dict.fromkeys(i for i in ids if i is not None and 0 <= i < vocab_size))
+
+
+def _token_id(name: str, value: Any) -> int | None:
+    require(value is None or type(value) is int, f"{name} must be a token id, not {value!r}")
+    return value

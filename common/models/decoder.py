@@ -1,6 +1,7 @@
 """The one model of all eight stages: a Llama, Qwen2 or Qwen3 decoder over flattened tokens."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -11,6 +12,9 @@ from common.models.ops import Attend, Ops
 
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """The linear layers of a `DecoderLayer`."""
+
+POSITIONS = 65536
+"""Most positions of a model without an engine, whatever it claims."""
 
 
 @dataclass
@@ -64,9 +68,14 @@ class Decoder:
         self.layers = layers
         self.norm = norm
         self.head = head
-        self.rotary = RotaryEmbedding(config, embedding.dtype, embedding.device)
         self.ops = Ops()
         self.note: str | None = None
+
+    @cached_property
+    def rotary(self) -> RotaryEmbedding:
+        """For an engine `prepare` puts one of its `max_model_len` here."""
+        positions = min(self.config.max_position_embeddings, POSITIONS)
+        return RotaryEmbedding(self.config, self.dtype, self.device, positions)
 
     def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""

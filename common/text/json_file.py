@@ -7,7 +7,7 @@ from typing import Any
 from common.errors import UserError, one_line, require
 
 LARGEST = 4 << 20
-"""Bytes: the index of a model of 405 billion numbers takes 0.1 MB. What Python makes of JSON is up to 20 times as large."""
+"""Bytes: the index of a model of 405 billion numbers takes 0.1 MB. What Python makes of them takes up to 20 times more."""
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = LARGEST) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_refused_by_name(changes: dict[str, Any], named: str) -> None:
 
 
 def test_a_sliding_window_that_is_off_is_no_obstacle() -> None:
-    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32}
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "num_key_value_heads": 4}
     config(**qwen, use_sliding_window=False, max_window_layers=0)
     config(**qwen, use_sliding_window=True, max_window_layers=2)  # windows begin above the last layer
     config(**qwen, use_sliding_window=True, layer_types=["full_attention", "full_attention"])
