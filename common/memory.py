@@ -12,7 +12,7 @@ from common.models.config import ModelConfig
 from common.request import Request
 from common.sampler import sample
 from common.sampling_params import SamplingParams
-from common.watch.free_memory import free_memory
+from common.watch.peak_memory import free_memory
 
 KV_MEMORY_SHARE = 0.25
 """Of a CPU's free memory, where `kv_cache_memory` is not given."""

@@ -1,12 +1,12 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from types import NoneType
 from typing import Any, Self
 
 from common.errors import UserError, one_line, require, require_number
-from common.models.rope import SCALINGS, Llama3Scaling, RopeScaling, YarnScaling, yarn_attention_factor
+from common.models.rope import SCALINGS, RopeScaling, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -19,6 +19,11 @@ HF_SIZES = {
     "max_position_embeddings": "max_position_embeddings",
 }
 """Fields of `ModelConfig` that every config.json has, and their names there."""
+
+MOST, MOST_LAYERS = 2**27, 4096
+"""Of each of these sizes. There is no such model: what says more is damaged."""
+
+ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
-            require_number(f"{self.name}: {field}", getattr(self, field), int, 1, _most(field))
+            require_number(
+                f"{self.name}: {field}", getattr(self, field), int, 1, MOST_LAYERS if field == "num_layers" else MOST
+            )
         for field in ("rope_theta", "rms_norm_eps"):
             require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
         require(
@@ -73,11 +80,15 @@ class ModelConfig:
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
         architecture = _architecture(name, config)
-        for key in HF_SIZES.values():
-            require_number(f"{name}: {key} in config.json", config.get(key), int, 1, _most(key))
+        for field, key in HF_SIZES.items():
+            most = MOST_LAYERS if field == "num_layers" else MOST
+            require_number(f"{name}: {key} in config.json", config.get(key), int, 1, most)
         sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
         _refuse_unsupported(name, config, architecture)
-        rope_theta, rope_scaling = _rope(name, config, sizes["max_position_embeddings"])
+        # rope_scaling replaces rope_parameters, as in transformers; but neither may say what is not supported.
+        places = [place for place in ("rope_parameters", "rope_scaling") if config.get(place)] or ["rope_scaling"]
+        ropes = [_rope(name, config, place, sizes["max_position_embeddings"]) for place in places]
+        rope_theta, rope_scaling = ropes[-1]
         # Absent, they have the defaults of transformers' classes; null means that only in some.
         llama, usual = architecture == "llama", sizes["hidden_size"] // sizes["num_heads"]
         head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
@@ -93,9 +104,9 @@ class ModelConfig:
             rope_scaling=rope_scaling,
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
-            tie_word_embeddings=_flag(name, config, "tie_word_embeddings"),
+            tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
             eos_token_ids=_eos_token_ids(name, config, generation, sizes["vocab_size"]),
-            bos_token_id=_token_id(f"{name}: bos_token_id", config.get("bos_token_id")),
+            bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
         )
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -121,33 +132,29 @@ class ModelConfig:
         return config, tokens
 
 
-def _most(size: str) -> int:
-    """Beyond any model there is: what says more is damaged."""
-    return 4096 if size in ("num_layers", "num_hidden_layers") else 2**27
-
-
-def _architecture(name: str, config: Mapping[str, Any]) -> str:
-    """transformers goes by `model_type`, and so must `architectures` not say anything else."""
-    named, kind = list(config.get("architectures") or []), config.get("model_type")
-    found = next((ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES), None)
-    if not named and kind in ARCHITECTURES.values():
-        return str(kind)
-    said = ", ".join(map(str, named))[:200] or kind or "none named"
-    require(
-        found is not None and kind in (None, found),
-        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
-    )
-    return str(found)
-
-
-def _flag(name: str, config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key, False)
-    require(isinstance(value, bool), f"{name}: {key} in config.json must be true or false, not {value!r}")
+def _get(name: str, config: Mapping[str, Any], key: str, default: Any, *kinds: type) -> Any:
+    """A value of one of these types; as in transformers, null stands for the default only where `NoneType` is one."""
+    value = config.get(key, default)
+    require(type(value) in kinds, f"{name}: {key} in config.json cannot be understood: {value!r:.80}")
     return value
 
 
+def _architecture(name: str, config: Mapping[str, Any]) -> str:
+    """transformers goes by `model_type`: where both are there, they must agree."""
+    named, kind = _get(name, config, "architectures", None, list, NoneType) or [], config.get("model_type")
+    found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
+    if not named and kind in ARCHITECTURES.values():
+        found = [str(kind)]
+    said = ", ".join(map(str, named))[:200] or kind or "none named"
+    require(
+        bool(found) and kind in (None, found[0]),
+        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
+    )
+    return found[0]
+
+
 def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str) -> None:
-    """What transformers' class would compute otherwise. Keys that it does not read change nothing there either."""
+    """Refuse what transformers' class would compute; a key that it does not read changes nothing there either."""
 
     def refuse(what: str, hint: str = "") -> UserError:
         return UserError(f"{name}: {what} is not supported{hint}")
@@ -158,88 +165,64 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
         raise refuse(f"quantization_config (quant_method {method!r})", ". Take the checkpoint that is not quantised")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise refuse(f"hidden_act {config['hidden_act']!r} (only 'silu')")
-    if _flag(name, config, "mlp_bias"):
+    if _get(name, config, "mlp_bias", False, bool):
         raise refuse("mlp_bias=true")
-    if architecture != "qwen2" and _flag(name, config, "attention_bias"):
+    if architecture != "qwen2" and _get(name, config, "attention_bias", False, bool):
         raise refuse("attention_bias=true (a bias on o_proj)")
     for key, usual in (("partial_rotary_factor", 1.0), ("is_causal", True), ("per_layer_config", {})):
-        if config.get(key, usual) not in (None, usual):
-            raise refuse(f"{key} {config[key]!r}")
-    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    if kinds is not None:
-        if set(kinds) - {"full_attention", "attention"}:
-            raise refuse("sliding-window attention, or any but 'full_attention' (layer_types)")
-        require(
-            len(kinds) == layers, f"{name}: layer_types in config.json has not {layers} entries, one for each layer"
-        )
+        if config.get(key) not in (None, usual):
+            raise refuse(f"{key} {config[key]!r:.80}")
+    layers, kinds = config["num_hidden_layers"], _get(name, config, "layer_types", None, list, NoneType)
+    if kinds is not None and set(kinds) - {"full_attention", "attention"}:
+        raise refuse("sliding-window attention, or any but 'full_attention' (layer_types)")
+    require(kinds is None or len(kinds) == layers, f"{name}: layer_types in config.json do not name {layers} layers")
     # Qwen2 and Qwen3 name a window and switch it off; older Qwen2 files have no layer_types but max_window_layers.
-    window, first_windowed_layer = config.get("sliding_window", None if architecture == "llama" else 4096), 0
     if architecture == "llama":
-        windowed = window and config.get("use_sliding_window") is not False
+        windowed = config.get("sliding_window") and config.get("use_sliding_window") is not False
     else:
-        windowed = _flag(name, config, "use_sliding_window") and window is not None
-        first_windowed_layer = config.get("max_window_layers", 28)
-        if type(first_windowed_layer) is not int:
-            raise refuse(f"max_window_layers {first_windowed_layer!r}")
-    if windowed and kinds is None and first_windowed_layer < layers:
-        raise refuse(f"sliding_window {window!r}")
+        window_from = _get(name, config, "max_window_layers", 28, int)
+        windowed = _get(name, config, "use_sliding_window", False, bool) and window_from < layers
+        windowed = windowed and config.get("sliding_window", 4096) is not None
+    if windowed and kinds is None:
+        raise refuse(f"sliding_window {config.get('sliding_window')}")
 
 
-def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, RopeScaling | None]:
-    """transformers 5 writes everything into `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
-
-    Where a file has both, `rope_scaling` replaces `rope_parameters`, as in transformers 5; refused is what is not
-    supported in either.
-    """
-    new, old = (_rope_of(name, config, key, positions) for key in ("rope_parameters", "rope_scaling"))
-    return old if config.get("rope_scaling") else new
-
-
-def _rope_of(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
-    """The base, and what `rope_scaling` or `rope_parameters` says. A key that its type does not have is refused, unless
-    it is null, or a factor of 1: transformers would ignore it."""
-    found: Any = config.get(place) or {}
-    require(isinstance(found, Mapping), f"{name}: {place} in config.json must be an object, not {found!r}")
-    rope: dict[str, Any] = dict(found)
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise UserError(f"{name}: {place} for each type of layer ({', '.join(rope)}) is not supported")
+def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
+    """The base, and what `rope_parameters` (transformers 5) or `rope_scaling` says. transformers ignores a key that the
+    type does not have; here it is refused, unless it changes nothing."""
+    rope: dict[str, Any] = dict(_get(name, config, place, None, dict, NoneType) or {})
     kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
-    kind, supported = next(iter(kinds)), ["default", *SCALINGS]
+    kind, *others = kinds
+    # dynamic begins beyond max_position_embeddings, which no request reaches
+    supported = {"default": None, "dynamic": None, **SCALINGS}
     require(
-        len(kinds) == 1 and kind in supported,
+        kind in supported and not others,
         f"{name}: {place} of type {' and '.join(map(repr, kinds))} is not supported. Supported: {', '.join(supported)}",
     )
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
+    theta, mscales = rope.pop("rope_theta", config.get("rope_theta", 10000.0)), list[float]()
     require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
-    known = [] if kind == "default" else [field.name for field in fields(SCALINGS[kind])]
-    if "original_max_position_embeddings" in known:  # beside the object, this key wins; in neither, it is the limit
-        key = "original_max_position_embeddings"
-        rope[key] = config.get(key, rope.get(key, positions))
     if kind == "yarn":
-        mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
-        rope = {key: value for key, value in rope.items() if value or not key.startswith("beta_")}
-        if rope.get("attention_factor") is None and rope.get("factor"):
-            rope["attention_factor"] = yarn_attention_factor(rope["factor"], *mscales)
-    for key, value in rope.items():
-        ignored = value is None or (value == 1 and key in ("factor", "partial_rotary_factor"))
-        require(key in known or ignored, f"{name}: {key} {value!r} is not supported in {place} of type {kind!r}")
-    if kind == "default":
-        return float(theta), None
-    missing = [field.name for field in fields(SCALINGS[kind]) if field.default is MISSING and not rope.get(field.name)]
-    require(not missing, f"{name}: {place} {kind!r} in config.json lacks {', '.join(missing)}")
-    for key in known:
-        if key == "truncate":
-            require(isinstance(rope.get(key, True), bool), f"{name}: truncate in config.json must be true or false")
-        elif key in rope:
-            whole = key == "original_max_position_embeddings"
-            require_number(f"{name}: {key} in config.json", rope[key], int if whole else int | float, 0, above=True)
-    scaling = SCALINGS[kind](**{key: rope[key] for key in known if key in rope})
-    if isinstance(scaling, Llama3Scaling):
-        steps = scaling.high_freq_factor > scaling.low_freq_factor
-        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
-    if isinstance(scaling, YarnScaling):
         require(theta > 1, f"{name}: rope_theta in config.json must be above 1 with yarn")
-    return float(theta), scaling
+        mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
+        if rope.get("attention_factor") is None:
+            rope["attention_factor"] = yarn_attention_factor(rope.get("factor") or 1, *mscales)
+    scaling = supported[kind]
+    known = {field.name: field.default for field in fields(scaling)} if scaling else {}
+    if ORIGINAL in known:  # next to the object, this key wins; without it, it is the limit
+        rope[ORIGINAL] = config.get(ORIGINAL, rope.get(ORIGINAL, positions))
+    for key, value in rope.items():
+        neutral = value == 1 and key in ("factor", "attention_factor", "partial_rotary_factor", "truncate")
+        ignored = neutral or (value is None and key != "truncate") or (kind == "dynamic" and key == "factor")
+        require(key in known or ignored, f"{name}: {key} {value!r:.80} is not supported in {place} of type {kind!r}")
+    values: dict[str, Any] = {
+        key: rope.get(key) or (None if default is MISSING else default) for key, default in known.items()
+    }
+    for key, value in values.items():
+        require_number(f"{name}: {key} of type {kind!r} in config.json", value, int | float, 0, above=True)
+    if kind == "llama3":
+        steps = values["high_freq_factor"] > values["low_freq_factor"]
+        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
+    return float(theta), scaling(**values) if scaling else None
 
 
 def _eos_token_ids(
@@ -247,12 +230,9 @@ def _eos_token_ids(
 ) -> tuple[int, ...]:
     """Both files name end tokens, each one id or a list: an answer ends at any of them. Those outside of the vocabulary
     are left out: no token is ever one of them."""
-    values = [source.get("eos_token_id") for source in (generation, config)]
-    lists: list[list[Any]] = [value if isinstance(value, list) else [value] for value in values]
-    ids = [_token_id(f"{name}: eos_token_id", value) for value in itertools.chain(*lists)]
-    return tuple(dict.fromkeys(i for i in ids if i is not None and 0 <= i < vocab_size))
-
-
-def _token_id(name: str, value: Any) -> int | None:
-    require(value is None or type(value) is int, f"{name} must be a token id, not {value!r}")
-    return value
+    ids: list[Any] = []
+    for source in (generation, config):
+        value = _get(name, source, "eos_token_id", None, int, list, NoneType)
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    require(all(type(token_id) is int for token_id in ids), f"{name}: eos_token_id must be token ids, not {ids!r:.80}")
+    return tuple(dict.fromkeys(token_id for token_id in ids if 0 <= token_id < vocab_size))

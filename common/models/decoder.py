@@ -13,9 +13,6 @@ from common.models.ops import Attend, Ops
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """The linear layers of a `DecoderLayer`."""
 
-POSITIONS = 65536
-"""Most positions of a model without an engine, whatever it claims."""
-
 
 @dataclass
 class DecoderLayer:
@@ -73,9 +70,8 @@ class Decoder:
 
     @cached_property
     def rotary(self) -> RotaryEmbedding:
-        """For an engine `prepare` puts one of its `max_model_len` here."""
-        positions = min(self.config.max_position_embeddings, POSITIONS)
-        return RotaryEmbedding(self.config, self.dtype, self.device, positions)
+        """An engine's has as many positions as its `max_model_len`: `prepare` sets it."""
+        return RotaryEmbedding(self.config, self.dtype, self.device, min(self.config.max_position_embeddings, 65536))
 
     def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""

@@ -19,10 +19,7 @@ from common.models.sources.quantized_folder import QuantizedFolder, is_quantized
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.tokenizer import Tokenizer
-from common.watch.free_memory import require_memory
-
-POSITIONS_SHARE = 4
-"""The table of positions may take this part of the free memory."""
+from common.watch.peak_memory import require_memory
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
-    needed = 2 * length * model.config.head_dim * model.dtype.itemsize
-    require_memory(f"the table of {length:,} positions", needed * POSITIONS_SHARE, model.device, "pass max_model_len")
+    row = 2 * model.config.head_dim * model.dtype.itemsize
+    require_memory(f"a table of {length:,} positions", length * row, model.device, "pass a smaller max_model_len")
     model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
 

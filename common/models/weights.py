@@ -14,7 +14,7 @@ from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Projection
 from common.text.tokenizer import Tokenizer
-from common.watch.free_memory import require_memory
+from common.watch.peak_memory import require_memory
 from common.watch.progress import progress_bar, say
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -77,8 +77,7 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
     """
     require(
         config.num_layers <= len(found),
-        f"{config.name}: num_layers is {config.num_layers}, but the checkpoint has {len(found)} tensors in all: it "
-        f"does not belong to this {config.architecture} configuration, or is incomplete",
+        f"{config.name}: {config.num_layers} layers (num_layers) do not lie in {len(found)} tensors: it is damaged",
     )
     wanted = tensor_shapes(config)
     harmless = {HEAD} if config.tie_word_embeddings else set[str]()

@@ -12,8 +12,9 @@ import torch
 from gguf import GGUFReader, dequantize
 
 from common.errors import UserError, require
-from common.models.config import ARCHITECTURES, Llama3Scaling, ModelConfig
+from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.layers import inverse_frequencies
+from common.models.rope import Llama3Scaling
 from common.models.sources.gguf_tokenizer import build_tokenizer
 from common.models.weights import Shape, check_tensors
 from common.text.tokenizer import Tokenizer

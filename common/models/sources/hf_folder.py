@@ -93,6 +93,8 @@ def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").is_file():  # first, as in transformers
+        return [folder / "model.safetensors"]
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -105,8 +107,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if missing:
             raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")
         return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
             f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"
