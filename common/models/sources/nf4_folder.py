@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from common.errors import UserError, require
 from common.models.sources.gptq_checks import LARGEST_WEIGHT
 from common.models.sources.nf4 import BLOCK, STATE, NF4Weight, table
-from common.models.sources.quantized_folder import AGAIN, QuantizedFolder, linear_names, quantization
+from common.models.sources.quantized_folder import AGAIN, HEAD, QuantizedFolder, linear_names, quantization
 from common.models.weights import Shape, tensor_shapes
 
 SHIFT = 0.2
@@ -27,6 +28,9 @@ ZERO_BLOCKS = 0.5
 SMALLEST = 1e-38
 """A scale below it was no divisor: the block's codes say nothing."""
 
+LONGEST_STATE = 4096
+"""Bytes of a layer's description, which are few."""
+
 NESTED_BLOCK = 256
 """Scales that share a scale of their own, with double quantisation."""
 
@@ -36,8 +40,10 @@ class NF4Folder(QuantizedFolder):
 
     mark = STATE
 
-    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
+    def _understand(self, label: str, description: Mapping[str, Any]) -> None:
         self.double = check_description(label, description)
+
+    def _words(self, base: str) -> str:
         return "in NF4"
 
     @property
@@ -57,12 +63,12 @@ class NF4Folder(QuantizedFolder):
 
     def _check_first_layer(self) -> None:
         for name in linear_names(0):
-            if f"{name}.{STATE}" in self._files:
+            if self.has(name):
                 self.quantized(name)
 
     def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
         weight = f"{base}.weight"
-        if found.get(weight) == shape and not any(part.startswith(f"{weight}.") for part in found):
+        if (found.get(weight) == shape or base == HEAD) and not any(part.startswith(f"{weight}.") for part in found):
             return {}
         require(
             shape[1] % BLOCK == 0,
@@ -78,7 +84,7 @@ def is_bitsandbytes_folder(folder: Path) -> bool:
     if not isinstance(options, Mapping):
         return False
     method = options.get("quant_method")
-    return method == "bitsandbytes" or (not method and ("load_in_4bit" in options or "load_in_8bit" in options))
+    return method == "bitsandbytes" or (not method and bool(options.get("load_in_4bit") or options.get("load_in_8bit")))
 
 
 def check_description(label: str, options: Mapping[str, Any]) -> bool:
@@ -87,12 +93,12 @@ def check_description(label: str, options: Mapping[str, Any]) -> bool:
     hint = "supported is NF4, load_in_4bit with bnb_4bit_quant_type 'nf4'. Take the model that is not quantised"
     require(not options.get("load_in_8bit"), f"{label}: load_in_8bit (LLM.int8) is not supported: {hint}")
     require(options.get("load_in_4bit") is True, f"{label}: load_in_4bit is not true: {hint}")
-    kind = options.get("bnb_4bit_quant_type", "fp4")  # transformers' default
-    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {kind!r} is not supported: {hint}")
+    kind = options.get("bnb_4bit_quant_type") or "fp4"  # transformers' default
+    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {short(kind)} is not supported: {hint}")
     storage = options.get("bnb_4bit_quant_storage") or "uint8"
-    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {storage!r} is not supported: 'uint8' is")
-    double = options.get("bnb_4bit_use_double_quant", False)
-    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={double!r} is neither true nor false")
+    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {short(storage)} is not supported: 'uint8' is")
+    double = options.get("bnb_4bit_use_double_quant") or False
+    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={short(double)} is neither true nor false")
     return double
 
 
@@ -112,7 +118,7 @@ def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double
     wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
     for word, value in wanted.items():
         found = state.get(word)
-        require(found == value, f"{label}: its description says {word} {found!r}, not {value!r}: {AGAIN}")
+        require(found == value, f"{label}: its description says {word} {short(found)}, not {value!r}: {AGAIN}")
     whole = ("weight", STATE, "weight.absmax") if double else ("weight", STATE)
     for kind, part in parts.items():
         dtype = torch.uint8 if kind in whole else torch.float32
@@ -155,9 +161,10 @@ def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
 
 
 def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:
+    require(part.numel() <= LONGEST_STATE, f"{label}.{STATE} has {part.numel()} bytes: {AGAIN}")
     try:
         state = json.loads(bytes(part.tolist()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{label}.{STATE} is no JSON: {AGAIN}") from error
     require(isinstance(state, dict), f"{label}.{STATE} is no JSON object: {AGAIN}")
     return state
