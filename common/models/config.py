@@ -1,10 +1,11 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from common.errors import UserError, one_line, require, require_number
+from common.models.rope import SCALINGS, Llama3Scaling, RopeScaling, YarnScaling, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -20,21 +21,11 @@ HF_SIZES = {
 
 
 @dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretched rotary frequencies (The Llama 3 Herd of Models, section 3.4.3)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """Everything that `Decoder` needs to know; a value that it could not honour is refused before it gets here.
 
     architecture: `llama`, `qwen2` (bias on q, k and v) or `qwen3` (RMSNorm on each head of q and k).
-    rope_scaling: None, or Llama 3's. eos_token_ids: every token that ends an answer; may be empty.
+    rope_scaling: None where `rope_theta` alone gives the frequencies. eos_token_ids: every token that ends an answer.
     """
 
     name: str
@@ -49,7 +40,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
@@ -106,7 +97,8 @@ class ModelConfig:
         """Contents of config.json and generation_config.json, such that `from_hf` gives this configuration back."""
         rope: dict[str, Any] = {"rope_theta": self.rope_theta, "rope_type": "default"}
         if self.rope_scaling is not None:
-            rope |= {"rope_type": "llama3", **asdict(self.rope_scaling)}
+            kind = next(kind for kind, cls in SCALINGS.items() if isinstance(self.rope_scaling, cls))
+            rope |= {"rope_type": kind, **asdict(self.rope_scaling)}
         tokens = {"bos_token_id": self.bos_token_id, "eos_token_id": list(self.eos_token_ids)}
         config: dict[str, Any] = {
             "architectures": [name for name, short in ARCHITECTURES.items() if short == self.architecture],
@@ -149,7 +141,7 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
         raise refuse("mlp_bias=true")
     if config.get("attention_bias") and architecture != "qwen2":
         raise refuse("attention_bias=true (a bias on o_proj)")
-    if config.get("partial_rotary_factor", 1.0) != 1.0:
+    if config.get("partial_rotary_factor") not in (None, 1.0):
         raise refuse(f"partial_rotary_factor {config['partial_rotary_factor']}")
     if "sliding_attention" in (config.get("layer_types") or []):
         raise refuse("sliding-window attention (layer_types)")
@@ -163,43 +155,61 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
             raise refuse(f"sliding_window {config['sliding_window']}")
 
 
-def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, Llama3Scaling | None]:
+def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, RopeScaling | None]:
     """transformers 5 writes everything into `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
 
-    Where a file has both, `rope_scaling` replaces `rope_parameters`, as in transformers 5.
+    Where a file has both, `rope_scaling` replaces `rope_parameters`, as in transformers 5; refused is what is not
+    supported in either.
     """
-    new, old = _rope_options(name, config, "rope_parameters"), _rope_options(name, config, "rope_scaling")
-    rope = old or new
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
-    if (rope.get("rope_type") or rope.get("type") or "default") == "default":
-        return float(theta), None
-    keys = ("factor", "low_freq_factor", "high_freq_factor")
-    missing = [key for key in keys if not rope.get(key)]
-    if missing:
-        raise UserError(f"{name}: rope_scaling 'llama3' in config.json lacks {', '.join(missing)}")
-    for key in keys:
-        require_number(f"{name}: {key} in config.json", rope[key], int | float, 0, above=True)
-    original = int(rope.get("original_max_position_embeddings") or positions)
-    return float(theta), Llama3Scaling(
-        **{key: float(rope[key]) for key in keys}, original_max_position_embeddings=original
+    new, old = (_rope_of(name, config, key, positions) for key in ("rope_parameters", "rope_scaling"))
+    return old if config.get("rope_scaling") else new
+
+
+def _rope_of(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
+    """The base, and what `rope_scaling` or `rope_parameters` says. A key that its type does not have is refused, unless
+    it is null, or a factor of 1: transformers would ignore it."""
+    found: Any = config.get(place) or {}
+    require(isinstance(found, Mapping), f"{name}: {place} in config.json must be an object, not {found!r}")
+    rope: dict[str, Any] = dict(found)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise UserError(f"{name}: {place} for each type of layer ({', '.join(rope)}) is not supported")
+    kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
+    kind, supported = next(iter(kinds)), ["default", *SCALINGS]
+    require(
+        len(kinds) == 1 and kind in supported,
+        f"{name}: {place} of type {' and '.join(map(repr, kinds))} is not supported. Supported: {', '.join(supported)}",
     )
-
-
-def _rope_options(name: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """`rope_scaling` or `rope_parameters`, {} where absent; refuses what is not supported even where the other wins."""
-    rope: Any = config.get(key) or {}
-    if not isinstance(rope, Mapping):
-        raise UserError(f"{name}: {key} in config.json must be an object, not {rope!r}")
-    options: Mapping[str, Any] = rope  # pyright: ignore[reportUnknownVariableType]
-    if any(isinstance(value, Mapping) for value in options.values()):
-        raise UserError(f"{name}: {key} for each type of layer ({', '.join(options)}) is not supported")
-    kind = options.get("rope_type") or options.get("type") or "default"
-    if kind not in ("default", "llama3"):
-        raise UserError(f"{name}: {key} of type {kind!r} is not supported. Supported: 'default' and 'llama3'")
-    if options.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{name}: partial_rotary_factor {options['partial_rotary_factor']} is not supported")
-    return options
+    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
+    require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
+    known = [] if kind == "default" else [field.name for field in fields(SCALINGS[kind])]
+    if "original_max_position_embeddings" in known:  # beside the object, this key wins; in neither, it is the limit
+        key = "original_max_position_embeddings"
+        rope[key] = config.get(key, rope.get(key, positions))
+    if kind == "yarn":
+        mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
+        rope = {key: value for key, value in rope.items() if value or not key.startswith("beta_")}
+        if rope.get("attention_factor") is None and rope.get("factor"):
+            rope["attention_factor"] = yarn_attention_factor(rope["factor"], *mscales)
+    for key, value in rope.items():
+        ignored = value is None or (value == 1 and key in ("factor", "partial_rotary_factor"))
+        require(key in known or ignored, f"{name}: {key} {value!r} is not supported in {place} of type {kind!r}")
+    if kind == "default":
+        return float(theta), None
+    missing = [field.name for field in fields(SCALINGS[kind]) if field.default is MISSING and not rope.get(field.name)]
+    require(not missing, f"{name}: {place} {kind!r} in config.json lacks {', '.join(missing)}")
+    for key in known:
+        if key == "truncate":
+            require(isinstance(rope.get(key, True), bool), f"{name}: truncate in config.json must be true or false")
+        elif key in rope:
+            whole = key == "original_max_position_embeddings"
+            require_number(f"{name}: {key} in config.json", rope[key], int if whole else int | float, 0, above=True)
+    scaling = SCALINGS[kind](**{key: rope[key] for key in known if key in rope})
+    if isinstance(scaling, Llama3Scaling):
+        steps = scaling.high_freq_factor > scaling.low_freq_factor
+        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
+    if isinstance(scaling, YarnScaling):
+        require(theta > 1, f"{name}: rope_theta in config.json must be above 1 with yarn")
+    return float(theta), scaling
 
 
 def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from common.errors import UserError, one_line
 from common.models.config import ModelConfig
 from common.models.weights import Shape, check_tensors
-from common.text.tokenizer import Tokenizer, read_json
+from common.text.json_file import read_json
+from common.text.tokenizer import Tokenizer
 
 INDEX = "model.safetensors.index.json"
 
