@@ -1,19 +1,21 @@
 """A GGUF file (llama.cpp's format): configuration, tokenizer and weights in one, often quantised.
 
-The weights are dequantised as they are read. `gguf` is imported here and nowhere else.
+The weights are dequantised as they are read. `gguf` is imported here and in gguf_reader.py, and nowhere else.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 
 from common.errors import UserError, require
-from common.models.config import ARCHITECTURES, Llama3Scaling, ModelConfig
+from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.layers import inverse_frequencies
+from common.models.rope import Llama3Scaling
+from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
+from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header, refusing
 from common.models.sources.gguf_tokenizer import build_tokenizer
 from common.models.weights import Shape, check_tensors
 from common.text.tokenizer import Tokenizer
@@ -87,7 +89,6 @@ class GGUFFile:
         parts = m.get("split.count", int) or 1
         require(parts <= 1, f"{name} is one of several parts: merge them first with llama-gguf-split")
         keys = ModelKeys(m, architecture)
-        keys.refuse_unsupported()
         hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
         head_dim = keys.size("attention.key_length", hidden // heads)
         for key in ("rope.dimension_count", "attention.value_length"):
@@ -114,6 +115,7 @@ class GGUFFile:
             rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
             rope_theta=keys.number("rope.freq_base", 10000.0),
             max_position_embeddings=keys.size("context_length"),
+            rope_scaling=keys.rope_scaling(),
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
             tie_word_embeddings="lm_head.weight" not in self._tensors,
