@@ -59,4 +59,4 @@ def require_number(
     number = isinstance(value, kind) and not isinstance(value, bool)
     valid = number and low <= value <= high and value != math.inf and not (above and value == low)
     limits = f"{'above' if above else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
-    require(valid, f"{name} must be a {'whole number' if kind is int else 'number'} {limits}, not {value!r}")
+    require(valid, f"{name} must be a {'whole number' if kind is int else 'number'} {limits}, not {repr(value)[:80]}")

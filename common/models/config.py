@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from types import NoneType
 from typing import Any, Self
 
 from common.errors import UserError, one_line, require, require_number
-from common.models.rope import SCALINGS, Llama3Scaling, RopeScaling, YarnScaling, yarn_attention_factor
+from common.models.rope import SCALINGS, RopeScaling, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -18,6 +19,11 @@ HF_SIZES = {
     "max_position_embeddings": "max_position_embeddings",
 }
 """Fields of `ModelConfig` that every config.json has, and their names there."""
+
+MOST, MOST_LAYERS = 2**27, 4096
+"""Of each of these sizes. There is no such model: what says more is damaged."""
+
+ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
-            require_number(f"{self.name}: {field}", getattr(self, field), int, 1)
+            require_number(
+                f"{self.name}: {field}", getattr(self, field), int, 1, MOST_LAYERS if field == "num_layers" else MOST
+            )
         for field in ("rope_theta", "rms_norm_eps"):
             require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
         require(
@@ -72,25 +80,33 @@ class ModelConfig:
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
         architecture = _architecture(name, config)
-        _refuse_unsupported(name, config, architecture)
-        for key in HF_SIZES.values():
-            require_number(f"{name}: {key} in config.json", config.get(key), int, 1)
+        for field, key in HF_SIZES.items():
+            most = MOST_LAYERS if field == "num_layers" else MOST
+            require_number(f"{name}: {key} in config.json", config.get(key), int, 1, most)
         sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
-        rope_theta, rope_scaling = _rope(name, config, sizes["max_position_embeddings"])
+        _refuse_unsupported(name, config, architecture)
+        # rope_scaling replaces rope_parameters, as in transformers; but neither may say what is not supported.
+        places = [place for place in ("rope_parameters", "rope_scaling") if config.get(place)] or ["rope_scaling"]
+        ropes = [_rope(name, config, place, sizes["max_position_embeddings"]) for place in places]
+        rope_theta, rope_scaling = ropes[-1]
+        # Absent, they have the defaults of transformers' classes; null means that only in some.
+        llama, usual = architecture == "llama", sizes["hidden_size"] // sizes["num_heads"]
+        head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
+        kv_heads = config.get("num_key_value_heads", None if llama else 32)
         return cls(
             name=name,
             architecture=architecture,
             **sizes,
-            num_kv_heads=config.get("num_key_value_heads") or sizes["num_heads"],
-            head_dim=config.get("head_dim") or sizes["hidden_size"] // sizes["num_heads"],
+            num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
+            head_dim=usual if llama and head_dim is None else head_dim,
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=_eos_token_ids(config, generation),
-            bos_token_id=config.get("bos_token_id"),
+            tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
+            eos_token_ids=_eos_token_ids(name, config, generation, sizes["vocab_size"]),
+            bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
         )
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,18 +132,30 @@ class ModelConfig:
         return config, tokens
 
 
+def _get(name: str, config: Mapping[str, Any], key: str, default: Any, *kinds: type) -> Any:
+    """A value of one of these types; as in transformers, null stands for the default only where `NoneType` is one."""
+    value = config.get(key, default)
+    require(type(value) in kinds, f"{name}: {key} in config.json cannot be understood: {value!r:.80}")
+    return value
+
+
 def _architecture(name: str, config: Mapping[str, Any]) -> str:
-    named = list(config.get("architectures") or [])
-    if not named and config.get("model_type") in ARCHITECTURES.values():
-        return str(config["model_type"])
-    for architecture in named:
-        if architecture in ARCHITECTURES:
-            return ARCHITECTURES[architecture]
-    found = ", ".join(map(str, named)) or config.get("model_type") or "none named"
-    raise UserError(f"{name}: architecture {found} is not supported. Supported: {', '.join(ARCHITECTURES)}")
+    """transformers goes by `model_type`: where both are there, they must agree."""
+    named, kind = _get(name, config, "architectures", None, list, NoneType) or [], config.get("model_type")
+    found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
+    if not named and kind in ARCHITECTURES.values():
+        found = [str(kind)]
+    said = ", ".join(map(str, named))[:200] or kind or "none named"
+    require(
+        bool(found) and kind in (None, found[0]),
+        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
+    )
+    return found[0]
 
 
 def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str) -> None:
+    """Refuse what transformers' class would compute; a key that it does not read changes nothing there either."""
+
     def refuse(what: str, hint: str = "") -> UserError:
         return UserError(f"{name}: {what} is not supported{hint}")
 
@@ -135,89 +163,76 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
     if quantization:
         method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
         raise refuse(f"quantization_config (quant_method {method!r})", ". Take the checkpoint that is not quantised")
-    if config.get("hidden_act", "silu") != "silu":
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise refuse(f"hidden_act {config['hidden_act']!r} (only 'silu')")
-    if config.get("mlp_bias"):
+    if _get(name, config, "mlp_bias", False, bool):
         raise refuse("mlp_bias=true")
-    if config.get("attention_bias") and architecture != "qwen2":
+    if architecture != "qwen2" and _get(name, config, "attention_bias", False, bool):
         raise refuse("attention_bias=true (a bias on o_proj)")
-    if config.get("partial_rotary_factor") not in (None, 1.0):
-        raise refuse(f"partial_rotary_factor {config['partial_rotary_factor']}")
-    if "sliding_attention" in (config.get("layer_types") or []):
-        raise refuse("sliding-window attention (layer_types)")
+    for key, usual in (("partial_rotary_factor", 1.0), ("is_causal", True), ("per_layer_config", {})):
+        if config.get(key) not in (None, usual):
+            raise refuse(f"{key} {config[key]!r:.80}")
+    layers, kinds = config["num_hidden_layers"], _get(name, config, "layer_types", None, list, NoneType)
+    if kinds is not None and set(kinds) - {"full_attention", "attention"}:
+        raise refuse("sliding-window attention, or any but 'full_attention' (layer_types)")
+    require(kinds is None or len(kinds) == layers, f"{name}: layer_types in config.json do not name {layers} layers")
     # Qwen2 and Qwen3 name a window and switch it off; older Qwen2 files have no layer_types but max_window_layers.
-    windowed = config.get("use_sliding_window", architecture == "llama") and config.get("sliding_window")
-    if windowed and not config.get("layer_types"):
-        first_windowed_layer = config.get("max_window_layers", 0) if architecture != "llama" else 0
-        if not isinstance(first_windowed_layer, int):
-            raise refuse(f"max_window_layers {first_windowed_layer!r} with use_sliding_window=true")
-        if first_windowed_layer < config.get("num_hidden_layers", 0):
-            raise refuse(f"sliding_window {config['sliding_window']}")
+    if architecture == "llama":
+        windowed = config.get("sliding_window") and config.get("use_sliding_window") is not False
+    else:
+        window_from = _get(name, config, "max_window_layers", 28, int)
+        windowed = _get(name, config, "use_sliding_window", False, bool) and window_from < layers
+        windowed = windowed and config.get("sliding_window", 4096) is not None
+    if windowed and kinds is None:
+        raise refuse(f"sliding_window {config.get('sliding_window')}")
 
 
-def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, RopeScaling | None]:
-    """transformers 5 writes everything into `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
-
-    Where a file has both, `rope_scaling` replaces `rope_parameters`, as in transformers 5; refused is what is not
-    supported in either.
-    """
-    new, old = (_rope_of(name, config, key, positions) for key in ("rope_parameters", "rope_scaling"))
-    return old if config.get("rope_scaling") else new
-
-
-def _rope_of(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
-    """The base, and what `rope_scaling` or `rope_parameters` says. A key that its type does not have is refused, unless
-    it is null, or a factor of 1: transformers would ignore it."""
-    found: Any = config.get(place) or {}
-    require(isinstance(found, Mapping), f"{name}: {place} in config.json must be an object, not {found!r}")
-    rope: dict[str, Any] = dict(found)
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise UserError(f"{name}: {place} for each type of layer ({', '.join(rope)}) is not supported")
+def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
+    """The base, and what `rope_parameters` (transformers 5) or `rope_scaling` says. transformers ignores a key that the
+    type does not have; here it is refused, unless it changes nothing."""
+    rope: dict[str, Any] = dict(_get(name, config, place, None, dict, NoneType) or {})
     kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
-    kind, supported = next(iter(kinds)), ["default", *SCALINGS]
+    kind, *others = kinds
+    # dynamic begins beyond max_position_embeddings, which no request reaches
+    supported = {"default": None, "dynamic": None, **SCALINGS}
     require(
-        len(kinds) == 1 and kind in supported,
+        kind in supported and not others,
         f"{name}: {place} of type {' and '.join(map(repr, kinds))} is not supported. Supported: {', '.join(supported)}",
     )
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
+    theta, mscales = rope.pop("rope_theta", config.get("rope_theta", 10000.0)), list[float]()
     require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
-    known = [] if kind == "default" else [field.name for field in fields(SCALINGS[kind])]
-    if "original_max_position_embeddings" in known:  # beside the object, this key wins; in neither, it is the limit
-        key = "original_max_position_embeddings"
-        rope[key] = config.get(key, rope.get(key, positions))
     if kind == "yarn":
-        mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
-        rope = {key: value for key, value in rope.items() if value or not key.startswith("beta_")}
-        if rope.get("attention_factor") is None and rope.get("factor"):
-            rope["attention_factor"] = yarn_attention_factor(rope["factor"], *mscales)
-    for key, value in rope.items():
-        ignored = value is None or (value == 1 and key in ("factor", "partial_rotary_factor"))
-        require(key in known or ignored, f"{name}: {key} {value!r} is not supported in {place} of type {kind!r}")
-    if kind == "default":
-        return float(theta), None
-    missing = [field.name for field in fields(SCALINGS[kind]) if field.default is MISSING and not rope.get(field.name)]
-    require(not missing, f"{name}: {place} {kind!r} in config.json lacks {', '.join(missing)}")
-    for key in known:
-        if key == "truncate":
-            require(isinstance(rope.get(key, True), bool), f"{name}: truncate in config.json must be true or false")
-        elif key in rope:
-            whole = key == "original_max_position_embeddings"
-            require_number(f"{name}: {key} in config.json", rope[key], int if whole else int | float, 0, above=True)
-    scaling = SCALINGS[kind](**{key: rope[key] for key in known if key in rope})
-    if isinstance(scaling, Llama3Scaling):
-        steps = scaling.high_freq_factor > scaling.low_freq_factor
-        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
-    if isinstance(scaling, YarnScaling):
         require(theta > 1, f"{name}: rope_theta in config.json must be above 1 with yarn")
-    return float(theta), scaling
+        mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
+        if rope.get("attention_factor") is None:
+            rope["attention_factor"] = yarn_attention_factor(rope.get("factor") or 1, *mscales)
+    scaling = supported[kind]
+    known = {field.name: field.default for field in fields(scaling)} if scaling else {}
+    if ORIGINAL in known:  # next to the object, this key wins; without it, it is the limit
+        rope[ORIGINAL] = config.get(ORIGINAL, rope.get(ORIGINAL, positions))
+    for key, value in rope.items():
+        neutral = value == 1 and key in ("factor", "attention_factor", "partial_rotary_factor", "truncate")
+        ignored = neutral or (value is None and key != "truncate") or (kind == "dynamic" and key == "factor")
+        require(key in known or ignored, f"{name}: {key} {value!r:.80} is not supported in {place} of type {kind!r}")
+    values: dict[str, Any] = {
+        key: rope.get(key) or (None if default is MISSING else default) for key, default in known.items()
+    }
+    for key, value in values.items():
+        require_number(f"{name}: {key} of type {kind!r} in config.json", value, int | float, 0, above=True)
+    if kind == "llama3":
+        steps = values["high_freq_factor"] > values["low_freq_factor"]
+        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
+    return float(theta), scaling(**values) if scaling else None
 
 
-def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Both files name end tokens, each one id or a list: an answer ends at any of them."""
-    ids: list[int] = []
+def _eos_token_ids(
+    name: str, config: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Both files name end tokens, each one id or a list: an answer ends at any of them. Those outside of the vocabulary
+    are left out: no token is ever one of them."""
+    ids: list[Any] = []
     for source in (generation, config):
-        value = source.get("eos_token_id")
-        for token_id in value if isinstance(value, list) else [value]:  # pyright: ignore[reportUnknownVariableType]
-            if isinstance(token_id, int) and token_id not in ids:
-                ids.append(token_id)
-    return tuple(ids)
+        value = _get(name, source, "eos_token_id", None, int, list, NoneType)
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    require(all(type(token_id) is int for token_id in ids), f"{name}: eos_token_id must be token ids, not {ids!r:.80}")
+    return tuple(dict.fromkeys(token_id for token_id in ids if 0 <= token_id < vocab_size))

@@ -9,6 +9,7 @@ from common.config import DEFAULT_MODEL, EngineConfig, parse_device, parse_dtype
 from common.errors import UserError, require
 from common.execution.choose import choose_ops
 from common.models.decoder import Decoder
+from common.models.layers import RotaryEmbedding
 from common.models.sources.embedded import open_embedded
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
@@ -18,6 +19,7 @@ from common.models.sources.quantized_folder import QuantizedFolder, is_quantized
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.tokenizer import Tokenizer
+from common.watch.peak_memory import require_memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
+    row = 2 * model.config.head_dim * model.dtype.itemsize
+    require_memory(f"a table of {length:,} positions", length * row, model.device, "pass a smaller max_model_len")
+    model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
 
 
@@ -87,7 +92,9 @@ def open_source(
     folder = find_folder(name)
     if folder is not None:
         label = name if is_hub_id(name) else None
-        return open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
+        source = open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
+        source.check()  # its configuration holds from here on
+        return source
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 from common.errors import UserError, one_line, require
 
 LARGEST = 4 << 20
-"""Bytes: the index of a model of 405 billion numbers takes 0.1 MB. What Python makes of JSON is up to 20 times as large."""
+"""Bytes: the index of a model of 405 billion numbers has 0.1 MB. In memory JSON may be 20 times as large."""
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = LARGEST) -> dict[str, Any]:
@@ -16,11 +16,8 @@ def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = 
     if missing is not None and not path.is_file():
         return missing
     try:
-        size = path.stat().st_size
-        require(size <= largest, f"{path} has {size:,} bytes, and {largest:,} is the most: it is no model's")
+        require(path.stat().st_size <= largest, f"it has more than {largest:,} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except UserError:
-        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(value, dict):

@@ -75,7 +75,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"rope_scaling": YARN | {"mscale": 2.0, "mscale_all_dim": 1.0}},
     {"rope_scaling": YARN | {"mscale": 2.0, "attention_factor": None}},
     {"rope_scaling": YARN | {"mscale": 0, "mscale_all_dim": 1.0}},
-    {"rope_scaling": YARN | {"beta_fast": 3.5, "beta_slow": 0.1, "truncate": False}},
+    {"rope_scaling": YARN | {"beta_fast": 3.5, "beta_slow": 0.1, "truncate": True}},
     {"rope_scaling": YARN | {"beta_fast": None, "beta_slow": 0}},
     {"rope_scaling": YARN | {"beta_fast": 1, "beta_slow": 1}},
     {"rope_scaling": YARN | {"factor": 1.0}},

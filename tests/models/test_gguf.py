@@ -12,8 +12,9 @@ import torch
 
 from common import UserError
 from common.models import load_model, load_tokenizer
-from common.models.config import Llama3Scaling, ModelConfig
+from common.models.config import ModelConfig
 from common.models.layers import inverse_frequencies
+from common.models.rope import Llama3Scaling
 from tests.helpers import all_logits
 from tests.models import gguf_writer, reference
 

@@ -1,17 +1,19 @@
 """A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
 code from the folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.errors import UserError, one_line
+from common.errors import UserError, one_line, require
 from common.models.config import ModelConfig
-from common.models.weights import Shape, check_tensors
-from common.text.json_file import read_json
+from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
+from common.text.json_file import LARGEST, read_json
 from common.text.tokenizer import Tokenizer
+from common.watch.progress import say
 
 INDEX = "model.safetensors.index.json"
 
@@ -44,10 +46,21 @@ class HFFolder:
             return
         self._files, shapes = open_weights(self.folder)
         try:
+            self._untie(shapes)
             self._check(shapes)
         except BaseException:
             self._files = {}
             raise
+
+    def _untie(self, shapes: dict[str, Shape]) -> None:
+        """A head that config.json calls tied to the embedding, and that differs from it, is used: as transformers 5."""
+        if self.config.tie_word_embeddings and shapes.get(HEAD, ()) and EMBEDDING in shapes:
+            head, embedding = (self._files[name].get_slice(name) for name in (HEAD, EMBEDDING))
+            starts = range(0, shapes[HEAD][0], 1024)
+            parts = ((head[i : i + 1024].float(), embedding[i : i + 1024].float()) for i in starts)
+            if shapes[HEAD] != shapes[EMBEDDING] or not all(torch.equal(*part) for part in parts):
+                self.config = replace(self.config, tie_word_embeddings=False)
+                say(f"{self.config.name}: {HEAD} is used: it is not the embedding, as tie_word_embeddings says")
 
     def _check(self, shapes: dict[str, Shape]) -> None:
         """`UserError` unless every tensor is there in the shape that the configuration says."""
@@ -67,6 +80,9 @@ def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
     files: dict[str, Any] = {}
     for path in _weight_files(folder):
         try:
+            with path.open("rb") as opened:
+                header = int.from_bytes(opened.read(8), "little")
+            require(header <= LARGEST, f"{path} has a header of {header:,} bytes: it is damaged, download it again")
             file = safe_open(path, framework="pt", device="cpu")
             names = list(file.keys())
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
@@ -77,6 +93,8 @@ def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").is_file():  # first, as in transformers
+        return [folder / "model.safetensors"]
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -89,8 +107,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if missing:
             raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")
         return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
             f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"
