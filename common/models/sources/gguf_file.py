@@ -50,7 +50,8 @@ class GGUFFile:
             values, tensors = read_header(path)
             self.metadata = Metadata(self._name, values)
             self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
-            require(len(self._tensors) == len(tensors), f"{self._name} has a tensor twice, under two names")
+            unknown = [name for name in self._tensors if name in tensors and name != ROPE_FACTORS]
+            require(not unknown, f"{self._name}: tensor {' '.join(unknown)[:80]} is not supported: take another model")
             rope_factors = self._tensors.pop(ROPE_FACTORS, None)
             self.config = self._config()
             if rope_factors is not None:
@@ -75,8 +76,8 @@ class GGUFFile:
             with np.errstate(all="ignore"):  # damaged scales: infinity times zero
                 return torch.from_numpy(dequantize(tensor.data, tensor.kind).astype(np.float32))
         except NotImplementedError:
-            kind = f"{self._name}: tensor {name} is of type {tensor.kind.name}, which"
-            raise UserError(f"{kind} cannot be dequantised: take another file") from None
+            kind = tensor.kind.name
+            raise UserError(f"{self._name}: tensors of type {kind} cannot be dequantised: take another file") from None
 
     def _config(self) -> ModelConfig:
         m, name = self.metadata, self._name
@@ -94,8 +95,6 @@ class GGUFFile:
         for key in ("rope.dimension_count", "attention.value_length"):
             found = keys.size(key, head_dim)
             require(found == head_dim, f"{name}: {key} {found} unlike the head size {head_dim} is not supported")
-        layers = keys.size("block_count")
-        require(layers <= len(self._tensors), f"{name} has {len(self._tensors)} tensors, too few for {layers} layers")
         embedding = self._tensors.get("model.embed_tokens.weight")
         if embedding is None or len(embedding.shape) != 2:
             raise UserError(f"{name} has no matrix token_embd.weight: it is not a whole model")
@@ -108,7 +107,7 @@ class GGUFFile:
             vocab_size=vocab_size,
             hidden_size=hidden,
             intermediate_size=keys.size("feed_forward_length"),
-            num_layers=layers,
+            num_layers=keys.size("block_count"),
             num_heads=heads,
             num_kv_heads=keys.size("attention.head_count_kv", heads),
             head_dim=head_dim,

@@ -24,14 +24,6 @@ MAX_STRINGS = 1 << 20
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
-_NAMES: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "an array of texts",
-    np.ndarray: "an array of numbers",
-}
 
 
 @contextmanager
@@ -69,7 +61,7 @@ class Metadata:
         if kind is float and type(value) is int:
             value = float(value)
         right = value is None or (isinstance(value, plain) and (kind is bool or not isinstance(value, bool)))
-        self.require(bool(right), f"{key} must be {_NAMES[plain]}, not {self.show(key)}")
+        self.require(bool(right), f"{key} must be {plain.__name__}, not {self.show(key)}")
         return value
 
     def need(self, key: str, kind: type[T]) -> T:
