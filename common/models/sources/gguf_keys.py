@@ -40,13 +40,12 @@ class ModelKeys:
 
     def size(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1. One for each layer: only where they are all the same."""
-        name = f"{self._metadata.name}: {self._prefix}{key}"
-        value: Any = self._metadata.values.get(self._prefix + key)
-        if isinstance(value, np.ndarray) and len(value):
-            require(bool((value == value[0]).all()), f"{name} differs between layers, which is not supported")
-            value = value[0].item()
-        value = default if value is None else value
-        value = self._metadata.need(self._prefix + key, int) if value is None else value
+        name, values = f"{self._metadata.name}: {self._prefix}{key}", self._metadata.values.get(self._prefix + key)
+        if isinstance(values, np.ndarray) and len(values):
+            require(bool((values == values[0]).all()), f"{name} differs between layers, which is not supported")
+            value: Any = values[0].item()
+        else:
+            value = default if values is None and default is not None else self._metadata.need(self._prefix + key, int)
         require_number(name, value, int, 1)
         return value
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -56,13 +56,12 @@ class Metadata:
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """None where the file lacks the key. A whole number does for a float; true and false are no numbers."""
-        value: Any = self.values.get(key)
-        plain: Any = get_origin(kind) or kind
+        value, plain = self.values.get(key), get_origin(kind) or kind
         if kind is float and type(value) is int:
             value = float(value)
-        right = value is None or (isinstance(value, plain) and (kind is bool or not isinstance(value, bool)))
-        self.require(bool(right), f"{key} must be {plain.__name__}, not {self.show(key)}")
-        return value
+        right = value is None or (isinstance(value, plain) and (kind is bool or type(value) is not bool))
+        self.require(right, f"{key} must be {plain.__name__}, not {self.show(key)}")
+        return cast("T | None", value)
 
     def need(self, key: str, kind: type[T]) -> T:
         value = self.get(key, kind)
