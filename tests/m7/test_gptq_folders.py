@@ -105,7 +105,7 @@ def test_pickled_weights_are_refused(folder: Path, kind: str) -> None:
     assert "pickled" in refusal(folder)
 
 
-FIRST_PLAIN = {r"model\.layers\.0\..*": None}
+FIRST_PLAIN: dict[str, dict[str, Any] | None] = {r"model\.layers\.0\..*": None}
 CASES: dict[str, Case] = {
     "one kind is left out": Case({"dynamic": {r"-:.*down.*": {}}}, {DOWN: None}),
     "a layer is left out": Case({"dynamic": {r"-:.*\.0\..*": {}}}, FIRST_PLAIN),

@@ -1,25 +1,22 @@
 """What a GPTQ folder says of its layers, in the words of AutoGPTQ, GPTQModel and transformers' GPTQConfig."""
 
+import functools
 import math
 import re
+import reprlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from reprlib import repr as short
 from typing import Any, Self, cast
 
 from common.errors import UserError, one_line, require
 from common.models.quantized_weight import BITS, PER_CHANNEL, WORD, Format
 from common.models.weights import Shape
 
-OTHER_WORDS = {
-    **{"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size"},
-    **{"method": "quant_method", "format": "checkpoint_format", "version": "checkpoint_format"},
-}
-
+OTHER_WORDS = {"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size", "method": "quant_method"}
+FORMAT_WORDS = ("checkpoint_format", "format", "version")
 OF_A_LAYER = ("bits", "group_size", "sym", "desc_act", "pack_dtype")
 OF_ALL = (*OF_A_LAYER, "quant_method", "checkpoint_format", "lm_head", "dynamic", "model_file_base_name")
-
 HARMLESS = frozenset(
     """act_group_aware autoround_version amp backend batch_size block_name_to_quantize cache_block_outputs damp_percent
     damp_auto_increment dataset device disable_exllama enable_minmax_tuning enable_norm_bias_tuning exllama_config
@@ -32,13 +29,15 @@ HARMLESS = frozenset(
 )
 """Words for how the numbers were made, not for what they mean. Which layers are quantised shows in their tensors."""
 
-SECONDS = 0.5
+SECONDS = 0.8
 """For all patterns on all layers: some patterns take years."""
 
 MOST = 1000
-"""Characters of a pattern, and repetitions that it counts out: they take memory."""
+"""Characters of a pattern, and repetitions that it counts, which take memory."""
 
-RECURSIVE = re.compile(r"\(\?(?![:=!]|<[=!]|[imsx]+[:)])")
+_reprs = reprlib.Repr()
+_reprs.maxstring = _reprs.maxother = 100
+short = _reprs.repr
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ class Description:
         self.base, self.file_name = Stored.from_dict(label, found), found.get("model_file_base_name")
         dynamic = found.get("dynamic", {})
         require(isinstance(dynamic, Mapping), f"{label}: dynamic={short(dynamic)} is no object")
+        require(sum(map(len, dynamic)) <= 50 * MOST, f"{label}: dynamic has too many patterns, {len(dynamic)}")
         self._rules: list[tuple[Any, Stored | None]] = []
         for pattern in sorted(dynamic, key=lambda pattern: not pattern.startswith("-:")):
             label, changes = f"{self.label}: dynamic {short(pattern)}", dynamic[pattern] or {}
@@ -105,25 +105,22 @@ class Description:
             own = found | settings(label, changes, OF_A_LAYER)
             stored = None if pattern.startswith("-:") else Stored.from_dict(label, own)
             self._rules.append((_compile(label, pattern), stored))
-        self._layers: dict[str, Stored | None] = {}
-        self._seconds = SECONDS
+        self._seconds, self.of = SECONDS, functools.cache(self._of)
 
-    def of(self, layer: str) -> Stored | None:
+    def _of(self, layer: str) -> Stored | None:
         """How a layer such as `model.layers.3.mlp.down_proj` is stored; None: it is not quantised."""
-        if layer not in self._layers:
-            rules = (stored for pattern, stored in self._rules if self._matches(pattern, layer))
-            self._layers[layer] = next(rules, self.base)
-        return self._layers[layer]
+        return next((stored for pattern, stored in self._rules if self._matches(pattern, layer)), self.base)
 
     def _matches(self, pattern: Any, layer: str) -> bool:
         start = time.thread_time()
         try:
             found = pattern.match(layer, timeout=SECONDS) is not None
-            self._seconds -= time.thread_time() - start
         except TimeoutError:
-            found, self._seconds = False, 0.0
-        text = short(pattern.pattern)
-        require(self._seconds > 0, f"{self.label}: dynamic {text} takes too long to match: give a simpler pattern")
+            found, start = False, -math.inf
+        self._seconds -= time.thread_time() - start
+        if self._seconds < 0:
+            text = short(pattern.pattern)
+            raise UserError(f"{self.label}: dynamic {text} takes too long to match: give a simpler pattern")
         return found
 
 
@@ -131,7 +128,7 @@ def settings(label: str, options: Mapping[str, Any], known: tuple[str, ...]) -> 
     """Those that are not null, under their usual words; `UserError` for one that is on and may change the weights."""
     found: dict[str, Any] = {}
     for key, value in options.items():
-        word = OTHER_WORDS.get(key.lower(), key.lower())
+        word = "checkpoint_format" if key.lower() in FORMAT_WORDS else OTHER_WORDS.get(key.lower(), key.lower())
         fine = not value or word in known or word in HARMLESS or (word, value) == ("data_type", "int")
         require(fine, f"{label}: {short(key)}={short(value)} is not supported: it may change what the weights are")
         if value is not None and word in known:
@@ -147,7 +144,8 @@ def _compile(label: str, pattern: str) -> Any:
 
     text = pattern[2:] if pattern.startswith(("-:", "+:")) else pattern
     repetitions = math.prod(max(1, int(count)) for count in re.findall(r"[{,](\d+)", text[:MOST]))
-    simple = max(len(text), repetitions) <= MOST and not RECURSIVE.search(text)
+    recursive = re.search(r"\(\?(?![:=!]|<[=!]|[imsx]+[:)])", text)
+    simple = max(len(text), repetitions) <= MOST and not recursive
     require(simple, f"{label} is too long, repeats too often, or calls itself: give a simpler pattern")
     try:
         return regex.compile(text)

@@ -71,18 +71,14 @@ class GPTQFolder(QuantizedFolder):
             parts["bias"] = self.read(f"{name}.bias", bias)
         return from_parts(f"{self.config.name}: {name}", parts, self._stored(name))
 
-    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> tuple[str, dict[str, Shape]]:
         if not any(f"{base}.{kind}" in found for kind in PARTS) and (base == HEAD or f"{base}.weight" in found):
-            return {}
+            return "", {}
         stored = self._stored(base)
         wanted = stored.shapes(*shape)
         if f"{base}.g_idx" not in found and not stored.desc_act:  # some writers leave out what says nothing
             del wanted["g_idx"]
-        return wanted
-
-    def _words(self, base: str) -> str:
-        stored = self._stored(base)
-        return f"with bits={stored.bits} and group_size={stored.group_size}"
+        return f"with bits={stored.bits} and group_size={stored.group_size}", wanted
 
     def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
         shapes, plain = super()._plain_shapes(found), tensor_shapes(self.config)
@@ -100,15 +96,13 @@ def _weights_name(folder: Path, said: object, usual: str) -> str:
     """What weight files are called in front of `.safetensors`: as is said, else as transformers calls them, else as
     AutoGPTQ does, else as the only one there."""
     here = {path.name.removesuffix(".index.json") for path in folder.iterdir()}
-    whole = [name for name in here if name.endswith(WEIGHTS) and not re.search(r"-\d{5}-of-\d{5}\.", name)]
-    found = sorted(name.removesuffix(WEIGHTS) for name in whole)
-    inside = isinstance(said, str) and not {"/", "\\"} & set(said)
-    require(not said or inside, f"{folder}: model_file_base_name={short(said)} is no name of a file in this folder")
-    for name in (str(said or "").removesuffix(WEIGHTS), "model", usual):
-        if name in found:
-            return name
-    require(len(found) < 2, f"{folder} has several weight files, {short(found)}: say which as model_file_base_name")
-    return found[0] if found else "model"
+    found = sorted(name.removesuffix(WEIGHTS) for name in here if re.search(r"(?<!-of-\d{5})\.safetensors$", name))
+    inside = not said or (isinstance(said, str) and not {"/", "\\"} & set(said))
+    require(inside, f"{folder}: model_file_base_name={short(said)} is no name of a file in this folder")
+    known = [name for name in (str(said).removesuffix(WEIGHTS), "model", usual) if name in found]
+    several = f"{folder} has several weight files, {short(found)}: say which as model_file_base_name"
+    require(bool(known) or len(found) < 2, several)
+    return (known or found or ["model"])[0]
 
 
 def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) -> QuantizedWeight:

@@ -28,9 +28,6 @@ ZERO_BLOCKS = 0.5
 SMALLEST = 1e-38
 """A scale below it was no divisor: the block's codes say nothing."""
 
-LONGEST_STATE = 4096
-"""Bytes of a layer's description, which are few."""
-
 NESTED_BLOCK = 256
 """Scales that share a scale of their own, with double quantisation."""
 
@@ -42,9 +39,6 @@ class NF4Folder(QuantizedFolder):
 
     def _understand(self, label: str, description: Mapping[str, Any]) -> None:
         self.double = check_description(label, description)
-
-    def _words(self, base: str) -> str:
-        return "in NF4"
 
     @property
     def note(self) -> str:
@@ -66,16 +60,16 @@ class NF4Folder(QuantizedFolder):
             if self.has(name):
                 self.quantized(name)
 
-    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> tuple[str, dict[str, Shape]]:
         weight = f"{base}.weight"
         if (found.get(weight) == shape or base == HEAD) and not any(part.startswith(f"{weight}.") for part in found):
-            return {}
+            return "", {}
         require(
             shape[1] % BLOCK == 0,
             f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not "
             "quantised",
         )
-        return stored_shapes(shape[0], shape[1], self.double)
+        return "in NF4", stored_shapes(shape[0], shape[1], self.double)
 
 
 def is_bitsandbytes_folder(folder: Path) -> bool:
@@ -161,7 +155,7 @@ def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
 
 
 def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:
-    require(part.numel() <= LONGEST_STATE, f"{label}.{STATE} has {part.numel()} bytes: {AGAIN}")
+    require(part.numel() < 4096, f"{label}.{STATE} has {part.numel()} bytes: {AGAIN}")
     try:
         state = json.loads(bytes(part.tolist()))
     except (ValueError, TypeError, RecursionError) as error:

@@ -36,7 +36,10 @@ class QuantizedFolder(HFFolder, abc.ABC):
         description = cast(Mapping[str, Any], found)
         self.meta: object = description.get("meta")
         self.folder = folder
-        self._understand(name or str(folder), description)
+        try:
+            self._understand(name or str(folder), description)
+        except RecursionError as error:
+            raise UserError(f"{folder}: the description of its quantisation is nested too deep") from error
         options = read_options(folder)
         options.pop("quantization_config", None)
         super().__init__(folder, name, options)
@@ -71,12 +74,9 @@ class QuantizedFolder(HFFolder, abc.ABC):
         """Take the description; `UserError` for what is not supported."""
 
     @abc.abstractmethod
-    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Names and shapes of the tensors that stand for a layer's weight, (-1,) for any length; {}: not quantised."""
-
-    @abc.abstractmethod
-    def _words(self, base: str) -> str:
-        """How that layer is stored, for messages."""
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> tuple[str, dict[str, Shape]]:
+        """How a layer is stored, in words, and names and shapes of the tensors that stand for its weight, (-1,) for any
+        length; {}: it is not quantised."""
 
     @abc.abstractmethod
     def _check_first_layer(self) -> None:
@@ -93,11 +93,11 @@ class QuantizedFolder(HFFolder, abc.ABC):
             base = name.removesuffix(".weight")
             if not is_quantized(name) and base != HEAD:
                 continue
-            parts = self._stored_shapes(base, shape, found)
+            words, parts = self._stored_shapes(base, shape, found)
             twice = parts and "weight" not in parts and name in found
             require(not twice, f"{label}: {base} has a weight and a {self.mark}: {AGAIN}")
             for kind, wanted in parts.items():
-                part, weight = shapes.pop(f"{base}.{kind}", None), f"a weight {list(shape)} {self._words(base)}"
+                part, weight = shapes.pop(f"{base}.{kind}", None), f"a weight {list(shape)} {words}"
                 require(part is not None, f"{label}: the checkpoint lacks {base}.{kind}, a part of {weight}: {AGAIN}")
                 require(
                     part == wanted or wanted == (-1,),
