@@ -145,7 +145,7 @@ def _architecture(name: str, config: Mapping[str, Any]) -> str:
     found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
     if not named and kind in ARCHITECTURES.values():
         found = [str(kind)]
-    said = ", ".join(map(str, named))[:200] or kind or "none named"
+    said = " ".join(", ".join(map(str, named)).split())[:200] or kind or "none named"
     require(
         bool(found) and kind in (None, found[0]),
         f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",

@@ -15,7 +15,7 @@ from common.models.layers import RMSNorm
 from common.models.linear import Projection
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
-from common.watch.progress import progress_bar, say
+from common.watch.progress import progress_bar, say_once
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -98,7 +98,7 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
                 f"{config.name}: tensor {name} has shape {list(found[name])}, but the configuration says {list(shape)}"
             )
     if unused:
-        say(f"{config.name}: its tensors {_some(unused)} are not used")
+        say_once(f"{config.name}: its tensors {_some(unused)} are not used")
 
 
 def _some(names: list[str]) -> str:

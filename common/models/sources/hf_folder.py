@@ -13,7 +13,7 @@ from common.models.config import ModelConfig
 from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
 from common.text.json_file import LARGEST, read_json
 from common.text.tokenizer import Tokenizer
-from common.watch.progress import say
+from common.watch.progress import say_once
 
 WEIGHTS = ".safetensors"
 INDEX = f"model{WEIGHTS}.index.json"
@@ -70,7 +70,7 @@ class HFFolder:
             parts = ((head[i : i + 1024].float(), embedding[i : i + 1024].float()) for i in starts)
             if shapes[HEAD] != shapes[EMBEDDING] or not all(torch.equal(*part) for part in parts):
                 self.config = replace(self.config, tie_word_embeddings=False)
-                say(f"{self.config.name}: {HEAD} is used: it is not the embedding, as tie_word_embeddings says")
+                say_once(f"{self.config.name}: {HEAD} is used: it is not the embedding, as tie_word_embeddings says")
 
     def _check(self, shapes: dict[str, Shape]) -> None:
         """`UserError` unless every tensor is there in the shape that the configuration says."""
@@ -110,13 +110,11 @@ def _weight_files(folder: Path, weights: str) -> list[Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index} has no weight_map: download it again")
+        there = {path.name for path in folder.iterdir()}  # a name outside of the folder is none of them
         names = sorted({str(name) for name in weight_map.values()})  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise UserError(f"{index} names a file outside of the folder: {outside[0]}")
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if name not in there]
         if missing:
-            raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")
+            raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]:.80}")
         return [folder / name for name in names]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
