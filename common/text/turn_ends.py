@@ -3,35 +3,9 @@
 from tokenizers import Tokenizer as FastTokenizer
 
 TURN_ENDS = frozenset(
-    [
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|eot|>",
-        "<|eom|>",
-        "<end_of_turn>",
-        "<|end_of_turn|>",
-        "<|END_OF_TURN_TOKEN|>",
-        "<turn|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<|calls|>",
-        "<|flush|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|endofturn|>",
-        "[|endofturn|]",
-        "<EOT>",
-        "_<EOT>",
-        "[EOT]",
-        "[EOS]",
-        "<eos>",
-        "</s>",
-        "<end_of_utterance>",
-        "<|role_end|>",
-        "<｜end▁of▁sentence｜>",
-    ]
+    """<|im_end|> <|eot_id|> <|eom_id|> <|eot|> <|eom|> <end_of_turn> <|end_of_turn|> <|END_OF_TURN_TOKEN|> <turn|>
+    <|end|> <|return|> <|call|> <|calls|> <|flush|> <|endoftext|> <|end_of_text|> <|endofturn|> [|endofturn|] <EOT>
+    _<EOT> [EOT] [EOS] <eos> </s> <end_of_utterance> <|role_end|> <｜end▁of▁sentence｜>""".split()
 )
 """As models name them; llama.cpp ends an answer at the same."""
 
