@@ -27,7 +27,7 @@ from common.models.sources.embedded import open_embedded
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.weights import build_decoder
 from stages.m7_gptq.checkpoint.baselines import RTN
-from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import quantize, short_name
 from stages.m7_gptq.checkpoint.texts import DATA, calibration_tokens, tokens
 from stages.m7_gptq.settings import Settings
 
@@ -118,17 +118,16 @@ def main() -> None:
     record |= {"ours": ours, "theirs": theirs}
     with tempfile.TemporaryDirectory() as scratch:
         for settings in (*OURS, ACT_ORDER):
-            folder = Path(scratch) / settings.name
-            ours[settings.name] = measured(partial(quantize, DEFAULT_MODEL, settings, folder), folder, text, CONTEXT)
+            name, folder = short_name(settings), Path(scratch) / short_name(settings)
+            ours[name] = measured(partial(quantize, DEFAULT_MODEL, settings, folder), folder, text, CONTEXT)
             write_json(path, record)
         for settings in THEIRS:
-            folder = Path(scratch) / f"theirs-{settings.name}"
-            make = partial(quantize_theirs, source.folder, settings, folder)
-            theirs[settings.name] = measured(make, folder, text, TOKENS)
             same = replace(settings, search=False)  # GPTQModel's own, `mse`, is off by default
-            folder = Path(scratch) / f"ours-{same.name}"
-            ours[same.name] = measured(partial(quantize, DEFAULT_MODEL, same, folder), folder, text, TOKENS)
-            theirs[settings.name]["perplexity_of_ours"] = ours[same.name]["perplexity"]
+            name, folder = short_name(same), Path(scratch) / f"theirs-{short_name(same)}"
+            theirs[name] = measured(partial(quantize_theirs, source.folder, settings, folder), folder, text, TOKENS)
+            folder = Path(scratch) / f"ours-{name}"
+            ours[name] = measured(partial(quantize, DEFAULT_MODEL, same, folder), folder, text, TOKENS)
+            theirs[name]["perplexity_of_ours"] = ours[name]["perplexity"]
             write_json(path, record)
     rows = [*ours.values(), *theirs.values()]
     wrong = [row for row in rows if not row["within_tolerance"] or not math.isfinite(row["perplexity"])]

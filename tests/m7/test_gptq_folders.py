@@ -19,6 +19,7 @@ from common.models.linear import Linear
 from common.models.load import open_source
 from stages.m7_gptq.linear import QuantizedLinear, SideBySide
 from tests.helpers import all_logits, greedy
+from tests.m7.fuzz import run as fuzz
 from tests.m7.gptq_writer import Case, describe, write
 
 Build = Callable[..., Engine]
@@ -198,7 +199,8 @@ def test_m7_multiplies_what_is_quantised(build: Build, tmp_path: Path) -> None:
         ({"dynamic": {"(a{99999999999999})": {}}}, "too often"),
         ({"dynamic": {"((x{99}){99}){99}": {}}}, "too often"),
         ({"dynamic": {"(?R)?.*(?R)?": {}}}, "calls itself"),
-        ({"dynamic": {"-:" + "a" * 10**6: {}}}, "too long"),
+        ({"dynamic": {"-:" + "a" * 2000: {}}}, "too long"),
+        ({"dynamic": {f"-:{i}x": {} for i in range(30_000)}}, "too many patterns"),
         ({"dynamic": {r"((a|b|\w|\.){1,30}){1,30}[^\w.]": {}}}, "takes too long"),
         ({"dynamic": {r"(\w|\w\w|\.|\w\.)*[^\w.]": {}}}, "takes too long"),
         ({"dynamic": {rf"-:(\w|\.|[a-z]{{{i}}})*[^\w.]": {} for i in range(1, 30)}}, "takes too long"),
@@ -207,14 +209,14 @@ def test_m7_multiplies_what_is_quantised(build: Build, tmp_path: Path) -> None:
         ({"version": "gemm"}, "'gemm'"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({"checkpoint_format": "bitblas"}, "'bitblas'"),
-        ({"checkpoint_format": "gptq", "format": "gptq_v2"}, "format"),
+        ({"checkpoint_format": "gptq", "format": "gptq_v2"}, "zero points are not stored as"),
         ({"is_marlin_format": True}, "'is_marlin_format'=True is not supported"),
         ({"rotation": "hadamard"}, "'rotation'='hadamard' is not supported"),
         ({"adapter": {"rank": 8}}, "'adapter'="),
         ({"activation": {"bits": 8}}, "'activation'="),
         ({"data_type": "fp"}, "'data_type'='fp'"),
         ({"extra_config": {"q_proj": {"bits": 8}}}, "'extra_config'="),
-        ({"w_bit": 8}, "'w_bit'=8, but bits is also 4"),
+        ({"w_bit": 8}, "qweight has shape"),
         ({"lm_head": "yes"}, "lm_head='yes'"),
         ({"bits": None}, "bits=None"),
         ({"bits": True}, "bits=True"),
@@ -231,10 +233,10 @@ def test_m7_multiplies_what_is_quantised(build: Build, tmp_path: Path) -> None:
 )
 def test_a_description_that_cannot_be_followed_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
     describe(folder, **changes)
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(UserError, match=words) as caught:
         load_model(str(folder))
-    assert time.perf_counter() - start < 3
+    assert time.thread_time() - start < 2
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
@@ -284,3 +286,9 @@ def test_the_embedding_stays_where_the_head_is_quantised(tmp_path: Path) -> None
     assert isinstance(model.head, Linear)
     assert not torch.equal(model.head.weight, model.embedding)
     assert torch.equal(model.embedding, open_source(str(folder)).read("model.embed_tokens.weight", (512, 64)))
+
+
+def test_changed_folders_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """Thousands: `python -m tests.m7.fuzz 5000`."""
+    outcomes = fuzz(tmp_path, 80)
+    assert min(outcomes.values()) > 2

@@ -3,7 +3,6 @@
 import functools
 import math
 import re
-import reprlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,10 +34,6 @@ SECONDS = 0.8
 MOST = 1000
 """Characters of a pattern, and repetitions that it counts, which take memory."""
 
-_reprs = reprlib.Repr()
-_reprs.maxstring = _reprs.maxother = 100
-short = _reprs.repr
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -55,16 +50,17 @@ class Stored:
         """From `settings`; `UserError` for what is not supported."""
         bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
         known = type(bits) is int and bits in BITS
-        require(known, f"{label}: bits={short(bits)} is not supported: GPTQ with 4 or 8 bits is")
+        require(known, f"{label}: bits={bits!r:.80} is not supported: GPTQ with 4 or 8 bits is")
         whole = type(group) is int and (group == PER_CHANNEL or group > 0)
-        require(whole, f"{label}: group_size={short(group)} is not supported: a positive number, or -1 for none")
-        form, packed = _lower(options.get("checkpoint_format", "gptq")), _lower(options.get("pack_dtype", "int32"))
+        require(whole, f"{label}: group_size={group!r:.80} is not supported: a positive number, or -1 for none")
+        form = str(options.get("checkpoint_format", "gptq")).lower()
         known = form in ("gptq", "gptq_v2")
-        require(known, f"{label}: checkpoint_format {short(form)} is not supported: 'gptq' and 'gptq_v2' are")
-        require(packed == "int32", f"{label}: pack_dtype {short(packed)} is not supported: 'int32' is")
+        require(known, f"{label}: checkpoint_format {form!r:.80} is not supported: 'gptq' and 'gptq_v2' are")
+        packed = str(options.get("pack_dtype", "int32"))
+        require(packed == "int32", f"{label}: pack_dtype {packed!r:.80} is not supported: 'int32' is")
         symmetric, desc_act = options.get("sym", True), options.get("desc_act", False)
         for word, value in (("sym", symmetric), ("desc_act", desc_act), ("lm_head", options.get("lm_head", False))):
-            require(value in (True, False), f"{label}: {word}={short(value)} is not supported: true or false")
+            require(value in (True, False), f"{label}: {word}={value!r:.80} is not supported: true or false")
         return cls(cast(int, bits), cast(int, group), bool(symmetric), bool(desc_act), cast(Format, form))
 
     def group_of(self, in_features: int) -> int:
@@ -92,16 +88,16 @@ class Description:
     def __init__(self, label: str, options: Mapping[str, Any]) -> None:
         method = options.get("quant_method") or options.get("method") or "gptq"
         hint = "GPTQ is, NF4 of bitsandbytes, and models that are not quantised"
-        require(_lower(method) == "gptq", f"{label}: quant_method {short(method)} is not supported: {hint}")
+        require(str(method).lower() == "gptq", f"{label}: quant_method {method!r:.80} is not supported: {hint}")
         self.label, found = label, settings(label, options, OF_ALL)
         self.base, self.file_name = Stored.from_dict(label, found), found.get("model_file_base_name")
         dynamic = found.get("dynamic", {})
-        require(isinstance(dynamic, Mapping), f"{label}: dynamic={short(dynamic)} is no object")
+        require(isinstance(dynamic, Mapping), f"{label}: dynamic={dynamic!r:.80} is no object")
         require(sum(map(len, dynamic)) <= 50 * MOST, f"{label}: dynamic has too many patterns, {len(dynamic)}")
         self._rules: list[tuple[Any, Stored | None]] = []
         for pattern in sorted(dynamic, key=lambda pattern: not pattern.startswith("-:")):
-            label, changes = f"{self.label}: dynamic {short(pattern)}", dynamic[pattern] or {}
-            require(isinstance(changes, Mapping), f"{label} holds {short(changes)}, no settings")
+            label, changes = f"{self.label}: dynamic {pattern!r:.80}", dynamic[pattern] or {}
+            require(isinstance(changes, Mapping), f"{label} holds {changes!r:.80}, no settings")
             own = found | settings(label, changes, OF_A_LAYER)
             stored = None if pattern.startswith("-:") else Stored.from_dict(label, own)
             self._rules.append((_compile(label, pattern), stored))
@@ -109,19 +105,18 @@ class Description:
 
     def _of(self, layer: str) -> Stored | None:
         """How a layer such as `model.layers.3.mlp.down_proj` is stored; None: it is not quantised."""
-        return next((stored for pattern, stored in self._rules if self._matches(pattern, layer)), self.base)
-
-    def _matches(self, pattern: Any, layer: str) -> bool:
-        start = time.thread_time()
-        try:
-            found = pattern.match(layer, timeout=SECONDS) is not None
-        except TimeoutError:
-            found, start = False, -math.inf
-        self._seconds -= time.thread_time() - start
-        if self._seconds < 0:
-            text = short(pattern.pattern)
-            raise UserError(f"{self.label}: dynamic {text} takes too long to match: give a simpler pattern")
-        return found
+        for pattern, stored in self._rules:
+            start = time.thread_time()
+            try:
+                matched = pattern.match(layer, timeout=SECONDS)
+            except TimeoutError:
+                matched, start = None, -math.inf
+            self._seconds -= time.thread_time() - start
+            hint = "takes too long to match: give a simpler pattern"
+            require(self._seconds >= 0, f"{self.label}: dynamic {pattern.pattern!r:.80} {hint}")
+            if matched:
+                return stored
+        return self.base
 
 
 def settings(label: str, options: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
@@ -130,10 +125,8 @@ def settings(label: str, options: Mapping[str, Any], known: tuple[str, ...]) -> 
     for key, value in options.items():
         word = "checkpoint_format" if key.lower() in FORMAT_WORDS else OTHER_WORDS.get(key.lower(), key.lower())
         fine = not value or word in known or word in HARMLESS or (word, value) == ("data_type", "int")
-        require(fine, f"{label}: {short(key)}={short(value)} is not supported: it may change what the weights are")
+        require(fine, f"{label}: {key!r:.80}={value!r:.80} is not supported: it may change what the weights are")
         if value is not None and word in known:
-            same = word not in found or _lower(found[word]) == _lower(value)
-            require(same, f"{label}: {short(key)}={short(value)}, but {word} is also {short(found.get(word))}")
             found[word] = value
     return found
 
@@ -151,7 +144,3 @@ def _compile(label: str, pattern: str) -> Any:
         return regex.compile(text)
     except (regex.error, RecursionError, OverflowError, ValueError) as error:
         raise UserError(f"{label} is no regular expression: {one_line(error)}") from error
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value

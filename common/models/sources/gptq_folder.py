@@ -11,7 +11,7 @@ import torch
 from common.errors import require
 from common.models.quantized_weight import PER_CHANNEL, WORD, QuantizedWeight, unpack_zeros
 from common.models.sources.gptq_checks import check_numbers, check_version
-from common.models.sources.gptq_description import Description, Stored, short
+from common.models.sources.gptq_description import Description, Stored
 from common.models.sources.hf_folder import WEIGHTS
 from common.models.sources.quantized_folder import HEAD, OLDER_FILE, QuantizedFolder, is_quantized, linear_names
 from common.models.weights import Shape, tensor_shapes
@@ -98,9 +98,9 @@ def _weights_name(folder: Path, said: object, usual: str) -> str:
     here = {path.name.removesuffix(".index.json") for path in folder.iterdir()}
     found = sorted(name.removesuffix(WEIGHTS) for name in here if re.search(r"(?<!-of-\d{5})\.safetensors$", name))
     inside = not said or (isinstance(said, str) and not {"/", "\\"} & set(said))
-    require(inside, f"{folder}: model_file_base_name={short(said)} is no name of a file in this folder")
+    require(inside, f"{folder}: model_file_base_name={said!r:.80} is no name of a file in this folder")
     known = [name for name in (str(said).removesuffix(WEIGHTS), "model", usual) if name in found]
-    several = f"{folder} has several weight files, {short(found)}: say which as model_file_base_name"
+    several = f"{folder} has several weight files, {found!r:.80}: say which as model_file_base_name"
     require(bool(known) or len(found) < 2, several)
     return (known or found or ["model"])[0]
 

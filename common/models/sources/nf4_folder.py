@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, cast
 
 import torch
@@ -88,11 +87,11 @@ def check_description(label: str, options: Mapping[str, Any]) -> bool:
     require(not options.get("load_in_8bit"), f"{label}: load_in_8bit (LLM.int8) is not supported: {hint}")
     require(options.get("load_in_4bit") is True, f"{label}: load_in_4bit is not true: {hint}")
     kind = options.get("bnb_4bit_quant_type") or "fp4"  # transformers' default
-    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {short(kind)} is not supported: {hint}")
+    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {kind!r:.80} is not supported: {hint}")
     storage = options.get("bnb_4bit_quant_storage") or "uint8"
-    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {short(storage)} is not supported: 'uint8' is")
+    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {storage!r:.80} is not supported: 'uint8' is")
     double = options.get("bnb_4bit_use_double_quant") or False
-    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={short(double)} is neither true nor false")
+    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={double!r:.80} is neither true nor false")
     return double
 
 
@@ -112,7 +111,7 @@ def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double
     wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
     for word, value in wanted.items():
         found = state.get(word)
-        require(found == value, f"{label}: its description says {word} {short(found)}, not {value!r}: {AGAIN}")
+        require(found == value, f"{label}: its description says {word} {found!r:.80}, not {value!r}: {AGAIN}")
     whole = ("weight", STATE, "weight.absmax") if double else ("weight", STATE)
     for kind, part in parts.items():
         dtype = torch.uint8 if kind in whole else torch.float32

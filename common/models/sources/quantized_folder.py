@@ -32,14 +32,12 @@ class QuantizedFolder(HFFolder, abc.ABC):
     def __init__(self, folder: Path, name: str | None = None) -> None:
         found = quantization(folder)
         if not isinstance(found, Mapping) or not found:
-            raise UserError(f"{folder} is not quantised: no quantization_config in config.json, no {OLDER_FILE}")
+            where = f"quantization_config in config.json, or {OLDER_FILE}"
+            raise UserError(f"{folder} is not quantised: {where}, describes nothing")
         description = cast(Mapping[str, Any], found)
         self.meta: object = description.get("meta")
         self.folder = folder
-        try:
-            self._understand(name or str(folder), description)
-        except RecursionError as error:
-            raise UserError(f"{folder}: the description of its quantisation is nested too deep") from error
+        self._understand(name or str(folder), description)
         options = read_options(folder)
         options.pop("quantization_config", None)
         super().__init__(folder, name, options)
@@ -63,7 +61,7 @@ class QuantizedFolder(HFFolder, abc.ABC):
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
         base = name.removesuffix(".weight")
-        if self.has(base) and base != name:
+        if self.has(base):
             return self.quantized(base).dequantize()
         tensor = super().read(name, shape)
         require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")

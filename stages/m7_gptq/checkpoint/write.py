@@ -188,21 +188,13 @@ def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dic
 
 
 def describe_nf4(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for NF4, in the words of transformers' BitsAndBytesConfig, which ignores `meta`."""
+    """The same for NF4, in the words of transformers' BitsAndBytesConfig, with its defaults; it ignores `meta`."""
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
-        "load_in_8bit": False,
-        "_load_in_4bit": True,
-        "_load_in_8bit": False,
         "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": False,
         "bnb_4bit_compute_dtype": "bfloat16",
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_enable_fp32_cpu_offload": False,
-        "llm_int8_has_fp16_weight": False,
         "llm_int8_skip_modules": ["lm_head"],
-        "llm_int8_threshold": 6.0,
         "meta": {"quantizer": ["folovllm:0.1.0"], RECIPE: dict(recipe)},
     }
 
