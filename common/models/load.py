@@ -21,6 +21,9 @@ from common.models.weights import ModelSource, build_decoder
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
 
+LARGEST_TABLE = 1 << 30
+"""Bytes for positions that nobody asked for: about a million of them."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -45,8 +48,12 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
-    row = 2 * model.config.head_dim * model.dtype.itemsize
-    require_memory(f"a table of {length:,} positions", length * row, model.device, "pass a smaller max_model_len")
+    size = 2 * length * model.config.head_dim * model.dtype.itemsize
+    require(
+        config.max_model_len is not None or size <= LARGEST_TABLE,
+        f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len",
+    )
+    require_memory(f"a table of {length:,} positions", size, model.device, "lower max_model_len")
     model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
 

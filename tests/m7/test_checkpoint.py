@@ -19,7 +19,8 @@ from common.models.decoder import PROJECTIONS, Decoder
 from common.models.load import open_source
 from common.models.quantized_weight import PER_CHANNEL, Format, concatenate, pack_zeros, unpack_zeros
 from common.models.sources.gptq_checks import check_version
-from common.models.sources.gptq_folder import GPTQFolder, Stored
+from common.models.sources.gptq_description import Stored
+from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.quantized_folder import fused_names, is_quantized_folder
 from common.models.weights import build_decoder
 from stages.m7_gptq.checkpoint.baselines import RTN, round_to_nearest
@@ -176,7 +177,6 @@ def test_a_lie_about_the_version_is_found(made: GetMade, tmp_path: Path, symmetr
         ({"quant_method": "awq"}, "'awq' is not supported"),
         ({"checkpoint_format": "marlin"}, "'marlin' is not supported"),
         ({"pack_dtype": "int64"}, "pack_dtype"),
-        ({"lm_head": True}, "lm_head"),
         ({"dynamic": {"-:.*": {}}}, "dynamic"),
     ],
     ids=str,

@@ -106,7 +106,7 @@ def test_other_stages_run_the_weights_of_the_checkpoint(build: Build, saved: Pat
 
 def test_layers_without_a_kernel_are_multiplied_in_full_and_a_note_says_so(build: Build, made: GetMade) -> None:
     engine = build("m7", model=str(made(bits=8, method="rtn").folder), dtype="bf16")
-    assert engine.note is not None and engine.note.startswith("8 of 8 projections are multiplied dequantised")
+    assert engine.note is not None and engine.note.startswith("8 of 8 projections are multiplied unquantised")
 
 
 def test_a_damaged_folder_is_refused(build: Build, folder: Path) -> None:

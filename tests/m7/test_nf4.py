@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import stages
 from common import Engine, UserError
-from common.models.load import open_source
+from common.models.linear import Linear
+from common.models.load import load_model, open_source
 from common.models.sources.nf4 import BLOCK, STATE, VALUES, NF4Weight, table
 from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import fused_names
@@ -234,7 +235,7 @@ def test_a_damaged_folder_is_refused_everywhere(folder: Path, stage: str) -> Non
         ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage 'bfloat16'"),
         ({"bnb_4bit_use_double_quant": "no"}, "bnb_4bit_use_double_quant='no'"),
         ({"bnb_4bit_use_double_quant": True}, "lacks model.layers.0.self_attn.q_proj.weight.nested_absmax"),
-        ({"quant_method": "gptq"}, "bits=None is not supported"),
+        ({"quant_method": "gptq"}, "'load_in_4bit'=True is not supported"),
         ({"quant_method": "hqq"}, "'hqq' is not supported"),
     ],
     ids=str,
@@ -296,7 +297,7 @@ def test_a_damaged_layer_behind_the_first_is_refused(folder: Path) -> None:
         stages.build("m7", model=str(folder))
 
 
-def test_a_layer_left_out_is_read_as_it_is_and_a_quantised_head_is_refused(folder: Path) -> None:
+def test_a_layer_left_out_is_read_as_it_is(folder: Path) -> None:
     """bitsandbytes leaves out what llm_int8_skip_modules names: such a layer is read as it is."""
     plain = torch.randn(64, 64)
 
@@ -307,8 +308,64 @@ def test_a_layer_left_out_is_read_as_it_is_and_a_quantised_head_is_refused(folde
 
     edit(folder, change)
     assert torch.equal(NF4Folder(folder).read(f"{FIRST}.weight", (64, 64)), plain)
-    edit(folder, lambda tensors: tensors.update({f"lm_head.{STATE}": torch.zeros(2, dtype=torch.uint8)}), shard=3)
-    assert "lm_head is not supported" in refusal(folder)
+
+
+@pytest.mark.parametrize("stage", ["m0", "m7"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_quantised_head(build: Callable[..., Engine], folder: Path, stage: str, tied: bool) -> None:
+    """`"llm_int8_skip_modules": []` leaves out nothing."""
+    head = to_nf4(torch.randn(512, 64))
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.pop("lm_head.weight")
+        tensors.update({f"lm_head.{kind}": part for kind, part in head.parts().items()})
+
+    edit(folder, change, shard=3)
+    relabel(folder, llm_int8_skip_modules=[])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    options = {"head_bits": 16} if stage == "m7" else {}
+    model = build(stage, model=str(folder), **options).runner.model
+    assert isinstance(model.head, Linear)
+    assert torch.equal(model.head.weight, head.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"llm_int8_skip_modules": None}, None),
+        ({"llm_int8_skip_modules": []}, None),
+        ({"llm_int8_skip_modules": ["model.layers.0.mlp", "lm_head", ".*down_proj", "re:(("]}, None),
+        ({"llm_int8_threshold": 1e300, "bnb_4bit_compute_dtype": "float64", "quant_method": "bitsandbytes"}, None),
+        ({"bnb_4bit_quant_storage": None, "bnb_4bit_use_double_quant": None, "meta": None}, None),
+        ({"quant_method": None}, None),
+        ({"quant_method": None, "load_in_4bit": None}, "is not supported|bits="),
+        ({"load_in_4bit": 10**4000}, "load_in_4bit"),
+        ({"load_in_8bit": float("nan")}, "load_in_8bit"),
+        ({"bnb_4bit_quant_type": "x" * 10**6}, "bnb_4bit_quant_type"),
+        ({"bnb_4bit_quant_type": None}, "bnb_4bit_quant_type"),
+        ({"bnb_4bit_quant_storage": {"a": [1] * 10**5}}, "bnb_4bit_quant_storage"),
+        ({"bnb_4bit_blocksize": 128, "unknown": 1}, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_descriptions_of_all_kinds(folder: Path, changes: dict[str, Any], words: str | None) -> None:
+    relabel(folder, **changes)
+    if words is None:
+        load_model(str(folder))
+        return
+    with pytest.raises(UserError, match=words) as caught:
+        load_model(str(folder))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "state", ["[" * 2000 + "]" * 2000, "[" * 10**6, '{"a": ' + "9" * 4000 + "}", '{"shape": NaN}', "null", '"x"', ""]
+)
+def test_a_hostile_description_of_a_layer_is_refused(folder: Path, state: str) -> None:
+    part = torch.tensor(list(state.encode()), dtype=torch.uint8)
+    edit(folder, lambda tensors: tensors.update({f"{FIRST}.{STATE}": part}))
+    assert FIRST in refusal(folder)
 
 
 @pytest.mark.parametrize(

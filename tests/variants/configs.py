@@ -51,8 +51,8 @@ for _key in ("head_dim", "rope_scaling", "sliding_window", "layer_types", "archi
              "bos_token_id", "torch_dtype", "quantization_config", "pad_token_id", "pretraining_tp"):  # fmt: skip
     add_variant(f"{_key} null", {_key: None})
 for _key in ("tie_word_embeddings", "rms_norm_eps", "hidden_act", "attention_bias", "vocab_size", "rope_theta"):
-    _refused = None if _key == "rope_theta" else _key  # rope_parameters has it too
-    add_variant(f"{_key} null, which transformers refuses", {_key: None}, _refused)
+    add_variant(f"{_key} null, which transformers refuses", {_key: None, "rope_parameters": None}, _key)
+add_variant("rope_theta null, but not in rope_parameters", {"rope_theta": None})
 add_variant("quantization_config {}", {"quantization_config": {}})
 add_variant("architectures []", {"architectures": []})
 add_variant("layer_types []", {"layer_types": []}, "layer_types")
@@ -90,7 +90,7 @@ add_variant(
     "position",
     options=("--max-model-len", "64", *IDS),
 )
-add_variant("1e8 positions", {"max_position_embeddings": 10**8})
+add_variant("1e8 positions", {"max_position_embeddings": 10**8}, "pass max_model_len")
 add_variant("1e8 positions with a limit", {"max_position_embeddings": 10**8}, options=LIMIT)
 
 

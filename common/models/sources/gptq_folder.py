@@ -1,68 +1,23 @@
 """Reads folders in the format of AutoGPTQ and its successor GPTQModel: safetensors in which a linear layer's `weight`
 is replaced by `qweight`, `qzeros`, `scales` and `g_idx`, and a description of them."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.errors import require
-from common.models.quantized_weight import BITS, PER_CHANNEL, WORD, Format, QuantizedWeight, unpack_zeros
+from common.models.quantized_weight import PER_CHANNEL, WORD, QuantizedWeight, unpack_zeros
 from common.models.sources.gptq_checks import check_numbers, check_version
-from common.models.sources.quantized_folder import QuantizedFolder, is_quantized, linear_names
+from common.models.sources.gptq_description import Description, Stored, short
+from common.models.sources.hf_folder import WEIGHTS
+from common.models.sources.quantized_folder import HEAD, OLDER_FILE, QuantizedFolder, is_quantized, linear_names
 from common.models.weights import Shape, tensor_shapes
+from common.text.json_file import read_json
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a folder says that it is quantised. group_size is -1 for one group per output channel."""
-
-    bits: int
-    group_size: int
-    symmetric: bool
-    desc_act: bool
-    form: Format
-
-    @classmethod
-    def from_dict(cls, name: str, options: Mapping[str, Any]) -> Self:
-        """From `quantization_config` or quantize_config.json; `UserError` for what is not supported."""
-        method = options.get("quant_method") or options.get("method") or "gptq"
-        hint = "GPTQ is, NF4 of bitsandbytes, and checkpoints that are not quantised"
-        require(method == "gptq", f"{name}: quant_method {method!r} is not supported: {hint}")
-        bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
-        require(type(bits) is int and bits in BITS, f"{name}: bits={bits!r} is not supported: GPTQ with 4 or 8 bits is")
-        whole = isinstance(group, int) and not isinstance(group, bool) and (group == PER_CHANNEL or group > 0)
-        require(whole, f"{name}: group_size={group!r} is not supported: a positive number, or -1 for none")
-        form = options.get("checkpoint_format") or options.get("format") or "gptq"
-        require(
-            form in ("gptq", "gptq_v2"),
-            f"{name}: checkpoint_format {form!r} is not supported: 'gptq' and 'gptq_v2' are",
-        )
-        packed = options.get("pack_dtype") or "int32"
-        require(packed == "int32", f"{name}: pack_dtype {packed!r} is not supported: 'int32' is")
-        require(not options.get("lm_head"), f"{name}: a quantised lm_head is not supported")
-        require(not options.get("dynamic"), f"{name}: settings of its own for some layers (dynamic) are not supported")
-        symmetric, desc_act = options.get("sym", True), options.get("desc_act", False)
-        for word, value in (("sym", symmetric), ("desc_act", desc_act)):
-            require(isinstance(value, bool), f"{name}: {word}={value!r} is not supported: true or false")
-        return cls(cast(int, bits), cast(int, group), symmetric, desc_act, cast(Format, form))
-
-    def group_of(self, in_features: int) -> int:
-        return in_features if self.group_size == PER_CHANNEL else self.group_size
-
-    def shapes(self, rows: int, columns: int) -> dict[str, Shape]:
-        """Shapes of the tensors that stand for a weight [rows, columns]."""
-        count = WORD // self.bits
-        groups = -(-columns // self.group_of(columns))
-        return {
-            "qweight": (columns // count, rows),
-            "qzeros": (groups, rows // count),
-            "scales": (groups, rows),
-            "g_idx": (columns,),
-        }
 
 
 class GPTQFolder(QuantizedFolder):
@@ -70,9 +25,12 @@ class GPTQFolder(QuantizedFolder):
 
     mark = "qweight"
 
-    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
-        self.stored = Stored.from_dict(label, description)
-        return f"with bits={self.stored.bits} and group_size={self.stored.group_size}"
+    def _understand(self, label: str, description: Mapping[str, Any]) -> None:
+        self.described = Description(label, description)
+        self.stored = self.described.base
+        older = read_json(self.folder / OLDER_FILE, missing={})
+        name = self.described.file_name or older.get("model_file_base_name")
+        self.weights = _weights_name(self.folder, name, f"gptq_model-{self.stored.bits}bit-{self.stored.group_size}g")
 
     @property
     def note(self) -> str:
@@ -83,30 +41,49 @@ class GPTQFolder(QuantizedFolder):
     def quantized(self, name: str) -> QuantizedWeight:
         self.check()
         weight = self._read_quantized(name)
-        check_numbers(f"{self.config.name}: {name}", weight, self.stored.symmetric)
+        check_numbers(f"{self.config.name}: {name}", weight, self._stored(name).symmetric)
         return weight
 
+    def _stored(self, name: str) -> Stored:
+        stored = self.described.of(name)
+        where = "dynamic says that it is not quantised: correct config.json"
+        require(stored is not None, f"{self.config.name}: {name} has a {self.mark}, but {where}")
+        return stored or self.stored
+
     def _check_first_layer(self) -> None:
-        first = [self._read_quantized(name) for name in linear_names(0)]
-        check_version(self.config.name, first, self.stored.symmetric, self.stored.form)
-        for name, weight in zip(linear_names(0), first, strict=True):
-            check_numbers(f"{self.config.name}: {name}", weight, self.stored.symmetric)
+        layers = [linear_names(index) for index in range(self.config.num_layers)]
+        first = next((found for names in layers if (found := [name for name in names if self.has(name)])), [])
+        missing = not first and any(self.described.of(name) for names in layers for name in names)
+        require(not missing, f"{self.folder} is said to be quantised, but no layer in {self.weights}.safetensors is")
+        alike: dict[Stored, list[QuantizedWeight]] = {}
+        for name in first:
+            alike.setdefault(self._stored(name), []).append(self._read_quantized(name))
+        for stored, weights in alike.items():
+            check_version(self.config.name, weights, stored.symmetric, stored.form)
+        for name in first:
+            self.quantized(name)
 
     def _read_quantized(self, name: str) -> QuantizedWeight:
-        kinds = [*PARTS, "bias"] if f"{name}.bias" in tensor_shapes(self.config) else PARTS
-        files = {kind: self._files[f"{name}.{kind}"] for kind in kinds if f"{name}.{kind}" in self._files}
-        parts = {kind: file.get_tensor(f"{name}.{kind}") for kind, file in files.items()}
-        return from_parts(f"{self.config.name}: {name}", parts, self.stored)
+        names = {kind: f"{name}.{kind}" for kind in PARTS if f"{name}.{kind}" in self._files}
+        parts = {kind: self._files[part].get_tensor(part) for kind, part in names.items()}
+        bias = tensor_shapes(self.config).get(f"{name}.bias")
+        if bias is not None:
+            parts["bias"] = self.read(f"{name}.bias", bias)
+        return from_parts(f"{self.config.name}: {name}", parts, self._stored(name))
 
-    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
-        wanted = self.stored.shapes(*shape)
-        if f"{base}.g_idx" not in found and not self.stored.desc_act:  # some writers leave out what says nothing
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> tuple[str, dict[str, Shape]]:
+        if not any(f"{base}.{kind}" in found for kind in PARTS) and (base == HEAD or f"{base}.weight" in found):
+            return "", {}
+        stored = self._stored(base)
+        wanted = stored.shapes(*shape)
+        if f"{base}.g_idx" not in found and not stored.desc_act:  # some writers leave out what says nothing
             del wanted["g_idx"]
-        return wanted
+        return f"with bits={stored.bits} and group_size={stored.group_size}", wanted
 
     def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
         shapes, plain = super()._plain_shapes(found), tensor_shapes(self.config)
-        for bias in [name.replace(".weight", ".bias") for name in plain if is_quantized(name)]:
+        linear = [name.removesuffix(".weight") for name in plain if is_quantized(name)]
+        for bias in [f"{name}.bias" for name in (*linear, HEAD)]:
             if bias in shapes and bias not in plain:  # AutoGPTQ writes zeros where the model has no bias
                 zeros = not bool(self._files[bias].get_tensor(bias).any())
                 model = f"a {self.config.architecture} model"
@@ -115,13 +92,27 @@ class GPTQFolder(QuantizedFolder):
         return shapes
 
 
+def _weights_name(folder: Path, said: object, usual: str) -> str:
+    """What weight files are called in front of `.safetensors`: as is said, else as transformers calls them, else as
+    AutoGPTQ does, else as the only one there."""
+    here = {path.name.removesuffix(".index.json") for path in folder.iterdir()}
+    found = sorted(name.removesuffix(WEIGHTS) for name in here if re.search(r"(?<!-of-\d{5})\.safetensors$", name))
+    inside = not said or (isinstance(said, str) and not {"/", "\\"} & set(said))
+    require(inside, f"{folder}: model_file_base_name={short(said)} is no name of a file in this folder")
+    known = [name for name in (str(said).removesuffix(WEIGHTS), "model", usual) if name in found]
+    several = f"{folder} has several weight files, {short(found)}: say which as model_file_base_name"
+    require(bool(known) or len(found) < 2, several)
+    return (known or found or ["model"])[0]
+
+
 def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) -> QuantizedWeight:
     """The weight that tensors of these kinds stand for; `UserError` for wrong dtypes, or groups that do not exist."""
     for kind in ("qweight", "qzeros"):
         dtype = parts[kind].dtype
         require(dtype == torch.int32, f"{label}.{kind} holds {dtype}, not int32: it is mislabelled")
     scales, g_idx = parts["scales"], parts.get("g_idx")
-    require(scales.is_floating_point(), f"{label}.scales hold {scales.dtype}, no floating point: download it again")
+    floats = scales.is_floating_point() and scales.itemsize > 1
+    require(floats, f"{label}.scales hold {scales.dtype}, no floating point: download it again")
     weight = QuantizedWeight(
         qweight=parts["qweight"],
         scales=scales,
@@ -132,9 +123,9 @@ def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) ->
         bias=parts.get("bias"),
     )
     if g_idx is not None:
-        require(not g_idx.is_floating_point(), f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
-        g_idx = g_idx.to(torch.int32)
+        whole = g_idx.dtype in (torch.int32, torch.int64)
+        require(whole, f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")
         within = int(g_idx.min()) >= 0 and int(g_idx.max()) < weight.groups
         require(within, f"{label}.g_idx names groups outside of 0 to {weight.groups - 1}: the file is damaged")
-        weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx
+        weight.g_idx = None if torch.equal(g_idx.long(), weight.group_index()) else g_idx.int()
     return weight

@@ -15,11 +15,15 @@ from common.text.json_file import LARGEST, read_json
 from common.text.tokenizer import Tokenizer
 from common.watch.progress import say
 
-INDEX = "model.safetensors.index.json"
+WEIGHTS = ".safetensors"
+INDEX = f"model{WEIGHTS}.index.json"
 
 
 class HFFolder:
     """Opens the folder and checks every tensor's name and shape before the first one is read."""
+
+    weights = "model"
+    """What the weight files are called in front of `.safetensors`."""
 
     def __init__(self, folder: Path, name: str | None = None, options: dict[str, Any] | None = None) -> None:
         """options: the contents of config.json; None: as it is."""
@@ -31,7 +35,10 @@ class HFFolder:
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         """`UserError` unless the tensor holds floating-point numbers of 16 bits or more."""
         self.check()
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        try:
+            tensor: torch.Tensor = self._files[name].get_tensor(name)
+        except SafetensorError as error:  # numbers of a kind that PyTorch does not have
+            raise UserError(f"{self.config.name}: tensor {name} cannot be read: {one_line(error)}") from error
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             supported = "supported are float32, bfloat16 and float16"
             raise UserError(f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")
@@ -44,13 +51,16 @@ class HFFolder:
         """Open the weight files, once, and hold what is in them against the configuration."""
         if self._files:
             return
-        self._files, shapes = open_weights(self.folder)
         try:
+            self._files, shapes = open_weights(self.folder, self.weights)
             self._untie(shapes)
             self._check(shapes)
-        except BaseException:
+        except BaseException as error:
             self._files = {}
-            raise
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
+            reason = one_line(error)[:200]
+            raise UserError(f"{self.config.name}: its weights are damaged ({reason}): download it again") from error
 
     def _untie(self, shapes: dict[str, Shape]) -> None:
         """A head that config.json calls tied to the embedding, and that differs from it, is used: as transformers 5."""
@@ -74,11 +84,11 @@ def read_options(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
+def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, Shape]]:
     """Of every tensor in the folder's weight files: the open file that holds it, and its shape."""
     shapes: dict[str, Shape] = {}
     files: dict[str, Any] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, weights):
         try:
             with path.open("rb") as opened:
                 header = int.from_bytes(opened.read(8), "little")
@@ -92,17 +102,18 @@ def open_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Shape]]:
     return files, shapes
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / "model.safetensors").is_file():  # first, as in transformers
-        return [folder / "model.safetensors"]
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
+def _weight_files(folder: Path, weights: str) -> list[Path]:
+    whole, index = folder / f"{weights}{WEIGHTS}", folder / f"{weights}{WEIGHTS}.index.json"
+    if whole.is_file():  # first, as in transformers
+        return [whole]
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{folder / INDEX} has no weight_map: download it again")
+            raise UserError(f"{index} has no weight_map: download it again")
         names = sorted({str(name) for name in weight_map.values()})  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
         outside = [name for name in names if Path(name).name != name]
         if outside:
-            raise UserError(f"{folder / INDEX} names a file outside of the folder: {outside[0]}")
+            raise UserError(f"{index} names a file outside of the folder: {outside[0]}")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")

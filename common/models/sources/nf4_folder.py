@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from common.errors import UserError, require
 from common.models.sources.gptq_checks import LARGEST_WEIGHT
 from common.models.sources.nf4 import BLOCK, STATE, NF4Weight, table
-from common.models.sources.quantized_folder import AGAIN, QuantizedFolder, linear_names, quantization
+from common.models.sources.quantized_folder import AGAIN, HEAD, QuantizedFolder, linear_names, quantization
 from common.models.weights import Shape, tensor_shapes
 
 SHIFT = 0.2
@@ -36,9 +37,8 @@ class NF4Folder(QuantizedFolder):
 
     mark = STATE
 
-    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
+    def _understand(self, label: str, description: Mapping[str, Any]) -> None:
         self.double = check_description(label, description)
-        return "in NF4"
 
     @property
     def note(self) -> str:
@@ -57,19 +57,19 @@ class NF4Folder(QuantizedFolder):
 
     def _check_first_layer(self) -> None:
         for name in linear_names(0):
-            if f"{name}.{STATE}" in self._files:
+            if self.has(name):
                 self.quantized(name)
 
-    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> tuple[str, dict[str, Shape]]:
         weight = f"{base}.weight"
-        if found.get(weight) == shape and not any(part.startswith(f"{weight}.") for part in found):
-            return {}
+        if (found.get(weight) == shape or base == HEAD) and not any(part.startswith(f"{weight}.") for part in found):
+            return "", {}
         require(
             shape[1] % BLOCK == 0,
             f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not "
             "quantised",
         )
-        return stored_shapes(shape[0], shape[1], self.double)
+        return "in NF4", stored_shapes(shape[0], shape[1], self.double)
 
 
 def is_bitsandbytes_folder(folder: Path) -> bool:
@@ -78,7 +78,7 @@ def is_bitsandbytes_folder(folder: Path) -> bool:
     if not isinstance(options, Mapping):
         return False
     method = options.get("quant_method")
-    return method == "bitsandbytes" or (not method and ("load_in_4bit" in options or "load_in_8bit" in options))
+    return method == "bitsandbytes" or (not method and bool(options.get("load_in_4bit") or options.get("load_in_8bit")))
 
 
 def check_description(label: str, options: Mapping[str, Any]) -> bool:
@@ -87,12 +87,12 @@ def check_description(label: str, options: Mapping[str, Any]) -> bool:
     hint = "supported is NF4, load_in_4bit with bnb_4bit_quant_type 'nf4'. Take the model that is not quantised"
     require(not options.get("load_in_8bit"), f"{label}: load_in_8bit (LLM.int8) is not supported: {hint}")
     require(options.get("load_in_4bit") is True, f"{label}: load_in_4bit is not true: {hint}")
-    kind = options.get("bnb_4bit_quant_type", "fp4")  # transformers' default
-    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {kind!r} is not supported: {hint}")
+    kind = options.get("bnb_4bit_quant_type") or "fp4"  # transformers' default
+    require(kind == "nf4", f"{label}: bnb_4bit_quant_type {short(kind)} is not supported: {hint}")
     storage = options.get("bnb_4bit_quant_storage") or "uint8"
-    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {storage!r} is not supported: 'uint8' is")
-    double = options.get("bnb_4bit_use_double_quant", False)
-    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={double!r} is neither true nor false")
+    require(storage == "uint8", f"{label}: bnb_4bit_quant_storage {short(storage)} is not supported: 'uint8' is")
+    double = options.get("bnb_4bit_use_double_quant") or False
+    require(isinstance(double, bool), f"{label}: bnb_4bit_use_double_quant={short(double)} is neither true nor false")
     return double
 
 
@@ -112,7 +112,7 @@ def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double
     wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
     for word, value in wanted.items():
         found = state.get(word)
-        require(found == value, f"{label}: its description says {word} {found!r}, not {value!r}: {AGAIN}")
+        require(found == value, f"{label}: its description says {word} {short(found)}, not {value!r}: {AGAIN}")
     whole = ("weight", STATE, "weight.absmax") if double else ("weight", STATE)
     for kind, part in parts.items():
         dtype = torch.uint8 if kind in whole else torch.float32
@@ -155,9 +155,10 @@ def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
 
 
 def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:
+    require(part.numel() < 4096, f"{label}.{STATE} has {part.numel()} bytes: {AGAIN}")
     try:
         state = json.loads(bytes(part.tolist()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{label}.{STATE} is no JSON: {AGAIN}") from error
     require(isinstance(state, dict), f"{label}.{STATE} is no JSON object: {AGAIN}")
     return state

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,10 +10,10 @@ import torch
 
 from common.errors import UserError, require
 from common.models.quantized_weight import QuantizedWeight
-from common.models.sources.hf_folder import HFFolder, read_options
+from common.models.sources.hf_folder import HFFolder, open_weights, read_options
 from common.models.sources.nf4 import NF4Weight
 from common.models.weights import Shape, check_tensors, tensor_shapes
-from common.text.tokenizer import read_json
+from common.text.json_file import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight
 
@@ -22,7 +23,7 @@ AGAIN = "download the checkpoint again, or quantise the model with --again"
 class QuantizedFolder(HFFolder, abc.ABC):
     """A `ModelSource` whose linear layers are quantised: `read` dequantises them, `quantized` gives them as they are.
 
-    words: how they are stored, for messages. meta: what the checkpoint's maker says about how it was made.
+    meta: what the checkpoint's maker says about how it was made.
     """
 
     mark: str
@@ -30,14 +31,20 @@ class QuantizedFolder(HFFolder, abc.ABC):
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         found = quantization(folder)
-        if not isinstance(found, Mapping):
+        if not isinstance(found, Mapping) or not found:
             raise UserError(f"{folder} is not quantised: no quantization_config in config.json, no {OLDER_FILE}")
         description = cast(Mapping[str, Any], found)
         self.meta: object = description.get("meta")
-        self.words = self._understand(name or str(folder), description)
+        self.folder = folder
+        try:
+            self._understand(name or str(folder), description)
+        except RecursionError as error:
+            raise UserError(f"{folder}: the description of its quantisation is nested too deep") from error
         options = read_options(folder)
         options.pop("quantization_config", None)
         super().__init__(folder, name, options)
+        if self.config.tie_word_embeddings and f"{HEAD}.{self.mark}" in open_weights(folder, self.weights)[0]:
+            self.config = replace(self.config, tie_word_embeddings=False)  # the embedding stays, the head is another
 
     @property
     @abc.abstractmethod
@@ -48,23 +55,28 @@ class QuantizedFolder(HFFolder, abc.ABC):
     def quantized(self, name: str) -> AnyWeight:
         """One linear layer, such as `model.layers.0.mlp.down_proj`; `UserError` where its numbers cannot be right."""
 
+    def has(self, name: str) -> bool:
+        """Is that linear layer quantised?"""
+        self.check()
+        return f"{name}.{self.mark}" in self._files
+
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
-        self.check()
         base = name.removesuffix(".weight")
-        if f"{base}.{self.mark}" in self._files:
+        if self.has(base) and base != name:
             return self.quantized(base).dequantize()
         tensor = super().read(name, shape)
         require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
         return tensor
 
     @abc.abstractmethod
-    def _understand(self, label: str, description: Mapping[str, Any]) -> str:
-        """Take the description, and return `words`; `UserError` for what is not supported."""
+    def _understand(self, label: str, description: Mapping[str, Any]) -> None:
+        """Take the description; `UserError` for what is not supported."""
 
     @abc.abstractmethod
-    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Names and shapes of the tensors that stand for a layer's weight, (-1,) for any length; {}: not quantised."""
+    def _stored_shapes(self, base: str, shape: Shape, found: Mapping[str, Shape]) -> tuple[str, dict[str, Shape]]:
+        """How a layer is stored, in words, and names and shapes of the tensors that stand for its weight, (-1,) for any
+        length; {}: it is not quantised."""
 
     @abc.abstractmethod
     def _check_first_layer(self) -> None:
@@ -77,11 +89,15 @@ class QuantizedFolder(HFFolder, abc.ABC):
     def _plain_shapes(self, found: dict[str, Shape]) -> dict[str, Shape]:
         """The shapes that the weights would have if they were not quantised; `UserError` for wrong parts."""
         shapes, label = dict(found), self.config.name
-        require(f"lm_head.{self.mark}" not in found, f"{label}: a quantised lm_head is not supported")
         for name, shape in tensor_shapes(self.config).items():
             base = name.removesuffix(".weight")
-            for kind, wanted in self._stored_shapes(base, shape, found).items() if is_quantized(name) else ():
-                part, weight = shapes.pop(f"{base}.{kind}", None), f"a weight {list(shape)} {self.words}"
+            if not is_quantized(name) and base != HEAD:
+                continue
+            words, parts = self._stored_shapes(base, shape, found)
+            twice = parts and "weight" not in parts and name in found
+            require(not twice, f"{label}: {base} has a weight and a {self.mark}: {AGAIN}")
+            for kind, wanted in parts.items():
+                part, weight = shapes.pop(f"{base}.{kind}", None), f"a weight {list(shape)} {words}"
                 require(part is not None, f"{label}: the checkpoint lacks {base}.{kind}, a part of {weight}: {AGAIN}")
                 require(
                     part == wanted or wanted == (-1,),
@@ -93,17 +109,17 @@ class QuantizedFolder(HFFolder, abc.ABC):
 
 
 OLDER_FILE = "quantize_config.json"
+HEAD = "lm_head"
 
 
 def quantization(folder: Path) -> Any:
-    """What describes the quantisation, in config.json or, in older folders, in a file of its own; None: nothing."""
+    """What describes the quantisation, in config.json or, in older folders, in a file of its own; empty: nothing."""
     found = read_json(folder / "config.json", missing={}).get("quantization_config")
-    older = folder / OLDER_FILE
-    return read_json(older) if found is None and older.is_file() else found
+    return found or read_json(folder / OLDER_FILE, missing={})
 
 
 def is_quantized_folder(folder: Path) -> bool:
-    return quantization(folder) is not None
+    return bool(quantization(folder))
 
 
 def is_quantized(name: str) -> bool:

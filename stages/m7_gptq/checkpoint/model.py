@@ -45,8 +45,8 @@ class Checkpoint:
             every = [getattr(layer, name) for layer in model.layers for name in PROJECTIONS]
             parts = [one.projections if isinstance(one, SideBySide) else [one] for one in every]
             count = sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
-            held = f"{count} of {len(every)} projections are multiplied dequantised"
-            layers = f"{held}: no kernel here takes their bits or shapes" if count else None
+            held = f"{count} of {len(every)} projections are multiplied unquantised"
+            layers = f"{held}: stored so, or no kernel here takes their bits or shapes" if count else None
         head = None if isinstance(model.head, Linear | OneDnnLinear) else "output head in 8 bits"
         if head is None and config.head_bits == 8 and in_full:
             head = "output head rounded to 8 bits"
@@ -62,4 +62,6 @@ def open_checkpoint(config: EngineConfig, source: ModelSource, make_layers: Make
         folder = quantize(config.model, Settings(), device=config.torch_device, source=source, make=make_layers).folder
         source = open_quantized_folder(folder, config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
-    return Checkpoint(config, source, lambda names, _: [None if gptq is None else gptq.quantized(n) for n in names])
+    return Checkpoint(
+        config, source, lambda names, _: [gptq.quantized(n) if gptq and gptq.has(n) else None for n in names]
+    )

@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from common.errors import UserError, require
 from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros
 from common.models.sources.gptq_checks import check_numbers
-from common.models.sources.gptq_folder import PARTS, Stored, from_parts
+from common.models.sources.gptq_description import Stored
+from common.models.sources.gptq_folder import PARTS, from_parts
 from common.models.sources.hf_folder import INDEX
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
 from common.models.sources.quantized_folder import AnyWeight, fused_names, is_quantized
 from common.models.weights import ModelSource, tensor_shapes
-from common.text.tokenizer import write_json
+from common.text.json_file import write_json
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.settings import Settings
 

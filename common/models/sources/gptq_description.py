@@ -1,0 +1,157 @@
+"""What a GPTQ folder says of its layers, in the words of AutoGPTQ, GPTQModel and transformers' GPTQConfig."""
+
+import functools
+import math
+import re
+import reprlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+from common.errors import UserError, one_line, require
+from common.models.quantized_weight import BITS, PER_CHANNEL, WORD, Format
+from common.models.weights import Shape
+
+OTHER_WORDS = {"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size", "method": "quant_method"}
+FORMAT_WORDS = ("checkpoint_format", "format", "version")
+OF_A_LAYER = ("bits", "group_size", "sym", "desc_act", "pack_dtype")
+OF_ALL = (*OF_A_LAYER, "quant_method", "checkpoint_format", "lm_head", "dynamic", "model_file_base_name")
+HARMLESS = frozenset(
+    """act_group_aware autoround_version amp backend batch_size block_name_to_quantize cache_block_outputs damp_percent
+    damp_auto_increment dataset device disable_exllama enable_minmax_tuning enable_norm_bias_tuning exllama_config
+    enable_quanted_input fail_safe failsafe fallback foem gptaq gptaq_alpha gptaq_memory_device hessian iters lr
+    gradient_accumulate_steps low_gpu_mem_usage minmax_lr max_input_length meta mock_quantization model_name_or_path
+    module_name_preceding_first_block modules_in_block_to_quantize modules_to_not_convert mse nsamples offload_to_disk
+    offload_to_disk_path pack_impl pad_token_id parallel_packing provider quant_block_list quantizer scale_dtype seed
+    seqlen smooth static_groups to_quant_block_names tokenizer true_sequential uri use_cuda_fp16 use_exllama v2 v2_alpha
+    v2_memory_device vram_strategy model_seqlen""".split()  # noqa: SIM905
+)
+"""Words for how the numbers were made, not for what they mean. Which layers are quantised shows in their tensors."""
+
+SECONDS = 0.8
+"""For all patterns on all layers: some patterns take years."""
+
+MOST = 1000
+"""Characters of a pattern, and repetitions that it counts, which take memory."""
+
+_reprs = reprlib.Repr()
+_reprs.maxstring = _reprs.maxother = 100
+short = _reprs.repr
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a quantised layer is stored. group_size is -1 for one group per output channel."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    desc_act: bool
+    form: Format
+
+    @classmethod
+    def from_dict(cls, label: str, options: Mapping[str, Any]) -> Self:
+        """From `settings`; `UserError` for what is not supported."""
+        bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
+        known = type(bits) is int and bits in BITS
+        require(known, f"{label}: bits={short(bits)} is not supported: GPTQ with 4 or 8 bits is")
+        whole = type(group) is int and (group == PER_CHANNEL or group > 0)
+        require(whole, f"{label}: group_size={short(group)} is not supported: a positive number, or -1 for none")
+        form, packed = _lower(options.get("checkpoint_format", "gptq")), _lower(options.get("pack_dtype", "int32"))
+        known = form in ("gptq", "gptq_v2")
+        require(known, f"{label}: checkpoint_format {short(form)} is not supported: 'gptq' and 'gptq_v2' are")
+        require(packed == "int32", f"{label}: pack_dtype {short(packed)} is not supported: 'int32' is")
+        symmetric, desc_act = options.get("sym", True), options.get("desc_act", False)
+        for word, value in (("sym", symmetric), ("desc_act", desc_act), ("lm_head", options.get("lm_head", False))):
+            require(value in (True, False), f"{label}: {word}={short(value)} is not supported: true or false")
+        return cls(cast(int, bits), cast(int, group), bool(symmetric), bool(desc_act), cast(Format, form))
+
+    def group_of(self, in_features: int) -> int:
+        return in_features if self.group_size == PER_CHANNEL else min(self.group_size, in_features)
+
+    def shapes(self, rows: int, columns: int) -> dict[str, Shape]:
+        """Shapes of the tensors that stand for a weight [rows, columns]."""
+        count = WORD // self.bits
+        groups = -(-columns // self.group_of(columns))
+        return {
+            "qweight": (columns // count, rows),
+            "qzeros": (groups, rows // count),
+            "scales": (groups, rows),
+            "g_idx": (columns,),
+        }
+
+
+class Description:
+    """base: how layers are stored; file_name: that of the weights, if it is said.
+
+    GPTQModel's `dynamic` has patterns for the names of layers, from their beginning on: those of `-:pattern` are not
+    quantised; those of `+:pattern` or `pattern` have other settings. `-:` goes first; then the first that matches.
+    """
+
+    def __init__(self, label: str, options: Mapping[str, Any]) -> None:
+        method = options.get("quant_method") or options.get("method") or "gptq"
+        hint = "GPTQ is, NF4 of bitsandbytes, and models that are not quantised"
+        require(_lower(method) == "gptq", f"{label}: quant_method {short(method)} is not supported: {hint}")
+        self.label, found = label, settings(label, options, OF_ALL)
+        self.base, self.file_name = Stored.from_dict(label, found), found.get("model_file_base_name")
+        dynamic = found.get("dynamic", {})
+        require(isinstance(dynamic, Mapping), f"{label}: dynamic={short(dynamic)} is no object")
+        require(sum(map(len, dynamic)) <= 50 * MOST, f"{label}: dynamic has too many patterns, {len(dynamic)}")
+        self._rules: list[tuple[Any, Stored | None]] = []
+        for pattern in sorted(dynamic, key=lambda pattern: not pattern.startswith("-:")):
+            label, changes = f"{self.label}: dynamic {short(pattern)}", dynamic[pattern] or {}
+            require(isinstance(changes, Mapping), f"{label} holds {short(changes)}, no settings")
+            own = found | settings(label, changes, OF_A_LAYER)
+            stored = None if pattern.startswith("-:") else Stored.from_dict(label, own)
+            self._rules.append((_compile(label, pattern), stored))
+        self._seconds, self.of = SECONDS, functools.cache(self._of)
+
+    def _of(self, layer: str) -> Stored | None:
+        """How a layer such as `model.layers.3.mlp.down_proj` is stored; None: it is not quantised."""
+        return next((stored for pattern, stored in self._rules if self._matches(pattern, layer)), self.base)
+
+    def _matches(self, pattern: Any, layer: str) -> bool:
+        start = time.thread_time()
+        try:
+            found = pattern.match(layer, timeout=SECONDS) is not None
+        except TimeoutError:
+            found, start = False, -math.inf
+        self._seconds -= time.thread_time() - start
+        if self._seconds < 0:
+            text = short(pattern.pattern)
+            raise UserError(f"{self.label}: dynamic {text} takes too long to match: give a simpler pattern")
+        return found
+
+
+def settings(label: str, options: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """Those that are not null, under their usual words; `UserError` for one that is on and may change the weights."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        word = "checkpoint_format" if key.lower() in FORMAT_WORDS else OTHER_WORDS.get(key.lower(), key.lower())
+        fine = not value or word in known or word in HARMLESS or (word, value) == ("data_type", "int")
+        require(fine, f"{label}: {short(key)}={short(value)} is not supported: it may change what the weights are")
+        if value is not None and word in known:
+            same = word not in found or _lower(found[word]) == _lower(value)
+            require(same, f"{label}: {short(key)}={short(value)}, but {word} is also {short(found.get(word))}")
+            found[word] = value
+    return found
+
+
+def _compile(label: str, pattern: str) -> Any:
+    """By `regex`, which is nearer to GPTQModel's PCRE than `re`, and which can stop."""
+    import regex  # pyright: ignore[reportMissingTypeStubs]
+
+    text = pattern[2:] if pattern.startswith(("-:", "+:")) else pattern
+    repetitions = math.prod(max(1, int(count)) for count in re.findall(r"[{,](\d+)", text[:MOST]))
+    recursive = re.search(r"\(\?(?![:=!]|<[=!]|[imsx]+[:)])", text)
+    simple = max(len(text), repetitions) <= MOST and not recursive
+    require(simple, f"{label} is too long, repeats too often, or calls itself: give a simpler pattern")
+    try:
+        return regex.compile(text)
+    except (regex.error, RecursionError, OverflowError, ValueError) as error:
+        raise UserError(f"{label} is no regular expression: {one_line(error)}") from error
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
