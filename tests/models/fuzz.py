@@ -25,7 +25,7 @@ from common.models import load_model, load_tokenizer
 from tests.helpers import all_logits
 
 SECONDS, MEMORY = 2.0, 64 << 20
-EXPECTED = ("prompts must be token ids", "does not say how its tokenizer cuts words", "are not used")
+EXPECTED = ("so prompts must be token ids", "does not say how its tokenizer cuts words", "are not used")
 """What a loader may say of a file that it takes."""
 
 INTEGERS = [0, 1, 2, 3, 7, 8, -1, -(2**31), 255, 256, 2**31 - 1, 2**32 - 1, 2**63 - 1, 10**9, 10**12]
