@@ -84,7 +84,7 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
     unread = ", ".join(["", *(key for key in keys if key not in _READ and not key.endswith("_token_id"))])[:80]
     if kind not in ("gpt2", "llama") or unread or (kind == "gpt2" and not patterns):
         say(
-            f"{m.name}: its tokenizer (model {kind!r:.80}, pre {words!r:.80}{unread}) is not supported, so prompts must "
+            f"{m.name}: its tokenizer ({kind!r:.80}, pre {words!r:.80}{unread}) is not supported, so prompts must "
             "be token ids; or convert the model to a Hugging Face folder"
         )
         return None
