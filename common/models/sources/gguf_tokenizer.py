@@ -122,9 +122,8 @@ def _byte_level(m: Metadata, vocab: dict[str, int], words: str, patterns: tuple[
             "may not be as in training. Convert the model again, or take its Hugging Face folder"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in m.need(f"{_AT}merges", list[str])]
-    for merge in merges:
-        valid = len(merge) == 2 and merge[0] in vocab and merge[1] in vocab and "".join(merge) in vocab
-        m.require(valid, f"merge {' '.join(merge)[:80]!r} is not of two tokens that make a third")
+    wrong = [p for p in merges if len(p) < 2 or p[0] not in vocab or p[1] not in vocab or p[0] + p[1] not in vocab]
+    m.require(not wrong, f"merge {' '.join(*wrong[:1] or [''])[:80]!r} is not of two tokens that make a third")
     whole = words in _WHOLE_WORDS_AND_BOS
     backend = FastTokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=whole))  # pyright: ignore[reportArgumentType]
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
