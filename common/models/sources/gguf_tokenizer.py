@@ -20,17 +20,7 @@ _PLAIN_TEXT = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
 """Ends of turns that ordinary text may hold: control tokens only where the file says so."""
 
 _AT = "tokenizer.ggml."
-_READ = [
-    "model",
-    "pre",
-    "tokens",
-    "token_type",
-    "scores",
-    "merges",
-    "add_bos_token",
-    "add_eos_token",
-    "add_space_prefix",
-]
+_READ = "model pre tokens token_type scores merges add_bos_token add_eos_token add_space_prefix"
 _IDS = {"bos_token": ("bos", 1), "eos_token": ("eos", 2), "unk_token": ("unknown", 0), "pad_token": ("padding", None)}
 """In chat templates and in the metadata; and SentencePiece's where the file has none."""
 
@@ -81,7 +71,7 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
     kind, words = m.get(f"{_AT}model", str), m.get(f"{_AT}pre", str) or "default"
     patterns = next((patterns for names, patterns in _WORDS.items() if words in names.split()), ())
     keys = [key.removeprefix(_AT) for key, value in m.values.items() if key.startswith(_AT) and value is not False]
-    unread = ", ".join(["", *(key for key in keys if key not in _READ and not key.endswith("_token_id"))])[:80]
+    unread = ", ".join(["", *(key for key in keys if key not in _READ.split() and not key.endswith("_token_id"))])[:80]
     if kind not in ("gpt2", "llama") or unread or (kind == "gpt2" and not patterns):
         say(
             f"{m.name}: its tokenizer ({kind!r:.80}, pre {words!r:.80}{unread}) is not supported, so prompts must "
