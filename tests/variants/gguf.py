@@ -1,4 +1,4 @@
-"""GGUF files: tokenizers, rope scaling and ends of turns as people have them; and files that claim what they have not."""
+"""GGUF files: tokenizers, rope scaling and end tokens as people have them; and files that claim what they have not."""
 
 from __future__ import annotations
 

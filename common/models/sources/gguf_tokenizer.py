@@ -3,8 +3,6 @@
 Its tokens are llama.cpp's for the same file: Unicode is not normalised, though some models' own files do so.
 """
 
-import warnings
-
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
@@ -15,13 +13,14 @@ from common.models.sources.gguf_keys import token_id
 from common.models.sources.gguf_reader import Metadata
 from common.text.tokenizer import Tokenizer
 from common.text.turn_ends import TURN_ENDS
+from common.watch.progress import say
 
 _UNKNOWN, _USER_DEFINED, _LAST_TYPE = 2, 4, 6  # values of tokenizer.ggml.token_type; 3: control
 _PLAIN_TEXT = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
 """Ends of turns that ordinary text may hold: control tokens only where the file says so."""
 
 _AT = "tokenizer.ggml."
-_READ = """model pre tokens token_type token_type_count scores merges add_bos_token add_eos_token add_space_prefix"""
+_READ = "model pre tokens token_type scores merges add_bos_token add_eos_token add_space_prefix"
 _IDS = {"bos_token": ("bos", 1), "eos_token": ("eos", 2), "unk_token": ("unknown", 0), "pad_token": ("padding", None)}
 """In chat templates and in the metadata; and SentencePiece's where the file has none."""
 
@@ -64,64 +63,57 @@ _WHOLE_WORDS_AND_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral",
 
 
 def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
-    """None, with a warning, where the file's tokenizer is of a kind that this cannot rebuild exactly: the model still
-    serves prompts of token ids. Raises for a damaged one."""
+    """None, and a line that says so, where it cannot be rebuilt exactly: the model still serves prompts of token ids.
+    Raises for a damaged one."""
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(m.get(f"{_AT}tokens", list[str]) or [])]
     if not texts:
         return None
     kind, words = m.get(f"{_AT}model", str), m.get(f"{_AT}pre", str) or "default"
-    patterns = next((patterns for names, patterns in _WORDS.items() if words in names.split()), None)
+    patterns = next((patterns for names, patterns in _WORDS.items() if words in names.split()), ())
     keys = [key.removeprefix(_AT) for key, value in m.values.items() if key.startswith(_AT) and value is not False]
-    unread = ", ".join(key for key in keys if key not in _READ.split() and not key.endswith("_token_id"))[:80]
-    if kind not in ("gpt2", "llama") or unread or (kind == "gpt2" and patterns is None):
-        _warn(
-            f"{m.name}: its tokenizer (model {kind!r:.80}, pre {words!r:.80}{unread and ', '}{unread}) is "
-            "not supported, so prompts must be token ids; or convert the model to a Hugging Face folder"
+    unread = ", ".join(["", *(key for key in keys if key not in _READ.split() and not key.endswith("_token_id"))])[:80]
+    if kind not in ("gpt2", "llama") or unread or (kind == "gpt2" and not patterns):
+        say(
+            f"{m.name}: its tokenizer ({kind!r:.80}, pre {words!r:.80}{unread}) is not supported, so prompts must "
+            "be token ids; or convert the model to a Hugging Face folder"
         )
         return None
-    vocab = {text: i for i, text in enumerate(texts)}
+    vocab, spm = {text: i for i, text in enumerate(texts)}, kind == "llama"
     m.require(len(vocab) == len(texts), f"{len(texts) - len(vocab)} tokens are there twice")
     m.require(len(texts) <= config.vocab_size, f"{len(texts)} tokens are more than the {config.vocab_size} embeddings")
     types = m.get(f"{_AT}token_type", np.ndarray)
     types = np.ones(len(texts), int) if types is None else types
     valid = types.dtype.kind in "iu" and len(types) == len(texts) and 0 <= types.min() <= types.max() <= _LAST_TYPE
     m.require(valid, f"{_AT}token_type is not one type a token")
-    ids = {key: token_id(m, name, len(texts), i if kind == "llama" else None) for key, (name, i) in _IDS.items()}
+    ids = {key: token_id(m, name, len(texts), i if spm else None) for key, (name, i) in _IDS.items()}
     special = {key: texts[i] for key, i in ids.items() if i is not None}
-    backend = (
-        _sentencepiece(m, vocab, special.get("unk_token"))
-        if kind == "llama"
-        else _byte_level(m, vocab, words, patterns or ())
-    )
+    backend = _sentencepiece(m, vocab, special.get("unk_token")) if spm else _byte_level(m, vocab, words, patterns)
     control = {vocab[text] for text in special.values()} | {i for i in config.eos_token_ids if i < len(texts)}
     control |= {vocab[text] for text in TURN_ENDS - _PLAIN_TEXT if text in vocab}
     control |= set(np.flatnonzero((types >= _UNKNOWN) & (types < _USER_DEFINED)).tolist())
     user_defined = set(np.flatnonzero(types == _USER_DEFINED).tolist()) - control
     backend.add_special_tokens([AddedToken(texts[i], special=True, normalized=False) for i in sorted(control)])
     backend.add_tokens([AddedToken(texts[i], normalized=False) for i in sorted(user_defined)])
-    default = {"bos": kind == "llama" or words in _WHOLE_WORDS_AND_BOS, "eos": False}
-    added = {key: m.get(f"{_AT}add_{key}_token", bool) for key in default}
-    ends = {key: f"{key}_token" for key, add in added.items() if (default[key] if add is None else add)}
-    m.require(set(ends.values()) <= special.keys(), "it adds a token to each prompt that it does not name")
-    if ends:
-        template = [special[ends[key]] if key in ends else "" for key in default]
+    begin, end = m.get(f"{_AT}add_bos_token", bool), m.get(f"{_AT}add_eos_token", bool)
+    begin = (spm or words in _WHOLE_WORDS_AND_BOS) if begin is None else begin
+    m.require(special.keys() >= {*["bos_token"] * begin, *["eos_token"] * bool(end)}, "it does not name its BOS or EOS")
+    before, after = [special["bos_token"]] if begin else [], [special["eos_token"]] if end else []
+    if before or after:
         backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-            single=[part for part in (template[0], "$A", template[1]) if part],
-            special_tokens=[(text, vocab[text]) for text in template if text],
+            single=[*before, "$A", *after], special_tokens=[(text, vocab[text]) for text in {*before, *after}]
         )
     return Tokenizer(backend, config.eos_token_ids, m.get("tokenizer.chat_template", str), special)
 
 
 def _byte_level(m: Metadata, vocab: dict[str, int], words: str, patterns: tuple[str, ...]) -> FastTokenizer:
     if words == "default":
-        _warn(
+        say(
             f"{m.name} does not say how its tokenizer cuts words ({_AT}pre): it is done as llama.cpp does then, which "
             "may not be as in training. Convert the model again, or take its Hugging Face folder"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in m.need(f"{_AT}merges", list[str])]
-    for merge in merges:
-        valid = len(merge) == 2 and merge[0] in vocab and merge[1] in vocab and "".join(merge) in vocab
-        m.require(valid, f"merge {' '.join(merge)[:80]!r} is not of two tokens that make a third")
+    wrong = [p for p in merges if len(p) < 2 or p[0] not in vocab or p[1] not in vocab or p[0] + p[1] not in vocab]
+    m.require(not wrong, f"merge {' '.join(*wrong[:1] or [''])[:80]!r} is not of two tokens that make a third")
     whole = words in _WHOLE_WORDS_AND_BOS
     backend = FastTokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=whole))  # pyright: ignore[reportArgumentType]
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
@@ -134,26 +126,24 @@ def _byte_level(m: Metadata, vocab: dict[str, int], words: str, patterns: tuple[
 def _sentencepiece(m: Metadata, vocab: dict[str, int], unknown: str | None) -> FastTokenizer:
     """SentencePiece merges those two neighbours whose token has the highest score; `tokenizers` has a list of pairs
     instead: here, of every two tokens that make a third."""
-    scores = m.need(f"{_AT}scores", np.ndarray)
+    scores = m.need(f"{_AT}scores", np.ndarray).astype(float)
     valid = len(scores) == len(vocab) and bool(np.isfinite(scores).all())
     m.require(valid, f"{_AT}scores is not one number a token")
     m.require(sum(len(text) ** 2 for text in vocab) < 10**9, f"{_AT}tokens has absurdly long ones")
     pairs = [
-        (-scores[i], text[:cut], text[cut:])
-        for text, i in vocab.items()
-        for cut in range(len(text) - 1, 0, -1)
+        (score, cut, text)
+        for text, score in zip(vocab, scores.tolist(), strict=True)
+        for cut in range(1, len(text))
         if text[:cut] in vocab and text[cut:] in vocab
     ]
-    merges = [(left, right) for _, left, right in sorted(pairs, key=lambda pair: pair[0])]
+    merges = [(text[:cut], text[cut:]) for _, cut, text in sorted(pairs, key=lambda pair: pair[:2], reverse=True)]
     backend = FastTokenizer(BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = m.get(f"{_AT}add_space_prefix", bool) is not False  # in front of each part between control tokens
-    steps = [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
+    steps, back = (
+        [normalizers.Replace(" ", "▁")],
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()],
+    )
+    if m.get(f"{_AT}add_space_prefix", bool) is not False:  # in front of each part between control tokens
+        steps, back = [normalizers.Prepend("▁"), *steps], [*back, decoders.Strip(" ", 1, 0)]
     backend.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
-    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    back += [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence(back)  # pyright: ignore[reportAttributeAccessIssue]
     return backend
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
