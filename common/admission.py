@@ -2,10 +2,11 @@
 
 import itertools
 import time
+from dataclasses import replace
 from math import isfinite
 
 from common.config import EngineConfig
-from common.errors import require
+from common.errors import plain, require
 from common.models import Decoder
 from common.request import Request
 from common.sampler import mix
@@ -13,7 +14,7 @@ from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
 from common.text.detokenizer import Detokenizer
 from common.text.prompts import Prompt, encode_prompt
-from common.text.tokenizer import Tokenizer
+from common.text.tokenizer import ChatPrompt, Tokenizer
 
 
 class Admission:
@@ -42,6 +43,7 @@ class Admission:
         cache_salt: str | None,
     ) -> list[Request]:
         """The `params.n` samples of a prompt. Raises `UserError` for whatever can never run."""
+        priority, arrival_time = plain(priority), plain(arrival_time)
         times = isinstance(arrival_time or 0.0, int | float) and isfinite(arrival_time or 0.0)
         require(
             isinstance(priority, int) and times,
@@ -57,6 +59,12 @@ class Admission:
             not params.stop_strings or tokenizer is not None,
             "stop strings need a tokenizer, and this model has none: use stop_token_ids",
         )
+        end_token_ids = set(self._model.config.eos_token_ids)
+        if tokenizer is not None:
+            params = _with_stop_tokens(params, tokenizer)
+            end_token_ids |= set(tokenizer.eos_token_ids)
+            if isinstance(token_ids, ChatPrompt):  # any other text may hold several turns
+                end_token_ids |= tokenizer.turn_end_token_ids
         seed = params.seed if params.seed is not None else mix(self._seed, number)
         return [
             Request(
@@ -65,7 +73,7 @@ class Admission:
                 number=next(self._samples),
                 prompt_token_ids=token_ids,
                 params=params,
-                eos_token_ids=frozenset(self._model.config.eos_token_ids),
+                eos_token_ids=frozenset(end_token_ids),
                 seed=seed if index == 0 else mix(seed, -1 - index),
                 arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
                 priority=priority,
@@ -92,6 +100,19 @@ class Admission:
             f"prompt and output, {total} tokens, are more than the whole KV cache holds: raise kv_cache_memory, "
             "shorten the prompt, or lower max_tokens or n",
         )
+
+
+def _with_stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+    """An answer's text has no special tokens: a stop string that is one also becomes a stop token, and one that has one
+    among other text can never match."""
+    special = tokenizer.special_ids if params.stop_strings else {}
+    for stop in params.stop_strings:
+        read = tokenizer.backend.encode(stop, add_special_tokens=False).ids
+        inside = [text for text, token_id in special.items() if text in stop and token_id in read]
+        never = f"stop {stop!r} can never match: an answer's text has no special tokens. Give {inside} alone"
+        require(not inside or stop in special, never)
+    ends = [special[stop] for stop in params.stop_strings if stop in special]
+    return replace(params, stop_token_ids=(*params.stop_token_ids, *ends)) if ends else params
 
 
 def _detokenizer(tokenizer: Tokenizer | None, num_prompt_tokens: int, params: SamplingParams) -> Detokenizer | None:

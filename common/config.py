@@ -1,5 +1,6 @@
 """What an engine is built from. One class for all stages, so that a comparison changes nothing but the stage."""
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -83,7 +84,7 @@ class EngineConfig:
     prefix_index: Annotated[str, "How prefixes are found: hash, or radix: also inside blocks (from m6 on)."] = "hash"
     head_bits: Annotated[int, "Bits of the output head: 8 (on a GPU, in float32, with naive) or 16 (from m7 on)."] = 8
     linear_backend: Annotated[str, "Quantised layers: auto, or naive: dequantised at every call (from m7 on)."] = "auto"
-    seed: Annotated[int, "For requests that bring none of their own, and for random weights."] = 0
+    seed: Annotated[int, "For requests that bring none of their own, and for random weights; -1: any."] = 0
 
     def __post_init__(self) -> None:
         self.torch_dtype = parse_dtype(self.dtype)
@@ -95,6 +96,8 @@ class EngineConfig:
                 require_number(name, getattr(self, name), int, 1)
         require_number("block_size", self.block_size, int, 1, 256)
         require_number("swap_space", self.swap_space, int, 0)
+        if self.seed == -1:  # any, as other engines say it
+            self.seed = secrets.randbits(63)
         require_number("seed", self.seed, int, 0, 2**63 - 1)
         require_number("gpu_memory_utilization", self.gpu_memory_utilization, int | float, 0, 1, above=True)
         require_number("target_itl", self.target_itl, int | float, 0, above=True)

@@ -27,7 +27,8 @@ def unknown(kind: str, name: object, allowed: Iterable[object]) -> UserError:
 
 
 def refuse_unknown_options(cls: T) -> T:
-    """Class decorator for dataclasses: an unknown keyword raises a `UserError` that names the allowed ones."""
+    """Class decorator for dataclasses: an unknown keyword raises a `UserError` that names the allowed ones. Numbers and
+    arrays of NumPy and PyTorch become Python's."""
     allowed = [f.name for f in dataclasses.fields(cls) if f.init]
     original: Callable[..., None] = cls.__init__
 
@@ -36,7 +37,7 @@ def refuse_unknown_options(cls: T) -> T:
         for name in options:
             if name not in allowed:
                 raise unknown(f"{cls.__name__} option", name, allowed)
-        original(self, *args, **options)
+        original(self, *map(plain, args), **{name: plain(value) for name, value in options.items()})
 
     cls.__init__ = checked
     return cls
@@ -46,6 +47,11 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def plain(value: Any) -> Any:
+    """A number or an array of NumPy or PyTorch as Python has it, all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def one_line(error: BaseException) -> str:

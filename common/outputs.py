@@ -13,23 +13,34 @@ class CompletionOutput:
     def __init__(self, request: Request, index: int, num_tokens: int, finish_reason: str | None) -> None:
         """`num_tokens`: prompt and output, when the engine returned it."""
         self._request = request
-        self._count = num_tokens - request.num_prompt_tokens
+        self.num_generated = num_tokens - request.num_prompt_tokens  # also what a stop string has cut off
         self.index = index
         self.finish_reason = finish_reason
 
     @cached_property
     def token_ids(self) -> list[int]:
-        """The generated tokens, without the prompt."""
+        """The generated tokens, without the prompt. With stop strings, those of `text`: up to the one where it ends."""
         start = self._request.num_prompt_tokens
-        return self._request.token_ids[start : start + self._count]
+        return self._request.token_ids[start : start + self._num_returned]
 
     @cached_property
     def text(self) -> str:
         """Decoded output; empty for a model without a tokenizer."""
-        detokenizer = self._request.detokenizer
-        if detokenizer is None:
-            return ""
-        return detokenizer.text(self._request.token_ids, self._count, self.finish_reason is not None)
+        return self._read[0]
+
+    @cached_property
+    def _read(self) -> tuple[str, int]:
+        """The text, and of how many tokens it is."""
+        request, finished = self._request, self.finish_reason is not None
+        if request.detokenizer is None:
+            return "", self.num_generated
+        last = int(self.finish_reason == "stop" and request.ends_at(request.token_ids[-1]))  # an end token is no text
+        text, count = request.detokenizer.read(request.token_ids, self.num_generated - last, finished)
+        return text, count + last
+
+    @property
+    def _num_returned(self) -> int:
+        return self._read[1] if self._request.params.stop_strings else self.num_generated
 
     @property
     def readable(self) -> str:
@@ -39,16 +50,16 @@ class CompletionOutput:
     @cached_property
     def logprobs(self) -> list[dict[int, float]] | None:
         """For each token a dict of token id to log-probability under the model's raw distribution."""
-        return None if self._request.logprobs is None else self._request.logprobs[: self._count]
+        return None if self._request.logprobs is None else self._request.logprobs[: self._num_returned]
 
     @cached_property
     def token_times(self) -> list[float]:
         """When each token came, in seconds on `time.perf_counter()`'s clock."""
-        return self.times_from(0)
+        return self._request.token_times[: self._num_returned]
 
     def times_from(self, start: int) -> list[float]:
-        """Of `token_times` those from token `start` on, without copying the others."""
-        return self._request.token_times[start : self._count]
+        """The times of all generated tokens from token `start` on, without copying the others."""
+        return self._request.token_times[start : self.num_generated]
 
 
 class RequestOutput:
@@ -105,12 +116,17 @@ class RequestOutput:
         return self._first.num_cached_tokens
 
     @property
+    def num_generated(self) -> int:
+        """Tokens of all samples, also those that a stop string has cut off: they have been computed."""
+        return sum(sample.num_generated for sample in self.outputs)
+
+    @property
     def arrival_time(self) -> float:
         return self._first.arrival_time
 
     @property
     def ttft(self) -> float | None:
-        times = self.outputs[0].token_times
+        times = self.outputs[0].times_from(0)
         return times[0] - self._first.arrival_time if times else None
 
     @property

@@ -88,6 +88,10 @@ class Request:
     def finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
 
+    def ends_at(self, token_id: int) -> bool:
+        """Is this token an end by itself, and no part of the text?"""
+        return token_id in self.params.stop_token_ids or (token_id in self.eos_token_ids and not self.params.ignore_eos)
+
     @property
     def ends_in_flight(self) -> bool:
         """Nothing of it is left to plan: its last token is being computed, or an abort waits for the step in flight."""
@@ -106,7 +110,7 @@ class Request:
     def _stop_reason(self, token_id: int) -> str | None:
         params = self.params
         if self.num_output_tokens >= params.min_tokens:
-            if token_id in params.stop_token_ids or (token_id in self.eos_token_ids and not params.ignore_eos):
+            if self.ends_at(token_id):
                 return "stop"
             if params.stop_strings and self.detokenizer is not None and self.detokenizer.finds_stop(self.token_ids):
                 return "stop"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from common.errors import refuse_unknown_options, require, require_number
+from common.errors import plain, refuse_unknown_options, require, require_number
 
 MAX_LOGPROBS = 20
 GREEDY_BELOW = 1e-5
@@ -21,35 +21,41 @@ class SamplingParams:
     max_tokens: Annotated[int, "Most tokens to generate for a prompt."] = 16
     min_tokens: Annotated[int, "Fewest tokens to generate: no EOS or stop token is sampled before."] = 0
     temperature: Annotated[float, "Divides the logits: higher is more varied; 0 takes the likeliest token."] = 0.0
-    top_k: Annotated[int, "Sample among the k likeliest tokens; 0: all."] = 0
-    top_p: Annotated[float, "Sample among the fewest likeliest tokens that together reach this probability."] = 1.0
+    top_k: Annotated[int, "Sample among the k likeliest tokens; 0 or -1: all."] = 0
+    top_p: Annotated[
+        float, "Sample among the fewest likeliest tokens that together reach this probability; 0: the likeliest."
+    ] = 1.0
     min_p: Annotated[float, "Leave out tokens less likely than this share of the likeliest one."] = 0.0
     repetition_penalty: Annotated[float, "Over 1: tokens of prompt and output become less likely (CTRL, 4.1)."] = 1.0
     presence_penalty: Annotated[float, "Subtracted from the logit of each token that the output has."] = 0.0
     frequency_penalty: Annotated[float, "The same, once for each time the output has it."] = 0.0
     stop: Annotated[str | Sequence[str], "Text that ends the output, not part of it; may be given several times."] = ()
-    stop_token_ids: Sequence[int] = ()  # tokens that end the output, as the model's EOS ids do
+    stop_token_ids: Sequence[int] = ()  # tokens that end the output, as the model's EOS ids do; not part of the text
     ignore_eos: Annotated[bool, "Go on after the model says that it has ended."] = False
-    seed: int | None = None  # of the request's own noise; None: one derived from the engine's seed
+    seed: int | None = None  # of the request's own noise; None or -1: one derived from the engine's seed
     logprobs: Annotated[int | None, "Of this many likeliest tokens (0: the sampled one alone), in --json."] = None
 
     def __post_init__(self) -> None:
         require(isinstance(self.stop, Sequence), "stop takes a text or a list of texts")
         require(isinstance(self.stop_token_ids, Sequence), "stop_token_ids takes a list of token ids")
         object.__setattr__(self, "stop", self.stop_strings)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", tuple(map(plain, self.stop_token_ids)))
+        for name, anything, value in (("top_k", -1, 0), ("seed", -1, None)):  # as other engines say it
+            if getattr(self, name) == anything:
+                object.__setattr__(self, name, value)
         for name, least in (("n", 1), ("max_tokens", 1), ("min_tokens", 0), ("top_k", 0)):
             require_number(name, getattr(self, name), int, least)
         least, most = self.min_tokens, self.max_tokens
         require(least <= most, f"min_tokens must be at most max_tokens ({most}), not {least}")
         require_number("temperature", self.temperature, int | float, 0, 100)
-        require_number("top_p (1 switches it off)", self.top_p, int | float, 0, 1, above=True)
+        require_number("top_p (1 switches it off)", self.top_p, int | float, 0, 1)
         require_number("min_p", self.min_p, int | float, 0, 1)
         penalty = self.repetition_penalty
         require_number("repetition_penalty (1 switches it off)", penalty, int | float, 0, 100, above=True)
         require_number("presence_penalty", self.presence_penalty, int | float, -2, 2)
         require_number("frequency_penalty", self.frequency_penalty, int | float, -2, 2)
-        require(all(isinstance(s, str) and s for s in self.stop), "stop takes texts that are not empty")
+        texts = all(isinstance(s, str) and s and not any("\ud800" <= c <= "\udfff" for c in s) for s in self.stop)
+        require(texts, "stop takes texts of valid Unicode that are not empty")
         for token_id in self.stop_token_ids:
             require_number("each of stop_token_ids", token_id, int, 0)
         if self.seed is not None:
@@ -59,7 +65,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature < GREEDY_BELOW
+        return self.temperature < GREEDY_BELOW or self.top_p == 0
 
     @property
     def penalised(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,7 +58,7 @@ def test_half_precision_spellings(name: str, dtype: torch.dtype) -> None:
         {"max_num_seqs": None},
         {"kv_cache_memory": "1 GB"},
         {"kv_cache_memory": -1},
-        {"seed": -1},
+        {"seed": -2},
         {"seed": 2**63},
         {"seed": None},
         {"fused_kernels": 1},
@@ -93,9 +94,9 @@ def test_auto_is_a_device_that_exists() -> None:
         {"temperature": float("inf")},
         {"temperature": "hot"},
         {"temperature": True},
-        {"top_k": -1},
+        {"top_k": -2},
         {"top_k": 1.5},
-        {"top_p": 0.0},
+        {"top_p": -0.1},
         {"top_p": 1.01},
         {"min_p": -0.1},
         {"min_p": 1.1},
@@ -109,7 +110,11 @@ def test_auto_is_a_device_that_exists() -> None:
         {"stop_token_ids": [-1]},
         {"stop_token_ids": [1.0]},
         {"stop_token_ids": 7},
-        {"seed": -1},
+        {"stop": "a\ud800"},
+        {"top_k": np.array([3])},
+        {"top_k": np.float32(1.5)},
+        {"stop_token_ids": np.array([[1]])},
+        {"seed": -2},
         {"seed": 2**63},
         {"seed": 1.5},
         {"seed": "x"},
@@ -131,3 +136,22 @@ def test_the_limits_themselves_are_allowed() -> None:
         max_tokens=1, min_tokens=1, temperature=0.0, top_p=1.0, min_p=1.0, seed=2**63 - 1, logprobs=20, stop="END"
     )
     assert params.greedy and params.stop_strings == ("END",)
+
+
+def test_numbers_that_mean_all_and_any() -> None:
+    params = SamplingParams(top_k=-1, seed=-1, top_p=0, temperature=1.0)
+    assert (params.top_k, params.seed, params.greedy) == (0, None, True)
+    assert EngineConfig(seed=-1).seed != EngineConfig(seed=-1).seed
+
+
+def test_numbers_of_numpy_and_pytorch_are_numbers() -> None:
+    params = SamplingParams(
+        max_tokens=np.int64(7), temperature=np.float32(0.5), top_k=torch.tensor(3), seed=np.uint8(9),
+        logprobs=np.int32(1), ignore_eos=np.bool_(True), stop_token_ids=np.array([4, 5]), top_p=np.float64(0.25),
+    )  # fmt: skip
+    same = SamplingParams(
+        max_tokens=7, temperature=0.5, top_k=3, seed=9, logprobs=1, ignore_eos=True, stop_token_ids=(4, 5), top_p=0.25
+    )
+    assert params == same and type(params.max_tokens) is int and type(params.ignore_eos) is bool
+    assert SamplingParams(stop_token_ids=[np.int64(4), torch.tensor(5)]).stop_token_ids == (4, 5)
+    assert type(EngineConfig(max_num_seqs=np.int64(4)).max_num_seqs) is int

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
 
 from common import Engine, RequestOutput, SamplingParams, UserError
-from common.text.tokenizer import Tokenizer
+from common.text.tokenizer import ChatPrompt, Tokenizer
 from tests.engine_checks import BOOKKEEPING
 
 Build = Callable[..., Engine]
@@ -178,7 +180,75 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine, tokenizer: Tokeni
     (output,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12, stop=stop))
     assert output.finish_reason == "stop"
     assert output.text == free.text.split(stop)[0]
-    assert len(output.token_ids) < 12 and stop in tokenizer.decode(output.token_ids)
+    (sample,) = output.outputs
+    assert len(output.token_ids) == len(sample.token_times) < sample.num_generated < 12
+    assert tokenizer.decode(output.token_ids).startswith(output.text)
+    assert not tokenizer.decode(output.token_ids[:-1]).startswith(output.text), "up to the token where the text ends"
+
+
+def test_tokens_come_with_their_text_and_not_behind_a_stop_string(engine: Engine, tokenizer: Tokenizer) -> None:
+    engine.tokenizer = tokenizer
+    (free,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12))
+    stop = tokenizer.decode(free.token_ids[4:6])
+    seen = 0
+    for output in engine.stream([[5, 6]], SamplingParams(max_tokens=12, stop=stop, logprobs=1)):
+        assert output.token_ids == free.token_ids[: len(output.token_ids)] and len(output.token_ids) >= seen
+        assert output.logprobs is not None and len(output.logprobs) == len(output.token_ids)
+        seen = len(output.token_ids)
+        assert not seen or not tokenizer.decode(output.token_ids[:-1]).startswith(output.text)
+    assert seen == 4
+    (none,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12, stop=free.text[0]))
+    assert (none.text, none.token_ids, none.logprobs, none.finish_reason) == ("", [], None, "stop")
+    assert none.ttft is not None and none.tpot is None
+
+
+def test_a_stop_string_that_is_a_special_token_is_a_stop_token(engine: Engine, tokenizer: Tokenizer) -> None:
+    (free,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12))
+    engine.tokenizer = Tokenizer(FastTokenizer.from_str(tokenizer.backend.to_str()))
+    end = str(tokenizer.backend.id_to_token(free.token_ids[3]))
+    engine.tokenizer.backend.add_special_tokens([end])
+    (output,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12, stop=["never", end]))
+    assert (output.finish_reason, output.token_ids) == ("stop", free.token_ids[:4])
+    assert output.text == tokenizer.decode(free.token_ids[:3])
+    (late,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12, min_tokens=6, stop=[end]))
+    assert end not in [engine.tokenizer.backend.id_to_token(i) for i in late.token_ids[:6]]
+    for stop in (f"a{end}", f"{end}\n", f" {end}"):
+        with pytest.raises(UserError, match="can never match"):
+            engine.add_request([5, 6], SamplingParams(stop=["fine", stop]))
+    assert_idle(engine)
+
+
+def test_a_chat_ends_where_a_turn_does(engine: Engine, tokenizer: Tokenizer) -> None:
+    """At the token that its template writes behind an answer; a text or token ids go on. An end token is no text."""
+    (free,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12))
+    for special in (True, False):
+        backend = FastTokenizer.from_str(tokenizer.backend.to_str())
+        end = AddedToken(str(backend.id_to_token(free.token_ids[3])), special=special)
+        backend.add_tokens([end])
+        behind = f"{end.content} " if special else "<|im_end|>"
+        template = (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}" + behind + "{% endif %}{% endfor %}"
+        )
+        engine.tokenizer = Tokenizer(backend, chat_template=template)
+        if not special:
+            engine.tokenizer.__dict__["turn_end_token_ids"] = frozenset([free.token_ids[3]])
+        chat, text = engine.generate([ChatPrompt([5, 6]), [5, 6]], SamplingParams(max_tokens=12))
+        assert (chat.finish_reason, chat.token_ids) == ("stop", free.token_ids[:4])
+        assert chat.text == tokenizer.decode(free.token_ids[:3])
+        assert (text.finish_reason, text.token_ids) == ("length", free.token_ids)
+        (on,) = engine.generate([ChatPrompt([5, 6])], SamplingParams(max_tokens=12, ignore_eos=True))
+        assert on.token_ids == free.token_ids
+        (late,) = engine.generate([ChatPrompt([5, 6])], SamplingParams(max_tokens=12, min_tokens=5))
+        assert free.token_ids[3] not in late.token_ids[:5]
+
+
+def test_the_tokenizers_eos_token_ends_an_answer(engine: Engine, tokenizer: Tokenizer) -> None:
+    (free,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12))
+    set_eos(engine, 3)
+    eos = str(tokenizer.backend.id_to_token(free.token_ids[2]))
+    engine.tokenizer = Tokenizer(tokenizer.backend, special_tokens={"eos_token": eos})
+    (output,) = engine.generate([[5, 6]], SamplingParams(max_tokens=12))
+    assert (output.finish_reason, output.token_ids) == ("stop", free.token_ids[:3])
 
 
 def test_logprobs_of_a_request(engine: Engine) -> None:

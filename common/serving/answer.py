@@ -30,10 +30,10 @@ class Answer:
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
-            self._completion_tokens += len(event.token_ids)
             self._deltas.append(event)
         else:
             self._open -= 1
+            self._completion_tokens += 0 if event.output is None else event.output.num_generated
             self._error = self._error or event.error
         if self._deltas or self._error or not self._open:
             self._news.set()

@@ -64,7 +64,9 @@ class Format(ABC):
         """One token as text; a token that is only part of a character becomes a replacement character."""
         if self._tokenizer is None:
             return f"{token_id} "
-        return self._tokenizer.backend.decode([token_id], skip_special_tokens=False)
+        decode = self._tokenizer.backend.decode
+        alone = decode([token_id], skip_special_tokens=False)  # may lack the space before it
+        return decode([token_id, token_id], skip_special_tokens=False).removeprefix(alone)
 
     def _likeliest(self, values: dict[int, float]) -> list[tuple[int, float]]:
         return sorted(values.items(), key=lambda item: -item[1])[: self._top]

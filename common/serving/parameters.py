@@ -71,7 +71,7 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
     given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
     return SamplingParams(
         **given,
-        seed=None if body.seed is None else body.seed % 2**63,
+        seed=None if body.seed in (None, -1) else body.seed % 2**63,
         logprobs=_logprobs(body),
         max_tokens=_max_tokens(engine, body, num_prompt_tokens, options),
     )

@@ -138,7 +138,7 @@ class Service:
         }  # fmt: skip
         if output is not None:
             fields |= {
-                "output_tokens": sum(len(sample.token_ids) for sample in output.outputs),
+                "output_tokens": output.num_generated,
                 "finish_reason": output.finish_reason,
                 "queue_s": output.queue_time,
                 "ttft_s": output.ttft,

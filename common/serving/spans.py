@@ -46,7 +46,7 @@ class Spans:
             "request_id": job.id,
             "outcome": outcome,
             "prompt_tokens": len(job.prompt),
-            "output_tokens": sum(len(sample.token_ids) for sample in output.outputs),
+            "output_tokens": output.num_generated,
         }
         parent = TraceContextTextMapPropagator().extract(carrier)
         root = self._tracer.start_span("request", parent, start_time=nanoseconds(arrival), attributes=attributes)

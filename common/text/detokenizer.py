@@ -1,17 +1,21 @@
 """Token ids to text, a token at a time, in whole characters."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.decoders import DecodeStream
+
+BROKEN = "\ufffd"  # what `decode` writes for the bytes of a part of a character
 
 
 class Detokenizer:
     """Text of one request's output, decoded only as far as it is read.
 
-    A byte-level token may hold part of a UTF-8 character: such a token adds no text until the character is whole.
-    For the same `count`, `text` always returns the same. A stop string is cut off, and while one might still be
-    completed, its possible beginning is held back. One that is complete before token `min_tokens` does not count.
+    It is what the output adds to the prompt's text: a first token may begin with a space that it would lose alone, or
+    end a character that the prompt began. A byte-level token may hold part of a UTF-8 character: such a token adds no
+    text until the character is whole. For the same `count`, `read` always returns the same. A stop string is cut off,
+    and while one might still be completed, its possible beginning is held back. One that is complete before token
+    `min_tokens` does not count.
     """
 
     def __init__(
@@ -21,9 +25,12 @@ class Detokenizer:
         self._num_prompt_tokens = num_prompt_tokens
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._window: list[int] | None = None  # the last tokens: all that the text of a next one depends on
+        self._num_settled = 0  # of these, the ones whose text is in `_text`, and that text
+        self._settled = ""
         self._text = ""
         self._ends: list[int] = []  # length of the text after each output token
+        self._tails: dict[int, str] = {}  # by token count, where the text would end with part of a character
         self._stop_at: int | None = None  # where in the text the stop string begins
         self._stop_count = 0  # the output token that completed it
 
@@ -33,29 +40,55 @@ class Detokenizer:
         return self._stop_at is not None
 
     def text(self, token_ids: Sequence[int], count: int, finished: bool) -> str:
-        """Text of the first `count` output tokens; `finished`: no more will come, so nothing is held back."""
+        return self.read(token_ids, count, finished)[0]
+
+    def read(self, token_ids: Sequence[int], count: int, finished: bool) -> tuple[str, int]:
+        """Text of the first `count` output tokens, and how many of them it is of: up to the one where it ends.
+
+        `finished`: no more will come, so nothing is held back.
+        """
         self._catch_up(token_ids)
         if count == 0:
-            return ""
+            return "", 0
         if self._stop_at is not None and count >= self._stop_count:
-            return self._text[: self._stop_at]
-        text = self._text[: self._ends[count - 1]]
-        if not finished:
-            return text[: len(text) - self._possible_stop(text)]
-        if count == len(self._ends):  # half a character at the very end becomes a replacement character, as in decode
-            output = list(token_ids[self._num_prompt_tokens :][:count])
-            whole = self._tokenizer.decode(output, skip_special_tokens=True)
-            if whole.startswith(text):
-                return whole
-        return text
+            text = self._text[: self._stop_at]
+        else:
+            text = self._text[: self._ends[count - 1]]
+            if finished:
+                return text + self._tails.get(count, ""), count
+            text = text[: len(text) - self._possible_stop(text)]
+        return text, bisect_left(self._ends, len(text)) + 1 if text else 0
 
     def _catch_up(self, token_ids: Sequence[int]) -> None:
+        if self._window is None:
+            self._window = self._end_of(token_ids)
+            self._num_settled, self._settled = len(self._window), self._decode(self._window)
         for token_id in token_ids[self._num_prompt_tokens + len(self._ends) :]:
             before = len(self._text)
-            self._text += self._stream.step(self._tokenizer, token_id) or ""
+            self._window.append(token_id)
+            text = self._decode(self._window)
+            if not text.startswith(self._settled):  # part of a character has become a whole one
+                self._settled = self._settled.rstrip(BROKEN)
+            new = text[len(self._settled) :]
+            if new and not new.endswith(BROKEN):
+                self._text += new
+                self._window = self._window[self._num_settled :]
+                self._num_settled, self._settled = len(self._window), self._decode(self._window)
             self._ends.append(len(self._text))
+            if new.endswith(BROKEN):
+                self._tails[len(self._ends)] = new
             if self._stop_at is None and len(self._ends) >= self._min_tokens:
                 self._find_stop(before)
+
+    def _end_of(self, token_ids: Sequence[int]) -> list[int]:
+        """The last tokens of the prompt, from a whole character on; all, if it has none."""
+        end, size = self._num_prompt_tokens, 4
+        while size < end and not self._decode(token_ids[end - size : end]).strip(f"{BROKEN} "):
+            size *= 4
+        return list(token_ids[max(0, end - size) : end])
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def _find_stop(self, before: int) -> None:
         """Look for the earliest stop string that ends in the text added after `before`."""

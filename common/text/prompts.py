@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from common.errors import UserError, require
-from common.text.tokenizer import Tokenizer
+from common.errors import UserError, plain, require
+from common.text.tokenizer import ChatPrompt, Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, token ids, or chat messages such as `[{"role": "user", "content": "Hello"}]`."""
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
-    """Token ids of a prompt; `UserError` if it is empty, malformed, or outside of the vocabulary."""
+    """Token ids of a prompt, for a chat a `ChatPrompt`; `UserError` if it is empty, malformed, or outside of the
+    vocabulary. Arrays count as lists."""
+    prompt = plain(prompt)
     require(
         isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
         "a prompt is text, a list of token ids, or a list of chat messages, "
@@ -24,9 +26,12 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
         messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
         token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages)
     else:
-        token_ids = [t for t in prompt if isinstance(t, int) and not isinstance(t, bool)]
-        require(len(token_ids) == len(prompt), "a prompt of token ids holds whole numbers only")
+        token_ids = type(prompt)(map(plain, prompt)) if isinstance(prompt, ChatPrompt) else list(map(plain, prompt))
+        whole = all(isinstance(t, int) and not isinstance(t, bool) for t in token_ids)
+        require(whole, "a prompt of token ids holds whole numbers only")
     require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
-    require(0 <= worst < vocab_size, f"token id {worst} is outside of the vocabulary (0 ... {vocab_size - 1})")
+    text = tokenizer and worst >= 0 and tokenizer.backend.id_to_token(worst)
+    name = f"token id {worst}" + (f" ({text!r})" if text else "")
+    require(0 <= worst < vocab_size, f"{name} is outside of the vocabulary (0 ... {vocab_size - 1})")
     return token_ids

@@ -1,20 +1,29 @@
 """Text to token ids and back, and the model's own chat template.
 
-Built on the `tokenizers` library alone: importing transformers for the same files would slow down every start.
+Built on the `tokenizers` library: transformers is imported only for folders that need it.
 """
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from common.errors import UserError, one_line
+from common.errors import UserError
 from common.text.chat_template import read_template, render
+from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
+from common.text.turn_ends import turn_end_token_ids
 
-LARGEST_CONFIG = 16 << 20
-"""Bytes of tokenizer_config.json: models of speech list 65,000 tokens in 12 MB."""
+LARGEST = 16 << 20
+"""Bytes of a file: models of speech list 65,000 tokens in 12 MB."""
+
+
+class ChatPrompt(list[int]):
+    """Token ids of a conversation. Its answer also ends where a turn does (`Tokenizer.turn_end_token_ids`): a model's
+    files often name no end token but that of a whole text."""
 
 
 class Tokenizer:
@@ -28,9 +37,10 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
-        self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
+        own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
+        self.eos_token_ids: tuple[int, ...] = tuple({*eos_token_ids, *([] if own is None else [own])})
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
@@ -38,14 +48,12 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
-        backend = _read_backend(folder)
-        if backend is None:
+        files = {name: read_json(folder / name, {}, LARGEST) for name in (OPTIONS, NAMES, ADDED)}
+        read = read_backend(folder, files, read_json(folder / "config.json", missing={}))
+        if read is None:
             return None
-        options = read_json(folder / "tokenizer_config.json", missing={}, largest=LARGEST_CONFIG)
-        special = {
-            key: text for key, value in options.items() if key.endswith("_token") and (text := _token_text(value))
-        }
-        return cls(backend, eos_token_ids, read_template(folder, options), special)
+        backend, special = read
+        return cls(backend, eos_token_ids, read_template(folder, files[OPTIONS]), special)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
@@ -62,9 +70,26 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> ChatPrompt:
         """Token ids of a conversation, up to where the assistant's answer begins."""
-        return self._encode(self.render(messages), add_special_tokens=False)
+        return ChatPrompt(self._encode(self.render(messages), add_special_tokens=False))
+
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The special tokens, which `decode` leaves out, by text."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
+    @functools.cached_property
+    def turn_end_token_ids(self) -> frozenset[int]:
+        """Control tokens that are known to end a turn, and the one that this chat template writes behind an answer."""
+        ends = set(turn_end_token_ids(self.backend))
+        with contextlib.suppress(UserError):  # some templates want other conversations
+            turns = ("user", "5 + 7?"), ("assistant", "twelve"), ("user", "Sure?")
+            chat = self.render([{"role": role, "content": content} for role, content in turns])
+            behind = chat.rpartition("twelve")[2].lstrip()
+            ends.update(token_id for text, token_id in self.special_ids.items() if behind.startswith(text))
+        return frozenset(ends)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""
@@ -79,34 +104,3 @@ class Tokenizer:
         if self.chat_template is None:
             raise UserError("this model has no chat template: give the prompt as plain text")
         return render(self.chat_template, messages, self.special_tokens)
-
-
-def _read_backend(folder: Path) -> FastTokenizer | None:
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            return FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} cannot be read: {one_line(error)}. Download it again") from error
-    if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():
-        return _convert_slow(folder)
-    return None
-
-
-def _convert_slow(folder: Path) -> FastTokenizer:
-    """Older folders lack tokenizer.json: transformers builds the fast tokenizer from their other files."""
-    from transformers import AutoTokenizer
-
-    try:
-        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return FastTokenizer.from_str(slow.backend_tokenizer.to_str())
-    except Exception as error:  # of whatever kind
-        reason = one_line(error)[:200]
-        raise UserError(f"{folder} has no tokenizer.json, and converting its tokenizer failed: {reason}") from error
-
-
-def _token_text(value: object) -> str | None:
-    """A special token is stored as its text, or as an object that has it under 'content'."""
-    if isinstance(value, Mapping):
-        value = value.get("content")  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-    return value if isinstance(value, str) else None

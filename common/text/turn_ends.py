@@ -2,12 +2,13 @@
 
 from tokenizers import Tokenizer as FastTokenizer
 
-TURN_ENDS = frozenset(
-    """<|im_end|> <|eot_id|> <|eom_id|> <|eot|> <|eom|> <end_of_turn> <|end_of_turn|> <|END_OF_TURN_TOKEN|> <turn|>
-    <|end|> <|return|> <|call|> <|calls|> <|flush|> <|endoftext|> <|end_of_text|> <|endofturn|> [|endofturn|] <EOT>
-    _<EOT> [EOT] [EOS] <eos> </s> <end_of_utterance> <|role_end|> <｜end▁of▁sentence｜>""".split()
-)
-"""As models name them; llama.cpp ends an answer at the same."""
+TURN_ENDS = {
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<end_of_turn>", "<|end_of_turn|>", "<turn|>",
+    "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|endofturn|>", "</s>",
+    "[|endofturn|]", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "<|role_end|>",
+    "<end_of_utterance>", "<｜end▁of▁sentence｜>",
+}  # fmt: skip
+"""As models name them; most of them end an answer in llama.cpp too."""
 
 
 def turn_end_token_ids(backend: FastTokenizer) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import openai
 import pytest
@@ -104,8 +105,9 @@ def test_a_seed_repeats_and_another_one_does_not(running: Running) -> None:
         return running.client.completions.create(model=TINY, prompt="x", max_tokens=20, seed=seed).choices[0].text
 
     assert text(1) == text(1) != text(2)
-    assert text(-1) == text(-1)
+    assert text(-2) == text(-2)
     assert text(None) != text(None)
+    assert text(-1) != text(-1), "any"
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_in_it(running: Running) -> None:
@@ -118,6 +120,49 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(running: Running) -> None:
         model=TINY, prompt="x", max_tokens=30, temperature=0, stop=stop, stream=True
     )
     assert "".join(piece.choices[0].text for piece in pieces) == ended.choices[0].text
+
+
+def test_the_tokens_are_those_of_the_text_before_the_stop(running: Running) -> None:
+    options: dict[str, Any] = {"model": TINY, "prompt": "x", "max_tokens": 30, "temperature": 0, "logprobs": 0}
+    whole = running.client.completions.create(**options).choices[0].text
+    stop = whole[10:13]
+    cut = whole.index(stop)
+    ended = running.client.completions.create(**options, stop=stop)
+    assert ended.choices[0].logprobs is not None and ended.choices[0].logprobs.tokens is not None
+    tokens = ended.choices[0].logprobs.tokens
+    assert "".join(tokens) == whole[:cut] == ended.choices[0].text and tokens[-1]
+    assert ended.usage is not None and ended.usage.completion_tokens >= len(tokens) + len(stop), "all were generated"
+    streamed: list[str] = []
+    for piece in running.client.completions.create(**options, stop=stop, stream=True):
+        new = piece.choices[0].logprobs.tokens if piece.choices[0].logprobs else None
+        assert "".join(new or ()) == piece.choices[0].text, "a token comes with its text, and never before"
+        streamed += new or ()
+    assert streamed == tokens
+
+
+def test_top_p_0_is_greedy(running: Running) -> None:
+    options: dict[str, Any] = {"model": TINY, "prompt": "x", "max_tokens": 20}
+    answers = [running.client.completions.create(**options, **how) for how in ({"top_p": 0}, {"temperature": 0})]
+    assert answers[0].choices[0].text == answers[1].choices[0].text
+
+
+def test_a_chat_ends_with_its_turn_and_a_text_goes_on(serve: Serve) -> None:
+    running = serve("m6")
+    running.engine.tokenizer = tokenizer = byte_tokenizer()
+    options: dict[str, Any] = {"model": TINY, "max_tokens": 12, "temperature": 0}
+    chat = running.client.chat.completions.create(**options, messages=HELLO, logprobs=True)
+    assert chat.choices[0].logprobs is not None and chat.choices[0].logprobs.content is not None
+    texts = [entry.token for entry in chat.choices[0].logprobs.content]
+    first = next(text for text in texts if text.isascii() and text)
+    tokenizer.__dict__["turn_end_token_ids"] = frozenset([tokenizer.encode(first)[-1]])
+    ended = running.client.chat.completions.create(**options, messages=HELLO)
+    assert ended.choices[0].finish_reason == "stop" and ended.usage is not None
+    assert ended.usage.completion_tokens == texts.index(first) + 1
+    ids = tokenizer.chat(HELLO)
+    text = running.client.completions.create(**options, prompt=list(ids))
+    assert text.choices[0].finish_reason == "length"
+    ignored = running.client.chat.completions.create(**options, messages=HELLO, extra_body={"ignore_eos": True})
+    assert ignored.choices[0].finish_reason == "length"
 
 
 def test_logprobs_of_a_chat(running: Running) -> None:
@@ -180,13 +225,13 @@ def test_our_own_parameters_arrive(running: Running, monkeypatch: pytest.MonkeyP
     seen: list[Job] = []
     submit = running.service.thread.submit
     monkeypatch.setattr(running.service.thread, "submit", lambda job: (seen.append(job), submit(job)))
-    extra = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.5, "min_tokens": 2, "ignore_eos": True}
+    extra: dict[str, Any] = {"top_k": -1, "min_p": 0.1, "repetition_penalty": 1.5, "min_tokens": 2, "ignore_eos": True}
     running.client.chat.completions.create(
         model=TINY, messages=HELLO, max_tokens=3, temperature=0.5, top_p=0.9, presence_penalty=0.3,
         frequency_penalty=0.4, stop=["."], extra_body={**extra, "stop_token_ids": [9]}, user="me",
     )  # fmt: skip
     params = seen[0].params
-    assert {name: getattr(params, name) for name in extra} == extra
+    assert {name: getattr(params, name) for name in extra} == extra | {"top_k": 0}
     assert (params.temperature, params.top_p, params.max_tokens) == (0.5, 0.9, 3)
     assert (params.presence_penalty, params.frequency_penalty) == (0.3, 0.4)
     assert (params.stop_strings, params.stop_token_ids) == ((".",), (9,))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models
 
 from common.text.detokenizer import Detokenizer
 from common.text.tokenizer import Tokenizer
+from tests.variants.tokenizers import trained
 
 TEXTS = [
     "Plain words, then a line\nand  two spaces.",
@@ -149,3 +154,101 @@ def test_a_stop_string_before_min_tokens_does_not_count(tokenizer: Tokenizer) ->
     detokenizer = Detokenizer(tokenizer.backend, 0, ("two",), min_tokens=4)
     assert [detokenizer.finds_stop(ids[:n]) for n in range(4, 7)] == [False, True, True]
     assert detokenizer.text(ids, 5, finished=True) == "one two three one "
+
+
+# -- behind a prompt ---------------------------------------------------------------------------------------------------
+
+METASPACE = ("always", "first", "never")
+KINDS = ["byte-level", "sentencepiece", "unigram", "wordpiece", "suffixes", "no decoder", *METASPACE]
+SENTENCE = (
+    "The capital of France is Paris, isn't it?  Two  spaces, naïve café 今天天气很好 🤖 x ** 2\n\n  end <s></s> there"
+)
+
+
+def backend_of(kind: str) -> FastTokenizer:
+    if kind == "suffixes":
+        backend = FastTokenizer(models.WordLevel({f"{word}</w>": i for i, word in enumerate(SENTENCE.split())}, "?"))
+        backend.decoder = decoders.BPEDecoder("</w>")
+        return backend
+    backend = FastTokenizer.from_str(trained("sentencepiece" if kind in (*METASPACE, "no decoder") else kind))
+    if kind in METASPACE:
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=kind)])
+    if kind == "no decoder":
+        state = json.loads(backend.to_str())
+        backend = FastTokenizer.from_str(json.dumps(state | {"decoder": None}))
+    return backend
+
+
+def ids_of(kind: str, backend: FastTokenizer) -> list[int]:
+    return list(range(len(SENTENCE.split()))) if kind == "suffixes" else backend.encode(SENTENCE).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompt_and_completion_are_the_text_of_all_tokens(kind: str) -> None:
+    """Wherever the prompt ends: at a space, in half a character, behind special tokens, or before anything."""
+    backend = backend_of(kind)
+    ids = ids_of(kind, backend)
+    whole = backend.decode(ids)
+    for end in range(len(ids) + 1):
+        prompt = backend.decode(ids[:end])
+        if not whole.startswith(prompt):
+            prompt = prompt.rstrip("\ufffd")  # the character that it began is the completion's
+        assert whole.startswith(prompt)
+        at_once, stepwise = Detokenizer(backend, end), Detokenizer(backend, end)
+        completion = at_once.text(ids, len(ids) - end, finished=True)
+        assert prompt + completion == whole, (end, prompt, completion)
+        shown = ""
+        for count in range(1, len(ids) - end + 1):
+            text = stepwise.text(ids[: end + count], count, finished=False)
+            assert text.startswith(shown) and "\ufffd" not in text
+            shown = text
+        assert shown == completion
+
+
+def id_of(backend: FastTokenizer, piece: str) -> int:
+    token_id = backend.token_to_id(piece)
+    assert token_id is not None
+    return token_id
+
+
+def test_the_first_space_is_kept_behind_any_prompt() -> None:
+    backend = FastTokenizer.from_str(trained("sentencepiece"))
+    says = [id_of(backend, piece) for piece in ("▁The", "▁ca", "pit", "al")]
+    bos, words = 1, backend.encode("of France", add_special_tokens=False).ids
+    for prompt, space in (
+        ([], ""),
+        ([bos], ""),
+        (words, " "),
+        ([bos, *words, *[2, bos] * 20], " "),
+        (words * 5000, " "),
+    ):
+        detokenizer = Detokenizer(backend, len(prompt), ("capital",))
+        assert detokenizer.text(prompt + says, 1, finished=True) == f"{space}The"
+        assert Detokenizer(backend, len(prompt)).text(prompt + says, 4, finished=True) == f"{space}The capital"
+    detokenizer = Detokenizer(backend, len(words), (" The",))
+    assert detokenizer.finds_stop(words + says[:1]), "a stop string may begin with that space"
+
+
+def test_broken_bytes_between_whole_ones_are_no_error() -> None:
+    """Of a run of byte tokens that is no UTF-8 each becomes a replacement character, also what was a letter alone."""
+    backend = FastTokenizer.from_str(trained("sentencepiece"))
+    byte = {name: id_of(backend, f"<0x{name}>") for name in ("41", "E2", "82", "AC")}
+    broken = [byte["41"], byte["E2"], id_of(backend, "▁The"), byte["E2"], byte["82"], byte["AC"]]
+    detokenizer = Detokenizer(backend, 0)
+    shown = [detokenizer.text(broken[:n], n, finished=False) for n in range(1, 7)]
+    assert shown == ["A", "A", "A\ufffd The", "A\ufffd The", "A\ufffd The", "A\ufffd The€"]
+
+
+def test_a_long_prompt_is_not_decoded() -> None:
+    backend = FastTokenizer.from_str(trained("sentencepiece"))
+    prompt, decoded = backend.encode("The capital of France", add_special_tokens=False).ids * 1000, 0
+
+    class Counted:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    counted: Any = Counted()
+    assert Detokenizer(counted, len(prompt)).text([*prompt, prompt[0]], 1, finished=True) == " The"
+    assert decoded < 40

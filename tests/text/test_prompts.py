@@ -6,18 +6,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from common import UserError
 from common.text.prompts import encode_prompt
-from common.text.tokenizer import Tokenizer
+from common.text.tokenizer import ChatPrompt, Tokenizer
 
 
 def test_text_token_ids_and_chat_all_become_token_ids(tokenizer: Tokenizer) -> None:
     assert encode_prompt("Hello there", tokenizer, tokenizer.vocab_size) == tokenizer.encode("Hello there")
-    assert encode_prompt((3, 0, 9), None, 10) == [3, 0, 9]
+    numbers: list[Any] = [
+        (3, 0, 9),
+        np.array([3, 0, 9]),
+        [np.int64(3), np.uint8(0), torch.tensor(9)],
+        torch.tensor([3, 0, 9]),
+    ]
+    for three in numbers:
+        ids = encode_prompt(three, None, 10)
+        assert ids == [3, 0, 9] and {type(i) for i in ids} == {int}
     messages = [{"role": "user", "content": "Hello"}]
     ids = encode_prompt(messages, tokenizer, tokenizer.vocab_size)
     assert ids == tokenizer.chat(messages)
+    for chat in (ids, encode_prompt(ids, tokenizer, tokenizer.vocab_size)):
+        assert isinstance(chat, ChatPrompt), "a server encodes before its engine does"
     text = tokenizer.backend.decode(ids, skip_special_tokens=False)
     assert "<|im_start|>user\nHello<|im_end|>" in text and text.endswith("<|im_start|>assistant\n")
 
@@ -39,7 +50,10 @@ def test_text_token_ids_and_chat_all_become_token_ids(tokenizer: Tokenizer) -> N
         None,
         b"bytes",
         {"role": "user", "content": "Hello"},
-        np.array([1, 2]),
+        np.array([1.0, 2.0]),
+        np.array([[1], [2]]),
+        np.array(5),
+        np.array([True]),
         [{"role": "user", "content": "Hello"}, 3],
     ],
 )

@@ -230,7 +230,7 @@ def test_broken_files_are_refused_by_name(name: str, text: str, folder: Path) ->
 
 def test_broken_older_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+    with pytest.raises(UserError, match=r"no tokenizer of vocab\.json"):
         Tokenizer.from_folder(tmp_path)
 
 
