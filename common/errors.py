@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any, TypeVar
 
@@ -55,7 +56,19 @@ def plain(value: Any) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def refusing(name: str) -> Generator[None]:
+    """Whatever a foreign file makes fail ends in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(f"{name} is truncated or damaged ({reason}): download or convert it again") from error
 
 
 def require_number(

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from gguf import dequantize
 
-from common.errors import UserError, require
+from common.errors import UserError, refusing, require
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.layers import inverse_frequencies
 from common.models.rope import Llama3Scaling
 from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
-from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header, refusing
+from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header
 from common.models.sources.gguf_tokenizer import build_tokenizer
 from common.models.weights import Shape, check_tensors
 from common.text.tokenizer import Tokenizer

@@ -5,8 +5,6 @@ length and offset is held against the bytes that are there before anything of it
 """
 
 import mmap
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, TypeVar, cast, get_origin
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from common.errors import UserError, one_line, require
+from common.errors import UserError, require
 
 T = TypeVar("T")
 
@@ -24,18 +22,6 @@ MAX_STRINGS = 1 << 20
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
-
-
-@contextmanager
-def refusing(name: str) -> Generator[None]:
-    """Whatever a foreign file makes fail ends in one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
-        raise UserError(f"{name} is truncated or damaged ({reason}): download or convert it again") from error
 
 
 @dataclass(frozen=True)

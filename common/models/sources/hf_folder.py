@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.errors import UserError, one_line, require
+from common.errors import UserError, one_line, refusing, require
 from common.models.config import ModelConfig
 from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
 from common.text.json_file import LARGEST, read_json
@@ -35,32 +35,29 @@ class HFFolder:
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         """`UserError` unless the tensor holds floating-point numbers of 16 bits or more."""
         self.check()
-        try:
+        with refusing(f"{self.config.name}: tensor {name}"):
             tensor: torch.Tensor = self._files[name].get_tensor(name)
-        except SafetensorError as error:  # numbers of a kind that PyTorch does not have
-            raise UserError(f"{self.config.name}: tensor {name} cannot be read: {one_line(error)}") from error
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             supported = "supported are float32, bfloat16 and float16"
             raise UserError(f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")
         return tensor
 
     def tokenizer(self) -> Tokenizer | None:
-        return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
+        with refusing(f"{self.config.name}: its tokenizer"):
+            return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
 
     def check(self) -> None:
         """Open the weight files, once, and hold what is in them against the configuration."""
         if self._files:
             return
         try:
-            self._files, shapes = open_weights(self.folder, self.weights)
-            self._untie(shapes)
-            self._check(shapes)
-        except BaseException as error:
+            with refusing(f"{self.config.name}: its weights"):
+                self._files, shapes = open_weights(self.folder, self.weights)
+                self._untie(shapes)
+                self._check(shapes)
+        except BaseException:
             self._files = {}
-            if isinstance(error, UserError) or not isinstance(error, Exception):
-                raise
-            reason = one_line(error)[:200]
-            raise UserError(f"{self.config.name}: its weights are damaged ({reason}): download it again") from error
+            raise
 
     def _untie(self, shapes: dict[str, Shape]) -> None:
         """A head that config.json calls tied to the embedding, and that differs from it, is used: as transformers 5."""
