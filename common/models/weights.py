@@ -92,7 +92,8 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
                 f"{config.name}: the checkpoint {kind} tensors {_some(names)}: "
                 f"it does not belong to this {config.architecture} configuration, or is incomplete"
             )
-    for name, shape in wanted.items():
+    heads = {HEAD: (config.vocab_size, config.hidden_size)} if HEAD in found else {}
+    for name, shape in (wanted | heads).items():
         if found[name] != shape:
             raise UserError(
                 f"{config.name}: tensor {name} has shape {list(found[name])}, but the configuration says {list(shape)}"

@@ -61,11 +61,11 @@ class HFFolder:
 
     def _untie(self, shapes: dict[str, Shape]) -> None:
         """A head that config.json calls tied to the embedding, and that differs from it, is used: as transformers 5."""
-        if self.config.tie_word_embeddings and shapes.get(HEAD, ()) and EMBEDDING in shapes:
+        if self.config.tie_word_embeddings and shapes.get(HEAD, ()) and shapes[HEAD] == shapes.get(EMBEDDING):
             head, embedding = (self._files[name].get_slice(name) for name in (HEAD, EMBEDDING))
             starts = range(0, shapes[HEAD][0], 1024)
             parts = ((head[i : i + 1024].float(), embedding[i : i + 1024].float()) for i in starts)
-            if shapes[HEAD] != shapes[EMBEDDING] or not all(torch.equal(*part) for part in parts):
+            if not all(torch.equal(*part) for part in parts):
                 self.config = replace(self.config, tie_word_embeddings=False)
                 say_once(f"{self.config.name}: {HEAD} is used: it is not the embedding, as tie_word_embeddings says")
 
