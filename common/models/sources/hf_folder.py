@@ -89,7 +89,9 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
         try:
             with path.open("rb") as opened:
                 header = int.from_bytes(opened.read(8), "little")
-            require(header <= LARGEST, f"{path} has a header of {header:,} bytes: it is damaged, download it again")
+            require(
+                header <= LARGEST, f"{path} cannot be read: a header of {header:,} bytes. Copy or download it again"
+            )
             file = safe_open(path, framework="pt", device="cpu")
             names = list(file.keys())
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
