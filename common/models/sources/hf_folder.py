@@ -90,7 +90,7 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
             with path.open("rb") as opened:
                 header = int.from_bytes(opened.read(8), "little")
             require(
-                header <= LARGEST, f"{path} cannot be read: a header of {header:,} bytes. Copy or download it again"
+                header <= LARGEST, f"{path} cannot be read: its header has {header:,} bytes. Download it again"
             )
             file = safe_open(path, framework="pt", device="cpu")
             names = list(file.keys())
