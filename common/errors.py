@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any, TypeVar
 
@@ -55,7 +56,19 @@ def plain(value: Any) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def refusing(name: str) -> Generator[None]:
+    """Whatever a foreign file makes fail ends in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(f"{name} is truncated or damaged ({reason}): download or convert it again") from error
 
 
 def require_number(
@@ -65,4 +78,4 @@ def require_number(
     number = isinstance(value, kind) and not isinstance(value, bool)
     valid = number and low <= value <= high and value != math.inf and not (above and value == low)
     limits = f"{'above' if above else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
-    require(valid, f"{name} must be a {'whole number' if kind is int else 'number'} {limits}, not {value!r}")
+    require(valid, f"{name} must be a {'whole number' if kind is int else 'number'} {limits}, not {repr(value)[:80]}")

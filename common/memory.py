@@ -1,9 +1,7 @@
 """How much memory the KV cache may take."""
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -14,28 +12,10 @@ from common.models.config import ModelConfig
 from common.request import Request
 from common.sampler import sample
 from common.sampling_params import SamplingParams
+from common.watch.peak_memory import free_memory
 
 KV_MEMORY_SHARE = 0.25
 """Of a CPU's free memory, where `kv_cache_memory` is not given."""
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes, within a container's limit; on a CPU without /proc/meminfo, half of what is installed."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return min(int(fields["MemAvailable"].split()[0]) * 1024, _container_free())
-
-
-def _container_free(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a control group (version 2) leaves; a huge number where there is no limit."""
-    limit, used = folder / "memory.max", folder / "memory.current"
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return 2**62
-    return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:

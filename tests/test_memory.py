@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common import EngineConfig, UserError
-from common.memory import KV_MEMORY_SHARE, _container_free, free_memory, kv_budget, rows_in_budget
+from common.memory import KV_MEMORY_SHARE, kv_budget, rows_in_budget
 from common.models import load_model
+from common.watch.peak_memory import _container_free, free_memory
 
 CPU = torch.device("cpu")
 

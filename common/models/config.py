@@ -1,10 +1,12 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from types import NoneType
 from typing import Any, Self
 
 from common.errors import UserError, one_line, require, require_number
+from common.models.rope import SCALINGS, RopeScaling, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -18,15 +20,10 @@ HF_SIZES = {
 }
 """Fields of `ModelConfig` that every config.json has, and their names there."""
 
+MOST, MOST_LAYERS = 2**27, 4096
+"""Of each of these sizes. There is no such model: what says more is damaged."""
 
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretched rotary frequencies (The Llama 3 Herd of Models, section 3.4.3)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class ModelConfig:
     """Everything that `Decoder` needs to know; a value that it could not honour is refused before it gets here.
 
     architecture: `llama`, `qwen2` (bias on q, k and v) or `qwen3` (RMSNorm on each head of q and k).
-    rope_scaling: None, or Llama 3's. eos_token_ids: every token that ends an answer; may be empty.
+    rope_scaling: None where `rope_theta` alone gives the frequencies. eos_token_ids: every token that ends an answer.
     """
 
     name: str
@@ -49,7 +46,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
@@ -58,7 +55,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
-            require_number(f"{self.name}: {field}", getattr(self, field), int, 1)
+            require_number(
+                f"{self.name}: {field}", getattr(self, field), int, 1, MOST_LAYERS if field == "num_layers" else MOST
+            )
         for field in ("rope_theta", "rms_norm_eps"):
             require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
         require(
@@ -81,32 +80,41 @@ class ModelConfig:
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
         architecture = _architecture(name, config)
-        _refuse_unsupported(name, config, architecture)
-        for key in HF_SIZES.values():
-            require_number(f"{name}: {key} in config.json", config.get(key), int, 1)
+        for field, key in HF_SIZES.items():
+            most = MOST_LAYERS if field == "num_layers" else MOST
+            require_number(f"{name}: {key} in config.json", config.get(key), int, 1, most)
         sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
-        rope_theta, rope_scaling = _rope(name, config, sizes["max_position_embeddings"])
+        _refuse_unsupported(name, config, architecture)
+        # rope_scaling replaces rope_parameters, as in transformers; but neither may say what is not supported.
+        places = [place for place in ("rope_parameters", "rope_scaling") if config.get(place)] or ["rope_scaling"]
+        ropes = [_rope(name, config, place, sizes["max_position_embeddings"]) for place in places]
+        rope_theta, rope_scaling = ropes[-1]
+        # Absent, they have the defaults of transformers' classes; null means that only in some.
+        llama, usual = architecture == "llama", sizes["hidden_size"] // sizes["num_heads"]
+        head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
+        kv_heads = config.get("num_key_value_heads", None if llama else 32)
         return cls(
             name=name,
             architecture=architecture,
             **sizes,
-            num_kv_heads=config.get("num_key_value_heads") or sizes["num_heads"],
-            head_dim=config.get("head_dim") or sizes["hidden_size"] // sizes["num_heads"],
+            num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
+            head_dim=usual if llama and head_dim is None else head_dim,
             rms_norm_eps=config.get("rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=_eos_token_ids(config, generation),
-            bos_token_id=config.get("bos_token_id"),
+            tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
+            eos_token_ids=_eos_token_ids(name, config, generation, sizes["vocab_size"]),
+            bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
         )
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Contents of config.json and generation_config.json, such that `from_hf` gives this configuration back."""
         rope: dict[str, Any] = {"rope_theta": self.rope_theta, "rope_type": "default"}
         if self.rope_scaling is not None:
-            rope |= {"rope_type": "llama3", **asdict(self.rope_scaling)}
+            kind = next(kind for kind, cls in SCALINGS.items() if isinstance(self.rope_scaling, cls))
+            rope |= {"rope_type": kind, **asdict(self.rope_scaling)}
         tokens = {"bos_token_id": self.bos_token_id, "eos_token_id": list(self.eos_token_ids)}
         config: dict[str, Any] = {
             "architectures": [name for name, short in ARCHITECTURES.items() if short == self.architecture],
@@ -124,18 +132,30 @@ class ModelConfig:
         return config, tokens
 
 
+def _get(name: str, config: Mapping[str, Any], key: str, default: Any, *kinds: type) -> Any:
+    """A value of one of these types; as in transformers, null stands for the default only where `NoneType` is one."""
+    value = config.get(key, default)
+    require(type(value) in kinds, f"{name}: {key} in config.json cannot be understood: {value!r:.80}")
+    return value
+
+
 def _architecture(name: str, config: Mapping[str, Any]) -> str:
-    named = list(config.get("architectures") or [])
-    if not named and config.get("model_type") in ARCHITECTURES.values():
-        return str(config["model_type"])
-    for architecture in named:
-        if architecture in ARCHITECTURES:
-            return ARCHITECTURES[architecture]
-    found = ", ".join(map(str, named)) or config.get("model_type") or "none named"
-    raise UserError(f"{name}: architecture {found} is not supported. Supported: {', '.join(ARCHITECTURES)}")
+    """transformers goes by `model_type`: where both are there, they must agree."""
+    named, kind = _get(name, config, "architectures", None, list, NoneType) or [], config.get("model_type")
+    found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
+    if not named and kind in ARCHITECTURES.values():
+        found = [str(kind)]
+    said = " ".join(", ".join(map(str, named)).split())[:200] or kind or "none named"
+    require(
+        bool(found) and kind in (None, found[0]),
+        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
+    )
+    return found[0]
 
 
 def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str) -> None:
+    """Refuse what transformers' class would compute; a key that it does not read changes nothing there either."""
+
     def refuse(what: str, hint: str = "") -> UserError:
         return UserError(f"{name}: {what} is not supported{hint}")
 
@@ -143,71 +163,76 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str)
     if quantization:
         method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
         raise refuse(f"quantization_config (quant_method {method!r})", ". Take the checkpoint that is not quantised")
-    if config.get("hidden_act", "silu") != "silu":
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise refuse(f"hidden_act {config['hidden_act']!r} (only 'silu')")
-    if config.get("mlp_bias"):
+    if _get(name, config, "mlp_bias", False, bool):
         raise refuse("mlp_bias=true")
-    if config.get("attention_bias") and architecture != "qwen2":
+    if architecture != "qwen2" and _get(name, config, "attention_bias", False, bool):
         raise refuse("attention_bias=true (a bias on o_proj)")
-    if config.get("partial_rotary_factor", 1.0) != 1.0:
-        raise refuse(f"partial_rotary_factor {config['partial_rotary_factor']}")
-    if "sliding_attention" in (config.get("layer_types") or []):
-        raise refuse("sliding-window attention (layer_types)")
+    for key, usual in (("partial_rotary_factor", 1.0), ("is_causal", True), ("per_layer_config", {})):
+        if config.get(key) not in (None, usual):
+            raise refuse(f"{key} {config[key]!r:.80}")
+    layers, kinds = config["num_hidden_layers"], _get(name, config, "layer_types", None, list, NoneType)
+    if kinds is not None and set(kinds) - {"full_attention", "attention"}:
+        raise refuse("sliding-window attention, or any but 'full_attention' (layer_types)")
+    require(kinds is None or len(kinds) == layers, f"{name}: layer_types in config.json do not name {layers} layers")
     # Qwen2 and Qwen3 name a window and switch it off; older Qwen2 files have no layer_types but max_window_layers.
-    windowed = config.get("use_sliding_window", architecture == "llama") and config.get("sliding_window")
-    if windowed and not config.get("layer_types"):
-        first_windowed_layer = config.get("max_window_layers", 0) if architecture != "llama" else 0
-        if not isinstance(first_windowed_layer, int):
-            raise refuse(f"max_window_layers {first_windowed_layer!r} with use_sliding_window=true")
-        if first_windowed_layer < config.get("num_hidden_layers", 0):
-            raise refuse(f"sliding_window {config['sliding_window']}")
+    if architecture == "llama":
+        windowed = config.get("sliding_window") and config.get("use_sliding_window") is not False
+    else:
+        window_from = _get(name, config, "max_window_layers", 28, int)
+        windowed = _get(name, config, "use_sliding_window", False, bool) and window_from < layers
+        windowed = windowed and config.get("sliding_window", 4096) is not None
+    if windowed and kinds is None:
+        raise refuse(f"sliding_window {config.get('sliding_window')}")
 
 
-def _rope(name: str, config: Mapping[str, Any], positions: int) -> tuple[float, Llama3Scaling | None]:
-    """transformers 5 writes everything into `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
-
-    Where a file has both, `rope_scaling` replaces `rope_parameters`, as in transformers 5.
-    """
-    new, old = _rope_options(name, config, "rope_parameters"), _rope_options(name, config, "rope_scaling")
-    rope = old or new
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
-    if (rope.get("rope_type") or rope.get("type") or "default") == "default":
-        return float(theta), None
-    keys = ("factor", "low_freq_factor", "high_freq_factor")
-    missing = [key for key in keys if not rope.get(key)]
-    if missing:
-        raise UserError(f"{name}: rope_scaling 'llama3' in config.json lacks {', '.join(missing)}")
-    for key in keys:
-        require_number(f"{name}: {key} in config.json", rope[key], int | float, 0, above=True)
-    original = int(rope.get("original_max_position_embeddings") or positions)
-    return float(theta), Llama3Scaling(
-        **{key: float(rope[key]) for key in keys}, original_max_position_embeddings=original
+def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
+    """The base, and what `rope_parameters` (transformers 5) or `rope_scaling` says. transformers ignores a key that the
+    type does not have; here it is refused, unless it changes nothing."""
+    rope: dict[str, Any] = dict(_get(name, config, place, None, dict, NoneType) or {})
+    kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope} or {"default"}
+    kind, *others = kinds
+    # dynamic begins beyond max_position_embeddings, which no request reaches
+    supported = {"default": None, "dynamic": None, **SCALINGS}
+    require(
+        kind in supported and not others,
+        f"{name}: {place} of type {' and '.join(map(repr, kinds))} is not supported. Supported: {', '.join(supported)}",
     )
+    theta, mscales = rope.pop("rope_theta", config.get("rope_theta", 10000.0)), list[float]()
+    require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
+    if kind == "yarn":
+        require(theta > 1, f"{name}: rope_theta in config.json must be above 1 with yarn")
+        mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
+        if rope.get("attention_factor") is None:
+            rope["attention_factor"] = yarn_attention_factor(rope.get("factor") or 1, *mscales)
+    scaling = supported[kind]
+    known = {field.name: field.default for field in fields(scaling)} if scaling else {}
+    if ORIGINAL in known:  # next to the object, this key wins; without it, it is the limit
+        rope[ORIGINAL] = config.get(ORIGINAL, rope.get(ORIGINAL, positions))
+    for key, value in rope.items():
+        neutral = value == 1 and key in ("factor", "attention_factor", "partial_rotary_factor", "truncate")
+        ignored = neutral or (value is None and key != "truncate") or (kind == "dynamic" and key == "factor")
+        require(key in known or ignored, f"{name}: {key} {value!r:.80} is not supported in {place} of type {kind!r}")
+    values: dict[str, Any] = {
+        key: rope.get(key) or (None if default is MISSING else default) for key, default in known.items()
+    }
+    for key, value in values.items():
+        require_number(f"{name}: {key} of type {kind!r} in config.json", value, int | float, 0, above=True)
+    if kind == "llama3":
+        steps = values["high_freq_factor"] > values["low_freq_factor"]
+        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
+    return float(theta), scaling(**values) if scaling else None
 
 
-def _rope_options(name: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """`rope_scaling` or `rope_parameters`, {} where absent; refuses what is not supported even where the other wins."""
-    rope: Any = config.get(key) or {}
-    if not isinstance(rope, Mapping):
-        raise UserError(f"{name}: {key} in config.json must be an object, not {rope!r}")
-    options: Mapping[str, Any] = rope  # pyright: ignore[reportUnknownVariableType]
-    if any(isinstance(value, Mapping) for value in options.values()):
-        raise UserError(f"{name}: {key} for each type of layer ({', '.join(options)}) is not supported")
-    kind = options.get("rope_type") or options.get("type") or "default"
-    if kind not in ("default", "llama3"):
-        raise UserError(f"{name}: {key} of type {kind!r} is not supported. Supported: 'default' and 'llama3'")
-    if options.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{name}: partial_rotary_factor {options['partial_rotary_factor']} is not supported")
-    return options
-
-
-def _eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Both files name end tokens, each one id or a list: an answer ends at any of them."""
-    ids: list[int] = []
+def _eos_token_ids(
+    name: str, config: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Both files name end tokens, each one id or a list: an answer ends at any of them. Those outside of the vocabulary
+    are left out: no token is ever one of them."""
+    ids: list[Any] = []
     for source in (generation, config):
-        value = source.get("eos_token_id")
-        for token_id in value if isinstance(value, list) else [value]:  # pyright: ignore[reportUnknownVariableType]
-            if isinstance(token_id, int) and token_id not in ids:
-                ids.append(token_id)
-    return tuple(ids)
+        value = _get(name, source, "eos_token_id", None, int, list, NoneType)
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    require(all(type(token_id) is int for token_id in ids), f"{name}: eos_token_id must be token ids, not {ids!r:.80}")
+    return tuple(dict.fromkeys(token_id for token_id in ids if 0 <= token_id < vocab_size))

@@ -1,6 +1,7 @@
 """The one model of all eight stages: a Llama, Qwen2 or Qwen3 decoder over flattened tokens."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -64,9 +65,13 @@ class Decoder:
         self.layers = layers
         self.norm = norm
         self.head = head
-        self.rotary = RotaryEmbedding(config, embedding.dtype, embedding.device)
         self.ops = Ops()
         self.note: str | None = None
+
+    @cached_property
+    def rotary(self) -> RotaryEmbedding:
+        """An engine's has as many positions as its `max_model_len`: `prepare` sets it."""
+        return RotaryEmbedding(self.config, self.dtype, self.device, min(self.config.max_position_embeddings, 65536))
 
     def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""

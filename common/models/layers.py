@@ -1,11 +1,12 @@
 """The small parts of a decoder layer, in plain PyTorch."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from common.models.config import ModelConfig
+
+SLICE = 4096
+"""Positions whose angles are worked out at a time."""
 
 
 class RMSNorm:
@@ -42,12 +43,20 @@ class RotaryEmbedding:
     model's dtype. The sine's first half is negated, so that rotating needs no `cat((-second, first))`.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, inverse_frequencies(config).to(device))
-        cos, sin = angles.cos(), angles.sin()
-        halves = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        self.table = torch.stack(halves, dim=1)[:, :, None].to(dtype)
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, positions: int | None = None
+    ) -> None:
+        """positions: rows of the table; None: as many as the model can do. Made in slices: they are float32, and take
+        more than the rows that come of them."""
+        rows = positions or config.max_position_embeddings
+        frequencies, half = inverse_frequencies(config).to(device), config.head_dim // 2
+        factor = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+        self.table = torch.empty(rows, 2, 1, config.head_dim, dtype=dtype, device=device)
+        for start in range(0, rows, SLICE):
+            part = self.table[start : start + SLICE, :, 0]
+            angles = torch.outer(torch.arange(start, start + len(part), device=device).float(), frequencies)
+            cos, sin = angles.cos() * factor, angles.sin() * factor
+            part[:, 0, :half], part[:, 0, half:], part[:, 1, :half], part[:, 1, half:] = cos, cos, -sin, sin
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines [T, 1, D] for the tokens of one step."""
@@ -65,11 +74,4 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    # Waves that fit often into the original context stay, those longer than it are stretched by `factor`,
-    # those between are blended.
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    waves_in_context = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    keep = ((waves_in_context - low) / (high - low)).clamp(0.0, 1.0)
-    return frequencies * (keep + (1.0 - keep) / scaling.factor)
+    return scaling.stretch(frequencies, config.rope_theta) if scaling else frequencies

@@ -9,6 +9,7 @@ from common.config import DEFAULT_MODEL, EngineConfig, parse_device, parse_dtype
 from common.errors import UserError, require
 from common.execution.choose import choose_ops
 from common.models.decoder import Decoder
+from common.models.layers import RotaryEmbedding
 from common.models.sources.embedded import open_embedded
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
@@ -19,6 +20,10 @@ from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.chat_template import template_kwargs
 from common.text.tokenizer import Tokenizer
+from common.watch.peak_memory import require_memory
+
+LARGEST_TABLE = 1 << 30
+"""Bytes for positions that nobody asked for: about a million of them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     limit = model.config.max_position_embeddings
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
+    size = 2 * length * model.config.head_dim * model.dtype.itemsize
+    require(
+        config.max_model_len is not None or size <= LARGEST_TABLE,
+        f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len",
+    )
+    require_memory(f"a table of {length:,} positions", size, model.device, "lower max_model_len")
+    model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
 
 
@@ -95,7 +107,9 @@ def open_source(
     folder = find_folder(name)
     if folder is not None:
         label = name if is_hub_id(name) else None
-        return open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
+        source = open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
+        source.check()  # its configuration holds from here on
+        return source
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

@@ -1,19 +1,26 @@
 """From named tensors, in Hugging Face's naming, to a `Decoder`, whatever the tensors come from."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, require
 from common.execution.choose import choose_linear
 from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Projection
 from common.text.tokenizer import Tokenizer
-from common.watch.progress import progress_bar
+from common.watch.peak_memory import require_memory
+from common.watch.progress import progress_bar, say_once
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+"""What a decoder is made of: the beginnings of its tensors' names."""
 
 Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]
@@ -39,7 +46,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Name and shape of every tensor of a checkpoint."""
     hidden, d = config.hidden_size, config.head_dim
     q, kv = config.num_heads * d, config.num_kv_heads * d
-    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    shapes: dict[str, Shape] = {EMBEDDING: (config.vocab_size, hidden)}
     for i in range(config.num_layers):
         at = f"model.layers.{i}"
         shapes[f"{at}.input_layernorm.weight"] = (hidden,)
@@ -57,27 +64,47 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
         shapes[f"{at}.mlp.down_proj.weight"] = (hidden, config.intermediate_size)
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+        shapes[HEAD] = (config.vocab_size, hidden)
     return shapes
 
 
 def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
-    """`UserError` if a file's tensors are not exactly those of the model that its configuration describes."""
+    """`UserError` unless a file's tensors are those of the model that its configuration describes.
+
+    Tensors of parts that this decoder does not have (a classifier's `score.weight`, `v_head`, a vision tower) are named
+    in a line and left out, as transformers does. Those of parts that it has (a bias, a layer after the last) are
+    refused, where transformers ignores them: the configuration says something else than the weights.
+    """
+    require(
+        config.num_layers <= len(found),
+        f"{config.name}: {config.num_layers} layers (num_layers) do not lie in {len(found)} tensors: it is damaged",
+    )
     wanted = tensor_shapes(config)
-    harmless = {"lm_head.weight"} if config.tie_word_embeddings else set[str]()
+    harmless = {HEAD} if config.tie_word_embeddings else set[str]()
     extra = [n for n in found if n not in wanted and n not in harmless and not n.endswith("rotary_emb.inv_freq")]
-    for kind, names in (("lacks", [n for n in wanted if n not in found]), ("has unexpected", extra)):
+    unused = [name for name in extra if not name.startswith(PARTS)]
+    for kind, names in (
+        ("lacks", [n for n in wanted if n not in found]),
+        ("has unexpected", [n for n in extra if n.startswith(PARTS)]),
+    ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"{config.name}: the checkpoint {kind} tensors {', '.join(names[:3])}{more}: "
+                f"{config.name}: the checkpoint {kind} tensors {_some(names)}: "
                 f"it does not belong to this {config.architecture} configuration, or is incomplete"
             )
-    for name, shape in wanted.items():
+    heads = {HEAD: (config.vocab_size, config.hidden_size)} if HEAD in found else {}
+    for name, shape in (wanted | heads).items():
         if found[name] != shape:
             raise UserError(
                 f"{config.name}: tensor {name} has shape {list(found[name])}, but the configuration says {list(shape)}"
             )
+    if unused:
+        say_once(f"{config.name}: its tensors {_some(unused)} are not used")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(" ".join(name[:80].split()) for name in names[:3]) + more
 
 
 def build_decoder(
@@ -92,7 +119,10 @@ def build_decoder(
     make_projection: makes the layers' projections; None reads their weights and leaves them as they are.
     """
     config = source.config
-    with progress_bar(f"loading {config.name}", len(tensor_shapes(config)), show=progress) as advance:
+    shapes = tensor_shapes(config)
+    held = [shape for name, shape in shapes.items() if make_projection is None or not name.endswith("_proj.weight")]
+    require_memory(f"{config.name}: its weights", sum(map(math.prod, held)) * dtype.itemsize, device)
+    with progress_bar(f"loading {config.name}", len(shapes), show=progress) as advance:
         load = loader(source, dtype, device, advance)
         make = make_projection or partial(plain_projection, loader(source, dtype, device))
 
@@ -100,10 +130,10 @@ def build_decoder(
             advance(len(names) * (1 + bias))
             return make(names, bias)
 
-        embedding = load(["model.embed_tokens.weight"])
+        embedding = load([EMBEDDING])
         layers = [build_layer(config, i, load, project) for i in range(config.num_layers)]
         norm = RMSNorm(load(["model.norm.weight"]), config.rms_norm_eps)
-        head = choose_linear(embedding if config.tie_word_embeddings else load(["lm_head.weight"]))
+        head = choose_linear(embedding if config.tie_word_embeddings else load([HEAD]))
     return Decoder(config, embedding, layers, norm, head)
 
 

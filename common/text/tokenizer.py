@@ -5,17 +5,20 @@ Built on the `tokenizers` library: transformers is imported only for folders tha
 
 import contextlib
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from common.errors import UserError, one_line
+from common.errors import UserError
 from common.text.chat_template import Templates, choose, read_template, render
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
+from common.text.json_file import read_json, write_json
 from common.text.turn_ends import turn_end_token_ids
+
+LARGEST = 16 << 20
+"""Bytes of a file: models of speech list 65,000 tokens in 12 MB."""
 
 
 class ChatPrompt(list[int]):
@@ -46,7 +49,7 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
-        files = {name: read_json(folder / name, missing={}) for name in (OPTIONS, NAMES, ADDED)}
+        files = {name: read_json(folder / name, {}, LARGEST) for name in (OPTIONS, NAMES, ADDED)}
         read = read_backend(folder, files, read_json(folder / "config.json", missing={}))
         if read is None:
             return None
@@ -116,20 +119,3 @@ class Tokenizer:
     def use_template(self, chosen: str | None, template_kwargs: Mapping[str, Any]) -> None:
         """chosen: one of the model's templates by name, or a file; `UserError` if it does not compile."""
         self.chat_template, self.template_kwargs = choose(self.chat_template, chosen), template_kwargs
-
-
-def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A JSON object; `UserError` if the file holds anything else. missing: the result where there is no such file."""
-    if missing is not None and not path.is_file():
-        return missing
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value  # pyright: ignore[reportUnknownVariableType]
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Protocol
 
 
@@ -40,6 +41,10 @@ def say(line: str) -> None:
         listener(line, 0, 0)
     else:
         print(line, file=sys.stderr, flush=True)
+
+
+say_once = cache(say)
+"""Of a model, which may be opened several times."""
 
 
 @contextmanager

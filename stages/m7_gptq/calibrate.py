@@ -99,7 +99,7 @@ class _Calibration:
         embedding = loader(source, torch.float32, device)(["model.embed_tokens.weight"])
         self.hidden = F.embedding(token_ids.flatten(), embedding)
         positions = torch.arange(self.length, device=device).repeat(self.sequences)
-        self.cos, self.sin = RotaryEmbedding(config, torch.float32, device).at(positions)
+        self.cos, self.sin = RotaryEmbedding(config, torch.float32, device, self.length).at(positions)
         self.ops = Ops()
 
     def run(self, layer: DecoderLayer, index: int) -> None:

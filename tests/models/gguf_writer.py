@@ -49,8 +49,10 @@ def write(
     extra: dict[str, Any] | None = None,
     drop: Sequence[str] = (),
     rope_factors: np.ndarray | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """extra: more metadata, by whole key; drop: metadata left out; quantize: of the matrices, such as `Q8_0`."""
+    """extra: more metadata, by whole key; drop: metadata left out; quantize: of the matrices, such as `Q8_0`; tensors:
+    more of them."""
     config = model.config
     architecture = config.model_type
     values: dict[str, Any] = {
@@ -86,6 +88,8 @@ def write(
             writer.add_tensor(gguf_name(name), array)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

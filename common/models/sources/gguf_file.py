@@ -1,19 +1,21 @@
 """A GGUF file (llama.cpp's format): configuration, tokenizer and weights in one, often quantised.
 
-The weights are dequantised as they are read. `gguf` is imported here and nowhere else.
+The weights are dequantised as they are read. `gguf` is imported here and in gguf_reader.py, and nowhere else.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 
-from common.errors import UserError, require
-from common.models.config import ARCHITECTURES, Llama3Scaling, ModelConfig
+from common.errors import UserError, refusing, require
+from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.layers import inverse_frequencies
+from common.models.rope import Llama3Scaling
+from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
+from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header
 from common.models.sources.gguf_tokenizer import build_tokenizer
 from common.models.weights import Shape, check_tensors
 from common.text.tokenizer import Tokenizer
@@ -44,26 +46,20 @@ class GGUFFile:
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self._name = name or str(path)
-        with path.open("rb") as file:
-            require(file.read(4) == b"GGUF", f"{path} is not a GGUF file: its first four bytes are not 'GGUF'")
-        try:
-            reader = GGUFReader(path)
-            self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is truncated or damaged ({type(error).__name__}): download it again") from error
-        self._tensors = {_hf_name(tensor.name): tensor for tensor in reader.tensors}
-        rope_factors = self._tensors.pop(ROPE_FACTORS, None)
-        self.config = self._config(None if rope_factors is None else np.asarray(rope_factors.data))
-        check_tensors(self.config, {name: tuple(map(int, t.shape[::-1])) for name, t in self._tensors.items()})
+        with refusing(self._name):
+            values, tensors = read_header(path)
+            self.metadata = Metadata(self._name, values)
+            self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
+            unknown = [name for name in self._tensors if name in tensors and name != ROPE_FACTORS]
+            require(not unknown, f"{self._name}: tensor {' '.join(unknown)[:80]} is not supported: take another model")
+            rope_factors = self._tensors.pop(ROPE_FACTORS, None)
+            self.config = self._config()
+            if rope_factors is not None:
+                self.config = _with_llama3_scaling(self.config, self._dequantize(ROPE_FACTORS, rope_factors))
+            check_tensors(self.config, {name: tensor.shape for name, tensor in self._tensors.items()})
 
     def read(self, name: str, shape: Shape) -> torch.Tensor:
-        tensor = self._tensors[name]
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            kind = tensor.tensor_type.name
-            raise UserError(f"{self._name}: tensors of type {kind} cannot be dequantised: take another file") from None
-        result = torch.from_numpy(values.astype(np.float32)).reshape(shape)
+        result = self._dequantize(name, self._tensors[name]).reshape(shape)
         if self.config.architecture == "llama":
             if ".q_proj." in name:
                 return _half_split(result, self.config.num_heads)
@@ -72,54 +68,59 @@ class GGUFFile:
         return result
 
     def tokenizer(self) -> Tokenizer | None:
-        return build_tokenizer(self._name, self.metadata, self.config.eos_token_ids)
+        with refusing(self._name):
+            return build_tokenizer(self.metadata, self.config)
 
-    def _config(self, rope_factors: np.ndarray | None) -> ModelConfig:
+    def _dequantize(self, name: str, tensor: GGUFTensor) -> torch.Tensor:
+        try:
+            with np.errstate(all="ignore"):  # damaged scales: infinity times zero
+                return torch.from_numpy(dequantize(tensor.data, tensor.kind).astype(np.float32))
+        except NotImplementedError:
+            kind = tensor.kind.name
+            raise UserError(f"{self._name}: tensors of type {kind} cannot be dequantised: take another file") from None
+
+    def _config(self) -> ModelConfig:
         m, name = self.metadata, self._name
-        architecture = m.get("general.architecture")
+        architecture = m.need("general.architecture", str)
         supported = ARCHITECTURES.values()
         require(
             architecture in supported,
-            f"{name}: architecture {architecture!r} is not supported. Supported: {', '.join(supported)}",
+            f"{name}: architecture {architecture[:80]!r} is not supported. Supported: {', '.join(supported)}",
         )
-        require(m.get("split.count", 1) <= 1, f"{name} is one of several parts: merge them first with llama-gguf-split")
-
-        def get(key: str, default: Any = None) -> Any:
-            value = m.get(f"{architecture}.{key}", default)
-            if value is None:
-                raise UserError(f"{name}: the metadata lacks {architecture}.{key}")
-            return value
-
-        require(not get("expert_count", 0), f"{name}: mixture of experts (expert_count) is not supported")
-        require(not get("attention.sliding_window", 0), f"{name}: sliding-window attention is not supported")
-        scaling = get("rope.scaling.type", "none")
-        require(scaling == "none", f"{name}: rope scaling {scaling!r} is not supported")
-        hidden, heads = get("embedding_length"), get("attention.head_count")
-        head_dim = get("attention.key_length", hidden // heads)
+        parts = m.get("split.count", int) or 1
+        require(parts <= 1, f"{name} is one of several parts: merge them first with llama-gguf-split")
+        keys = ModelKeys(m, architecture)
+        hidden, heads = keys.size("embedding_length"), keys.size("attention.head_count")
+        head_dim = keys.size("attention.key_length", hidden // heads)
         for key in ("rope.dimension_count", "attention.value_length"):
-            require(get(key, head_dim) == head_dim, f"{name}: {key} other than the head size is not supported")
+            found = keys.size(key, head_dim)
+            require(found == head_dim, f"{name}: {key} {found} unlike the head size {head_dim} is not supported")
         embedding = self._tensors.get("model.embed_tokens.weight")
-        require(embedding is not None, f"{name} has no tensor token_embd.weight: it is not a whole model")
-        config = ModelConfig(
+        if embedding is None or len(embedding.shape) != 2:
+            raise UserError(f"{name} has no matrix token_embd.weight: it is not a whole model")
+        vocab_size = embedding.shape[0]
+        said = keys.size("vocab_size", vocab_size)
+        require(said == vocab_size, f"{name}: vocab_size is {said}, but token_embd.weight has {vocab_size} rows")
+        return ModelConfig(
             name=name,
-            architecture=cast("str", architecture),
-            vocab_size=int(embedding.shape[-1]),  # pyright: ignore[reportOptionalMemberAccess]
+            architecture=architecture,
+            vocab_size=vocab_size,
             hidden_size=hidden,
-            intermediate_size=get("feed_forward_length"),
-            num_layers=get("block_count"),
+            intermediate_size=keys.size("feed_forward_length"),
+            num_layers=keys.size("block_count"),
             num_heads=heads,
-            num_kv_heads=get("attention.head_count_kv", heads),
+            num_kv_heads=keys.size("attention.head_count_kv", heads),
             head_dim=head_dim,
-            rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
-            rope_theta=get("rope.freq_base", 10000.0),
-            max_position_embeddings=get("context_length"),
+            rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            rope_theta=keys.number("rope.freq_base", 10000.0),
+            max_position_embeddings=keys.size("context_length"),
+            rope_scaling=keys.rope_scaling(),
             qkv_bias=architecture == "qwen2",
             qk_norm=architecture == "qwen3",
             tie_word_embeddings="lm_head.weight" not in self._tensors,
-            eos_token_ids=_eos_token_ids(m),
-            bos_token_id=m.get("tokenizer.ggml.bos_token_id"),
+            eos_token_ids=end_tokens(m, vocab_size),
+            bos_token_id=token_id(m, "bos", vocab_size),
         )
-        return config if rope_factors is None else _with_llama3_scaling(config, rope_factors)
 
 
 def _hf_name(name: str) -> str:
@@ -138,18 +139,13 @@ def _half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _eos_token_ids(metadata: dict[str, Any]) -> tuple[int, ...]:
-    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ids = [metadata.get(f"tokenizer.ggml.{key}") for key in keys]
-    return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
-
-
-def _with_llama3_scaling(config: ModelConfig, factors: np.ndarray) -> ModelConfig:
+def _with_llama3_scaling(config: ModelConfig, found: torch.Tensor) -> ModelConfig:
     """A GGUF file stores Llama 3's scaling as one divisor for each frequency: find the parameters they came from."""
-    plain = inverse_frequencies(config)
-    scaled = replace(config, rope_scaling=Llama3Scaling(float(factors.max()), 1.0, 4.0, 8192))
-    expected = plain / inverse_frequencies(scaled)
-    found = torch.from_numpy(np.array(factors, dtype=np.float32)).flatten()
-    same = expected.shape == found.shape and torch.allclose(expected, found, rtol=1e-3)
+    require(
+        found.shape == (config.head_dim // 2,) and bool(found.isfinite().all()) and config.rope_scaling is None,
+        f"{config.name}: {ROPE_FACTORS} must be {config.head_dim // 2} divisors, and the only rope scaling",
+    )
+    scaled = replace(config, rope_scaling=Llama3Scaling(float(found.max()), 1.0, 4.0, 8192))
+    same = torch.allclose(inverse_frequencies(config) / inverse_frequencies(scaled), found, rtol=1e-3)
     require(same, f"{config.name}: its {ROPE_FACTORS} are not Llama 3's rope scaling, and no other is supported")
     return scaled

@@ -15,7 +15,7 @@ from common.models.sources.gptq_description import Description, Stored
 from common.models.sources.hf_folder import WEIGHTS
 from common.models.sources.quantized_folder import HEAD, OLDER_FILE, QuantizedFolder, is_quantized, linear_names
 from common.models.weights import Shape, tensor_shapes
-from common.text.tokenizer import read_json
+from common.text.json_file import read_json
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 

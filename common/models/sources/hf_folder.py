@@ -1,16 +1,19 @@
 """A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
 code from the folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.errors import UserError, one_line
+from common.errors import UserError, one_line, refusing, require
 from common.models.config import ModelConfig
-from common.models.weights import Shape, check_tensors
-from common.text.tokenizer import Tokenizer, read_json
+from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
+from common.text.json_file import LARGEST, read_json
+from common.text.tokenizer import Tokenizer
+from common.watch.progress import say_once
 
 WEIGHTS = ".safetensors"
 INDEX = f"model{WEIGHTS}.index.json"
@@ -32,25 +35,39 @@ class HFFolder:
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         """`UserError` unless the tensor holds floating-point numbers of 16 bits or more."""
         self.check()
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        with refusing(f"{self.config.name}: tensor {name}"):
+            tensor: torch.Tensor = self._files[name].get_tensor(name)
         if not tensor.is_floating_point() or tensor.itemsize < 2:
             supported = "supported are float32, bfloat16 and float16"
             raise UserError(f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")
         return tensor
 
     def tokenizer(self) -> Tokenizer | None:
-        return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
+        with refusing(f"{self.config.name}: its tokenizer"):
+            return Tokenizer.from_folder(self.folder, self.config.eos_token_ids)
 
     def check(self) -> None:
         """Open the weight files, once, and hold what is in them against the configuration."""
         if self._files:
             return
-        self._files, shapes = open_weights(self.folder, self.weights)
         try:
-            self._check(shapes)
+            with refusing(f"{self.config.name}: its weights"):
+                self._files, shapes = open_weights(self.folder, self.weights)
+                self._untie(shapes)
+                self._check(shapes)
         except BaseException:
             self._files = {}
             raise
+
+    def _untie(self, shapes: dict[str, Shape]) -> None:
+        """A head that config.json calls tied to the embedding, and that differs from it, is used: as transformers 5."""
+        if self.config.tie_word_embeddings and shapes.get(HEAD, ()) and shapes[HEAD] == shapes.get(EMBEDDING):
+            head, embedding = (self._files[name].get_slice(name) for name in (HEAD, EMBEDDING))
+            starts = range(0, shapes[HEAD][0], 1024)
+            parts = ((head[i : i + 1024].float(), embedding[i : i + 1024].float()) for i in starts)
+            if not all(torch.equal(*part) for part in parts):
+                self.config = replace(self.config, tie_word_embeddings=False)
+                say_once(f"{self.config.name}: {HEAD} is used: it is not the embedding, as tie_word_embeddings says")
 
     def _check(self, shapes: dict[str, Shape]) -> None:
         """`UserError` unless every tensor is there in the shape that the configuration says."""
@@ -70,6 +87,9 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
     files: dict[str, Any] = {}
     for path in _weight_files(folder, weights):
         try:
+            with path.open("rb") as opened:
+                header = int.from_bytes(opened.read(8), "little")
+            require(header <= LARGEST, f"{path} cannot be read: its header has {header:,} bytes. Download it again")
             file = safe_open(path, framework="pt", device="cpu")
             names = list(file.keys())
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
@@ -80,21 +100,19 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def _weight_files(folder: Path, weights: str) -> list[Path]:
-    index = folder / f"{weights}{WEIGHTS}.index.json"
+    whole, index = folder / f"{weights}{WEIGHTS}", folder / f"{weights}{WEIGHTS}.index.json"
+    if whole.is_file():  # first, as in transformers
+        return [whole]
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index} has no weight_map: download it again")
+        there = {path.name for path in folder.iterdir()}  # a name outside of the folder is none of them
         names = sorted({str(name) for name in weight_map.values()})  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise UserError(f"{index} names a file outside of the folder: {outside[0]}")
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if name not in there]
         if missing:
-            raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]}")
+            raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]:.80}")
         return [folder / name for name in names]
-    if (folder / f"{weights}{WEIGHTS}").is_file():
-        return [folder / f"{weights}{WEIGHTS}"]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
             f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"

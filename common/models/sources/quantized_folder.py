@@ -13,7 +13,7 @@ from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.hf_folder import HFFolder, open_weights, read_options
 from common.models.sources.nf4 import NF4Weight
 from common.models.weights import Shape, check_tensors, tensor_shapes
-from common.text.tokenizer import read_json
+from common.text.json_file import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from common.errors import unknown
-from common.models.config import Llama3Scaling, ModelConfig
+from common.models.config import ModelConfig
+from common.models.rope import Llama3Scaling
 from common.models.weights import Shape
 
 PREFIX = "random:"

@@ -27,7 +27,7 @@ from common.models.sources.nf4 import NF4Weight, concatenate_nf4
 from common.models.sources.nf4_folder import check_parts, stored_shapes
 from common.models.sources.quantized_folder import AnyWeight, fused_names, is_quantized
 from common.models.weights import ModelSource, tensor_shapes
-from common.text.tokenizer import write_json
+from common.text.json_file import write_json
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.settings import Settings
 

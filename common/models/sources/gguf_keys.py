@@ -1,0 +1,96 @@
+"""What a GGUF file's metadata says about the model, below the name of its architecture; and its token ids.
+
+llama.cpp is the reference for what a key means, and for what it means that one is missing.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from common.errors import require, require_number
+from common.models.rope import LinearScaling, RopeScaling, YarnScaling, yarn_attention_factor
+from common.models.sources.gguf_reader import Metadata
+
+_READ = """
+    context_length embedding_length block_count feed_forward_length vocab_size attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
+    rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.type rope.scaling.factor
+    rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor
+    rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.finetuned tensor_data_layout"""
+"""The last two change nothing."""
+
+_OFF_AT_ZERO = """
+    attention.scale attention.clamp_kqv attention.max_alibi_bias attention.sliding_window attn_logit_softcapping
+    final_logit_softcapping logit_scale embedding_scale residual_scale expert_count expert_used_count pooling_type
+    leading_dense_block_count nextn_predict_layers rope.scaling.alpha rope.scaling.yarn_log_multiplier"""
+_OFF_AT_ONE = "attention.causal logit_scale embedding_scale residual_scale rope.scaling.attn_factor"
+
+
+class ModelKeys:
+    """Every key below `{architecture}.` is read, or has a value that switches it off, or is refused by name."""
+
+    def __init__(self, metadata: Metadata, architecture: str) -> None:
+        self._metadata = metadata
+        self._prefix = f"{architecture}."
+        for whole, value in metadata.values.items():
+            key = whole.removeprefix(self._prefix)
+            neutral = [n for n, keys in enumerate((_OFF_AT_ZERO, _OFF_AT_ONE)) if key in keys.split()]
+            known = key == whole or key in _READ.split() or (isinstance(value, int | float) and value in neutral)
+            require(known, f"{metadata.name}: {whole[:80]} {metadata.show(whole)} is not supported")
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1. One for each layer: only where they are all the same."""
+        name, values = f"{self._metadata.name}: {self._prefix}{key}", self._metadata.values.get(self._prefix + key)
+        if isinstance(values, np.ndarray) and len(values):
+            require(bool((values == values[0]).all()), f"{name} differs between layers, which is not supported")
+            value: Any = values[0].item()
+        else:
+            value = default if values is None and default is not None else self._metadata.need(self._prefix + key, int)
+        require_number(name, value, int, 1)
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._metadata.get(self._prefix + key, float)
+        value = default if value is None else value
+        value = self._metadata.need(self._prefix + key, float) if value is None else value
+        require_number(f"{self._metadata.name}: {self._prefix}{key}", value, float, -1e30, 1e30)
+        return value
+
+    def rope_scaling(self) -> RopeScaling | None:
+        """A factor without a type is linear; a factor of 0 is none."""
+        at, name = "rope.scaling.", f"{self._metadata.name}: {self._prefix}rope.scaling."
+        kind = self._metadata.get(f"{self._prefix}{at}type", str) or "linear"
+        require(kind in ("none", "linear", "yarn"), f"{name}type {kind[:80]!r} is not supported")
+        factor = self.number(f"{at}factor", self.number("rope.scale_linear", 0.0)) or 1.0
+        require_number(f"{name}factor", factor, float, 0, above=True)
+        extrapolation, yarn = self.number(f"{at}yarn_ext_factor", -1.0), kind == "yarn"
+        require(extrapolation in (-1.0, float(yarn)), f"{name}yarn_ext_factor {extrapolation} is not supported")
+        if kind == "none" or factor == 1.0:
+            return None
+        if not yarn:
+            return LinearScaling(factor)
+        attention = self.number(f"{at}yarn_attn_factor", yarn_attention_factor(factor))
+        betas = self.number(f"{at}yarn_beta_fast", 32.0), self.number(f"{at}yarn_beta_slow", 1.0)
+        for key, value in zip(("attn_factor", "beta_fast", "beta_slow"), (attention, *betas), strict=True):
+            require_number(f"{name}yarn_{key}", value, float, 0, above=True)
+        require(self.number("rope.freq_base", 10000.0) > 1, f"{name}type 'yarn' needs a rope.freq_base above 1")
+        return YarnScaling(
+            factor, self.size(f"{at}original_context_length", self.size("context_length")), attention, *betas
+        )
+
+
+def token_id(metadata: Metadata, name: str, vocab_size: int, default: int | None = None) -> int | None:
+    """`tokenizer.ggml.{name}_token_id`; None where the file names none, also as -1."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    value = metadata.get(key, int)
+    if value in (None, -1, (1 << 32) - 1):
+        return default if value is None and default is not None and default < vocab_size else None
+    metadata.require(0 <= value < vocab_size, f"{key} is {value}, but the vocabulary has {vocab_size} tokens")
+    return value
+
+
+def end_tokens(metadata: Metadata, vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end an answer. Without a key, a SentencePiece vocabulary has </s> at 2."""
+    default = 2 if metadata.values.get("tokenizer.ggml.model") == "llama" else None
+    ids = token_id(metadata, "eos", vocab_size, default), *(token_id(metadata, k, vocab_size) for k in ("eot", "eom"))
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
