@@ -49,14 +49,10 @@ class RotaryEmbedding:
         """positions: rows of the table; None: as many as the model can do. Made in slices: they are float32, and take
         more than the rows that come of them."""
         rows = positions or config.max_position_embeddings
-        frequencies, half = inverse_frequencies(config).to(device), config.head_dim // 2
-        factor = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
         self.table = torch.empty(rows, 2, 1, config.head_dim, dtype=dtype, device=device)
         for start in range(0, rows, SLICE):
-            part = self.table[start : start + SLICE, :, 0]
-            angles = torch.outer(torch.arange(start, start + len(part), device=device).float(), frequencies)
-            cos, sin = angles.cos() * factor, angles.sin() * factor
-            part[:, 0, :half], part[:, 0, half:], part[:, 1, :half], part[:, 1, half:] = cos, cos, -sin, sin
+            part = torch.arange(start, min(start + SLICE, rows), device=device)
+            self.table[start : start + SLICE] = cosines_and_sines(config, part)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines [T, 1, D] for the tokens of one step."""
@@ -67,6 +63,15 @@ class RotaryEmbedding:
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn heads [T, H, D], queries and keys in one go, by cos and signed sin [T, 1, D]."""
     return (heads * cos).addcmul_(heads.roll(heads.shape[-1] // 2, dims=-1), sin)
+
+
+def cosines_and_sines(config: ModelConfig, positions: torch.Tensor) -> torch.Tensor:
+    """Rows of the table for positions [P]: float32 [P, 2, 1, D]."""
+    angles = torch.outer(positions.float(), inverse_frequencies(config).to(positions.device))
+    factor = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+    cos, sin = angles.cos() * factor, angles.sin() * factor
+    halves = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return torch.stack(halves, dim=1)[:, :, None]
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:

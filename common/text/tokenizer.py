@@ -41,7 +41,7 @@ class Tokenizer:
         self.template_kwargs: Mapping[str, Any] = {}  # variables for every chat
         self.special_tokens = dict(special_tokens or {})
         own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
-        self.eos_token_ids: tuple[int, ...] = tuple({*eos_token_ids, *([] if own is None else [own])})
+        self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos_token_ids, *([] if own is None else [own])]))
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
