@@ -276,14 +276,3 @@ def print_table(results: dict[str, Any]) -> None:
     console.print(table)
     for name, reason in config["refused"].items():
         console.print(f"not {name}: {reason}", highlight=False, soft_wrap=True)
-
-
-def print_best(tried: list[dict[str, Any]]) -> None:
-    """Of each layer and number of rows the three fastest configurations, and the one that is chosen by default."""
-    for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in tried):
-        mine = [t for t in tried if (t["name"], t["rows"]) == (name, rows) and t["seconds"] is not None]
-        for place, one in enumerate(sorted(mine, key=lambda t: t["seconds"])):
-            chosen = " (chosen)" if one.get("chosen") else ""
-            if place < 3 or chosen:
-                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}{chosen}"
-                Console().print(line, highlight=False, markup=False, soft_wrap=True)

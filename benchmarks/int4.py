@@ -5,8 +5,6 @@ ceiling is the time to read the 4-bit weight at the speed of a copy measured in 
 few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
-import itertools
-import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -15,13 +13,12 @@ from statistics import mean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import read_json, write_json
 from benchmarks.plots.picture import save_picture
@@ -31,7 +28,6 @@ from common.errors import require
 from common.execution.choose import choose_linear
 from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models.linear import Linear, Projection
-from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.fast.choose import Int4Layers
@@ -50,8 +46,6 @@ QUICK_SHAPES = {"small": (128, 64)}
 COLORS = {"qkv": "#332288", "o": "#117733", "gate_up": "#CC6677", "down": "#DDAA33"}
 BF16 = torch.bfloat16
 SCHEMA = "int4-3"
-TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
-TUNE_SECONDS = 150.0  # tuning stops here with what it has: compiling takes most of it
 
 
 @dataclass
@@ -192,72 +186,3 @@ def _finding(records: list[dict[str, Any]]) -> str:
     slower = [n for n in rows if mean([r["speedup"] for r in int4 if r["rows"] == n]) < 1]
     end = f"on average slower from {slower[0]} rows on" if slower else f"faster up to {rows[-1]} rows"
     return f"4-bit layers: {min(one):.1f} to {max(one):.1f} times bf16 at {rows[0]} row, {end}"
-
-
-def tune(device: str, path: Path, resume: bool) -> None:
-    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
-
-    Every try is written to `path` at once; resume: those that it has are not tried again.
-    """
-    target, group = parse_device(device), GROUP["cuda"]
-    require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
-    config = {"device": str(target), "group_size": group}
-    results: dict[str, Any] = {"schema": "int4-tune-2", "environment": environment(), "config": config}
-    results["records"] = earlier(path, results) if resume else []
-    records: list[dict[str, Any]] = results["records"]
-    done = {(r["name"], r["rows"], r["config"]) for r in records}
-    began = time.perf_counter()
-    with torch.inference_mode():
-        for name, rows, label, call, count in _all_tries(group, target):
-            if time.perf_counter() - began > TUNE_SECONDS:
-                break
-            if (name, rows, label) in done:
-                continue
-            record: dict[str, Any] = {"name": name, "rows": rows, "config": label, "seconds": None, "error": None}
-            try:
-                record["seconds"] = seconds_per_call(call, target, count, True)
-            except RuntimeError as error:  # more shared memory than there is
-                record["error"] = str(error).splitlines()[0]
-            records.append(record)
-            write_json(path, results)
-    print_best(records)
-
-
-Try = tuple[str, Callable[[int], object], int]  # configuration, call, and copies of the weight
-
-
-def _all_tries(group: int, device: torch.device) -> Iterator[tuple[str, int, *Try]]:
-    for name, (inputs, outputs) in SHAPES["cuda"].items():
-        weight = torch.randn(outputs, inputs, device=device).mul_(inputs**-0.5)
-        rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-        for rows in TUNED_ROWS:
-            for one in _tries(rounded, rows, device):
-                yield name, rows, *one
-
-
-def _tries(weight: QuantizedWeight, rows: int, device: torch.device) -> Iterator[Try]:
-    """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
-    many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_int4_config`'s limits."""
-    from common.execution.gpu.launch import launch_options
-    from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
-    from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
-    from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out
-    from stages.m7_gptq.fast.kernels.triton_int4_tiles import tiles
-
-    first = lay_out(weight, BF16, device)
-    count = -(-COLD_BYTES["cuda"] // first.nbytes())
-    copies = [deepcopy(first) for _ in range(count)]  # scales too: what a cache holds would not be read from memory
-    x = torch.randn(rows, weight.in_features, device=device).to(BF16)
-    launch = launch_options(device)
-    if rows <= 4:
-        for each, warps in itertools.product((16, 32), (2, 4, 8, 16)):
-            c = {"ROWS": each, "WARPS": warps}
-            yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], launch, config=c), count
-    if rows > 1:
-        tokens = next(n for n in (16, 64, 128) if rows <= n or n == 128)
-        for each, stages, parts in itertools.product((64, 128), (3, 4), (1, 2, 4, 8)):
-            c = {"TOKENS": tokens, "ROWS": each, "num_warps": 4, "num_stages": stages}
-            if parts == 1 or (rows <= 64 and first.blocks % parts == 0):
-                yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], c, p), count
-    if rows >= 64:
-        yield "dequantised, cuBLAS", lambda i: F.linear(x, dequantize(copies[i], BF16)), count
