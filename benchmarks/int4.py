@@ -7,7 +7,6 @@ few tokens start while the previous one still runs, as in the engine (`int4`); `
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -48,22 +47,6 @@ BF16 = torch.bfloat16
 SCHEMA = "int4-3"
 
 
-@dataclass
-class Measurement:
-    """layer: `int4`, `int4 in order`, `bf16` (F.linear) or `bf16 packed` (oneDNN's layout). gb_per_s: of its weight's
-    bytes. speedup: over `bf16` at the same shape and rows; share: of the ceiling, the time to read the 4-bit weight."""
-
-    shape: str
-    inputs: int
-    outputs: int
-    rows: int
-    layer: str
-    seconds: float
-    gb_per_s: float
-    speedup: float
-    share: float
-
-
 def run(device: str, path: Path, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
     """Measure, print a table, write `path` (after each shape) and `int4.png` in `out_dir`.
 
@@ -75,17 +58,16 @@ def run(device: str, path: Path, quick: bool, out_dir: Path, resume: bool = Fals
     rows = ROWS[:2] if quick else ROWS
     config = {"device": str(target), "group_size": group, "rows": list(rows)}
     results: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "config": config}
-    measured = [Measurement(**record) for record in earlier(path, results)] if resume else []
+    results["records"] = records = earlier(path, results) if resume else []
     with torch.inference_mode(), progress_bar("int4", len(shapes)) as advance:
         copy = ceilings(target, BF16, quick).copy
         results["ceilings"] = {"copy_gb_per_s": copy / 1e9}
         for name, shape in shapes.items():
-            if all(m.shape != name for m in measured):
-                measured += measure(name, shape, rows, group, target, copy, quick)
-            results["records"] = [asdict(m) for m in measured]
+            if all(r["shape"] != name for r in records):
+                records += measure(name, shape, rows, group, target, copy, quick)
             write_json(path, results)
             advance(1, name)
-    print_table(results, measured)
+    print_table(results)
     hardware = short_hardware(results["environment"], target.type)
     picture = save_picture(out_dir / "int4.png", lambda: draw(results, hardware))
     Console(stderr=True).print(f"wrote {path} and {picture}", highlight=False)
@@ -106,10 +88,14 @@ def earlier(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
 def measure(
     name: str, shape: tuple[int, int], rows: tuple[int, ...], group: int, device: torch.device, copy: float,
     quick: bool,
-) -> list[Measurement]:  # fmt: skip
-    """Every kind of layer of one shape at every number of rows."""
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every kind of layer of one shape at every number of rows.
+
+    layer: `int4`, `int4 in order`, `bf16` (F.linear) or `bf16 packed` (oneDNN's layout). gb_per_s: of its weight's
+    bytes. speedup: over `bf16` at the same shape and rows; share: of the ceiling, the time to read the 4-bit weight.
+    """
     inputs, outputs = shape
-    result: list[Measurement] = []
+    records: list[dict[str, Any]] = []
     plain: dict[int, float] = {}
     floor = inputs * outputs / 2 / copy
     for kind, make in kinds(shape, group, device):
@@ -121,9 +107,10 @@ def measure(
             x = torch.randn(n, inputs, device=device).to(BF16)
             seconds = seconds_per_call(lambda i, layers=layers, x=x: layers[i](x), device, count, quick)
             plain.setdefault(n, seconds)
-            result.append(Measurement(name, inputs, outputs, n, kind, seconds, size / seconds / 1e9,
-                                      plain[n] / seconds, floor / seconds))  # fmt: skip
-    return result
+            what = {"shape": name, "inputs": inputs, "outputs": outputs, "rows": n, "layer": kind, "seconds": seconds}
+            speeds = {"gb_per_s": size / seconds / 1e9, "speedup": plain[n] / seconds, "share": floor / seconds}
+            records.append(what | speeds)
+    return records
 
 
 def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Projection]]]:
@@ -140,7 +127,7 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
 
 
-def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
+def print_table(results: dict[str, Any]) -> None:
     top, config = results["ceilings"]["copy_gb_per_s"], results["config"]
     table = Table(
         "shape",
@@ -148,9 +135,9 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
         title=f"4-bit linear layers, groups of {config['group_size']}, {config['device']}",
         caption=f"copy in this run: {top:.0f} GB/s; 'of ceiling': time to read the 4-bit weight at that speed",
     )
-    for m in sorted(measured, key=lambda m: (m.inputs * m.outputs, m.shape, m.rows)):
-        table.add_row(f"{m.shape} {m.inputs} → {m.outputs}", str(m.rows), m.layer, f"{m.seconds * 1e6:.1f} µs",
-                      f"{m.gb_per_s:.0f}", f"{m.speedup:.2f}", f"{m.share:.0%}")  # fmt: skip
+    for r in sorted(results["records"], key=lambda r: (r["inputs"] * r["outputs"], r["shape"], r["rows"])):
+        speeds = f"{r['seconds'] * 1e6:.1f} µs", f"{r['gb_per_s']:.0f}", f"{r['speedup']:.2f}", f"{r['share']:.0%}"
+        table.add_row(f"{r['shape']} {r['inputs']} → {r['outputs']}", str(r["rows"]), r["layer"], *speeds)
     Console().print(table)
 
 

@@ -29,7 +29,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
     monkeypatch.setattr(int4, "QUICK_SHAPES", {"one": (128, 64), "two": (64, 64)})
     real, calls = int4.measure, []
 
-    def stops(name: str, *rest: Any) -> list[int4.Measurement]:
+    def stops(name: str, *rest: Any) -> list[dict[str, Any]]:
         calls.append(name)
         if calls == ["one", "two"]:
             raise KeyboardInterrupt
