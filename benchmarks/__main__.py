@@ -89,7 +89,7 @@ def compare(
     plan = make_comparison(_names(stages), _names(workload), peers=peers, **what, **how)
     path, folder = _places(json_path, out_dir, "bench.json")
     with Screen() as screen:
-        results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
+        results = run(plan, path, screen.started, screen.result, resume=resume, timeout=timeout)
     _show(results, folder)
     print(f"results: {path}")
     if any(not r.ok and r.stage not in PEERS for r in results.records + results.sweeps):

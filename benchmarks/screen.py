@@ -40,7 +40,7 @@ class Screen(Progress):
 
         return on_message
 
-    def finished(self, record: Record) -> None:
+    def result(self, record: Record) -> None:
         self.advance(self._all)
         name = label(record.stage, record.workload, record.variant, record.plain)
         if record.ok:
