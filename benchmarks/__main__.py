@@ -89,7 +89,7 @@ def compare(
     plan = make_comparison(_names(stages), _names(workload), peers=peers, **what, **how)
     path, folder = _places(json_path, out_dir, "bench.json")
     with Screen() as screen:
-        results = run(plan, path, screen.started, screen.finished, resume=resume, timeout=timeout)
+        results = run(plan, path, screen.started, screen.result, resume=resume, timeout=timeout)
     _show(results, folder)
     print(f"results: {path}")
     if any(not r.ok and r.stage not in PEERS for r in results.records + results.sweeps):
@@ -144,7 +144,6 @@ def fused(
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, ...")] = "auto",
     dtype: Dtype = "bf16",
     model: Annotated[str, typer.Option(help="Whose shapes: qwen3-0.6b, qwen3-4b, llama3-1b, ...")] = "qwen3-0.6b",
-    tune: Annotated[bool, typer.Option("--tune", help="Also try other configurations of the products.")] = False,
     quick: Quick = False,
     json_path: JsonFile = None,
 ) -> None:
@@ -156,26 +155,22 @@ def fused(
         raise unknown("model", model, PRESETS)
     path = json_path or DEFAULT_FOLDER / "fused.json"
     check_writable(path)
-    run_fused(device, dtype, model, path, quick, tune)
+    run_fused(device, dtype, model, path, quick)
 
 
 @app.command()
 def int4(
     device: Device = "auto",
     quick: Quick = False,
-    tune: Annotated[bool, typer.Option("--tune", help="Only try configurations of the Triton kernels.")] = False,
     resume: Resume = False,
     json_path: JsonFile = None,
     out_dir: PictureFolder = None,
 ) -> None:
     """Time m7's 4-bit layers alone, at 1 to 64 rows, next to 16-bit products and the speed of memory."""
-    from benchmarks import int4 as bench
+    from benchmarks.int4 import run as run_layers
 
-    path, folder = _places(json_path, out_dir, "int4-tune.json" if tune else "int4.json")
-    if tune:
-        bench.tune(device, path, resume)
-    else:
-        bench.run(device, path, quick, folder, resume)
+    path, folder = _places(json_path, out_dir, "int4.json")
+    run_layers(device, path, quick, folder, resume)
 
 
 @app.command()

@@ -8,7 +8,7 @@ the last call would make any kernel look good. `contiguous` is PyTorch's SDPA on
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import write_json
-from common.batch import RaggedBatch
+from common import SamplingParams
 from common.config import parse_device, parse_dtype
+from common.plan import Chunk, StepPlan
+from common.request import Request
 from common.watch.progress import progress_bar
+from stages.m3_paged_kv.batch import PagedBatches
 from stages.m4_flash_attention.fast import select
 from stages.m4_flash_attention.fast.backends import AttentionShape
 
@@ -68,24 +71,6 @@ STEPS = {
 QUICK = (Step(2, 1, 40), Step(1, 24, 40))
 
 
-@dataclass
-class Measurement:
-    """`rate`: GB/s for decode, TFLOP/s for prefill; `share`: of the ceiling. Both None where it could not run."""
-
-    backend: str
-    step: str
-    kind: str
-    sequences: int
-    queries: int
-    context: int
-    seconds: float | None = None
-    rate: float | None = None
-    share: float | None = None
-    tflop_per_s: float | None = None
-    flop_per_byte: float | None = None
-    error: str | None = None
-
-
 def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict[str, Any]:
     """Measure, print a table, write `path`, and `attention-roofline.png` in `out_dir`."""
     target, kind = parse_device(device), parse_dtype(dtype)
@@ -97,11 +82,11 @@ def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict
         refused["naive"] = "it is for reading: on a GPU it would launch a million tiny kernels"
     names = [*(name for name in select.NAMES if name not in refused), "contiguous"]
     jobs = [(step, name) for step in steps for name in names]
-    measured: list[Measurement] = []
+    records: list[dict[str, Any]] = []
     with torch.inference_mode(), progress_bar("attention", len(jobs)) as advance:
         copy, matmul = ceilings(target, kind, quick)
         for step, name in jobs:
-            measured.append(measure(name, shape, step, copy, matmul, quick))
+            records.append(measure(name, shape, step, copy, matmul, quick))
             advance(1)
     results = {
         "schema": SCHEMA,
@@ -109,7 +94,7 @@ def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict
         "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "heads": heads,
                    "kv_heads": kv_heads, "head_dim": head_dim, "block_size": BLOCK_SIZE, "refused": refused},
         "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12, **specified(target)},
-        "records": [asdict(m) for m in measured],
+        "records": records,
     }  # fmt: skip
     print_table(results)
     write_json(path, results)
@@ -150,8 +135,10 @@ def specified(device: torch.device) -> dict[str, float]:
     return {"specified_gb_per_s": 2e3 * clock * bus / 8 / 1e9} if clock and bus else {}  # two transfers a clock
 
 
-def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: float, quick: bool) -> Measurement:
-    m = Measurement(name, step.label, step.kind, step.sequences, step.queries, step.context)
+def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: float, quick: bool) -> dict[str, Any]:
+    """`rate`: GB/s for decode, TFLOP/s for prefill; `share`: of the ceiling. Both None where it could not run."""
+    record: dict[str, Any] = {"backend": name, "step": step.label, "kind": step.kind, **vars(step)}
+    record |= dict.fromkeys(("seconds", "rate", "share", "tflop_per_s", "flop_per_byte", "error"))
     size = shape.dtype.itemsize
     kv_bytes = 2 * step.sequences * step.context * shape.num_kv_heads * shape.head_dim * size
     q_bytes = 2 * step.sequences * step.queries * shape.num_heads * shape.head_dim * size  # read q, write the result
@@ -160,39 +147,23 @@ def measure(name: str, shape: AttentionShape, step: Step, copy: float, matmul: f
     layers = 2 if quick else max(2, cold)
     try:
         call = contiguous(shape, step, layers) if name == "contiguous" else paged(name, shape, step, layers)
-        m.seconds = seconds_per_call(call, shape.device, layers, quick)
+        seconds = seconds_per_call(call, shape.device, layers, quick)
     except (RuntimeError, ValueError) as error:  # out of memory, a shape that a library refuses
-        m.error = str(error).splitlines()[0]
-        return m
+        return record | {"error": str(error).splitlines()[0]}
     work, ceiling, unit = (kv_bytes, copy, 1e9) if step.kind == "decode" else (flop, matmul, 1e12)
-    m.rate, m.share = work / m.seconds / unit, work / m.seconds / ceiling
-    m.tflop_per_s, m.flop_per_byte = flop / m.seconds / 1e12, flop / (kv_bytes + q_bytes)
-    return m
+    speeds = {"seconds": seconds, "rate": work / seconds / unit, "share": work / seconds / ceiling}
+    return record | speeds | {"tflop_per_s": flop / seconds / 1e12, "flop_per_byte": flop / (kv_bytes + q_bytes)}
 
 
 def paged(name: str, shape: AttentionShape, step: Step, layers: int) -> Callable[[int], object]:
     """`attend` of one layer, over blocks dealt in random order."""
     blocks = step.sequences * -(-step.context // shape.block_size)
     kv = _random(shape, layers, 2, blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
-    tokens = step.sequences * step.queries
-    q = _random(shape, tokens, shape.num_heads, shape.head_dim)
-    tables = torch.randperm(blocks, device=shape.device).view(step.sequences, -1).int()
-    positions = torch.arange(step.context - step.queries, step.context, device=shape.device).repeat(step.sequences)
-    owner = torch.arange(step.sequences, device=shape.device).repeat_interleave(step.queries)
-    slots = tables[owner, positions // shape.block_size].long() * shape.block_size + positions % shape.block_size
-    starts = torch.arange(0, tokens + 1, step.queries, dtype=torch.int32, device=shape.device)
-    batch = RaggedBatch(
-        input_ids=positions,
-        positions=positions,
-        query_start_loc=starts,
-        seq_lens=torch.full((step.sequences,), step.context, dtype=torch.int32, device=shape.device),
-        logit_indices=starts[1:].long() - 1,
-        max_query_len=step.queries,
-        max_seq_len=step.context,
-        num_decodes=step.sequences if step.queries == 1 else 0,
-        slot_mapping=slots,
-        block_tables=tables,
-    )
+    q = _random(shape, step.sequences * step.queries, shape.num_heads, shape.head_dim)
+    request = Request("", [0] * step.context, SamplingParams(), frozenset(), seed=0, arrival_time=0.0)
+    tables = torch.randperm(blocks).view(step.sequences, -1).tolist()
+    chunks = [Chunk(request, step.context - step.queries, step.queries, table) for table in tables]
+    batch = PagedBatches(shape.block_size)(StepPlan(chunks), shape.device)
     backend = select.choose(name, shape).backend
     backend.begin(batch)
     return lambda layer: backend.attend(q, kv[layer])
@@ -276,14 +247,3 @@ def print_table(results: dict[str, Any]) -> None:
     console.print(table)
     for name, reason in config["refused"].items():
         console.print(f"not {name}: {reason}", highlight=False, soft_wrap=True)
-
-
-def print_best(tried: list[dict[str, Any]]) -> None:
-    """Of each layer and number of rows the three fastest configurations, and the one that is chosen by default."""
-    for name, rows in dict.fromkeys((t["name"], t["rows"]) for t in tried):
-        mine = [t for t in tried if (t["name"], t["rows"]) == (name, rows) and t["seconds"] is not None]
-        for place, one in enumerate(sorted(mine, key=lambda t: t["seconds"])):
-            chosen = " (chosen)" if one.get("chosen") else ""
-            if place < 3 or chosen:
-                line = f"{name}, {rows} rows: {one['seconds'] * 1e6:6.1f} µs  {one['config']}{chosen}"
-                Console().print(line, highlight=False, markup=False, soft_wrap=True)

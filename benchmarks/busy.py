@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -53,18 +53,8 @@ LIBRARYS = Setting(int(LIBRARY_DEFAULTS["GOMP_SPINCOUNT"]), follows=False)
 SWEEP = [Setting(count, follows=False) for count in (0, 1_000, 10_000, 30_000, 100_000)]
 
 
-@dataclass
-class Line:
-    """Output tokens per second of a stage with a setting, run by run, next to `busy` loops."""
-
-    stage: str
-    setting: Setting
-    busy: int
-    runs: list[float] = field(default_factory=list[float])
-
-    @property
-    def rate(self) -> float:
-        return median(self.runs)
+Runs = dict[tuple[str, int, Setting], list[float]]
+"""Output tokens per second, run by run, of a stage next to so many busy loops with a setting."""
 
 
 class Contestant:
@@ -114,68 +104,72 @@ def busy_loops(count: int) -> Generator[None]:
             loop.wait()
 
 
-def measure(settings: Sequence[Setting], rounds: int, model: str) -> list[Line]:
-    lines = {(s, setting, n): Line(s, setting, n) for s in STAGES for n in LOADS for setting in settings}
-    with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(settings) + rounds * len(lines)) as advance:
+def measure(settings: Sequence[Setting], rounds: int, model: str) -> Runs:
+    runs: Runs = {(stage, busy, setting): [] for stage in STAGES for busy in LOADS for setting in settings}
+    with ExitStack() as stack, progress_bar("busy", len(STAGES) * len(settings) + rounds * len(runs)) as advance:
         contestants: list[Contestant] = []
-        for stage in STAGES:
-            for setting in settings:
-                contestants.append(Contestant(stage, setting, model))
-                stack.callback(contestants[-1].close)
-                advance(1, f"{stage} is ready")
-        for _ in range(rounds):
-            for busy in LOADS:
-                with busy_loops(busy):
-                    for one in contestants:
-                        lines[one.stage, one.setting, busy].runs.append(one.rate(SECONDS))
-                        advance(1, f"{one.stage} next to {busy}")
-    return list(lines.values())
+        for stage, setting in product(STAGES, settings):
+            contestants.append(Contestant(stage, setting, model))
+            stack.callback(contestants[-1].close)
+            advance(1, f"{stage} is ready")
+        for _, busy in product(range(rounds), LOADS):
+            with busy_loops(busy):
+                for one in contestants:
+                    runs[one.stage, busy, one.setting].append(one.rate(SECONDS))
+                    advance(1, f"{one.stage} next to {busy}")
+    return runs
 
 
-def verdicts(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def verdicts(runs: Runs) -> list[dict[str, Any]]:
     """What is required of `OURS`: the share reached, the share asked, and whether that is met."""
-    rates = {(line.stage, line.setting, line.busy): line.rate for line in lines}
     found: list[dict[str, Any]] = []
     for stage in STAGES:
-        quiet = rates[stage, OURS, 0]
-        asked = [("quiet, of the default's speed", quiet / rates[stage, LIBRARYS, 0], QUIET_SHARE)]
-        for busy, share in BUSY_SHARES.items():
-            asked.append((f"next to {busy} busy loops, of its quiet speed", rates[stage, OURS, busy] / quiet, share))
-        found += [{"stage": stage, "what": w, "reached": r, "asked": share, "met": r >= share} for w, r, share in asked]
+        quiet, *busy = (median(runs[stage, busy, OURS]) for busy in (0, *BUSY_SHARES))
+        shares = [("quiet, of the default's speed", quiet / median(runs[stage, 0, LIBRARYS]), QUIET_SHARE)]
+        for (loops, asked), rate in zip(BUSY_SHARES.items(), busy, strict=True):
+            shares.append((f"next to {loops} busy loops, of its quiet speed", rate / quiet, asked))
+        found += [
+            {"stage": stage, "what": w, "reached": r, "asked": asked, "met": r >= asked} for w, r, asked in shares
+        ]
     return found
 
 
 def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
     """Measure, write `path` and the picture next to it, print both tables. Is everything met?"""
-    lines = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
+    runs = measure([*(SWEEP if sweep else ()), LIBRARYS, OURS], rounds, model)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "environment": environment(),
         "config": {"model": model, "ours": str(OURS), "default": str(LIBRARYS), "rounds": rounds},
-        "verdicts": verdicts(lines),
-        "records": [asdict(line) | {"setting": str(line.setting), "tokens_per_s": line.rate} for line in lines],
+        "verdicts": verdicts(runs),
+        "records": [
+            {"stage": stage, "setting": str(setting), "busy": busy, "runs": rates, "tokens_per_s": median(rates)}
+            for (stage, busy, setting), rates in runs.items()
+        ],
     }
     write_json(path, results)
     hardware = short_hardware(results["environment"], "cpu")
     picture = save_picture(path.with_suffix(".png"), lambda: draw(results, hardware))
-    print_tables(lines, results["verdicts"])
+    print_tables(results)
     print(f"wrote {path} and {picture}")
     return all(verdict["met"] for verdict in results["verdicts"])
 
 
-def print_tables(lines: Sequence[Line], found: Sequence[dict[str, Any]]) -> None:
-    settings = list(dict.fromkeys(line.setting for line in lines))
-    columns = [Column(heading, justify="right") for heading in ("stage", "busy loops", *map(str, settings))]
+def print_tables(results: dict[str, Any]) -> None:
+    rates, settings = _rates(results["records"]), list(dict.fromkeys(r["setting"] for r in results["records"]))
+    columns = [Column(heading, justify="right") for heading in ("stage", "busy loops", *settings)]
     table = Table(*columns, title="output tokens/s by the spin count of idle threads (medians)")
-    rates = {(line.stage, line.busy, line.setting): line.rate for line in lines}
-    for stage in STAGES:
-        for busy in sorted({line.busy for line in lines}):
-            table.add_row(stage, str(busy), *(f"{rates[stage, busy, setting]:.0f}" for setting in settings))
+    for stage, busy in product(STAGES, LOADS):
+        table.add_row(stage, str(busy), *(f"{rates[stage, busy, setting]:.0f}" for setting in settings))
     console = Console()
     console.print(table)
-    for verdict in found:
+    for verdict in results["verdicts"]:
         figures = f"{verdict['reached']:.2f} (asked {verdict['asked']})"
         console.print(f"{verdict['stage']} {verdict['what']}: {figures} {'met' if verdict['met'] else 'NOT MET'}")
+
+
+def _rates(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
+    return {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
 
 
 def draw(results: dict[str, Any], hardware: str) -> Figure:
@@ -183,7 +177,7 @@ def draw(results: dict[str, Any], hardware: str) -> Figure:
     records, ours = results["records"], results["config"]["ours"]
     settings = list(dict.fromkeys(record["setting"] for record in records))
     names = list(dict.fromkeys(record["stage"] for record in records))
-    rates = {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
+    rates = _rates(records)
     figure, panels = plt.subplots(1, len(names), figsize=(11, 5), squeeze=False)
     for axes, stage in zip(panels[0], names, strict=True):
         for busy in sorted({record["busy"] for record in records}):
@@ -210,10 +204,10 @@ def _name(setting: str, default: str) -> str:
 
 def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
     stages = list(dict.fromkeys(record["stage"] for record in records))
-    rate = {(r["stage"], r["setting"], r["busy"]): r["tokens_per_s"] for r in records}
+    rate = _rates(records)
     parts: list[str] = []
     for busy in sorted({record["busy"] for record in records}):
-        over = [rate[stage, ours, busy] / rate[stage, default, busy] for stage in stages]
+        over = [rate[stage, busy, ours] / rate[stage, busy, default] for stage in stages]
         span = "–".join(dict.fromkeys(f"{share:.1f}" for share in (min(over), max(over))))
         parts.append(f"{span} {f'next to {busy} loops' if busy else 'quiet'}")
     return f"Engines run at this many times the default's speed: {', '.join(parts)}"

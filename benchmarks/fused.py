@@ -7,9 +7,8 @@ once; for the operations between the products, their inputs and outputs.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
 from benchmarks.environment import environment
 from benchmarks.files import write_json
 from common.config import parse_device, parse_dtype
@@ -30,35 +29,19 @@ from common.models.sources.random_weights import PRESETS
 from common.watch.progress import progress_bar
 
 ROWS = (1, 2, 4, 8, 64)
-TUNED_ROWS = (1, 4)
-TUNE_SECONDS = 80.0  # tuning stops here with what it has: compiling takes most of it
 
 Call = Callable[[Ops, int], object]  # call(ops, copy): the operation, on that copy of the weights
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on `rows` tokens; `bytes` is what it has to move. `product`: weight, x, and gemv's options."""
+    """One operation on `rows` tokens; `bytes` is what it has to move."""
 
     name: str
     rows: int
     bytes: int
     copies: int
     call: Call
-    product: tuple[list[torch.Tensor], torch.Tensor, dict[str, Any]] | None = None
-
-
-@dataclass
-class Measurement:
-    """Seconds of one call; GB/s of the fused one, and its share of the copy's."""
-
-    name: str
-    rows: int
-    fused: float
-    apart: float
-    plain: float
-    gb_per_s: float
-    share: float
 
 
 def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: tuple[int, ...]) -> Iterator[Case]:
@@ -69,28 +52,24 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
         return torch.randn(*shape, dtype=dtype, device=device)
 
     norm, head_norm = RMSNorm(tensor(hidden), config.rms_norm_eps), RMSNorm(tensor(dim), config.rms_norm_eps)
-    shapes = {
-        "norm + qkv": ((num_q + 2 * num_kv) * dim, hidden),
-        "o + residual": (hidden, num_q * dim),
-        "norm + gate, up + SiLU": (2 * config.intermediate_size, hidden),
-        "down + residual": (hidden, config.intermediate_size),
-        "norm + head": (config.vocab_size, hidden),
-    }
-    for name, (outputs, width) in shapes.items():
+    products: dict[str, tuple[int, int, Callable[..., object]]] = {
+        "norm + qkv": ((num_q + 2 * num_kv) * dim, hidden, lambda ops, x, _, p: ops.norm_linear(x, norm, p)),
+        "o + residual": (hidden, num_q * dim, lambda ops, x, residual, p: ops.residual_linear(residual, p, x)),
+        "norm + gate, up + SiLU": (
+            2 * config.intermediate_size, hidden, lambda ops, x, _, p: ops.norm_swiglu(x, norm, p)
+        ),
+        "down + residual": (
+            hidden, config.intermediate_size, lambda ops, x, residual, p: ops.residual_linear(residual, p, x)
+        ),
+        "norm + head": (config.vocab_size, hidden, lambda ops, x, _, p: ops.norm_linear(x, norm, p)),
+    }  # fmt: skip
+    for name, (outputs, width, product) in products.items():
         copies = max(2, -(-COLD_BYTES[device.type] // (outputs * width * size))) if device.type == "cuda" else 2
-        weights = [tensor(outputs, width) * width**-0.5 for _ in range(copies)]
-        projections = [Linear(weight) for weight in weights]
+        layers = [Linear(tensor(outputs, width) * width**-0.5) for _ in range(copies)]
         for n in rows:
             x, residual = tensor(n, width), tensor(n, outputs)
-            before: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps}
-            call: Call = lambda ops, i, x=x, p=projections: ops.norm_linear(x, norm, p[i])  # noqa: E731
-            if "residual" in name:
-                before = {"add_to": residual}
-                call = lambda ops, i, x=x, r=residual, p=projections: ops.residual_linear(r, p[i], x)  # noqa: E731
-            elif "SiLU" in name:
-                before["gated"] = True
-                call = lambda ops, i, x=x, p=projections: ops.norm_swiglu(x, norm, p[i])  # noqa: E731
-            yield Case(name, n, weights[0].nbytes, copies, call, (weights, x, before))
+            call: Call = lambda ops, i, f=product, x=x, r=residual, p=layers: f(ops, x, r, p[i])  # noqa: E731
+            yield Case(name, n, layers[0].weights_bytes(), copies, call)
     rotary = RotaryEmbedding(replace(config, max_position_embeddings=max(rows)), dtype, device)
     embedding = tensor(config.vocab_size, hidden)
     for n in rows:
@@ -119,8 +98,8 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
             yield Case(name, n, moved, 10 if device.type == "cuda" else 1, call)
 
 
-def run(device: str, dtype: str, model: str, path: Path, quick: bool, tune: bool) -> dict[str, Any]:
-    """Measure, print a table, write `path`."""
+def run(device: str, dtype: str, model: str, path: Path, quick: bool) -> dict[str, Any]:
+    """Measure, print a table, write `path`: seconds of one call each way; GB/s fused, and its share of the copy's."""
     target, kind = parse_device(device), parse_dtype(dtype)
     if target.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError("the fused kernels need a GPU, and there is none: TRITON_INTERPRET=1 runs them, very slowly")
@@ -128,78 +107,40 @@ def run(device: str, dtype: str, model: str, path: Path, quick: bool, tune: bool
 
     config = PRESETS["tiny-qwen3" if quick else model]
     rows = (1, 9) if quick else ROWS
-    fused, apart, plain = FusedOps(target), FusedOps(target, pdl=False), Ops()
-    measured: list[Measurement] = []
+    ways = {"fused": FusedOps(target), "apart": FusedOps(target, pdl=False), "plain": Ops()}
+    records: list[dict[str, Any]] = []
     with torch.inference_mode(), progress_bar("fused kernels", 11 * len(rows)) as advance:
         copy = ceilings(target, kind, quick).copy
         for case in cases(config, kind, target, rows):
-            times = [
-                seconds_per_call(lambda i, o=ops, c=case: c.call(o, i), target, case.copies, quick)
-                for ops in (fused, apart, plain)
-            ]
-            rate = case.bytes / times[0]
-            measured.append(Measurement(case.name, case.rows, *times, rate / 1e9, rate / copy))
+            times = {
+                name: seconds_per_call(lambda i, o=o, c=case: c.call(o, i), target, case.copies, quick)
+                for name, o in ways.items()
+            }
+            rate = case.bytes / times["fused"]
+            measured = {"name": case.name, "rows": case.rows, **times, "gb_per_s": rate / 1e9, "share": rate / copy}
+            records.append(measured)
             advance(1)
-    tuned = tune_products(config, kind, target, fused.launch, copy, quick) if tune else []
     results = {
         "schema": "fused-1",
         "environment": environment(),
         "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "model": config.name},
         "ceilings": {"copy_gb_per_s": copy / 1e9},
-        "records": [asdict(m) for m in measured],
-        "tuned": tuned,
+        "records": records,
     }
     write_json(path, results)
-    print_table(results, measured)
+    print_table(results)
     Console(stderr=True).print(f"wrote {path}", highlight=False)
     return results
 
 
-@torch.inference_mode()
-def tune_products(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, launch: dict[str, Any], copy: float, quick: bool
-) -> list[dict[str, Any]]:
-    """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
-    from common.execution.gpu.triton_gemv import gemv, gemv_config
-
-    jobs: list[tuple[Case, Any, bool, Callable[[int], object]]] = []
-    for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):
-        if case.product is None:
-            continue
-        weights, x, options = case.product
-        gated = bool(options.get("gated"))
-        outputs = weights[0].shape[0] // (2 if gated else 1)
-        taken = gemv_config(outputs, x.shape[1], dtype.itemsize, gated, case.rows)
-        row_bytes = weights[0].nbytes // outputs
-        others = [replace(taken, out=out, num_warps=warps) for out in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
-        bytes_a_thread = {c: c.out * row_bytes // (32 * c.num_warps) for c in others}
-        others = [c for c, size in bytes_a_thread.items() if c != taken and 64 <= size <= 256]
-        for c in [taken, *others[: 1 if quick else None]]:
-            call = lambda i, w=weights, x=x, o=options, c=c: gemv(x, w[i], launch, config=c, **o)  # noqa: E731
-            jobs.append((case, c, c is taken, call))
-    results: list[dict[str, Any]] = []
-    began = time.perf_counter()
-    with progress_bar("tuning", len(jobs)) as advance:
-        for case, candidate, chosen, call in jobs:
-            if time.perf_counter() - began > TUNE_SECONDS:
-                break
-            seconds = seconds_per_call(call, device, case.copies, quick)
-            rate = case.bytes / seconds
-            label = f"out={candidate.out} num_warps={candidate.num_warps}"
-            record = {"name": case.name, "rows": case.rows, "config": label, "seconds": seconds, "chosen": chosen}
-            results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy})
-            advance(1)
-    return results
-
-
-def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
+def print_table(results: dict[str, Any]) -> None:
     copy = results["ceilings"]["copy_gb_per_s"]
     title = f"fused kernels, {results['config']['model']}, {results['config']['dtype']}"
     names = ("rows", "fused", "apart", "plain", "faster", "GB/s", "of copy")
     columns = [Column(name, justify="right") for name in names]
     table = Table("operation", *columns, title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
-    for m in measured:
-        times = [f"{seconds * 1e6:.1f} µs" for seconds in (m.fused, m.apart, m.plain)]
-        table.add_row(m.name, str(m.rows), *times, f"{m.plain / m.fused:.2f}×", f"{m.gb_per_s:.0f}", f"{m.share:.0%}")
+    for r in results["records"]:
+        times = [f"{r[name] * 1e6:.1f} µs" for name in ("fused", "apart", "plain")]
+        faster = f"{r['plain'] / r['fused']:.2f}×"
+        table.add_row(r["name"], str(r["rows"]), *times, faster, f"{r['gb_per_s']:.0f}", f"{r['share']:.0%}")
     Console().print(table)
-    print_best(results["tuned"])

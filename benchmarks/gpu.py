@@ -70,6 +70,6 @@ def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Pa
         print(f"{part.name}: {sum(1 for _ in jobs(plan))} runs, {path}", flush=True)
         with Screen() as screen:
             try:
-                yield run(plan, path, screen.started, screen.finished, resume=True)
+                yield run(plan, path, screen.started, screen.result, resume=True)
             except UserError as error:
                 raise UserError(f"{error}; or move {path} away") from error

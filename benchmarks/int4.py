@@ -5,23 +5,19 @@ ceiling is the time to read the 4-bit weight at the speed of a copy measured in 
 few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
-import itertools
-import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.attention import COLD_BYTES, ceilings, print_best, seconds_per_call
+from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import read_json, write_json
 from benchmarks.plots.picture import save_picture
@@ -31,7 +27,6 @@ from common.errors import require
 from common.execution.choose import choose_linear
 from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models.linear import Linear, Projection
-from common.models.quantized_weight import QuantizedWeight
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.fast.choose import Int4Layers
@@ -50,24 +45,6 @@ QUICK_SHAPES = {"small": (128, 64)}
 COLORS = {"qkv": "#332288", "o": "#117733", "gate_up": "#CC6677", "down": "#DDAA33"}
 BF16 = torch.bfloat16
 SCHEMA = "int4-3"
-TUNED_ROWS = (1, 2, 4, 16, 64, 128, 256, 512)
-TUNE_SECONDS = 150.0  # tuning stops here with what it has: compiling takes most of it
-
-
-@dataclass
-class Measurement:
-    """layer: `int4`, `int4 in order`, `bf16` (F.linear) or `bf16 packed` (oneDNN's layout). gb_per_s: of its weight's
-    bytes. speedup: over `bf16` at the same shape and rows; share: of the ceiling, the time to read the 4-bit weight."""
-
-    shape: str
-    inputs: int
-    outputs: int
-    rows: int
-    layer: str
-    seconds: float
-    gb_per_s: float
-    speedup: float
-    share: float
 
 
 def run(device: str, path: Path, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
@@ -81,17 +58,16 @@ def run(device: str, path: Path, quick: bool, out_dir: Path, resume: bool = Fals
     rows = ROWS[:2] if quick else ROWS
     config = {"device": str(target), "group_size": group, "rows": list(rows)}
     results: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "config": config}
-    measured = [Measurement(**record) for record in earlier(path, results)] if resume else []
+    results["records"] = records = earlier(path, results) if resume else []
     with torch.inference_mode(), progress_bar("int4", len(shapes)) as advance:
         copy = ceilings(target, BF16, quick).copy
         results["ceilings"] = {"copy_gb_per_s": copy / 1e9}
         for name, shape in shapes.items():
-            if all(m.shape != name for m in measured):
-                measured += measure(name, shape, rows, group, target, copy, quick)
-            results["records"] = [asdict(m) for m in measured]
+            if all(r["shape"] != name for r in records):
+                records += measure(name, shape, rows, group, target, copy, quick)
             write_json(path, results)
             advance(1, name)
-    print_table(results, measured)
+    print_table(results)
     hardware = short_hardware(results["environment"], target.type)
     picture = save_picture(out_dir / "int4.png", lambda: draw(results, hardware))
     Console(stderr=True).print(f"wrote {path} and {picture}", highlight=False)
@@ -112,10 +88,14 @@ def earlier(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
 def measure(
     name: str, shape: tuple[int, int], rows: tuple[int, ...], group: int, device: torch.device, copy: float,
     quick: bool,
-) -> list[Measurement]:  # fmt: skip
-    """Every kind of layer of one shape at every number of rows."""
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every kind of layer of one shape at every number of rows.
+
+    layer: `int4`, `int4 in order`, `bf16` (F.linear) or `bf16 packed` (oneDNN's layout). gb_per_s: of its weight's
+    bytes. speedup: over `bf16` at the same shape and rows; share: of the ceiling, the time to read the 4-bit weight.
+    """
     inputs, outputs = shape
-    result: list[Measurement] = []
+    records: list[dict[str, Any]] = []
     plain: dict[int, float] = {}
     floor = inputs * outputs / 2 / copy
     for kind, make in kinds(shape, group, device):
@@ -127,9 +107,10 @@ def measure(
             x = torch.randn(n, inputs, device=device).to(BF16)
             seconds = seconds_per_call(lambda i, layers=layers, x=x: layers[i](x), device, count, quick)
             plain.setdefault(n, seconds)
-            result.append(Measurement(name, inputs, outputs, n, kind, seconds, size / seconds / 1e9,
-                                      plain[n] / seconds, floor / seconds))  # fmt: skip
-    return result
+            what = {"shape": name, "inputs": inputs, "outputs": outputs, "rows": n, "layer": kind, "seconds": seconds}
+            speeds = {"gb_per_s": size / seconds / 1e9, "speedup": plain[n] / seconds, "share": floor / seconds}
+            records.append(what | speeds)
+    return records
 
 
 def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Projection]]]:
@@ -146,7 +127,7 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
 
 
-def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
+def print_table(results: dict[str, Any]) -> None:
     top, config = results["ceilings"]["copy_gb_per_s"], results["config"]
     table = Table(
         "shape",
@@ -154,9 +135,9 @@ def print_table(results: dict[str, Any], measured: list[Measurement]) -> None:
         title=f"4-bit linear layers, groups of {config['group_size']}, {config['device']}",
         caption=f"copy in this run: {top:.0f} GB/s; 'of ceiling': time to read the 4-bit weight at that speed",
     )
-    for m in sorted(measured, key=lambda m: (m.inputs * m.outputs, m.shape, m.rows)):
-        table.add_row(f"{m.shape} {m.inputs} → {m.outputs}", str(m.rows), m.layer, f"{m.seconds * 1e6:.1f} µs",
-                      f"{m.gb_per_s:.0f}", f"{m.speedup:.2f}", f"{m.share:.0%}")  # fmt: skip
+    for r in sorted(results["records"], key=lambda r: (r["inputs"] * r["outputs"], r["shape"], r["rows"])):
+        speeds = f"{r['seconds'] * 1e6:.1f} µs", f"{r['gb_per_s']:.0f}", f"{r['speedup']:.2f}", f"{r['share']:.0%}"
+        table.add_row(f"{r['shape']} {r['inputs']} → {r['outputs']}", str(r["rows"]), r["layer"], *speeds)
     Console().print(table)
 
 
@@ -192,72 +173,3 @@ def _finding(records: list[dict[str, Any]]) -> str:
     slower = [n for n in rows if mean([r["speedup"] for r in int4 if r["rows"] == n]) < 1]
     end = f"on average slower from {slower[0]} rows on" if slower else f"faster up to {rows[-1]} rows"
     return f"4-bit layers: {min(one):.1f} to {max(one):.1f} times bf16 at {rows[0]} row, {end}"
-
-
-def tune(device: str, path: Path, resume: bool) -> None:
-    """Try configurations of the Triton kernels on each shape and print the best three, to set `triton_int4_config` by.
-
-    Every try is written to `path` at once; resume: those that it has are not tried again.
-    """
-    target, group = parse_device(device), GROUP["cuda"]
-    require(target.type == "cuda", "--tune tries the Triton kernels, which need a GPU: leave it out")
-    config = {"device": str(target), "group_size": group}
-    results: dict[str, Any] = {"schema": "int4-tune-2", "environment": environment(), "config": config}
-    results["records"] = earlier(path, results) if resume else []
-    records: list[dict[str, Any]] = results["records"]
-    done = {(r["name"], r["rows"], r["config"]) for r in records}
-    began = time.perf_counter()
-    with torch.inference_mode():
-        for name, rows, label, call, count in _all_tries(group, target):
-            if time.perf_counter() - began > TUNE_SECONDS:
-                break
-            if (name, rows, label) in done:
-                continue
-            record: dict[str, Any] = {"name": name, "rows": rows, "config": label, "seconds": None, "error": None}
-            try:
-                record["seconds"] = seconds_per_call(call, target, count, True)
-            except RuntimeError as error:  # more shared memory than there is
-                record["error"] = str(error).splitlines()[0]
-            records.append(record)
-            write_json(path, results)
-    print_best(records)
-
-
-Try = tuple[str, Callable[[int], object], int]  # configuration, call, and copies of the weight
-
-
-def _all_tries(group: int, device: torch.device) -> Iterator[tuple[str, int, *Try]]:
-    for name, (inputs, outputs) in SHAPES["cuda"].items():
-        weight = torch.randn(outputs, inputs, device=device).mul_(inputs**-0.5)
-        rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-        for rows in TUNED_ROWS:
-            for one in _tries(rounded, rows, device):
-                yield name, rows, *one
-
-
-def _tries(weight: QuantizedWeight, rows: int, device: torch.device) -> Iterator[Try]:
-    """(configuration, call, copies): rows of a program and warps for few rows of x, tiles and parts for more, and for
-    many the weight written out in 16 bits for cuBLAS: where the fastest changes are `triton_int4_config`'s limits."""
-    from common.execution.gpu.launch import launch_options
-    from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
-    from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
-    from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out
-    from stages.m7_gptq.fast.kernels.triton_int4_tiles import tiles
-
-    first = lay_out(weight, BF16, device)
-    count = -(-COLD_BYTES["cuda"] // first.nbytes())
-    copies = [deepcopy(first) for _ in range(count)]  # scales too: what a cache holds would not be read from memory
-    x = torch.randn(rows, weight.in_features, device=device).to(BF16)
-    launch = launch_options(device)
-    if rows <= 4:
-        for each, warps in itertools.product((16, 32), (2, 4, 8, 16)):
-            c = {"ROWS": each, "WARPS": warps}
-            yield f"gemv {c}", lambda i, c=c: gemv(x, copies[i], launch, config=c), count
-    if rows > 1:
-        tokens = next(n for n in (16, 64, 128) if rows <= n or n == 128)
-        for each, stages, parts in itertools.product((64, 128), (3, 4), (1, 2, 4, 8)):
-            c = {"TOKENS": tokens, "ROWS": each, "num_warps": 4, "num_stages": stages}
-            if parts == 1 or (rows <= 64 and first.blocks % parts == 0):
-                yield f"tiles {c}, {parts} parts", lambda i, c=c, p=parts: tiles(x, copies[i], c, p), count
-    if rows >= 64:
-        yield "dequantised, cuBLAS", lambda i: F.linear(x, dequantize(copies[i], BF16)), count

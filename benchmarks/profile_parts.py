@@ -46,6 +46,7 @@ class Work:
 
 
 Works = dict[str, list[Work]]  # by phase: the longest first
+Tally = dict[str, dict[tuple[str, str], Work]]  # by phase, then by name and part
 
 
 class Phases:
@@ -84,8 +85,9 @@ def innermost(stack: Sequence[Event]) -> str | None:
 def parts_on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
     """Parts: an outer range counts for what its inner ones leave, and a step's rest is the host's. Work: PyTorch's
     operators and Numba's functions, each without those that it calls; what is left of the steps is Python."""
-    phases, works = Phases(events), dict[tuple[str, str, str], Work]()
+    phases = Phases(events)
     parts: Parts = {p: dict.fromkeys((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, STEP), 0.0) for p in phases.counts}
+    works: Tally = {phase: {} for phase in phases.counts}
     whose: dict[int, Work] = {}
     for event, stack in nested(events, {"user_annotation", "cpu_op"}):
         phase, name, seconds, around = phases.of(event), event["name"], event["dur"] / 1e6, innermost(stack)
@@ -95,14 +97,14 @@ def parts_on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
                 parts[phase][around] -= seconds
         elif event["cat"] == "cpu_op" or name.startswith(COMPILED):
             part = HOST if around in (None, STEP) else around
-            whose[id(event)] = _add(works, phase, name, part, seconds)
+            whose[id(event)] = _add(works[phase], name, part, seconds)
             caller = next((whose[id(e)] for e in reversed(stack) if id(e) in whose), None)
             if caller is not None:
                 caller.seconds -= seconds
     for phase, spent in parts.items():
         spent[HOST] = spent.pop(STEP)
-        rest = sum(spent.values()) - sum(work.seconds for key, work in works.items() if key[0] == phase)
-        works[phase, PYTHON, HOST] = Work(PYTHON, "", phases.counts[phase], rest)
+        rest = sum(spent.values()) - sum(work.seconds for work in works[phase].values())
+        works[phase][PYTHON, HOST] = Work(PYTHON, "", phases.counts[phase], rest)
     return parts, _longest_first(works)
 
 
@@ -131,10 +133,11 @@ def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> tuple[Par
     counts from that one's end on: until then it waits. So the parts together are the time that passed. Work: the time
     of each kernel in full.
     """
-    phases, works = Phases(events), dict[tuple[str, str, str], Work]()
+    phases = Phases(events)
     launched = {e["args"]["correlation"]: phases.of(e) for e in events if e.get("cat") in LAUNCHES and "dur" in e}
     names = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE)
     parts: Parts = {phase: dict.fromkeys(names, 0.0) for phase in phases.counts}
+    works: Tally = {phase: {} for phase in phases.counts}
     phase, end = next(iter(parts)), None
     for event in sorted((e for e in events if e.get("cat") in ON_GPU), key=lambda e: e["ts"] + e["dur"]):
         name, start, stop = event["name"], event["ts"], event["ts"] + event["dur"]
@@ -143,23 +146,20 @@ def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> tuple[Par
         before = start if end is None else end
         parts[phase][part] += (stop - max(start, before)) / 1e6
         parts[phase][IDLE] += max(0.0, start - before) / 1e6
-        _add(works, phase, name, part, event["dur"] / 1e6)
+        _add(works[phase], name, part, event["dur"] / 1e6)
         end = stop
     return parts, _longest_first(works)
 
 
-def _add(works: dict[tuple[str, str, str], Work], phase: str, name: str, part: str, seconds: float) -> Work:
-    work = works.setdefault((phase, name, part), Work(name, part))
+def _add(works: dict[tuple[str, str], Work], name: str, part: str, seconds: float) -> Work:
+    work = works.setdefault((name, part), Work(name, part))
     work.calls += 1
     work.seconds += seconds
     return work
 
 
-def _longest_first(works: Mapping[tuple[str, str, str], Work]) -> Works:
-    found: Works = {phase: [] for phase, _, _ in works}
-    for (phase, _, _), work in sorted(works.items(), key=lambda item: -item[1].seconds):
-        found[phase].append(work)
-    return found
+def _longest_first(works: Tally) -> Works:
+    return {phase: sorted(found.values(), key=lambda work: -work.seconds) for phase, found in works.items()}
 
 
 @dataclass
@@ -182,16 +182,10 @@ class Profile:
         """The longest first."""
         count, whole = self.counts[phase], sum(work.seconds for work in self.work[phase]) or 1.0
         return [
-            {
-                "phase": phase,
-                "name": work.name,
-                "where": work.part,
-                "calls_per_step": work.calls / count,
-                "us_per_step": work.seconds / count * 1e6,
-                "share": work.seconds / whole,
-            }
+            {"phase": phase, "name": work.name, "where": work.part, "calls_per_step": work.calls / count,
+             "us_per_step": work.seconds / count * 1e6, "share": work.seconds / whole}
             for work in self.work[phase]
-        ]
+        ]  # fmt: skip
 
     def labels(self) -> dict[str, str]:
         """Of each phase: its number of steps, and their share of the time."""

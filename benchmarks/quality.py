@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,32 +56,38 @@ Change = Callable[[ModelSource, Decoder], int]  # replaces the weights of the de
 
 def rows(source: ModelSource, token_ids: torch.Tensor) -> Iterator[tuple[str, Change]]:
     """Every row of the table: its name, and what it does to the model."""
+    grid = list(product((True, False), (128, 64, 32)))
+    ways: list[Settings | None] = [
+        None,
+        RTN(bits=8, group_size=PER_CHANNEL, symmetric=True),
+        *(RTN(group_size=group, symmetric=symmetric) for symmetric, group in grid),
+        NF4(),
+        *(Settings(group_size=group, symmetric=symmetric) for symmetric, group in grid),
+        *(Settings(group_size=g, symmetric=s, desc_act=True) for g, s in ((64, True), (32, False))),
+    ]
+    hidden = source.config.hidden_size
+    for way in ways:
+        yield name_of(way, hidden) if way else "bf16", partial(change, token_ids, way, False)
+    yield "int8 head alone", partial(change, token_ids, None, True)
+    yield f"int8 head, {name_of(Settings(), hidden)}", partial(change, token_ids, Settings(), True)
 
-    def change(settings: Settings) -> tuple[str, Change]:
-        def apply(source: ModelSource, model: Decoder) -> int:
-            size = 0
-            results = quantize_layers(source, token_ids, settings, model.device)
-            for layer, result in zip(model.layers, results, strict=True):
-                for projection in PROJECTIONS:
-                    weight = result.weights[projection]
-                    size += weight.weights_bytes()
-                    setattr(layer, projection, choose_linear(weight.dequantize(model.dtype), weight.bias))
-            return size
 
-        return name_of(settings, source.config.hidden_size), apply
-
-    yield "bf16", lambda source, model: projection_bytes(model)
-    yield change(RTN(bits=8, group_size=PER_CHANNEL, symmetric=True))
-    for symmetric, group in (grid := list(product((True, False), (128, 64, 32)))):
-        yield change(RTN(group_size=group, symmetric=symmetric))
-    yield change(NF4())
-    for symmetric, group in grid:
-        yield change(Settings(group_size=group, symmetric=symmetric))
-    for group, symmetric in ((64, True), (32, False)):
-        yield change(Settings(group_size=group, symmetric=symmetric, desc_act=True))
-    name_of_ours, ours = change(Settings())
-    yield "int8 head alone", with_head(lambda source, model: projection_bytes(model))
-    yield f"int8 head, {name_of_ours}", with_head(ours)
+def change(
+    token_ids: torch.Tensor, settings: Settings | None, int8_head: bool, source: ModelSource, model: Decoder
+) -> int:
+    """Quantise the layers (None: leave them), and the output head in 8 bits as well; returns the layers' bytes."""
+    if int8_head and isinstance(model.head, Linear | OneDnnLinear):
+        model.head = QuantizedHead(round_rows(model.head.weight))
+    if settings is None:
+        return projection_bytes(model)
+    size = 0
+    results = quantize_layers(source, token_ids, settings, model.device)
+    for layer, result in zip(model.layers, results, strict=True):
+        for projection in PROJECTIONS:
+            weight = result.weights[projection]
+            size += weight.weights_bytes()
+            setattr(layer, projection, choose_linear(weight.dequantize(model.dtype), weight.bias))
+    return size
 
 
 def name_of(settings: Settings, hidden: int) -> str:
@@ -95,17 +102,6 @@ def name_of(settings: Settings, hidden: int) -> str:
         *(["act-order"] if settings.desc_act else []),
     ]
     return ", ".join(parts) + (f" (last group {tail})" if tail else "")
-
-
-def with_head(change: Change) -> Change:
-    """The same with the output head in 8 bits as well."""
-
-    def apply(source: ModelSource, model: Decoder) -> int:
-        if isinstance(model.head, Linear | OneDnnLinear):
-            model.head = QuantizedHead(round_rows(model.head.weight))
-        return change(source, model)
-
-    return apply
 
 
 @torch.inference_mode()

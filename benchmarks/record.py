@@ -130,15 +130,10 @@ def summarize(values: Sequence[float]) -> Summary | None:
     return {"mean": float(np.mean(values)), "p50": p50, "p90": p90, "p99": p99, "max": float(max(values))}
 
 
-def median_run(runs: Sequence[Run]) -> int:
-    """Index of the run with the median throughput (of an even number, the slower of the two in the middle)."""
-    order = sorted(range(len(runs)), key=lambda i: runs[i].output_tokens_per_s)
-    return order[(len(order) - 1) // 2]
-
-
 def record_runs(stage: str, workload: str, requests: Sequence[BenchRequest], runs: Sequence[Run]) -> Record:
     """The record of a contestant that has run the workload, once or more."""
-    run = runs[median_run(runs)]
+    by_speed = sorted(runs, key=lambda run: run.output_tokens_per_s)
+    run = by_speed[(len(runs) - 1) // 2]  # the median; of an even number, the slower of the two in the middle
     steady = [t for t, r in zip(run.timelines, requests, strict=True) if r.group == STEADY]
     gaps = [t.itl for t in steady or run.timelines]
     prompt_tokens = sum(r.prompt_length for r in requests)

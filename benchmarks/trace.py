@@ -7,10 +7,10 @@ from typing import Any
 
 import stages
 from benchmarks.files import write_json
-from benchmarks.plots.memory_map import draw_memory_map
+from benchmarks.plots.memory_map import memory_map_figure
 from benchmarks.plots.picture import save_picture
 from benchmarks.plots.prefix_tree import prefix_tree_figure
-from benchmarks.plots.timeline import Traced, draw_timeline
+from benchmarks.plots.timeline import Traced, timeline_figure
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
@@ -77,9 +77,9 @@ def trace(
         for kind, values in (("trace", run.trace.to_json()), ("trace.chrome", run.trace.to_chrome())):
             written.append(folder / f"{run.stage}_{kind}.json")
             write_json(written[-1], values, indent=None)
-    written.append(draw_timeline(runs, folder / f"{name}_timeline.png"))
+    written.append(save_picture(folder / f"{name}_timeline.png", lambda: timeline_figure(runs)))
     if any(run.capacity for run in runs):
-        written.append(draw_memory_map(runs, folder / f"{name}_memory.png"))
+        written.append(save_picture(folder / f"{name}_memory.png", lambda: memory_map_figure(runs)))
     if name in ("m5", *TIMED):
         written.append(schedule(pair, model, device, dtype, folder / f"{name}_schedule.png"))
     if name == "m6":

@@ -54,7 +54,7 @@ class Workload:
     claim: str
     sizes: Mapping[str, Size]
     variants: Mapping[str, Mapping[str, Size]] = field(default_factory=dict[str, Mapping[str, Size]])
-    m0_runs: str | None = None
+    m0_runs: str | None = "ladder"
     m0_variants: int | None = None
     variants_from: int = 0
     probed: bool = False
@@ -167,25 +167,23 @@ _ALL = (
              {"cpu": _alike(1, 128, 128, 512), "gpu": _alike(1, 128, 128, 512), "quick": _alike(1, 8, 8, 64)},
              variants={f"output={n}": {"cpu": _alike(1, 128, n, 2048), "gpu": _alike(1, 128, n, 2048),
                                        "quick": _alike(1, 8, n // 16, 128)} for n in (64, 128, 256, 512, 1024)},
-             m0_variants=3),
+             m0_runs=None, m0_variants=3),
     Workload("mixed", "ragged inputs and outputs, far more requests than rows, all submitted at once",
              "Requests that join and leave at every step give 3-5 times the throughput (m2 over m1).",
-             _MIXED, m0_runs="ladder", ladder=True),
+             _MIXED, ladder=True),
     Workload("decode",
              "a full batch that starts and ends together: 16 requests, 32 in, 128 out (GPU: 64, 128 in, 512 out)",
              "Decode attention that reads the blocks in place takes less time than one that gathers them (m4 over m3).",
-             {"cpu": _alike(16, 32, 128, 512), "gpu": _alike(64, 128, 512, 1024), "quick": _alike(4, 8, 6, 64)},
-             m0_runs="ladder"),
+             {"cpu": _alike(16, 32, 128, 512), "gpu": _alike(64, 128, 512, 1024), "quick": _alike(4, 8, 6, 64)}),
     Workload("ladder", "the first 12 requests of mixed, outputs cut to 48: short enough for every stage, m0 included",
              "Each stage is faster than the one before, or says why not.",
              {"cpu": Size(first(_MIXED["cpu"].recipe, 12, 48), 4, 512),
               "gpu": Size(first(_MIXED["gpu"].recipe, 12, 48), 4, 2048),
               "quick": Size(first(_MIXED["quick"].recipe, 4, 6), 2, 64)},
-             ladder=True),
+             m0_runs=None, ladder=True),
     Workload("arrivals", "mixed, arriving at random (Poisson): 2 requests a second on a CPU, 20 on a GPU",
              "A request does not wait for the longest one of another batch (m2 over m1).",
-             {p: replace(size, recipe=poisson(size.recipe, _ARRIVALS_PER_SECOND[p])) for p, size in _MIXED.items()},
-             m0_runs="ladder"),
+             {p: replace(size, recipe=poisson(size.recipe, _ARRIVALS_PER_SECOND[p])) for p, size in _MIXED.items()}),
     Workload("memory_pressure",
              "requests far shorter than max_model_len, in the memory of 4 requests of max_model_len (GPU: 16)",
              "Paging runs twice as many requests or more in the same bytes, which it fills to over 90 % (m3 over m2).",
@@ -196,14 +194,14 @@ _ALL = (
                           p: replace(size, kv_tokens=size.kv_budget_tokens // 2, options={"swap_space": space})
                           for p, size in _PRESSURE.items()
                        } for how, space in (("recompute", 0), ("swap", _SWAP_SPACE))},
-             variants_from=3, m0_runs="ladder"),
+             variants_from=3),
     Workload("long_context", "one long prompt, 16 tokens out: 4096 tokens in on a CPU, 16384 on a GPU",
              "Attention that never writes the score matrix takes less time, and memory that grows with the length, not "
              "with its square (m4 over m3).",
              {preset: _LENGTHS[length][preset] for preset, length in _HEADLINE.items()},
              variants={f"prompt={length}": {p: size for p, size in sizes.items() if _HEADLINE[p] != length}
                        for length, sizes in _LENGTHS.items()},
-             m0_runs="ladder", m0_variants=1, probed=True, columns="probe"),
+             m0_variants=1, probed=True, columns="probe"),
     Workload("interference",
              "8 requests that decode; each time they have made 32 tokens, a prompt of 2048 (GPU: 8192) and a short one",
              "Those that run no longer stall behind a long prompt: half the p99 time between tokens or less, at about "
@@ -213,14 +211,14 @@ _ALL = (
                  preset: replace(size, options={**size.options, "prefill_chunk_size": chunk})
                  for preset, size in _INTERFERENCE.items() if chunk in _CHUNKS[preset]
              } for chunk in (32, 64, 128, 256, 512, 1024, 2048, "auto")},
-             variants_from=5, m0_runs="ladder", columns="stalls", stages_only=True),
+             variants_from=5, columns="stalls", stages_only=True),
     Workload("shared_prefix",
              "24 questions (GPU: 128) behind one system prompt of 1024 tokens (GPU: 4096), 95 % of each prompt",
              "A beginning that is in the cache is not computed again: TTFT is 3-10 times shorter, and without hits "
              "hardly longer (m6 over m5).",
              _QUESTIONS[_BEST],
              variants={f"hit_rate={rate}": sizes for rate, sizes in _QUESTIONS.items() if rate != _BEST},
-             m0_runs="ladder", m0_variants=0, columns="prefix"),
+             m0_variants=0, columns="prefix"),
     Workload("multi_turn",
              "4 chats of 6 turns (GPU: 8 of 8): each prompt is all that was said, 1024 tokens or more (GPU: 4096), and "
              "a message",
@@ -228,17 +226,16 @@ _ALL = (
              "soon as that of the first (m6 over m5).",
              _CHATS[_BEST],
              variants={f"hit_rate={rate}": sizes for rate, sizes in _CHATS.items() if rate != _BEST},
-             m0_runs="ladder", m0_variants=0, columns="prefix", stages_only=True),
+             m0_variants=0, columns="prefix", stages_only=True),
     Workload("nano", "256 requests at once, inputs and outputs of 100 to 1024 tokens (CPU: a sixteenth of both)",
              "The last stages reach the throughput of the engines that people use.",
              {"cpu": Size(uniform(16, (6, 64), (6, 64)), 16, 256),
               "gpu": Size(uniform(256, (100, 1024), (100, 1024)), 256, 2048),  # on which small engines publish theirs
               "quick": Size(uniform(4, (4, 8), (4, 8)), 4, 64)},
-             m0_runs="ladder", repeats=1),
+             repeats=1),
     Workload("decode_one", "one request: 32 tokens in, 128 out (GPU: 128 in, 512 out)",
              "Decoding alone comes close to what the memory bandwidth allows.",
-             {"cpu": _alike(1, 32, 128, 512), "gpu": _alike(1, 128, 512, 1024), "quick": _alike(1, 8, 6, 64)},
-             m0_runs="ladder"),
+             {"cpu": _alike(1, 32, 128, 512), "gpu": _alike(1, 128, 512, 1024), "quick": _alike(1, 8, 6, 64)}),
 )  # fmt: skip
 WORKLOADS = {workload.name: workload for workload in _ALL}
 

@@ -197,16 +197,9 @@ check.cures(cures)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
+# In the order of the symptoms:
 # ```python
-# cures = {
-#     "every token costs more than the one before": "m1",
-#     "short requests wait for a long one of their batch": "m2",
-#     "memory is full of reserved, empty slots": "m3",
-#     "attention writes a score matrix of length²": "m4",
-#     "a long prompt stalls all decodes": "m5",
-#     "the same system prompt is computed for every request": "m6",
-#     "reading the weights takes all the time": "m7",
-# }
+# cures = dict(zip(cures, ("m1", "m2", "m3", "m4", "m5", "m6", "m7")))
 # ```
 # </details>
 #

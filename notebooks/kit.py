@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.contestant import Setting
 from benchmarks.plots.bars import bars, figure_with_rows, name_rows
+from benchmarks.plots.picture import save_picture
 from benchmarks.recipes import timed, total_output, uniform
 from benchmarks.record import Record, record_runs
 from benchmarks.stage_contestant import StageContestant
@@ -120,12 +122,12 @@ def draw_bars(records: Sequence[Record], panels: Mapping[str, tuple[Value, Calla
     plt.show()
 
 
-def show_picture(draw: Callable[[Path], Path]) -> None:
-    """Show a picture that the harness writes into a file."""
+def show_picture(draw: Callable[[], Figure]) -> None:
+    """Show a picture as the harness writes it into a file."""
     from IPython.display import Image, display
 
     with tempfile.TemporaryDirectory() as folder:
-        display(Image(data=draw(Path(folder) / "picture.png").read_bytes()))
+        display(Image(data=save_picture(Path(folder) / "picture.png", draw).read_bytes()))
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ import stages  # first: it bounds how long idle threads spin, before PyTorch is 
 # isort: split
 import torch
 
-from benchmarks.plots.timeline import Traced, draw_timeline
+from benchmarks.plots.timeline import Traced, timeline_figure
 from benchmarks.recipes import uniform
 from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
@@ -136,7 +136,7 @@ with stages.build("m0", max_num_seqs=3, max_model_len=64, **HERE) as engine:
     engine.generate([prompts[0], prompts[1], prompts[2], prompts[1]], params)
     steps = list(engine.trace.steps)
 
-show_picture(lambda path: draw_timeline([Traced("m0", engine.trace, 0)], path))
+show_picture(lambda: timeline_figure([Traced("m0", engine.trace, 0)]))
 needed = sum(len(p) + count.max_tokens - 1 for p, count in zip((*prompts, prompts[1]), params, strict=True))
 computed = sum(len(step.chunks) * max(chunk.length for chunk in step.chunks) for step in steps)
 say(f"""

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from benchmarks.plots.timeline import draw_timeline
+from benchmarks.plots.timeline import timeline_figure
 from benchmarks.recipes import first, uniform
 from benchmarks.table import rate, seconds
 from benchmarks.trace import record
@@ -134,7 +134,7 @@ say(f"""
 
 # %%
 traces = {stage: record(stage, **HERE) for stage in ("m1", "m2")}
-show_picture(lambda path: draw_timeline(list(traces.values()), path))
+show_picture(lambda: timeline_figure(list(traces.values())))
 
 # %% [markdown]
 # ## Where it loses

@@ -12,7 +12,7 @@ import stages  # noqa: F401 - first: it bounds how long idle threads spin, befor
 # isort: split
 import torch
 
-from benchmarks.plots.memory_map import draw_memory_map
+from benchmarks.plots.memory_map import memory_map_figure
 from benchmarks.recipes import uniform
 from benchmarks.table import rate, seconds
 from benchmarks.trace import record
@@ -126,7 +126,7 @@ gain = m3.output_tokens_per_s / m2.output_tokens_per_s
 # The KV memory when most requests run, in the scenario of `make stage3 trace`: sixteen requests, the memory of two slots.
 
 # %%
-show_picture(lambda path: draw_memory_map([record(stage, **HERE) for stage in ("m2", "m3")], path))
+show_picture(lambda: memory_map_figure([record(stage, **HERE) for stage in ("m2", "m3")]))
 say(f"""
 In the measurement above: **{m3.peak_running / m2.peak_running:.0f} times** as many requests at once, **{gain:.1f} times** the
 tokens a second. Attention did not get faster: more requests share the weights in each step.

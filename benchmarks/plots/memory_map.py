@@ -1,14 +1,13 @@
 """KV memory as a map: a cell is one block of token slots, coloured by the request that holds it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.plots.picture import headed, save_picture
+from benchmarks.plots.picture import headed
 from benchmarks.plots.timeline import Traced
 from benchmarks.style import INK, WIDTH, title
 
@@ -16,12 +15,9 @@ CELL = 16  # token slots in a cell: the paged stages' block size; a long slot is
 COLUMNS = 16
 
 
-def draw_memory_map(runs: Sequence[Traced], path: Path) -> Path:
+def memory_map_figure(runs: Sequence[Traced]) -> Figure:
     """Each run at the step in which most requests run, and of those the one that stores most; one below the other."""
-    return save_picture(path, lambda: _maps([run for run in runs if run.capacity]))
-
-
-def _maps(runs: Sequence[Traced]) -> Figure:
+    runs = [run for run in runs if run.capacity]
     rows = max(-(-run.capacity // CELL // COLUMNS) for run in runs)
     figure, axes = plt.subplots(len(runs), 1, figsize=(WIDTH, len(runs) * (0.7 + 0.42 * rows)), squeeze=False)
     summaries = [_panel(axis, run) for axis, run in zip(axes[:, 0], runs, strict=True)]

@@ -1,5 +1,7 @@
 """Time of a token against its position in the sequence: does it grow?"""
 
+from statistics import median_high
+
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -30,7 +32,7 @@ def _series(record: Record) -> list[list[float]]:
 
 
 def _level(points: list[list[float]]) -> float:
-    return sorted(seconds for _, seconds in points)[len(points) // 2]
+    return median_high(seconds for _, seconds in points)
 
 
 def time_by_position(results: Results, workload: str) -> Figure | None:
@@ -40,12 +42,13 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
     start, last = min(_series(r)[0][0] for r in records), max(_series(r)[-1][0] for r in records)
     top = max(g for r in records for _, g in _series(r)) * 1e3
-    records.sort(key=_end_level)
-    heights = spread([max(_end_level(r) * 1e3, top * 0.04) for r in records], top * 0.075)
+    ends = {r.stage: _level(_series(r)[-ENDS:]) for r in records}
+    records.sort(key=lambda record: ends[record.stage])
+    heights = spread([max(ends[r.stage] * 1e3, top * 0.04) for r in records], top * 0.075)
     for record, height in zip(records, heights, strict=True):
         positions, gaps = zip(*_series(record), strict=True)
         axis.plot(positions, [g * 1e3 for g in gaps], color=color(record.stage), linewidth=3)
-        text = f"{title(record.stage)}: {seconds(_end_level(record))}"
+        text = f"{title(record.stage)}: {seconds(ends[record.stage])}"
         ink = SOFT if record.stage in PEERS else color(record.stage)
         axis.text(positions[-1] + (last - start) * 0.015, height, text, va="center", color=ink, fontweight="bold")
     axis.set(ylim=(0, top * 1.08), xlim=(start, start + (last - start) * 1.45))  # room for the names
@@ -55,10 +58,6 @@ def time_by_position(results: Results, workload: str) -> Figure | None:
     axis.grid(axis="y", color="#E4E4E4")
     how = f"One request. Each point: median over neighbouring positions of {runs_of(records)}."
     return finish(figure, results, workload, records, _finding(records), how)
-
-
-def _end_level(record: Record) -> float:
-    return _level(_series(record)[-ENDS:])
 
 
 def spread(heights: list[float], apart: float) -> list[float]:

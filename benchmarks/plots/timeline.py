@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from benchmarks.plots.picture import headed, save_picture
+from benchmarks.plots.picture import headed
 from benchmarks.style import SOFT, WIDTH, title
 from common.watch.trace import StepTrace
 
@@ -56,11 +55,7 @@ def states(run: Traced) -> np.ndarray:
     return grid
 
 
-def draw_timeline(runs: Sequence[Traced], path: Path) -> Path:
-    return save_picture(path, lambda: _timeline(runs))
-
-
-def _timeline(runs: Sequence[Traced]) -> Figure:
+def timeline_figure(runs: Sequence[Traced]) -> Figure:
     """One panel for each run, on one scale of steps."""
     grids = [states(run) for run in runs]
     longest = max(grid.shape[1] for grid in grids)

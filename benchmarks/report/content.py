@@ -11,7 +11,7 @@ from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, Claim, 
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
-from benchmarks.report.sources import Bench, Machine, folder_of
+from benchmarks.report.sources import Bench, Machine
 from benchmarks.style import title
 from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
 from benchmarks.workloads import find
@@ -52,7 +52,7 @@ def report(
 
 
 def _name(machine: Machine) -> str:
-    return f"{machine.title} (`reports/{folder_of(machine)}`)"
+    return f"{machine.title} (`reports/{machine.folder}`)"
 
 
 def _summary(machines: Sequence[Machine], judged: Judged) -> str:
@@ -81,7 +81,7 @@ def _machines(machines: Sequence[Machine]) -> str:
         cpu = f"{hardware['cpu']}, {hardware['cpu_cores']} cores, {size(hardware['memory_bytes'])}"
         files = str(len(machine.benches) + len(machine.sheets))
         gpu = str(hardware["gpu"] or "–")
-        rows.append([f"`reports/{folder_of(machine)}`", gpu, cpu, "; ".join(models) or "–", files])
+        rows.append([f"`reports/{machine.folder}`", gpu, cpu, "; ".join(models) or "–", files])
     return table(("folder", "GPU", "CPU", "model", "files"), rows, words=4)
 
 
@@ -96,7 +96,7 @@ def _spread(machine: Machine) -> str:
     if apart < 1.5:
         return ""
     return (
-        f"The files of `reports/{folder_of(machine)}` are of several days, commits and hosts of one kind: {name[0]} on "
+        f"The files of `reports/{machine.folder}` are of several days, commits and hosts of one kind: {name[0]} on "
         f"`{name[1]}` differs by {apart:.1f} times between two of them. So every ratio here is of one file."
     )
 
@@ -132,7 +132,7 @@ def _claims(machines: Sequence[Machine], judged: Judged) -> list[str]:
     for machine in machines:
         verdicts = judged[machine.name]
         measured = [(claim, found) for claim, found in verdicts if found.verdict != NOT_MEASURED]
-        few = folder_of(machine) != "local" and len(measured) < len(verdicts) / 2
+        few = machine.folder != "local" and len(measured) < len(verdicts) / 2
         rows = [
             (c.stage, c.said, f"`{found.workload}`: {c.how}", c.expected, found.value, found.verdict, found.why)
             for c, found in (measured if few else verdicts)
@@ -187,6 +187,6 @@ def _files(machines: Sequence[Machine]) -> str:
             note = "; ".join(part for part in (state, values.get("note"), values.get("commit_note")) if part)
             text = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
             commit = str(values.get("commit") or "–")[:10]
-            rows.append([f"`{folder_of(machine)}/{path.name}`", commit, text or "–", note])
-        rows += [[f"`{folder_of(machine)}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]
+            rows.append([f"`{machine.folder}/{path.name}`", commit, text or "–", note])
+        rows += [[f"`{machine.folder}`", "–", "–", f"left out: {reason}"] for reason in machine.left_out]
     return table(("file", "commit", "versions", "notes"), rows, words=4)

@@ -6,7 +6,7 @@ from benchmarks.record import Record
 from benchmarks.report.blocks import table
 from benchmarks.report.figures import evaluate
 from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED
-from benchmarks.report.sources import Machine, folder_of
+from benchmarks.report.sources import Machine
 from benchmarks.style import title
 from benchmarks.table import rate
 
@@ -67,7 +67,7 @@ def peer_blocks(machine: Machine) -> list[str]:
             rows += [[f"{GREEDY:g}", f"**{title(stage)}**", *cells]] if any(own) else []
     text = (
         f"Peers on an {values['environment']['gpu']}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are "
-        f"stages of `{folder_of(machine)}`, on such a GPU, which ran greedy: compare rows of one temperature. The "
+        f"stages of `{machine.folder}`, on such a GPU, which ran greedy: compare rows of one temperature. The "
         f"requests are alike, not the same: theirs of `nano` are {values['workloads']['nano']}; ours another draw of "
         f"those lengths. `decode_one` and `decode`: theirs the best of three runs, ours the median. {values['note']} "
         f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."

@@ -30,7 +30,7 @@ from benchmarks.gpu import JOBS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAMPLED
-from benchmarks.report.sources import Bench, Machine, folder_of
+from benchmarks.report.sources import Bench, Machine
 from benchmarks.table import rate, seconds, size
 from benchmarks.workloads import find
 from common.config import DEFAULT_MODEL, parse_dtype
@@ -172,7 +172,7 @@ def _one(machine: Machine, expression: str, found: list[tuple[Bench | None, Run]
 
     benches = {bench.path: bench for bench, _ in found if bench is not None}
     best = [path for path, bench in benches.items() if rank(bench) == max(map(rank, benches.values()))]
-    if folder_of(machine) != "local" and len(best) > 1:
+    if machine.folder != "local" and len(best) > 1:
         names = " or ".join(f"@{path.stem}" for path in best)
         raise UserError(f"{expression}: several files of {machine.name} have it. Name one: {names}")
     newest = max(best, key=lambda path: path.stat().st_mtime, default=None)

@@ -30,20 +30,13 @@ MISSING = {"en": "*not measured yet: run `{}`*", "zh": "*尚未测量：运行 `
 @cache
 def _symbols(path: Path) -> Mapping[str, int]:
     """Line of every class, function, method and module constant, by its dotted name."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    scopes = [("", body), *((f"{node.name}.", node.body) for node in body if isinstance(node, ast.ClassDef))]
     found: dict[str, int] = {}
-
-    def visit(body: list[ast.stmt], prefix: str) -> None:
-        for node in body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found.setdefault(prefix + node.name, node.lineno)
-                if isinstance(node, ast.ClassDef):
-                    visit(node.body, f"{prefix}{node.name}.")
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                    if isinstance(target, ast.Name):
-                        found.setdefault(prefix + target.id, node.lineno)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    for prefix, nodes in scopes:
+        for node in nodes:
+            for named in getattr(node, "targets", [getattr(node, "target", node)]):
+                found.setdefault(f"{prefix}{getattr(named, 'id', getattr(named, 'name', None))}", node.lineno)
     return found
 
 

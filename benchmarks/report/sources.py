@@ -59,6 +59,11 @@ class Machine:
     left_out: list[str] = field(default_factory=list[str])
     peers: Peers | None = None
 
+    @property
+    def folder(self) -> str:
+        """Its name, where a folder holds one machine."""
+        return self.name.removesuffix("-gpu") if self.prefix else self.name
+
     def sheets_of(self, kind: str) -> list[Sheet]:
         return [sheet for sheet in self.sheets if sheet.kind == kind]
 
@@ -87,14 +92,9 @@ class Machine:
         return any(_on_gpu(bench.results.config) for bench in self.benches)
 
 
-def folder_of(machine: Machine) -> str:
-    """Its name, where a folder holds one machine."""
-    return machine.name.removesuffix("-gpu") if machine.prefix else machine.name
-
-
 def kept(machines: Mapping[str, Machine]) -> dict[str, Machine]:
     """Those whose results are part of the repository."""
-    return {name: machine for name, machine in machines.items() if folder_of(machine) != "local"}
+    return {name: machine for name, machine in machines.items() if machine.folder != "local"}
 
 
 def read_folder(folder: Path) -> list[Machine]:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import busy, busy_worker
 from benchmarks.__main__ import app
-from benchmarks.busy import LIBRARYS, LOADS, OURS, STAGES, Line, Setting, busy_loops, measure, verdicts
+from benchmarks.busy import LIBRARYS, LOADS, OURS, STAGES, Setting, busy_loops, measure, verdicts
 from common import Engine
 from common.cli.app import run_app
 
@@ -46,10 +46,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_every_setting_is_measured_beside_every_load_in_every_round() -> None:
-    lines = measure([OURS, LIBRARYS], 3, "model")
-    assert len(lines) == len(STAGES) * 2 * len(LOADS)
-    for line in lines:
-        assert line.runs == [Fake(line.stage, line.setting, "").rate(1) if line.busy else 400.0] * 3
+    runs = measure([OURS, LIBRARYS], 3, "model")
+    assert len(runs) == len(STAGES) * 2 * len(LOADS)
+    for (stage, load, setting), rates in runs.items():
+        assert rates == [Fake(stage, setting, "").rate(1) if load else 400.0] * 3
 
 
 @pytest.mark.parametrize(("quiet", "two", "met"), [(400, 168, True), (400, 160, False), (370, 168, False)])
@@ -57,10 +57,8 @@ def test_shares_are_of_the_librarys_speed_when_quiet_and_of_the_own_speed_beside
     quiet: float, two: float, met: bool
 ) -> None:
     rates = {(OURS, 0): quiet, (OURS, 2): two, (OURS, 8): 60.0, (LIBRARYS, 0): 400.0}
-    lines = [
-        Line(stage, setting, load, [rate, 1e9, 0.0]) for stage in STAGES for (setting, load), rate in rates.items()
-    ]
-    found = verdicts(lines)
+    runs = {(stage, load, setting): [rate, 1e9, 0.0] for stage in STAGES for (setting, load), rate in rates.items()}
+    found = verdicts(runs)
     assert len(found) == 3 * len(STAGES) and all(verdict["met"] for verdict in found) == met
 
 

@@ -23,15 +23,12 @@ def test_every_operation_is_in_the_results(
     monkeypatch.setitem(fused.PRESETS, "tiny-qwen3", SMALL)
     monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 2)
     path = tmp_path / "fused.json"
-    results = fused.run(DEVICE, "fp32", "tiny-qwen3", path, True, True)
+    results = fused.run(DEVICE, "fp32", "tiny-qwen3", path, True)
     assert json.loads(path.read_text()) == results
     found = {(r["name"], r["rows"]) for r in results["records"]}
     assert len(found) == 22
     assert {"norm + qkv", "o + residual", "QK-norm + rotary", "pick by chance"} <= {name for name, _ in found}
     assert all(min(r["fused"], r["apart"], r["plain"], r["gb_per_s"]) > 0 for r in results["records"])
-    for name in {r["name"] for r in results["records"] if "+" in r["name"]} - {"QK-norm + rotary"}:
-        tried = [t for t in results["tuned"] if t["name"] == name]
-        assert tried[0]["chosen"] and len(tried) == 2
     assert "of copy" in capsys.readouterr().out
 
 
@@ -39,4 +36,4 @@ def test_every_operation_is_in_the_results(
 def test_no_gpu_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(UserError, match="need a GPU"):
-        fused.run("cpu", "fp32", "tiny-qwen3", tmp_path / "fused.json", True, False)
+        fused.run("cpu", "fp32", "tiny-qwen3", tmp_path / "fused.json", True)

@@ -1,7 +1,7 @@
 """Rows, tokens and warps of the Triton kernels: tables, to be set from measurements.
 
-Those of the tiles come from `python -m benchmarks int4 --tune`. Those of the matrix-vector kernel were the fastest of
-some tried in a whole decode step of Qwen3-0.6B on an H100, where kernels that wait for each other share the
+Those of the tiles were the fastest of some tried on each shape of Qwen3-0.6B. Those of the matrix-vector kernel were
+the fastest of some tried in a whole decode step of it on an H100, where kernels that wait for each other share the
 registers; no record was kept.
 """
 
