@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType
 from typing import Any, Self
 
-from common.errors import UserError, one_line, require, require_number
+from common.errors import UserError, refusing, require, require_number
 from common.models.rope import SCALINGS, RopeScaling, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -20,9 +20,7 @@ HF_SIZES = {
 }
 """Fields of `ModelConfig` that every config.json has, and their names there."""
 
-MOST, MOST_LAYERS = 2**27, 4096
-"""Of each of these sizes. There is no such model: what says more is damaged."""
-
+MOST, MOST_LAYERS = 2**27, 4096  # Of each of these sizes. There is no such model: what says more is damaged.
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -55,27 +53,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
-            require_number(
-                f"{self.name}: {field}", getattr(self, field), int, 1, MOST_LAYERS if field == "num_layers" else MOST
-            )
+            most = MOST_LAYERS if field == "num_layers" else MOST
+            require_number(f"{self.name}: {field}", getattr(self, field), int, 1, most)
         for field in ("rope_theta", "rms_norm_eps"):
             require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"{self.name}: {self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly",
-        )
+        uneven = f"{self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly"
+        require(self.num_heads % self.num_kv_heads == 0, f"{self.name}: {uneven}")
         require(self.head_dim % 2 == 0, f"{self.name}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
     @classmethod
     def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Self:
         """From the contents of config.json and generation_config.json; refuses by name what is not supported."""
-        try:
+        with refusing(f"{name}: config.json"):
             return cls._from_hf(name, config, generation or {})
-        except UserError:
-            raise
-        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:  # foreign values
-            reason = one_line(error)
-            raise UserError(f"{name}: config.json cannot be understood: {reason}. Download it again") from error
 
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
@@ -94,20 +84,15 @@ class ModelConfig:
         head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
         kv_heads = config.get("num_key_value_heads", None if llama else 32)
         return cls(
-            name=name,
-            architecture=architecture,
-            **sizes,
+            name=name, architecture=architecture, **sizes,
             num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
             head_dim=usual if llama and head_dim is None else head_dim,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            qkv_bias=architecture == "qwen2",
-            qk_norm=architecture == "qwen3",
+            rms_norm_eps=config.get("rms_norm_eps", 1e-6), rope_theta=rope_theta, rope_scaling=rope_scaling,
+            qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3",
             tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
             eos_token_ids=_eos_token_ids(name, config, generation, sizes["vocab_size"]),
             bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
-        )
+        )  # fmt: skip
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Contents of config.json and generation_config.json, such that `from_hf` gives this configuration back."""
@@ -122,12 +107,8 @@ class ModelConfig:
             **{key: getattr(self, field) for field, key in HF_SIZES.items()},
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": rope,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "use_sliding_window": False,
-            **tokens,
+            **{"hidden_act": "silu", "rms_norm_eps": self.rms_norm_eps, "rope_parameters": rope},
+            **{"tie_word_embeddings": self.tie_word_embeddings, "use_sliding_window": False, **tokens},
         }
         return config, tokens
 
@@ -143,8 +124,7 @@ def _architecture(name: str, config: Mapping[str, Any]) -> str:
     """transformers goes by `model_type`: where both are there, they must agree."""
     named, kind = _get(name, config, "architectures", None, list, NoneType) or [], config.get("model_type")
     found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
-    if not named and kind in ARCHITECTURES.values():
-        found = [str(kind)]
+    found = found if named or kind not in ARCHITECTURES.values() else [str(kind)]
     said = " ".join(", ".join(map(str, named)).split())[:200] or kind or "none named"
     require(
         bool(found) and kind in (None, found[0]),

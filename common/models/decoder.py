@@ -10,8 +10,7 @@ from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
 from common.models.ops import Attend, Ops
 
-PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-"""The linear layers of a `DecoderLayer`."""
+PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # The linear layers of a `DecoderLayer`
 
 
 @dataclass

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 
 from common.models.config import ModelConfig
 
-SLICE = 4096
-"""Positions whose angles are worked out at a time."""
+SLICE = 4096  # Positions whose angles are worked out at a time
 
 
 class RMSNorm:

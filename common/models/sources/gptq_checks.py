@@ -12,9 +12,7 @@ from common.errors import require
 from common.models.quantized_weight import Format, QuantizedWeight
 from common.models.sources.quantized_folder import AGAIN
 
-LARGEST_WEIGHT = 1000.0
-"""No linear layer of a language model holds weights anywhere near it."""
-
+LARGEST_WEIGHT = 1000.0  # No linear layer of a language model holds weights anywhere near it
 ZERO_SCALES = 0.01
 """Largest share of scales that are 0: weights next to nothing have a scale that float16 rounds to 0, and are few."""
 

@@ -28,11 +28,8 @@ HARMLESS = frozenset(
 )
 """Words for how the numbers were made, not for what they mean. Which layers are quantised shows in their tensors."""
 
-SECONDS = 0.8
-"""For all patterns on all layers: some patterns take years."""
-
-MOST = 1000
-"""Characters of a pattern, and repetitions that it counts, which take memory."""
+SECONDS = 0.8  # For all patterns on all layers: some patterns take years
+MOST = 1000  # Characters of a pattern, and repetitions that it counts, which take memory
 
 
 @dataclass(frozen=True)

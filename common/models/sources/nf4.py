@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = 64
-"""Weights that share a scale, as in QLoRA."""
-
+BLOCK = 64  # Weights that share a scale, as in QLoRA
 STATE = "weight.quant_state.bitsandbytes__nf4"
 """The part of a stored layer that describes the others: JSON, as a tensor of bytes."""
 

@@ -18,17 +18,12 @@ from common.models.weights import Shape, tensor_shapes
 SHIFT = 0.2
 """Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
 
-ZERO = 7
-"""The code of 0."""
-
+ZERO = 7  # The code of 0
 ZERO_BLOCKS = 0.5
 """Share of blocks that hold nothing but zeros, from which something must be wrong: a model may have dead outputs."""
 
-SMALLEST = 1e-38
-"""A scale below it was no divisor: the block's codes say nothing."""
-
-NESTED_BLOCK = 256
-"""Scales that share a scale of their own, with double quantisation."""
+SMALLEST = 1e-38  # A scale below it was no divisor: the block's codes say nothing
+NESTED_BLOCK = 256  # Scales that share a scale of their own, with double quantisation
 
 
 class NF4Folder(QuantizedFolder):

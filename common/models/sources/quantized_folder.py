@@ -26,8 +26,7 @@ class QuantizedFolder(HFFolder, abc.ABC):
     meta: what the checkpoint's maker says about how it was made.
     """
 
-    mark: str
-    """The part by which a quantised layer is known."""
+    mark: str  # The part by which a quantised layer is known
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
         found = quantization(folder)
