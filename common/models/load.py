@@ -60,13 +60,9 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
 
 
 def load_model(
-    name: str,
-    *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    seed: int = 0,
+    name: str, *, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", seed: int = 0,
     progress: bool | None = False,
-) -> Decoder:
+) -> Decoder:  # fmt: skip
     """The decoder of that name (see `open_source`), its weights on `device` in `dtype`.
 
     seed: of random weights. progress: None draws a bar where standard error is a terminal. Raises `UserError` for

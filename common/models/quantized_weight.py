@@ -11,8 +11,7 @@ Format = Literal["gptq", "gptq_v2"]
 
 BITS = (4, 8)  # What a number may take
 PER_CHANNEL = -1  # The group size that means one group for all inputs of an output, as in checkpoints
-WORD = 32
-"""Bits of one int32, in which 8 numbers of 4 bits or 4 of 8 bits lie side by side, the first in the lowest bits."""
+WORD = 32  # Bits of one int32: 8 numbers of 4 bits, or 4 of 8 bits, lie in it, the first in the lowest bits
 
 
 @dataclass

@@ -101,12 +101,9 @@ def _some(names: list[str]) -> str:
 
 
 def build_decoder(
-    source: ModelSource,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: bool | None,
+    source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None,
     make_projection: MakeProjection | None = None,
-) -> Decoder:
+) -> Decoder:  # fmt: skip
     """Read tensor after tensor straight into its place, so that the model is in memory once.
 
     make_projection: makes the layers' projections; None reads their weights and leaves them as they are.

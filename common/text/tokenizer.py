@@ -21,8 +21,7 @@ LARGEST = 16 << 20  # Bytes of a file: models of speech list 65,000 tokens in 12
 
 
 class ChatPrompt(list[int]):
-    """Token ids of a conversation. Its answer also ends where a turn does (`Tokenizer.turn_end_token_ids`): a model's
-    files often name no end token but that of a whole text."""
+    """A conversation. Its answer also ends at the `Tokenizer.turn_end_token_ids`, which a model's files often omit."""
 
 
 class Tokenizer:
@@ -40,7 +39,7 @@ class Tokenizer:
         self.template_kwargs: Mapping[str, Any] = {}  # variables for every chat
         self.special_tokens = dict(special_tokens or {})
         own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
-        self.eos_token_ids: tuple[int, ...] = tuple({*eos_token_ids, *([] if own is None else [own])})
+        self.eos_token_ids: tuple[int, ...] = tuple(sorted({*eos_token_ids, *([] if own is None else [own])}))
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()

@@ -50,10 +50,9 @@ class ModelKeys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self._metadata.get(self._prefix + key, float)
-        value = default if value is None else value
-        value = self._metadata.need(self._prefix + key, float) if value is None else value
-        require_number(f"{self._metadata.name}: {self._prefix}{key}", value, float, -1e30, 1e30)
+        key = self._prefix + key
+        value = self._metadata.need(key, float, default)
+        require_number(f"{self._metadata.name}: {key}", value, float, -1e30, 1e30)
         return value
 
     def rope_scaling(self) -> RopeScaling | None:
@@ -92,5 +91,5 @@ def token_id(metadata: Metadata, name: str, vocab_size: int, default: int | None
 def end_tokens(metadata: Metadata, vocab_size: int) -> tuple[int, ...]:
     """The tokens that end an answer. Without a key, a SentencePiece vocabulary has </s> at 2."""
     default = 2 if metadata.values.get("tokenizer.ggml.model") == "llama" else None
-    ids = token_id(metadata, "eos", vocab_size, default), *(token_id(metadata, k, vocab_size) for k in ("eot", "eom"))
+    ids = [token_id(metadata, k, vocab_size, default if k == "eos" else None) for k in ("eos", "eot", "eom")]
     return tuple(dict.fromkeys(token for token in ids if token is not None))

@@ -17,8 +17,7 @@ from common.errors import UserError, require
 
 T = TypeVar("T")
 
-MAX_STRINGS = 1 << 20
-"""In all arrays together: 1.3 times those of the largest vocabulary (262,144 tokens, 514,906 merges)."""
+MAX_STRINGS = 1 << 20  # In all arrays together: the largest vocabulary has 262,144 tokens and 514,906 merges
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
@@ -40,17 +39,17 @@ class Metadata:
         self.name = name
         self.values = values
 
-    def get(self, key: str, kind: type[T]) -> T | None:
-        """None where the file lacks the key. A whole number does for a float; true and false are no numbers."""
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T | None:
+        """The default where the file lacks the key. A whole number does for a float; true and false are no numbers."""
         value, plain = self.values.get(key), get_origin(kind) or kind
         if kind is float and type(value) is int:
             value = float(value)
         right = value is None or (isinstance(value, plain) and (kind is bool or type(value) is not bool))
         self.require(right, f"{key} must be {plain.__name__}, not {self.show(key)}")
-        return cast("T | None", value)
+        return default if value is None else cast(T, value)
 
-    def need(self, key: str, kind: type[T]) -> T:
-        value = self.get(key, kind)
+    def need(self, key: str, kind: type[T], default: T | None = None) -> T:
+        value = self.get(key, kind, default)
         if value is None:
             raise UserError(f"{self.name}: the metadata lacks {key}")
         return value
@@ -83,8 +82,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         require(name not in infos, f"{path} has the tensor {name[:80]!r} twice: download or convert it again")
         dimensions = header.numbers("u8", header.number("u4")).tolist()
         infos[name] = dimensions, GGMLQuantizationType(header.number("u4")), header.number("u8")
-    alignment = Metadata(str(path), metadata).get("general.alignment", int)
-    alignment = 32 if alignment is None else alignment
+    alignment = Metadata(str(path), metadata).get("general.alignment", int, 32) or 0
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {alignment}, which is no power of two")
     tensors: dict[str, GGUFTensor] = {}

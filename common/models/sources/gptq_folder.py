@@ -85,9 +85,8 @@ class GPTQFolder(QuantizedFolder):
         linear = [name.removesuffix(".weight") for name in plain if is_quantized(name)]
         for bias in [f"{name}.bias" for name in (*linear, HEAD)]:
             if bias in shapes and bias not in plain:  # AutoGPTQ writes zeros where the model has no bias
-                zeros = not bool(self._files[bias].get_tensor(bias).any())
-                model = f"a {self.config.architecture} model"
-                require(zeros, f"{self.config.name}: {bias} is not supported in {model}")
+                wrong = f"{bias} is not supported in a {self.config.architecture} model"
+                require(not self._files[bias].get_tensor(bias).any(), f"{self.config.name}: {wrong}")
                 del shapes[bias]
         return shapes
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 BLOCK = 64  # Weights that share a scale, as in QLoRA
-STATE = "weight.quant_state.bitsandbytes__nf4"
-"""The part of a stored layer that describes the others: JSON, as a tensor of bytes."""
+STATE = "weight.quant_state.bitsandbytes__nf4"  # The part of a layer that describes the others: JSON, as bytes
 
 VALUES = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),

@@ -9,19 +9,15 @@ from typing import Any, cast
 
 import torch
 
-from common.errors import UserError, require
+from common.errors import refusing, require
 from common.models.sources.gptq_checks import LARGEST_WEIGHT
 from common.models.sources.nf4 import BLOCK, STATE, NF4Weight, table
 from common.models.sources.quantized_folder import AGAIN, HEAD, QuantizedFolder, linear_names, quantization
 from common.models.weights import Shape, tensor_shapes
 
-SHIFT = 0.2
-"""Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
-
+SHIFT = 0.2  # Mean of the values by which scales are multiplied that must be wrong: in SmolLM2 it is at most 0.004
 ZERO = 7  # The code of 0
-ZERO_BLOCKS = 0.5
-"""Share of blocks that hold nothing but zeros, from which something must be wrong: a model may have dead outputs."""
-
+ZERO_BLOCKS = 0.5  # Share of blocks of nothing but zeros that must be wrong: a model may have dead outputs
 SMALLEST = 1e-38  # A scale below it was no divisor: the block's codes say nothing
 NESTED_BLOCK = 256  # Scales that share a scale of their own, with double quantisation
 
@@ -41,10 +37,8 @@ class NF4Folder(QuantizedFolder):
     def quantized(self, name: str) -> NF4Weight:
         self.check()
         label, (rows, columns) = f"{self.config.name}: {name}", tensor_shapes(self.config)[f"{name}.weight"]
-        parts = {
-            kind: self._files[f"{name}.{kind}"].get_tensor(f"{name}.{kind}")
-            for kind in stored_shapes(rows, columns, self.double)
-        }
+        names = {kind: f"{name}.{kind}" for kind in stored_shapes(rows, columns, self.double)}
+        parts = {kind: self._files[part].get_tensor(part) for kind, part in names.items()}
         check_parts(label, parts, (rows, columns), self.double)
         bias = f"{name}.bias"
         return NF4Weight.from_parts(parts, rows, self.read(bias, (rows,)) if bias in self._files else None)
@@ -58,11 +52,8 @@ class NF4Folder(QuantizedFolder):
         weight = f"{base}.weight"
         if (found.get(weight) == shape or base == HEAD) and not any(part.startswith(f"{weight}.") for part in found):
             return "", {}
-        require(
-            shape[1] % BLOCK == 0,
-            f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not "
-            "quantised",
-        )
+        wrong = f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}"
+        require(shape[1] % BLOCK == 0, f"{wrong}: take the model that is not quantised")
         return "in NF4", stored_shapes(shape[0], shape[1], self.double)
 
 
@@ -150,9 +141,7 @@ def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
 
 def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:
     require(part.numel() < 4096, f"{label}.{STATE} has {part.numel()} bytes: {AGAIN}")
-    try:
+    with refusing(f"{label}.{STATE}"):
         state = json.loads(bytes(part.tolist()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{label}.{STATE} is no JSON: {AGAIN}") from error
     require(isinstance(state, dict), f"{label}.{STATE} is no JSON object: {AGAIN}")
     return state

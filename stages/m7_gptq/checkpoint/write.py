@@ -95,8 +95,7 @@ class Writer:
         """The rest of the model, its description and its tokenizer; then all of it moves to its place."""
         config = self.source.config
         self._save(config.num_layers, self._plain(n for n in tensor_shapes(config) if ".layers." not in n), {})
-        weight_map: dict[str, str] = {}
-        size = 0
+        weight_map, size = dict[str, str](), 0
         for index in range(self._count):
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
@@ -171,29 +170,20 @@ class Writer:
 def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of `quantization_config`, in the words of AutoGPTQ and GPTQModel; `meta` is the maker's own."""
     return {
-        "quant_method": "gptq",
-        "bits": settings.bits,
-        "group_size": settings.group_size,
-        "sym": settings.symmetric,
-        "desc_act": settings.desc_act,
-        "lm_head": False,
-        "checkpoint_format": form,
-        "pack_dtype": "int32",
+        "quant_method": "gptq", "bits": settings.bits, "group_size": settings.group_size, "sym": settings.symmetric,
+        "desc_act": settings.desc_act, "lm_head": False, "checkpoint_format": form, "pack_dtype": "int32",
         "true_sequential": True,
         "meta": {"quantizer": ["folovllm:0.1.0"], "damp_percent": settings.damping, RECIPE: dict(recipe)},
-    }
+    }  # fmt: skip
 
 
 def describe_nf4(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The same for NF4, in the words of transformers' BitsAndBytesConfig, with its defaults; it ignores `meta`."""
     return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": "bfloat16",
-        "llm_int8_skip_modules": ["lm_head"],
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16", "llm_int8_skip_modules": ["lm_head"],
         "meta": {"quantizer": ["folovllm:0.1.0"], RECIPE: dict(recipe)},
-    }
+    }  # fmt: skip
 
 
 def check_target(folder: Path) -> None:
