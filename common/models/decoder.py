@@ -15,8 +15,7 @@ PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # The linear 
 
 @dataclass
 class DecoderLayer:
-    """Attention and MLP, each behind a norm and with a residual. q_norm and k_norm exist where the model normalises
-    heads (Qwen3)."""
+    """Attention and MLP, each behind a norm and with a residual. q_norm and k_norm: of heads, only in Qwen3."""
 
     index: int
     num_heads: int

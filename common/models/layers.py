@@ -45,8 +45,7 @@ class RotaryEmbedding:
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, device: torch.device, positions: int | None = None
     ) -> None:
-        """positions: rows of the table; None: as many as the model can do. Made in slices: they are float32, and take
-        more than the rows that come of them."""
+        """positions: rows of the table; None: the model's. Made in slices, as float32 takes more than the result."""
         rows = positions or config.max_position_embeddings
         frequencies, half = inverse_frequencies(config).to(device), config.head_dim // 2
         factor = config.rope_scaling.attention_factor if config.rope_scaling else 1.0

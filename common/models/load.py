@@ -33,10 +33,7 @@ class Loaded:
 
 
 def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
-    """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do.
-
-    fused: take fused kernels where they run.
-    """
+    """What `config.model` names, fused: with fused kernels where they run; `UserError` for what it cannot do."""
     place, dtype = config.torch_device, config.torch_dtype
     tokenizer = load_tokenizer(config.model, config.chat_template)  # first: it is refused sooner than weights are read
     model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
@@ -65,8 +62,7 @@ def load_model(
 ) -> Decoder:  # fmt: skip
     """The decoder of that name (see `open_source`), its weights on `device` in `dtype`.
 
-    seed: of random weights. progress: None draws a bar where standard error is a terminal. Raises `UserError` for
-    anything that cannot be loaded.
+    seed: of random weights. progress: None draws a bar on a terminal. `UserError` for what cannot be loaded.
     """
     place = parse_device(device)
     source = open_source(name, place, seed, progress)
@@ -78,8 +74,7 @@ def load_model(
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer | None:
-    """The tokenizer of the model of that name; None where the model comes without one. chat_template: see
-    `EngineConfig`."""
+    """The tokenizer of the model of that name; None where it has none. chat_template: see `EngineConfig`."""
     tokenizer = open_source(name).tokenizer()
     if tokenizer is not None:
         tokenizer.use_template(chat_template, {})

@@ -77,8 +77,7 @@ class QuantizedWeight:
 
 
 def concatenate(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """One weight with the outputs of all, for layers of the same input; None where their groups or bits differ, or only
-    some have a bias."""
+    """One weight with the outputs of all, for layers of the same input; None where groups, bits or biases differ."""
     first = weights[0]
     for other in weights[1:]:
         kinds = [(weight.bits, weight.group_size, weight.bias is None) for weight in (first, other)]

@@ -29,8 +29,7 @@ PARTS = (
 Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]
 MakeProjection = Callable[[list[str], bool], Projection]
-"""(names, bias): from linear layers of the same input, `model.layers.0.self_attn.q_proj` and so on, to one layer that
-holds them below one another."""
+"""(names, bias): from layers of one input, `model.layers.0.self_attn.q_proj` ..., to one with all outputs."""
 
 
 class ModelSource(Protocol):

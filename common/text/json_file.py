@@ -10,8 +10,7 @@ LARGEST = 4 << 20  # Bytes: an index of 405 billion weights has 0.1 MB. In memor
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = LARGEST) -> dict[str, Any]:
-    """A JSON object; `UserError` if the file holds anything else, or more bytes than `largest`. missing: the result
-    where there is no such file."""
+    """A JSON object, `missing` where there is no file; `UserError` for anything else, or more bytes than `largest`."""
     if missing is not None and not path.is_file():
         return missing
     try:

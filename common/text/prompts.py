@@ -13,8 +13,7 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # chat: `[{"role": "
 def encode_prompt(
     prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Token ids of a prompt, for a chat a `ChatPrompt`; `UserError` if it is empty, malformed, or outside of the
-    vocabulary. Arrays count as lists."""
+    """Token ids, of a chat as a `ChatPrompt`; `UserError` if empty, malformed, or outside of the vocabulary."""
     prompt = plain(prompt)
     wrong = f"not {type(prompt).__name__}: to generate from one prompt, pass [prompt]"
     known = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)

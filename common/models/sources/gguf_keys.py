@@ -61,7 +61,6 @@ class ModelKeys:
         kind = self._metadata.get(f"{self._prefix}{at}type", str) or "linear"
         require(kind in ("none", "linear", "yarn"), f"{name}type {kind[:80]!r} is not supported")
         factor = self.number(f"{at}factor", self.number("rope.scale_linear", 0.0)) or 1.0
-        require_number(f"{name}factor", factor, float, 0, above=True)
         extrapolation, yarn = self.number(f"{at}yarn_ext_factor", -1.0), kind == "yarn"
         require(extrapolation in (-1.0, float(yarn)), f"{name}yarn_ext_factor {extrapolation} is not supported")
         if kind == "none" or factor == 1.0:
@@ -70,12 +69,8 @@ class ModelKeys:
             return LinearScaling(factor)
         attention = self.number(f"{at}yarn_attn_factor", yarn_attention_factor(factor))
         betas = self.number(f"{at}yarn_beta_fast", 32.0), self.number(f"{at}yarn_beta_slow", 1.0)
-        for key, value in zip(("attn_factor", "beta_fast", "beta_slow"), (attention, *betas), strict=True):
-            require_number(f"{name}yarn_{key}", value, float, 0, above=True)
-        require(self.number("rope.freq_base", 10000.0) > 1, f"{name}type 'yarn' needs a rope.freq_base above 1")
-        return YarnScaling(
-            factor, self.size(f"{at}original_context_length", self.size("context_length")), attention, *betas
-        )
+        context = self.size(f"{at}original_context_length", self.size("context_length"))
+        return YarnScaling(factor, context, attention, *betas)
 
 
 def token_id(metadata: Metadata, name: str, vocab_size: int, default: int | None = None) -> int | None:

@@ -39,17 +39,19 @@ class Metadata:
         self.name = name
         self.values = values
 
-    def get(self, key: str, kind: type[T], default: T | None = None) -> T | None:
-        """The default where the file lacks the key. A whole number does for a float; true and false are no numbers."""
+    def get(self, key: str, kind: type[T]) -> T | None:
+        """None where the file lacks the key. A whole number does for a float; true and false are no numbers."""
         value, plain = self.values.get(key), get_origin(kind) or kind
         if kind is float and type(value) is int:
             value = float(value)
         right = value is None or (isinstance(value, plain) and (kind is bool or type(value) is not bool))
         self.require(right, f"{key} must be {plain.__name__}, not {self.show(key)}")
-        return default if value is None else cast(T, value)
+        return cast("T | None", value)
 
     def need(self, key: str, kind: type[T], default: T | None = None) -> T:
-        value = self.get(key, kind, default)
+        """The default where the file lacks the key; `UserError` without one."""
+        found = self.get(key, kind)
+        value = default if found is None else found
         if value is None:
             raise UserError(f"{self.name}: the metadata lacks {key}")
         return value
@@ -82,7 +84,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         require(name not in infos, f"{path} has the tensor {name[:80]!r} twice: download or convert it again")
         dimensions = header.numbers("u8", header.number("u4")).tolist()
         infos[name] = dimensions, GGMLQuantizationType(header.number("u4")), header.number("u8")
-    alignment = Metadata(str(path), metadata).get("general.alignment", int, 32) or 0
+    alignment = Metadata(str(path), metadata).need("general.alignment", int, 32)
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {alignment}, which is no power of two")
     tensors: dict[str, GGUFTensor] = {}

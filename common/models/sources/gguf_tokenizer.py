@@ -17,8 +17,7 @@ from common.text.turn_ends import TURN_ENDS
 from common.watch.progress import say
 
 _UNKNOWN, _USER_DEFINED, _LAST_TYPE = 2, 4, 6  # values of tokenizer.ggml.token_type; 3: control
-_PLAIN_TEXT = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
-"""Ends of turns that ordinary text may hold: control tokens only where the file says so."""
+_PLAIN_TEXT = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}  # Ends of turns only where the file says so
 
 _AT = "tokenizer.ggml."
 _READ = "model pre tokens token_type scores merges add_bos_token add_eos_token add_space_prefix"
@@ -64,8 +63,7 @@ _WHOLE_WORDS_AND_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral",
 
 
 def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
-    """None, and a line that says so, where it cannot be rebuilt exactly: the model still serves prompts of token ids.
-    Raises for a damaged one."""
+    """None, said in a line, where it cannot be rebuilt exactly: token ids still do. Raises for a damaged one."""
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(m.get(f"{_AT}tokens", list[str]) or [])]
     if not texts:
         return None

@@ -42,8 +42,7 @@ def check_version(label: str, layer: Sequence[QuantizedWeight], symmetric: bool,
 
 
 def check_numbers(name: str, weight: QuantizedWeight, symmetric: bool) -> None:
-    """`UserError` unless the scales of a linear layer, the groups of its inputs, and its codes and zero points are
-    plausible."""
+    """`UserError` unless a linear layer's scales, groups of inputs, codes and zero points are plausible."""
     scales = weight.scales.float()
     require(bool(scales.isfinite().all()), f"{name}.scales are not finite: {AGAIN}")
     require(bool((scales >= 0).all()), f"{name}.scales are negative: {AGAIN}")

@@ -92,8 +92,7 @@ class GPTQFolder(QuantizedFolder):
 
 
 def _weights_name(folder: Path, said: object, usual: str) -> str:
-    """What weight files are called in front of `.safetensors`: as is said, else as transformers calls them, else as
-    AutoGPTQ does, else as the only one there."""
+    """Of weight files, in front of `.safetensors`: as said, as transformers', as AutoGPTQ's, or the only one's."""
     here = {path.name.removesuffix(".index.json") for path in folder.iterdir()}
     found = sorted(name.removesuffix(WEIGHTS) for name in here if re.search(r"(?<!-of-\d{5})\.safetensors$", name))
     inside = not said or (isinstance(said, str) and not {"/", "\\"} & set(said))

@@ -1,5 +1,4 @@
-"""A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
-code from the folder."""
+"""A local Hugging Face folder: config.json, safetensors, tokenizer files. Never pickle, never code from the folder."""
 
 from dataclasses import replace
 from pathlib import Path

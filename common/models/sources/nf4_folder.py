@@ -67,8 +67,7 @@ def is_bitsandbytes_folder(folder: Path) -> bool:
 
 
 def check_description(label: str, options: Mapping[str, Any]) -> bool:
-    """Are the scales of the folder that `quantization_config` describes quantised once more? `UserError` if it is not
-    in NF4."""
+    """Are scales quantised once more, by `quantization_config`? `UserError` if it does not describe NF4."""
     hint = "supported is NF4, load_in_4bit with bnb_4bit_quant_type 'nf4'. Take the model that is not quantised"
     require(not options.get("load_in_8bit"), f"{label}: load_in_8bit (LLM.int8) is not supported: {hint}")
     require(options.get("load_in_4bit") is True, f"{label}: load_in_4bit is not true: {hint}")
@@ -91,8 +90,7 @@ def stored_shapes(rows: int, columns: int, double: bool) -> dict[str, Shape]:
 
 
 def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double: bool) -> None:
-    """`UserError` unless these are the tensors of an NF4 weight; scales that are quantised themselves become float32,
-    in place."""
+    """`UserError` unless these are the tensors of an NF4 weight; quantised scales become float32, in place."""
     state = _state(label, parts[STATE])
     wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
     for word, value in wanted.items():

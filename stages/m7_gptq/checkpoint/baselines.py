@@ -65,8 +65,7 @@ def nf4_values() -> torch.Tensor:
 
 
 def to_nf4(weight: torch.Tensor, bias: torch.Tensor | None = None) -> NF4Weight:
-    """Round a weight [out, in] to the nearest values of its blocks; 64 must divide `in`. The codes are those that
-    bitsandbytes finds."""
+    """Round a weight [out, in] to the nearest values of its blocks; 64 must divide `in`. As bitsandbytes does."""
     values = table(weight.device)
     blocks = weight.float().unflatten(1, (-1, BLOCK))
     scales = blocks.abs().amax(-1)

@@ -36,8 +36,7 @@ LONGEST_NAME = 150  # Of a folder in the cache, in letters, of the 255 that a fi
 
 @dataclass(frozen=True)
 class Report:
-    """Where the model is, and the losses of each layer's projections (none without calibration); no layers where it was
-    there already."""
+    """Where the model is, and the losses of each layer's projections, if it was made now, and by calibration."""
 
     folder: Path
     losses: list[dict[str, float]]

@@ -16,8 +16,7 @@ FEWEST_TOKENS = 2048  # With fewer, most inputs' Hessian rests on the damping al
 
 
 def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:
-    """Token ids [sequences, LENGTH] from the start of a text; fewer sequences if the text is shorter. `UserError` if it
-    is too short to say anything."""
+    """Token ids [sequences, LENGTH] from the start of a text; fewer sequences, or a `UserError`, if it is short."""
     ids = tokens(tokenizer, path or CALIBRATION)
     count = min(SEQUENCES, len(ids) // LENGTH)
     hint = f"give {FEWEST_TOKENS} at least, better {SEQUENCES * LENGTH:,}"
