@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any, Self
 
 from common.errors import refusing, require, require_number
-from common.models.rope import SCALINGS, Llama3Scaling, RopeScaling, YarnScaling, yarn_attention_factor
+from common.models.rope import SCALINGS, RopeScaling, checked, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -60,13 +60,6 @@ class ModelConfig:
         uneven = f"{self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly"
         require(self.num_heads % self.num_kv_heads == 0, f"{self.name}: {uneven}")
         require(self.head_dim % 2 == 0, f"{self.name}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
-        scaling = self.rope_scaling
-        for key, value in (asdict(scaling) if scaling else {}).items():
-            require_number(f"{self.name}: {key} of its rope scaling", value, int | float, 0, above=True)
-        yarn = isinstance(scaling, YarnScaling)
-        require(not yarn or self.rope_theta > 1, f"{self.name}: the base, rope_theta, must be above 1 with yarn")
-        steps = not isinstance(scaling, Llama3Scaling) or scaling.high_freq_factor > scaling.low_freq_factor
-        require(steps, f"{self.name}: high_freq_factor of its rope scaling must be above low_freq_factor")
 
     @classmethod
     def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Self:
@@ -105,8 +98,7 @@ class ModelConfig:
         """Contents of config.json and generation_config.json, such that `from_hf` gives this configuration back."""
         rope: dict[str, Any] = {"rope_theta": self.rope_theta, "rope_type": "default"}
         if self.rope_scaling is not None:
-            kind = next(kind for kind, cls in SCALINGS.items() if isinstance(self.rope_scaling, cls))
-            rope |= {"rope_type": kind, **asdict(self.rope_scaling)}
+            rope |= {"rope_type": self.rope_scaling.kind, **asdict(self.rope_scaling)}
         tokens = {"bos_token_id": self.bos_token_id, "eos_token_id": list(self.eos_token_ids)}
         config: dict[str, Any] = {
             "architectures": [name for name, short in ARCHITECTURES.items() if short == self.architecture],
@@ -196,7 +188,7 @@ def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> t
     values: dict[str, Any] = {
         key: rope.get(key) or (None if default is MISSING else default) for key, default in known.items()
     }
-    return float(theta), scaling(**values) if scaling else None
+    return float(theta), checked(f"{name}: {place}", scaling(**values), theta) if scaling else None
 
 
 def _eos_token_ids(name: str, sources: Iterable[Mapping[str, Any]], vocab_size: int) -> tuple[int, ...]:

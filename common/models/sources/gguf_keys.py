@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import require, require_number
-from common.models.rope import LinearScaling, RopeScaling, YarnScaling, yarn_attention_factor
+from common.models.rope import LinearScaling, RopeScaling, YarnScaling, checked, yarn_attention_factor
 from common.models.sources.gguf_reader import Metadata
 
 _READ = """
@@ -58,6 +58,7 @@ class ModelKeys:
     def rope_scaling(self) -> RopeScaling | None:
         """A factor without a type is linear; a factor of 0 is none."""
         at, name = "rope.scaling.", f"{self._metadata.name}: {self._prefix}rope.scaling."
+        theta = self.number("rope.freq_base", 10000.0)
         kind = self._metadata.get(f"{self._prefix}{at}type", str) or "linear"
         require(kind in ("none", "linear", "yarn"), f"{name}type {kind[:80]!r} is not supported")
         factor = self.number(f"{at}factor", self.number("rope.scale_linear", 0.0)) or 1.0
@@ -66,11 +67,11 @@ class ModelKeys:
         if kind == "none" or factor == 1.0:
             return None
         if not yarn:
-            return LinearScaling(factor)
+            return checked(name, LinearScaling(factor), theta)
         attention = self.number(f"{at}yarn_attn_factor", yarn_attention_factor(factor))
         betas = self.number(f"{at}yarn_beta_fast", 32.0), self.number(f"{at}yarn_beta_slow", 1.0)
         context = self.size(f"{at}original_context_length", self.size("context_length"))
-        return YarnScaling(factor, context, attention, *betas)
+        return checked(name, YarnScaling(factor, context, attention, *betas), theta)
 
 
 def token_id(metadata: Metadata, name: str, vocab_size: int, default: int | None = None) -> int | None:
