@@ -125,10 +125,8 @@ def _architecture(name: str, config: Mapping[str, Any]) -> str:
     found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
     found = found if named or kind not in ARCHITECTURES.values() else [str(kind)]
     said = " ".join(", ".join(map(str, named)).split())[:200] or kind or "none named"
-    require(
-        bool(found) and kind in (None, found[0]),
-        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
-    )
+    hint = f"is not supported. Supported: {', '.join(ARCHITECTURES)}"
+    require(bool(found) and kind in (None, found[0]), f"{name}: architecture {said} (model_type {kind!r:.80}) {hint}")
     return found[0]
 
 
@@ -167,10 +165,8 @@ def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> t
     kind, *others = kinds
     # dynamic begins beyond max_position_embeddings, which no request reaches
     supported = {"default": None, "dynamic": None, **SCALINGS}
-    require(
-        kind in supported and not others,
-        f"{name}: {place} of type {' and '.join(map(repr, kinds))} is not supported. Supported: {', '.join(supported)}",
-    )
+    said, hint = " and ".join(map(repr, kinds))[:200], f"is not supported. Supported: {', '.join(supported)}"
+    require(kind in supported and not others, f"{name}: {place} of type {said} {hint}")
     theta, mscales = rope.pop("rope_theta", config.get("rope_theta", 10000.0)), list[float]()
     require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
     if kind == "yarn":

@@ -197,9 +197,7 @@ def _checked(template: Any, where: str) -> Templates | None:
 
 
 def _read(path: Path, missing: str | None = None) -> str:
-    try:
+    with refusing(str(path)[:200]):
         require(missing is None or path.is_file(), missing or "")
         require(path.stat().st_size < 1 << 20, f"{path} has more than a megabyte: it is no chat template")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Download it again") from error

@@ -98,8 +98,8 @@ def _weights_name(folder: Path, said: object, usual: str) -> str:
     inside = not said or (isinstance(said, str) and not {"/", "\\"} & set(said))
     require(inside, f"{folder}: model_file_base_name={said!r:.80} is no name of a file in this folder")
     known = [name for name in (str(said).removesuffix(WEIGHTS), "model", usual) if name in found]
-    several = f"{folder} has several weight files, {found!r:.80}: say which as model_file_base_name"
-    require(bool(known) or len(found) < 2, several)
+    hint = "say which as model_file_base_name"
+    require(len(found) < 2 or bool(known), f"{folder} has several weight files, {found!r:.80}: {hint}")
     return (known or found or ["model"])[0]
 
 
@@ -111,15 +111,9 @@ def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) ->
     scales, g_idx = parts["scales"], parts.get("g_idx")
     floats = scales.is_floating_point() and scales.itemsize > 1
     require(floats, f"{label}.scales hold {scales.dtype}, no floating point: download it again")
-    weight = QuantizedWeight(
-        qweight=parts["qweight"],
-        scales=scales,
-        zeros=unpack_zeros(parts["qzeros"], stored.bits, stored.form),
-        g_idx=None,
-        bits=stored.bits,
-        group_size=stored.group_of(parts["qweight"].shape[0] * WORD // stored.bits),
-        bias=parts.get("bias"),
-    )
+    zeros = unpack_zeros(parts["qzeros"], stored.bits, stored.form)
+    group_size = stored.group_of(parts["qweight"].shape[0] * WORD // stored.bits)
+    weight = QuantizedWeight(parts["qweight"], scales, zeros, None, stored.bits, group_size, parts.get("bias"))
     if g_idx is not None:
         whole = g_idx.dtype in (torch.int32, torch.int64)
         require(whole, f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")

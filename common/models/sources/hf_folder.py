@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from common.errors import UserError, one_line, refusing, require
+from common.errors import UserError, refusing, require
 from common.models.config import ModelConfig
 from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
 from common.text.json_file import LARGEST, read_json
@@ -85,16 +85,13 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
     shapes: dict[str, Shape] = {}
     files: dict[str, Any] = {}
     for path in _weight_files(folder, weights):
-        try:
+        with refusing(str(path)):
             with path.open("rb") as opened:
                 header = int.from_bytes(opened.read(8), "little")
             require(header <= LARGEST, f"{path} cannot be read: its header has {header:,} bytes. Download it again")
             file = safe_open(path, framework="pt", device="cpu")
-            names = list(file.keys())
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read: {one_line(error)}. Copy or download it again") from error
-        files |= dict.fromkeys(names, file)
+            files |= dict.fromkeys(file.keys(), file)
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return files, shapes
 
 

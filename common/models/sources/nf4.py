@@ -73,9 +73,6 @@ def table(device: torch.device) -> torch.Tensor:
 
 def concatenate_nf4(weights: Sequence[NF4Weight]) -> NF4Weight:
     """One weight with the outputs of all, for layers of the same input; all of them have a bias, or none has."""
+    packed, scales = (torch.cat([getattr(weight, name) for weight in weights]) for name in ("packed", "scales"))
     biases = [weight.bias for weight in weights if weight.bias is not None]
-    return NF4Weight(
-        packed=torch.cat([weight.packed for weight in weights]),
-        scales=torch.cat([weight.scales for weight in weights]),
-        bias=torch.cat(biases) if biases else None,
-    )
+    return NF4Weight(packed, scales, torch.cat(biases) if biases else None)
