@@ -57,8 +57,7 @@ class Decoder:
         self, config: ModelConfig, embedding: torch.Tensor, layers: list[DecoderLayer], norm: RMSNorm, head: Projection
     ) -> None:
         self.config = config
-        self.device = embedding.device
-        self.dtype = embedding.dtype
+        self.device, self.dtype = embedding.device, embedding.dtype
         self.embedding = embedding
         self.layers = layers
         self.norm = norm

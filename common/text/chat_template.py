@@ -1,7 +1,6 @@
 """A model's own chat templates: where a folder or a file keeps them, and the text that one makes of a conversation.
 
-transformers renders them, which they are written for, within the limits of `template_sandbox`. Both are imported when
-they are needed: transformers takes half a second.
+transformers renders them, within the limits of `template_sandbox`. Both take time to import: only where needed.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""Text to token ids and back, and the model's own chat template.
-
-Built on the `tokenizers` library: transformers is imported only for folders that need it.
-"""
+"""Text to token ids and back, by the `tokenizers` library, and the model's own chat template."""
 
 import contextlib
 import functools

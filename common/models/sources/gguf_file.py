@@ -1,7 +1,5 @@
-"""A GGUF file (llama.cpp's format): configuration, tokenizer and weights in one, often quantised.
-
-The weights are dequantised as they are read. `gguf` is imported here and in gguf_reader.py, and nowhere else.
-"""
+"""A GGUF file (llama.cpp's format): configuration, tokenizer and weights, dequantised as they are read, in one.
+`gguf` is imported here and in gguf_reader.py, and nowhere else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -114,10 +112,9 @@ def _half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _with_llama3_scaling(config: ModelConfig, found: torch.Tensor) -> ModelConfig:
     """A GGUF file stores Llama 3's scaling as one divisor for each frequency: find the parameters they came from."""
-    require(
-        found.shape == (config.head_dim // 2,) and bool(found.isfinite().all()) and config.rope_scaling is None,
-        f"{config.name}: {ROPE_FACTORS} must be {config.head_dim // 2} divisors, and the only rope scaling",
-    )
+    right = found.shape == (config.head_dim // 2,) and bool(found.isfinite().all()) and config.rope_scaling is None
+    wanted = f"{config.head_dim // 2} divisors, and the only rope scaling"
+    require(right, f"{config.name}: {ROPE_FACTORS} must be {wanted}")
     scaled = replace(config, rope_scaling=Llama3Scaling(float(found.max()), 1.0, 4.0, 8192))
     same = torch.allclose(inverse_frequencies(config) / inverse_frequencies(scaled), found, rtol=1e-3)
     require(same, f"{config.name}: its {ROPE_FACTORS} are not Llama 3's rope scaling, and no other is supported")

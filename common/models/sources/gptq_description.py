@@ -47,15 +47,11 @@ class Stored:
         """From `settings`; `UserError` for what is not supported."""
         bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
         form, packed = str(options.get("checkpoint_format", "gptq")).lower(), str(options.get("pack_dtype", "int32"))
+        grouped = type(group) is int and (group == PER_CHANNEL or group > 0)
         flags = {word: options.get(word, word == "sym") for word in ("sym", "desc_act", "lm_head")}
         for word, value, known, hint in (
             ("bits", bits, type(bits) is int and bits in BITS, "GPTQ with 4 or 8 bits is"),
-            (
-                "group_size",
-                group,
-                type(group) is int and (group == PER_CHANNEL or group > 0),
-                "-1 or positive is",
-            ),
+            ("group_size", group, grouped, "-1 or a positive number is"),
             ("checkpoint_format", form, form in ("gptq", "gptq_v2"), "'gptq' and 'gptq_v2' are"),
             ("pack_dtype", packed, packed == "int32", "'int32' is"),
             *((word, flag, flag in (True, False), "true or false is") for word, flag in flags.items()),
@@ -68,8 +64,7 @@ class Stored:
 
     def shapes(self, rows: int, columns: int) -> dict[str, Shape]:
         """Shapes of the tensors that stand for a weight [rows, columns]."""
-        count = WORD // self.bits
-        groups = -(-columns // self.group_of(columns))
+        count, groups = WORD // self.bits, -(-columns // self.group_of(columns))
         shapes = {"qweight": (columns // count, rows), "qzeros": (groups, rows // count), "scales": (groups, rows)}
         return {**shapes, "g_idx": (columns,)}
 

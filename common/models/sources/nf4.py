@@ -40,11 +40,9 @@ class NF4Weight:
         return values.mul_(self.scales[..., None]).flatten(1).to(dtype)
 
     def weights_bytes(self) -> int:
-        """Bytes of codes, scales and bias."""
         return self.packed.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def outputs(self, which: slice) -> NF4Weight:
-        """Some of the outputs."""
         return NF4Weight(self.packed[which], self.scales[which], None if self.bias is None else self.bias[which])
 
     def parts(self) -> dict[str, torch.Tensor]:

@@ -16,8 +16,8 @@ from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.text.json_file import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight
-
 AGAIN = "download the checkpoint again, or quantise the model with --again"
+OLDER_FILE, HEAD = "quantize_config.json", "lm_head"
 
 
 class QuantizedFolder(HFFolder, abc.ABC):
@@ -98,10 +98,6 @@ class QuantizedFolder(HFFolder, abc.ABC):
                 require(wanted in (part, (-1,)), wrong)
                 shapes[name] = shape
         return shapes
-
-
-OLDER_FILE = "quantize_config.json"
-HEAD = "lm_head"
 
 
 def quantization(folder: Path) -> Any:

@@ -1,7 +1,6 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder is written under
-another name, and moved at the end.
+Each decoder layer is a shard, written when the layer is done, in a folder of another name, which is moved at the end.
 """
 
 import json
@@ -44,10 +43,7 @@ class Writer:
     def __init__(
         self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any], again: bool = False
     ) -> None:
-        self.source = source
-        self.settings = settings
-        self.recipe = recipe
-        self.folder = folder
+        self.source, self.settings, self.recipe, self.folder = source, settings, recipe, folder
         self.work = folder.with_name(f".{folder.name}-unfinished")
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
