@@ -16,7 +16,7 @@ LARGEST_WEIGHT = 1000.0  # No linear layer of a language model holds weights any
 ZERO_SCALES = 0.01  # Largest share of scales that are 0: those of the few weights that float16 rounds to nothing
 
 SHIFT = 0.5
-"""Mean of code - zero, in steps of the grid, from which zero points must be off by one. In SmolLM2 it is at most 0.09."""
+"""Mean of code - zero, in steps of the grid, that means zero points off by one. In SmolLM2 it is at most 0.09."""
 SURE = 6.0  # Standard errors by which it must also be away from 0: with 256 steps a few thousand weights say nothing
 
 
