@@ -45,11 +45,12 @@ class Tokenizer:
     def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
         files = {name: read_json(folder / name, {}, LARGEST) for name in (OPTIONS, NAMES, ADDED)}
+        templates = read_template(folder, files[OPTIONS])  # before transformers reads it, which would not name it
         read = read_backend(folder, files, read_json(folder / "config.json", missing={}))
         if read is None:
             return None
         backend, special = read
-        return cls(backend, eos_token_ids, read_template(folder, files[OPTIONS]), special)
+        return cls(backend, eos_token_ids, templates, special)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""

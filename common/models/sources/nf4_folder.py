@@ -59,11 +59,10 @@ class NF4Folder(QuantizedFolder):
 
 def is_bitsandbytes_folder(folder: Path) -> bool:
     """Did bitsandbytes quantise the model, in whatever way?"""
-    options = quantization(folder)
-    if not isinstance(options, Mapping):
-        return False
-    method = options.get("quant_method")
-    return method == "bitsandbytes" or (not method and bool(options.get("load_in_4bit") or options.get("load_in_8bit")))
+    found = quantization(folder)
+    options: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    method, bits = options.get("quant_method"), options.get("load_in_4bit") or options.get("load_in_8bit")
+    return method == "bitsandbytes" or bool(not method and bits)
 
 
 def check_description(label: str, options: Mapping[str, Any]) -> bool:
