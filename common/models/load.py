@@ -61,9 +61,7 @@ def load_model(
     progress: bool | None = False,
 ) -> Decoder:  # fmt: skip
     """The decoder of that name (see `open_source`), its weights on `device` in `dtype`.
-
-    seed: of random weights. progress: None draws a bar on a terminal. `UserError` for what cannot be loaded.
-    """
+    seed: of random weights. progress: None draws a bar on a terminal. `UserError` for what cannot be loaded."""
     place = parse_device(device)
     source = open_source(name, place, seed, progress)
     with torch.inference_mode():
@@ -85,9 +83,7 @@ def open_source(
     name: str, device: torch.device | None = None, seed: int = 0, progress: bool | None = False
 ) -> ModelSource:
     """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`.
-
-    A folder in GPTQ's format, or in NF4, gives its dequantised weights.
-    """
+    A folder in GPTQ's format, or in NF4, gives its dequantised weights."""
     if name == DEFAULT_MODEL:
         return open_embedded(progress)
     if name.startswith(PREFIX):

@@ -114,10 +114,8 @@ def pack_zeros(zeros: torch.Tensor, bits: int, form: Format) -> torch.Tensor:
 
 def unpack_zeros(qzeros: torch.Tensor, bits: int, form: Format) -> torch.Tensor:
     """The inverse of `pack_zeros`: the true zero points, uint8 [groups, out].
-
     Version 1's missing one is added to the whole word, as GPTQModel does: that undoes a subtraction from the whole
-    word even where a zero point of 0 borrowed from its neighbour.
-    """
+    word even where a zero point of 0 borrowed from its neighbour."""
     words = qzeros if form == "gptq_v2" else qzeros + _ones(bits)
     return unpack(words.T.contiguous(), bits).T.contiguous()
 

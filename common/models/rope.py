@@ -1,8 +1,6 @@
 """Rotary frequencies, stretched to reach further than a model was trained.
-
 `stretch` takes and returns radians per position of each pair of dimensions, float32 [D / 2]; cosines and sines are
-multiplied by `attention_factor`.
-"""
+multiplied by `attention_factor`."""
 
 import math
 from dataclasses import dataclass

@@ -104,9 +104,7 @@ def build_decoder(
     make_projection: MakeProjection | None = None,
 ) -> Decoder:  # fmt: skip
     """Read tensor after tensor straight into its place, so that the model is in memory once.
-
-    make_projection: makes the layers' projections; None reads their weights and leaves them as they are.
-    """
+    make_projection: makes the layers' projections; None reads their weights and leaves them as they are."""
     config = source.config
     shapes = tensor_shapes(config)
     held = [shape for name, shape in shapes.items() if make_projection is None or not name.endswith("_proj.weight")]

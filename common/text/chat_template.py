@@ -1,7 +1,5 @@
 """A model's own chat templates: where a folder or a file keeps them, and the text that one makes of a conversation.
-
-transformers renders them, within the limits of `template_sandbox`. Both take time to import: only where needed.
-"""
+transformers renders them, within the limits of `template_sandbox`. Both take time to import: only where needed."""
 
 import functools
 import json
@@ -27,9 +25,7 @@ def render(
     documents: Sequence[Any] | None = None,
 ) -> str:
     """The conversation as text, up to where the assistant's answer begins, as `apply_chat_template` has it.
-
-    variables: special tokens, and what else the template knows, such as `enable_thinking`.
-    """
+    variables: special tokens, and what else the template knows, such as `enable_thinking`."""
     template = pick(templates, tools)
     _check_messages(messages, template)
     from common.text.template_sandbox import run_bounded

@@ -42,9 +42,7 @@ class Detokenizer:
 
     def read(self, token_ids: Sequence[int], count: int, finished: bool) -> tuple[str, int]:
         """Text of the first `count` output tokens, and how many of them it is of: up to the one where it ends.
-
-        `finished`: no more will come, so nothing is held back.
-        """
+        `finished`: no more will come, so nothing is held back."""
         self._catch_up(token_ids)
         if count == 0:
             return "", 0

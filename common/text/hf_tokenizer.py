@@ -21,9 +21,7 @@ Found = tuple[FastTokenizer, dict[str, str]]
 
 def read_backend(folder: Path, files: Files, config: Mapping[str, Any]) -> Found | None:
     """The fast tokenizer, and its special tokens by name; None where the folder has no tokenizer.
-
-    files: contents of `OPTIONS`, `NAMES` and `ADDED`, {} where absent; config: of config.json.
-    """
+    files: contents of `OPTIONS`, `NAMES` and `ADDED`, {} where absent; config: of config.json."""
     if not any((folder / name).is_file() for name in (OWN, *OLDER)):
         return None
     decoder: Any = files[OPTIONS].get("added_tokens_decoder", {})

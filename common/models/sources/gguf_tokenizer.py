@@ -1,7 +1,5 @@
 """A GGUF file's tokenizer, rebuilt with the `tokenizers` library: SentencePiece, or byte-level BPE.
-
-Its tokens are llama.cpp's for the same file: Unicode is not normalised, though some models' own files do so.
-"""
+Its tokens are llama.cpp's for the same file: Unicode is not normalised, though some models' own files do so."""
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors

@@ -1,7 +1,5 @@
 """Whether the numbers of a quantised layer can be those of a linear layer: damage that neither shape nor type shows.
-
-Without them a checkpoint with a wrong label, or a damaged one, loads like any other and the model writes '!!!!'.
-"""
+Without them a checkpoint with a wrong label, or a damaged one, loads like any other and the model writes '!!!!'."""
 
 import math
 from collections.abc import Sequence
@@ -22,9 +20,7 @@ SURE = 6.0  # Standard errors by which it must also be away from 0: with 256 ste
 
 def check_version(label: str, layer: Sequence[QuantizedWeight], symmetric: bool, form: Format) -> None:
     """`UserError` if the weights of a whole decoder layer show that zero points are stored in the other version.
-
-    Version 1 read as version 2, or the reverse, shifts every weight by one step of the grid.
-    """
+    Version 1 read as version 2, or the reverse, shifts every weight by one step of the grid."""
     lie = 1 if form == "gptq" else -1  # what the wrong version adds to every zero point
     if symmetric:
         middle = 2 ** (layer[0].bits - 1)

@@ -71,10 +71,8 @@ class Stored:
 
 class Description:
     """base: how layers are stored; file_name: that of the weights, if it is said.
-
     GPTQModel's `dynamic` has patterns for the names of layers, from their beginning on: those of `-:pattern` are not
-    quantised; those of `+:pattern` or `pattern` have other settings. `-:` goes first; then the first that matches.
-    """
+    quantised; those of `+:pattern` or `pattern` have other settings. `-:` goes first; then the first that matches."""
 
     def __init__(self, label: str, options: Mapping[str, Any]) -> None:
         method = options.get("quant_method") or options.get("method") or "gptq"

@@ -22,9 +22,7 @@ OLDER_FILE, HEAD = "quantize_config.json", "lm_head"
 
 class QuantizedFolder(HFFolder, abc.ABC):
     """A `ModelSource` whose linear layers are quantised: `read` dequantises them, `quantized` gives them as they are.
-
-    meta: what the checkpoint's maker says about how it was made.
-    """
+    meta: what the checkpoint's maker says about how it was made."""
 
     mark: str  # The part by which a quantised layer is known
 

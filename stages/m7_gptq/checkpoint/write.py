@@ -36,9 +36,7 @@ WORK = "work.json"  # What the unfinished folder was started with: a run with an
 
 class Writer:
     """The unfinished folder of one quantisation.
-
-    recipe: all that the result depends on, kept in the description. again: what a stopped run left is not used.
-    """
+    recipe: all that the result depends on, kept in the description. again: what a stopped run left is not used."""
 
     def __init__(
         self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any], again: bool = False
