@@ -18,12 +18,9 @@ RESERVED = ("conversations", "messages", "tools", "documents", "chat_template", 
 
 
 def render(
-    templates: Templates | None,
-    messages: Sequence[Mapping[str, Any]],
-    variables: Mapping[str, Any],
-    tools: Sequence[Any] | None = None,
-    documents: Sequence[Any] | None = None,
-) -> str:
+    templates: Templates | None, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any],
+    tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+) -> str:  # fmt: skip
     """The conversation as text, up to where the assistant's answer begins, as `apply_chat_template` has it.
     variables: special tokens, and what else the template knows, such as `enable_thinking`."""
     template = pick(templates, tools)

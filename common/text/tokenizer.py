@@ -25,12 +25,9 @@ class Tokenizer:
     """`backend` is the fast tokenizer itself; special_tokens ({"bos_token": "<s>", ...}) is for the chat template."""
 
     def __init__(
-        self,
-        backend: FastTokenizer,
-        eos_token_ids: Sequence[int] = (),
-        chat_template: Templates | None = None,
+        self, backend: FastTokenizer, eos_token_ids: Sequence[int] = (), chat_template: Templates | None = None,
         special_tokens: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.backend = backend
         self.chat_template = chat_template
         self.template_kwargs: Mapping[str, Any] = {}  # variables for every chat
@@ -101,13 +98,9 @@ class Tokenizer:
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        template_kwargs: Mapping[str, Any] | None = None,
-        *,
-        tools: Sequence[Any] | None = None,
-        documents: Sequence[Any] | None = None,
-    ) -> str:
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None, *,
+        tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+    ) -> str:  # fmt: skip
         """The conversation as text in the model's own format. template_kwargs: variables that its template knows."""
         variables = {**self.special_tokens, **self.template_kwargs, **(template_kwargs or {})}
         return render(self.chat_template, messages, variables, tools, documents)

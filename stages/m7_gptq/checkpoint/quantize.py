@@ -153,7 +153,7 @@ def _write(writer: Writer, layers: Iterator[QuantizedLayer], progress: bool | No
 
 
 @contextmanager
-def only_one(model: str, folder: Path) -> Generator[None, None, None]:
+def only_one(model: str, folder: Path) -> Generator[None]:
     """Within, no other process makes this folder; the system lets go of the lock when a process dies."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
