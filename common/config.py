@@ -19,13 +19,9 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
 
 
 def parse_dtype(name: str | torch.dtype) -> torch.dtype:
@@ -135,20 +131,13 @@ class EngineConfig:
 
 
 ARRIVED_WITH = {
-    "max_num_batched_tokens": 2,
-    "scheduling_policy": 2,
-    "overlap": 2,
-    "block_size": 3,
-    "swap_space": 3,
-    "attention_backend": 4,
-    "prefill_chunk_size": 5,
-    "target_itl": 5,
-    "fused_kernels": 4,
-    "cuda_graphs": 4,
+    "max_num_batched_tokens": 2, "scheduling_policy": 2, "overlap": 2,
+    "block_size": 3, "swap_space": 3,
+    "attention_backend": 4, "fused_kernels": 4, "cuda_graphs": 4,
+    "prefill_chunk_size": 5, "target_itl": 5,
     "prefix_index": 6,
-    "head_bits": 7,
-    "linear_backend": 7,
-}
+    "head_bits": 7, "linear_backend": 7,
+}  # fmt: skip
 """Options that the first stages do not have, and the stage that brings each."""
 
 

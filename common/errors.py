@@ -66,6 +66,8 @@ def refusing(name: str) -> Generator[None]:
         yield
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {one_line(error)}. Copy or download it again") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise UserError(f"{name} is truncated or damaged ({reason}): download or convert it again") from error

@@ -1,12 +1,12 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType
 from typing import Any, Self
 
-from common.errors import UserError, one_line, require, require_number
-from common.models.rope import SCALINGS, RopeScaling, yarn_attention_factor
+from common.errors import refusing, require, require_number
+from common.models.rope import SCALINGS, RopeScaling, checked, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -20,9 +20,7 @@ HF_SIZES = {
 }
 """Fields of `ModelConfig` that every config.json has, and their names there."""
 
-MOST, MOST_LAYERS = 2**27, 4096
-"""Of each of these sizes. There is no such model: what says more is damaged."""
-
+MOST, MOST_LAYERS = 2**27, 4096  # Of each of these sizes. There is no such model: what says more is damaged.
 ORIGINAL = "original_max_position_embeddings"
 
 
@@ -55,27 +53,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in (*HF_SIZES, "num_kv_heads", "head_dim"):
-            require_number(
-                f"{self.name}: {field}", getattr(self, field), int, 1, MOST_LAYERS if field == "num_layers" else MOST
-            )
+            most = MOST_LAYERS if field == "num_layers" else MOST
+            require_number(f"{self.name}: {field}", getattr(self, field), int, 1, most)
         for field in ("rope_theta", "rms_norm_eps"):
             require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"{self.name}: {self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly",
-        )
+        uneven = f"{self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly"
+        require(self.num_heads % self.num_kv_heads == 0, f"{self.name}: {uneven}")
         require(self.head_dim % 2 == 0, f"{self.name}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
     @classmethod
     def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Self:
         """From the contents of config.json and generation_config.json; refuses by name what is not supported."""
-        try:
+        with refusing(f"{name}: config.json"):
             return cls._from_hf(name, config, generation or {})
-        except UserError:
-            raise
-        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:  # foreign values
-            reason = one_line(error)
-            raise UserError(f"{name}: config.json cannot be understood: {reason}. Download it again") from error
 
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
@@ -94,27 +84,21 @@ class ModelConfig:
         head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
         kv_heads = config.get("num_key_value_heads", None if llama else 32)
         return cls(
-            name=name,
-            architecture=architecture,
-            **sizes,
+            name=name, architecture=architecture, **sizes,
             num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
             head_dim=usual if llama and head_dim is None else head_dim,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            qkv_bias=architecture == "qwen2",
-            qk_norm=architecture == "qwen3",
+            rms_norm_eps=config.get("rms_norm_eps", 1e-6), rope_theta=rope_theta, rope_scaling=rope_scaling,
+            qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3",
             tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
-            eos_token_ids=_eos_token_ids(name, config, generation, sizes["vocab_size"]),
+            eos_token_ids=_eos_token_ids(name, (generation, config), sizes["vocab_size"]),
             bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
-        )
+        )  # fmt: skip
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Contents of config.json and generation_config.json, such that `from_hf` gives this configuration back."""
         rope: dict[str, Any] = {"rope_theta": self.rope_theta, "rope_type": "default"}
         if self.rope_scaling is not None:
-            kind = next(kind for kind, cls in SCALINGS.items() if isinstance(self.rope_scaling, cls))
-            rope |= {"rope_type": kind, **asdict(self.rope_scaling)}
+            rope |= {"rope_type": self.rope_scaling.kind, **asdict(self.rope_scaling)}
         tokens = {"bos_token_id": self.bos_token_id, "eos_token_id": list(self.eos_token_ids)}
         config: dict[str, Any] = {
             "architectures": [name for name, short in ARCHITECTURES.items() if short == self.architecture],
@@ -122,12 +106,8 @@ class ModelConfig:
             **{key: getattr(self, field) for field, key in HF_SIZES.items()},
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": rope,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "use_sliding_window": False,
-            **tokens,
+            **{"hidden_act": "silu", "rms_norm_eps": self.rms_norm_eps, "rope_parameters": rope},
+            **{"tie_word_embeddings": self.tie_word_embeddings, "use_sliding_window": False, **tokens},
         }
         return config, tokens
 
@@ -143,48 +123,38 @@ def _architecture(name: str, config: Mapping[str, Any]) -> str:
     """transformers goes by `model_type`: where both are there, they must agree."""
     named, kind = _get(name, config, "architectures", None, list, NoneType) or [], config.get("model_type")
     found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
-    if not named and kind in ARCHITECTURES.values():
-        found = [str(kind)]
+    found = found if named or kind not in ARCHITECTURES.values() else [str(kind)]
     said = " ".join(", ".join(map(str, named)).split())[:200] or kind or "none named"
-    require(
-        bool(found) and kind in (None, found[0]),
-        f"{name}: architecture {said} (model_type {kind!r}) is not supported. Supported: {', '.join(ARCHITECTURES)}",
-    )
+    hint = f"is not supported. Supported: {', '.join(ARCHITECTURES)}"
+    require(bool(found) and kind in (None, found[0]), f"{name}: architecture {said} (model_type {kind!r:.80}) {hint}")
     return found[0]
 
 
 def _refuse_unsupported(name: str, config: Mapping[str, Any], architecture: str) -> None:
     """Refuse what transformers' class would compute; a key that it does not read changes nothing there either."""
-
-    def refuse(what: str, hint: str = "") -> UserError:
-        return UserError(f"{name}: {what} is not supported{hint}")
-
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
-        raise refuse(f"quantization_config (quant_method {method!r})", ". Take the checkpoint that is not quantised")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise refuse(f"hidden_act {config['hidden_act']!r} (only 'silu')")
-    if _get(name, config, "mlp_bias", False, bool):
-        raise refuse("mlp_bias=true")
-    if architecture != "qwen2" and _get(name, config, "attention_bias", False, bool):
-        raise refuse("attention_bias=true (a bias on o_proj)")
-    for key, usual in (("partial_rotary_factor", 1.0), ("is_causal", True), ("per_layer_config", {})):
-        if config.get(key) not in (None, usual):
-            raise refuse(f"{key} {config[key]!r:.80}")
+    quantization, act = config.get("quantization_config"), config.get("hidden_act", "silu")
+    method = quantization.get("quant_method", "?") if isinstance(quantization, Mapping) else "?"
     layers, kinds = config["num_hidden_layers"], _get(name, config, "layer_types", None, list, NoneType)
-    if kinds is not None and set(kinds) - {"full_attention", "attention"}:
-        raise refuse("sliding-window attention, or any but 'full_attention' (layer_types)")
-    require(kinds is None or len(kinds) == layers, f"{name}: layer_types in config.json do not name {layers} layers")
     # Qwen2 and Qwen3 name a window and switch it off; older Qwen2 files have no layer_types but max_window_layers.
+    window = config.get("sliding_window", None if architecture == "llama" else 4096)
     if architecture == "llama":
-        windowed = config.get("sliding_window") and config.get("use_sliding_window") is not False
+        windowed = window and config.get("use_sliding_window") is not False
     else:
         window_from = _get(name, config, "max_window_layers", 28, int)
-        windowed = _get(name, config, "use_sliding_window", False, bool) and window_from < layers
-        windowed = windowed and config.get("sliding_window", 4096) is not None
-    if windowed and kinds is None:
-        raise refuse(f"sliding_window {config.get('sliding_window')}")
+        windowed = _get(name, config, "use_sliding_window", False, bool) and window_from < layers and window is not None
+    biased = architecture != "qwen2" and _get(name, config, "attention_bias", False, bool)
+    others = (("partial_rotary_factor", 1.0), ("is_causal", True), ("per_layer_config", {}))
+    for found, what in (
+        (quantization, f"quantization_config (quant_method {method!r:.80})"),
+        (act not in ("silu", "swish"), f"hidden_act {act!r:.80} (only 'silu')"),
+        (_get(name, config, "mlp_bias", False, bool), "mlp_bias=true"),
+        (biased, "attention_bias=true (a bias on o_proj)"),
+        *((config.get(key) not in (None, usual), f"{key} {config.get(key)!r:.80}") for key, usual in others),
+        (set(kinds or ()) - {"full_attention", "attention"}, "sliding-window or other attention (layer_types)"),
+        (windowed and kinds is None, f"sliding_window {window!r:.80}"),
+    ):
+        require(not found, f"{name}: {what} is not supported")
+    require(kinds is None or len(kinds) == layers, f"{name}: layer_types in config.json do not name {layers} layers")
 
 
 def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> tuple[float, RopeScaling | None]:
@@ -195,14 +165,11 @@ def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> t
     kind, *others = kinds
     # dynamic begins beyond max_position_embeddings, which no request reaches
     supported = {"default": None, "dynamic": None, **SCALINGS}
-    require(
-        kind in supported and not others,
-        f"{name}: {place} of type {' and '.join(map(repr, kinds))} is not supported. Supported: {', '.join(supported)}",
-    )
+    said, hint = " and ".join(map(repr, kinds))[:200], f"is not supported. Supported: {', '.join(supported)}"
+    require(kind in supported and not others, f"{name}: {place} of type {said} {hint}")
     theta, mscales = rope.pop("rope_theta", config.get("rope_theta", 10000.0)), list[float]()
     require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
     if kind == "yarn":
-        require(theta > 1, f"{name}: rope_theta in config.json must be above 1 with yarn")
         mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
         if rope.get("attention_factor") is None:
             rope["attention_factor"] = yarn_attention_factor(rope.get("factor") or 1, *mscales)
@@ -217,21 +184,14 @@ def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> t
     values: dict[str, Any] = {
         key: rope.get(key) or (None if default is MISSING else default) for key, default in known.items()
     }
-    for key, value in values.items():
-        require_number(f"{name}: {key} of type {kind!r} in config.json", value, int | float, 0, above=True)
-    if kind == "llama3":
-        steps = values["high_freq_factor"] > values["low_freq_factor"]
-        require(steps, f"{name}: high_freq_factor in config.json must be above low_freq_factor")
-    return float(theta), scaling(**values) if scaling else None
+    return float(theta), checked(f"{name}: {place}", scaling(**values), theta) if scaling else None
 
 
-def _eos_token_ids(
-    name: str, config: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int
-) -> tuple[int, ...]:
+def _eos_token_ids(name: str, sources: Iterable[Mapping[str, Any]], vocab_size: int) -> tuple[int, ...]:
     """Both files name end tokens, each one id or a list: an answer ends at any of them. Those outside of the vocabulary
     are left out: no token is ever one of them."""
     ids: list[Any] = []
-    for source in (generation, config):
+    for source in sources:
         value = _get(name, source, "eos_token_id", None, int, list, NoneType)
         ids += value if isinstance(value, list) else [] if value is None else [value]
     require(all(type(token_id) is int for token_id in ids), f"{name}: eos_token_id must be token ids, not {ids!r:.80}")

@@ -10,14 +10,12 @@ from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
 from common.models.ops import Attend, Ops
 
-PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-"""The linear layers of a `DecoderLayer`."""
+PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")  # The linear layers of a `DecoderLayer`
 
 
 @dataclass
 class DecoderLayer:
-    """Attention and MLP, each behind a norm and with a residual. q_norm and k_norm exist where the model normalises
-    heads (Qwen3)."""
+    """Attention and MLP, each behind a norm and with a residual. q_norm and k_norm: of heads, only in Qwen3."""
 
     index: int
     num_heads: int
@@ -59,8 +57,7 @@ class Decoder:
         self, config: ModelConfig, embedding: torch.Tensor, layers: list[DecoderLayer], norm: RMSNorm, head: Projection
     ) -> None:
         self.config = config
-        self.device = embedding.device
-        self.dtype = embedding.dtype
+        self.device, self.dtype = embedding.device, embedding.dtype
         self.embedding = embedding
         self.layers = layers
         self.norm = norm

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 
 from common.models.config import ModelConfig
 
-SLICE = 4096
-"""Positions whose angles are worked out at a time."""
+SLICE = 4096  # Positions whose angles are worked out at a time
 
 
 class RMSNorm:
@@ -46,8 +45,7 @@ class RotaryEmbedding:
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, device: torch.device, positions: int | None = None
     ) -> None:
-        """positions: rows of the table; None: as many as the model can do. Made in slices: they are float32, and take
-        more than the rows that come of them."""
+        """positions: rows of the table; None: the model's. Made in slices, as float32 takes more than the result."""
         rows = positions or config.max_position_embeddings
         self.table = torch.empty(rows, 2, 1, config.head_dim, dtype=dtype, device=device)
         for start in range(0, rows, SLICE):

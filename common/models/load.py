@@ -22,8 +22,7 @@ from common.text.chat_template import template_kwargs
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
 
-LARGEST_TABLE = 1 << 30
-"""Bytes for positions that nobody asked for: about a million of them."""
+LARGEST_TABLE = 1 << 30  # Bytes for positions that nobody asked for: about a million of them
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ class Loaded:
 
 
 def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
-    """Load what `config.model` names; `UserError` if `max_model_len` is more than the model can do.
-
-    fused: take fused kernels where they run.
-    """
+    """What `config.model` names, fused: with fused kernels where they run; `UserError` for what it cannot do."""
     place, dtype = config.torch_device, config.torch_dtype
     tokenizer = load_tokenizer(config.model, config.chat_template)  # first: it is refused sooner than weights are read
     model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
@@ -53,28 +49,19 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     length = config.max_model_len or limit
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
     size = 2 * length * model.config.head_dim * model.dtype.itemsize
-    require(
-        config.max_model_len is not None or size <= LARGEST_TABLE,
-        f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len",
-    )
+    claim = f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len"
+    require(config.max_model_len is not None or size <= LARGEST_TABLE, claim)
     require_memory(f"a table of {length:,} positions", size, model.device, "lower max_model_len")
     model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
 
 
 def load_model(
-    name: str,
-    *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
-    seed: int = 0,
+    name: str, *, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu", seed: int = 0,
     progress: bool | None = False,
-) -> Decoder:
+) -> Decoder:  # fmt: skip
     """The decoder of that name (see `open_source`), its weights on `device` in `dtype`.
-
-    seed: of random weights. progress: None draws a bar where standard error is a terminal. Raises `UserError` for
-    anything that cannot be loaded.
-    """
+    seed: of random weights. progress: None draws a bar on a terminal. `UserError` for what cannot be loaded."""
     place = parse_device(device)
     source = open_source(name, place, seed, progress)
     with torch.inference_mode():
@@ -85,8 +72,7 @@ def load_model(
 
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer | None:
-    """The tokenizer of the model of that name; None where the model comes without one. chat_template: see
-    `EngineConfig`."""
+    """The tokenizer of the model of that name; None where it has none. chat_template: see `EngineConfig`."""
     tokenizer = open_source(name).tokenizer()
     if tokenizer is not None:
         tokenizer.use_template(chat_template, {})
@@ -97,9 +83,7 @@ def open_source(
     name: str, device: torch.device | None = None, seed: int = 0, progress: bool | None = False
 ) -> ModelSource:
     """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`.
-
-    A folder in GPTQ's format, or in NF4, gives its dequantised weights.
-    """
+    A folder in GPTQ's format, or in NF4, gives its dequantised weights."""
     if name == DEFAULT_MODEL:
         return open_embedded(progress)
     if name.startswith(PREFIX):
@@ -112,13 +96,11 @@ def open_source(
         return source
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise UserError(f"there is no file {name}")
+        require(path.is_file(), f"there is no file {name}")
         from common.models.sources.gguf_file import GGUFFile
 
         return GGUFFile(path)
-    if path.is_file():
-        raise UserError(f"{name} is a file, but no *.gguf: give the Hugging Face folder that it lies in")
+    require(not path.is_file(), f"{name} is a file, but no *.gguf: give the Hugging Face folder that it lies in")
     presets = ", ".join(PREFIX + preset for preset in PRESETS)
     raise UserError(
         f"unknown model {name!r}. Choose from: {DEFAULT_MODEL}, {presets}, a Hugging Face folder, a *.gguf file, "

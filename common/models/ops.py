@@ -1,8 +1,6 @@
 """What a decoder computes around its attention, as nine operations: their definition, in plain PyTorch.
-
 `common.execution.choose` has the same as fused kernels for a GPU (`gpu.fused`) and some of them for a CPU
-(`cpu.fused_cpu`); tests hold them together.
-"""
+(`cpu.fused_cpu`); tests hold them together."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -80,10 +78,8 @@ class Ops:
         self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
         """One token a row, [S, vocab] to [S].
-
         temperature [S], float32; 0: the likeliest token, of equals the first; None: 0 for all rows. Otherwise inverse
-        transform sampling: the first token at which the cumulative probability exceeds the noise [S], float64.
-        """
+        transform sampling: the first token at which the cumulative probability exceeds the noise [S], float64."""
         likeliest = argmax(logits)
         if temperature is None or noise is None:
             return likeliest

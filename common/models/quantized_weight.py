@@ -9,14 +9,9 @@ import torch
 Format = Literal["gptq", "gptq_v2"]
 """How a checkpoint stores zero points: `gptq` (version 1) stores zero - 1, `gptq_v2` stores the zero itself."""
 
-BITS = (4, 8)
-"""What a number may take."""
-
-PER_CHANNEL = -1
-"""The group size that means one group for all inputs of an output, as in checkpoints."""
-
-WORD = 32
-"""Bits of one int32, in which 8 numbers of 4 bits or 4 of 8 bits lie side by side, the first in the lowest bits."""
+BITS = (4, 8)  # What a number may take
+PER_CHANNEL = -1  # The group size that means one group for all inputs of an output, as in checkpoints
+WORD = 32  # Bits of one int32: 8 numbers of 4 bits, or 4 of 8 bits, lie in it, the first in the lowest bits
 
 
 @dataclass
@@ -82,8 +77,7 @@ class QuantizedWeight:
 
 
 def concatenate(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """One weight with the outputs of all, for layers of the same input; None where their groups or bits differ, or only
-    some have a bias."""
+    """One weight with the outputs of all, for layers of the same input; None where groups, bits or biases differ."""
     first = weights[0]
     for other in weights[1:]:
         kinds = [(weight.bits, weight.group_size, weight.bias is None) for weight in (first, other)]
@@ -120,10 +114,8 @@ def pack_zeros(zeros: torch.Tensor, bits: int, form: Format) -> torch.Tensor:
 
 def unpack_zeros(qzeros: torch.Tensor, bits: int, form: Format) -> torch.Tensor:
     """The inverse of `pack_zeros`: the true zero points, uint8 [groups, out].
-
     Version 1's missing one is added to the whole word, as GPTQModel does: that undoes a subtraction from the whole
-    word even where a zero point of 0 borrowed from its neighbour.
-    """
+    word even where a zero point of 0 borrowed from its neighbour."""
     words = qzeros if form == "gptq_v2" else qzeros + _ones(bits)
     return unpack(words.T.contiguous(), bits).T.contiguous()
 

@@ -1,8 +1,6 @@
 """Rotary frequencies, stretched to reach further than a model was trained.
-
 `stretch` takes and returns radians per position of each pair of dimensions, float32 [D / 2]; cosines and sines are
-multiplied by `attention_factor`.
-"""
+multiplied by `attention_factor`."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +8,15 @@ from typing import ClassVar
 
 import torch
 
+from common.errors import require, require_number
+
 
 @dataclass(frozen=True)
 class LinearScaling:
     """Positions divided by a factor (Position Interpolation; Chen et al., 2023)."""
 
     factor: float
+    kind: ClassVar[str] = "linear"
     attention_factor: ClassVar[float] = 1.0
 
     def stretch(self, frequencies: torch.Tensor, theta: float) -> torch.Tensor:
@@ -31,6 +32,7 @@ class Llama3Scaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+    kind: ClassVar[str] = "llama3"
     attention_factor: ClassVar[float] = 1.0
 
     def stretch(self, frequencies: torch.Tensor, theta: float) -> torch.Tensor:
@@ -49,6 +51,7 @@ class YarnScaling:
     attention_factor: float
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    kind: ClassVar[str] = "yarn"
 
     def stretch(self, frequencies: torch.Tensor, theta: float) -> torch.Tensor:
         pairs, context = len(frequencies), self.original_max_position_embeddings / (2 * math.pi)
@@ -61,8 +64,18 @@ class YarnScaling:
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
-SCALINGS: dict[str, type[RopeScaling]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+SCALINGS: dict[str, type[RopeScaling]] = {cls.kind: cls for cls in (LinearScaling, Llama3Scaling, YarnScaling)}
 """By config.json's `rope_type`; what they hold has the same names there."""
+
+
+def checked(where: str, scaling: RopeScaling, theta: float) -> RopeScaling:
+    """The scaling of frequencies with that base; `UserError` unless its numbers can be right."""
+    for key, value in vars(scaling).items():
+        require_number(f"{where}: {key} of type {scaling.kind!r}", value, int | float, 0, above=True)
+    require(scaling.kind != "yarn" or theta > 1, f"{where}: rope_theta, the base, must be above 1 with yarn")
+    steps = not isinstance(scaling, Llama3Scaling) or scaling.high_freq_factor > scaling.low_freq_factor
+    require(steps, f"{where}: high_freq_factor must be above low_freq_factor")
+    return scaling
 
 
 def yarn_attention_factor(factor: float, mscale: float = 0, mscale_all_dim: float = 0) -> float:

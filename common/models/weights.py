@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from common.errors import UserError, require
+from common.errors import require
 from common.execution.choose import choose_linear
 from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
@@ -19,14 +19,17 @@ from common.watch.progress import progress_bar, say_once
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
-"""What a decoder is made of: the beginnings of its tensors' names."""
+PARTS = (
+    "model.layers.",
+    "model.embed_tokens.",
+    "model.norm.",
+    "lm_head.",
+)  # What a decoder is made of
 
 Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]
 MakeProjection = Callable[[list[str], bool], Projection]
-"""(names, bias): from linear layers of the same input, `model.layers.0.self_attn.q_proj` and so on, to one layer that
-holds them below one another."""
+"""(names, bias): from layers of one input, `model.layers.0.self_attn.q_proj` ..., to one with all outputs."""
 
 
 class ModelSource(Protocol):
@@ -55,12 +58,10 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
             if config.qkv_bias:
                 shapes[f"{at}.self_attn.{name}_proj.bias"] = (rows,)
         if config.qk_norm:
-            shapes[f"{at}.self_attn.q_norm.weight"] = (d,)
-            shapes[f"{at}.self_attn.k_norm.weight"] = (d,)
+            shapes |= {f"{at}.self_attn.{name}_norm.weight": (d,) for name in "qk"}
         shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, q)
         shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{at}.mlp.gate_proj.weight"] = (config.intermediate_size, hidden)
-        shapes[f"{at}.mlp.up_proj.weight"] = (config.intermediate_size, hidden)
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (config.intermediate_size, hidden) for name in ("gate", "up")}
         shapes[f"{at}.mlp.down_proj.weight"] = (hidden, config.intermediate_size)
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
@@ -75,29 +76,20 @@ def check_tensors(config: ModelConfig, found: dict[str, Shape]) -> None:
     in a line and left out, as transformers does. Those of parts that it has (a bias, a layer after the last) are
     refused, where transformers ignores them: the configuration says something else than the weights.
     """
-    require(
-        config.num_layers <= len(found),
-        f"{config.name}: {config.num_layers} layers (num_layers) do not lie in {len(found)} tensors: it is damaged",
-    )
+    too_few = f"{config.num_layers} layers (num_layers) do not lie in {len(found)} tensors: it is damaged"
+    require(config.num_layers <= len(found), f"{config.name}: {too_few}")
     wanted = tensor_shapes(config)
-    harmless = {HEAD} if config.tie_word_embeddings else set[str]()
-    extra = [n for n in found if n not in wanted and n not in harmless and not n.endswith("rotary_emb.inv_freq")]
+    if HEAD in found:  # also where it should be tied
+        wanted[HEAD] = (config.vocab_size, config.hidden_size)
+    extra = [name for name in found if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
     unused = [name for name in extra if not name.startswith(PARTS)]
-    for kind, names in (
-        ("lacks", [n for n in wanted if n not in found]),
-        ("has unexpected", [n for n in extra if n.startswith(PARTS)]),
-    ):
-        if names:
-            raise UserError(
-                f"{config.name}: the checkpoint {kind} tensors {_some(names)}: "
-                f"it does not belong to this {config.architecture} configuration, or is incomplete"
-            )
-    heads = {HEAD: (config.vocab_size, config.hidden_size)} if HEAD in found else {}
-    for name, shape in (wanted | heads).items():
-        if found[name] != shape:
-            raise UserError(
-                f"{config.name}: tensor {name} has shape {list(found[name])}, but the configuration says {list(shape)}"
-            )
+    hint = f"it does not belong to this {config.architecture} configuration, or is incomplete"
+    missing, unexpected = [name for name in wanted if name not in found], [n for n in extra if n.startswith(PARTS)]
+    for kind, names in (("lacks", missing), ("has unexpected", unexpected)):
+        require(not names, f"{config.name}: the checkpoint {kind} tensors {_some(names)}: {hint}")
+    for name, shape in wanted.items():
+        shapes = f"has shape {list(found[name])}, but the configuration says {list(shape)}"
+        require(found[name] == shape, f"{config.name}: tensor {name} {shapes}")
     if unused:
         say_once(f"{config.name}: its tensors {_some(unused)} are not used")
 
@@ -108,16 +100,11 @@ def _some(names: list[str]) -> str:
 
 
 def build_decoder(
-    source: ModelSource,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: bool | None,
+    source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None,
     make_projection: MakeProjection | None = None,
-) -> Decoder:
+) -> Decoder:  # fmt: skip
     """Read tensor after tensor straight into its place, so that the model is in memory once.
-
-    make_projection: makes the layers' projections; None reads their weights and leaves them as they are.
-    """
+    make_projection: makes the layers' projections; None reads their weights and leaves them as they are."""
     config = source.config
     shapes = tensor_shapes(config)
     held = [shape for name, shape in shapes.items() if make_projection is None or not name.endswith("_proj.weight")]

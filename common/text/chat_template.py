@@ -1,8 +1,5 @@
 """A model's own chat templates: where a folder or a file keeps them, and the text that one makes of a conversation.
-
-transformers renders them, which they are written for, within the limits of `template_sandbox`. Both are imported when
-they are needed: transformers takes half a second.
-"""
+transformers renders them, within the limits of `template_sandbox`. Both take time to import: only where needed."""
 
 import functools
 import json
@@ -11,41 +8,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, one_line, require
+from common.errors import UserError, one_line, refusing, require
 
-Templates = str | Mapping[str, str]
-"""The one template of a model, or several by name; `default` is for all chats, `tool_use` for those with tools."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-"""Roles that are never a mistake; a template may name others."""
-
+Templates = str | Mapping[str, str]  # One, or several by name: `default` for all chats, `tool_use` for those with tools
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # A template may name others
 OPTION = "--chat-template FILE (chat_template= in Python)"
 RESERVED = ("conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
             "continue_final_message", "return_assistant_tokens_mask")  # fmt: skip
 
 
 def render(
-    templates: Templates | None,
-    messages: Sequence[Mapping[str, Any]],
-    variables: Mapping[str, Any],
-    tools: Sequence[Any] | None = None,
-    documents: Sequence[Any] | None = None,
-) -> str:
+    templates: Templates | None, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any],
+    tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+) -> str:  # fmt: skip
     """The conversation as text, up to where the assistant's answer begins, as `apply_chat_template` has it.
-
-    variables: special tokens, and what else the template knows, such as `enable_thinking`.
-    """
+    variables: special tokens, and what else the template knows, such as `enable_thinking`."""
     template = pick(templates, tools)
     _check_messages(messages, template)
     from common.text.template_sandbox import run_bounded
 
     messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
     inputs: dict[str, Any] = {"tools": tools, "documents": documents, **variables}
-    given = functools.partial(
-        _renderer(template), [messages], chat_template=template, add_generation_prompt=True, **inputs
-    )
+    options: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, **inputs}
+    renderer = _renderer(template)
     try:
-        return run_bounded(given, messages, inputs)[0][0]
+        return run_bounded(lambda: renderer([messages], **options), messages, inputs)[0][0]
     except UserError:
         raise
     except Exception as error:  # the template is a program from the model's folder: it can fail in any way
@@ -96,13 +83,13 @@ def _check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> Non
     require(bool(messages), "a chat needs at least one message, such as {'role': 'user', 'content': 'Hello'}")
     for message in messages:
         role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or (role not in ROLES and (not role or role not in template)):
-            raise UserError(f"unknown role {role!r:.80} in a chat message. Choose from: {', '.join(ROLES)}")
+        known = isinstance(role, str) and (role in ROLES or (role != "" and role in template))
+        require(known, f"unknown role {role!r:.80} in a chat message. Choose from: {', '.join(ROLES)}")
         parts: list[Any] = content if isinstance(content, list) else []
         told = content is not None or len(message.keys() - {"role", "content"}) > 0  # such as tool_calls
-        if not told or not isinstance(content, str | list | None) or not all(isinstance(p, Mapping) for p in parts):
-            example = "text, or a list of parts such as {'type': 'text', 'text': 'Hello'}"
-            raise UserError(f"a chat message needs {example}, as its 'content', not {type(content).__name__}")
+        told = told and isinstance(content, str | list | None) and all(isinstance(part, Mapping) for part in parts)
+        example = "text, or a list of parts such as {'type': 'text', 'text': 'Hello'}"
+        require(told, f"a chat message needs {example}, as its 'content', not {type(content).__name__}")
 
 
 def _renderer(template: str) -> Callable[..., Any]:
@@ -174,10 +161,8 @@ def read_template(folder: Path, options: Mapping[str, Any]) -> Templates | None:
     path, template = folder / "tokenizer_config.json", options.get("chat_template")
     if template is None and (folder / "chat_template.json").is_file():
         path = folder / "chat_template.json"
-        try:
+        with refusing(str(path)):
             template = json.loads(_read(path))["chat_template"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{path} holds no chat_template: {one_line(error)}") from error
     return _checked(template, str(path))
 
 
@@ -193,10 +178,8 @@ def gguf_templates(metadata: Mapping[str, Any]) -> Templates | None:
 def _checked(template: Any, where: str) -> Templates | None:
     """A text, a mapping of names to texts, or a list of {name, template}; null is none."""
     if isinstance(template, list):
-        try:
+        with refusing(f"{where}: its list of chat templates"):
             template = {entry["name"]: entry["template"] for entry in template}  # pyright: ignore
-        except (TypeError, KeyError):
-            raise UserError(f"{where}: each chat_template of a list needs a name and a template") from None
     if template is None:
         return None
     texts: list[Any] = [*template, *template.values()] if isinstance(template, Mapping) else [template]
@@ -206,9 +189,7 @@ def _checked(template: Any, where: str) -> Templates | None:
 
 
 def _read(path: Path, missing: str | None = None) -> str:
-    try:
+    with refusing(str(path)[:200]):
         require(missing is None or path.is_file(), missing or "")
         require(path.stat().st_size < 1 << 20, f"{path} has more than a megabyte: it is no chat template")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Download it again") from error

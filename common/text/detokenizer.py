@@ -21,10 +21,8 @@ class Detokenizer:
     def __init__(
         self, tokenizer: FastTokenizer, num_prompt_tokens: int, stop: Sequence[str] = (), min_tokens: int = 0
     ) -> None:
-        self._tokenizer = tokenizer
-        self._num_prompt_tokens = num_prompt_tokens
-        self._stop = tuple(stop)
-        self._min_tokens = min_tokens
+        self._tokenizer, self._num_prompt_tokens = tokenizer, num_prompt_tokens
+        self._stop, self._min_tokens = tuple(stop), min_tokens
         self._window: list[int] | None = None  # the last tokens: all that the text of a next one depends on
         self._num_settled = 0  # of these, the ones whose text is in `_text`, and that text
         self._settled = ""
@@ -44,9 +42,7 @@ class Detokenizer:
 
     def read(self, token_ids: Sequence[int], count: int, finished: bool) -> tuple[str, int]:
         """Text of the first `count` output tokens, and how many of them it is of: up to the one where it ends.
-
-        `finished`: no more will come, so nothing is held back.
-        """
+        `finished`: no more will come, so nothing is held back."""
         self._catch_up(token_ids)
         if count == 0:
             return "", 0

@@ -8,40 +8,32 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 
-from common.errors import UserError, one_line, require
+from common.errors import UserError, one_line, refusing, require
 
 OWN, OPTIONS, NAMES, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 OLDER = ("vocab.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.txt")
 STANDARD = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 CLEAN = "clean_up_tokenization_spaces"
-CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-"""What loses its spaces by that option, in this order."""
+CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their spaces, in this order
 Files = Mapping[str, Mapping[str, Any]]
 Found = tuple[FastTokenizer, dict[str, str]]
 
 
 def read_backend(folder: Path, files: Files, config: Mapping[str, Any]) -> Found | None:
     """The fast tokenizer, and its special tokens by name; None where the folder has no tokenizer.
-
-    files: contents of `OPTIONS`, `NAMES` and `ADDED`, {} where absent; config: of config.json.
-    """
+    files: contents of `OPTIONS`, `NAMES` and `ADDED`, {} where absent; config: of config.json."""
     if not any((folder / name).is_file() for name in (OWN, *OLDER)):
         return None
     decoder: Any = files[OPTIONS].get("added_tokens_decoder", {})
     if "added_tokens_decoder" in files[OPTIONS]:  # it replaces the two older files
         files = {**files, NAMES: {}, ADDED: {}}
     named = {(file, key): list(_texts(value, f"{folder / file}: {key}")) for file, key, value in _entries(files)}
-    try:
+    with refusing(f"{folder / (ADDED if files[ADDED] else OPTIONS)}"):
         ids = [(int(i), token["content"], folder / OPTIONS) for i, token in decoder.items()]
         ids += [(int(i), text, folder / ADDED) for text, i in files[ADDED].items()]
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        file = folder / (ADDED if files[ADDED] else OPTIONS)
-        raise UserError(f"{file}: its added tokens cannot be understood: {one_line(error)}") from error
     if (folder / OWN).is_file():
-        try:
+        with refusing(f"{folder / OWN}"):
             backend = FastTokenizer.from_file(str(folder / OWN))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{folder / OWN} cannot be read: {one_line(error)}. Download it again") from error
         _check_ids(ids, backend)
         added = backend.get_added_tokens_decoder()
         same = all((own := added.get(int(i))) and own.__getstate__() == token for i, token in decoder.items())

@@ -4,25 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, one_line, require
+from common.errors import refusing, require
 
-LARGEST = 4 << 20
-"""Bytes: the index of a model of 405 billion numbers has 0.1 MB. In memory JSON may be 20 times as large."""
+LARGEST = 4 << 20  # Bytes: an index of 405 billion weights has 0.1 MB. In memory JSON may be 20 times as large.
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = LARGEST) -> dict[str, Any]:
-    """A JSON object; `UserError` if the file holds anything else, or more bytes than `largest`. missing: the result
-    where there is no such file."""
+    """A JSON object, `missing` where there is no file; `UserError` for anything else, or more bytes than `largest`."""
     if missing is not None and not path.is_file():
         return missing
-    try:
-        require(path.stat().st_size <= largest, f"it has more than {largest:,} bytes")
+    with refusing(str(path)):
+        require(path.stat().st_size <= largest, f"{path} cannot be read: it has more than {largest:,} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value  # pyright: ignore[reportUnknownVariableType]
+    require(isinstance(value, dict), f"{path} must hold a JSON object")
+    return value
 
 
 def write_json(path: Path, value: object) -> None:

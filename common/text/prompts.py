@@ -7,26 +7,21 @@ from common.errors import UserError, plain, require
 from common.text.chat_template import template_kwargs
 from common.text.tokenizer import ChatPrompt, Tokenizer
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""Text, token ids, or chat messages such as `[{"role": "user", "content": "Hello"}]`."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # chat: `[{"role": "user", "content": "Hello"}]`
 
 
 def encode_prompt(
     prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Token ids of a prompt, for a chat a `ChatPrompt`; `UserError` if it is empty, malformed, or outside of the
-    vocabulary. Arrays count as lists."""
+    """Token ids, of a chat as a `ChatPrompt`; `UserError` if empty, malformed, or outside of the vocabulary."""
     prompt = plain(prompt)
-    require(
-        isinstance(prompt, Sequence) and not isinstance(prompt, bytes),
-        "a prompt is text, a list of token ids, or a list of chat messages, "
-        f"not {type(prompt).__name__}: to generate from one prompt, pass [prompt]",
-    )
+    wrong = f"not {type(prompt).__name__}: to generate from one prompt, pass [prompt]"
+    known = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+    require(known, f"a prompt is text, a list of token ids, or a list of chat messages, {wrong}")
     require(len(prompt) > 0, "the prompt is empty: give text, token ids or chat messages")
     if isinstance(prompt, str) or all(isinstance(message, Mapping) for message in prompt):
         if tokenizer is None:
-            hint = "it takes prompts as token ids; add tokenizer.json to its folder"
-            raise UserError(f"this model has no tokenizer, so {hint}")
+            raise UserError("this model has no tokenizer: give token ids, or add tokenizer.json to its folder")
         messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
         variables = template_kwargs(chat_template_kwargs)
         token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables)

@@ -25,7 +25,7 @@ SECONDS = 0.3  # of CPU time, next to what the messages add
 LONG = 1024  # bytes
 UNUSED_REFS = 3  # to a text that is in a list, in a variable, and the argument of getrefcount
 CONTAINER = 256  # bytes, besides what is in it
-COUNTED = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Concat, nodes.Getitem)  # the sandbox has no hook for them
+COUNTED = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Concat)  # and slices: the sandbox has no hook for them
 # Filters and methods whose result, or whose search, can be as long as the product of subject and arguments
 MULTIPLYING = frozenset(
     ["*", "batch", "center", "expandtabs", "indent", "join", "ljust", "lstrip", "replace", "rfind", "rindex", "rjust",
@@ -33,8 +33,7 @@ MULTIPLYING = frozenset(
 )  # fmt: skip
 QUADRATIC = frozenset(["pprint", "striptags", "urlize", "wordwrap"])
 BLOCKED = frozenset(["encode", "decode", "to_bytes"])  # bytes have no use in a prompt, and some codecs are slow
-# Widths of four digits, and widths that come from the values
-FORMAT = re.compile(r"\{[^{}]*:[^{}]*(\d{4}|\{)")
+FORMAT = re.compile(r"\{[^{}]*:[^{}]*(\d{4}|\{)")  # a width of four digits, or one that comes from the values
 WIDTHS = {"%": re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)"), "format": FORMAT, "format_map": FORMAT}
 
 
@@ -159,8 +158,7 @@ class BoundedCode(CodeGenerator):
         if isinstance(node, nodes.Concat) and len(node.nodes) > 2:  # two at a time
             node = nodes.Concat([nodes.Concat(node.nodes[:-1], lineno=node.lineno), node.nodes[-1]], lineno=node.lineno)
         counted = isinstance(node, COUNTED) and getattr(node, "ctx", "load") == "load"
-        if isinstance(node, nodes.Getitem):
-            counted = isinstance(node.arg, nodes.Slice)
+        counted |= isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
         self.write("environment.afford(" * counted)
         super().visit(node, *args, **kwargs)
         self.write(")" * counted)

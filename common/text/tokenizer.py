@@ -1,7 +1,4 @@
-"""Text to token ids and back, and the model's own chat template.
-
-Built on the `tokenizers` library: transformers is imported only for folders that need it.
-"""
+"""Text to token ids and back, by the `tokenizers` library, and the model's own chat template."""
 
 import contextlib
 import functools
@@ -17,25 +14,20 @@ from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
 from common.text.turn_ends import turn_end_token_ids
 
-LARGEST = 16 << 20
-"""Bytes of a file: models of speech list 65,000 tokens in 12 MB."""
+LARGEST = 16 << 20  # Bytes of a file: models of speech list 65,000 tokens in 12 MB
 
 
 class ChatPrompt(list[int]):
-    """Token ids of a conversation. Its answer also ends where a turn does (`Tokenizer.turn_end_token_ids`): a model's
-    files often name no end token but that of a whole text."""
+    """A conversation. Its answer also ends at the `Tokenizer.turn_end_token_ids`, which a model's files often omit."""
 
 
 class Tokenizer:
     """`backend` is the fast tokenizer itself; special_tokens ({"bos_token": "<s>", ...}) is for the chat template."""
 
     def __init__(
-        self,
-        backend: FastTokenizer,
-        eos_token_ids: Sequence[int] = (),
-        chat_template: Templates | None = None,
+        self, backend: FastTokenizer, eos_token_ids: Sequence[int] = (), chat_template: Templates | None = None,
         special_tokens: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.backend = backend
         self.chat_template = chat_template
         self.template_kwargs: Mapping[str, Any] = {}  # variables for every chat
@@ -50,11 +42,12 @@ class Tokenizer:
     def from_folder(cls, folder: Path, eos_token_ids: Sequence[int] = ()) -> Self | None:
         """From a Hugging Face folder; None where it has no tokenizer files."""
         files = {name: read_json(folder / name, {}, LARGEST) for name in (OPTIONS, NAMES, ADDED)}
+        templates = read_template(folder, files[OPTIONS])  # before transformers reads it, which would not name it
         read = read_backend(folder, files, read_json(folder / "config.json", missing={}))
         if read is None:
             return None
         backend, special = read
-        return cls(backend, eos_token_ids, read_template(folder, files[OPTIONS]), special)
+        return cls(backend, eos_token_ids, templates, special)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
@@ -105,13 +98,9 @@ class Tokenizer:
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        template_kwargs: Mapping[str, Any] | None = None,
-        *,
-        tools: Sequence[Any] | None = None,
-        documents: Sequence[Any] | None = None,
-    ) -> str:
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None, *,
+        tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+    ) -> str:  # fmt: skip
         """The conversation as text in the model's own format. template_kwargs: variables that its template knows."""
         variables = {**self.special_tokens, **self.template_kwargs, **(template_kwargs or {})}
         return render(self.chat_template, messages, variables, tools, documents)

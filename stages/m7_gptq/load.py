@@ -30,13 +30,9 @@ def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Load
 
 
 def build_quantized_decoder(
-    source: ModelSource,
-    read: ReadQuantized,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: bool | None = None,
+    source: ModelSource, read: ReadQuantized, dtype: torch.dtype, device: torch.device, progress: bool | None = None,
     fast: FastLayers | None = None,
-) -> Decoder:
+) -> Decoder:  # fmt: skip
     """source: embedding, norms, head, and the layers that were not quantised; read: the others. Layers of the same
     input are joined into one."""
     load = loader(source, dtype, device)

@@ -189,7 +189,7 @@ def test_a_mislabelled_folder_is_refused(folder: Path, changes: dict[str, Any], 
 def test_a_truncated_file_is_refused(folder: Path) -> None:
     path = folder / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    assert "cannot be read" in refusal(folder)
+    assert "truncated or damaged" in refusal(folder)
 
 
 def test_a_missing_shard_is_refused(folder: Path) -> None:

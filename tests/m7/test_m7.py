@@ -112,5 +112,5 @@ def test_layers_without_a_kernel_are_multiplied_in_full_and_a_note_says_so(build
 def test_a_damaged_folder_is_refused(build: Build, folder: Path) -> None:
     """Must not be quantised instead."""
     (folder / "model-00001-of-00003.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"cannot be read|has a header of"):
+    with pytest.raises(UserError, match=r"safetensors (is truncated or damaged|cannot be read)"):
         build("m7", model=str(folder))

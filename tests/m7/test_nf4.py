@@ -222,7 +222,7 @@ def test_the_command(command: Command, frozen: Frozen, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["m0", "m7"])
 def test_a_damaged_folder_is_refused_everywhere(folder: Path, stage: str) -> None:
     (folder / "model-00001-of-00003.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"cannot be read|has a header of"):
+    with pytest.raises(UserError, match=r"safetensors (is truncated or damaged|cannot be read)"):
         stages.build(stage, model=str(folder), device="cpu")
 
 
@@ -266,8 +266,8 @@ def test_a_missing_part_is_refused(folder: Path, part: str) -> None:
         (set_part("weight.absmax", torch.ones_like), "is the same in all blocks"),
         (set_part("weight", lambda part: part.to(torch.int8)), "weight holds torch.int8"),
         (set_part("weight.quant_map", lambda part: part.flip(0)), "does not hold the values of NF4"),
-        (set_part(STATE, lambda part: part[:-1]), "is no JSON"),
-        (set_part(STATE, lambda part: part.float()), "is no JSON"),
+        (set_part(STATE, lambda part: part[:-1]), f"{STATE} is truncated or damaged"),
+        (set_part(STATE, lambda part: part.float()), f"{STATE} is truncated or damaged"),
         (described(quant_type="fp4"), "quant_type 'fp4', not 'nf4'"),
         (described(blocksize=128), "blocksize 128, not 64"),
         (described(shape=[32, 128]), "shape [32, 128], not [64, 64]"),

@@ -148,7 +148,7 @@ def test_rope_scaling_is_applied(rope: dict[str, Any], scaling: dict[str, Any], 
     [
         ({"scaling.type": "longrope", "scaling.factor": 4.0}, "type 'longrope'"),
         ({"scaling.type": "Yarn"}, "type 'Yarn'"),
-        ({"scaling.factor": -4.0}, "factor must be a number above 0"),
+        ({"scaling.factor": -4.0}, "factor of type 'linear' must be a number above 0"),
         ({"scaling.factor": float("nan")}, "scaling.factor"),
         ({"scaling.factor": "4"}, "scaling.factor must be float, not '4'"),
         ({"scaling.factor": 4.0, "scaling.yarn_ext_factor": 1.0}, "yarn_ext_factor"),

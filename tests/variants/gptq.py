@@ -134,7 +134,7 @@ _add("nf4, load_in_4bit of 4,000 digits", nf4(load_in_4bit=10**4000), "load_in_4
 _add("nf4, fp4", nf4(bnb_4bit_quant_type="fp4"), "'fp4' is not supported")
 
 
-@variant("gptq: nf4, a description nested 100,000 deep", "is no JSON|bytes", IDS)
+@variant("gptq: nf4, a description nested 100,000 deep", "truncated or damaged|bytes", IDS)
 def deep(folder: Path) -> Path:
     made = nf4()(folder)
     path = next(made.glob("model-00001*"))

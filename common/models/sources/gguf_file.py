@@ -1,7 +1,5 @@
-"""A GGUF file (llama.cpp's format): configuration, tokenizer and weights in one, often quantised.
-
-The weights are dequantised as they are read. `gguf` is imported here and in gguf_reader.py, and nowhere else.
-"""
+"""A GGUF file (llama.cpp's format): configuration, tokenizer and weights, dequantised as they are read, in one.
+`gguf` is imported here and in gguf_reader.py, and nowhere else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,27 +15,16 @@ from common.models.rope import Llama3Scaling
 from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
 from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header
 from common.models.sources.gguf_tokenizer import build_tokenizer
-from common.models.weights import Shape, check_tensors
+from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
 from common.text.tokenizer import Tokenizer
 
-_TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
+_TOP_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": HEAD}
 _LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -60,12 +47,8 @@ class GGUFFile:
 
     def read(self, name: str, shape: Shape) -> torch.Tensor:
         result = self._dequantize(name, self._tensors[name]).reshape(shape)
-        if self.config.architecture == "llama":
-            if ".q_proj." in name:
-                return _half_split(result, self.config.num_heads)
-            if ".k_proj." in name:
-                return _half_split(result, self.config.num_kv_heads)
-        return result
+        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}.get(name.split(".")[-2])
+        return _half_split(result, heads) if heads and self.config.architecture == "llama" else result
 
     def tokenizer(self) -> Tokenizer | None:
         with refusing(self._name):
@@ -81,12 +64,9 @@ class GGUFFile:
 
     def _config(self) -> ModelConfig:
         m, name = self.metadata, self._name
-        architecture = m.need("general.architecture", str)
-        supported = ARCHITECTURES.values()
-        require(
-            architecture in supported,
-            f"{name}: architecture {architecture[:80]!r} is not supported. Supported: {', '.join(supported)}",
-        )
+        architecture, supported = m.need("general.architecture", str), ARCHITECTURES.values()
+        hint = f"is not supported. Supported: {', '.join(supported)}"
+        require(architecture in supported, f"{name}: architecture {architecture[:80]!r} {hint}")
         parts = m.get("split.count", int) or 1
         require(parts <= 1, f"{name} is one of several parts: merge them first with llama-gguf-split")
         keys = ModelKeys(m, architecture)
@@ -95,32 +75,23 @@ class GGUFFile:
         for key in ("rope.dimension_count", "attention.value_length"):
             found = keys.size(key, head_dim)
             require(found == head_dim, f"{name}: {key} {found} unlike the head size {head_dim} is not supported")
-        embedding = self._tensors.get("model.embed_tokens.weight")
+        embedding = self._tensors.get(EMBEDDING)
         if embedding is None or len(embedding.shape) != 2:
             raise UserError(f"{name} has no matrix token_embd.weight: it is not a whole model")
         vocab_size = embedding.shape[0]
         said = keys.size("vocab_size", vocab_size)
         require(said == vocab_size, f"{name}: vocab_size is {said}, but token_embd.weight has {vocab_size} rows")
         return ModelConfig(
-            name=name,
-            architecture=architecture,
-            vocab_size=vocab_size,
-            hidden_size=hidden,
-            intermediate_size=keys.size("feed_forward_length"),
-            num_layers=keys.size("block_count"),
-            num_heads=heads,
-            num_kv_heads=keys.size("attention.head_count_kv", heads),
-            head_dim=head_dim,
+            name=name, architecture=architecture, vocab_size=vocab_size, hidden_size=hidden,
+            intermediate_size=keys.size("feed_forward_length"), num_layers=keys.size("block_count"),
+            num_heads=heads, num_kv_heads=keys.size("attention.head_count_kv", heads), head_dim=head_dim,
             rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
-            rope_theta=keys.number("rope.freq_base", 10000.0),
+            rope_theta=keys.number("rope.freq_base", 10000.0), rope_scaling=keys.rope_scaling(),
             max_position_embeddings=keys.size("context_length"),
-            rope_scaling=keys.rope_scaling(),
-            qkv_bias=architecture == "qwen2",
-            qk_norm=architecture == "qwen3",
-            tie_word_embeddings="lm_head.weight" not in self._tensors,
-            eos_token_ids=end_tokens(m, vocab_size),
-            bos_token_id=token_id(m, "bos", vocab_size),
-        )
+            qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3",
+            tie_word_embeddings=HEAD not in self._tensors,
+            eos_token_ids=end_tokens(m, vocab_size), bos_token_id=token_id(m, "bos", vocab_size),
+        )  # fmt: skip
 
 
 def _hf_name(name: str) -> str:
@@ -141,10 +112,9 @@ def _half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _with_llama3_scaling(config: ModelConfig, found: torch.Tensor) -> ModelConfig:
     """A GGUF file stores Llama 3's scaling as one divisor for each frequency: find the parameters they came from."""
-    require(
-        found.shape == (config.head_dim // 2,) and bool(found.isfinite().all()) and config.rope_scaling is None,
-        f"{config.name}: {ROPE_FACTORS} must be {config.head_dim // 2} divisors, and the only rope scaling",
-    )
+    right = found.shape == (config.head_dim // 2,) and bool(found.isfinite().all()) and config.rope_scaling is None
+    wanted = f"{config.head_dim // 2} divisors, and the only rope scaling"
+    require(right, f"{config.name}: {ROPE_FACTORS} must be {wanted}")
     scaled = replace(config, rope_scaling=Llama3Scaling(float(found.max()), 1.0, 4.0, 8192))
     same = torch.allclose(inverse_frequencies(config) / inverse_frequencies(scaled), found, rtol=1e-3)
     require(same, f"{config.name}: its {ROPE_FACTORS} are not Llama 3's rope scaling, and no other is supported")

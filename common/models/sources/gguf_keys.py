@@ -1,14 +1,12 @@
 """What a GGUF file's metadata says about the model, below the name of its architecture; and its token ids.
-
-llama.cpp is the reference for what a key means, and for what it means that one is missing.
-"""
+llama.cpp is the reference for what a key means, and for what it means that one is missing."""
 
 from typing import Any
 
 import numpy as np
 
 from common.errors import require, require_number
-from common.models.rope import LinearScaling, RopeScaling, YarnScaling, yarn_attention_factor
+from common.models.rope import LinearScaling, RopeScaling, YarnScaling, checked, yarn_attention_factor
 from common.models.sources.gguf_reader import Metadata
 
 _READ = """
@@ -50,33 +48,28 @@ class ModelKeys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self._metadata.get(self._prefix + key, float)
-        value = default if value is None else value
-        value = self._metadata.need(self._prefix + key, float) if value is None else value
-        require_number(f"{self._metadata.name}: {self._prefix}{key}", value, float, -1e30, 1e30)
+        key = self._prefix + key
+        value = self._metadata.need(key, float, default)
+        require_number(f"{self._metadata.name}: {key}", value, float, -1e30, 1e30)
         return value
 
     def rope_scaling(self) -> RopeScaling | None:
         """A factor without a type is linear; a factor of 0 is none."""
         at, name = "rope.scaling.", f"{self._metadata.name}: {self._prefix}rope.scaling."
+        theta = self.number("rope.freq_base", 10000.0)
         kind = self._metadata.get(f"{self._prefix}{at}type", str) or "linear"
         require(kind in ("none", "linear", "yarn"), f"{name}type {kind[:80]!r} is not supported")
         factor = self.number(f"{at}factor", self.number("rope.scale_linear", 0.0)) or 1.0
-        require_number(f"{name}factor", factor, float, 0, above=True)
         extrapolation, yarn = self.number(f"{at}yarn_ext_factor", -1.0), kind == "yarn"
         require(extrapolation in (-1.0, float(yarn)), f"{name}yarn_ext_factor {extrapolation} is not supported")
         if kind == "none" or factor == 1.0:
             return None
         if not yarn:
-            return LinearScaling(factor)
+            return checked(name, LinearScaling(factor), theta)
         attention = self.number(f"{at}yarn_attn_factor", yarn_attention_factor(factor))
         betas = self.number(f"{at}yarn_beta_fast", 32.0), self.number(f"{at}yarn_beta_slow", 1.0)
-        for key, value in zip(("attn_factor", "beta_fast", "beta_slow"), (attention, *betas), strict=True):
-            require_number(f"{name}yarn_{key}", value, float, 0, above=True)
-        require(self.number("rope.freq_base", 10000.0) > 1, f"{name}type 'yarn' needs a rope.freq_base above 1")
-        return YarnScaling(
-            factor, self.size(f"{at}original_context_length", self.size("context_length")), attention, *betas
-        )
+        context = self.size(f"{at}original_context_length", self.size("context_length"))
+        return checked(name, YarnScaling(factor, context, attention, *betas), theta)
 
 
 def token_id(metadata: Metadata, name: str, vocab_size: int, default: int | None = None) -> int | None:
@@ -92,5 +85,5 @@ def token_id(metadata: Metadata, name: str, vocab_size: int, default: int | None
 def end_tokens(metadata: Metadata, vocab_size: int) -> tuple[int, ...]:
     """The tokens that end an answer. Without a key, a SentencePiece vocabulary has </s> at 2."""
     default = 2 if metadata.values.get("tokenizer.ggml.model") == "llama" else None
-    ids = token_id(metadata, "eos", vocab_size, default), *(token_id(metadata, k, vocab_size) for k in ("eot", "eom"))
+    ids = [token_id(metadata, k, vocab_size, default if k == "eos" else None) for k in ("eos", "eot", "eom")]
     return tuple(dict.fromkeys(token for token in ids if token is not None))

@@ -1,8 +1,6 @@
 """The header of a GGUF file: its metadata, and where each tensor lies.
-
 `gguf.GGUFReader` makes several objects for each number of an array that a file only claims to have. Here every count,
-length and offset is held against the bytes that are there before anything of its size is made.
-"""
+length and offset is held against the bytes that are there before anything of its size is made."""
 
 import mmap
 from dataclasses import dataclass
@@ -17,8 +15,7 @@ from common.errors import UserError, require
 
 T = TypeVar("T")
 
-MAX_STRINGS = 1 << 20
-"""In all arrays together: 1.3 times those of the largest vocabulary (262,144 tokens, 514,906 merges)."""
+MAX_STRINGS = 1 << 20  # In all arrays together: the largest vocabulary has 262,144 tokens and 514,906 merges
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
@@ -49,8 +46,10 @@ class Metadata:
         self.require(right, f"{key} must be {plain.__name__}, not {self.show(key)}")
         return cast("T | None", value)
 
-    def need(self, key: str, kind: type[T]) -> T:
-        value = self.get(key, kind)
+    def need(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """The default where the file lacks the key; `UserError` without one."""
+        found = self.get(key, kind)
+        value = default if found is None else found
         if value is None:
             raise UserError(f"{self.name}: the metadata lacks {key}")
         return value
@@ -83,8 +82,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
         require(name not in infos, f"{path} has the tensor {name[:80]!r} twice: download or convert it again")
         dimensions = header.numbers("u8", header.number("u4")).tolist()
         infos[name] = dimensions, GGMLQuantizationType(header.number("u4")), header.number("u8")
-    alignment = Metadata(str(path), metadata).get("general.alignment", int)
-    alignment = 32 if alignment is None else alignment
+    alignment = Metadata(str(path), metadata).need("general.alignment", int, 32)
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {alignment}, which is no power of two")
     tensors: dict[str, GGUFTensor] = {}

@@ -1,7 +1,5 @@
 """A GGUF file's tokenizer, rebuilt with the `tokenizers` library: SentencePiece, or byte-level BPE.
-
-Its tokens are llama.cpp's for the same file: Unicode is not normalised, though some models' own files do so.
-"""
+Its tokens are llama.cpp's for the same file: Unicode is not normalised, though some models' own files do so."""
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
@@ -17,8 +15,7 @@ from common.text.turn_ends import TURN_ENDS
 from common.watch.progress import say
 
 _UNKNOWN, _USER_DEFINED, _LAST_TYPE = 2, 4, 6  # values of tokenizer.ggml.token_type; 3: control
-_PLAIN_TEXT = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
-"""Ends of turns that ordinary text may hold: control tokens only where the file says so."""
+_PLAIN_TEXT = {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}  # Ends of turns only where the file says so
 
 _AT = "tokenizer.ggml."
 _READ = "model pre tokens token_type scores merges add_bos_token add_eos_token add_space_prefix"
@@ -64,8 +61,7 @@ _WHOLE_WORDS_AND_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral",
 
 
 def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
-    """None, and a line that says so, where it cannot be rebuilt exactly: the model still serves prompts of token ids.
-    Raises for a damaged one."""
+    """None, said in a line, where it cannot be rebuilt exactly: token ids still do. Raises for a damaged one."""
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(m.get(f"{_AT}tokens", list[str]) or [])]
     if not texts:
         return None
@@ -74,16 +70,13 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
     keys = [key.removeprefix(_AT) for key, value in m.values.items() if key.startswith(_AT) and value is not False]
     unread = ", ".join(["", *(key for key in keys if key not in _READ.split() and not key.endswith("_token_id"))])[:80]
     if kind not in ("gpt2", "llama") or unread or (kind == "gpt2" and not patterns):
-        say(
-            f"{m.name}: its tokenizer ({kind!r:.80}, pre {words!r:.80}{unread}) is not supported, so prompts must "
-            "be token ids; or convert the model to a Hugging Face folder"
-        )
+        hint = "so prompts must be token ids; or convert the model to a Hugging Face folder"
+        say(f"{m.name}: its tokenizer ({kind!r:.80}, pre {words!r:.80}{unread}) is not supported, {hint}")
         return None
     vocab, spm = {text: i for i, text in enumerate(texts)}, kind == "llama"
     m.require(len(vocab) == len(texts), f"{len(texts) - len(vocab)} tokens are there twice")
     m.require(len(texts) <= config.vocab_size, f"{len(texts)} tokens are more than the {config.vocab_size} embeddings")
-    types = m.get(f"{_AT}token_type", np.ndarray)
-    types = np.ones(len(texts), int) if types is None else types
+    types = m.need(f"{_AT}token_type", np.ndarray, np.ones(len(texts), int))
     valid = types.dtype.kind in "iu" and len(types) == len(texts) and 0 <= types.min() <= types.max() <= _LAST_TYPE
     m.require(valid, f"{_AT}token_type is not one type a token")
     ids = {key: token_id(m, name, len(texts), i if spm else None) for key, (name, i) in _IDS.items()}
@@ -95,9 +88,9 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
     user_defined = set(np.flatnonzero(types == _USER_DEFINED).tolist()) - control
     backend.add_special_tokens([AddedToken(texts[i], special=True, normalized=False) for i in sorted(control)])
     backend.add_tokens([AddedToken(texts[i], normalized=False) for i in sorted(user_defined)])
-    begin, end = m.get(f"{_AT}add_bos_token", bool), m.get(f"{_AT}add_eos_token", bool)
-    begin = (spm or words in _WHOLE_WORDS_AND_BOS) if begin is None else begin
-    m.require(special.keys() >= {*["bos_token"] * begin, *["eos_token"] * bool(end)}, "it does not name its BOS or EOS")
+    begin = m.need(f"{_AT}add_bos_token", bool, spm or words in _WHOLE_WORDS_AND_BOS)
+    end = m.need(f"{_AT}add_eos_token", bool, False)
+    m.require(special.keys() >= {*["bos_token"] * begin, *["eos_token"] * end}, "it does not name its BOS or EOS")
     before, after = [special["bos_token"]] if begin else [], [special["eos_token"]] if end else []
     if before or after:
         backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
@@ -108,10 +101,8 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
 
 def _byte_level(m: Metadata, vocab: dict[str, int], words: str, patterns: tuple[str, ...]) -> FastTokenizer:
     if words == "default":
-        say(
-            f"{m.name} does not say how its tokenizer cuts words ({_AT}pre): it is done as llama.cpp does then, which "
-            "may not be as in training. Convert the model again, or take its Hugging Face folder"
-        )
+        hint = "which may not be as in training. Convert the model again, or take its Hugging Face folder"
+        say(f"{m.name} does not say how its tokenizer cuts words ({_AT}pre): it is done as llama.cpp does then, {hint}")
     merges = [tuple(merge.split(" ", 1)) for merge in m.need(f"{_AT}merges", list[str])]
     wrong = [p for p in merges if len(p) < 2 or p[0] not in vocab or p[1] not in vocab or p[0] + p[1] not in vocab]
     m.require(not wrong, f"merge {' '.join(*wrong[:1] or [''])[:80]!r} is not of two tokens that make a third")
@@ -139,12 +130,10 @@ def _sentencepiece(m: Metadata, vocab: dict[str, int], unknown: str | None) -> F
     ]
     merges = [(text[:cut], text[cut:]) for _, cut, text in sorted(pairs, key=lambda pair: pair[:2], reverse=True)]
     backend = FastTokenizer(BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    steps, back = (
-        [normalizers.Replace(" ", "▁")],
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()],
-    )
-    if m.get(f"{_AT}add_space_prefix", bool) is not False:  # in front of each part between control tokens
-        steps, back = [normalizers.Prepend("▁"), *steps], [*back, decoders.Strip(" ", 1, 0)]
+    prefix = m.need(f"{_AT}add_space_prefix", bool, True)  # in front of each part between control tokens
+    steps = [normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")]
+    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    back += [decoders.Strip(" ", 1, 0)] * prefix
     backend.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
     backend.decoder = decoders.Sequence(back)  # pyright: ignore[reportAttributeAccessIssue]
     return backend

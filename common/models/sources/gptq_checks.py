@@ -1,7 +1,5 @@
 """Whether the numbers of a quantised layer can be those of a linear layer: damage that neither shape nor type shows.
-
-Without them a checkpoint with a wrong label, or a damaged one, loads like any other and the model writes '!!!!'.
-"""
+Without them a checkpoint with a wrong label, or a damaged one, loads like any other and the model writes '!!!!'."""
 
 import math
 from collections.abc import Sequence
@@ -12,25 +10,17 @@ from common.errors import require
 from common.models.quantized_weight import Format, QuantizedWeight
 from common.models.sources.quantized_folder import AGAIN
 
-LARGEST_WEIGHT = 1000.0
-"""No linear layer of a language model holds weights anywhere near it."""
-
-ZERO_SCALES = 0.01
-"""Largest share of scales that are 0: weights next to nothing have a scale that float16 rounds to 0, and are few."""
+LARGEST_WEIGHT = 1000.0  # No linear layer of a language model holds weights anywhere near it
+ZERO_SCALES = 0.01  # Largest share of scales that are 0: those of the few weights that float16 rounds to nothing
 
 SHIFT = 0.5
-"""Mean of code - zero, in steps of the grid, from which zero points must be off by one. Weights lie around 0: over a
-layer of SmolLM2 this mean is at most 0.01 of 16 steps and 0.09 of 256."""
-
-SURE = 6.0
-"""How many standard errors the mean must also be away from 0: with 256 steps a few thousand weights say nothing."""
+"""Mean of code - zero, in steps of the grid, that means zero points off by one. In SmolLM2 it is at most 0.09."""
+SURE = 6.0  # Standard errors by which it must also be away from 0: with 256 steps a few thousand weights say nothing
 
 
 def check_version(label: str, layer: Sequence[QuantizedWeight], symmetric: bool, form: Format) -> None:
     """`UserError` if the weights of a whole decoder layer show that zero points are stored in the other version.
-
-    Version 1 read as version 2, or the reverse, shifts every weight by one step of the grid.
-    """
+    Version 1 read as version 2, or the reverse, shifts every weight by one step of the grid."""
     lie = 1 if form == "gptq" else -1  # what the wrong version adds to every zero point
     if symmetric:
         middle = 2 ** (layer[0].bits - 1)
@@ -40,17 +30,13 @@ def check_version(label: str, layer: Sequence[QuantizedWeight], symmetric: bool,
         error = float(codes.std()) / math.sqrt(codes.numel())
         total = sum(_shift(weight) * weight.in_features * weight.out_features for weight in layer)
         wrong = -lie * total / codes.numel() > max(SHIFT, SURE * error)
-    other = "gptq_v2" if form == "gptq" else "gptq"
-    require(
-        not wrong,
-        f"{label}: the zero points are not stored as checkpoint_format {form!r} says: it seems to be {other!r}. "
-        "Correct it in config.json and quantize_config.json",
-    )
+    other, files = "gptq_v2" if form == "gptq" else "gptq", "config.json and quantize_config.json"
+    said = f"{label}: the zero points are not stored as checkpoint_format {form!r} says"
+    require(not wrong, f"{said}: it seems to be {other!r}. Correct it in {files}")
 
 
 def check_numbers(name: str, weight: QuantizedWeight, symmetric: bool) -> None:
-    """`UserError` unless the scales of a linear layer, the groups of its inputs, and its codes and zero points are
-    plausible."""
+    """`UserError` unless a linear layer's scales, groups of inputs, codes and zero points are plausible."""
     scales = weight.scales.float()
     require(bool(scales.isfinite().all()), f"{name}.scales are not finite: {AGAIN}")
     require(bool((scales >= 0).all()), f"{name}.scales are negative: {AGAIN}")

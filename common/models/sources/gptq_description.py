@@ -28,11 +28,8 @@ HARMLESS = frozenset(
 )
 """Words for how the numbers were made, not for what they mean. Which layers are quantised shows in their tensors."""
 
-SECONDS = 0.8
-"""For all patterns on all layers: some patterns take years."""
-
-MOST = 1000
-"""Characters of a pattern, and repetitions that it counts, which take memory."""
+SECONDS = 0.8  # For all patterns on all layers: some patterns take years
+MOST = 1000  # Characters of a pattern, and repetitions that it counts, which take memory
 
 
 @dataclass(frozen=True)
@@ -49,37 +46,33 @@ class Stored:
     def from_dict(cls, label: str, options: Mapping[str, Any]) -> Self:
         """From `settings`; `UserError` for what is not supported."""
         bits, group = options.get("bits"), options.get("group_size", PER_CHANNEL)
-        known = type(bits) is int and bits in BITS
-        require(known, f"{label}: bits={bits!r:.80} is not supported: GPTQ with 4 or 8 bits is")
-        whole = type(group) is int and (group == PER_CHANNEL or group > 0)
-        require(whole, f"{label}: group_size={group!r:.80} is not supported: a positive number, or -1 for none")
-        form = str(options.get("checkpoint_format", "gptq")).lower()
-        known = form in ("gptq", "gptq_v2")
-        require(known, f"{label}: checkpoint_format {form!r:.80} is not supported: 'gptq' and 'gptq_v2' are")
-        packed = str(options.get("pack_dtype", "int32"))
-        require(packed == "int32", f"{label}: pack_dtype {packed!r:.80} is not supported: 'int32' is")
-        symmetric, desc_act = options.get("sym", True), options.get("desc_act", False)
-        for word, value in (("sym", symmetric), ("desc_act", desc_act), ("lm_head", options.get("lm_head", False))):
-            require(value in (True, False), f"{label}: {word}={value!r:.80} is not supported: true or false")
-        return cls(cast(int, bits), cast(int, group), bool(symmetric), bool(desc_act), cast(Format, form))
+        form, packed = str(options.get("checkpoint_format", "gptq")).lower(), str(options.get("pack_dtype", "int32"))
+        grouped = type(group) is int and (group == PER_CHANNEL or group > 0)
+        flags = {word: options.get(word, word == "sym") for word in ("sym", "desc_act", "lm_head")}
+        for word, value, known, hint in (
+            ("bits", bits, type(bits) is int and bits in BITS, "GPTQ with 4 or 8 bits is"),
+            ("group_size", group, grouped, "-1 or a positive number is"),
+            ("checkpoint_format", form, form in ("gptq", "gptq_v2"), "'gptq' and 'gptq_v2' are"),
+            ("pack_dtype", packed, packed == "int32", "'int32' is"),
+            *((word, flag, flag in (True, False), "true or false is") for word, flag in flags.items()),
+        ):
+            require(known, f"{label}: {word}={value!r:.80} is not supported: {hint}")
+        return cls(cast(int, bits), cast(int, group), bool(flags["sym"]), bool(flags["desc_act"]), cast(Format, form))
 
     def group_of(self, in_features: int) -> int:
         return in_features if self.group_size == PER_CHANNEL else min(self.group_size, in_features)
 
     def shapes(self, rows: int, columns: int) -> dict[str, Shape]:
         """Shapes of the tensors that stand for a weight [rows, columns]."""
-        count = WORD // self.bits
-        groups = -(-columns // self.group_of(columns))
+        count, groups = WORD // self.bits, -(-columns // self.group_of(columns))
         shapes = {"qweight": (columns // count, rows), "qzeros": (groups, rows // count), "scales": (groups, rows)}
         return {**shapes, "g_idx": (columns,)}
 
 
 class Description:
     """base: how layers are stored; file_name: that of the weights, if it is said.
-
     GPTQModel's `dynamic` has patterns for the names of layers, from their beginning on: those of `-:pattern` are not
-    quantised; those of `+:pattern` or `pattern` have other settings. `-:` goes first; then the first that matches.
-    """
+    quantised; those of `+:pattern` or `pattern` have other settings. `-:` goes first; then the first that matches."""
 
     def __init__(self, label: str, options: Mapping[str, Any]) -> None:
         method = options.get("quant_method") or options.get("method") or "gptq"

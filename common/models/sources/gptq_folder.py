@@ -85,23 +85,21 @@ class GPTQFolder(QuantizedFolder):
         linear = [name.removesuffix(".weight") for name in plain if is_quantized(name)]
         for bias in [f"{name}.bias" for name in (*linear, HEAD)]:
             if bias in shapes and bias not in plain:  # AutoGPTQ writes zeros where the model has no bias
-                zeros = not bool(self._files[bias].get_tensor(bias).any())
-                model = f"a {self.config.architecture} model"
-                require(zeros, f"{self.config.name}: {bias} is not supported in {model}")
+                wrong = f"{bias} is not supported in a {self.config.architecture} model"
+                require(not self._files[bias].get_tensor(bias).any(), f"{self.config.name}: {wrong}")
                 del shapes[bias]
         return shapes
 
 
 def _weights_name(folder: Path, said: object, usual: str) -> str:
-    """What weight files are called in front of `.safetensors`: as is said, else as transformers calls them, else as
-    AutoGPTQ does, else as the only one there."""
+    """Of weight files, in front of `.safetensors`: as said, as transformers', as AutoGPTQ's, or the only one's."""
     here = {path.name.removesuffix(".index.json") for path in folder.iterdir()}
     found = sorted(name.removesuffix(WEIGHTS) for name in here if re.search(r"(?<!-of-\d{5})\.safetensors$", name))
     inside = not said or (isinstance(said, str) and not {"/", "\\"} & set(said))
     require(inside, f"{folder}: model_file_base_name={said!r:.80} is no name of a file in this folder")
     known = [name for name in (str(said).removesuffix(WEIGHTS), "model", usual) if name in found]
-    several = f"{folder} has several weight files, {found!r:.80}: say which as model_file_base_name"
-    require(bool(known) or len(found) < 2, several)
+    hint = "say which as model_file_base_name"
+    require(len(found) < 2 or bool(known), f"{folder} has several weight files, {found!r:.80}: {hint}")
     return (known or found or ["model"])[0]
 
 
@@ -113,15 +111,9 @@ def from_parts(label: str, parts: Mapping[str, torch.Tensor], stored: Stored) ->
     scales, g_idx = parts["scales"], parts.get("g_idx")
     floats = scales.is_floating_point() and scales.itemsize > 1
     require(floats, f"{label}.scales hold {scales.dtype}, no floating point: download it again")
-    weight = QuantizedWeight(
-        qweight=parts["qweight"],
-        scales=scales,
-        zeros=unpack_zeros(parts["qzeros"], stored.bits, stored.form),
-        g_idx=None,
-        bits=stored.bits,
-        group_size=stored.group_of(parts["qweight"].shape[0] * WORD // stored.bits),
-        bias=parts.get("bias"),
-    )
+    zeros = unpack_zeros(parts["qzeros"], stored.bits, stored.form)
+    group_size = stored.group_of(parts["qweight"].shape[0] * WORD // stored.bits)
+    weight = QuantizedWeight(parts["qweight"], scales, zeros, None, stored.bits, group_size, parts.get("bias"))
     if g_idx is not None:
         whole = g_idx.dtype in (torch.int32, torch.int64)
         require(whole, f"{label}.g_idx holds {g_idx.dtype}, no integers: download it again")

@@ -1,14 +1,13 @@
-"""A local Hugging Face folder: config.json, safetensors (one file or shards), tokenizer files. Never pickle, never
-code from the folder."""
+"""A local Hugging Face folder: config.json, safetensors, tokenizer files. Never pickle, never code from the folder."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from common.errors import UserError, one_line, refusing, require
+from common.errors import UserError, refusing, require
 from common.models.config import ModelConfig
 from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
 from common.text.json_file import LARGEST, read_json
@@ -37,9 +36,9 @@ class HFFolder:
         self.check()
         with refusing(f"{self.config.name}: tensor {name}"):
             tensor: torch.Tensor = self._files[name].get_tensor(name)
-        if not tensor.is_floating_point() or tensor.itemsize < 2:
-            supported = "supported are float32, bfloat16 and float16"
-            raise UserError(f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")
+        known = tensor.is_floating_point() and tensor.itemsize > 1
+        supported = "supported are float32, bfloat16 and float16"
+        require(known, f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")
         return tensor
 
     def tokenizer(self) -> Tokenizer | None:
@@ -76,9 +75,9 @@ class HFFolder:
 
 def read_options(folder: Path) -> dict[str, Any]:
     """The contents of config.json."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
-    return read_json(folder / "config.json")
+    path = folder / "config.json"
+    require(path.is_file(), f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
+    return read_json(path)
 
 
 def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, Shape]]:
@@ -86,16 +85,13 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
     shapes: dict[str, Shape] = {}
     files: dict[str, Any] = {}
     for path in _weight_files(folder, weights):
-        try:
+        with refusing(str(path)):
             with path.open("rb") as opened:
                 header = int.from_bytes(opened.read(8), "little")
             require(header <= LARGEST, f"{path} cannot be read: its header has {header:,} bytes. Download it again")
             file = safe_open(path, framework="pt", device="cpu")
-            names = list(file.keys())
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read: {one_line(error)}. Copy or download it again") from error
-        files |= dict.fromkeys(names, file)
+            files |= dict.fromkeys(file.keys(), file)
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return files, shapes
 
 
@@ -109,12 +105,11 @@ def _weight_files(folder: Path, weights: str) -> list[Path]:
             raise UserError(f"{index} has no weight_map: download it again")
         there = {path.name for path in folder.iterdir()}  # a name outside of the folder is none of them
         names = sorted({str(name) for name in weight_map.values()})  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-        missing = [name for name in names if name not in there]
-        if missing:
-            raise UserError(f"{folder} lacks {len(missing)} of {len(names)} shards, the first is {missing[0]:.80}")
+        missing = [name for name in names if name not in there] or [""]
+        lacks = f"lacks {len(missing)} of {len(names)} shards, the first is {missing[0]:.80}"
+        require(not missing[0], f"{folder} {lacks}")
         return [folder / name for name in names]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise UserError(
-            f"{folder} has only pickled weights (*.bin), which can run code when loaded: take its safetensors version"
-        )
+    pickled = any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir())
+    hint = "which can run code when loaded: take its safetensors version"
+    require(not pickled, f"{folder} has only pickled weights (*.bin), {hint}")
     raise UserError(f"{folder} has no weights: expected model.safetensors, or shards with {INDEX}")

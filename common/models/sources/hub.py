@@ -5,9 +5,7 @@ from pathlib import Path
 
 from common.errors import UserError
 
-FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-"""All that is downloaded: never pickled weights, never code."""
-
+FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]  # Never pickled weights, never code
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

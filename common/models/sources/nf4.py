@@ -8,11 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = 64
-"""Weights that share a scale, as in QLoRA."""
-
-STATE = "weight.quant_state.bitsandbytes__nf4"
-"""The part of a stored layer that describes the others: JSON, as a tensor of bytes."""
+BLOCK = 64  # Weights that share a scale, as in QLoRA
+STATE = "weight.quant_state.bitsandbytes__nf4"  # The part of a layer that describes the others: JSON, as bytes
 
 VALUES = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -43,11 +40,9 @@ class NF4Weight:
         return values.mul_(self.scales[..., None]).flatten(1).to(dtype)
 
     def weights_bytes(self) -> int:
-        """Bytes of codes, scales and bias."""
         return self.packed.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def outputs(self, which: slice) -> NF4Weight:
-        """Some of the outputs."""
         return NF4Weight(self.packed[which], self.scales[which], None if self.bias is None else self.bias[which])
 
     def parts(self) -> dict[str, torch.Tensor]:
@@ -76,9 +71,6 @@ def table(device: torch.device) -> torch.Tensor:
 
 def concatenate_nf4(weights: Sequence[NF4Weight]) -> NF4Weight:
     """One weight with the outputs of all, for layers of the same input; all of them have a bias, or none has."""
+    packed, scales = (torch.cat([getattr(weight, name) for weight in weights]) for name in ("packed", "scales"))
     biases = [weight.bias for weight in weights if weight.bias is not None]
-    return NF4Weight(
-        packed=torch.cat([weight.packed for weight in weights]),
-        scales=torch.cat([weight.scales for weight in weights]),
-        bias=torch.cat(biases) if biases else None,
-    )
+    return NF4Weight(packed, scales, torch.cat(biases) if biases else None)

@@ -9,26 +9,17 @@ from typing import Any, cast
 
 import torch
 
-from common.errors import UserError, require
+from common.errors import refusing, require
 from common.models.sources.gptq_checks import LARGEST_WEIGHT
 from common.models.sources.nf4 import BLOCK, STATE, NF4Weight, table
 from common.models.sources.quantized_folder import AGAIN, HEAD, QuantizedFolder, linear_names, quantization
 from common.models.weights import Shape, tensor_shapes
 
-SHIFT = 0.2
-"""Mean of the values by which scales are multiplied, from which something must be wrong: in SmolLM2 at most 0.004."""
-
-ZERO = 7
-"""The code of 0."""
-
-ZERO_BLOCKS = 0.5
-"""Share of blocks that hold nothing but zeros, from which something must be wrong: a model may have dead outputs."""
-
-SMALLEST = 1e-38
-"""A scale below it was no divisor: the block's codes say nothing."""
-
-NESTED_BLOCK = 256
-"""Scales that share a scale of their own, with double quantisation."""
+SHIFT = 0.2  # Mean of the values by which scales are multiplied that must be wrong: in SmolLM2 it is at most 0.004
+ZERO = 7  # The code of 0
+ZERO_BLOCKS = 0.5  # Share of blocks of nothing but zeros that must be wrong: a model may have dead outputs
+SMALLEST = 1e-38  # A scale below it was no divisor: the block's codes say nothing
+NESTED_BLOCK = 256  # Scales that share a scale of their own, with double quantisation
 
 
 class NF4Folder(QuantizedFolder):
@@ -46,10 +37,8 @@ class NF4Folder(QuantizedFolder):
     def quantized(self, name: str) -> NF4Weight:
         self.check()
         label, (rows, columns) = f"{self.config.name}: {name}", tensor_shapes(self.config)[f"{name}.weight"]
-        parts = {
-            kind: self._files[f"{name}.{kind}"].get_tensor(f"{name}.{kind}")
-            for kind in stored_shapes(rows, columns, self.double)
-        }
+        names = {kind: f"{name}.{kind}" for kind in stored_shapes(rows, columns, self.double)}
+        parts = {kind: self._files[part].get_tensor(part) for kind, part in names.items()}
         check_parts(label, parts, (rows, columns), self.double)
         bias = f"{name}.bias"
         return NF4Weight.from_parts(parts, rows, self.read(bias, (rows,)) if bias in self._files else None)
@@ -63,26 +52,21 @@ class NF4Folder(QuantizedFolder):
         weight = f"{base}.weight"
         if (found.get(weight) == shape or base == HEAD) and not any(part.startswith(f"{weight}.") for part in found):
             return "", {}
-        require(
-            shape[1] % BLOCK == 0,
-            f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}: take the model that is not "
-            "quantised",
-        )
+        wrong = f"{self.config.name}: {base} has {shape[1]} inputs, no multiple of {BLOCK}"
+        require(shape[1] % BLOCK == 0, f"{wrong}: take the model that is not quantised")
         return "in NF4", stored_shapes(shape[0], shape[1], self.double)
 
 
 def is_bitsandbytes_folder(folder: Path) -> bool:
     """Did bitsandbytes quantise the model, in whatever way?"""
-    options = quantization(folder)
-    if not isinstance(options, Mapping):
-        return False
-    method = options.get("quant_method")
-    return method == "bitsandbytes" or (not method and bool(options.get("load_in_4bit") or options.get("load_in_8bit")))
+    found = quantization(folder)
+    options: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    method, bits = options.get("quant_method"), options.get("load_in_4bit") or options.get("load_in_8bit")
+    return method == "bitsandbytes" or bool(not method and bits)
 
 
 def check_description(label: str, options: Mapping[str, Any]) -> bool:
-    """Are the scales of the folder that `quantization_config` describes quantised once more? `UserError` if it is not
-    in NF4."""
+    """Are scales quantised once more, by `quantization_config`? `UserError` if it does not describe NF4."""
     hint = "supported is NF4, load_in_4bit with bnb_4bit_quant_type 'nf4'. Take the model that is not quantised"
     require(not options.get("load_in_8bit"), f"{label}: load_in_8bit (LLM.int8) is not supported: {hint}")
     require(options.get("load_in_4bit") is True, f"{label}: load_in_4bit is not true: {hint}")
@@ -105,8 +89,7 @@ def stored_shapes(rows: int, columns: int, double: bool) -> dict[str, Shape]:
 
 
 def check_parts(label: str, parts: dict[str, torch.Tensor], shape: Shape, double: bool) -> None:
-    """`UserError` unless these are the tensors of an NF4 weight; scales that are quantised themselves become float32,
-    in place."""
+    """`UserError` unless these are the tensors of an NF4 weight; quantised scales become float32, in place."""
     state = _state(label, parts[STATE])
     wanted = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(shape)}
     for word, value in wanted.items():
@@ -155,9 +138,7 @@ def check_codes(label: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
 
 def _state(label: str, part: torch.Tensor) -> Mapping[str, Any]:
     require(part.numel() < 4096, f"{label}.{STATE} has {part.numel()} bytes: {AGAIN}")
-    try:
+    with refusing(f"{label}.{STATE}"):
         state = json.loads(bytes(part.tolist()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{label}.{STATE} is no JSON: {AGAIN}") from error
     require(isinstance(state, dict), f"{label}.{STATE} is no JSON object: {AGAIN}")
     return state

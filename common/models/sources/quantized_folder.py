@@ -4,11 +4,11 @@ import abc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from common.errors import UserError, require
+from common.errors import require
 from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.hf_folder import HFFolder, open_weights, read_options
 from common.models.sources.nf4 import NF4Weight
@@ -16,31 +16,25 @@ from common.models.weights import Shape, check_tensors, tensor_shapes
 from common.text.json_file import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight
-
 AGAIN = "download the checkpoint again, or quantise the model with --again"
+OLDER_FILE, HEAD = "quantize_config.json", "lm_head"
 
 
 class QuantizedFolder(HFFolder, abc.ABC):
     """A `ModelSource` whose linear layers are quantised: `read` dequantises them, `quantized` gives them as they are.
+    meta: what the checkpoint's maker says about how it was made."""
 
-    meta: what the checkpoint's maker says about how it was made.
-    """
-
-    mark: str
-    """The part by which a quantised layer is known."""
+    mark: str  # The part by which a quantised layer is known
 
     def __init__(self, folder: Path, name: str | None = None) -> None:
-        found = quantization(folder)
-        if not isinstance(found, Mapping) or not found:
-            where = f"quantization_config in config.json, or {OLDER_FILE}"
-            raise UserError(f"{folder} is not quantised: {where}, describes nothing")
-        description = cast(Mapping[str, Any], found)
+        description = quantization(folder)
+        where = f"quantization_config in config.json, or {OLDER_FILE}"
+        known = isinstance(description, Mapping) and len(description) > 0  # pyright: ignore[reportUnknownArgumentType]
+        require(known, f"{folder} is not quantised: {where}, describes nothing")
         self.meta: object = description.get("meta")
         self.folder = folder
         self._understand(name or str(folder), description)
-        options = read_options(folder)
-        options.pop("quantization_config", None)
-        super().__init__(folder, name, options)
+        super().__init__(folder, name, {**read_options(folder), "quantization_config": None})
         if self.config.tie_word_embeddings and f"{HEAD}.{self.mark}" in open_weights(folder, self.weights)[0]:
             self.config = replace(self.config, tie_word_embeddings=False)  # the embedding stays, the head is another
 
@@ -97,17 +91,11 @@ class QuantizedFolder(HFFolder, abc.ABC):
             for kind, wanted in parts.items():
                 part, weight = shapes.pop(f"{base}.{kind}", None), f"a weight {list(shape)} {words}"
                 require(part is not None, f"{label}: the checkpoint lacks {base}.{kind}, a part of {weight}: {AGAIN}")
-                require(
-                    part == wanted or wanted == (-1,),
-                    f"{label}: {base}.{kind} has shape {list(part or ())}, but {weight} means {list(wanted)}: correct "
-                    f"config.json, or {AGAIN}",
-                )
+                shown, hint = list(part or ()), f"correct config.json, or {AGAIN}"
+                wrong = f"{label}: {base}.{kind} has shape {shown}, but {weight} means {list(wanted)}: {hint}"
+                require(wanted in (part, (-1,)), wrong)
                 shapes[name] = shape
         return shapes
-
-
-OLDER_FILE = "quantize_config.json"
-HEAD = "lm_head"
 
 
 def quantization(folder: Path) -> Any:

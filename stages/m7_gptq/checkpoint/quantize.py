@@ -26,20 +26,17 @@ from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, cali
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
 
-VERSION = 1
-"""Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
+VERSION = 1  # Raised when other weights come out than before: what an older version left is then made again
 
 MakeLayers = Callable[[ModelSource, torch.Tensor, Settings, torch.device, Finished], Iterator[QuantizedLayer]]
 """Quantises one layer after the other, as `calibrate_layers` does."""
 
-LONGEST_NAME = 150
-"""Of a folder in the cache, in letters, of the 255 that a file system takes."""
+LONGEST_NAME = 150  # Of a folder in the cache, in letters, of the 255 that a file system takes
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the model is, and the losses of each layer's projections (none without calibration); no layers where it was
-    there already."""
+    """Where the model is, and the losses of each layer's projections, if it was made now, and by calibration."""
 
     folder: Path
     losses: list[dict[str, float]]
@@ -104,26 +101,18 @@ def differences(folder: Path, recipe: dict[str, Any]) -> list[str] | None:
 
 @torch.inference_mode()
 def quantize(
-    model: str,
-    settings: Settings,
-    out: Path | None = None,
-    *,
-    text: Path | None = None,
-    device: torch.device | None = None,
-    again: bool = False,
-    progress: bool | None = None,
-    source: ModelSource | None = None,
-    make: MakeLayers | None = None,
-) -> Report:
+    model: str, settings: Settings, out: Path | None = None, *, text: Path | None = None,
+    device: torch.device | None = None, again: bool = False, progress: bool | None = None,
+    source: ModelSource | None = None, make: MakeLayers | None = None,
+) -> Report:  # fmt: skip
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
     text: another calibration text. again: even if a whole model lies there. progress: None draws a bar on a terminal.
     source: the model, where it is open already. make: quantises its layers; None: what the settings' method asks for.
     In the cache an older version is replaced. One process at a time: others wait.
     """
-    require(
-        text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"
-    )
+    reads = text is None or settings.method == "gptq"
+    require(reads, f"{settings.method} looks at no text: leave it out, or take gptq")
     require(not model.startswith(PREFIX), f"{model} is made at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
@@ -140,11 +129,8 @@ def quantize(
         others = differences(folder, recipe)
         if not again and others == []:  # another process has made it meanwhile
             return Report(folder, [])
-        require(
-            not (out and others) or again,
-            f"{folder} holds a model that was made otherwise ({', '.join(others or ())}): give another --out, "
-            "or --again to replace it",
-        )
+        how, hint = ", ".join(others or ()), "give another --out, or --again to replace it"
+        require(not (out and others) or again, f"{folder} holds a model that was made otherwise ({how}): {hint}")
         writer = Writer(source, settings, folder, recipe, again)
         layers = (make or quantize_layers)(source, token_ids, settings, place, writer.finished)
         return _write(writer, layers, progress)
@@ -167,7 +153,7 @@ def _write(writer: Writer, layers: Iterator[QuantizedLayer], progress: bool | No
 
 
 @contextmanager
-def only_one(model: str, folder: Path) -> Generator[None, None, None]:
+def only_one(model: str, folder: Path) -> Generator[None]:
     """Within, no other process makes this folder; the system lets go of the lock when a process dies."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -185,8 +171,6 @@ def only_one(model: str, folder: Path) -> Generator[None, None, None]:
 
 def open_plain(model: str, device: torch.device, progress: bool | None) -> ModelSource:
     """The model of that name; `UserError` if it is quantised already."""
-    source = open_source(model, device, progress=progress)
-    require(
-        not isinstance(source, QuantizedFolder), f"{model} is quantised already: give the model that it was made from"
-    )
+    source, hint = open_source(model, device, progress=progress), "give the model that it was made from"
+    require(not isinstance(source, QuantizedFolder), f"{model} is quantised already: {hint}")
     return source

@@ -1,7 +1,6 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder is written under
-another name, and moved at the end.
+Each decoder layer is a shard, written when the layer is done, in a folder of another name, which is moved at the end.
 """
 
 import json
@@ -31,26 +30,18 @@ from common.text.json_file import write_json
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.settings import Settings
 
-RECIPE = "folovllm"
-"""In a checkpoint's `meta`: all that its weights depend on."""
-
-WORK = "work.json"
-"""What the unfinished folder was started with: a run with anything else starts over."""
+RECIPE = "folovllm"  # In a checkpoint's `meta`: all that its weights depend on
+WORK = "work.json"  # What the unfinished folder was started with: a run with anything else starts over
 
 
 class Writer:
     """The unfinished folder of one quantisation.
-
-    recipe: all that the result depends on, kept in the description. again: what a stopped run left is not used.
-    """
+    recipe: all that the result depends on, kept in the description. again: what a stopped run left is not used."""
 
     def __init__(
         self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any], again: bool = False
     ) -> None:
-        self.source = source
-        self.settings = settings
-        self.recipe = recipe
-        self.folder = folder
+        self.source, self.settings, self.recipe, self.folder = source, settings, recipe, folder
         self.work = folder.with_name(f".{folder.name}-unfinished")
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
@@ -98,8 +89,7 @@ class Writer:
         """The rest of the model, its description and its tokenizer; then all of it moves to its place."""
         config = self.source.config
         self._save(config.num_layers, self._plain(n for n in tensor_shapes(config) if ".layers." not in n), {})
-        weight_map: dict[str, str] = {}
-        size = 0
+        weight_map, size = dict[str, str](), 0
         for index in range(self._count):
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
@@ -174,29 +164,20 @@ class Writer:
 def describe(settings: Settings, form: Format, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The contents of `quantization_config`, in the words of AutoGPTQ and GPTQModel; `meta` is the maker's own."""
     return {
-        "quant_method": "gptq",
-        "bits": settings.bits,
-        "group_size": settings.group_size,
-        "sym": settings.symmetric,
-        "desc_act": settings.desc_act,
-        "lm_head": False,
-        "checkpoint_format": form,
-        "pack_dtype": "int32",
+        "quant_method": "gptq", "bits": settings.bits, "group_size": settings.group_size, "sym": settings.symmetric,
+        "desc_act": settings.desc_act, "lm_head": False, "checkpoint_format": form, "pack_dtype": "int32",
         "true_sequential": True,
         "meta": {"quantizer": ["folovllm:0.1.0"], "damp_percent": settings.damping, RECIPE: dict(recipe)},
-    }
+    }  # fmt: skip
 
 
 def describe_nf4(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The same for NF4, in the words of transformers' BitsAndBytesConfig, with its defaults; it ignores `meta`."""
     return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": "bfloat16",
-        "llm_int8_skip_modules": ["lm_head"],
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16", "llm_int8_skip_modules": ["lm_head"],
         "meta": {"quantizer": ["folovllm:0.1.0"], RECIPE: dict(recipe)},
-    }
+    }  # fmt: skip
 
 
 def check_target(folder: Path) -> None:
