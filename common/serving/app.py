@@ -22,8 +22,7 @@ from common.serving.service import Service
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
-CLIENT_GONE = 499
-"""nginx's status for a client that left before it was answered; it only appears in the log."""
+CLIENT_GONE = 499  # nginx's status for a client that left before it was answered; only in the log
 
 
 def create_app(service: Service) -> FastAPI:

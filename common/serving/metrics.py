@@ -10,8 +10,7 @@ from prometheus_client.registry import Collector
 from common.outputs import RequestOutput
 from common.serving.engine_thread import Job
 
-Snapshot = Mapping[str, float | int | str | None]
-"""What `Engine.metrics()` returns."""
+Snapshot = Mapping[str, float | int | str | None]  # what `Engine.metrics()` returns
 
 PREFIX = "folovllm"
 TOKEN_SECONDS, REQUEST_SECONDS = (

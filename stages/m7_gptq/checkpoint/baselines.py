@@ -56,8 +56,7 @@ ROUNDED = RTN(group_size=128, search=False)
 SMALLEST = 1e-38
 """Blocks whose largest weight is below it become zeros, as in bitsandbytes: its inverse would not be finite."""
 
-_OFFSET = 0.9677083
-"""The outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, one for each of the halves."""
+_OFFSET = 0.9677083  # the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, one for each of the halves
 
 
 def nf4_values() -> torch.Tensor:

@@ -32,8 +32,7 @@ VERSION = 1
 MakeLayers = Callable[[ModelSource, torch.Tensor, Settings, torch.device, Finished], Iterator[QuantizedLayer]]
 """Quantises one layer after the other, as `calibrate_layers` does."""
 
-LONGEST_NAME = 150
-"""Of a folder in the cache, in letters, of the 255 that a file system takes."""
+LONGEST_NAME = 150  # of a folder in the cache, in letters, of the 255 that a file system takes
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ DATA = Path(__file__).parent.parent / "data"
 CALIBRATION = DATA / "calibration.txt"
 
 SEQUENCES = 64
-LENGTH = 512
-"""Of calibration: the number of sequences, and the tokens of each."""
+LENGTH = 512  # of calibration: the number of sequences, and the tokens of each
 
-FEWEST_TOKENS = 2048
-"""With fewer, most inputs' Hessian rests on the damping alone."""
+FEWEST_TOKENS = 2048  # with fewer, most inputs' Hessian rests on the damping alone
 
 
 def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:

@@ -31,11 +31,9 @@ from common.text.json_file import write_json
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.settings import Settings
 
-RECIPE = "folovllm"
-"""In a checkpoint's `meta`: all that its weights depend on."""
+RECIPE = "folovllm"  # in a checkpoint's `meta`: all that its weights depend on
 
-WORK = "work.json"
-"""What the unfinished folder was started with: a run with anything else starts over."""
+WORK = "work.json"  # what the unfinished folder was started with: a run with anything else starts over
 
 
 class Writer:

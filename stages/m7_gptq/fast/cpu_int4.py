@@ -15,8 +15,7 @@ DEQUANTIZE_TOKENS = 56
 """PyTorch's kernel takes time in proportion to the tokens; from this many on, writing the weight out is faster."""
 Dequantize = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
-OUTPUTS = 64
-"""Our kernel writes this many outputs at a time; it takes only weights with a multiple of it."""
+OUTPUTS = 64  # our kernel writes this many outputs at a time; it takes only weights with a multiple of it
 
 
 class Scratch:
