@@ -54,7 +54,7 @@ def _asks(max_tokens: Sequence[int], questions: Iterable[tuple[str, str]]) -> tu
     return tuple(Ask(*question, most) for question, most in zip(questions, max_tokens, strict=True))
 
 
-QUESTIONS = {
+QUESTIONS = {  # what a viewer sees, short enough for a column, and the prompt
     "A short story": "Tell a short story about a lighthouse.",
     "A colour": "Name a colour.",
     "Capital city": "What is the capital of France?",
@@ -68,7 +68,6 @@ QUESTIONS = {
     "A weekday": "Which day follows Monday?",
     "A rhyme": "Give a word that rhymes with cat.",
 }
-"""What a viewer sees, short enough for a column, and the prompt."""
 STORY, RAIN, WALK = (list(QUESTIONS.items())[number] for number in (0, 4, 8))
 _SENTENCE = "Visitor {number} wrote that the museum's {room} room was {word}, and that the light was good. "
 _ROOMS, _WORDS = ("blue", "old", "glass", "map", "stone"), ("quiet", "crowded", "splendid", "too warm")

@@ -42,7 +42,10 @@ class Race:
             command = prepare_command(preset.asks, preset.limits, threads)
             ready = [number for number in range(len(self._sides)) if self._follow(number, command) == "prepared"]
             for turn in ([number] for number in ready) if self._mode == "turns" else [ready]:
-                self._play(turn)
+                if not self._stopped:
+                    self._tell({"event": "turn", "sides": list(turn)})
+                    with ThreadPoolExecutor() as pool:
+                        list(pool.map(self._follow, turn, repeat({"do": "play"})))
         finally:
             said = ""
             if len(self._ends) == len(self._sides) and not self._stopped:
@@ -55,13 +58,6 @@ class Race:
         self._stopped = True
         for side in self._sides:
             side.stop()
-
-    def _play(self, turn: Sequence[int]) -> None:
-        if self._stopped:
-            return
-        self._tell({"event": "turn", "sides": list(turn)})
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(self._follow, turn, repeat({"do": "play"})))
 
     def _follow(self, number: int, command: Event) -> str:
         """Pass on the events of a command; the name of the last one."""

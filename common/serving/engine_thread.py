@@ -22,8 +22,7 @@ from common.serving.errors import ApiError, shutting_down, step_failed
 T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
-FAILING_AFTER = 8
-"""After this many failed steps in a row, open requests get an error, and `healthy` is False until a step works."""
+FAILING_AFTER = 8  # failed steps in a row: open requests get an error, and `healthy` is False until a step works
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,7 @@ from common.serving.metrics import ServerMetrics
 from common.serving.options import ServerOptions
 
 OPEN = ("/health",)  # paths that need no key, for a health check that has none
-
 WATCHED = ("/health", "/metrics")  # polled every few seconds: not logged
-
 log = logging.getLogger("folovllm.serving")
 
 

@@ -20,7 +20,7 @@ TOKEN_SECONDS, REQUEST_SECONDS = (
 """0.1 ms to 7.5 s, and 1 ms to 750 s. Prometheus interpolates within a bucket, so a percentile can be wrong by the
 ratio of its bounds: two thirds at most."""
 
-GAUGES = {
+GAUGES = {  # name here: (name in `Engine.metrics()`, or in `collect`; help); what an engine does not have is left out
     "requests_running": ("running", "Answers that hold KV memory and take part in steps."),
     "requests_waiting": ("waiting", "Answers that have not started, or were preempted."),
     "requests_swapped": ("swapped", "Answers whose KV blocks lie in CPU memory."),
@@ -40,7 +40,6 @@ COUNTERS = {
     "preemptions": ("preemptions", "Times that an answer lost its KV memory to another."),
     "swaps": ("swaps", "Preemptions that moved blocks to CPU memory."),
 }
-"""Name here: (name in `Engine.metrics()`, or in `collect`; help). What an engine does not have is left out."""
 
 
 class ServerMetrics(Collector):

@@ -11,14 +11,11 @@ from common.serving.options import ServerOptions
 from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling
 from common.text.prompts import Prompt, encode_prompt
 
-COMPLETION_TOKENS = 16
-"""Of /v1/completions without `max_tokens`, as OpenAI has it. A chat's answer may fill the context."""
-
-PASSED_ON = {
+COMPLETION_TOKENS = 16  # of /v1/completions without `max_tokens`, as in OpenAI's; a chat's answer may fill the context
+PASSED_ON = {  # fields that `SamplingParams` has under the same name
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "stop", "stop_token_ids", "min_tokens", "ignore_eos",
 }  # fmt: skip
-"""Fields that `SamplingParams` has under the same name."""
 
 
 def chat_messages(messages: list[Message]) -> list[dict[str, Any]]:

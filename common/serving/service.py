@@ -21,10 +21,8 @@ from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
-LONG_TEXT = 1 << 14
-"""Characters. Longer prompts are encoded one at a time, so that short ones do not wait for many of them."""
-FIGURES_WITHIN = 0.25
-"""Seconds that /metrics waits for the end of a step; after that it shows the figures from before the step."""
+LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
+FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
 log = logging.getLogger("folovllm.serving")
 
 

@@ -43,8 +43,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-say_once = cache(say)
-"""Of a model, which may be opened several times."""
+say_once = cache(say)  # of a model, which may be opened several times
 
 
 @contextmanager

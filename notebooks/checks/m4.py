@@ -11,8 +11,8 @@ from common.models.config import ModelConfig
 from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
 from stages.m4_flash_attention.attention import B_R, flash_attention
 
+# m, l, acc: the largest score, the sum of exponentials relative to it, the sum over V with these weights
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""m, l, acc: the largest score, the sum of exponentials relative to it, the sum over V with these weights."""
 
 
 def _part(scores: torch.Tensor, values: torch.Tensor) -> Part:

@@ -205,7 +205,7 @@ DOUBLING = Ask(256, 1), Ask(512, 1, IDLE), Ask(1024, 1, IDLE)
 LATE = Ask(16, 12), Ask(16, 12), Ask(1000, 3, 4)
 ALIKE = Ask(500, 4, shared=480), Ask(500, 8, IDLE, shared=480), Ask(500, 8, shared=480)
 QUESTION = Ask(128, 64, text="Why is the sky blue? Answer in two sentences.")
-SCENES = (
+SCENES = (  # by the number of their stage
     Scene(time_per_token, "time", (Ask(16, 96),)),
     Scene(time_per_token, "time", (Ask(16, 96),)),
     Scene(joining, "speed", SHORT, options={"max_num_seqs": 4}),
@@ -215,4 +215,3 @@ SCENES = (
     Scene(hits, "ttft", ALIKE, kv_tokens=1216),
     Scene(weights, "speed", (QUESTION,)),
 )
-"""By the number of their stage."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +20,13 @@ from common.models.quantized_weight import PER_CHANNEL
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
-from stages.m7_gptq.calibrate import Finished, QuantizedLayer
+from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint.baselines import check_shapes, quantize_layers
 from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
 
-VERSION = 1
-"""Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
-
-MakeLayers = Callable[[ModelSource, torch.Tensor, Settings, torch.device, Finished], Iterator[QuantizedLayer]]
-"""Quantises one layer after the other, as `calibrate_layers` does."""
-
+VERSION = 1  # raised when the algorithm gives other weights: what an older one left is then made again
 LONGEST_NAME = 150  # of a folder in the cache, in letters, of the 255 that a file system takes
 
 
@@ -112,12 +107,11 @@ def quantize(
     again: bool = False,
     progress: bool | None = None,
     source: ModelSource | None = None,
-    make: MakeLayers | None = None,
 ) -> Report:
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
     text: another calibration text. again: even if a whole model lies there. progress: None draws a bar on a terminal.
-    source: the model, where it is open already. make: quantises its layers; None: what the settings' method asks for.
+    source: the model, where it is open already.
     In the cache an older version is replaced. One process at a time: others wait.
     """
     require(
@@ -145,7 +139,7 @@ def quantize(
             "or --again to replace it",
         )
         writer = Writer(source, settings, folder, recipe, again)
-        layers = (make or quantize_layers)(source, token_ids, settings, place, writer.finished)
+        layers = quantize_layers(source, token_ids, settings, place, writer.finished)
         return _write(writer, layers, progress)
 
 

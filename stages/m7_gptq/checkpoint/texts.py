@@ -10,10 +10,8 @@ from common.text.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 CALIBRATION = DATA / "calibration.txt"
-
 SEQUENCES = 64
 LENGTH = 512  # of calibration: the number of sequences, and the tokens of each
-
 FEWEST_TOKENS = 2048  # with fewer, most inputs' Hessian rests on the damping alone
 
 

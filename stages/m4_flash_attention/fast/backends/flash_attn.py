@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from common.batch import RaggedBatch
-from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 AUTO = {"cuda": 1}  # not measured
 WHY = "reads the blocks in place"
@@ -49,7 +49,7 @@ def create(shape: AttentionShape) -> FlashAttnBackend:
     return FlashAttnBackend(3 if version == 3 else 2, module.flash_attn_with_kvcache, module.flash_attn_varlen_func)
 
 
-class FlashAttnBackend:
+class FlashAttnBackend(Backend):
     """`with_kvcache` and `varlen` are the library's functions; their signatures differ between the versions."""
 
     def __init__(
@@ -62,9 +62,6 @@ class FlashAttnBackend:
         # Version 2 wants where each sequence's keys *would* begin if they lay end to end; it reads the lengths off it.
         self._key_starts = torch.nn.functional.pad(step.seq_lens.cumsum(0, dtype=torch.int32), (1, 0))
         self._chunk_key_starts = self._key_starts[step.num_decodes :] - self._key_starts[step.num_decodes]
-
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step = self._batch
