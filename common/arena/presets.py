@@ -37,8 +37,7 @@ class Ask:
 class Preset:
     """claim: one sentence; watch: the figure that shows it (a key of `figures.FIGURES`).
 
-    limits: options of the engines, the same for every stage; kv_tokens is the room of the KV memory. needs: the first
-    stage that has something to show.
+    limits: options of every engine; kv_tokens: room of the KV memory. needs: the first stage that shows it.
     """
 
     key: str

@@ -1,8 +1,7 @@
 """A race: every side gets the same prompts, and every viewer the same events.
 
 *In turns*, each side has the whole machine, one after the other; the recordings are then shown side by side, in real
-time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores and slower than
-alone.
+time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores.
 """
 
 from collections.abc import Sequence

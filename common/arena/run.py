@@ -70,8 +70,7 @@ class Run:
         )
 
     def check(self) -> None:
-        """Give every prompt to the engine once and abort it: one that cannot run raises `UserError` here, not in the
-        middle of the race."""
+        """Give every prompt to the engine once and abort it: one that cannot run raises `UserError` here already."""
         try:
             for number in range(len(self._asks)):
                 self._add(number, time.perf_counter())

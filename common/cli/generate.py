@@ -36,8 +36,7 @@ def ready_engine(build: Build, config: EngineConfig, prompt: int = 8) -> Generat
 def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
     """Run prompts together and write the output of each as it comes, in input order, each with a line break.
 
-    A prompt's output waits while an earlier one is still being written. An exception, such as Ctrl-C, aborts the
-    requests.
+    A prompt's output waits while an earlier one is being written. An exception, as of Ctrl-C, aborts the requests.
     """
     ids: list[str] = []
     latest: dict[str, RequestOutput] = {}
@@ -85,9 +84,6 @@ def show_choices(engine: Engine) -> None:
     if chosen is not None:
         sys.stdout.flush()
         Console(stderr=True).print(chosen, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-
-# -- generate ----------------------------------------------------------------------------------------------------------
 
 
 def read_prompts(arguments: Sequence[str] | None, token_ids: bool) -> list[Prompt]:

@@ -89,9 +89,6 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-# -- a request ---------------------------------------------------------------------------------------------------------
-
-
 def _unknown_model(wanted: str, name: str) -> ApiError:
     message = f"The model '{wanted}' does not exist here. This server has '{name}'."
     return ApiError(404, message, param="model", code="model_not_found")
@@ -130,9 +127,6 @@ async def _complete(
         raise
     pieces = _pieces(answer, form, deltas, watch)
     return EventStream(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-# -- its answer --------------------------------------------------------------------------------------------------------
 
 
 class EventStream(StreamingResponse):

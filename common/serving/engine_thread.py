@@ -100,8 +100,6 @@ class EngineThread:
         self._failures = 0  # failed steps in a row
         self._deadline = float("inf")
 
-    # -- from any thread --------------------------------------------------------------------------------------------
-
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread.start()
@@ -142,8 +140,6 @@ class EngineThread:
     @property
     def healthy(self) -> bool:
         return self._thread.is_alive() and self._failures < FAILING_AFTER
-
-    # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         device = self._engine.config.torch_device  # CUDA's current device belongs to a thread

@@ -143,8 +143,7 @@ class TextFormat(Format):
         }
 
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
-        """The likeliest tokens and the sampled one, by text. Of several with the same text (parts of characters), the
-        likeliest counts."""
+        """The likeliest tokens and the sampled one, by text. Of parts of characters, which share a text, the likeliest."""
         found: Json = {}
         for token, value in [*self._likeliest(values), (sampled, values[sampled])]:
             found.setdefault(self._text(token), value)

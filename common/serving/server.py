@@ -32,8 +32,7 @@ def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: 
 
 
 class Server(uvicorn.Server):
-    """On a signal, uvicorn stops listening and waits for open requests. This one drains first and still listens, so
-    that /health can report it."""
+    """On a signal, uvicorn stops listening and waits for open requests. This one drains first: /health reports it."""
 
     def __init__(self, service: Service) -> None:
         options = service.options

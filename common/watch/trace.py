@@ -121,8 +121,7 @@ class StepTrace:
         return {"schema": 1, "arrivals": self.arrivals, "steps": [asdict(step) for step in self.steps]}
 
     def to_chrome(self) -> dict[str, Any]:
-        """The Trace Event Format (complete events and counters), which Perfetto and chrome://tracing open: one row for
-        the steps, one for each request."""
+        """The Trace Event Format, which Perfetto and chrome://tracing open: a row for the steps, one a request."""
         rows = {id: row for row, id in enumerate(self.arrivals, start=1)}
         events = [_event("M", "thread_name", row, args={"name": id}) for id, row in {"steps": 0, **rows}.items()]
         for step in self.steps:

@@ -77,8 +77,7 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
 
 
 def _auto(target: float, decode: float, token: float) -> int:
-    """What `AutoChunkSize` says when a step of decodes took `decode` seconds and 16 prompt tokens in it 16 x `token`
-    more, by a mocked clock."""
+    """What `AutoChunkSize` says when decodes took `decode` seconds, and 16 prompt tokens 16 x `token` more (mocked)."""
     clock = SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
     chosen = AutoChunkSize(target)

@@ -1,5 +1,4 @@
-"""The eight scenes. Each runs on the stage and on the stage before it, and draws what the engine did: from its trace,
-its block tables and its metrics."""
+"""The eight scenes. Each runs on the stage and on the stage before it, and draws what the engine did."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

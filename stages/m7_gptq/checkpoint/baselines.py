@@ -55,8 +55,7 @@ SMALLEST = 1e-38  # blocks with no larger weight become zeros, as in bitsandbyte
 
 
 def to_nf4(weight: torch.Tensor, bias: torch.Tensor | None = None) -> NF4Weight:
-    """Round a weight [out, in] to the nearest values of its blocks; 64 must divide `in`. The codes are those that
-    bitsandbytes finds."""
+    """Round a weight [out, in] to the nearest values of its blocks of 64, to the codes that bitsandbytes finds."""
     values = table(weight.device)
     blocks = weight.float().unflatten(1, (-1, BLOCK))
     scales = blocks.abs().amax(-1)

@@ -16,8 +16,7 @@ FEWEST_TOKENS = 2048  # with fewer, most inputs' Hessian rests on the damping al
 
 
 def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:
-    """Token ids [sequences, LENGTH] from the start of a text; fewer sequences if the text is shorter. `UserError` if it
-    is too short to say anything."""
+    """Token ids [sequences, LENGTH] from the start of a text, fewer of a shorter one; `UserError` if too few."""
     ids = tokens(tokenizer, path or CALIBRATION)
     count = min(SEQUENCES, len(ids) // LENGTH)
     if count * LENGTH < FEWEST_TOKENS:

@@ -1,7 +1,6 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder is written under
-another name, and moved at the end.
+Each decoder layer is a shard, written when it is done. The folder has another name until the end.
 """
 
 import hashlib

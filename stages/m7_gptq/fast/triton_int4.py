@@ -14,8 +14,7 @@ from common.models.quantized_weight import QuantizedWeight
 class TritonInt4Linear:
     """`x @ weight.T + bias` for a 4-bit weight whose groups lie in order.
 
-    One launch for one token, nothing allocated but the result, nothing that depends on a number on the device: a CUDA
-    graph may hold it.
+    One launch for one token, no memory but the result, nothing that depends on numbers on the device: for CUDA graphs.
     """
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, pdl: bool = True) -> None:

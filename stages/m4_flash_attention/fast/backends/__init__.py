@@ -64,6 +64,5 @@ class Backend(ABC):
         return False
 
     def fused_qkv(self, layer: Heads, qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor) -> Tensor:
-        """qkv [T, Hq + 2 Hkv, D] as the projection gives it, cos and signed sin [T, 1, D]: normalise, rotate, store,
-        attend; returns [T, Hq, D]."""
+        """qkv [T, Hq + 2 Hkv, D], cos and signed sin [T, 1, D]: norm, RoPE, store, attend; returns [T, Hq, D]."""
         raise NotImplementedError
