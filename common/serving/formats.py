@@ -143,7 +143,7 @@ class TextFormat(Format):
         }
 
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
-        """The likeliest tokens and the sampled one, by text. Of parts of characters, which share a text, the likeliest."""
+        """The likeliest tokens and the sampled one, by text. Of several with one text, the likeliest counts."""
         found: Json = {}
         for token, value in [*self._likeliest(values), (sampled, values[sampled])]:
             found.setdefault(self._text(token), value)

@@ -11,7 +11,6 @@ from typing import Protocol
 class Advance(Protocol):
     def __call__(self, amount: int, note: str = "") -> None:
         """`amount` more is done; a note follows the bar's description."""
-        ...
 
 
 Listener = Callable[[str, int, int], None]  # (what, done, total) of a bar; (line, 0, 0) for a line

@@ -36,16 +36,10 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
         got = answer(q, keys.clone(), values.clone(), length)
         expect_tensor(got, (2, 4), "One row a head.")
         far = (got - wanted).abs().max().item()
-        expect(
-            far < 100,
-            f"With {length} of 8 slots written your output is off by {far:,.0f}: it has read slots from {length} on, "
-            "where an earlier request left its values.",
-        )
-        expect(
-            far < 1e-4,
-            f"With {length} of 8 slots written your output is off by {far:.3f}. Only slots below `length` are seen; "
-            "are the scale, 1/√D, and the softmax over the slots right?",
-        )
+        case = f"With {length} of 8 slots written your output is off by {far:,.3f}"
+        expect(far < 100, f"{case}: it has read slots from {length} on, where an earlier request left its values.")
+        hint = "Only slots below `length` are seen; are the scale, 1/√D, and the softmax over the slots right?"
+        expect(far < 1e-4, f"{case}. {hint}")
     return "It reads the slots that are written, and no others."
 
 

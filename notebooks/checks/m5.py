@@ -44,11 +44,10 @@ def plan_step(answer: Callable[[int, list[int], int, int], Sequence[int]]) -> st
         for step in _run(decoding, prompts, budget, chunk):
             taken = {c.request_id: c.length for c in step.chunks if c.request_id.startswith("prompt-")}
             wanted = [taken.get(f"prompt-{number}", 0) for number in range(len(prompts)) if left[number]]
-            case = (
-                f"{decoding} requests decode, the prompts have {[n for n in left if n]} tokens left, the budget is "
-                f"{budget} and the chunk size {chunk}"
-            )
-            got = list(answered(answer(decoding, [n for n in left if n], budget, chunk), case))
+            open_prompts = [n for n in left if n]
+            limits = f"the budget is {budget} and the chunk size {chunk}"
+            case = f"{decoding} requests decode, the prompts have {open_prompts} tokens left, {limits}"
+            got = list(answered(answer(decoding, open_prompts, budget, chunk), case))
             room = min(budget - decoding, chunk) if decoding else budget
             over = sum(got) > room
             hint = f"Yours are {sum(got)} prompt tokens, and there is room for {room}." if over else ""

@@ -32,7 +32,7 @@ LONGEST_NAME = 150  # of a folder in the cache, in letters, of the 255 that a fi
 
 @dataclass(frozen=True)
 class Report:
-    """Where the model is, and the losses of each layer's projections, if it was calibrated; no layers if it was there."""
+    """Where the model is, and the losses of each layer's projections, if calibrated; no layers if it was there."""
 
     folder: Path
     losses: list[dict[str, float]]
