@@ -120,9 +120,8 @@ def generate(
 ) -> None:
     with ready_engine(build, config) as engine:
         if engine.tokenizer is None and any(isinstance(prompt, str) for prompt in prompts):
-            raise UserError(
-                f'{config.model} has no tokenizer: give token ids, as in: generate --token-ids "12, 7, 301"'
-            )
+            hint = 'give token ids, as in: generate --token-ids "12, 7, 301"'
+            raise UserError(f"{config.model} has no tokenizer: {hint}")
         if as_json:
             for output in run(engine, prompts, params, lambda text: None):
                 print(json.dumps(to_json(output), ensure_ascii=False))

@@ -101,13 +101,10 @@ class ChatFormat(Format):
     def _logprobs(self, delta: Delta) -> Json | None:
         if delta.logprobs is None:
             return None
-        content = [
-            {
-                **self._entry(token, values[token]),
-                "top_logprobs": [self._entry(other, value) for other, value in self._likeliest(values)],
-            }
-            for token, values in zip(delta.token_ids, delta.logprobs, strict=True)
-        ]
+        content: list[Json] = []
+        for token, values in zip(delta.token_ids, delta.logprobs, strict=True):
+            likeliest = [self._entry(other, value) for other, value in self._likeliest(values)]
+            content.append({**self._entry(token, values[token]), "top_logprobs": likeliest})
         return {"content": content, "refusal": None}
 
     def _entry(self, token_id: int, logprob: float) -> Json:

@@ -90,15 +90,13 @@ def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options:
     if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
         name, asked = "max_completion_tokens", body.max_completion_tokens
     if asked is not None and options.max_tokens is not None and asked > options.max_tokens:
-        raise ApiError(
-            400, f"{name} is too large: {asked}. This server gives at most {options.max_tokens}.", param=name
-        )
-    room = _longest(engine, body.n or 1) - num_prompt_tokens
-    if room < (asked or 1):
-        message = (
-            f"This model's maximum context length is {num_prompt_tokens + room} tokens. However, you requested "
-            f"{num_prompt_tokens + (asked or 1)} ({num_prompt_tokens} in the prompt, {asked or 1} in the answer)."
-        )
+        message = f"{name} is too large: {asked}. This server gives at most {options.max_tokens}."
+        raise ApiError(400, message, param=name)
+    longest, wanted = _longest(engine, body.n or 1), asked or 1
+    room = longest - num_prompt_tokens
+    if room < wanted:
+        sizes = f"{num_prompt_tokens + wanted} ({num_prompt_tokens} in the prompt, {wanted} in the answer)"
+        message = f"This model's maximum context length is {longest} tokens. However, you requested {sizes}."
         raise ApiError(400, message, code="context_length_exceeded")
     usual = COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
     return asked or min(room, options.max_tokens or room, usual)

@@ -132,11 +132,8 @@ class StepTrace:
             for chunk in step.chunks:
                 args = {"start": chunk.start, "length": chunk.length, "cached": chunk.cached}
                 events.append(_event("X", chunk.kind, rows[chunk.request_id], ts=begin, dur=duration, args=args))
-            for name, ids in (
-                ("preempted", step.preempted),
-                ("swapped out", step.swapped_out),
-                ("swapped in", step.swapped_in),
-            ):
+            moved = {"preempted": step.preempted, "swapped out": step.swapped_out, "swapped in": step.swapped_in}
+            for name, ids in moved.items():
                 events += [_event("i", name, rows[id], s="t", ts=begin) for id in ids if id in rows]
             counters = {"waiting": step.waiting, "running": step.running, "swapped": step.swapped}
             events.append(_event("C", "requests", 0, ts=begin, args=counters))

@@ -52,7 +52,5 @@ def positions(answer: Callable[[int, int, bool], int]) -> str:
                 engine.generate([list(range(1, prompt + 1))], outputs_of([outputs]))
                 counted = engine.metrics()["computed_tokens"]
             expect_equal(answer(prompt, outputs, cached), counted, f"{stage}, {prompt} tokens in, {outputs} out")
-    return (
-        f"For 128 in and 128 out that is {answer(128, 128, False):,} positions without a cache and "
-        f"{answer(128, 128, True):,} with one. The last token never goes through the model: no token follows it."
-    )
+    said = f"{answer(128, 128, False):,} positions without a cache and {answer(128, 128, True):,} with one"
+    return f"For 128 in and 128 out that is {said}. The last token never goes through the model: no token follows it."

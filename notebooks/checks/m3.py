@@ -46,9 +46,7 @@ def write(answer: Callable[[BlockPool, MutableSequence[int], int], object]) -> s
     pool.share(child)
     before = list(parent)
     answer(pool, child, 1)
-    shared = (
-        f"Two requests hold block {parent[1]}, and one is about to write into it. After your code its table is still"
-    )
+    shared = f"Two requests hold block {parent[1]}, and one is about to write into it. Afterwards its table is still"
     expect(child[1] != parent[1], f"{shared} {child}: the other would read what this one writes.")
     expect(parent == before, f"The other request's table was {before}, and is {parent} now.")
     counts = [pool.ref_counts[block] for block in (parent[0], parent[1], child[1])]

@@ -98,7 +98,5 @@ def read_again(answer: Callable[[int, int], int]) -> str:
         case = f"{prompt} tokens in chunks of {chunk}, which begin at {starts}"
         expect_equal(answer(prompt, chunk), sum(starts), case)
     few, many = answer(2048, 512), answer(2048, 32)
-    return (
-        f"A prompt of 2,048 tokens reads {few:,} tokens of its own cache again in chunks of 512, and "
-        f"{many:,} in chunks of 32. Half the chunk is about twice the reading."
-    )
+    read = f"reads {few:,} tokens of its own cache again in chunks of 512, and {many:,} in chunks of 32"
+    return f"A prompt of 2,048 tokens {read}. Half the chunk is about twice the reading."

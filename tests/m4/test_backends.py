@@ -241,7 +241,7 @@ def test_no_backend_is_imported_before_it_is_chosen() -> None:
         "from stages.m4_flash_attention.fast import attention, select\n"
         "from stages.m4_flash_attention.fast.backends import AttentionShape\n"
         "shape = AttentionShape(4, 2, 64, 16, torch.float32, torch.device('cpu'))\n"
-        "for name in select.NAMES: select.why_not(name, shape)\n"
+        "for name in select.NAMES: select.module_of(name).why_not(shape)\n"
         "select.choose('naive', shape)\n"
         "print([m for m in ('numba', 'triton', 'flash_attn') if m in sys.modules])\n"
     )

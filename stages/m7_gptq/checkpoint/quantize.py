@@ -113,9 +113,8 @@ def quantize(
     source: the model, where it is open already.
     In the cache an older version is replaced. One process at a time: others wait.
     """
-    require(
-        text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"
-    )
+    gptq = settings.method == "gptq"
+    require(text is None or gptq, f"{settings.method} looks at no text: leave it out, or take gptq")
     require(not model.startswith(PREFIX), f"{model} is made at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
@@ -125,18 +124,13 @@ def quantize(
     if not again and differences(folder, recipe) == []:
         return Report(folder, [])
     check_shapes(source, settings)
-    token_ids = torch.empty(0, 0, dtype=torch.int64)
-    if settings.method == "gptq":
-        token_ids = calibration_tokens(source.tokenizer(), text)
+    token_ids = calibration_tokens(source.tokenizer(), text) if gptq else torch.empty(0, 0, dtype=torch.int64)
     with only_one(model, folder):
         others = differences(folder, recipe)
         if not again and others == []:  # another process has made it meanwhile
             return Report(folder, [])
-        require(
-            not (out and others) or again,
-            f"{folder} holds a model that was made otherwise ({', '.join(others or ())}): give another --out, "
-            "or --again to replace it",
-        )
+        made = f"{folder} holds a model that was made otherwise ({', '.join(others or ())})"
+        require(not (out and others) or again, f"{made}: give another --out, or --again to replace it")
         writer = Writer(source, settings, folder, recipe, again)
         layers = quantize_layers(source, token_ids, settings, place, writer.finished)
         return _write(writer, layers, progress)
@@ -178,7 +172,6 @@ def only_one(model: str, folder: Path) -> Generator[None, None, None]:
 def open_plain(model: str, device: torch.device, progress: bool | None) -> ModelSource:
     """The model of that name; `UserError` if it is quantised already."""
     source = open_source(model, device, progress=progress)
-    require(
-        not isinstance(source, QuantizedFolder), f"{model} is quantised already: give the model that it was made from"
-    )
+    plain = not isinstance(source, QuantizedFolder)
+    require(plain, f"{model} is quantised already: give the model that it was made from")
     return source

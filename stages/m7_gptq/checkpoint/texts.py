@@ -20,9 +20,8 @@ def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) ->
     ids = tokens(tokenizer, path or CALIBRATION)
     count = min(SEQUENCES, len(ids) // LENGTH)
     if count * LENGTH < FEWEST_TOKENS:
-        raise UserError(
-            f"{len(ids)} tokens of calibration text are too few: give {FEWEST_TOKENS} at least, better 32,768"
-        )
+        hint = f"give {FEWEST_TOKENS} at least, better 32,768"
+        raise UserError(f"{len(ids)} tokens of calibration text are too few: {hint}")
     return ids[: count * LENGTH].view(count, LENGTH)
 
 
