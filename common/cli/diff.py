@@ -12,11 +12,8 @@ from pathlib import Path
 from rich.style import Style
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
-NO_LESSONS = (
-    "fast",
-    "checkpoint",
-    "kernels",
-)  # without lessons, even where the README names a file in them
+# Sub-folders that are not part of a stage's lesson, even where its README names a file in them.
+NO_LESSONS = ("fast", "checkpoint", "kernels")
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
 Line = tuple[str, str]  # A style of `rich`, and the text
 

@@ -67,10 +67,8 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
         (0.020, 0.030, 0.00047, "decodes that take longer than the target already"),
         (9.000, 0.010, 0.00011, "a target that every step meets"),
     ):
-        case = (
-            f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes "
-            f"{decode * 1e3:.0f} ms, a prompt token {token * 1e3:.2f} ms more"
-        )
+        times = f"target {target * 1e3:.0f} ms, a step that only decodes {decode * 1e3:.0f} ms"
+        case = f"{what[0].upper()}{what[1:]}: {times}, a prompt token {token * 1e3:.2f} ms more"
         expect_equal(answer(target, decode, token), _auto(target, decode, token), case)
     return "That is what `prefill_chunk_size='auto'` does, with running averages of both times."
 

@@ -103,9 +103,8 @@ class _Calibration:
     def run(self, layer: DecoderLayer, index: int) -> None:
         self.hidden = layer(self.hidden, self.cos, self.sin, self._attend, self.ops)
         if not bool(torch.isfinite(self.hidden).all()):
-            raise UserError(
-                f"layer {index} gives numbers that are not finite on the calibration text: check its weights"
-            )
+            where = f"layer {index} gives numbers that are not finite on the calibration text"
+            raise UserError(f"{where}: check its weights")
 
     def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Each sequence for itself, causal: [T, H, D] is [sequences, length, H, D]."""

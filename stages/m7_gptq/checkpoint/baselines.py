@@ -100,11 +100,9 @@ def check_shape(settings: Settings, name: str, in_features: int, out_features: i
         require(fits, f"{name} has {in_features} inputs: they must be a multiple of {BLOCK} to be stored in NF4")
         return
     count = WORD // settings.bits
-    require(
-        in_features % count == 0 and out_features % count == 0,
-        f"{name} is {out_features} x {in_features}: both must be multiples of {count} to be stored in "
-        f"{settings.bits} bits",
-    )
+    fits = in_features % count == 0 and out_features % count == 0
+    stored = f"both must be multiples of {count} to be stored in {settings.bits} bits"
+    require(fits, f"{name} is {out_features} x {in_features}: {stored}")
 
 
 def _round_layers(
