@@ -88,9 +88,7 @@ class EngineThread:
     def __init__(
         self, engine: Engine, observe: Callable[[Job, RequestOutput], None], post: Callable[[Job, Event], None]
     ) -> None:
-        self._engine = engine
-        self._observe = observe
-        self._post = post
+        self._engine, self._observe, self._post = engine, observe, post
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []

@@ -32,9 +32,7 @@ class Format(ABC):
     def __init__(
         self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, top: int
     ) -> None:
-        self.include_usage = include_usage
-        self._tokenizer = tokenizer
-        self._top = top
+        self.include_usage, self._tokenizer, self._top = include_usage, tokenizer, top
         self._offsets: dict[int, int] = {}  # where the next token of each begun answer starts, in characters
         self._fields = {
             "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,

@@ -30,8 +30,7 @@ class Service:
     """The engine's thread and its open requests. Everything here runs on the event loop."""
 
     def __init__(self, engine: Engine, options: ServerOptions, spans: Spans | None = None) -> None:
-        self.engine = engine
-        self.options = options
+        self.engine, self.options = engine, options
         self.metrics = ServerMetrics(engine.stage)
         self.thread = EngineThread(engine, self.metrics.gained, self._post)
         self.model_name = options.served_name or _public_name(engine.config.model)

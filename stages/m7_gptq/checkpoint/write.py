@@ -42,10 +42,7 @@ class Writer:
     def __init__(
         self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any], again: bool = False
     ) -> None:
-        self.source = source
-        self.settings = settings
-        self.recipe = recipe
-        self.folder = folder
+        self.source, self.settings, self.recipe, self.folder = source, settings, recipe, folder
         self.work = folder.with_name(f".{folder.name}-unfinished")
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
@@ -88,8 +85,7 @@ class Writer:
         """The rest of the model, its description and its tokenizer; then all of it moves to its place."""
         config = self.source.config
         self._save(config.num_layers, self._plain(n for n in tensor_shapes(config) if ".layers." not in n), {})
-        weight_map: dict[str, str] = {}
-        size = 0
+        weight_map, size = dict[str, str](), 0
         for index in range(self._count):
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
