@@ -15,6 +15,8 @@ class Attention(Protocol):
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D], with QK-norm and rotary embedding applied; returns [T, Hq, D]."""
+        ...
 
     def kv_bytes(self) -> int:
         """Bytes allocated for K and V of all layers."""
+        ...

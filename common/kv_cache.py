@@ -73,9 +73,11 @@ class PrefixCache(Protocol):
 
     def prefix_tree(self) -> list[PrefixNode]:
         """What can be found, parents before children, for pictures. O(pool)."""
+        ...
 
     def kept_regions(self) -> list[Region]:
         """Free memory that is still in the index. No owners."""
+        ...
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached beginnings; running requests keep what they hold."""
@@ -86,12 +88,15 @@ class KVCacheManager(Protocol):
 
     def fits(self, num_tokens: int, samples: int = 1) -> bool:
         """Could a request of this many tokens, prompt and output, ever run?"""
+        ...
 
     def can_admit(self, request: Request) -> bool:
         """Is there room for a request that waits?"""
+        ...
 
     def grow(self, request: Request, upto: int) -> bool:
         """Hold room for the request's first `upto` tokens; False, with nothing changed, where there is none."""
+        ...
 
     def mark_computed(self, request: Request, upto: int) -> None:
         """Advance the request's progress (`num_computed_tokens`) to `upto`: the planned step stores these tokens."""
@@ -105,6 +110,7 @@ class KVCacheManager(Protocol):
 
     def regions(self) -> list[Region]:
         """The KV memory as it is held now, for pictures: each region that has an owner. O(pool)."""
+        ...
 
 
 @runtime_checkable
@@ -114,6 +120,7 @@ class PagedManager(KVCacheManager, Protocol):
     @property
     def tables(self) -> dict[str, list[int]]:
         """Block tables of the requests that hold blocks on the device, by their ids."""
+        ...
 
     def attach_prefix(self, request: Request) -> None:
         """Start a request with what the cache has of its first tokens (nothing before m6)."""
@@ -129,3 +136,4 @@ class PagedManager(KVCacheManager, Protocol):
 
     def take_copies(self) -> BlockCopies:
         """(source, destination) pairs of the shared blocks that the step being planned writes into, once."""
+        ...

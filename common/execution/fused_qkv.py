@@ -15,6 +15,7 @@ class FusedQkv(Protocol):
     def fused_qkv(self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """qkv [T, Hq + 2 Hkv, D], straight from the projection: QK-norm, RoPE, the KV store and attention in one
         kernel; returns [T, Hq, D]."""
+        ...
 
 
 class FusingOps(Ops):

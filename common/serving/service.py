@@ -136,13 +136,9 @@ class Service:
         }  # fmt: skip
         if output is not None:
             fields |= {
-                "output_tokens": output.num_generated,
-                "finish_reason": output.finish_reason,
-                "queue_s": output.queue_time,
-                "ttft_s": output.ttft,
-                "tpot_s": output.tpot,
-                "e2e_s": output.e2e,
-            }
+                "output_tokens": output.num_generated, "finish_reason": output.finish_reason,
+                "queue_s": output.queue_time, "ttft_s": output.ttft, "tpot_s": output.tpot, "e2e_s": output.e2e,
+            }  # fmt: skip
             if self._spans is not None:
                 self._spans.record(job, output, outcome)
         if ended.error is not None:

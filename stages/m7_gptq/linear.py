@@ -19,9 +19,11 @@ class FastLayers(Protocol):
 
     def reader(self, read: ReadQuantized) -> ReadQuantized:
         """The reader, with the weights in an order that saves work at run time; the model computes the same."""
+        ...
 
     def linear(self, weight: QuantizedWeight) -> Projection:
         """The twin of `QuantizedLinear`."""
+        ...
 
     def head(self, weight: torch.Tensor) -> Projection | None:
         """The twin of `QuantizedHead`; weight [vocab, hidden], not yet rounded. None: nothing is faster than that."""

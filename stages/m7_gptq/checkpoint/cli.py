@@ -12,7 +12,6 @@ from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 
 Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, ...")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -31,7 +30,7 @@ def add_commands(app: typer.Typer) -> None:
         text: Annotated[Path | None, typer.Option(help="Calibration text, instead of the stage's own.")] = None,
         out: Annotated[Path | None, typer.Option(help="The folder to write; without it: in the cache.")] = None,
         again: Annotated[bool, typer.Option("--again", help="Even if it was quantised before.")] = False,
-        device: Device = "auto",
+        device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, ...")] = "auto",
     ) -> None:
         """Write a quantised checkpoint of a model: GPTQ takes some minutes for the embedded one on two cores."""
         if method not in METHODS:

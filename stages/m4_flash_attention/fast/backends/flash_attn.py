@@ -3,8 +3,6 @@
 Both read the cache in place through block tables. Version 2 wants pages of a multiple of 256 tokens.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -43,12 +41,6 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-def create(shape: AttentionShape) -> FlashAttnBackend:
-    version = installed_version()
-    module = importlib.import_module("flash_attn_interface" if version == 3 else "flash_attn")
-    return FlashAttnBackend(3 if version == 3 else 2, module.flash_attn_with_kvcache, module.flash_attn_varlen_func)
-
-
 class FlashAttnBackend(Backend):
     """`with_kvcache` and `varlen` are the library's functions; their signatures differ between the versions."""
 
@@ -85,3 +77,9 @@ class FlashAttnBackend(Backend):
             )  # fmt: skip
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def create(shape: AttentionShape) -> FlashAttnBackend:
+    version = installed_version()
+    module = importlib.import_module("flash_attn_interface" if version == 3 else "flash_attn")
+    return FlashAttnBackend(3 if version == 3 else 2, module.flash_attn_with_kvcache, module.flash_attn_varlen_func)
