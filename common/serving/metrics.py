@@ -53,7 +53,8 @@ class ServerMetrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
         own: dict[str, Any] = {"namespace": PREFIX, "registry": self._registry}
-        long, short = {"buckets": REQUEST_SECONDS, **own}, {"buckets": TOKEN_SECONDS, **own}
+        long: dict[str, Any] = {"buckets": REQUEST_SECONDS, **own}
+        short: dict[str, Any] = {"buckets": TOKEN_SECONDS, **own}
         self._ttft = Histogram("time_to_first_token_seconds", "Arrival to first token.", **long)
         self._tpot = Histogram("time_per_output_token_seconds", "Mean time between an answer's tokens.", **short)
         self._itl = Histogram("inter_token_latency_seconds", "Time between neighbouring tokens.", **short)
