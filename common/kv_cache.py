@@ -112,6 +112,10 @@ class KVCacheManager(Protocol):
         """The KV memory as it is held now, for pictures: each region that has an owner. O(pool)."""
         ...
 
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` if anything is leaked, lost or owned twice. For tests; O(pool)."""
+        ...
+
 
 @runtime_checkable
 class PagedManager(KVCacheManager, Protocol):

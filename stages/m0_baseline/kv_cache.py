@@ -32,3 +32,6 @@ class NoCache:
 
     def regions(self) -> list[Region]:
         return []
+
+    def check_integrity(self) -> None:
+        pass

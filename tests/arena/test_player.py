@@ -18,7 +18,6 @@ from common.config import EngineConfig
 from common.errors import UserError
 from common.kv_cache import PrefixCache
 from tests.arena.watching import TWO, Viewer
-from tests.integrity import check_integrity
 from tests.test_cli import byte_tokenizer
 
 
@@ -95,7 +94,7 @@ def test_stop_ends_the_run_and_gives_everything_back(build: Callable[..., Engine
     assert viewer.names.count("step") == 2
     assert not viewer.regions
     assert not engine.has_unfinished
-    check_integrity(engine.scheduler.cache)
+    engine.scheduler.cache.check_integrity()
 
 
 def test_an_engine_serves_two_races_of_the_same_limits_and_a_new_one_others() -> None:
@@ -148,7 +147,7 @@ def test_a_run_that_fails_leaves_nothing_in_the_engine(build: Callable[..., Engi
         Run(engine, TWO.asks, "race1", tell, threading.Event()).play()
     assert not engine.has_unfinished
     assert engine.trace is None
-    check_integrity(engine.scheduler.cache)
+    engine.scheduler.cache.check_integrity()
     assert played(engine, TWO.asks).end["figures"]["done"] == 2
 
 

@@ -1,1 +1,1 @@
-"""Figures and pictures of the prefix cache."""
+"""Figures, pictures and checks of the prefix cache."""
