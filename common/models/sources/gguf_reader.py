@@ -18,7 +18,7 @@ from common.text.json_file import is_there
 T = TypeVar("T")
 
 MAX_KEYS, MAX_TENSORS, MAX_NUMBERS = 4096, 1 << 16, 1 << 20  # Of an array's numbers: the largest vocabulary has 262,144
-MAX_TEXT, MAX_TEXTS = 1 << 18, 60 << 20  # Bytes of one, and of all together as Python's objects
+MAX_TEXT, MAX_TEXTS = 1 << 18, 54 << 20  # Bytes of one; of all together, and of Python's objects of them
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
@@ -131,7 +131,7 @@ class _Header:
         self._require(8 + length if length <= min(MAX_TEXT, self._left) else 1 << 64)
         self.at = start + length
         text = self._data[start : self.at].decode()
-        self._left -= sys.getsizeof(text) + 8
+        self._left -= sys.getsizeof(text) + 8 + length
         return text
 
     def value(self, kind: int) -> Any:
