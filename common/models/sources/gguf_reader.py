@@ -18,7 +18,7 @@ from common.text.json_file import is_there
 T = TypeVar("T")
 
 MAX_KEYS, MAX_TENSORS, MAX_NUMBERS = 4096, 1 << 16, 1 << 20  # Of an array's numbers: the largest vocabulary has 262,144
-MAX_TEXT, MAX_TEXTS = 1 << 18, 54 << 20  # Bytes of one; of all together, and of Python's objects of them
+MAX_TEXT, MAX_TEXTS = 1 << 18, 50 << 20  # Bytes of one; of all together, and of Python's objects of them
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
