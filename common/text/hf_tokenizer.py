@@ -18,8 +18,7 @@ STANDARD = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls
 _OTHERS = re.compile(
     r"(tokenizer|vocab|merges|special_tokens_map|added_tokens|chat_template|processor_config|preprocessor_config"
     r"|spiece|sentencepiece|tekken)[\w.-]*\.(json|txt|model|jinja|bpe)|.*\.tiktoken|tiktoken\.model"
-)
-"""Files that a library may read."""
+)  # Files that a library may read
 CLEAN = "clean_up_tokenization_spaces"
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their spaces, in this order
 Files = Mapping[str, Mapping[str, Any]]

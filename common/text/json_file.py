@@ -3,7 +3,7 @@ that has no limit of its own."""
 
 import json
 import re
-import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,17 @@ _WIDE = re.compile(rb"[\xf0-\xf4]|\\u[dD]")
 def is_there(path: Path, largest: int = 1 << 62) -> bool:
     """False where nothing has that name; `UserError` for a folder, a pipe, or more bytes than `largest`."""
     with refusing(str(path)):
-        if not path.exists():
-            return False
-        status = path.stat()
-        require(stat.S_ISREG(status.st_mode), f"{path} is no file, but a folder, a pipe or a device: take it away")
-        require(status.st_size <= largest, f"{path} cannot be read: it has more than {largest:,} bytes")
-    return True
+        if there := path.exists():
+            require(path.is_file(), f"{path} is no file, but a folder, a pipe or a device: take it away")
+            require(path.stat().st_size <= largest, f"{path} cannot be read: it has more than {largest:,} bytes")
+    return there
 
 
 def check_file(path: Path, largest: int, items: int) -> None:
     """`UserError` for a file, if it is there, that a library would need more time and memory for than a real one."""
     if is_there(path, largest):
         with refusing(str(path)), path.open("rb") as file:
-            _check_items(path, sum(map(_items, iter(lambda: file.read(1 << 20), b""))), items)
+            _check_items(path, iter(lambda: file.read(1 << 20), b""), items)
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = LARGEST) -> dict[str, Any]:
@@ -40,19 +38,16 @@ def read_json(path: Path, missing: dict[str, Any] | None = None, largest: int = 
         data = path.read_bytes()
         width = 1 if data.isascii() and b"\\u" not in data else 4 if _WIDE.search(data) else 2  # of one character
         require(len(data) * (1 + 2 * width) <= 50 << 20, f"{path} cannot be read: as text it has too many bytes")
-        _check_items(path, _items(data), ITEMS + TOKEN_ITEMS * min(data.count(TOKEN), MOST_TOKENS))
+        _check_items(path, [data], ITEMS + TOKEN_ITEMS * min(data.count(TOKEN), MOST_TOKENS))
         value = json.loads(data.decode("utf-8-sig"))
     require(isinstance(value, dict), f"{path} must hold a JSON object")
     return value
 
 
-def _items(data: bytes) -> int:
-    """About as many values and keys as JSON has."""
-    return sum(map(data.count, (b",", b"[", b"{", b":")))
-
-
-def _check_items(path: Path, found: int, most: int) -> None:
-    require(found <= most, f"{path} cannot be read: it has {found:,} values, and {most:,} is the most")
+def _check_items(path: Path, parts: Iterable[bytes], most: int) -> None:
+    marks = [b"\n"] if path.suffix == ".txt" else [b",", b"[", b"{", b":"]
+    found = sum(part.count(mark) for part in parts for mark in marks)
+    require(found <= most, f"{path} cannot be read: it has about {found:,} values, and {most:,} is the most")
 
 
 def write_json(path: Path, value: object) -> None:
