@@ -46,7 +46,7 @@ def encode_number(kind: int, value: Any) -> bytes:
     code = FORMATS[kind]
     if code in "fd":
         value = float(value)
-        value = math.copysign(math.inf, value) if code == "f" and 3e38 < abs(value) else value
+        value = math.copysign(math.inf, value) if code == "f" and abs(value) > 3e38 else value
     elif code != "?":
         bits = 8 * struct.calcsize(code)
         value = int(value) % (1 << bits)
