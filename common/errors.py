@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from types import UnionType
@@ -17,6 +18,14 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with status 2; the server answers 400.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Line ends, control characters and the like, which foreign names and files may hold, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def unknown(kind: str, name: object, allowed: Iterable[object]) -> UserError:
@@ -68,8 +77,13 @@ def refusing(name: str) -> Generator[None]:
         raise
     except OSError as error:
         raise UserError(f"{name} cannot be read: {one_line(error)}. Copy or download it again") from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+    except BaseException as error:
+        kind = type(error).__name__
+        if not isinstance(error, Exception) and kind != "PanicException":  # what a library in Rust raises
+            raise
+        if isinstance(error, MemoryError) or "OutOfMemory" in kind:
+            raise UserError(f"{name} needs more memory than there is: take a smaller model or dtype") from error
+        reason = f"{kind}: {one_line(error)[:200]}"
         raise UserError(f"{name} is truncated or damaged ({reason}): download or convert it again") from error
 
 
@@ -78,6 +92,13 @@ def require_number(
 ) -> None:
     """`UserError` unless the value is a finite number of that kind in low ... high, low itself left out if `above`."""
     number = isinstance(value, kind) and not isinstance(value, bool)
-    valid = number and low <= value <= high and value != math.inf and not (above and value == low)
+    most = high if kind is int else min(high, sys.float_info.max)
+    valid = number and low <= value <= most and value != math.inf and not (above and value == low)
     limits = f"{'above' if above else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
     require(valid, f"{name} must be a {'whole number' if kind is int else 'number'} {limits}, not {repr(value)[:80]}")
+
+
+def require_real(name: str, value: Any) -> None:
+    """`UserError` unless a model can compute with it: a number above 0 that float32 has, in full precision."""
+    require_number(name, value, int | float, 0, above=True)
+    require(2.0**-126 <= value < 2.0**127, f"{name} {repr(value)[:80]} is too small or too large for float32")

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType
 from typing import Any, Self
 
-from common.errors import refusing, require, require_number
+from common.errors import refusing, require, require_number, require_real
 from common.models.rope import SCALINGS, RopeScaling, checked, yarn_attention_factor
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -56,7 +56,7 @@ class ModelConfig:
             most = MOST_LAYERS if field == "num_layers" else MOST
             require_number(f"{self.name}: {field}", getattr(self, field), int, 1, most)
         for field in ("rope_theta", "rms_norm_eps"):
-            require_number(f"{self.name}: {field}", getattr(self, field), int | float, 0, above=True)
+            require_real(f"{self.name}: {field}", getattr(self, field))
         uneven = f"{self.num_heads} attention heads cannot share {self.num_kv_heads} KV heads evenly"
         require(self.num_heads % self.num_kv_heads == 0, f"{self.name}: {uneven}")
         require(self.head_dim % 2 == 0, f"{self.name}: head_dim {self.head_dim} is odd; rotary embedding needs pairs")
@@ -70,6 +70,8 @@ class ModelConfig:
     @classmethod
     def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
         architecture = _architecture(name, config)
+        default = {"max_position_embeddings": 2048 if architecture == "llama" else 32768}  # transformers'
+        config = default | dict(config)
         for field, key in HF_SIZES.items():
             most = MOST_LAYERS if field == "num_layers" else MOST
             require_number(f"{name}: {key} in config.json", config.get(key), int, 1, most)
@@ -121,7 +123,8 @@ def _get(name: str, config: Mapping[str, Any], key: str, default: Any, *kinds: t
 
 def _architecture(name: str, config: Mapping[str, Any]) -> str:
     """transformers goes by `model_type`: where both are there, they must agree."""
-    named, kind = _get(name, config, "architectures", None, list, NoneType) or [], config.get("model_type")
+    named, kind = _get(name, config, "architectures", None, list, str, NoneType) or [], config.get("model_type")
+    named = [named] if isinstance(named, str) else named
     found = [ARCHITECTURES[architecture] for architecture in named if architecture in ARCHITECTURES]
     found = found if named or kind not in ARCHITECTURES.values() else [str(kind)]
     said = " ".join(", ".join(map(str, named)).split())[:200] or kind or "none named"
@@ -168,7 +171,7 @@ def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> t
     said, hint = " and ".join(map(repr, kinds))[:200], f"is not supported. Supported: {', '.join(supported)}"
     require(kind in supported and not others, f"{name}: {place} of type {said} {hint}")
     theta, mscales = rope.pop("rope_theta", config.get("rope_theta", 10000.0)), list[float]()
-    require_number(f"{name}: rope_theta in config.json", theta, int | float, 0, above=True)
+    require_real(f"{name}: rope_theta in config.json", theta)
     if kind == "yarn":
         mscales = [rope.pop(key, None) or 0 for key in ("mscale", "mscale_all_dim")]
         if rope.get("attention_factor") is None:

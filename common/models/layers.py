@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from common.errors import require
 from common.models.config import ModelConfig
 
 SLICE = 4096  # Positions whose angles are worked out at a time
@@ -51,6 +52,8 @@ class RotaryEmbedding:
         for start in range(0, rows, SLICE):
             part = torch.arange(start, min(start + SLICE, rows), device=device)
             self.table[start : start + SLICE] = cosines_and_sines(config, part)
+        finite = bool(self.table[-1].isfinite().all())
+        require(finite, f"{config.name}: rope_theta or rope_scaling gives position {rows - 1} no finite angle")
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines [T, 1, D] for the tokens of one step."""

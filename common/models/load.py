@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from common.config import DEFAULT_MODEL, EngineConfig, parse_device, parse_dtype
-from common.errors import UserError, require
+from common.errors import UserError, refusing, require
 from common.execution.choose import choose_ops
 from common.models.decoder import Decoder
 from common.models.layers import RotaryEmbedding
@@ -21,8 +21,10 @@ from common.models.weights import ModelSource, build_decoder
 from common.text.chat_template import template_kwargs
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
+from common.watch.progress import say_once
 
-LARGEST_TABLE = 1 << 30  # Bytes for positions that nobody asked for: about a million of them
+LARGEST_TABLE = 1 << 30  # Bytes that a model's positions may take: about a million of them
+LONGEST = 1 << 17  # Positions of a request unless asked for more
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,19 @@ def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
 def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
     """A model that is loaded already, with its kernels chosen and its limit checked."""
     model.ops = choose_ops(model.device, fused)
+    name, limit = model.config.name, model.config.max_position_embeddings
     if tokenizer is not None:
         tokenizer.use_template(config.chat_template, template_kwargs(config.chat_template_kwargs))
-    limit = model.config.max_position_embeddings
-    length = config.max_model_len or limit
+    length = config.max_model_len or min(limit, LONGEST)
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
-    size = 2 * length * model.config.head_dim * model.dtype.itemsize
-    claim = f"{model.config.name} claims {length:,} positions, a table of {size:,} bytes: pass max_model_len"
-    require(config.max_model_len is not None or size <= LARGEST_TABLE, claim)
-    require_memory(f"a table of {length:,} positions", size, model.device, "lower max_model_len")
-    model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
+    size = 2 * model.config.head_dim * model.dtype.itemsize
+    claim = f"{name} claims {limit:,} positions, a table of {limit * size:,} bytes: pass max_model_len"
+    require(config.max_model_len is not None or limit * size <= LARGEST_TABLE, claim)
+    if config.max_model_len is None and length < limit:
+        say_once(f"{name} has {limit:,} positions, and requests may have {length:,}: pass max_model_len for more")
+    require_memory(f"a table of {length:,} positions", length * size, model.device, "lower max_model_len")
+    with refusing(name):
+        model.rotary = RotaryEmbedding(model.config, model.dtype, model.device, length)
     return Loaded(model, tokenizer, length)
 
 
@@ -64,7 +69,7 @@ def load_model(
     seed: of random weights. progress: None draws a bar on a terminal. `UserError` for what cannot be loaded."""
     place = parse_device(device)
     source = open_source(name, place, seed, progress)
-    with torch.inference_mode():
+    with refusing(name), torch.inference_mode():
         decoder = build_decoder(source, parse_dtype(dtype), place, progress)
     if isinstance(source, QuantizedFolder):
         decoder.note = source.note
@@ -73,7 +78,8 @@ def load_model(
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer | None:
     """The tokenizer of the model of that name; None where it has none. chat_template: see `EngineConfig`."""
-    tokenizer = open_source(name).tokenizer()
+    with refusing(name):
+        tokenizer = open_source(name).tokenizer()
     if tokenizer is not None:
         tokenizer.use_template(chat_template, {})
     return tokenizer
@@ -84,6 +90,11 @@ def open_source(
 ) -> ModelSource:
     """`smollm2-135m-instruct`; `random:<preset>`; a *.gguf file; a Hugging Face folder; a hub id `Org/Name`.
     A folder in GPTQ's format, or in NF4, gives its dequantised weights."""
+    with refusing(name):
+        return _open_source(name, device, seed, progress)
+
+
+def _open_source(name: str, device: torch.device | None, seed: int, progress: bool | None) -> ModelSource:
     if name == DEFAULT_MODEL:
         return open_embedded(progress)
     if name.startswith(PREFIX):

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from common.errors import require, require_number
+from common.errors import require, require_real
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ SCALINGS: dict[str, type[RopeScaling]] = {cls.kind: cls for cls in (LinearScalin
 def checked(where: str, scaling: RopeScaling, theta: float) -> RopeScaling:
     """The scaling of frequencies with that base; `UserError` unless its numbers can be right."""
     for key, value in vars(scaling).items():
-        require_number(f"{where}: {key} of type {scaling.kind!r}", value, int | float, 0, above=True)
+        require_real(f"{where}: {key} of type {scaling.kind!r}", value)
     require(scaling.kind != "yarn" or theta > 1, f"{where}: rope_theta, the base, must be above 1 with yarn")
     steps = not isinstance(scaling, Llama3Scaling) or scaling.high_freq_factor > scaling.low_freq_factor
     require(steps, f"{where}: high_freq_factor must be above low_freq_factor")

@@ -1,5 +1,6 @@
 """A Hugging Face folder's tokenizer, with the ids and texts of transformers' `AutoTokenizer`."""
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,10 +10,15 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 
 from common.errors import UserError, one_line, refusing, require
+from common.text.json_file import check_file
 
 OWN, OPTIONS, NAMES, ADDED = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 OLDER = ("vocab.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.txt")
 STANDARD = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+_OTHERS = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens_map|added_tokens|chat_template|processor_config|preprocessor_config"
+    r"|spiece|sentencepiece|tekken)[\w.-]*\.(json|txt|model|jinja|bpe)|.*\.tiktoken|tiktoken\.model"
+)  # Files that a library may read
 CLEAN = "clean_up_tokenization_spaces"
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their spaces, in this order
 Files = Mapping[str, Mapping[str, Any]]
@@ -22,6 +28,9 @@ Found = tuple[FastTokenizer, dict[str, str]]
 def read_backend(folder: Path, files: Files, config: Mapping[str, Any]) -> Found | None:
     """The fast tokenizer, and its special tokens by name; None where the folder has no tokenizer.
     files: contents of `OPTIONS`, `NAMES` and `ADDED`, {} where absent; config: of config.json."""
+    for path in folder.iterdir():
+        if path.name == OWN or _OTHERS.fullmatch(path.name):
+            check_file(path, *((48 << 20, 3_000_000) if path.name == OWN else (24 << 20, 1_500_000)))
     if not any((folder / name).is_file() for name in (OWN, *OLDER)):
         return None
     decoder: Any = files[OPTIONS].get("added_tokens_decoder", {})
@@ -34,14 +43,14 @@ def read_backend(folder: Path, files: Files, config: Mapping[str, Any]) -> Found
     if (folder / OWN).is_file():
         with refusing(f"{folder / OWN}"):
             backend = FastTokenizer.from_file(str(folder / OWN))
-        _check_ids(ids, backend)
+        _check_ids(ids, backend, config)
         added = backend.get_added_tokens_decoder()
         same = all((own := added.get(int(i))) and own.__getstate__() == token for i, token in decoder.items())
         texts = {text for texts in named.values() for text in texts}
         if _is_plain(backend, files, config) and same and texts <= {token.content for token in added.values()}:
             return backend, {key: text for (_, key), [text, *_] in named.items() if key in STANDARD}
     backend, special = _from_transformers(folder, files[OPTIONS], config)
-    _check_ids(ids, backend)
+    _check_ids(ids, backend, config)
     return backend, special
 
 
@@ -65,8 +74,14 @@ def _texts(value: Any, where: str) -> Iterator[str]:
             yield from _texts(inner, where)
 
 
-def _check_ids(ids: list[tuple[int, str, Path]], backend: FastTokenizer) -> None:
-    """New tokens get the ids behind the vocabulary, whatever a file says: it must say the same."""
+def _check_ids(ids: list[tuple[int, str, Path]], backend: FastTokenizer, config: Mapping[str, Any]) -> None:
+    """New tokens get the ids behind the vocabulary, whatever a file says: it must say the same. No id is far beyond
+    the model's: writing a tokenizer takes memory for all ids up to the largest."""
+    vocab, size = backend.get_vocab(), config.get("vocab_size")
+    most = max(len(vocab), size if isinstance(size, int) else 0) + 65536
+    wrong = max(vocab, key=vocab.__getitem__, default="")
+    far = f"the token {wrong!r:.100} has the id {vocab.get(wrong)}, of {len(vocab)} tokens"
+    require(vocab.get(wrong, 0) < most, f"{far}: the tokenizer is damaged, or of another model")
     new = backend.get_vocab_size()
     for token_id, text, path in sorted(ids):
         found = backend.token_to_id(text)

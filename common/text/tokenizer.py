@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from common.errors import UserError
+from common.errors import UserError, refusing
 from common.text.chat_template import Templates, choose, read_template, render
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
@@ -51,7 +51,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `from_folder` reads them."""
-        self.backend.save(str(folder / "tokenizer.json"))
+        with refusing("the model's tokenizer"):
+            self.backend.save(str(folder / "tokenizer.json"))
         options: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
         if isinstance(self.chat_template, Mapping):
             options["chat_template"] = [{"name": n, "template": text} for n, text in self.chat_template.items()]

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Protocol
 
+from common.errors import printable
+
 
 class Advance(Protocol):
     def __call__(self, amount: int, note: str = "") -> None:
@@ -35,6 +37,7 @@ def listen(listener: Listener) -> None:
 
 def say(line: str) -> None:
     """One line on standard error."""
+    line = printable(line)
     listener = _listener.get()
     if listener is not None:
         listener(line, 0, 0)

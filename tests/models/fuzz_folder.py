@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -57,7 +58,11 @@ class Folders:
         for name in sorted(set(chance.sample(names, chance.choice((1, 1, 1, 2))))):
             path = copy / name
             data = path.read_bytes()
-            if name.endswith(".safetensors"):
+            if chance.random() < 0.05:
+                path.write_bytes(huge(chance, data))
+                if chance.random() < 0.3:
+                    os.truncate(path, 3 << 30)
+            elif name.endswith(".safetensors"):
                 path.write_bytes(mutate_weights(chance, data))
             elif chance.random() < 0.2:
                 path.write_bytes(mutate_bytes(chance, data))
@@ -75,6 +80,14 @@ def write_tokenizer(folder: Path) -> None:
     backend.save(str(folder / "tokenizer.json"))
     options = {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIAL, "chat_template": "{{ messages }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(options))
+
+
+def huge(chance: random.Random, data: bytes) -> bytes:
+    """Valid JSON in front, and very much of something in it."""
+    count = chance.choice((10**4, 10**5, 10**6))
+    many = chance.choice((b"[],", b"{},", b'"ab",', b'{"a":1},', b"1.5,", b"[1,[2]],"))
+    inside = chance.choice((b"[" + many * count + b"0]", b'"' + b"a" * 8 * count + b'"', b"9" * count))
+    return data.rstrip()[:-1] + b', "zz": ' + inside + b"}"
 
 
 def mutate_json(chance: random.Random, value: Any) -> Any:
@@ -103,7 +116,9 @@ def _parts(value: Any) -> list[Any]:
 
 
 def nasty_json(chance: random.Random) -> Any:
-    return chance.choice((nasty(chance), nasty(chance), None, {}, [], {"rope_type": "yarn"}, {"type": nasty(chance)}))
+    return chance.choice(
+        (nasty(chance), nasty(chance), 10**400, None, {}, [], {"rope_type": "yarn"}, {"type": nasty(chance)})
+    )
 
 
 def mutate_weights(chance: random.Random, data: bytes) -> bytes:

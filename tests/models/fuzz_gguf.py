@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import struct
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ def encode_number(kind: int, value: Any) -> bytes:
     code = FORMATS[kind]
     if code in "fd":
         value = float(value)
+        value = math.copysign(math.inf, value) if code == "f" and abs(value) > 3e38 else value
     elif code != "?":
         bits = 8 * struct.calcsize(code)
         value = int(value) % (1 << bits)
@@ -120,7 +123,13 @@ class GGUFFiles:
     def mutate(self, chance: random.Random, model: Path, folder: Path) -> Path:
         path = folder / "model.gguf"
         values, tensors, data = decode(model)
-        how = chance.randrange(10)
+        how = chance.randrange(14)
+        if how >= 10:
+            how = 0
+            _mutate_mildly(chance, values)
+            if chance.random() < 0.8:
+                path.write_bytes(encode(values, tensors, data)[0])
+                return path
         for _ in range(chance.choice((1, 1, 2, 3))):
             if how < 6 and values:
                 _mutate_values(chance, values)
@@ -130,7 +139,43 @@ class GGUFFiles:
         for _ in range(chance.choice((1, 1, 2, 5)) if how >= 8 else 0):
             encoded = mutate_bytes(chance, encoded or b"x", min(end, len(encoded)) or 1)
         path.write_bytes(encoded)
+        if chance.random() < 0.05:
+            os.truncate(path, 3 << 30)
         return path
+
+
+FREE = ("general.name", "general.author", "general.tags", "x.y", "tokenizer.chat_template.tool_use")
+NUMBERS = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "rope.scaling.factor", "rope.scale_linear",
+           "context_length")  # fmt: skip
+
+
+def _mutate_mildly(chance: random.Random, values: list[tuple[str, Value]]) -> None:
+    """What a file may well have, or what is only very large."""
+    architecture = next(value.value for key, value in values if key == "general.architecture")
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        change = chance.randrange(6)
+        key = chance.choice(FREE)
+        if change == 0:
+            new = Value(
+                STRING, chance.choice(("x", "é\n", "😀", "{{ messages }}")) * chance.choice((1, 10, 10**5, 10**7))
+            )
+        elif change == 1:
+            new = Value(ARRAY, ["ab"] * chance.choice((0, 3, 10**5)), STRING)
+        elif change == 2:
+            new = Value(ARRAY, [1] * chance.choice((0, 3, 10**5)), chance.choice((0, 4, 5, 6)))
+        elif change == 3:
+            key = f"{architecture}.{chance.choice(NUMBERS)}"
+            old = dict(values).get(key, Value(6, 1.0))
+            new = Value(old.kind, old.value * chance.choice((1, 2, 3, 1000)))
+        elif change == 4:
+            key = chance.choice(
+                ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.padding_token_id", "tokenizer.ggml.eom_token_id")
+            )
+            new = Value(4, chance.randrange(30))
+        else:
+            key = chance.choice(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"))
+            new = Value(7, chance.random() < 0.5)
+        values[:] = [(k, value) for k, value in values if k != key] + [(key, new)]
 
 
 def _mutate_values(chance: random.Random, values: list[tuple[str, Value]]) -> None:

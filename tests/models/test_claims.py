@@ -86,7 +86,7 @@ def test_an_engine_has_as_many_positions_as_its_longest_request(tmp_path: Path) 
     assert (len(loaded.model.rotary.table), loaded.max_model_len) == (100, 100)
     assert len(load_model(model).rotary.table) == 65536
     loaded = load_for(EngineConfig(model=model, device="cpu"))
-    assert len(loaded.model.rotary.table) == loaded.max_model_len == 1_000_000
+    assert len(loaded.model.rotary.table) == loaded.max_model_len == 131_072
 
 
 def test_positions_that_nobody_asked_for_are_limited(tmp_path: Path) -> None:

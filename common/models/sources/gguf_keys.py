@@ -1,5 +1,6 @@
 """What a GGUF file's metadata says about the model, below the name of its architecture; and its token ids.
-llama.cpp is the reference for what a key means, and for what it means that one is missing."""
+llama.cpp is the reference for what a key means, and for what it means that one is missing; but YaRN's attention factor
+and betas, which it overwrites in some architectures, are applied, as they are in the model that was converted."""
 
 from typing import Any
 
@@ -14,10 +15,12 @@ _READ = """
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
     rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.type rope.scaling.factor
     rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor
-    rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.finetuned tensor_data_layout"""
-"""The last two change nothing."""
+    rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.finetuned tensor_data_layout
+    attention.layer_norm_epsilon"""
+"""The last three change nothing."""
 
 _OFF_AT_ZERO = """
+    use_parallel_residual
     attention.scale attention.clamp_kqv attention.max_alibi_bias attention.sliding_window attn_logit_softcapping
     final_logit_softcapping logit_scale embedding_scale residual_scale expert_count expert_used_count pooling_type
     leading_dense_block_count nextn_predict_layers rope.scaling.alpha rope.scaling.yarn_log_multiplier"""

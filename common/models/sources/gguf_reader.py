@@ -3,6 +3,7 @@
 length and offset is held against the bytes that are there before anything of its size is made."""
 
 import mmap
+import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from common.errors import UserError, require
+from common.text.json_file import is_there
 
 T = TypeVar("T")
 
-MAX_STRINGS = 1 << 20  # In all arrays together: the largest vocabulary has 262,144 tokens and 514,906 merges
+MAX_KEYS, MAX_TENSORS, MAX_NUMBERS = 4096, 1 << 16, 1 << 20  # Of an array's numbers: the largest vocabulary has 262,144
+MAX_TEXT, MAX_TEXTS = 1 << 18, 50 << 20  # Bytes of one; of all together, and of Python's objects of them
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
 _STRING, _ARRAY = 8, 9
@@ -64,6 +67,7 @@ class Metadata:
 
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     """Metadata and tensors by name. What is wrong raises, of whatever kind: call it in `refusing`."""
+    require(is_there(path), f"there is no file {path}")
     with path.open("rb") as file:
         require(file.read(4) == b"GGUF", f"{path} is not a GGUF file: its first four bytes are not 'GGUF'")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -71,6 +75,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     version = header.number("u4")
     require(version in (2, 3), f"{path} is of GGUF version {version}, or big-endian: convert it to version 2 or 3")
     num_tensors, num_values = header.number("u8"), header.number("u8")
+    too_many = f"{path} has {num_values:,} keys and {num_tensors:,} tensors: it is damaged, or no language model"
+    require(num_values <= MAX_KEYS and num_tensors <= MAX_TENSORS, too_many)
     metadata: dict[str, Any] = {}
     for _ in range(num_values):
         key = header.text()
@@ -80,7 +86,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     for _ in range(num_tensors):
         name = header.text()
         require(name not in infos, f"{path} has the tensor {name[:80]!r} twice: download or convert it again")
-        dimensions = header.numbers("u8", header.number("u4")).tolist()
+        dimensions = header.numbers("u8", min(header.number("u4"), 5)).tolist()
         infos[name] = dimensions, GGMLQuantizationType(header.number("u4")), header.number("u8")
     alignment = Metadata(str(path), metadata).need("general.alignment", int, 32)
     if alignment < 1 or alignment & (alignment - 1):
@@ -107,11 +113,11 @@ class _Header:
     def __init__(self, data: mmap.mmap) -> None:
         self.at = 4
         self._data = data
-        self._strings_left = MAX_STRINGS
+        self._left = MAX_TEXTS
 
     def numbers(self, code: str, count: int) -> np.ndarray:
         dtype = np.dtype("<" + code)
-        self._require(count * dtype.itemsize)
+        self._require(count * dtype.itemsize if count <= MAX_NUMBERS else 1 << 64)
         result = np.frombuffer(self._data, dtype, count, self.at)
         self.at += result.nbytes
         return result
@@ -122,9 +128,11 @@ class _Header:
     def text(self) -> str:
         start = self.at + 8
         length = int.from_bytes(self._data[self.at : start], "little")
-        self._require(8 + length)
+        self._require(8 + length if length <= min(MAX_TEXT, self._left) else 1 << 64)
         self.at = start + length
-        return self._data[start : self.at].decode()
+        text = self._data[start : self.at].decode()
+        self._left -= sys.getsizeof(text) + 8 + length
+        return text
 
     def value(self, kind: int) -> Any:
         """A number, true or false, text, an array of numbers (not copied) or a list of texts."""
@@ -135,10 +143,9 @@ class _Header:
         kind, count = self.number("u4"), self.number("u8")
         if kind != _STRING:
             return self.numbers(_NUMBERS[kind], count)
-        self._strings_left -= count
-        self._require(count * 8 if self._strings_left >= 0 else 1 << 64)
+        self._require(count * 8)
         return [self.text() for _ in range(count)]
 
     def _require(self, count: int) -> None:
         if count > len(self._data) - self.at:
-            raise ValueError("it ends within its header, or claims to have more than it has")
+            raise ValueError("it ends within its header, or claims to have more than it has, or than any model")

@@ -121,14 +121,16 @@ def _sentencepiece(m: Metadata, vocab: dict[str, int], unknown: str | None) -> F
     scores = m.need(f"{_AT}scores", np.ndarray).astype(float)
     valid = len(scores) == len(vocab) and bool(np.isfinite(scores).all())
     m.require(valid, f"{_AT}scores is not one number a token")
-    m.require(sum(len(text) ** 2 for text in vocab) < 10**9, f"{_AT}tokens has absurdly long ones")
-    pairs = [
-        (score, cut, text)
-        for text, score in zip(vocab, scores.tolist(), strict=True)
-        for cut in range(1, len(text))
-        if text[:cut] in vocab and text[cut:] in vocab
-    ]
-    merges = [(text[:cut], text[cut:]) for _, cut, text in sorted(pairs, key=lambda pair: pair[:2], reverse=True)]
+    own, letters = {text: text for text in vocab}, sum(map(len, vocab))
+    left, pairs = 4096 + 32 * letters, list[tuple[float, int, str, str]]()  # real vocabularies have 3 times as many
+    for text, score in zip(vocab, scores.tolist(), strict=True):
+        m.require(len(text) <= 2048 and letters <= 4 << 20 and left >= 0, f"{_AT}tokens has absurdly long ones")
+        for cut in range(1, len(text)):
+            first, second = own.get(text[:cut]), own.get(text[cut:])
+            if first is not None and second is not None:
+                pairs.append((score, cut, first, second))
+                left -= len(text)
+    merges = [pair[2:] for pair in sorted(pairs, key=lambda pair: pair[:2], reverse=True)]
     backend = FastTokenizer(BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = m.need(f"{_AT}add_space_prefix", bool, True)  # in front of each part between control tokens
     steps = [normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from common.errors import UserError, refusing, require
 from common.models.config import ModelConfig
 from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
-from common.text.json_file import LARGEST, read_json
+from common.text.json_file import LARGEST, is_there, read_json
 from common.text.tokenizer import Tokenizer
 from common.watch.progress import say_once
 
@@ -76,7 +76,7 @@ class HFFolder:
 def read_options(folder: Path) -> dict[str, Any]:
     """The contents of config.json."""
     path = folder / "config.json"
-    require(path.is_file(), f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
+    require(is_there(path), f"{folder} has no config.json: give a Hugging Face model folder, or a *.gguf file")
     return read_json(path)
 
 
@@ -97,9 +97,9 @@ def open_weights(folder: Path, weights: str) -> tuple[dict[str, Any], dict[str, 
 
 def _weight_files(folder: Path, weights: str) -> list[Path]:
     whole, index = folder / f"{weights}{WEIGHTS}", folder / f"{weights}{WEIGHTS}.index.json"
-    if whole.is_file():  # first, as in transformers
+    if is_there(whole):  # first, as in transformers
         return [whole]
-    if index.is_file():
+    if is_there(index):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index} has no weight_map: download it again")
@@ -108,7 +108,7 @@ def _weight_files(folder: Path, weights: str) -> list[Path]:
         missing = [name for name in names if name not in there] or [""]
         lacks = f"lacks {len(missing)} of {len(names)} shards, the first is {missing[0]:.80}"
         require(not missing[0], f"{folder} {lacks}")
-        return [folder / name for name in names]
+        return [folder / name for name in names if is_there(folder / name)]
     pickled = any(path.suffix in (".bin", ".pt", ".pth") for path in folder.iterdir())
     hint = "which can run code when loaded: take its safetensors version"
     require(not pickled, f"{folder} has only pickled weights (*.bin), {hint}")
