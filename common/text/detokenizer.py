@@ -72,7 +72,7 @@ class Detokenizer:
             before = len(self._text)
             self._window.append(token_id)
             text = self._unsettled(self._window)
-            new = text[len(commonprefix([text, self._shown])) :]
+            new = text[len(commonprefix([text, self._shown])) :]  # noqa: RUF071
             if new and not new.endswith(BROKEN):
                 self._text += new
                 if new.strip():

@@ -282,8 +282,9 @@ def test_every_split_of_a_text_continues_the_prompt(kind: str) -> None:
                 text = detokenizer.text(ids, count, finished=False)
                 assert text.startswith(shown)
                 shown = text
-            prompts = (backend.decode(ids[:n]) for n in range(end, -1, -1))  # up to its last whole character
-            prompt = next(text for text in prompts if whole.startswith(text))
+            prompts = [backend.decode(ids[:n]).rstrip("\ufffd") for n in range(end + 1)]
+            prompts += [backend.decode(ids[:end])] * (end == len(ids))
+            prompt = max((text for text in prompts if whole.startswith(text)), key=len)  # its whole characters
             assert prompt + detokenizer.text(ids, len(ids) - end, finished=True) == whole, (ids, end)
 
 
