@@ -64,7 +64,7 @@ def choose(templates: Templates | None, chosen: str | None) -> Templates | None:
             known = ", ".join(sorted(named)) or "none"
             where = f"chat_template {chosen!r:.80} is neither a template of this model ({known}) nor a file"
             with refusing(f"chat_template {chosen!r:.80}"):
-                templates = _read(Path(os.path.expanduser(chosen)), where)  # noqa: PTH111
+                templates = _read(Path(os.path.expanduser(chosen)), where)
     for template in [templates] if isinstance(templates, str) else (templates or {}).values():
         _check(template)
     return templates

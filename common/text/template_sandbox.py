@@ -205,7 +205,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _budget.get().expect(left.bit_length() * right, MAX_BITS)
+            _budget.get().expect((abs(left).bit_length() - 1) * right, MAX_BITS)
         subject, other = (right, left) if isinstance(left, int) else (left, right)
         run = functools.partial(self.binop_table[operator], left, right)
         return _budget.get().call("" if numbers else operator, subject, (other,), run)
