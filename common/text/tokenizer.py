@@ -104,8 +104,8 @@ class Tokenizer:
             if found or time.thread_time() > until:
                 behind = behind.lstrip(" \t\r\n\"'}])") if found else ""
                 text = max((text for text in controls if text and behind.startswith(text)), key=len, default="")
-                bos = text == self.special_tokens.get("bos_token")
-                ends.update([] if bos or not text else [self.backend.token_to_id(text)])
+                ids = (i for i, token in self.backend.get_added_tokens_decoder().items() if token.content == text)
+                ends.update(ids if text != self.special_tokens.get("bos_token") else ())
                 break
         if "<|return|>" in added:  # in gpt-oss's format <|end|> ends one message of several
             ends.discard(self.backend.token_to_id("<|end|>"))
