@@ -3,6 +3,8 @@ transformers renders them, within the limits of `template_sandbox`. Both take ti
 
 import functools
 import json
+import os
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +38,8 @@ def render(
     except UserError:
         raise
     except Exception as error:  # the template is a program from the model's folder: it can fail in any way
-        raise UserError(f"the model's chat template refuses these messages: {one_line(error)[:300]}") from error
+        reason = re.sub(r"[\w.]+\.<locals>\.", "", one_line(error))
+        raise UserError(f"the model's chat template refuses these messages: {reason}") from error
 
 
 def pick(templates: Templates | None, tools: object = None) -> str:
@@ -60,7 +63,8 @@ def choose(templates: Templates | None, chosen: str | None) -> Templates | None:
         if templates is None:
             known = ", ".join(sorted(named)) or "none"
             where = f"chat_template {chosen!r:.80} is neither a template of this model ({known}) nor a file"
-            templates = _read(Path(chosen).expanduser(), where)
+            with refusing(f"chat_template {chosen!r:.80}"):
+                templates = _read(Path(os.path.expanduser(chosen)), where)
     for template in [templates] if isinstance(templates, str) else (templates or {}).values():
         _check(template)
     return templates

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from os.path import commonprefix
 
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -23,9 +24,12 @@ class Detokenizer:
     ) -> None:
         self._tokenizer, self._num_prompt_tokens = tokenizer, num_prompt_tokens
         self._stop, self._min_tokens = tuple(stop), min_tokens
-        self._window: list[int] | None = None  # the last tokens: all that the text of a next one depends on
-        self._num_settled = 0  # of these, the ones whose text is in `_text`, and that text
+        # The window begins with a whole character, and its settled tokens end with one. They have something visible,
+        # unless there is nothing in front of them: so what is decoded behind them keeps its spaces, and is complete.
+        self._window: list[int] | None = None
+        self._num_settled = 0  # of these, the ones whose text is in `_text` or the prompt, and that text
         self._settled = ""
+        self._shown = ""  # the prompt's text for the part of a character at its end
         self._text = ""
         self._ends: list[int] = []  # length of the text after each output token
         self._tails: dict[int, str] = {}  # by token count, where the text would end with part of a character
@@ -58,23 +62,37 @@ class Detokenizer:
     def _catch_up(self, token_ids: Sequence[int]) -> None:
         if self._window is None:
             self._window = self._end_of(token_ids)
-            self._num_settled, self._settled = len(self._window), self._decode(self._window)
+            size = len(self._window)
+            whole = (
+                n for n in range(size, max(0, size - 8), -1) if not self._decode(self._window[:n]).endswith(BROKEN)
+            )
+            self._settle(next(whole, max(0, size - 8)))
+            self._shown = self._unsettled(self._window)
         for token_id in token_ids[self._num_prompt_tokens + len(self._ends) :]:
             before = len(self._text)
             self._window.append(token_id)
-            text = self._decode(self._window)
-            if not text.startswith(self._settled):  # part of a character has become a whole one
-                self._settled = self._settled.rstrip(BROKEN)
-            new = text[len(self._settled) :]
+            text = self._unsettled(self._window)
+            new = text[len(commonprefix([text, self._shown])) :]  # noqa: RUF071
             if new and not new.endswith(BROKEN):
                 self._text += new
-                self._window = self._window[self._num_settled :]
-                self._num_settled, self._settled = len(self._window), self._decode(self._window)
+                if new.strip():
+                    self._window = self._window[self._num_settled :]
+                self._settle(len(self._window))
+                self._shown = ""
             self._ends.append(len(self._text))
             if new.endswith(BROKEN):
                 self._tails[len(self._ends)] = new
             if self._stop_at is None and len(self._ends) >= self._min_tokens:
                 self._find_stop(before)
+
+    def _settle(self, count: int) -> None:
+        self._num_settled, self._settled = count, self._decode((self._window or [])[:count])
+
+    def _unsettled(self, window: list[int]) -> str:
+        """Text behind the settled one. With byte fallback, a bad byte takes back the bytes in front of it: not here."""
+        text = self._decode(window)
+        new = text.removeprefix(self._settled)
+        return new if text.startswith(self._settled) else self._decode(window[self._num_settled :])
 
     def _end_of(self, token_ids: Sequence[int]) -> list[int]:
         """The last tokens of the prompt, from a whole character on; all, if it has none."""

@@ -48,7 +48,7 @@ def read_backend(folder: Path, files: Files, config: Mapping[str, Any]) -> Found
         same = all((own := added.get(int(i))) and own.__getstate__() == token for i, token in decoder.items())
         texts = {text for texts in named.values() for text in texts}
         if _is_plain(backend, files, config) and same and texts <= {token.content for token in added.values()}:
-            return backend, {key: text for (_, key), [text, *_] in named.items() if key in STANDARD}
+            return backend, {key: texts[0] for (_, key), texts in named.items() if key in STANDARD}
     backend, special = _from_transformers(folder, files[OPTIONS], config)
     _check_ids(ids, backend, config)
     return backend, special
@@ -58,7 +58,8 @@ def _entries(files: Files) -> Iterator[tuple[str, str, Any]]:
     """(file, key, value) of what names special tokens."""
     for file in (OPTIONS, NAMES):
         for key, value in files[file].items():
-            if key.endswith(("_token", "_special_tokens")) and value is not None and not isinstance(value, bool):
+            empty = value is None or isinstance(value, bool) or (value in ([], {}) and key not in STANDARD)
+            if key.endswith(("_token", "_special_tokens")) and not empty:
                 yield file, key, value
 
 
@@ -99,7 +100,9 @@ def _is_plain(backend: FastTokenizer, files: Files, config: Mapping[str, Any]) -
         and config.get("model_type") in ((None, "llama", "qwen3") if made_for else (None, "llama"))
         and not any(options.get(key) for key in ("auto_map", "fast_tokenizer_files", "split_special_tokens"))
         and (isinstance(backend.model, models.BPE) or not options.get(CLEAN))
-        and {key for _, key, value in _entries(files) if isinstance(value, str | Mapping)} <= STANDARD
+        and all(
+            (key in STANDARD) == (isinstance(value, str | Mapping) and value != {}) for _, key, value in _entries(files)
+        )
         and not files[ADDED]
     )
 
@@ -115,7 +118,7 @@ def _from_transformers(folder: Path, options: Mapping[str, Any], config: Mapping
         known = PreTrainedConfig()
         vars(known).update({key: config[key] for key in ("model_type", "tokenizer_class") if config.get(key)})
     objects = {key: token for key in STANDARD if isinstance(token := options.get(key), Mapping)}
-    texts = {key: token["content"] for key, token in objects.items() if "__type" not in token}
+    texts = {key: token["content"] for key, token in objects.items() if "content" in token and "__type" not in token}
     verbosity = logging.get_verbosity()
     logging.set_verbosity(50)  # only what is critical
     try:

@@ -15,12 +15,13 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, M
 from typing import Any
 
 from jinja2 import Environment, nodes, pass_context
-from jinja2.compiler import CodeGenerator
+from jinja2.compiler import CodeGenerator, operators
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SOURCE, MAX_CODE = 1 << 16, 1 << 19  # characters of a template, and of the Python that jinja2 makes of it
 MAX_DEPTH = 100
+MAX_BITS = 4096  # of a whole number: no chat needs more, and so no operation on numbers takes long
 SECONDS = 0.3  # of CPU time, next to what the messages add
 LONG = 1024  # bytes
 UNUSED_REFS = 3  # to a text that is in a list, in a variable, and the argument of getrefcount
@@ -54,10 +55,10 @@ class Budget:
         self._room, self._left = (1 << 24) + 8 * size, (1 << 24) + 32 * size  # for long texts; for all else
         self._until = time.thread_time() + SECONDS + 5e-7 * size + 2e-4 * count
 
-    def tick(self) -> bool:
+    def tick(self, value: Any = True) -> Any:
         if time.thread_time() > self._until:
             raise TooMuch("it runs for too long")
-        return True
+        return value
 
     def expect(self, size: float, most: int | None = None) -> None:
         if size > (self._largest if most is None else most):
@@ -66,13 +67,16 @@ class Budget:
     def afford(self, value: Any) -> Any:
         """The value, if it is not too much."""
         self.tick()
+        if isinstance(value, int):
+            self.expect(value.bit_length(), MAX_BITS)
         size, depth = self._measure(value)
         self.expect(size)
         self.expect(depth, MAX_DEPTH)
         if isinstance(value, str) and size > LONG:
             self._hold(value, size)
         else:
-            self._left -= size if isinstance(value, range) else sys.getsizeof(value, 64) + CONTAINER * min(depth, 1)
+            scalar = value is None or isinstance(value, int | float | str)
+            self._left -= size if isinstance(value, range) else sys.getsizeof(value, 64) + CONTAINER * (not scalar)
             self.expect(0, self._left)
         return value
 
@@ -115,7 +119,7 @@ class Budget:
             return self._known[id(value)][1:]
         if isinstance(value, range):
             return CONTAINER + len(value), 1
-        if not isinstance(value, list | tuple | Mapping | ItemsView | KeysView | ValuesView):
+        if not isinstance(value, list | tuple | set | Mapping | ItemsView | KeysView | ValuesView):
             return max(sys.getsizeof(value, 64), 32), 0
         self.tick()
         parts = [self._measure(item) for item in (value.items() if isinstance(value, Mapping) else value)]  # pyright: ignore
@@ -140,6 +144,7 @@ def bounded(environment: Environment) -> Environment:
     result.__class__ = BoundedEnvironment
     result.finalize = _printed
     result.filters = {name: _bounded_filter(name, function) for name, function in environment.filters.items()}
+    result.tests = {name: _timed(function) for name, function in environment.tests.items()}
     quiet = type("Namespace", (environment.globals["namespace"],), {"__repr__": lambda _: "<Namespace>"})  # pyright: ignore
     result.globals = {**environment.globals, "namespace": quiet}
     result.globals.pop("lipsum", None)  # random text of any length
@@ -147,27 +152,35 @@ def bounded(environment: Environment) -> Environment:
 
 
 class BoundedCode(CodeGenerator):
-    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Any) -> None:
-        self.writeline("environment.tick()")
-        super().blockvisit(nodes, frame)
-
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> None:
+        """With a look at the clock in front of each statement, and at each step of what takes its operands' length."""
         _budget.get().tick()
+        if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
+            raise TooMuch("it has too large a number")
+        if isinstance(node, nodes.Stmt):
+            self.writeline("environment.tick()")
         if isinstance(node, nodes.For) and node.test is not None:
             node.test = nodes.And(nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None), node.test)
         if isinstance(node, nodes.Concat) and len(node.nodes) > 2:  # two at a time
             node = nodes.Concat([nodes.Concat(node.nodes[:-1], lineno=node.lineno), node.nodes[-1]], lineno=node.lineno)
         counted = isinstance(node, COUNTED) and getattr(node, "ctx", "load") == "load"
         counted |= isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
-        self.write("environment.afford(" * counted)
+        timed = isinstance(node, nodes.Compare | nodes.Test | nodes.Getitem) and getattr(node, "ctx", "load") == "load"
+        self.write("environment.afford(" if counted else "environment.tick(" * timed)
         super().visit(node, *args, **kwargs)
-        self.write(")" * counted)
+        self.write(")" * (counted or timed))
+
+    def visit_Operand(self, node: nodes.Operand, frame: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.write(f" {operators[node.op]} environment.tick(")
+        self.visit(node.expr, frame)
+        self.write(")")
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     code_generator_class = BoundedCode
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
-    tick = staticmethod(lambda: _budget.get().tick())
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+    intercepted_unops = frozenset(ImmutableSandboxedEnvironment.default_unop_table)
+    tick = staticmethod(lambda value=True: _budget.get().tick(value))  # pyright: ignore[reportUnknownLambdaType]
     afford = staticmethod(lambda value: _budget.get().afford(value))
 
     @staticmethod
@@ -192,10 +205,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _budget.get().expect(left.bit_length() * right)
+            _budget.get().expect((abs(left).bit_length() - 1) * right, MAX_BITS)
         subject, other = (right, left) if isinstance(left, int) else (left, right)
         run = functools.partial(self.binop_table[operator], left, right)
         return _budget.get().call("" if numbers else operator, subject, (other,), run)
+
+    def call_unop(self, context: Context, operator: str, arg: Any) -> Any:
+        return _budget.get().afford(super().call_unop(context, operator, arg))
 
 
 @pass_context  # so that no constant is printed while a template compiles
@@ -213,3 +229,7 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         return _budget.get().call("%" if name == "format" else name, args[skipped], others, run)
 
     return limited
+
+
+def _timed(test: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.wraps(test)(lambda *args, **kwargs: _budget.get().tick(test(*args, **kwargs)))  # pyright: ignore

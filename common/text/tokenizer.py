@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import itertools
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +16,10 @@ from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
 from common.text.turn_ends import turn_end_token_ids
 
+ANSWER = "7315082946"  # the same in capitals
+PROBES = [("user", "assistant", "user"), ("user", "assistant"), ("system", "user", "assistant", "user"), ("assistant",)]
+PROBING = 0.5  # seconds
+BRACKETS = ("<>", "[]", "||", "{}")  # around tokens that are no text, whether or not they are marked as special
 LARGEST = 16 << 20  # Bytes of a file: models of speech list 65,000 tokens in 12 MB
 
 
@@ -81,13 +87,29 @@ class Tokenizer:
 
     @functools.cached_property
     def turn_end_token_ids(self) -> frozenset[int]:
-        """Control tokens that are known to end a turn, and the one that this chat template writes behind an answer."""
+        """Control tokens that are known to end a turn, and the one that this chat template writes behind an answer.
+        Its first conversation that renders with the answer in it tells: some templates want other ones, or parts."""
         ends = set(turn_end_token_ids(self.backend))
-        with contextlib.suppress(UserError):  # some templates want other conversations
-            turns = ("user", "5 + 7?"), ("assistant", "twelve"), ("user", "Sure?")
-            chat = self.render([{"role": role, "content": content} for role, content in turns])
-            behind = chat.rpartition("twelve")[2].lstrip()
-            ends.update(token_id for text, token_id in self.special_ids.items() if behind.startswith(text))
+        added = {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
+        controls = {
+            text for text, t in added.items() if t.special or (len(text) > 2 and f"{text[0]}{text[-1]}" in BRACKETS)
+        }
+        until = time.thread_time() + PROBING
+        for roles, parts in itertools.product(PROBES, (False, True)):
+            chat = ""
+            with contextlib.suppress(UserError):
+                texts = [ANSWER if role == "assistant" else "5 + 7?" for role in roles]
+                contents = [[{"type": "text", "text": text}] if parts else text for text in texts]
+                chat = self.render([{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)])
+            _, found, behind = chat.rpartition(ANSWER)
+            if found or time.thread_time() > until:
+                behind = behind.lstrip(" \t\r\n\"'}])") if found else ""
+                text = max((text for text in controls if text and behind.startswith(text)), key=len, default="")
+                ids = (i for i, token in self.backend.get_added_tokens_decoder().items() if token.content == text)
+                ends.update(ids if text != self.special_tokens.get("bos_token") else ())
+                break
+        if "<|return|>" in added:  # in gpt-oss's format <|end|> ends one message of several
+            ends.discard(self.backend.token_to_id("<|end|>"))
         return frozenset(ends)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:

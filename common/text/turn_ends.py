@@ -14,6 +14,4 @@ TURN_ENDS = {
 def turn_end_token_ids(backend: FastTokenizer) -> tuple[int, ...]:
     """Of this tokenizer's added tokens those that end a turn. The same text in the plain vocabulary is only text."""
     added = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
-    if "<|return|>" in added:  # in gpt-oss's format <|end|> ends one message of several
-        added.pop("<|end|>", None)
     return tuple(sorted(added[text] for text in TURN_ENDS & added.keys()))

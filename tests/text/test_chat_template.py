@@ -512,3 +512,41 @@ def test_an_environment_without_limits_is_what_transformers_has() -> None:
     assert set(limited.filters) == set(environment.filters)
     assert set(environment.globals) - set(limited.globals) == {"lipsum"}
     assert limited.extensions.keys() == environment.extensions.keys()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set b = 2 ** 60000 %}{% for i in range(999) %}{% set y = b // 3 %}{% endfor %}",
+        "{% set x = 2 ** 900 %}{% for i in range(99999) %}{% set ns = namespace(v=-x) %}{% endfor %}",
+        "{% set ns = namespace(x=3) %}{% for i in range(9999) %}{% set ns.x = ns.x - -ns.x * 9 %}{% endfor %}",
+        "{{ ('f' * 60000)|int(base=16) }}",
+        "{{ 1e999999999 }}",
+    ],
+)
+def test_no_number_is_large(template: str) -> None:
+    with pytest.raises(UserError, match=r"too (large|long|much)"):
+        render(template)
+
+
+def test_an_error_names_nothing_internal_and_a_name_is_no_home(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"messages: raise_exception\(\) missing"):
+        render("{{ raise_exception() }}")
+    with pytest.raises(UserError, match="neither a template of this model"):
+        load(write(folder, tmp_path), "~nobodyx/y")
+
+
+@pytest.mark.parametrize("content", ["m.content", "m.content|upper", "m.content[0].text", "m.content|tojson"])
+@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("special", [True, False])
+def test_the_end_behind_an_answer_is_found(
+    content: str, most: int, special: bool, folder: Path, tmp_path: Path
+) -> None:
+    from tokenizers import AddedToken
+
+    template = "{% if messages|length > MOST %}{{ raise_exception('no') }}{% endif %}<s>{% for m in messages %}[S]{{ m.role }} {{ CONTENT }}"
+    template = template.replace("MOST", str(most)).replace("CONTENT", content) + "<|fin|>\n{% endfor %}[S]"
+    tokenizer = load(write(folder, tmp_path), template)
+    tokenizer.backend.add_tokens([AddedToken(text, special=special) for text in ("[S]", "<|fin|>", "<|fin|")])
+    own = tokenizer.backend.token_to_id("<|fin|>")
+    assert tokenizer.turn_end_token_ids - {tokenizer.backend.token_to_id("</s>")} == {own}

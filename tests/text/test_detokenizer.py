@@ -252,3 +252,55 @@ def test_a_long_prompt_is_not_decoded() -> None:
     counted: Any = Counted()
     assert Detokenizer(counted, len(prompt)).text([*prompt, prompt[0]], 1, finished=True) == " The"
     assert decoded < 40
+
+
+SENTENCEPIECE = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+DECODERS: dict[str, tuple[str, Any]] = {
+    "bytes": ("byte-level", None),
+    "Llama-2": ("sentencepiece", None),
+    "Gemma": ("sentencepiece", decoders.Sequence(SENTENCEPIECE)),
+    "three spaces": ("sentencepiece", decoders.Sequence([*SENTENCEPIECE, decoders.Strip(content=" ", left=3)])),
+    "unigram": ("unigram", None),
+    "words": ("wordpiece", None),
+}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_every_split_of_a_text_continues_the_prompt(kind: str) -> None:
+    """The completion of every prompt, a token at a time: with the prompt's whole characters it is the whole text."""
+    name, decoder = DECODERS[kind]
+    backend = FastTokenizer.from_str(trained(name))
+    backend.decoder = decoder or backend.decoder
+    rng = random.Random(0)
+    alphabet = ["🤖", "👩", "é", "好", " ", "  ", "a", "The", "\n", "ȇ"]
+    for _ in range(40):
+        ids = backend.encode("".join(rng.choices(alphabet, k=7)), add_special_tokens=False).ids
+        whole = backend.decode(ids)
+        for end in range(len(ids) + 1):
+            detokenizer, shown = Detokenizer(backend, end), ""
+            for count in range(1, len(ids) - end + 1):
+                text = detokenizer.text(ids, count, finished=False)
+                assert text.startswith(shown)
+                shown = text
+            prompts = [backend.decode(ids[:n]).rstrip("\ufffd") for n in range(end + 1)]
+            prompts += [backend.decode(ids[:end])] * (end == len(ids))
+            prompt = max((text for text in prompts if whole.startswith(text)), key=len)  # its whole characters
+            assert prompt + detokenizer.text(ids, len(ids) - end, finished=True) == whole, (ids, end)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "Llama-2", "Gemma"])
+def test_a_valid_text_in_single_bytes_is_never_eaten(kind: str) -> None:
+    name, decoder = DECODERS[kind]
+    backend = FastTokenizer.from_str(trained(name))
+    backend.decoder = decoder or backend.decoder
+    octets = "ȇX🤖é👩好".encode()
+    characters = sorted({*range(33, 127), *range(161, 173), *range(174, 256)})
+    spare = [octet for octet in range(256) if octet not in characters]
+    piece = {octet: chr(octet) if octet in characters else chr(256 + spare.index(octet)) for octet in range(256)}
+    names = [piece[octet] if kind == "bytes" else f"<0x{octet:02X}>" for octet in octets]
+    ids = [i for text in names if (i := backend.token_to_id(text)) is not None]
+    assert backend.decode(ids) == "ȇX🤖é👩好"
+    for end in range(len(ids)):
+        prompt = backend.decode(ids[:end])
+        prompt = prompt if "ȇX🤖é👩好".startswith(prompt) else octets[:end].decode(errors="ignore")
+        assert prompt + Detokenizer(backend, end).text(ids, len(ids) - end, finished=True) == "ȇX🤖é👩好", end

@@ -113,6 +113,14 @@ FOLDERS: dict[str, tuple[str, Files]] = {
             NAMES: {"bos_token": token("<s>")},
         },
     ),
+    "nothing new, and empty lists": (
+        "byte-level",
+        {
+            CONFIG: {**GENERIC, "additional_special_tokens": [], "extra_special_tokens": [], "image_token": []},
+            NAMES: {"additional_special_tokens": [], "extra_special_tokens": {}},
+        },
+    ),
+    "nothing new, and empty objects": ("byte-level", {CONFIG: {**GENERIC, "extra_special_tokens": {}}}),
     "names as text in special_tokens_map": (
         "byte-level",
         {CONFIG: GENERIC, NAMES: {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<more>"}},
@@ -301,6 +309,9 @@ DAMAGED: dict[str, tuple[str, Any]] = {
     "extra_special_tokens a number": (CONFIG, {"extra_special_tokens": 5}),
     "tokenizer_config.json nested deep": (CONFIG, '{"a":' + "[" * 200_000),
     "a name that is no text": (CONFIG, {"eos_token": 2}),
+    "a name that is an empty list": (CONFIG, {"eos_token": []}),
+    "a name that is a list": (CONFIG, {"eos_token": ["</s>"]}),
+    "a name that is an empty object": (CONFIG, {"eos_token": {}}),
     "tokenizer_class a number": (CONFIG, {"tokenizer_class": 7}),
 }
 """Name to the damaged file and what it holds, beside a good tokenizer.json."""
