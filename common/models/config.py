@@ -1,12 +1,13 @@
 """What a model looks like: the shapes and constants of a Llama, Qwen2 or Qwen3 decoder."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType
 from typing import Any, Self
 
 from common.errors import refusing, require, require_number, require_real
 from common.models.rope import SCALINGS, RopeScaling, checked, yarn_attention_factor
+from common.watch.progress import say_once
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -92,7 +93,7 @@ class ModelConfig:
             rms_norm_eps=config.get("rms_norm_eps", 1e-6), rope_theta=rope_theta, rope_scaling=rope_scaling,
             qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3",
             tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
-            eos_token_ids=_eos_token_ids(name, (generation, config), sizes["vocab_size"]),
+            eos_token_ids=_eos_token_ids(name, generation, config, sizes["vocab_size"]),
             bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
         )  # fmt: skip
 
@@ -190,12 +191,19 @@ def _rope(name: str, config: Mapping[str, Any], place: str, positions: int) -> t
     return float(theta), checked(f"{name}: {place}", scaling(**values), theta) if scaling else None
 
 
-def _eos_token_ids(name: str, sources: Iterable[Mapping[str, Any]], vocab_size: int) -> tuple[int, ...]:
+def _eos_token_ids(
+    name: str, generation: Mapping[str, Any], config: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
     """Both files name end tokens, each one id or a list: an answer ends at any of them. Those outside of the vocabulary
-    are left out: no token is ever one of them."""
-    ids: list[Any] = []
-    for source in sources:
-        value = _get(name, source, "eos_token_id", None, int, list, NoneType)
-        ids += value if isinstance(value, list) else [] if value is None else [value]
-    require(all(type(token_id) is int for token_id in ids), f"{name}: eos_token_id must be token ids, not {ids!r:.80}")
+    are named and left out: no token is ever one of them."""
+    ids: list[int] = []
+    for file, source in (("generation_config.json", generation), ("config.json", config)):
+        value = source.get("eos_token_id")
+        found: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+        good = all(type(token_id) is int for token_id in found)
+        require(good, f"{name}: eos_token_id in {file} must be token ids, not {value!r:.80}")
+        ids += found
+    outside = next((token_id for token_id in ids if not 0 <= token_id < vocab_size), None)
+    if outside is not None:
+        say_once(f"{name}: eos_token_id {outside} is outside of the vocabulary of {vocab_size}, so it ends no answer")
     return tuple(dict.fromkeys(token_id for token_id in ids if 0 <= token_id < vocab_size))

@@ -57,6 +57,16 @@ def test_end_tokens_of_both_files() -> None:
     assert config({}, eos_token_id=None).eos_token_ids == ()
 
 
+def test_a_wrong_end_token_is_named_with_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (True, "2", [2.0]):
+        with pytest.raises(UserError, match=r"eos_token_id in generation_config\.json must be token ids"):
+            config({"eos_token_id": wrong}, eos_token_id=2)
+        with pytest.raises(UserError, match=r"eos_token_id in config\.json must be token ids"):
+            config({}, eos_token_id=wrong)
+    assert config({"eos_token_id": [10**12, 7]}, eos_token_id=-1).eos_token_ids == (7,)
+    assert "eos_token_id 1000000000000 is outside of the vocabulary" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_hf_form_gives_the_same_configuration_back(preset: str) -> None:
     original = PRESETS[preset]
