@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,7 @@ def start(log: Path, work: Callable[..., None], *arguments: object) -> BaseProce
 
 
 def _logged(log: Path, work: Callable[..., None], *arguments: object) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     sys.stderr = log.open("w", buffering=1)
     work(*arguments)
 
