@@ -29,6 +29,7 @@ SECONDS, MEMORY = 2.0, 64 << 20  # of the processor: others use it too
 EXPECTED = (
     *("so prompts must be token ids", "does not say how its tokenizer cuts words"),
     *("are not used", "lm_head.weight is used", "pass max_model_len for more"),
+    "so it ends no answer",
 )
 """What a loader may say of a file that it takes."""
 
