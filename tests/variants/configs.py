@@ -179,7 +179,7 @@ def terabyte(folder: Path) -> None:
     header(entries, data=at)(folder)
 
 
-add_variant("weights of a terabyte that are there", terabyte, "bytes, and .* are free|allocate")
+add_variant("weights of a terabyte that are there", terabyte, "bytes, and .* are free|more memory than there is")
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
