@@ -113,8 +113,9 @@ def test_ctrl_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert any(cache.glob("*/model")), "the conversion never began"
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
+    while process.is_alive() and time.monotonic() < deadline:  # a library's callback can swallow one: press again
+        os.kill(process.pid, signal.SIGINT)
+        process.join(0.4)
     assert process.exitcode not in (None, 0)
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
     assert list(cache.iterdir()) == []
