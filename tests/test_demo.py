@@ -61,7 +61,8 @@ def test_m0_computes_every_position_again_and_m1_only_the_new_one(shown: Shown) 
     assert f"{sum(range(16, 112)):,} positions computed for 96 tokens" in before
     assert "111 positions computed for 96 tokens" in own
     times = own.splitlines()[-4] + own.splitlines()[-5]
-    assert "m1: " in times or "Within 5 %" in times  # two short runs: a busy machine may hide the difference
+    equal = re.search(r"Time: m0 \d+ ms, m1 \d+ ms\. Within 5 %", times)  # what is said where two short runs are alike
+    assert "m1: " in times or equal
     kept = [float(size) for size in re.findall(r"KV +([\d.]+) KB", own)]
     assert kept == sorted(kept) and kept[0] > 0
     assert re.findall(r"computes +(\d+)", before)[-1] == "111"
