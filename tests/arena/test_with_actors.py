@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -145,8 +146,16 @@ def test_one_answer_is_not_answers(browser: Browser) -> None:
         assert lane.evaluate(shows) == ["1 answer", "2 answers"]
 
 
-def test_the_page_lives_on_when_the_arena_starts_again(browser: Browser) -> None:
-    with on_stage(Actor("m1", steps=LONG), Actor("m6")) as stage:
+class Deaf(Actor):
+    """Does not stop in time: the page loses its arena in the middle of a race, and never hears that it ended."""
+
+    def stop(self) -> None:
+        threading.Timer(3, super().stop).start()  # the server waits 1 s
+
+
+@pytest.mark.parametrize("actor", [Actor, Deaf])
+def test_the_page_lives_on_when_the_arena_starts_again(browser: Browser, actor: type[Actor]) -> None:
+    with on_stage(actor("m1", steps=LONG), Actor("m6")) as stage:
         page = browser.new_page()
         page.goto(stage.url)
         expect_status(page, "Press Race")

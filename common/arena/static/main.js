@@ -183,7 +183,11 @@ stream.onmessage = (message) => {
   buttons();
   if (!catchingUp) draw(event.event !== "step");
 };
-stream.onerror = () => say(GONE);
+stream.onerror = () => {
+  if (race) race.over = true; // its end cannot be heard; should it go on, the next welcome tells of it
+  say(GONE);
+  buttons();
+};
 
 // -- replay -----------------------------------------------------------------------------------------------------------
 
