@@ -15,7 +15,7 @@ from common.serving.options import ServerOptions
 
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
-TYPES = {"dtype": str, "device": str, "stop": list[str]} | dict.fromkeys(
+TYPES = {"dtype": str, "device": str, "stop": list[str], "allow_origin": list[str]} | dict.fromkeys(
     ("prefill_chunk_size", "chat_template_kwargs"), str | None
 )
 """Of flags, where it is not that of the option."""
@@ -36,7 +36,7 @@ def with_options(stage: int, **defaults: Any) -> Callable[[Callable[..., None]],
 
     `defaults` are the command's own, where they differ from those of the classes.
     """
-    defaults = {"dtype": "auto", "stop": [], **defaults}
+    defaults = {"dtype": "auto", "stop": [], "allow_origin": [], **defaults}
     groups: dict[str, tuple[Flags, type, str]] = {
         "config": (stage_options(stage, ENGINE), EngineConfig, "Engine"),
         "params": (SAMPLING, SamplingParams, "Sampling"),

@@ -1,9 +1,19 @@
-"""The server's log: one JSON object a line, on standard error."""
+"""The server's log: one JSON object a line, on standard error, written by a thread of its own."""
 
 import datetime
 import json
 import logging
+import os
+import queue
 import sys
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+LINES = 10_000  # that may wait for a reader; later ones are lost
+REPEATS = 10  # of one library's message in a minute: clients that send nonsense do not fill the log
+LAST_LINES = 1.0  # seconds that the end of the server waits for their reader
 
 
 class JsonLines(logging.Formatter):
@@ -22,13 +32,79 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up() -> None:
-    """For our log and the libraries'; uvicorn's own line for each request is off, since ours says more."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    levels = {"folovllm.serving": logging.INFO, "uvicorn": logging.WARNING, "opentelemetry": logging.WARNING}
-    for name, level in levels.items():
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(level)
+class Writer(logging.Handler):
+    """Neither a pipe that nobody reads nor a full disk stops who logs: lines are lost then, and counted."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        super().__init__()
+        self.setFormatter(JsonLines())
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(LINES)
+        self._left_out = self._failed = self._reported = 0  # each is one thread's own
+        self._minute, self._seen = 0, Counter[str]()
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.startswith("folovllm"):
+            if self._minute != record.created // 60:
+                self._minute, self._seen = int(record.created // 60), Counter()
+            self._seen[str(record.msg)] += 1
+            if self._seen[str(record.msg)] > REPEATS:
+                self._left_out += 1
+                return
+        try:
+            self._lines.put_nowait(self.format(record).encode(errors="replace") + b"\n")
+        except Exception:  # full, or a message that does not fit its arguments
+            self._left_out += 1
+
+    def flushed(self) -> bool:
+        """Wait for what is there to be written, but not for long."""
+        end = time.monotonic() + LAST_LINES
+        while self._lines.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.005)
+        return not self._lines.unfinished_tasks
+
+    def _write_all(self) -> None:
+        torn = b""
+        while True:
+            line = self._lines.get()
+            lost = self._left_out + self._failed - self._reported
+            if lost:
+                fields = {"fields": {"lines": lost}}
+                note = logging.makeLogRecord({"msg": "log lines left out", "levelname": "WARNING", **fields})
+                line = self.format(note).encode() + b"\n" + line
+            rest = torn + line
+            try:
+                while rest and self._descriptor is not None:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                torn = b""
+                self._reported += lost
+            except OSError:
+                self._failed += 1
+                torn = b"\n" if len(rest) < len(torn + line) else torn
+            self._lines.task_done()
+
+
+def set_up() -> Writer:
+    """For our log, and for what libraries and Python itself have to say; one line for each request is ours."""
+    writer = Writer(None if sys.stderr is None else sys.stderr.fileno())  # pyright: ignore[reportUnnecessaryComparison]
+    logging.root.handlers = [writer]
+    logging.root.setLevel(logging.WARNING)
+    logging.getLogger("folovllm.serving").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    threading.excepthook = sys.unraisablehook = _uncaught
+    return writer
+
+
+def _uncaught(args: Any) -> None:
+    """Of a thread, or of a `__del__`."""
+    trace = (args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
+    logging.getLogger("folovllm.serving").error("uncaught", exc_info=trace)
+
+
+def say(text: str) -> None:
+    """On standard output, if there is one."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (else Python tries again at its end)

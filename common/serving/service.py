@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from common.watch.trace import StepTrace
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14
 """Characters. Longer prompts are encoded one at a time, so that short ones do not wait for many of them."""
+ENCODERS = 2  # threads for shorter ones
+MESSAGE_COST = 32  # characters: rendering a message costs time even if it is empty
 FIGURES_WITHIN = 0.25
 """Seconds that /metrics waits for the end of a step; after that it shows the figures from before the step."""
 log = logging.getLogger("folovllm.serving")
@@ -42,7 +46,8 @@ class Service:
         self._answers: dict[Job, Answer] = {}
         self._arriving = 0  # answers to prompts that are being encoded
         self._longest_text = parameters.longest_text(engine, options)
-        self._long_texts = asyncio.Lock()
+        self._long_texts = ThreadPoolExecutor(1, "encode long")
+        self._short_texts = ThreadPoolExecutor(ENCODERS, "encode")
         self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
@@ -107,10 +112,25 @@ class Service:
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
             raise ApiError(400, message, code="context_length_exceeded")
-        async with self._long_texts if sum(lengths) > LONG_TEXT else contextlib.nullcontext():
-            return await asyncio.to_thread(
-                lambda: [parameters.encode(self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
-            )
+        end = time.perf_counter() + self.options.encode_timeout
+
+        def encode() -> list[list[int]]:
+            encoded: list[list[int]] = []
+            for prompt in prompts:
+                if time.perf_counter() > end:
+                    raise TimeoutError
+                encoded.append(parameters.encode(self.engine, prompt, self.options, template_kwargs))
+            return encoded
+
+        messages = sum(len(prompt) for prompt in prompts if isinstance(prompt[0], Mapping))
+        size = sum(lengths) + MESSAGE_COST * messages + len(json.dumps(template_kwargs, default=str))
+        pool = self._long_texts if size > LONG_TEXT else self._short_texts
+        try:
+            async with asyncio.timeout(self.options.encode_timeout):
+                return await asyncio.get_running_loop().run_in_executor(pool, encode)
+        except TimeoutError:
+            message = f"Encoding the prompt took over {self.options.encode_timeout:g} seconds, waiting included."
+            raise ApiError(503, message, code="encoding_timeout", headers={"Retry-After": "1"}) from None
 
     def _admit(self, choices: int) -> None:
         if self.draining:

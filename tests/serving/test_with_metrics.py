@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,7 +20,7 @@ Serve = Callable[..., Running]
 PROMPT: dict[str, Any] = {"model": TINY, "prompt": "hello", "max_tokens": 4, "temperature": 0}
 
 
-def metrics_of(running: Running, headers: dict[str, str] | None = None) -> dict[str, float]:
+def metrics_of(running: Running | httpx2.Client, headers: dict[str, str] | None = None) -> dict[str, float]:
     """Sample name and labels to value, by a parser of Prometheus' own."""
     response = running.get("/metrics", headers=headers)
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")

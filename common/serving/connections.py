@@ -1,0 +1,131 @@
+"""What uvicorn lacks: limits on connections, and on the time that each of them may wait for its client.
+
+Of the servers that could take its place, hypercorn limits the time of headers only and granian none of the rest, and
+neither keeps a part of its file descriptors free or answers /health while it drains.
+"""
+
+import contextlib
+import json
+import os
+import time
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from common.serving.errors import ApiError
+from common.serving.options import ServerOptions
+
+BACKLOG = 16  # connections that asyncio takes in one go; it knows of the last ones about five rounds later
+LISTING = 20  # a look through all connections may cost this part of the time, however many clients come
+SPARE = 64 + 5 * BACKLOG  # file descriptors for everything else
+
+
+class Connections:
+    """Those of one server. `sweep` ends the ones that have waited too long."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.most = _within_descriptors(options.max_connections)
+        self.open: set[Connection] = set()
+        self.limits = {
+            "headers": options.header_timeout,
+            "body": options.body_timeout,
+            "next": options.keep_alive,
+            "read": options.read_timeout,
+        }
+        self._silent: list[Connection] = []  # the longest silent one last
+        self._list_again = 0.0
+
+    def protocol(self, **given: Any) -> "Connection":
+        return Connection(self, **given)
+
+    def sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self.open):
+            connection.check(now)
+
+    def make_room(self) -> bool:
+        """When all places are taken, a client that has asked nothing yet loses its own, the longest silent first."""
+        now = time.monotonic()
+        if not self._silent and now > self._list_again:
+            self._silent = sorted(self.open, key=lambda c: c.since, reverse=True)
+            self._list_again = now + LISTING * (time.monotonic() - now)
+        while self._silent:
+            connection = self._silent.pop()
+            if connection.waits_for in ("headers", "next"):
+                connection.transport.abort()
+                return True
+        return False
+
+
+class Connection(H11Protocol):
+    """uvicorn's, which says what its client has to do next, and since when."""
+
+    def __init__(self, all_of_them: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._all = all_of_them
+        self._state: tuple[str | None, object] = (None, None)
+        self.since = time.monotonic()
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self._all.open) >= self._all.most and not self._all.make_room():
+            self._refuse(ApiError(503, "Too many connections.", code="too_many_connections"))
+        self._all.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.open.discard(self)
+        super().connection_lost(exc)
+
+    @property
+    def waits_for(self) -> str | None:
+        """None: it is the server's turn."""
+        if self.transport.is_closing() or self.flow.write_paused:
+            return "read"  # what has been sent
+        if not self.cycle:  # pyright: ignore[reportUnnecessaryComparison]
+            return "headers"
+        if self.cycle.more_body:  # also behind an answer that did not need all of it
+            return "body"
+        if not self.cycle.response_complete:
+            return None
+        return "headers" if self.conn.trailing_data[0] else "next"
+
+    def check(self, now: float) -> None:
+        state = (self.waits_for, self.cycle)
+        if state != self._state:
+            self._state, self.since = state, now
+        elif state[0] is not None and now - self.since > self._all.limits[state[0]]:
+            if state[0] == "read":
+                self.transport.abort()
+            elif self.conn.trailing_data[0] or (state[0] == "body" and not self.cycle.response_started):
+                self._refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
+            else:
+                self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, msg, code="invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        body = json.dumps(error.body()).encode()
+        status = f"{error.status_code} {HTTPStatus(error.status_code).phrase}"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+def _within_descriptors(wanted: int) -> int:
+    """How many connections the limit of open files allows; its soft part is raised as far as they need."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return wanted
+    others = len(os.listdir("/dev/fd")) + SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if soft < wanted + others:
+        most = wanted + others if hard == resource.RLIM_INFINITY else min(wanted + others, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return max(1, min(wanted, soft - others))
