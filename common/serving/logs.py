@@ -35,7 +35,7 @@ class JsonLines(logging.Formatter):
 class Writer(logging.Handler):
     """Neither a pipe that nobody reads nor a full disk stops who logs: lines are lost then, and counted."""
 
-    def __init__(self, descriptor: int | None) -> None:
+    def __init__(self, descriptor: int) -> None:
         super().__init__()
         self.setFormatter(JsonLines())
         self._descriptor = descriptor
@@ -75,7 +75,7 @@ class Writer(logging.Handler):
                 line = self.format(note).encode() + b"\n" + line
             rest = torn + line
             try:
-                while rest and self._descriptor is not None:
+                while rest:
                     rest = rest[os.write(self._descriptor, rest) :]
                 torn = b""
                 self._reported += lost
@@ -87,7 +87,7 @@ class Writer(logging.Handler):
 
 def set_up() -> Writer:
     """For our log, and for what libraries and Python itself have to say; one line for each request is ours."""
-    writer = Writer(None if sys.stderr is None else sys.stderr.fileno())  # pyright: ignore[reportUnnecessaryComparison]
+    writer = Writer(sys.stderr.fileno())
     logging.root.handlers = [writer]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("folovllm.serving").setLevel(logging.INFO)
