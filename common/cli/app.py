@@ -111,8 +111,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
-    """The stage as an OpenAI-compatible server. Returns after SIGTERM, when all requests have been answered; Ctrl-C
-    then raises `KeyboardInterrupt`."""
+    """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
     try:
         from common.serving import server
         from common.serving.listener import listen
@@ -135,7 +134,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     """Run a command line. An error that the user can fix is one line on standard error and status 2; Ctrl-C is 130."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started it
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         status = app(args=None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()

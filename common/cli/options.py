@@ -15,10 +15,14 @@ from common.serving.options import ServerOptions
 
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
-TYPES = {"dtype": str, "device": str, "stop": list[str], "allow_origin": list[str]} | dict.fromkeys(
-    ("prefill_chunk_size", "chat_template_kwargs"), str | None
-)
-"""Of flags, where it is not that of the option."""
+TEXTS = dict.fromkeys(("prefill_chunk_size", "chat_template_kwargs"), str | None)
+TYPES = {
+    "dtype": str,
+    "device": str,
+    "stop": list[str],
+    "allow_origin": list[str],
+    **TEXTS,
+}  # where it is not the option's
 
 
 def flags_of(options: type) -> Flags:
@@ -72,7 +76,10 @@ def _parameter(
     spelling = f"--{name.replace('_', '-')}"
     if default is not False and kind in (bool, bool | None):
         spelling += f"/--no{spelling[1:]}"
-    option = typer.Option(spelling, help=text, rich_help_panel=panel, show_default=kind is not list[str])
+    variable = "FOLOVLLM_ADMIN_KEY" if name == "admin_key" else None
+    option = typer.Option(
+        spelling, envvar=variable, help=text, rich_help_panel=panel, show_default=kind is not list[str]
+    )
     annotation, default = Annotated[kind, option], defaults.get(name, default)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -22,8 +22,7 @@ from common.serving.service import Service
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
-CLIENT_GONE = 499
-"""nginx's status for a client that left before it was answered; it only appears in the log."""
+CLIENT_GONE = 499  # nginx's status for a client that left before it was answered; only in the log
 
 
 def create_app(service: Service) -> FastAPI:
@@ -35,14 +34,9 @@ def create_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.thread.stop)
 
-    # no pages of documentation: they load their scripts from the internet
-    app = FastAPI(
-        title=f"FoloVLLM {service.engine.stage}",
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
+    # no pages of documentation: they load their scripts from the internet; no redirects: they name the client's Host
+    without: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    app = FastAPI(title=f"FoloVLLM {service.engine.stage}", lifespan=lifespan, **without)
     errors.install(app)
     engine, name = service.engine, service.model_name
     created = int(time.time())
@@ -97,9 +91,6 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-# -- a request ---------------------------------------------------------------------------------------------------------
-
-
 def _unknown_model(wanted: str, name: str) -> ApiError:
     message = f"The model '{wanted}' does not exist here. This server has '{name}'."
     return ApiError(404, message, param="model", code="model_not_found")
@@ -138,9 +129,6 @@ async def _complete(
         raise
     pieces = _pieces(answer, form, deltas, watch)
     return EventStream(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-# -- its answer --------------------------------------------------------------------------------------------------------
 
 
 class EventStream(StreamingResponse):

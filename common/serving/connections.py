@@ -1,12 +1,9 @@
-"""What uvicorn lacks: limits on connections, and on the time that each of them may wait for its client.
+"""What uvicorn lacks: limits on connections, and on the time that each may wait for its client. Of the servers that we
+tried instead, hypercorn and granian limit the time of headers only, and answer no /health while they drain."""
 
-Of the servers that could take its place, hypercorn limits the time of headers only and granian none of the rest, and
-neither keeps a part of its file descriptors free or answers /health while it drains.
-"""
-
-import contextlib
 import json
 import os
+import resource
 import time
 from http import HTTPStatus
 from typing import Any
@@ -16,9 +13,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
 
-BACKLOG = 16  # connections that asyncio takes in one go; it knows of the last ones about five rounds later
-LISTING = 20  # a look through all connections may cost this part of the time, however many clients come
-SPARE = 64 + 5 * BACKLOG  # file descriptors for everything else
+BACKLOG = 16  # connections that asyncio accepts at once; it hands them on about five rounds later
+SPARE = 64 + 5 * BACKLOG  # file descriptors for all else
+LISTING = 20  # a look through all connections takes one part of so many of the time, however many clients come
 
 
 class Connections:
@@ -27,17 +24,10 @@ class Connections:
     def __init__(self, options: ServerOptions) -> None:
         self.most = _within_descriptors(options.max_connections)
         self.open: set[Connection] = set()
-        self.limits = {
-            "headers": options.header_timeout,
-            "body": options.body_timeout,
-            "next": options.keep_alive,
-            "read": options.read_timeout,
-        }
+        self.limits = {"headers": options.header_timeout, "body": options.body_timeout}
+        self.limits |= {"next": options.keep_alive, "read": options.read_timeout}
         self._silent: list[Connection] = []  # the longest silent one last
         self._list_again = 0.0
-
-    def protocol(self, **given: Any) -> "Connection":
-        return Connection(self, **given)
 
     def sweep(self) -> None:
         now = time.monotonic()
@@ -59,22 +49,22 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """uvicorn's, which says what its client has to do next, and since when."""
+    """uvicorn's, which knows what its client has to do next, and since when."""
 
-    def __init__(self, all_of_them: Connections, **given: Any) -> None:
+    def __init__(self, others: Connections, **given: Any) -> None:
         super().__init__(**given)
-        self._all = all_of_them
+        self._others = others
         self._state: tuple[str | None, object] = (None, None)
         self.since = time.monotonic()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self._all.open) >= self._all.most and not self._all.make_room():
+        if len(self._others.open) >= self._others.most and not self._others.make_room():
             self._refuse(ApiError(503, "Too many connections.", code="too_many_connections"))
-        self._all.open.add(self)
+        self._others.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all.open.discard(self)
+        self._others.open.discard(self)
         super().connection_lost(exc)
 
     @property
@@ -86,15 +76,14 @@ class Connection(H11Protocol):
             return "headers"
         if self.cycle.more_body:  # also behind an answer that did not need all of it
             return "body"
-        if not self.cycle.response_complete:
-            return None
-        return "headers" if self.conn.trailing_data[0] else "next"
+        begun = "headers" if self.conn.trailing_data[0] else "next"
+        return begun if self.cycle.response_complete else None
 
     def check(self, now: float) -> None:
         state = (self.waits_for, self.cycle)
         if state != self._state:
             self._state, self.since = state, now
-        elif state[0] is not None and now - self.since > self._all.limits[state[0]]:
+        elif state[0] is not None and now - self.since > self._others.limits[state[0]]:
             if state[0] == "read":
                 self.transport.abort()
             elif self.conn.trailing_data[0] or (state[0] == "body" and not self.cycle.response_started):
@@ -106,26 +95,18 @@ class Connection(H11Protocol):
         self._refuse(ApiError(400, msg, code="invalid_http"))
 
     def _refuse(self, error: ApiError) -> None:
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(error.body())
         status = f"{error.status_code} {HTTPStatus(error.status_code).phrase}"
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        self.transport.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+        self.transport.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n{body}".encode())
         self.transport.close()
 
 
 def _within_descriptors(wanted: int) -> int:
     """How many connections the limit of open files allows; its soft part is raised as far as they need."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return wanted
     others = len(os.listdir("/dev/fd")) + SPARE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return wanted
+    soft, hard = (2**31 if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
     if soft < wanted + others:
-        most = wanted + others if hard == resource.RLIM_INFINITY else min(wanted + others, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            soft = most
+        soft = min(wanted + others, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     return max(1, min(wanted, soft - others))

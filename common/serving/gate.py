@@ -15,15 +15,9 @@ from common.serving.errors import ApiError
 from common.serving.metrics import ServerMetrics
 from common.serving.options import ServerOptions
 
-OPEN = ("/health",)
-"""Paths that need no key, for a health check that has none."""
-
-ADMIN = ("/metrics", "/trace")
-"""They show what all keys did, such as another's hits in the prefix cache."""
-
-WATCHED = ("/health", "/metrics")
-"""Polled every few seconds: not logged."""
-
+OPEN = ("/health",)  # paths that need no key, for a health check that has none
+ADMIN = ("/metrics", "/trace")  # they show what all keys did, such as hits in the prefix cache
+WATCHED = ("/health", "/metrics")  # polled every few seconds: not logged
 log = logging.getLogger("folovllm.serving")
 
 
@@ -96,8 +90,7 @@ class Gate:
             said = "Incorrect API key provided." if given else "You did not provide an API key."
             message = f"{said} Send it as a header: Authorization: Bearer YOUR_KEY."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        forwarded = any(name in (b"forwarded", b"x-forwarded-for") for name, _ in headers)  # a proxy's, on this machine
-        if admin and self._admin is None and (forwarded or not _is_here(scope)):
+        if admin and self._admin is None and not _is_here(scope):
             message = f"{scope['path']} shows what all keys did: use the --admin-key, or ask from the server's machine."
             raise ApiError(403, message, code="admin_only")
         return salt_of(key.strip())
@@ -121,8 +114,9 @@ class Gate:
 
 
 def _is_here(scope: Scope) -> bool:
-    client = scope.get("client")
-    return client is not None and ip_address(client[0].partition("%")[0]).is_loopback
+    """Does the client run on this machine, and is not a proxy?"""
+    proxy = any(name in (b"forwarded", b"x-forwarded-for") for name, _ in scope["headers"])
+    return not proxy and ip_address(scope["client"][0].partition("%")[0]).is_loopback
 
 
 def salt_of(key: bytes) -> str:

@@ -8,11 +8,9 @@ import queue
 import sys
 import threading
 import time
-from collections import Counter
-from typing import Any
 
 LINES = 10_000  # that may wait for a reader; later ones are lost
-REPEATS = 10  # of one library's message in a minute: clients that send nonsense do not fill the log
+log = logging.getLogger("folovllm.serving")
 LAST_LINES = 1.0  # seconds that the end of the server waits for their reader
 
 
@@ -41,17 +39,9 @@ class Writer(logging.Handler):
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes] = queue.Queue(LINES)
         self._left_out = self._failed = self._reported = 0  # each is one thread's own
-        self._minute, self._seen = 0, Counter[str]()
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith("folovllm"):
-            if self._minute != record.created // 60:
-                self._minute, self._seen = int(record.created // 60), Counter()
-            self._seen[str(record.msg)] += 1
-            if self._seen[str(record.msg)] > REPEATS:
-                self._left_out += 1
-                return
         try:
             self._lines.put_nowait(self.format(record).encode(errors="replace") + b"\n")
         except Exception:  # full, or a message that does not fit its arguments
@@ -70,9 +60,8 @@ class Writer(logging.Handler):
             line = self._lines.get()
             lost = self._left_out + self._failed - self._reported
             if lost:
-                fields = {"fields": {"lines": lost}}
-                note = logging.makeLogRecord({"msg": "log lines left out", "levelname": "WARNING", **fields})
-                line = self.format(note).encode() + b"\n" + line
+                note = {"msg": "log lines left out", "levelname": "WARNING", "fields": {"lines": lost}}
+                line = self.format(logging.makeLogRecord(note)).encode() + b"\n" + line
             rest = torn + line
             try:
                 while rest:
@@ -90,16 +79,11 @@ def set_up() -> Writer:
     writer = Writer(sys.stderr.fileno())
     logging.root.handlers = [writer]
     logging.root.setLevel(logging.WARNING)
-    logging.getLogger("folovllm.serving").setLevel(logging.INFO)
+    log.setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of each request that is not HTTP
     logging.captureWarnings(True)
-    threading.excepthook = sys.unraisablehook = _uncaught
+    sys.unraisablehook = threading.excepthook = lambda args: log.error("uncaught", exc_info=args[:3])  # type: ignore
     return writer
-
-
-def _uncaught(args: Any) -> None:
-    """Of a thread, or of a `__del__`."""
-    trace = (args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
-    logging.getLogger("folovllm.serving").error("uncaught", exc_info=trace)
 
 
 def say(text: str) -> None:

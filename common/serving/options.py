@@ -39,8 +39,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         require(bool(self.host), "host must not be empty: 127.0.0.1 is this machine alone, 0.0.0.0 is everywhere")
         require(0 <= self.port < 65536, f"port must be in 0 ... 65535, not {self.port}")
-        keys = (*self.api_keys, *(() if self.admin_key is None else (self.admin_key,)))
-        require(all(keys), "an API key must not be empty")
+        keys = (*self.api_keys, self.admin_key or "none")
+        require(all(self.api_keys) and self.admin_key != "", "an API key must not be empty")
         require(all(key.isascii() and key.isprintable() for key in keys), "an API key is printable ASCII text")
         require(self.max_queue >= 0, f"max_queue must be 0 or more, not {self.max_queue}")
         for origin in self.allow_origin:
@@ -49,8 +49,7 @@ class ServerOptions:
         closed = bool(self.api_keys) or not self.loopback
         require(closed or "*" not in self.allow_origin, "allow_origin * lets all web pages in: give an --api-key too")
         for name in ("header_timeout", "body_timeout", "encode_timeout", "read_timeout", "keep_alive"):
-            seconds = getattr(self, name)
-            require(0 < seconds < math.inf, f"{name} must be more than 0 seconds, and not endless: {seconds}")
+            require(0 < getattr(self, name) < math.inf, f"{name} must be more than 0 seconds, and not endless")
         for name in ("max_body", "max_prompt_tokens", "max_n", "max_tokens", "max_connections"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp
 from common.engine import Engine
 from common.serving import logs
 from common.serving.app import create_app
-from common.serving.connections import BACKLOG, Connections
+from common.serving.connections import BACKLOG, Connection, Connections
 from common.serving.gate import Gate
 from common.serving.listener import address
 from common.serving.options import ServerOptions
@@ -24,8 +25,7 @@ from common.serving.spans import Spans
 
 log = logging.getLogger("folovllm.serving")
 QUEUE = 1024  # connections that the kernel holds until they are taken
-GRACE = 5
-"""Seconds between the end of the drain, when every client has an answer, and the closing of connections."""
+GRACE = 5  # seconds between the end of the drain, when every client has an answer, and the closing of connections
 
 
 def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: Spans | None) -> None:
@@ -42,8 +42,7 @@ def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: 
 
 
 class Server(uvicorn.Server):
-    """On a signal, uvicorn stops listening and waits for open requests. This one drains first and still listens, so
-    that /health can report it."""
+    """On a signal, uvicorn stops listening and waits for open requests. This one drains first: /health reports it."""
 
     def __init__(self, service: Service) -> None:
         options = service.options
@@ -56,9 +55,9 @@ class Server(uvicorn.Server):
             methods, seen = ("GET", "HEAD", "POST"), ("X-Request-Id", "Retry-After")
             app = CORSMiddleware(app, options.allow_origin, methods, allow_headers=("*",), expose_headers=seen)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
-        http: dict[str, Any] = {"http": self.connections.protocol, "backlog": BACKLOG}
-        times: dict[str, Any] = {"timeout_keep_alive": options.keep_alive, "timeout_graceful_shutdown": GRACE}
-        super().__init__(uvicorn.Config(app, **quiet, **http, **times))
+        http: dict[str, Any] = {"http": partial(Connection, self.connections), "backlog": BACKLOG}
+        ends = {"timeout_keep_alive": options.keep_alive, "timeout_graceful_shutdown": GRACE}
+        super().__init__(uvicorn.Config(app, **quiet, **http, **ends))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second one ends the wait."""
@@ -79,7 +78,6 @@ class Server(uvicorn.Server):
             options, url = self.service.options, address(sockets[0])
             logs.say(f"{self.service.model_name} on {self.service.engine.stage}: {url}/v1 (Ctrl-C ends it)")
             if self.connections.most < options.max_connections:
-                fields = {"max_connections": self.connections.most, "why": "limit of open files, ulimit -n"}
-                log.warning("fewer connections", extra={"fields": fields})
+                log.warning("fewer connections, by ulimit -n", extra={"fields": {"most": self.connections.most}})
             if not options.api_keys and not options.loopback:
                 log.warning("any client that reaches it can use it; --api-key asks for a key")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -23,12 +22,10 @@ from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
-LONG_TEXT = 1 << 14
-"""Characters. Longer prompts are encoded one at a time, so that short ones do not wait for many of them."""
+LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
 ENCODERS = 2  # threads for shorter ones
 MESSAGE_COST = 32  # characters: rendering a message costs time even if it is empty
-FIGURES_WITHIN = 0.25
-"""Seconds that /metrics waits for the end of a step; after that it shows the figures from before the step."""
+FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
 log = logging.getLogger("folovllm.serving")
 
 
@@ -36,8 +33,7 @@ class Service:
     """The engine's thread and its open requests. Everything here runs on the event loop."""
 
     def __init__(self, engine: Engine, options: ServerOptions, spans: Spans | None = None) -> None:
-        self.engine = engine
-        self.options = options
+        self.engine, self.options = engine, options
         self.metrics = ServerMetrics(engine.stage)
         self.thread = EngineThread(engine, self.metrics.gained, self._post)
         self.model_name = options.served_name or _public_name(engine.config.model)
@@ -46,8 +42,7 @@ class Service:
         self._answers: dict[Job, Answer] = {}
         self._arriving = 0  # answers to prompts that are being encoded
         self._longest_text = parameters.longest_text(engine, options)
-        self._long_texts = ThreadPoolExecutor(1, "encode long")
-        self._short_texts = ThreadPoolExecutor(ENCODERS, "encode")
+        self._encoders = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)  # for short texts, and for long ones
         self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
@@ -112,22 +107,13 @@ class Service:
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
             raise ApiError(400, message, code="context_length_exceeded")
-        end = time.perf_counter() + self.options.encode_timeout
-
-        def encode() -> list[list[int]]:
-            encoded: list[list[int]] = []
-            for prompt in prompts:
-                if time.perf_counter() > end:
-                    raise TimeoutError
-                encoded.append(parameters.encode(self.engine, prompt, self.options, template_kwargs))
-            return encoded
-
-        messages = sum(len(prompt) for prompt in prompts if isinstance(prompt[0], Mapping))
-        size = sum(lengths) + MESSAGE_COST * messages + len(json.dumps(template_kwargs, default=str))
-        pool = self._long_texts if size > LONG_TEXT else self._short_texts
+        messages = sum(len(prompt) for prompt in prompts if any(isinstance(part, Mapping) for part in prompt[:1]))
+        size = sum(lengths) + MESSAGE_COST * messages + len(str(template_kwargs))
+        work = [(parameters.encode, self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
+        run, pool = asyncio.get_running_loop().run_in_executor, self._encoders[size > LONG_TEXT]
         try:
             async with asyncio.timeout(self.options.encode_timeout):
-                return await asyncio.get_running_loop().run_in_executor(pool, encode)
+                return [await run(pool, *one) for one in work]
         except TimeoutError:
             message = f"Encoding the prompt took over {self.options.encode_timeout:g} seconds, waiting included."
             raise ApiError(503, message, code="encoding_timeout", headers={"Retry-After": "1"}) from None
@@ -159,13 +145,9 @@ class Service:
         }  # fmt: skip
         if output is not None:
             fields |= {
-                "output_tokens": output.num_generated,
-                "finish_reason": output.finish_reason,
-                "queue_s": output.queue_time,
-                "ttft_s": output.ttft,
-                "tpot_s": output.tpot,
-                "e2e_s": output.e2e,
-            }
+                "output_tokens": output.num_generated, "finish_reason": output.finish_reason,
+                "queue_s": output.queue_time, "ttft_s": output.ttft, "tpot_s": output.tpot, "e2e_s": output.e2e,
+            }  # fmt: skip
             if self._spans is not None:
                 self._spans.record(job, output, outcome)
         if ended.error is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from common.serving import logs
-from common.serving.logs import LINES, REPEATS, Writer
+from common.serving.logs import LINES, Writer
 from tests.serving.running import ROOT, TINY, Process, wait_until
 
 Start = Callable[..., Process]
@@ -33,7 +33,7 @@ import asyncio, logging, threading, warnings
 from common.serving import logs
 writer = logs.set_up()
 logging.getLogger("folovllm.serving").info("ours", extra={"fields": {"n": 1}})
-logging.getLogger("uvicorn.error").warning("uvicorn's %d", 1)
+logging.getLogger("uvicorn.error").error("uvicorn's %d", 1)
 warnings.warn("a warning")
 thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()
 class Bad:
@@ -99,19 +99,6 @@ def test_a_full_disk_loses_lines_until_there_is_room(monkeypatch: pytest.MonkeyP
     torn, note, line = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert len(torn) == 10
     assert json.loads(note)["lines"] == 3 and json.loads(line)["event"] == "there"
-
-
-def test_a_librarys_message_is_repeated_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, descriptor = os.pipe()
-    writer = Writer(descriptor)
-    for _ in range(1000):
-        writer.emit(record("accept failed", "asyncio"))
-    for _ in range(REPEATS + 1):
-        writer.emit(record("ours"))
-    assert writer.flushed()
-    events = [json.loads(line)["event"] for line in os.read(reader, 1 << 20).splitlines()]
-    assert events.count("accept failed") == REPEATS and events.count("ours") == REPEATS + 1
-    os.close(reader), os.close(descriptor)
 
 
 BLOCKED, CLOSED, FULL = "blocked", "closed", "full"
