@@ -15,7 +15,7 @@ from common.serving.options import ServerOptions
 
 BACKLOG = 16  # connections that asyncio accepts at once; it hands them on about five rounds later
 SPARE = 64 + 5 * BACKLOG  # file descriptors for all else
-LISTING = 20  # a look through all connections takes one part of so many of the time, however many clients come
+LISTING = 20  # a look through all connections that finds none to replace is not repeated for so many times as long
 
 
 class Connections:
@@ -37,14 +37,17 @@ class Connections:
     def make_room(self) -> bool:
         """When all places are taken, a client that has asked nothing yet loses its own, the longest silent first."""
         now = time.monotonic()
-        if not self._silent and now > self._list_again:
-            self._silent = sorted(self.open, key=lambda c: c.since, reverse=True)
-            self._list_again = now + LISTING * (time.monotonic() - now)
-        while self._silent:
-            connection = self._silent.pop()
-            if connection.waits_for in ("headers", "next"):
-                connection.transport.abort()
-                return True
+        while self._silent or now > self._list_again:
+            if self._silent:
+                connection = self._silent.pop()
+                if connection.is_silent:
+                    connection.transport.abort()
+                    return True
+            else:
+                self._silent = sorted((c for c in self.open if c.is_silent), key=lambda c: c.since, reverse=True)
+                if not self._silent:
+                    self._list_again = now + LISTING * (time.monotonic() - now)
+                    return False
         return False
 
 
@@ -78,6 +81,10 @@ class Connection(H11Protocol):
             return "body"
         begun = "headers" if self.conn.trailing_data[0] else "next"
         return begun if self.cycle.response_complete else None
+
+    @property
+    def is_silent(self) -> bool:
+        return self.waits_for in ("headers", "next")
 
     def check(self, now: float) -> None:
         state = (self.waits_for, self.cycle)

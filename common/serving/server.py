@@ -55,9 +55,8 @@ class Server(uvicorn.Server):
             methods, seen = ("GET", "HEAD", "POST"), ("X-Request-Id", "Retry-After")
             app = CORSMiddleware(app, options.allow_origin, methods, allow_headers=("*",), expose_headers=seen)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
-        http: dict[str, Any] = {"http": partial(Connection, self.connections), "backlog": BACKLOG}
-        ends = {"timeout_keep_alive": options.keep_alive, "timeout_graceful_shutdown": GRACE}
-        super().__init__(uvicorn.Config(app, **quiet, **http, **ends))
+        http: dict[str, Any] = {"http": partial(Connection, self.connections), "timeout_keep_alive": options.keep_alive}
+        super().__init__(uvicorn.Config(app, **quiet, **http, backlog=BACKLOG, timeout_graceful_shutdown=GRACE))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains; a second one ends the wait."""
