@@ -16,13 +16,8 @@ from common.serving.options import ServerOptions
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
 TEXTS = dict.fromkeys(("prefill_chunk_size", "chat_template_kwargs"), str | None)
-TYPES = {
-    "dtype": str,
-    "device": str,
-    "stop": list[str],
-    "allow_origin": list[str],
-    **TEXTS,
-}  # where it is not the option's
+LISTS = dict.fromkeys(("stop", "allow_origin"), list[str])
+TYPES = {"dtype": str, "device": str, **LISTS, **TEXTS}  # of flags, where it is not that of the option
 
 
 def flags_of(options: type) -> Flags:
@@ -76,10 +71,8 @@ def _parameter(
     spelling = f"--{name.replace('_', '-')}"
     if default is not False and kind in (bool, bool | None):
         spelling += f"/--no{spelling[1:]}"
-    variable = "FOLOVLLM_ADMIN_KEY" if name == "admin_key" else None
-    option = typer.Option(
-        spelling, envvar=variable, help=text, rich_help_panel=panel, show_default=kind is not list[str]
-    )
+    shown: dict[str, Any] = {"help": text, "rich_help_panel": panel, "show_default": kind is not list[str]}
+    option = typer.Option(spelling, envvar="FOLOVLLM_ADMIN_KEY" if name == "admin_key" else None, **shown)
     annotation, default = Annotated[kind, option], defaults.get(name, default)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -80,7 +80,7 @@ class Soak:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             for _ in range(8):
                 client.sendall(request(body_of(random) | {"n": 4, "logprobs": 5, "stream": True, "max_tokens": 200}))
-            time.sleep(4)
+            time.sleep(3)
 
     def malformed(self, random: Random) -> None:
         whole = request(body_of(random))
@@ -168,8 +168,10 @@ def soak(seconds: float) -> dict[str, Any]:
         run = Soak(process.url, seconds)
         clients = {"good": 3, "silent": 40, "slow": 10, "vanishing": 3, "deaf": 3, "malformed": 3}
         samples = run.run(clients, lambda: figures(process.url))
-        time.sleep(3)
         last = figures(process.url)
+        while last["connections"] > 1 and time.monotonic() < run.end + 40:  # its own
+            time.sleep(0.2)
+            last = figures(process.url)
         process.process.terminate()
         status = process.process.wait(60)
     finally:

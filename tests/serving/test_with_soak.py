@@ -115,7 +115,7 @@ def test_a_short_soak(serve: Serve, stage: str) -> None:
 
 def test_a_soak_of_seconds_with_bad_clients() -> None:
     """Memory takes longer to judge: `python -m tests.serving.soak`."""
-    result = bad_clients(4)
+    result = bad_clients(2)
     assert result["failures"] == [] and result["exit_status"] == 0
     assert result["at_the_end"]["connections"] == 1, "the one that asks"
     assert min(result["requests"].values()) >= 1 and set(result["requests"]) == set(result["clients"])
