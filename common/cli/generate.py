@@ -24,7 +24,7 @@ def ready_engine(build: Build, config: EngineConfig, prompt: int = 8) -> Generat
     """An engine after its first steps, which are slow: libraries choose their kernels in them. prompt: its length."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts, with a bar of its own
     engine = build(config)  # with bars of its own: loading, and m7's quantising
-    with Console(stderr=True).status("warming up"):
+    with Console(stderr=True, quiet=not sys.stderr.isatty()).status("warming up"):
         length = min(prompt, engine.max_model_len - 2)
         engine.generate([[1] * max(1, length)], SamplingParams(max_tokens=2 if length > 0 else 1, ignore_eos=True))
         engine.reset_prefix_cache()

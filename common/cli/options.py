@@ -16,7 +16,8 @@ from common.serving.options import ServerOptions
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
 TEXTS = dict.fromkeys(("prefill_chunk_size", "chat_template_kwargs"), str | None)
-TYPES = {"dtype": str, "device": str, "stop": list[str], **TEXTS}  # of flags, where it is not that of the option
+LISTS = dict.fromkeys(("stop", "allow_origin"), list[str])
+TYPES = {"dtype": str, "device": str, **LISTS, **TEXTS}  # of flags, where it is not that of the option
 
 
 def flags_of(options: type) -> Flags:
@@ -34,7 +35,7 @@ def with_options(stage: int, **defaults: Any) -> Callable[[Callable[..., None]],
 
     `defaults` are the command's own, where they differ from those of the classes.
     """
-    defaults = {"dtype": "auto", "stop": [], **defaults}
+    defaults = {"dtype": "auto", "stop": [], "allow_origin": [], **defaults}
     groups: dict[str, tuple[Flags, type, str]] = {
         "config": (stage_options(stage, ENGINE), EngineConfig, "Engine"),
         "params": (SAMPLING, SamplingParams, "Sampling"),
@@ -70,7 +71,8 @@ def _parameter(
     spelling = f"--{name.replace('_', '-')}"
     if default is not False and kind in (bool, bool | None):
         spelling += f"/--no{spelling[1:]}"
-    option = typer.Option(spelling, help=text, rich_help_panel=panel, show_default=kind is not list[str])
+    shown: dict[str, Any] = {"help": text, "rich_help_panel": panel, "show_default": kind is not list[str]}
+    option = typer.Option(spelling, envvar="FOLOVLLM_ADMIN_KEY" if name == "admin_key" else None, **shown)
     annotation, default = Annotated[kind, option], defaults.get(name, default)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -34,8 +34,9 @@ def create_app(service: Service) -> FastAPI:
         yield
         await asyncio.to_thread(service.thread.stop)
 
-    # no pages of documentation: they load their scripts from the internet
-    app = FastAPI(title=f"FoloVLLM {service.engine.stage}", lifespan=lifespan, docs_url=None, redoc_url=None)
+    # no pages of documentation: they load their scripts from the internet; no redirects: they name the client's Host
+    without: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    app = FastAPI(title=f"FoloVLLM {service.engine.stage}", lifespan=lifespan, **without)
     errors.install(app)
     engine, name = service.engine, service.model_name
     created = int(time.time())
@@ -65,6 +66,7 @@ def create_app(service: Service) -> FastAPI:
             raise _unknown_model(wanted, name)
         return model
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", **openapi.HEALTH)
     async def health() -> JSONResponse:
         """200 while requests are taken and steps work, else 503."""

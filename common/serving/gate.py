@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +16,7 @@ from common.serving.metrics import ServerMetrics
 from common.serving.options import ServerOptions
 
 OPEN = ("/health",)  # paths that need no key, for a health check that has none
+ADMIN = ("/metrics", "/trace")  # they show what all keys did, such as hits in the prefix cache
 WATCHED = ("/health", "/metrics")  # polled every few seconds: not logged
 log = logging.getLogger("folovllm.serving")
 
@@ -25,6 +27,7 @@ class Gate:
     def __init__(self, app: ASGIApp, options: ServerOptions, metrics: ServerMetrics) -> None:
         self._app = app
         self._keys = [key.encode() for key in options.api_keys]
+        self._admin = None if options.admin_key is None else options.admin_key.encode()
         here = options.loopback and not options.api_keys  # then other names are refused, which blocks DNS rebinding
         self._hosts = {"127.0.0.1", "localhost", "[::1]", options.host.lower()} if here else None
         self._max_body = options.max_body
@@ -76,15 +79,20 @@ class Gate:
             if re.sub(r":\d*$", "", host).lower() not in self._hosts:
                 message = "This server answers to localhost only. --api-key opens it to other names."
                 raise ApiError(400, message, code="host_not_allowed")
-        if not self._keys or scope["path"] in OPEN:
+        admin = scope["path"] in ADMIN
+        keys = [self._admin] if admin and self._admin is not None else self._keys
+        if not keys or scope["path"] in OPEN:
             return None
         given = next((value for name, value in headers if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
-        known = [secrets.compare_digest(key.strip(), one) for one in self._keys]  # all of them, in constant time
+        known = [secrets.compare_digest(key.strip(), one) for one in keys]  # all of them, in constant time
         if scheme.lower() != b"bearer" or not any(known):
             said = "Incorrect API key provided." if given else "You did not provide an API key."
             message = f"{said} Send it as a header: Authorization: Bearer YOUR_KEY."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        if admin and self._admin is None and not _is_here(scope):
+            message = f"{scope['path']} shows what all keys did: use the --admin-key, or ask from the server's machine."
+            raise ApiError(403, message, code="admin_only")
         return salt_of(key.strip())
 
     def _limited(self, receive: Receive) -> Receive:
@@ -103,6 +111,12 @@ class Gate:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body of the request is over {self._max_body} bytes.", code="body_too_large")
+
+
+def _is_here(scope: Scope) -> bool:
+    """Does the client run on this machine, and is not a proxy?"""
+    proxy = any(name in (b"forwarded", b"x-forwarded-for") for name, _ in scope["headers"])
+    return not proxy and ip_address(scope["client"][0].partition("%")[0]).is_loopback
 
 
 def salt_of(key: bytes) -> str:

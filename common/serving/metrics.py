@@ -1,10 +1,10 @@
 """/metrics, in Prometheus' text format: what clients felt, and what the engine is doing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from itertools import pairwise
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -64,7 +64,13 @@ class ServerMetrics(Collector):
         self._requests = Counter("requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], **own)
         for outcome in ("ok", "abort", "error"):
             self._requests.labels(outcome)  # from 0 on: `rate` does not see a series' first value
+        ProcessCollector(registry=self._registry)  # its memory, time, and open files
+        self._connections = Gauge("connections", "Open connections.", **own)
+        self._finished = Counter("finished_tokens", "Tokens of answers that have ended.", ["reason"], **own)
         self._responses = Counter("http_responses", "HTTP responses.", ["path", "status"], **own)
+
+    def watch(self, connections: Sized) -> None:
+        self._connections.set_function(lambda: len(connections))
 
     def responded(self, path: str, status: int) -> None:
         """`path`: the route's, not the client's: labels must be few."""
@@ -89,6 +95,8 @@ class ServerMetrics(Collector):
         self._requests.labels(outcome).inc()
         if output is None:
             return
+        for sample in output.outputs:
+            self._finished.labels(sample.finish_reason or "abort").inc(len(sample.token_ids))
         for histogram, value in ((self._tpot, output.tpot), (self._e2e, output.e2e)):
             if value is not None:
                 histogram.observe(value)

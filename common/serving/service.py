@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
+ENCODERS = 2  # threads for shorter ones
+MESSAGE_COST = 32  # characters: rendering a message costs time even if it is empty
 FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
 log = logging.getLogger("folovllm.serving")
 
@@ -39,7 +42,7 @@ class Service:
         self._answers: dict[Job, Answer] = {}
         self._arriving = 0  # answers to prompts that are being encoded
         self._longest_text = parameters.longest_text(engine, options)
-        self._long_texts = asyncio.Lock()
+        self._encoders = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)  # for short texts, and for long ones
         self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
@@ -104,10 +107,16 @@ class Service:
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
             raise ApiError(400, message, code="context_length_exceeded")
-        async with self._long_texts if sum(lengths) > LONG_TEXT else contextlib.nullcontext():
-            return await asyncio.to_thread(
-                lambda: [parameters.encode(self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
-            )
+        messages = sum(len(prompt) for prompt in prompts if any(isinstance(part, Mapping) for part in prompt[:1]))
+        size = sum(lengths) + MESSAGE_COST * messages + len(str(template_kwargs))
+        work = [(parameters.encode, self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
+        run, pool = asyncio.get_running_loop().run_in_executor, self._encoders[size > LONG_TEXT]
+        try:
+            async with asyncio.timeout(self.options.encode_timeout):
+                return [await run(pool, *one) for one in work]
+        except TimeoutError:
+            message = f"Encoding the prompt took over {self.options.encode_timeout:g} seconds, waiting included."
+            raise ApiError(503, message, code="encoding_timeout", headers={"Retry-After": "1"}) from None
 
     def _admit(self, choices: int) -> None:
         if self.draining:

@@ -87,7 +87,7 @@ def _provider(exporter: str) -> Any:
 
             chosen: Any = otlp.OTLPSpanExporter()
         else:
-            chosen = ConsoleSpanExporter(out=sys.stderr)
+            chosen = ConsoleSpanExporter(out=sys.stderr, formatter=lambda span: span.to_json(indent=None) + "\n")
     except ImportError as error:
         raise UserError(f"spans need {error.name}, which is not installed: pip install '.[spans]'") from None
     resource = Resource.create({"service.name": "folovllm"}).merge(OTELResourceDetector().detect())

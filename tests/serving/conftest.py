@@ -77,8 +77,8 @@ def start() -> Iterator[Callable[..., Process]]:
 
     started: list[Process] = []
 
-    def one(*options: str) -> Process:
-        started.append(Process(*options))
+    def one(*options: str, **popen: Any) -> Process:
+        started.append(Process(*options, **popen))
         return started[-1]
 
     yield one

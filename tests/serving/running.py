@@ -98,11 +98,11 @@ class Running:
 class Process:
     """`python -m stages.m3_paged_kv serve` on a free port."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, **popen: Any) -> None:
         tiny = ["--model", TINY, "--device", "cpu", "--dtype", "fp32"]
         command = [sys.executable, "-m", "stages.m3_paged_kv", "serve", "--port", "0", *tiny, *options]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, **{"stdout": pipe, "stderr": pipe} | popen, text=True)
         assert self.process.stdout is not None
         self.greeting = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+", self.greeting)

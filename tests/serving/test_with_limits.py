@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,6 +152,58 @@ def test_prompts_that_are_being_encoded_have_their_places(serve: Serve, monkeypa
     assert running.service.open_choices == 0, "what was refused gives its place back"
 
 
+def test_no_request_waits_longer_than_one_budget_for_the_prompts_of_others(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two slow short prompts hold both threads, and a slow long one its own: the next of a kind gets 503, in time."""
+    running = serve(encode_timeout=0.3)
+    running.service._longest_text = None
+    encode, go, slow = parameters.encode, threading.Event(), threading.Semaphore(0)
+
+    def encode_slowly(engine: Engine, prompt: Prompt, *rest: Any) -> list[int]:
+        if prompt[0] == "s":
+            slow.release()
+            assert go.wait(30)
+        return encode(engine, prompt, *rest)
+
+    monkeypatch.setattr(parameters, "encode", encode_slowly)
+    statuses: list[int] = []
+
+    def post(text: str) -> None:
+        statuses.append(running.post("/v1/completions", PROMPT | {"prompt": text}).status_code)
+
+    threads = [threading.Thread(target=post, args=(text,)) for text in ("s", "s", "s" * (LONG_TEXT + 1))]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        assert slow.acquire(timeout=30)
+    for text in ("short", "l" * (LONG_TEXT + 1)):
+        started = time.perf_counter()
+        refused = running.post("/v1/completions", PROMPT | {"prompt": "a" + text})
+        assert error_of(refused, 503)["code"] == "encoding_timeout" and refused.headers["retry-after"] == "1"
+        assert 0.25 < time.perf_counter() - started < 5
+    assert running.get("/health").status_code == 200 and running.get("/trace").status_code == 200
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [503, 503, 503], "its own time counts, too"
+    assert running.service.open_choices == 0
+    wait_until(lambda: running.post("/v1/completions", PROMPT).status_code == 200)
+
+
+def test_many_empty_messages_count_as_a_long_text(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serve()
+    threads: list[str] = []
+    monkeypatch.setattr(parameters, "encode", lambda *_: (threads.append(threading.current_thread().name), [1])[1])
+    empty = {"role": "user", "content": ""}
+    for change in ({}, {"messages": [empty] * 1000}, {"chat_template_kwargs": {"a": "x" * LONG_TEXT}}):
+        assert running.post("/v1/chat/completions", CHAT | change).status_code == 200
+    assert len({name.partition("_")[0] for name in threads[1:]}) == 1
+    assert threads[0].partition("_")[0] != threads[1].partition("_")[0]
+    assert running.post("/v1/completions", PROMPT | {"prompt": [1] * 100}).status_code == 200
+    assert threads[3].partition("_")[0] == threads[0].partition("_")[0]
+
+
 def test_a_top_k_beyond_all_numbers_disturbs_no_other_request(serve: Serve) -> None:
     running = serve()
     slow_down(running.engine, 0.005)
@@ -171,7 +224,9 @@ def test_a_top_k_beyond_all_numbers_disturbs_no_other_request(serve: Serve) -> N
     "options",
     [{"port": 70000}, {"host": ""}, {"drain": float("inf")}, {"drain": float("nan")},
      {"api_keys": ("",)}, {"api_keys": ("ключ",)}, {"max_queue": -1}, {"max_body": 0}, {"max_n": 0},
-     {"drain": -1.0}, {"spans": "paper"}, {"nonsense": 1}],
+     {"drain": -1.0}, {"spans": "paper"}, {"nonsense": 1}, {"admin_key": ""}, {"admin_key": "ключ"},
+     {"max_connections": 0}, {"header_timeout": 0.0}, {"body_timeout": float("inf")}, {"read_timeout": float("nan")},
+     {"encode_timeout": -1.0}, {"keep_alive": 0.0}],
 )  # fmt: skip
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
@@ -241,6 +296,31 @@ def test_without_a_key_only_health_is_open(serve: Serve) -> None:
     assert error_of(running.get("/v1/models", headers={"Authorization": "Basic secret-1"}), 401)
     for key in ("secret-1", "secret-2"):
         assert running.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_what_all_keys_did_is_for_the_admin_alone(serve: Serve) -> None:
+    running = serve(api_keys=("a",), admin_key="root")
+    for path in ("/metrics", "/trace"):
+        assert error_of(running.get(path), 401)
+        assert error_of(running.get(path, headers={"Authorization": "Bearer a"}), 401)
+        assert running.get(path, headers={"Authorization": "Bearer root"}).status_code == 200
+    assert error_of(running.post("/v1/completions", PROMPT, headers={"Authorization": "Bearer root"}), 401)
+    assert serve(admin_key="root").get("/metrics").status_code == 401, "also where all may ask for answers"
+
+
+@pytest.mark.parametrize(
+    ("client", "header", "status"),
+    [("127.0.0.1", "", 200), ("::1", "", 200), ("192.0.2.1", "", 403), ("fe80::1%eth0", "", 403),
+     ("127.0.0.1", "X-Forwarded-For", 403), ("127.0.0.1", "Forwarded", 403)],
+)  # fmt: skip
+def test_without_an_admin_key_it_is_for_this_machine(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, client: str, header: str, status: int
+) -> None:
+    monkeypatch.setattr("uvicorn.protocols.http.h11_impl.get_remote_addr", lambda _: (client, 1))
+    headers = {"Authorization": "Bearer a"} | ({header: "for=192.0.2.1"} if header else {})
+    answer = serve(host="0.0.0.0", api_keys=("a",)).get("/metrics", headers=headers)
+    assert answer.status_code == status
+    assert status == 200 or error_of(answer, 403)["code"] == "admin_only"
 
 
 def test_the_cache_salt_follows_the_key(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from common.serving.metrics import REQUEST_SECONDS, TOKEN_SECONDS
 from tests.serving.running import SOME, TINY, Running, Steps, error_of, slow_down, wait_until
+from tests.serving.test_with_soak import resident_bytes
 
 Serve = Callable[..., Running]
 PROMPT: dict[str, Any] = {"model": TINY, "prompt": "hello", "max_tokens": 4, "temperature": 0}
 
 
-def metrics_of(running: Running, headers: dict[str, str] | None = None) -> dict[str, float]:
+def metrics_of(running: Running | httpx2.Client, headers: dict[str, str] | None = None) -> dict[str, float]:
     """Sample name and labels to value, by a parser of Prometheus' own."""
     response = running.get("/metrics", headers=headers)
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -50,6 +52,8 @@ def test_metrics_say_what_happened(serve: Serve) -> None:
         "requests_total,ok": 3,
         "http_responses_total,/v1/completions,200": 3,
         "http_responses_total,other,404": 1,
+        "finished_tokens_total,length": 3 * 2 * 4,
+        "connections": 1,
         "requests_running": 0,
         "requests_waiting": 0,
         "requests_swapped": 0,
@@ -59,6 +63,7 @@ def test_metrics_say_what_happened(serve: Serve) -> None:
     }
     assert {name: after[f"folovllm_{name}"] for name in expected} == expected
     assert after["folovllm_steps_total"] == 12
+    assert resident_bytes() / 2 < after["process_resident_memory_bytes"] < resident_bytes() * 2
     assert after["folovllm_kv_pool_bytes"] > 0
     assert 0 < after["folovllm_time_to_first_token_seconds_sum"] < after["folovllm_request_seconds_sum"]
     assert "folovllm_prefix_hit_rate" not in after, "no engine of these stages has one"
@@ -97,6 +102,7 @@ def test_metrics_show_the_engine_at_work(serve: Serve, stage: str) -> None:
         assert 0 < now["folovllm_kv_usage_ratio"] <= 1
     waiting.join()
     assert metrics_of(running)["folovllm_requests_total,abort"] == 1
+    assert metrics_of(running)["folovllm_finished_tokens_total,abort"] > 0
 
 
 @pytest.mark.parametrize("stage", SOME)

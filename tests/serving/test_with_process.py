@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from common.engine import Engine
+from common.errors import UserError
 from common.serving.listener import listen
 from common.serving.options import ServerOptions
 from tests.depth import DEEP
@@ -105,3 +107,18 @@ def test_what_spans_need_is_missed_before_a_model_is_loaded(
     assert cli("serve", "--port", "0", "--spans", "otlp", *TINY, build=lambda _: pytest.fail("built")) == 2
     error = f"error: spans need {exporter}, which is not installed: pip install '.[spans]'"
     assert capsys.readouterr().err.splitlines() == [error]
+
+
+def test_products_compiled_for_each_length_of_a_prompt_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch reads both when it multiplies for the first time; what a user has set stays."""
+    seen: list[str | None] = []
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")  # so that it is as before afterwards
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
+    def build(_: object) -> Engine:
+        seen.extend(os.environ.get(name) for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"))
+        raise UserError("enough")
+
+    assert cli("serve", "--port", "0", *TINY, build=build) == 2
+    assert seen == ["7", "64"]

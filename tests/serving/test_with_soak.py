@@ -14,6 +14,7 @@ import pytest
 
 from tests.engine_checks import PAGED, TOKEN_BYTES, assert_empty
 from tests.serving.running import ALL, SOME, TINY, Running, client_of
+from tests.serving.soak import soak as bad_clients
 
 Serve = Callable[..., Running]
 CONCURRENCY = 32
@@ -110,6 +111,15 @@ def rounds(serve: Serve, stage: str, counts: list[int]) -> list[int]:
 @pytest.mark.parametrize("stage", SOME)
 def test_a_short_soak(serve: Serve, stage: str) -> None:
     rounds(serve, stage, [30])
+
+
+def test_a_soak_of_seconds_with_bad_clients() -> None:
+    """Memory takes longer to judge: `python -m tests.serving.soak`."""
+    result = bad_clients(2)
+    assert result["failures"] == [] and result["exit_status"] == 0
+    assert result["at_the_end"]["connections"] == 1, "the one that asks"
+    assert min(result["requests"].values()) >= 1 and set(result["requests"]) == set(result["clients"])
+    assert max(sample["connections"] for sample in result["samples"]) <= result["limits"]["max-connections"] + 5
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""What uvicorn lacks: limits on connections, and on the time that each may wait for its client. Of the servers that we
+tried instead, hypercorn and granian limit the time of headers only, and answer no /health while they drain."""
+
+import json
+import os
+import resource
+import time
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from common.serving.errors import ApiError
+from common.serving.options import ServerOptions
+
+BACKLOG = 16  # connections that asyncio accepts at once; it hands them on about five rounds later
+SPARE = 64 + 5 * BACKLOG  # file descriptors for all else
+LISTING = 20  # a look through all connections that finds none to replace is not repeated for so many times as long
+
+
+class Connections:
+    """Those of one server. `sweep` ends the ones that have waited too long."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.most = _within_descriptors(options.max_connections)
+        self.open: set[Connection] = set()
+        self.limits = {"headers": options.header_timeout, "body": options.body_timeout}
+        self.limits |= {"next": options.keep_alive, "read": options.read_timeout}
+        self._silent: list[Connection] = []  # the longest silent one last
+        self._list_again = 0.0
+
+    def sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self.open):
+            connection.check(now)
+
+    def make_room(self) -> bool:
+        """When all places are taken, a client that has asked nothing yet loses its own, the longest silent first."""
+        now = time.monotonic()
+        while self._silent or now > self._list_again:
+            if self._silent:
+                connection = self._silent.pop()
+                if connection.is_silent:
+                    connection.transport.abort()
+                    return True
+            else:
+                self._silent = sorted((c for c in self.open if c.is_silent), key=lambda c: c.since, reverse=True)
+                if not self._silent:
+                    self._list_again = now + LISTING * (time.monotonic() - now)
+                    return False
+        return False
+
+
+class Connection(H11Protocol):
+    """uvicorn's, which knows what its client has to do next, and since when."""
+
+    def __init__(self, others: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._others = others
+        self._state: tuple[str | None, object] = (None, None)
+        self.since = time.monotonic()
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self._others.open) >= self._others.most and not self._others.make_room():
+            self._refuse(ApiError(503, "Too many connections.", code="too_many_connections"))
+        self._others.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._others.open.discard(self)
+        super().connection_lost(exc)
+
+    @property
+    def waits_for(self) -> str | None:
+        """None: it is the server's turn."""
+        if self.transport.is_closing() or self.flow.write_paused:
+            return "read"  # what has been sent
+        if not self.cycle:  # pyright: ignore[reportUnnecessaryComparison]
+            return "headers"
+        if self.cycle.more_body:  # also behind an answer that did not need all of it
+            return "body"
+        begun = "headers" if self.conn.trailing_data[0] else "next"
+        return begun if self.cycle.response_complete else None
+
+    @property
+    def is_silent(self) -> bool:
+        return self.waits_for in ("headers", "next")
+
+    def check(self, now: float) -> None:
+        state = (self.waits_for, self.cycle)
+        if state != self._state:
+            self._state, self.since = state, now
+        elif state[0] is not None and now - self.since > self._others.limits[state[0]]:
+            if state[0] == "read":
+                self.transport.abort()
+            elif self.conn.trailing_data[0] or (state[0] == "body" and not self.cycle.response_started):
+                self._refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
+            else:
+                self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, msg, code="invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        body = json.dumps(error.body())
+        status = f"{error.status_code} {HTTPStatus(error.status_code).phrase}"
+        headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+        self.transport.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n{body}".encode())
+        self.transport.close()
+
+
+def _within_descriptors(wanted: int) -> int:
+    """How many connections the limit of open files allows; its soft part is raised as far as they need."""
+    others = len(os.listdir("/dev/fd")) + SPARE
+    soft, hard = (2**31 if n == resource.RLIM_INFINITY else n for n in resource.getrlimit(resource.RLIMIT_NOFILE))
+    if soft < wanted + others:
+        soft = min(wanted + others, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(1, min(wanted, soft - others))
