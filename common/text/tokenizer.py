@@ -5,6 +5,7 @@ Built on the `tokenizers` library: transformers is imported only for folders tha
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,8 @@ from typing import Any, Self
 from tokenizers import Tokenizer as FastTokenizer
 
 from common.errors import UserError
-from common.text.chat_template import Templates, choose, read_template, render
+from common.text.chat_template import Templates, choose, pick, read_template, render
+from common.text.control_tokens import ControlTokens, encode_as_text
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
 from common.text.turn_ends import turn_end_token_ids
@@ -42,6 +44,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
         self.eos_token_ids: tuple[int, ...] = tuple({*eos_token_ids, *([] if own is None else [own])})
+        self._control: dict[str, ControlTokens] = {}  # by template
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
@@ -74,10 +77,39 @@ class Tokenizer:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
     ) -> ChatPrompt:
-        """Token ids of a conversation, up to where the assistant's answer begins."""
-        return ChatPrompt(self._encode(self.render(messages, template_kwargs), add_special_tokens=False))
+        """Token ids of a conversation, up to where the assistant's answer begins.
+
+        A control token that messages, tools or variables spell is encoded as text (`control_tokens`); without one,
+        the rendered text is encoded as it is.
+        """
+        template = pick(self.chat_template, tools)
+        control = self._control.setdefault(
+            template, self._control.get(template) or ControlTokens(self.backend, template)
+        )
+        marks = control.marks((messages, tools, template_kwargs))
+        if marks is None:
+            return ChatPrompt(self._encode(self.render(messages, template_kwargs, tools=tools), False))
+        given = (control.mark(value, marks) for value in (messages, template_kwargs, tools))
+        messages, template_kwargs, tools = given
+        first, *pieces = control.split(self.render(messages, template_kwargs, tools=tools), marks)
+        ids = self._encode(first, False)
+        for piece, spelled in zip(pieces, itertools.cycle((True, False))):
+            ids += self._encode_inside(piece, spelled)
+        return ChatPrompt(ids)
+
+    def _encode_inside(self, text: str, spelled: bool) -> list[int]:
+        """Of a piece from the middle of a chat: behind a line break, SentencePiece adds no space of its own."""
+        if spelled:
+            encode = functools.partial(encode_as_text, self.backend, control_ids=[*self.special_ids.values()])
+        else:
+            encode = functools.partial(self._encode, add_special_tokens=False)
+        line, ids = encode("\n"), encode(f"\n{text}")
+        return ids[len(line) :] if ids[: len(line)] == line else encode(text)
 
     @functools.cached_property
     def special_ids(self) -> dict[str, int]:
