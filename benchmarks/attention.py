@@ -92,7 +92,7 @@ def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict
     heads, kv_heads, head_dim = HEADS[target.type]
     shape = AttentionShape(heads, kv_heads, head_dim, BLOCK_SIZE, kind, target)
     steps = QUICK if quick else STEPS[target.type]
-    refused = {name: reason for name in select.NAMES if (reason := select.why_not(name, shape))}
+    refused = {name: reason for name in select.NAMES if (reason := select.module_of(name).why_not(shape))}
     if target.type == "cuda":
         refused["naive"] = "it is for reading: on a GPU it would launch a million tiny kernels"
     names = [*(name for name in select.NAMES if name not in refused), "contiguous"]

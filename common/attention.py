@@ -12,7 +12,6 @@ class Attention(Protocol):
 
     def begin(self, batch: RaggedBatch) -> None:
         """Once a step, before the first layer: prepare what all layers share (masks, indices)."""
-        ...
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """q [T, Hq, D], k and v [T, Hkv, D], with QK-norm and rotary embedding applied; returns [T, Hq, D]."""

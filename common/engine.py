@@ -287,5 +287,4 @@ class Engine:
         self.close()
 
 
-Build = Callable[[EngineConfig], Engine]
-"""A stage's way to build its engine."""
+Build = Callable[[EngineConfig], Engine]  # A stage's way to build its engine

@@ -81,7 +81,6 @@ class PrefixCache(Protocol):
 
     def reset_prefix_cache(self) -> None:
         """Forget all cached beginnings; running requests keep what they hold."""
-        ...
 
 
 class KVCacheManager(Protocol):
@@ -101,22 +100,16 @@ class KVCacheManager(Protocol):
 
     def mark_computed(self, request: Request, upto: int) -> None:
         """Advance the request's progress (`num_computed_tokens`) to `upto`: the planned step stores these tokens."""
-        ...
 
     def block_table(self, request: Request) -> Sequence[int]: ...
 
     def free(self, request: Request) -> None:
         """Give back everything that the request holds; a request that holds nothing is no error."""
-        ...
 
     def usage(self) -> KVUsage: ...
 
     def regions(self) -> list[Region]:
         """The KV memory as it is held now, for pictures: each region that has an owner. O(pool)."""
-        ...
-
-    def check_integrity(self) -> None:
-        """Raise `AssertionError` if anything is leaked, lost or owned twice. For tests; O(pool)."""
         ...
 
 
@@ -131,19 +124,15 @@ class PagedManager(KVCacheManager, Protocol):
 
     def attach_prefix(self, request: Request) -> None:
         """Start a request with what the cache has of its first tokens (nothing before m6)."""
-        ...
 
     def fork(self, parent: Request, child: Request) -> None:
         """The child shares the parent's blocks until one of them writes."""
-        ...
 
     def swap_out(self, request: Request) -> BlockCopies | None:
         """(device block, CPU block) pairs to copy, or None where the CPU pool has no room."""
-        ...
 
     def swap_in(self, request: Request) -> BlockCopies | None:
         """(CPU block, device block) pairs to copy, or None where the device has no room."""
-        ...
 
     def take_copies(self) -> BlockCopies:
         """(source, destination) pairs of the shared blocks that the step being planned writes into, once."""

@@ -14,8 +14,7 @@ from common.sampler import sample
 from common.sampling_params import SamplingParams
 from common.watch.peak_memory import free_memory
 
-KV_MEMORY_SHARE = 0.25
-"""Of a CPU's free memory, where `kv_cache_memory` is not given."""
+KV_MEMORY_SHARE = 0.25  # of a CPU's free memory, where `kv_cache_memory` is not given
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: torch.dtype) -> int:

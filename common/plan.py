@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from common.request import Request
 
-BlockCopies = list[tuple[int, int]]
-"""(source, destination) pairs of block numbers."""
+BlockCopies = list[tuple[int, int]]  # (source, destination) pairs of block numbers
 
 
 @dataclass(slots=True)

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from common.request import Request
 
-AGEING_SECONDS = 10.0
-"""Under `priority`, this waiting time is worth one level, so that no request starves."""
+AGEING_SECONDS = 10.0  # under `priority`, this waiting time is worth one level, so that no request starves
 
 
 class WaitingQueue:

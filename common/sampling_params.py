@@ -7,8 +7,7 @@ from typing import Annotated
 from common.errors import plain, refuse_unknown_options, require, require_number
 
 MAX_LOGPROBS = 20
-GREEDY_BELOW = 1e-5
-"""A temperature this small leaves only the likeliest token, and dividing by it would overflow."""
+GREEDY_BELOW = 1e-5  # a temperature this small leaves only the likeliest token, and dividing by it would overflow
 
 
 @refuse_unknown_options

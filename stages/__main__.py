@@ -35,11 +35,13 @@ def arena(
     port: Annotated[int, typer.Option(help="Of the page on 127.0.0.1; 0 takes a free one.")] = 8100,
 ) -> None:
     """A page on localhost: answers, steps and KV memory of each stage, live and side by side."""
-    with _libraries():
+    try:
         from common.arena import app as page
         from common.arena.race import open_sides
         from common.serving.listener import listen
         from common.serving.options import ServerOptions
+    except ModuleNotFoundError as error:
+        raise UserError(f"the arena needs {error.name}, which is not installed: pip install '.[serve]'") from None
     wanted = folders(names), arguments(model, device, dtype)
     with listen(ServerOptions(port=port)) as listener, _closed(open_sides(*wanted)) as sides:
         page.run(sides, listener)
@@ -91,14 +93,6 @@ def _closed(sides: list[Any]) -> Generator[list[Any]]:
         for side in sides:
             stack.callback(side.close)
         yield sides
-
-
-@contextmanager
-def _libraries() -> Generator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"the arena needs {error.name}, which is not installed: pip install '.[serve]'") from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from common.queue import AGEING_SECONDS
 from common.request import Request, RequestStatus
 from tests.depth import DEEP
 from tests.fake_runner import EOS, expected_output
+from tests.integrity import check_integrity
 
 CONTINUOUS = ("m2", "m3", "m4", "m5", "m6", "m7")
 """Stages that schedule by iteration."""
@@ -54,7 +55,7 @@ def set_eos(engine: Engine, *ids: int) -> None:
 def check(engine: Engine) -> None:
     """The cache is sound, the queues are disjoint and say what the requests say, and only who runs holds memory."""
     scheduler, cache = engine.scheduler, engine.scheduler.cache
-    cache.check_integrity()
+    check_integrity(cache)
     queues = {
         RequestStatus.WAITING: list(scheduler.waiting),
         RequestStatus.RUNNING: scheduler.running,
@@ -81,8 +82,8 @@ def assert_empty(engine: Engine) -> None:
     left = [metrics[name] for name in ("waiting", "running", "swapped", "kv_reserved_bytes", "kv_used_bytes")]
     assert left == [0, 0, 0, 0, 0] and not engine.has_unfinished and not engine._requests
     cpu_pool = getattr(engine.scheduler.cache, "cpu_pool", None)
-    assert cpu_pool is None or cpu_pool.num_used == 0
-    engine.scheduler.cache.check_integrity()
+    assert cpu_pool is None or cpu_pool.num_free == cpu_pool.num_blocks
+    check_integrity(engine.scheduler.cache)
 
 
 def serve(

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from common import Engine, RequestOutput, SamplingParams, UserError
 from common.text.tokenizer import ChatPrompt, Tokenizer
 from tests.engine_checks import BOOKKEEPING
+from tests.integrity import check_integrity
 
 Build = Callable[..., Engine]
 PROMPTS = [[5, 6, 7, 8, 9], [400, 3], [17], [100, 200, 300, 400, 500, 11, 12]]
@@ -51,7 +52,7 @@ def assert_idle(engine: Engine) -> None:
     metrics = engine.metrics()
     assert (metrics["running"], metrics["waiting"], metrics["kv_reserved_bytes"]) == (0, 0, 0)
     assert not engine.has_unfinished and engine.step() == []
-    engine.scheduler.cache.check_integrity()
+    check_integrity(engine.scheduler.cache)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

@@ -40,9 +40,6 @@ class RecordingCache:
     def usage(self) -> KVUsage:
         return KVUsage()
 
-    def check_integrity(self) -> None:
-        pass
-
 
 class EveryoneRuns(Scheduler):
     """The simplest policy: all that wait start, and all that run get a chunk of all that is not computed."""

@@ -1,5 +1,4 @@
-"""The arena's web page: static files, two commands, and one stream of events for all viewers; and its server, which
-runs until a signal ends it."""
+"""The arena's web page: static files, two commands, one stream of events for all viewers; and its server."""
 
 import asyncio
 import contextlib

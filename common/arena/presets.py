@@ -37,8 +37,7 @@ class Ask:
 class Preset:
     """claim: one sentence; watch: the figure that shows it (a key of `figures.FIGURES`).
 
-    limits: options of the engines, the same for every stage; kv_tokens is the room of the KV memory. needs: the first
-    stage that has something to show.
+    limits: options of every engine; kv_tokens: room of the KV memory. needs: the first stage that shows it.
     """
 
     key: str
@@ -54,7 +53,7 @@ def _asks(max_tokens: Sequence[int], questions: Iterable[tuple[str, str]]) -> tu
     return tuple(Ask(*question, most) for question, most in zip(questions, max_tokens, strict=True))
 
 
-QUESTIONS = {
+QUESTIONS = {  # what a viewer sees, short enough for a column, and the prompt
     "A short story": "Tell a short story about a lighthouse.",
     "A colour": "Name a colour.",
     "Capital city": "What is the capital of France?",
@@ -68,7 +67,6 @@ QUESTIONS = {
     "A weekday": "Which day follows Monday?",
     "A rhyme": "Give a word that rhymes with cat.",
 }
-"""What a viewer sees, short enough for a column, and the prompt."""
 STORY, RAIN, WALK = (list(QUESTIONS.items())[number] for number in (0, 4, 8))
 _SENTENCE = "Visitor {number} wrote that the museum's {room} room was {word}, and that the light was good. "
 _ROOMS, _WORDS = ("blue", "old", "glass", "map", "stone"), ("quiet", "crowded", "splendid", "too warm")

@@ -1,8 +1,7 @@
 """A race: every side gets the same prompts, and every viewer the same events.
 
 *In turns*, each side has the whole machine, one after the other; the recordings are then shown side by side, in real
-time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores and slower than
-alone.
+time. That is the fair way on one machine. *Together*, all run at once, each on its share of the cores.
 """
 
 from collections.abc import Sequence
@@ -42,7 +41,10 @@ class Race:
             command = prepare_command(preset.asks, preset.limits, threads)
             ready = [number for number in range(len(self._sides)) if self._follow(number, command) == "prepared"]
             for turn in ([number] for number in ready) if self._mode == "turns" else [ready]:
-                self._play(turn)
+                if not self._stopped:
+                    self._tell({"event": "turn", "sides": list(turn)})
+                    with ThreadPoolExecutor() as pool:
+                        list(pool.map(self._follow, turn, repeat({"do": "play"})))
         finally:
             said = ""
             if len(self._ends) == len(self._sides) and not self._stopped:
@@ -55,13 +57,6 @@ class Race:
         self._stopped = True
         for side in self._sides:
             side.stop()
-
-    def _play(self, turn: Sequence[int]) -> None:
-        if self._stopped:
-            return
-        self._tell({"event": "turn", "sides": list(turn)})
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(self._follow, turn, repeat({"do": "play"})))
 
     def _follow(self, number: int, command: Event) -> str:
         """Pass on the events of a command; the name of the last one."""

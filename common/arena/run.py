@@ -50,28 +50,26 @@ class Run:
 
     def prepared(self, threads: int) -> None:
         engine, cache = self._engine, self._engine.scheduler.cache
-        self._tell(
-            {
-                "event": "prepared",
-                "model": engine.config.model,
-                "dtype": str(engine.config.torch_dtype).removeprefix("torch."),
-                "threads": threads,
-                "capacity": cache.usage().capacity,
-                "row": getattr(cache, "block_size", 0) or getattr(cache, "row_length", 0) or engine.max_model_len,
-                "answers": [
-                    {
-                        "title": self._asks[number].title + (f" ({sample + 1})" if self._asks[number].n > 1 else ""),
-                        "prompt_tokens": len(self._prompts[number]),
-                        "max_tokens": self._asks[number].max_tokens,
-                    }
-                    for number, sample in self._answers
-                ],
-            }
-        )
+        event: dict[str, Any] = {
+            "event": "prepared",
+            "model": engine.config.model,
+            "dtype": str(engine.config.torch_dtype).removeprefix("torch."),
+            "threads": threads,
+            "capacity": cache.usage().capacity,
+            "row": getattr(cache, "block_size", 0) or getattr(cache, "row_length", 0) or engine.max_model_len,
+            "answers": [
+                {
+                    "title": self._asks[number].title + (f" ({sample + 1})" if self._asks[number].n > 1 else ""),
+                    "prompt_tokens": len(self._prompts[number]),
+                    "max_tokens": self._asks[number].max_tokens,
+                }
+                for number, sample in self._answers
+            ],
+        }
+        self._tell(event)
 
     def check(self) -> None:
-        """Give every prompt to the engine once and abort it: one that cannot run raises `UserError` here, not in the
-        middle of the race."""
+        """Give every prompt to the engine once and abort it: one that cannot run raises `UserError` here already."""
         try:
             for number in range(len(self._asks)):
                 self._add(number, time.perf_counter())
@@ -97,16 +95,15 @@ class Run:
         finally:
             self._clear()
             engine.trace = None
-        self._tell(
-            {
-                "event": "ended",
-                "t": round(end, 4),
-                "stopped": stopped,
-                "kv": self._changes(engine.scheduler.cache.regions()),
-                "figures": self._figures.at_the_end(end),
-                "cost": round((self._cost + trace.cost) / end, 4),
-            }
-        )
+        event: dict[str, Any] = {
+            "event": "ended",
+            "t": round(end, 4),
+            "stopped": stopped,
+            "kv": self._changes(engine.scheduler.cache.regions()),
+            "figures": self._figures.at_the_end(end),
+            "cost": round((self._cost + trace.cost) / end, 4),
+        }
+        self._tell(event)
 
     def _changes(self, held: Iterable[Region]) -> dict[str, Any]:
         """What a picture of the KV memory has to redraw: `set` lists [start, length, stored, owners] of new and changed
@@ -165,19 +162,18 @@ class Run:
         gained = [one for output in outputs for one in self._gained(output)]
         ended = sum(reason is not None for *_, reason in gained)
         self._figures.step(end, [(a, n) for a, _, n, _ in gained if n], ended, record.running, record.kv_reserved)
-        self._tell(
-            {
-                "event": "step",
-                "begin": round(record.begin - self._start, 4),
-                "t": round(end, 4),
-                "chunks": [[self._answer[c.request_id], c.kind, c.length] for c in record.chunks],
-                "preempted": [self._answer[id] for id in record.preempted],
-                "gained": gained,
-                "reserved": record.kv_reserved,
-                "kv": self._changes(record.regions or ()),
-                "figures": self._figures.now(),
-            }
-        )
+        event: dict[str, Any] = {
+            "event": "step",
+            "begin": round(record.begin - self._start, 4),
+            "t": round(end, 4),
+            "chunks": [[self._answer[c.request_id], c.kind, c.length] for c in record.chunks],
+            "preempted": [self._answer[id] for id in record.preempted],
+            "gained": gained,
+            "reserved": record.kv_reserved,
+            "kv": self._changes(record.regions or ()),
+            "figures": self._figures.now(),
+        }
+        self._tell(event)
         self._cost += time.perf_counter() - began
 
     def _gained(self, output: RequestOutput) -> Iterator[tuple[int, str, int, str | None]]:

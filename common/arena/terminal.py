@@ -211,8 +211,7 @@ class Screen:
 
 
 def show(sides: Sequence[Side], preset: Preset, mode: str) -> None:
-    """A race from loading to verdict; Ctrl-C stops it and raises. Into a pipe goes only the verdict. `UserError` if a
-    side has failed."""
+    """A race, from loading to verdict; Ctrl-C stops it. A pipe gets the verdict. `UserError` if a side failed."""
     console = Console()
     screen = Screen(sides, preset, mode)
     race = Race(sides, preset, mode, screen.tell)

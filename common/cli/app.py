@@ -110,8 +110,7 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
-    """The stage as an OpenAI-compatible server. Returns after SIGTERM, when all requests have been answered; Ctrl-C
-    then raises `KeyboardInterrupt`."""
+    """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
     try:
         from common.serving import server
         from common.serving.listener import listen

@@ -37,10 +37,8 @@ class Conversation:
             if len(token_ids) <= self.room:
                 return token_ids
             if not self.turns:
-                raise UserError(
-                    f"the question has {len(token_ids)} tokens, and {self.room} fit next to the answer: "
-                    "shorten it, lower --max-tokens or raise --max-model-len"
-                )
+                sizes = f"the question has {len(token_ids)} tokens, and {self.room} fit next to the answer"
+                raise UserError(f"{sizes}: shorten it, lower --max-tokens or raise --max-model-len")
             self.turns.pop(0)
 
     def _messages(self, question: str) -> list[dict[str, str]]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from rich.style import Style
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+# Sub-folders that are not part of a stage's lesson, even where its README names a file in them.
 NO_LESSONS = ("fast", "checkpoint", "kernels")
-"""Sub-folders that are not part of a stage's lesson, even where its README names a file in them."""
-
 LINK = re.compile(r"\[([^\]]*)\]\(([^()\s]+)\)")
 Line = tuple[str, str]  # A style of `rich`, and the text
 

@@ -36,8 +36,7 @@ def ready_engine(build: Build, config: EngineConfig, prompt: int = 8) -> Generat
 def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:
     """Run prompts together and write the output of each as it comes, in input order, each with a line break.
 
-    A prompt's output waits while an earlier one is still being written. An exception, such as Ctrl-C, aborts the
-    requests.
+    A prompt's output waits while an earlier one is being written. An exception, as of Ctrl-C, aborts the requests.
     """
     ids: list[str] = []
     latest: dict[str, RequestOutput] = {}
@@ -87,9 +86,6 @@ def show_choices(engine: Engine) -> None:
         Console(stderr=True).print(chosen, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
-# -- generate ----------------------------------------------------------------------------------------------------------
-
-
 def read_prompts(arguments: Sequence[str] | None, token_ids: bool) -> list[Prompt]:
     """Prompts of the command line, else lines of standard input; with `token_ids`, each is parsed as token ids."""
     texts = list(arguments or ())
@@ -124,9 +120,8 @@ def generate(
 ) -> None:
     with ready_engine(build, config) as engine:
         if engine.tokenizer is None and any(isinstance(prompt, str) for prompt in prompts):
-            raise UserError(
-                f'{config.model} has no tokenizer: give token ids, as in: generate --token-ids "12, 7, 301"'
-            )
+            hint = 'give token ids, as in: generate --token-ids "12, 7, 301"'
+            raise UserError(f"{config.model} has no tokenizer: {hint}")
         if as_json:
             for output in run(engine, prompts, params, lambda text: None):
                 print(json.dumps(to_json(output), ensure_ascii=False))

@@ -15,10 +15,8 @@ from common.serving.options import ServerOptions
 
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
-TYPES = {"dtype": str, "device": str, "stop": list[str]} | dict.fromkeys(
-    ("prefill_chunk_size", "chat_template_kwargs"), str | None
-)
-"""Of flags, where it is not that of the option."""
+TEXTS = dict.fromkeys(("prefill_chunk_size", "chat_template_kwargs"), str | None)
+TYPES = {"dtype": str, "device": str, "stop": list[str], **TEXTS}  # of flags, where it is not that of the option
 
 
 def flags_of(options: type) -> Flags:

@@ -21,10 +21,8 @@ from common.execution.threads import usable_cpus
 
 T = TypeVar("T")
 
-INTERVAL = 0.1
-"""Seconds between two looks: the kernel counts in hundredths of a second."""
-STALE = 3.0
-"""Seconds after which the last look is too old: the engine had nothing to do."""
+INTERVAL = 0.1  # seconds between two looks: the kernel counts in hundredths of a second
+STALE = 3.0  # seconds after which the last look is too old: the engine had nothing to do
 
 CPU_TIMES = Path("/proc/stat")
 

@@ -23,10 +23,8 @@ from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.watch.progress import progress_bar
 
-MAX_PROMPT_TOKENS = 4096
-"""Longer steps keep a GPU busy while the host launches their kernels."""
-FEW_DECODES = 8
-"""A short prompt with few decodes does not need `max_num_seqs` rows."""
+MAX_PROMPT_TOKENS = 4096  # longer steps keep a GPU busy while the host launches their kernels
+FEW_DECODES = 8  # a short prompt with few decodes does not need `max_num_seqs` rows
 
 _CAPTURING = threading.Lock()
 
@@ -37,8 +35,7 @@ class Recording(Protocol):
     def replay(self) -> None: ...
 
 
-Record = Callable[[Callable[[], None]], Recording]
-"""Runs a function once and returns something that repeats it."""
+Record = Callable[[Callable[[], None]], Recording]  # runs a function once and returns something that repeats it
 
 
 class CudaRecorder:

@@ -10,8 +10,7 @@ from common.models.ops import Attend, Heads, Ops
 class FusedQkv(Protocol):
     """An attention that can do its neighbours' work. No attention has to."""
 
-    fuses_qkv: bool
-    """Can it, in the step that has begun?"""
+    fuses_qkv: bool  # can it, in the step that has begun?
 
     def fused_qkv(self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """qkv [T, Hq + 2 Hkv, D], straight from the projection: QK-norm, RoPE, the KV store and attention in one

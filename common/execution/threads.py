@@ -15,8 +15,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-SPIN_COUNT = 100_000
-"""Turns of libgomp's waiting loop before a thread sleeps; its own default is 300,000."""
+SPIN_COUNT = 100_000  # turns of libgomp's waiting loop before a thread sleeps; its own default is 300,000
 
 LIBRARY_DEFAULTS = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 """What the runtimes do without us, written out: for peers in benchmarks, which run as their users run them."""

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-ALIGNMENT = 16
-"""Bytes; enough for every kernel."""
+ALIGNMENT = 16  # bytes; enough for every kernel
 
 
 def aligned(num_bytes: int) -> int:

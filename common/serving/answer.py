@@ -14,8 +14,7 @@ class Answer:
     """Collects the events of its jobs, one for each prompt."""
 
     def __init__(self, thread: EngineThread, jobs: Sequence[Job]) -> None:
-        self._thread = thread
-        self._jobs = jobs
+        self._thread, self._jobs = thread, jobs
         self._open = len(jobs)
         self._deltas: list[Delta] = []
         self._error: Exception | None = None

@@ -22,8 +22,7 @@ from common.serving.service import Service
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
-CLIENT_GONE = 499
-"""nginx's status for a client that left before it was answered; it only appears in the log."""
+CLIENT_GONE = 499  # nginx's status for a client that left before it was answered; only in the log
 
 
 def create_app(service: Service) -> FastAPI:
@@ -90,9 +89,6 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-# -- a request ---------------------------------------------------------------------------------------------------------
-
-
 def _unknown_model(wanted: str, name: str) -> ApiError:
     message = f"The model '{wanted}' does not exist here. This server has '{name}'."
     return ApiError(404, message, param="model", code="model_not_found")
@@ -131,9 +127,6 @@ async def _complete(
         raise
     pieces = _pieces(answer, form, deltas, watch)
     return EventStream(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-# -- its answer --------------------------------------------------------------------------------------------------------
 
 
 class EventStream(StreamingResponse):

@@ -22,8 +22,7 @@ from common.serving.errors import ApiError, shutting_down, step_failed
 T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
-FAILING_AFTER = 8
-"""After this many failed steps in a row, open requests get an error, and `healthy` is False until a step works."""
+FAILING_AFTER = 8  # failed steps in a row: open requests get an error, and `healthy` is False until a step works
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,7 @@ class EngineThread:
     def __init__(
         self, engine: Engine, observe: Callable[[Job, RequestOutput], None], post: Callable[[Job, Event], None]
     ) -> None:
-        self._engine = engine
-        self._observe = observe
-        self._post = post
+        self._engine, self._observe, self._post = engine, observe, post
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._outbox: list[tuple[Job, Event]] = []
@@ -100,8 +97,6 @@ class EngineThread:
         self._stopping = False
         self._failures = 0  # failed steps in a row
         self._deadline = float("inf")
-
-    # -- from any thread --------------------------------------------------------------------------------------------
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -143,8 +138,6 @@ class EngineThread:
     @property
     def healthy(self) -> bool:
         return self._thread.is_alive() and self._failures < FAILING_AFTER
-
-    # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         device = self._engine.config.torch_device  # CUDA's current device belongs to a thread

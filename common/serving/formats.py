@@ -32,9 +32,7 @@ class Format(ABC):
     def __init__(
         self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, top: int
     ) -> None:
-        self.include_usage = include_usage
-        self._tokenizer = tokenizer
-        self._top = top
+        self.include_usage, self._tokenizer, self._top = include_usage, tokenizer, top
         self._offsets: dict[int, int] = {}  # where the next token of each begun answer starts, in characters
         self._fields = {
             "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,
@@ -101,13 +99,10 @@ class ChatFormat(Format):
     def _logprobs(self, delta: Delta) -> Json | None:
         if delta.logprobs is None:
             return None
-        content = [
-            {
-                **self._entry(token, values[token]),
-                "top_logprobs": [self._entry(other, value) for other, value in self._likeliest(values)],
-            }
-            for token, values in zip(delta.token_ids, delta.logprobs, strict=True)
-        ]
+        content: list[Json] = []
+        for token, values in zip(delta.token_ids, delta.logprobs, strict=True):
+            likeliest = [self._entry(other, value) for other, value in self._likeliest(values)]
+            content.append({**self._entry(token, values[token]), "top_logprobs": likeliest})
         return {"content": content, "refusal": None}
 
     def _entry(self, token_id: int, logprob: float) -> Json:
@@ -143,8 +138,7 @@ class TextFormat(Format):
         }
 
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
-        """The likeliest tokens and the sampled one, by text. Of several with the same text (parts of characters), the
-        likeliest counts."""
+        """The likeliest tokens and the sampled one, by text. Of several with one text, the likeliest counts."""
         found: Json = {}
         for token, value in [*self._likeliest(values), (sampled, values[sampled])]:
             found.setdefault(self._text(token), value)

@@ -14,12 +14,8 @@ from common.serving.errors import ApiError
 from common.serving.metrics import ServerMetrics
 from common.serving.options import ServerOptions
 
-OPEN = ("/health",)
-"""Paths that need no key, for a health check that has none."""
-
-WATCHED = ("/health", "/metrics")
-"""Polled every few seconds: not logged."""
-
+OPEN = ("/health",)  # paths that need no key, for a health check that has none
+WATCHED = ("/health", "/metrics")  # polled every few seconds: not logged
 log = logging.getLogger("folovllm.serving")
 
 

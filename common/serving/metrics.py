@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -10,8 +11,7 @@ from prometheus_client.registry import Collector
 from common.outputs import RequestOutput
 from common.serving.engine_thread import Job
 
-Snapshot = Mapping[str, float | int | str | None]
-"""What `Engine.metrics()` returns."""
+Snapshot = Mapping[str, float | int | str | None]  # what `Engine.metrics()` returns
 
 PREFIX = "folovllm"
 TOKEN_SECONDS, REQUEST_SECONDS = (
@@ -21,7 +21,7 @@ TOKEN_SECONDS, REQUEST_SECONDS = (
 """0.1 ms to 7.5 s, and 1 ms to 750 s. Prometheus interpolates within a bucket, so a percentile can be wrong by the
 ratio of its bounds: two thirds at most."""
 
-GAUGES = {
+GAUGES = {  # name here: (name in `Engine.metrics()`, or in `collect`; help); what an engine does not have is left out
     "requests_running": ("running", "Answers that hold KV memory and take part in steps."),
     "requests_waiting": ("waiting", "Answers that have not started, or were preempted."),
     "requests_swapped": ("swapped", "Answers whose KV blocks lie in CPU memory."),
@@ -41,7 +41,6 @@ COUNTERS = {
     "preemptions": ("preemptions", "Times that an answer lost its KV memory to another."),
     "swaps": ("swaps", "Preemptions that moved blocks to CPU memory."),
 }
-"""Name here: (name in `Engine.metrics()`, or in `collect`; help). What an engine does not have is left out."""
 
 
 class ServerMetrics(Collector):
@@ -53,27 +52,19 @@ class ServerMetrics(Collector):
         self._snapshot: Snapshot = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.", REQUEST_SECONDS)
-        self._tpot = self._histogram(
-            "time_per_output_token_seconds", "Mean time between an answer's tokens.", TOKEN_SECONDS
-        )
-        self._itl = self._histogram("inter_token_latency_seconds", "Time between neighbouring tokens.", TOKEN_SECONDS)
-        self._queue = self._histogram("queue_time_seconds", "Arrival to first scheduling.", REQUEST_SECONDS)
-        self._e2e = self._histogram("request_seconds", "Arrival to end.", REQUEST_SECONDS)
-        self._prompt_tokens = Counter(
-            "prompt_tokens", "Tokens of prompts whose answers have begun.", namespace=PREFIX, registry=self._registry
-        )
-        self._requests = Counter(
-            "requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], PREFIX, registry=self._registry
-        )
+        own: dict[str, Any] = {"namespace": PREFIX, "registry": self._registry}
+        long: dict[str, Any] = {"buckets": REQUEST_SECONDS, **own}
+        short: dict[str, Any] = {"buckets": TOKEN_SECONDS, **own}
+        self._ttft = Histogram("time_to_first_token_seconds", "Arrival to first token.", **long)
+        self._tpot = Histogram("time_per_output_token_seconds", "Mean time between an answer's tokens.", **short)
+        self._itl = Histogram("inter_token_latency_seconds", "Time between neighbouring tokens.", **short)
+        self._queue = Histogram("queue_time_seconds", "Arrival to first scheduling.", **long)
+        self._e2e = Histogram("request_seconds", "Arrival to end.", **long)
+        self._prompt_tokens = Counter("prompt_tokens", "Tokens of prompts whose answers have begun.", **own)
+        self._requests = Counter("requests", "Prompts by how they ended: ok, abort, error.", ["outcome"], **own)
         for outcome in ("ok", "abort", "error"):
             self._requests.labels(outcome)  # from 0 on: `rate` does not see a series' first value
-        self._responses = Counter(
-            "http_responses", "HTTP responses.", ["path", "status"], PREFIX, registry=self._registry
-        )
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, namespace=PREFIX, buckets=buckets, registry=self._registry)
+        self._responses = Counter("http_responses", "HTTP responses.", ["path", "status"], **own)
 
     def responded(self, path: str, status: int) -> None:
         """`path`: the route's, not the client's: labels must be few."""

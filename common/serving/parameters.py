@@ -11,14 +11,11 @@ from common.serving.options import ServerOptions
 from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling
 from common.text.prompts import Prompt, encode_prompt
 
-COMPLETION_TOKENS = 16
-"""Of /v1/completions without `max_tokens`, as OpenAI has it. A chat's answer may fill the context."""
-
-PASSED_ON = {
+COMPLETION_TOKENS = 16  # of /v1/completions without `max_tokens`, as in OpenAI's; a chat's answer may fill the context
+PASSED_ON = {  # fields that `SamplingParams` has under the same name
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "stop", "stop_token_ids", "min_tokens", "ignore_eos",
 }  # fmt: skip
-"""Fields that `SamplingParams` has under the same name."""
 
 
 def chat_messages(messages: list[Message]) -> list[dict[str, Any]]:
@@ -93,15 +90,13 @@ def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options:
     if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
         name, asked = "max_completion_tokens", body.max_completion_tokens
     if asked is not None and options.max_tokens is not None and asked > options.max_tokens:
-        raise ApiError(
-            400, f"{name} is too large: {asked}. This server gives at most {options.max_tokens}.", param=name
-        )
-    room = _longest(engine, body.n or 1) - num_prompt_tokens
-    if room < (asked or 1):
-        message = (
-            f"This model's maximum context length is {num_prompt_tokens + room} tokens. However, you requested "
-            f"{num_prompt_tokens + (asked or 1)} ({num_prompt_tokens} in the prompt, {asked or 1} in the answer)."
-        )
+        message = f"{name} is too large: {asked}. This server gives at most {options.max_tokens}."
+        raise ApiError(400, message, param=name)
+    longest, wanted = _longest(engine, body.n or 1), asked or 1
+    room = longest - num_prompt_tokens
+    if room < wanted:
+        sizes = f"{num_prompt_tokens + wanted} ({num_prompt_tokens} in the prompt, {wanted} in the answer)"
+        message = f"This model's maximum context length is {longest} tokens. However, you requested {sizes}."
         raise ApiError(400, message, code="context_length_exceeded")
     usual = COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
     return asked or min(room, options.max_tokens or room, usual)

@@ -1,7 +1,6 @@
 """The requests, field by field, as OpenAI's reference has them; fields of this server alone are marked.
 
-Unknown fields are refused (`extra="forbid"`), as by OpenAI. Fields of OpenAI's that this server does not support are
-listed, and refused as such.
+Unknown fields are refused, as by OpenAI; those of OpenAI's that are not supported here are listed, and refused as such.
 """
 
 from typing import Annotated, Any, Literal

@@ -17,8 +17,7 @@ from common.serving.options import ServerOptions
 from common.serving.service import Service
 from common.serving.spans import Spans
 
-GRACE = 5
-"""Seconds between the end of the drain, when every client has an answer, and the closing of connections."""
+GRACE = 5  # seconds between the end of the drain, when every client has an answer, and the closing of connections
 
 
 def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: Spans | None) -> None:
@@ -33,8 +32,7 @@ def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: 
 
 
 class Server(uvicorn.Server):
-    """On a signal, uvicorn stops listening and waits for open requests. This one drains first and still listens, so
-    that /health can report it."""
+    """On a signal, uvicorn stops listening and waits for open requests. This one drains first: /health reports it."""
 
     def __init__(self, service: Service) -> None:
         options = service.options

@@ -21,10 +21,8 @@ from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
-LONG_TEXT = 1 << 14
-"""Characters. Longer prompts are encoded one at a time, so that short ones do not wait for many of them."""
-FIGURES_WITHIN = 0.25
-"""Seconds that /metrics waits for the end of a step; after that it shows the figures from before the step."""
+LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
+FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
 log = logging.getLogger("folovllm.serving")
 
 
@@ -32,8 +30,7 @@ class Service:
     """The engine's thread and its open requests. Everything here runs on the event loop."""
 
     def __init__(self, engine: Engine, options: ServerOptions, spans: Spans | None = None) -> None:
-        self.engine = engine
-        self.options = options
+        self.engine, self.options = engine, options
         self.metrics = ServerMetrics(engine.stage)
         self.thread = EngineThread(engine, self.metrics.gained, self._post)
         self.model_name = options.served_name or _public_name(engine.config.model)
@@ -139,13 +136,9 @@ class Service:
         }  # fmt: skip
         if output is not None:
             fields |= {
-                "output_tokens": output.num_generated,
-                "finish_reason": output.finish_reason,
-                "queue_s": output.queue_time,
-                "ttft_s": output.ttft,
-                "tpot_s": output.tpot,
-                "e2e_s": output.e2e,
-            }
+                "output_tokens": output.num_generated, "finish_reason": output.finish_reason,
+                "queue_s": output.queue_time, "ttft_s": output.ttft, "tpot_s": output.tpot, "e2e_s": output.e2e,
+            }  # fmt: skip
             if self._spans is not None:
                 self._spans.record(job, output, outcome)
         if ended.error is not None:

@@ -15,8 +15,7 @@ from common.errors import UserError
 from common.outputs import RequestOutput
 from common.serving.engine_thread import Job
 
-LAST_EXPORT = 3
-"""Seconds that the end of the server waits for a collector that does not answer; the exporter would wait up to 30."""
+LAST_EXPORT = 3  # seconds that the server's end waits for a silent collector; the exporter would wait up to 30
 log = logging.getLogger("folovllm.serving")
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -57,10 +58,8 @@ def peak_memory() -> tuple[int | None, int | None]:
 
 def _peak_resident() -> int | None:
     status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if found := re.search(r"^VmHWM:\s+(\d+)", status.read_text() if status.exists() else "", re.M):
+        return int(found[1]) * 1024
     try:
         import resource
         import sys
@@ -73,8 +72,7 @@ def _peak_resident() -> int | None:
 class ActivationPeak:
     """The most memory, in bytes, that its block holds over what was there before it, weights and KV cache included.
 
-    On a GPU that is PyTorch's count; on a CPU the resident set, right to a megabyte or two, or None where the system
-    cannot reset its peak.
+    On a GPU that is PyTorch's count; on a CPU the resident set, to a megabyte or two; None where it cannot be reset.
     """
 
     bytes: int | None = None

@@ -11,7 +11,6 @@ from typing import Protocol
 class Advance(Protocol):
     def __call__(self, amount: int, note: str = "") -> None:
         """`amount` more is done; a note follows the bar's description."""
-        ...
 
 
 Listener = Callable[[str, int, int], None]  # (what, done, total) of a bar; (line, 0, 0) for a line
@@ -43,8 +42,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-say_once = cache(say)
-"""Of a model, which may be opened several times."""
+say_once = cache(say)  # of a model, which may be opened several times
 
 
 @contextmanager

@@ -121,8 +121,7 @@ class StepTrace:
         return {"schema": 1, "arrivals": self.arrivals, "steps": [asdict(step) for step in self.steps]}
 
     def to_chrome(self) -> dict[str, Any]:
-        """The Trace Event Format (complete events and counters), which Perfetto and chrome://tracing open: one row for
-        the steps, one for each request."""
+        """The Trace Event Format, which Perfetto and chrome://tracing open: a row for the steps, one a request."""
         rows = {id: row for row, id in enumerate(self.arrivals, start=1)}
         events = [_event("M", "thread_name", row, args={"name": id}) for id, row in {"steps": 0, **rows}.items()]
         for step in self.steps:
@@ -133,11 +132,8 @@ class StepTrace:
             for chunk in step.chunks:
                 args = {"start": chunk.start, "length": chunk.length, "cached": chunk.cached}
                 events.append(_event("X", chunk.kind, rows[chunk.request_id], ts=begin, dur=duration, args=args))
-            for name, ids in (
-                ("preempted", step.preempted),
-                ("swapped out", step.swapped_out),
-                ("swapped in", step.swapped_in),
-            ):
+            moved = {"preempted": step.preempted, "swapped out": step.swapped_out, "swapped in": step.swapped_in}
+            for name, ids in moved.items():
                 events += [_event("i", name, rows[id], s="t", ts=begin) for id in ids if id in rows]
             counters = {"waiting": step.waiting, "running": step.running, "swapped": step.swapped}
             events.append(_event("C", "requests", 0, ts=begin, args=counters))

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from notebooks.exercises import check, expect, expect_equal
 
 H100 = (3.35e12, 989e12)  # bytes and dense bfloat16 operations a second
-QWEN = (1_192e6, 1_192e6)
-"""Qwen3-0.6B: bytes of its weights in bfloat16, and operations for a token (two for each weight)."""
+QWEN = (1_192e6, 1_192e6)  # Qwen3-0.6B: bytes of its weights in bfloat16, and operations a token (two a weight)
 QWEN_KV = 114_688  # bytes of a token's K and V
 
-PEOPLE = {
+PEOPLE = {  # each question with the first stage that answers it, and why
     "One user, long answers. The longer an answer gets, the slower it comes.":
         ("m1", "if the past is kept, a token costs the same at every position"),
     "Many users, all sorts of lengths. Short answers wait for long ones.":
@@ -26,7 +25,6 @@ PEOPLE = {
     "One user on a laptop. Each token waits for the weights to be read; small errors are fine.":
         ("m7", "only fewer bytes shorten that wait"),
 }  # fmt: skip
-"""Each question with the first stage that answers it, and why."""
 
 
 @check

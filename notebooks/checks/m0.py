@@ -17,11 +17,8 @@ def attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     changed = v.clone()
     changed[-1] += 100.0
     moved = (answer(q, k, changed) - got)[:-1].abs().max().item()
-    expect(
-        moved < 1e-4,
-        f"Change the value of the last token only, and your outputs of earlier tokens change by up to {moved:.1f}. "
-        "They look into the future: set those scores to −∞ before the softmax.",
-    )
+    case = f"Change the value of the last token only, and your outputs of earlier tokens change by up to {moved:.1f}"
+    expect(moved < 1e-4, f"{case}. They look into the future: set those scores to −∞ before the softmax.")
     wanted = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
     far = (got - wanted).abs().max().item()
     expect(far < 1e-4, f"Nothing looks ahead any more, but the output is off by {far:.2f}. Is 1/√D in the scores?")

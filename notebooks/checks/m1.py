@@ -36,16 +36,10 @@ def decode_attention(answer: Callable[[torch.Tensor, torch.Tensor, torch.Tensor,
         got = answer(q, keys.clone(), values.clone(), length)
         expect_tensor(got, (2, 4), "One row a head.")
         far = (got - wanted).abs().max().item()
-        expect(
-            far < 100,
-            f"With {length} of 8 slots written your output is off by {far:,.0f}: it has read slots from {length} on, "
-            "where an earlier request left its values.",
-        )
-        expect(
-            far < 1e-4,
-            f"With {length} of 8 slots written your output is off by {far:.3f}. Only slots below `length` are seen; "
-            "are the scale, 1/√D, and the softmax over the slots right?",
-        )
+        case = f"With {length} of 8 slots written your output is off by {far:,.3f}"
+        expect(far < 100, f"{case}: it has read slots from {length} on, where an earlier request left its values.")
+        hint = "Only slots below `length` are seen; are the scale, 1/√D, and the softmax over the slots right?"
+        expect(far < 1e-4, f"{case}. {hint}")
     return "It reads the slots that are written, and no others."
 
 
@@ -58,7 +52,5 @@ def positions(answer: Callable[[int, int, bool], int]) -> str:
                 engine.generate([list(range(1, prompt + 1))], outputs_of([outputs]))
                 counted = engine.metrics()["computed_tokens"]
             expect_equal(answer(prompt, outputs, cached), counted, f"{stage}, {prompt} tokens in, {outputs} out")
-    return (
-        f"For 128 in and 128 out that is {answer(128, 128, False):,} positions without a cache and "
-        f"{answer(128, 128, True):,} with one. The last token never goes through the model: no token follows it."
-    )
+    said = f"{answer(128, 128, False):,} positions without a cache and {answer(128, 128, True):,} with one"
+    return f"For 128 in and 128 out that is {said}. The last token never goes through the model: no token follows it."

@@ -46,18 +46,12 @@ def write(answer: Callable[[BlockPool, MutableSequence[int], int], object]) -> s
     pool.share(child)
     before = list(parent)
     answer(pool, child, 1)
-    expect(
-        child[1] != parent[1],
-        f"Two requests hold block {parent[1]}, and one is about to write into it. After your code its table is still "
-        f"{child}: the other would read what this one writes.",
-    )
+    shared = f"Two requests hold block {parent[1]}, and one is about to write into it. Afterwards its table is still"
+    expect(child[1] != parent[1], f"{shared} {child}: the other would read what this one writes.")
     expect(parent == before, f"The other request's table was {before}, and is {parent} now.")
     counts = [pool.ref_counts[block] for block in (parent[0], parent[1], child[1])]
-    expect(
-        counts == [2, 1, 1],
-        f"Block {parent[0]} is shared by 2, {parent[1]} and {child[1]} belong to one request each; the pool "
-        f"counts {counts}. Release the original when you take a copy.",
-    )
+    owned = f"Block {parent[0]} is shared by 2, {parent[1]} and {child[1]} belong to one request each"
+    expect(counts == [2, 1, 1], f"{owned}; the pool counts {counts}. Release the original when you take a copy.")
     expect(pool.num_free == 1, f"3 of 4 blocks are in use, and the pool has {pool.num_free} free.")
     mine = child[1]
     answer(pool, child, 1)

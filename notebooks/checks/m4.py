@@ -11,8 +11,8 @@ from common.models.config import ModelConfig
 from notebooks.exercises import answered, check, expect, expect_equal, outputs_of, tiny
 from stages.m4_flash_attention.attention import B_R, flash_attention
 
+# m, l, acc: the largest score, the sum of exponentials relative to it, the sum over V with these weights
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""m, l, acc: the largest score, the sum of exponentials relative to it, the sum over V with these weights."""
 
 
 def _part(scores: torch.Tensor, values: torch.Tensor) -> Part:
@@ -38,25 +38,19 @@ def merge(answer: Callable[[Part, Part], Part]) -> str:
         is_part = isinstance(got, tuple) and len(got) == 3
         expect(is_part, f"For {case} your answer is {type(got).__name__}; it is a part again: (m, l, acc).")
         m, l, acc = got  # noqa: E741 - as in the papers
-        expect(
-            bool(torch.isfinite(l) and torch.isfinite(acc).all()),
-            f"For {case} your sums are not finite: exp() of a score itself overflows from 89 on. Only differences to "
-            "the larger maximum go into exp().",
-        )
+        finite = bool(torch.isfinite(l) and torch.isfinite(acc).all())
+        why = "exp() of a score itself overflows from 89 on. Only differences to the larger maximum go into exp()"
+        expect(finite, f"For {case} your sums are not finite: {why}.")
         expect_equal(float(m), float(scores.max()), f"The largest score of {case}")
         far = (acc / l - wanted).abs().max().item()
-        expect(
-            far < 1e-4,
-            f"For {case} the output is off by {far:.3f}. The sums of each part are relative to that part's own "
-            f"maximum ({float(scores[:cut].max()):.1f} and {float(scores[cut:].max()):.1f}): bring both to the larger "
-            "one first.",
-        )
+        own = f"that part's own maximum ({float(scores[:cut].max()):.1f} and {float(scores[cut:].max()):.1f})"
+        why = f"The sums of each part are relative to {own}: bring both to the larger one first."
+        expect(far < 1e-4, f"For {case} the output is off by {far:.3f}. {why}")
         both = answer(got, _part(scores[:1] - 1, values[:1]))  # the result is a part that can be joined again
         again = torch.cat((scores, scores[:1] - 1)).softmax(0) @ torch.cat((values, values[:1]))
-        expect(
-            (both[2] / both[1] - again).abs().max().item() < 1e-4,
-            f"{case}: the output is right, but joining your result with a third part is not: did you divide already?",
-        )
+        far = (both[2] / both[1] - again).abs().max().item()
+        third = "the output is right, but joining your result with a third part is not: did you divide already?"
+        expect(far < 1e-4, f"{case}: {third}")
     return "So contexts can be cut anywhere and joined in any order: Flash-Decoding needs no more."
 
 

@@ -44,11 +44,10 @@ def plan_step(answer: Callable[[int, list[int], int, int], Sequence[int]]) -> st
         for step in _run(decoding, prompts, budget, chunk):
             taken = {c.request_id: c.length for c in step.chunks if c.request_id.startswith("prompt-")}
             wanted = [taken.get(f"prompt-{number}", 0) for number in range(len(prompts)) if left[number]]
-            case = (
-                f"{decoding} requests decode, the prompts have {[n for n in left if n]} tokens left, the budget is "
-                f"{budget} and the chunk size {chunk}"
-            )
-            got = list(answered(answer(decoding, [n for n in left if n], budget, chunk), case))
+            open_prompts = [n for n in left if n]
+            limits = f"the budget is {budget} and the chunk size {chunk}"
+            case = f"{decoding} requests decode, the prompts have {open_prompts} tokens left, {limits}"
+            got = list(answered(answer(decoding, open_prompts, budget, chunk), case))
             room = min(budget - decoding, chunk) if decoding else budget
             over = sum(got) > room
             hint = f"Yours are {sum(got)} prompt tokens, and there is room for {room}." if over else ""
@@ -68,17 +67,14 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
         (0.020, 0.030, 0.00047, "decodes that take longer than the target already"),
         (9.000, 0.010, 0.00011, "a target that every step meets"),
     ):
-        case = (
-            f"{what[0].upper()}{what[1:]}: target {target * 1e3:.0f} ms, a step that only decodes "
-            f"{decode * 1e3:.0f} ms, a prompt token {token * 1e3:.2f} ms more"
-        )
+        times = f"target {target * 1e3:.0f} ms, a step that only decodes {decode * 1e3:.0f} ms"
+        case = f"{what[0].upper()}{what[1:]}: {times}, a prompt token {token * 1e3:.2f} ms more"
         expect_equal(answer(target, decode, token), _auto(target, decode, token), case)
     return "That is what `prefill_chunk_size='auto'` does, with running averages of both times."
 
 
 def _auto(target: float, decode: float, token: float) -> int:
-    """What `AutoChunkSize` says when a step of decodes took `decode` seconds and 16 prompt tokens in it 16 x `token`
-    more, by a mocked clock."""
+    """What `AutoChunkSize` says when decodes took `decode` seconds, and 16 prompt tokens 16 x `token` more (mocked)."""
     clock = SimpleNamespace(now=0.0)
     clock.perf_counter = lambda: clock.now
     chosen = AutoChunkSize(target)
@@ -100,7 +96,5 @@ def read_again(answer: Callable[[int, int], int]) -> str:
         case = f"{prompt} tokens in chunks of {chunk}, which begin at {starts}"
         expect_equal(answer(prompt, chunk), sum(starts), case)
     few, many = answer(2048, 512), answer(2048, 32)
-    return (
-        f"A prompt of 2,048 tokens reads {few:,} tokens of its own cache again in chunks of 512, and "
-        f"{many:,} in chunks of 32. Half the chunk is about twice the reading."
-    )
+    read = f"reads {few:,} tokens of its own cache again in chunks of 512, and {many:,} in chunks of 32"
+    return f"A prompt of 2,048 tokens {read}. Half the chunk is about twice the reading."

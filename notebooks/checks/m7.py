@@ -83,10 +83,7 @@ def make_good(answer: Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor], 
         expect(torch.equal(got[:i], columns[:i]), f"i = {i}: inputs before it are done, and must stay as they are.")
         expect(torch.allclose(got[i], rounded), f"i = {i}: that input's weights are to be `rounded` afterwards.")
         yours, without, least = (error(moved - columns) for moved in (got, alone, best))
-        expect(
-            yours < 1.01 * least,
-            f"i = {i} of 6: the outputs' squared error is {yours:.3f} after your step. If the later weights "
-            f"stayed as they are it would be {without:.3f}, and the least possible is {least:.3f}. "
-            "By what is the error divided before it is passed on?",
-        )
+        found = f"i = {i} of 6: the outputs' squared error is {yours:.3f} after your step"
+        others = f"If the later weights stayed it would be {without:.3f}, and the least possible is {least:.3f}"
+        expect(yours < 1.01 * least, f"{found}. {others}. By what is the error divided before it is passed on?")
     return "No other move of the later weights changes the outputs less: it is the least-squares solution."

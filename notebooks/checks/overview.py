@@ -31,7 +31,7 @@ def bandwidth_limit(answer: Callable[[float, float, int], float]) -> str:
     return "Weights are read once a step, however many requests share it: that is what batching gains."
 
 
-CURES = {
+CURES = {  # each symptom with the stage that cures it, and how
     "every token costs more than the one before": ("m1", "keeps keys and values"),
     "short requests wait for a long one of their batch": ("m2", "lets requests join and leave at every step"),
     "memory is full of reserved, empty slots": ("m3", "gives out memory in blocks"),
@@ -40,7 +40,6 @@ CURES = {
     "the same system prompt is computed for every request": ("m6", "finds beginnings again that were computed before"),
     "reading the weights takes all the time": ("m7", "holds the weights in 4 bits"),
 }
-"""Each symptom with the stage that cures it, and how."""
 
 
 @check

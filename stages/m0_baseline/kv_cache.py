@@ -32,6 +32,3 @@ class NoCache:
 
     def regions(self) -> list[Region]:
         return []
-
-    def check_integrity(self) -> None:
-        pass

@@ -51,7 +51,3 @@ class RowCache:
     def regions(self) -> list[Region]:
         length = self.row_length
         return [Region(row * length, length, stored, (id,)) for row, (id, stored) in enumerate(self._stored.items())]
-
-    def check_integrity(self) -> None:
-        assert len(self._stored) <= self.num_rows, "more requests than rows"
-        assert all(stored <= self.row_length for stored in self._stored.values()), "a row overflows"

@@ -56,9 +56,3 @@ class SlotCache:
     def regions(self) -> list[Region]:
         length = self.slot_length
         return [Region(slot * length, length, self._stored[id], (id,)) for id, slot in self._slots.items()]
-
-    def check_integrity(self) -> None:
-        slots = sorted(self._free + list(self._slots.values()))
-        assert slots == list(range(self.num_slots)), f"slots lost or owned twice: {slots}"
-        assert self._slots.keys() == self._stored.keys()
-        assert all(stored <= self.slot_length for stored in self._stored.values()), "a slot overflows"

@@ -1,7 +1,6 @@
 """Paging for keys and values (PagedAttention, SOSP '23, section 4): a request's blocks may lie anywhere, its block
 table says where, and it never holds more than one block that is not full."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from common.kv_cache import KVUsage, Region
@@ -119,14 +118,3 @@ class PagedCache:
                 owners = (*held[block].owners, id) if block in held else (id,)
                 held[block] = Region(block * size, size, stored, owners)
         return list(held.values())
-
-    def check_integrity(self) -> None:
-        for pool, tables in ((self.pool, self.tables), (self.cpu_pool, self.swapped_tables)):
-            owners = Counter(block for table in tables.values() for block in table)
-            for block, count in enumerate(pool.ref_counts):
-                assert count == owners[block], f"block {block}: {owners[block]} owners, counted {count}"
-            assert pool.num_blocks - pool.num_free == len(owners), "blocks are in use that belong to no request"
-        assert self.tables.keys() | self.swapped_tables.keys() == self._stored.keys()
-        for id, table in self.tables.items():
-            assert len(set(table)) == len(table), f"{id} holds a block twice"
-            assert len(table) >= self.blocks_for(self._stored[id]), f"{id} stores more tokens than its blocks hold"

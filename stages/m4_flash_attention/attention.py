@@ -10,8 +10,7 @@ import torch
 from common.batch import RaggedBatch
 from stages.m3_paged_kv.kv_tensors import PagedKV
 
-B_R = 64
-"""Queries of a tile. At most B_R x block_size scores of a head exist at a time."""
+B_R = 64  # Queries of a tile. At most B_R x block_size scores of a head exist at a time.
 
 
 class FlashAttention:

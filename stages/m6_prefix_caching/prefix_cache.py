@@ -10,7 +10,7 @@ from common.plan import BlockCopies
 from common.request import Request
 from stages.m3_paged_kv.kv_cache import PagedCache
 from stages.m6_prefix_caching.block_pool import BlockPool
-from stages.m6_prefix_caching.inspection.index import check_index, check_paths, check_pool, tree
+from stages.m6_prefix_caching.inspection.index import tree
 from stages.m6_prefix_caching.inspection.statistics import Statistics
 from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex
 from stages.m6_prefix_caching.radix.partial_copy import PartialCopy
@@ -167,7 +167,7 @@ class PrefixPagedCache:
         self._statistics.planned()
         return copies
 
-    # -- reset, figures, tests --------------------------------------------------------------------------------------
+    # -- reset, figures ---------------------------------------------------------------------------------------------
 
     def kept_regions(self) -> list[Region]:
         return [Region(block * self.block_size, self.block_size, self.block_size, ()) for block in self.pool.reusable]
@@ -188,9 +188,3 @@ class PrefixPagedCache:
         self.pool.forget_all()
         for path in self._paths.values():
             path.clear()
-
-    def check_integrity(self) -> None:
-        self._paged.check_integrity()
-        check_pool(self.pool)
-        check_paths(self.tables, self._paths, self._entries)
-        check_index(self._entries, self.index, self.pool)

@@ -21,8 +21,7 @@ from common.models.weights import ModelSource, build_layer, loader
 from stages.m7_gptq.gptq import Hessian, gptq
 from stages.m7_gptq.settings import Settings
 
-CHUNK = 8192
-"""Tokens whose inputs are cast and multiplied at once: enough for a fast product."""
+CHUNK = 8192  # tokens whose inputs are cast and multiplied at once: enough for a fast product
 
 
 @dataclass
@@ -39,8 +38,7 @@ class QuantizedLayer:
                 raise UserError(f"layer {index}, {name}: weights not finite, or too large for a scale in float16")
 
 
-Finished = Callable[[int], QuantizedLayer | None]
-"""What an earlier run left of a layer, if anything."""
+Finished = Callable[[int], QuantizedLayer | None]  # what an earlier run left of a layer, if anything
 
 
 class _Quantizing:
@@ -105,9 +103,8 @@ class _Calibration:
     def run(self, layer: DecoderLayer, index: int) -> None:
         self.hidden = layer(self.hidden, self.cos, self.sin, self._attend, self.ops)
         if not bool(torch.isfinite(self.hidden).all()):
-            raise UserError(
-                f"layer {index} gives numbers that are not finite on the calibration text: check its weights"
-            )
+            where = f"layer {index} gives numbers that are not finite on the calibration text"
+            raise UserError(f"{where}: check its weights")
 
     def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Each sequence for itself, causal: [T, H, D] is [sequences, length, H, D]."""

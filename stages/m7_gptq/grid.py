@@ -11,8 +11,7 @@ SHARES = [1.05 - 0.5 * step / 32 for step in range(33)]
 """What the search makes of the range from the smallest to the largest weight: some more of it, or as little as half.
 A little more lets a range end where the zero point is a whole number."""
 
-SMALLEST_SCALE = 2.0**-24
-"""The smallest positive number of float16."""
+SMALLEST_SCALE = 2.0**-24  # the smallest positive number of float16
 
 
 class Grid:

@@ -14,10 +14,8 @@ from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models.linear import Linear, Projection
 from stages.m7_gptq.linear import FastLayers
 
-LARGEST = 127
-"""The codes are -127 ... 127: symmetric, as the scale's absolute maximum is."""
-PART = 8192
-"""Rows that are rounded at once: in float32 the whole head would take twice its memory."""
+LARGEST = 127  # the codes are -127 ... 127: symmetric, as the scale's absolute maximum is
+PART = 8192  # rows that are rounded at once: in float32 the whole head would take twice its memory
 
 
 @dataclass

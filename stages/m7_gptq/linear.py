@@ -27,7 +27,6 @@ class FastLayers(Protocol):
 
     def head(self, weight: torch.Tensor) -> Projection | None:
         """The twin of `QuantizedHead`; weight [vocab, hidden], not yet rounded. None: nothing is faster than that."""
-        ...
 
 
 class QuantizedLinear:

@@ -8,7 +8,6 @@ from common.models.linear import Projection
 from common.models.load import Loaded, open_source, prepare
 from common.models.quantized_weight import QuantizedWeight, concatenate
 from common.models.weights import ModelSource, build_decoder, loader, plain_projection
-from stages.m7_gptq.calibrate import calibrate_layers
 from stages.m7_gptq.checkpoint.model import open_checkpoint
 from stages.m7_gptq.head import eight_bit_head
 from stages.m7_gptq.linear import FastLayers, ReadQuantized, SideBySide, quantized_linear
@@ -21,7 +20,7 @@ def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Load
     source = open_source(config.model, device, config.seed, progress=None)
     # A model that is quantised already is read as it is. Of another one the cache has a quantised folder. Where it has
     # none, `calibrate_layers` quantises layer after layer by `gptq`, and each is written when it is done.
-    checkpoint = open_checkpoint(config, source, make_layers=calibrate_layers)
+    checkpoint = open_checkpoint(config, source)
     decoder = build_quantized_decoder(checkpoint.source, checkpoint.read, dtype, device, fast=fast)
     if config.head_bits == 8:
         decoder.head = eight_bit_head(decoder.head, fast)

@@ -18,6 +18,7 @@ from common.config import EngineConfig
 from common.errors import UserError
 from common.kv_cache import PrefixCache
 from tests.arena.watching import TWO, Viewer
+from tests.integrity import check_integrity
 from tests.test_cli import byte_tokenizer
 
 
@@ -94,7 +95,7 @@ def test_stop_ends_the_run_and_gives_everything_back(build: Callable[..., Engine
     assert viewer.names.count("step") == 2
     assert not viewer.regions
     assert not engine.has_unfinished
-    engine.scheduler.cache.check_integrity()
+    check_integrity(engine.scheduler.cache)
 
 
 def test_an_engine_serves_two_races_of_the_same_limits_and_a_new_one_others() -> None:
@@ -147,7 +148,7 @@ def test_a_run_that_fails_leaves_nothing_in_the_engine(build: Callable[..., Engi
         Run(engine, TWO.asks, "race1", tell, threading.Event()).play()
     assert not engine.has_unfinished
     assert engine.trace is None
-    engine.scheduler.cache.check_integrity()
+    check_integrity(engine.scheduler.cache)
     assert played(engine, TWO.asks).end["figures"]["done"] == 2
 
 

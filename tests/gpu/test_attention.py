@@ -18,7 +18,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def backend_for(name: str, case: Case) -> Backend:
-    if name == "flash_attn" and (reason := select.why_not(name, case.shape)):
+    if name == "flash_attn" and (reason := select.module_of(name).why_not(case.shape)):
         pytest.skip(f"flash_attn: {reason}")
     return select.choose(name, case.shape).backend
 

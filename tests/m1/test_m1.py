@@ -10,6 +10,7 @@ import torch
 
 from common import Engine, SamplingParams, UserError
 from tests.conftest import TINY
+from tests.integrity import check_integrity
 from tests.models import reference
 
 Build = Callable[..., Engine]
@@ -118,7 +119,7 @@ def test_rows_stay_whole_after_aborts(build: Build) -> None:
         ]
         outputs = [o for _ in range(steps) for o in engine.step()]
         engine.abort(ids[steps])
-        engine.scheduler.cache.check_integrity()
+        check_integrity(engine.scheduler.cache)
         while engine.has_unfinished:
             outputs += engine.step()
         final = {o.request_id: o for o in outputs if o.finished}

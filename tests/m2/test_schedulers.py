@@ -23,6 +23,7 @@ from common import Engine, SamplingParams, UserError
 from tests.depth import by_depth
 from tests.engine_checks import BOOKKEEPING, CHUNKED, PAGED, TOKEN_BYTES, Driver
 from tests.fake_runner import without_model
+from tests.integrity import check_integrity
 
 MAX_LEN = 24
 
@@ -97,7 +98,7 @@ class AnythingHappens(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         if hasattr(self, "engine"):
-            self.engine.scheduler.cache.check_integrity()
+            check_integrity(self.engine.scheduler.cache)
 
     def teardown(self) -> None:
         if hasattr(self, "driver"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.m4_flash_attention.fast import select
-from stages.m4_flash_attention.fast.backends import Backend, FusesQkv
+from stages.m4_flash_attention.fast.backends import Backend
 from tests.depth import DEEP
 from tests.m4.cases import HEADS, LENGTHS, SHORT_STEPS, STEPS, TOLERANCE, Case, check_fused_qkv, make_case
 
@@ -151,7 +151,7 @@ def test_only_a_step_of_one_decode_fuses_qkv_heads(chunks: list[tuple[int, int]]
     case = make_case(chunks)
     backend = create("triton", case)
     backend.begin(case.batch)
-    assert isinstance(backend, FusesQkv) and backend.fuses_qkv() == taken
+    assert backend.fuses_qkv() == taken
 
 
 CHUNKS = {
@@ -198,7 +198,7 @@ def test_the_cpu_kernel_fuses_no_heads_whose_half_is_no_vector(head_dim: int) ->
     case = make_case([(1, 20)], head_dim=head_dim)
     backend = create("cpu", case)
     backend.begin(case.batch)
-    assert isinstance(backend, FusesQkv) and not backend.fuses_qkv()
+    assert not backend.fuses_qkv()
     case.check(backend)
 
 
@@ -241,7 +241,7 @@ def test_no_backend_is_imported_before_it_is_chosen() -> None:
         "from stages.m4_flash_attention.fast import attention, select\n"
         "from stages.m4_flash_attention.fast.backends import AttentionShape\n"
         "shape = AttentionShape(4, 2, 64, 16, torch.float32, torch.device('cpu'))\n"
-        "for name in select.NAMES: select.why_not(name, shape)\n"
+        "for name in select.NAMES: select.module_of(name).why_not(shape)\n"
         "select.choose('naive', shape)\n"
         "print([m for m in ('numba', 'triton', 'flash_attn') if m in sys.modules])\n"
     )

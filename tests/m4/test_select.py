@@ -83,7 +83,7 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
 def test_reasons(name: str, change: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     hide(monkeypatch, "flash_attn", "flash_attn_interface")
-    answer = select.why_not(name, dataclasses.replace(SHAPE, **change))
+    answer = select.module_of(name).why_not(dataclasses.replace(SHAPE, **change))
     assert answer is not None
     assert reason in answer
 

@@ -9,6 +9,7 @@ import pytest
 from common import Engine
 from tests.engine_checks import SHARING, exactly
 from tests.helpers import greedy
+from tests.integrity import check_integrity
 
 INDICES = ("hash", "radix")
 on_other_weights = pytest.mark.parametrize("build", SHARING, indirect=True)
@@ -31,7 +32,7 @@ def ask(engine: Engine, prompt: list[int], count: int = 3, cache_salt: str | Non
     final = None
     while engine.has_unfinished:
         [final] = [output for output in engine.step() if output.request_id == id]
-        engine.scheduler.cache.check_integrity()
+        check_integrity(engine.scheduler.cache)
     assert final is not None and final.finished and final.token_ids == alone(engine, prompt, count)
     return final.num_cached_tokens
 

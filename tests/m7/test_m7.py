@@ -68,7 +68,8 @@ def test_a_model_that_is_not_quantised_is_quantised_once(
     [folder] = [path for path in (tmp_path / "gptq").iterdir() if path.is_dir()]
     assert folder.name.endswith(short_name(Settings()))
     written = (folder / "config.json").stat().st_mtime_ns
-    monkeypatch.setattr("stages.m7_gptq.load.calibrate_layers", lambda *_: pytest.fail("it is quantised again"))
+    again = "stages.m7_gptq.checkpoint.baselines.calibrate_layers"
+    monkeypatch.setattr(again, lambda *_: pytest.fail("it is quantised again"))
     assert tokens(build("m7", model=frozen(TINY[0])).generate(PROMPTS, OUTPUTS)) == tokens(first)
     assert (folder / "config.json").stat().st_mtime_ns == written
 

@@ -21,7 +21,7 @@ from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import fused_names
 from stages.m7_gptq.checkpoint import baselines
 from stages.m7_gptq.checkpoint import quantize as quantize_module
-from stages.m7_gptq.checkpoint.baselines import NF4, RTN, check_shape, nf4_values, quantize_layers, to_nf4
+from stages.m7_gptq.checkpoint.baselines import NF4, RTN, check_shape, quantize_layers, to_nf4
 from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize, short_name
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
@@ -66,6 +66,18 @@ def described(**changes: Any) -> Change:
 
 def set_part(kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
     return lambda tensors: tensors.update({f"{FIRST}.{kind}": change(tensors[f"{FIRST}.{kind}"])})
+
+
+OFFSET = 0.9677083  # the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, one for each of the halves
+
+
+def nf4_values() -> torch.Tensor:
+    """Where `VALUES` come from, float32 [16] in -1 ... 1: 8 for positive numbers, 7 for negative ones, and 0. Equal to
+    them but for the last bit."""
+    positive = torch.special.ndtri(torch.linspace(OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
+    negative = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat((negative, torch.zeros(1, dtype=torch.float64), positive)).sort().values
+    return (values / values.max()).float()
 
 
 def test_the_values_are_qlora_s() -> None:

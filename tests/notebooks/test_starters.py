@@ -154,7 +154,7 @@ def test_a_file_that_was_right_is_in_work_once_it_changes(mine: Path) -> None:
     assert task.state() == "in work"
     task.remember()
     assert task.state() == "right"
-    edit(task, "num_used", "used")
+    edit(task, "released twice", "released again")
     assert task.state() == "in work"
 
 

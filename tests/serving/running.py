@@ -27,6 +27,7 @@ from common.serving.server import Server
 from common.serving.service import Service
 from common.serving.spans import Spans
 from tests.depth import DEEP
+from tests.integrity import check_integrity
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = "random:tiny-llama"
@@ -143,7 +144,7 @@ def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
 def look(engine: Engine) -> dict[str, Any]:
     while engine.has_unfinished:  # what was aborted in the last step is still to be delivered
         engine.step()
-    engine.scheduler.cache.check_integrity()
+    check_integrity(engine.scheduler.cache)
     return engine.metrics()
 
 

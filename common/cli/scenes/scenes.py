@@ -1,5 +1,4 @@
-"""The eight scenes. Each runs on the stage and on the stage before it, and draws what the engine did: from its trace,
-its block tables and its metrics."""
+"""The eight scenes. Each runs on the stage and on the stage before it, and draws what the engine did."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -205,7 +204,7 @@ DOUBLING = Ask(256, 1), Ask(512, 1, IDLE), Ask(1024, 1, IDLE)
 LATE = Ask(16, 12), Ask(16, 12), Ask(1000, 3, 4)
 ALIKE = Ask(500, 4, shared=480), Ask(500, 8, IDLE, shared=480), Ask(500, 8, shared=480)
 QUESTION = Ask(128, 64, text="Why is the sky blue? Answer in two sentences.")
-SCENES = (
+SCENES = (  # by the number of their stage
     Scene(time_per_token, "time", (Ask(16, 96),)),
     Scene(time_per_token, "time", (Ask(16, 96),)),
     Scene(joining, "speed", SHORT, options={"max_num_seqs": 4}),
@@ -215,4 +214,3 @@ SCENES = (
     Scene(hits, "ttft", ALIKE, kv_tokens=1216),
     Scene(weights, "speed", (QUESTION,)),
 )
-"""By the number of their stage."""

@@ -5,11 +5,9 @@ import threading
 import numpy as np
 import torch
 
+# What NumPy sees instead of a format that it does not know.
 BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-"""What NumPy sees instead of a format that it does not know."""
-
-NUMBA_POOL_LOCK = threading.Lock()
-"""Numba's thread pool must not be entered twice where it is Numba's own (`workqueue`, without OpenMP or TBB)."""
+NUMBA_POOL_LOCK = threading.Lock()  # Numba's own thread pool (without OpenMP or TBB) must not be entered twice
 
 
 def bits(x: torch.Tensor) -> np.ndarray:

@@ -20,7 +20,6 @@ Kernel = Callable[..., None]
 Lanes = tuple[int, ...]
 
 SINGLE_THREAD_LIMIT = 1 << 15  # up to this many numbers, waking other threads costs more than it saves
-
 FORMATS = {dtype: bits(torch.empty(0, dtype=dtype)) for dtype in BITS}
 
 

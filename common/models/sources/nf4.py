@@ -21,7 +21,7 @@ VALUES = (
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 """The 16 numbers of QLoRA's appendix E. These digits are what bitsandbytes multiplies by, whatever a file says; where
-they come from: `nf4_values` in stages/m7_gptq/checkpoint/baselines.py."""
+they come from: `nf4_values` in tests/m7/test_nf4.py."""
 
 
 @dataclass

@@ -27,18 +27,13 @@ def module_of(name: str) -> ModuleType:
     return importlib.import_module(f"stages.m4_flash_attention.fast.backends.{name}")
 
 
-def why_not(name: str, shape: AttentionShape) -> str | None:
-    """None where the backend can run with this shape, or the reason why it cannot."""
-    return module_of(name).why_not(shape)
-
-
 def choose(name: str, shape: AttentionShape) -> Choice:
     """`name`: `auto` or a backend's; one that cannot run is a `UserError` that names those that can."""
     if name == "auto":
         return _first_that_runs(shape)
     check_name(name)
-    if reason := why_not(name, shape):
-        able = [other for other in NAMES if why_not(other, shape) is None]
+    if reason := module_of(name).why_not(shape):
+        able = [other for other in NAMES if module_of(other).why_not(shape) is None]
         hint = f"Choose from: auto, {', '.join(able)}"
         raise UserError(f"attention_backend {name!r} cannot run here: {reason}. {hint}")
     return _choice(name, shape, f"attention: {name}, as asked for")
@@ -49,7 +44,7 @@ def _first_that_runs(shape: AttentionShape) -> Choice:
     here = sorted((order[shape.device.type], name) for name, order in devices.items() if shape.device.type in order)
     refused: list[str] = []
     for _, name in here:
-        if reason := why_not(name, shape):
+        if reason := module_of(name).why_not(shape):
             refused.append(f"not {name}: {reason}")
             continue
         why = "; ".join([module_of(name).WHY, *refused])

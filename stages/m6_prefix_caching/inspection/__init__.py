@@ -1,1 +1,1 @@
-"""Figures, pictures and checks of the prefix cache."""
+"""Figures and pictures of the prefix cache."""

@@ -50,28 +50,12 @@ class NF4(Baseline):
 
 METHODS: dict[str, type[Settings]] = {kind.method: kind for kind in (Settings, RTN, NF4)}
 
-ROUNDED = RTN(group_size=128, search=False)
-"""What random weights are rounded with, for speed alone: there is nothing to calibrate."""
-
-SMALLEST = 1e-38
-"""Blocks whose largest weight is below it become zeros, as in bitsandbytes: its inverse would not be finite."""
-
-_OFFSET = 0.9677083
-"""The outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, one for each of the halves."""
-
-
-def nf4_values() -> torch.Tensor:
-    """Where `VALUES` come from, float32 [16] in -1 ... 1: 8 for positive numbers, 7 for negative ones, and 0. Equal to
-    them but for the last bit."""
-    positive = torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
-    negative = -torch.special.ndtri(torch.linspace(_OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
-    values = torch.cat((negative, torch.zeros(1, dtype=torch.float64), positive)).sort().values
-    return (values / values.max()).float()
+ROUNDED = RTN(group_size=128, search=False)  # for random weights, which are there for speed alone
+SMALLEST = 1e-38  # blocks with no larger weight become zeros, as in bitsandbytes: its inverse would not be finite
 
 
 def to_nf4(weight: torch.Tensor, bias: torch.Tensor | None = None) -> NF4Weight:
-    """Round a weight [out, in] to the nearest values of its blocks; 64 must divide `in`. The codes are those that
-    bitsandbytes finds."""
+    """Round a weight [out, in] to the nearest values of its blocks of 64, to the codes that bitsandbytes finds."""
     values = table(weight.device)
     blocks = weight.float().unflatten(1, (-1, BLOCK))
     scales = blocks.abs().amax(-1)
@@ -116,11 +100,9 @@ def check_shape(settings: Settings, name: str, in_features: int, out_features: i
         require(fits, f"{name} has {in_features} inputs: they must be a multiple of {BLOCK} to be stored in NF4")
         return
     count = WORD // settings.bits
-    require(
-        in_features % count == 0 and out_features % count == 0,
-        f"{name} is {out_features} x {in_features}: both must be multiples of {count} to be stored in "
-        f"{settings.bits} bits",
-    )
+    fits = in_features % count == 0 and out_features % count == 0
+    stored = f"both must be multiples of {count} to be stored in {settings.bits} bits"
+    require(fits, f"{name} is {out_features} x {in_features}: {stored}")
 
 
 def _round_layers(

@@ -8,11 +8,10 @@ import typer
 from common.config import DEFAULT_MODEL, parse_device
 from common.errors import unknown
 from stages.m7_gptq.checkpoint.baselines import METHODS
-from stages.m7_gptq.checkpoint.quantize import Report, quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.settings import Settings
 
 Model = Annotated[str, typer.Option(help="A name, a Hugging Face folder, a hub id, or a *.gguf file.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, ...")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -31,7 +30,7 @@ def add_commands(app: typer.Typer) -> None:
         text: Annotated[Path | None, typer.Option(help="Calibration text, instead of the stage's own.")] = None,
         out: Annotated[Path | None, typer.Option(help="The folder to write; without it: in the cache.")] = None,
         again: Annotated[bool, typer.Option("--again", help="Even if it was quantised before.")] = False,
-        device: Device = "auto",
+        device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, ...")] = "auto",
     ) -> None:
         """Write a quantised checkpoint of a model: GPTQ takes some minutes for the embedded one on two cores."""
         if method not in METHODS:
@@ -39,14 +38,9 @@ def add_commands(app: typer.Typer) -> None:
         group_size = METHODS[method].group_size if group_size is None else group_size
         settings = METHODS[method](bits, group_size, sym, desc_act, search, damping)
         report = quantize(model, settings, out, text=text, device=parse_device(device), again=again)
-        _print(report)
-
-
-def _print(report: Report) -> None:
-    if any(report.losses):
-        names = list(report.losses[0])
-        print("loss of each layer's projections (mean squared error of an output)")
-        print("layer  " + "  ".join(f"{name:>12}" for name in names))
-        for index, losses in enumerate(report.losses):
-            print(f"{index:5d}  " + "  ".join(f"{losses[name]:12.3g}" for name in names))
-    print(f"{'written to' if report.losses else 'already there:'} {report.folder}")
+        if any(report.losses):
+            print("loss of each layer's projections (mean squared error of an output)")
+            print("layer  " + "  ".join(f"{name:>12}" for name in report.losses[0]))
+            for index, losses in enumerate(report.losses):
+                print(f"{index:5d}  " + "  ".join(f"{losses[name]:12.3g}" for name in report.losses[0]))
+        print(f"{'written to' if report.losses else 'already there:'} {report.folder}")

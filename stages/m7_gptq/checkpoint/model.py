@@ -16,7 +16,7 @@ from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource
 from stages.m7_gptq.checkpoint.baselines import ROUNDED, rounding_reader
-from stages.m7_gptq.checkpoint.quantize import MakeLayers, quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
 from stages.m7_gptq.settings import Settings
 
@@ -53,13 +53,13 @@ class Checkpoint:
         return "; ".join(note for note in (layers, head) if note) or None
 
 
-def open_checkpoint(config: EngineConfig, source: ModelSource, make_layers: MakeLayers) -> Checkpoint:
+def open_checkpoint(config: EngineConfig, source: ModelSource) -> Checkpoint:
     """What the source's decoder is built from in m7. A model that is not quantised yet is quantised first, layer after
-    layer by `make_layers`, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
+    layer, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
     if config.model.startswith(PREFIX):
         return Checkpoint(config, source, rounding_reader(source))
     if not isinstance(source, QuantizedFolder):
-        folder = quantize(config.model, Settings(), device=config.torch_device, source=source, make=make_layers).folder
+        folder = quantize(config.model, Settings(), device=config.torch_device, source=source).folder
         source = open_quantized_folder(folder, config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
     return Checkpoint(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,26 +20,19 @@ from common.models.quantized_weight import PER_CHANNEL
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say
-from stages.m7_gptq.calibrate import Finished, QuantizedLayer
+from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.checkpoint.baselines import check_shapes, quantize_layers
 from stages.m7_gptq.checkpoint.texts import CALIBRATION, LENGTH, SEQUENCES, calibration_tokens, fingerprint, read
 from stages.m7_gptq.checkpoint.write import RECIPE, Writer, check_target
 from stages.m7_gptq.settings import Settings
 
-VERSION = 1
-"""Raised when the algorithm changes so that other weights come out: what an older one left is then made again."""
-
-MakeLayers = Callable[[ModelSource, torch.Tensor, Settings, torch.device, Finished], Iterator[QuantizedLayer]]
-"""Quantises one layer after the other, as `calibrate_layers` does."""
-
-LONGEST_NAME = 150
-"""Of a folder in the cache, in letters, of the 255 that a file system takes."""
+VERSION = 1  # raised when the algorithm gives other weights: what an older one left is then made again
+LONGEST_NAME = 150  # of a folder in the cache, in letters, of the 255 that a file system takes
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the model is, and the losses of each layer's projections (none without calibration); no layers where it was
-    there already."""
+    """Where the model is, and the losses of each layer's projections, if calibrated; no layers if it was there."""
 
     folder: Path
     losses: list[dict[str, float]]
@@ -113,17 +106,15 @@ def quantize(
     again: bool = False,
     progress: bool | None = None,
     source: ModelSource | None = None,
-    make: MakeLayers | None = None,
 ) -> Report:
     """Quantise the model of that name (see `open_source`) and write it to `out`, or to the cache.
 
     text: another calibration text. again: even if a whole model lies there. progress: None draws a bar on a terminal.
-    source: the model, where it is open already. make: quantises its layers; None: what the settings' method asks for.
+    source: the model, where it is open already.
     In the cache an older version is replaced. One process at a time: others wait.
     """
-    require(
-        text is None or settings.method == "gptq", f"{settings.method} looks at no text: leave it out, or take gptq"
-    )
+    gptq = settings.method == "gptq"
+    require(text is None or gptq, f"{settings.method} looks at no text: leave it out, or take gptq")
     require(not model.startswith(PREFIX), f"{model} is made at every start: there is nothing worth a folder")
     folder = out or cached_folder(model, settings, text)
     check_target(folder)
@@ -133,20 +124,15 @@ def quantize(
     if not again and differences(folder, recipe) == []:
         return Report(folder, [])
     check_shapes(source, settings)
-    token_ids = torch.empty(0, 0, dtype=torch.int64)
-    if settings.method == "gptq":
-        token_ids = calibration_tokens(source.tokenizer(), text)
+    token_ids = calibration_tokens(source.tokenizer(), text) if gptq else torch.empty(0, 0, dtype=torch.int64)
     with only_one(model, folder):
         others = differences(folder, recipe)
         if not again and others == []:  # another process has made it meanwhile
             return Report(folder, [])
-        require(
-            not (out and others) or again,
-            f"{folder} holds a model that was made otherwise ({', '.join(others or ())}): give another --out, "
-            "or --again to replace it",
-        )
+        made = f"{folder} holds a model that was made otherwise ({', '.join(others or ())})"
+        require(not (out and others) or again, f"{made}: give another --out, or --again to replace it")
         writer = Writer(source, settings, folder, recipe, again)
-        layers = (make or quantize_layers)(source, token_ids, settings, place, writer.finished)
+        layers = quantize_layers(source, token_ids, settings, place, writer.finished)
         return _write(writer, layers, progress)
 
 
@@ -186,7 +172,6 @@ def only_one(model: str, folder: Path) -> Generator[None, None, None]:
 def open_plain(model: str, device: torch.device, progress: bool | None) -> ModelSource:
     """The model of that name; `UserError` if it is quantised already."""
     source = open_source(model, device, progress=progress)
-    require(
-        not isinstance(source, QuantizedFolder), f"{model} is quantised already: give the model that it was made from"
-    )
+    plain = not isinstance(source, QuantizedFolder)
+    require(plain, f"{model} is quantised already: give the model that it was made from")
     return source

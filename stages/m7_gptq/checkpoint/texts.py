@@ -10,24 +10,18 @@ from common.text.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 CALIBRATION = DATA / "calibration.txt"
-
 SEQUENCES = 64
-LENGTH = 512
-"""Of calibration: the number of sequences, and the tokens of each."""
-
-FEWEST_TOKENS = 2048
-"""With fewer, most inputs' Hessian rests on the damping alone."""
+LENGTH = 512  # of calibration: the number of sequences, and the tokens of each
+FEWEST_TOKENS = 2048  # with fewer, most inputs' Hessian rests on the damping alone
 
 
 def calibration_tokens(tokenizer: Tokenizer | None, path: Path | None = None) -> torch.Tensor:
-    """Token ids [sequences, LENGTH] from the start of a text; fewer sequences if the text is shorter. `UserError` if it
-    is too short to say anything."""
+    """Token ids [sequences, LENGTH] from the start of a text, fewer of a shorter one; `UserError` if too few."""
     ids = tokens(tokenizer, path or CALIBRATION)
     count = min(SEQUENCES, len(ids) // LENGTH)
     if count * LENGTH < FEWEST_TOKENS:
-        raise UserError(
-            f"{len(ids)} tokens of calibration text are too few: give {FEWEST_TOKENS} at least, better 32,768"
-        )
+        hint = f"give {FEWEST_TOKENS} at least, better 32,768"
+        raise UserError(f"{len(ids)} tokens of calibration text are too few: {hint}")
     return ids[: count * LENGTH].view(count, LENGTH)
 
 

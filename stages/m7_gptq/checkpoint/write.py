@@ -1,9 +1,9 @@
 """Writes a quantised model's folder: all of it, or nothing. A run that was stopped goes on where it was.
 
-Each decoder layer is a shard of its own, written when the layer is done. The folder is written under
-another name, and moved at the end.
+Each decoder layer is a shard, written when it is done. The folder has another name until the end.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,23 +19,18 @@ from safetensors.torch import save_file
 
 from common.errors import UserError, require
 from common.models.quantized_weight import Format, QuantizedWeight, concatenate, pack_zeros
-from common.models.sources.gptq_checks import check_numbers
 from common.models.sources.gptq_description import Stored
-from common.models.sources.gptq_folder import PARTS, from_parts
+from common.models.sources.gptq_folder import from_parts
 from common.models.sources.hf_folder import INDEX
 from common.models.sources.nf4 import NF4Weight, concatenate_nf4
-from common.models.sources.nf4_folder import check_parts, stored_shapes
 from common.models.sources.quantized_folder import AnyWeight, fused_names, is_quantized
 from common.models.weights import ModelSource, tensor_shapes
 from common.text.json_file import write_json
 from stages.m7_gptq.calibrate import QuantizedLayer
 from stages.m7_gptq.settings import Settings
 
-RECIPE = "folovllm"
-"""In a checkpoint's `meta`: all that its weights depend on."""
-
-WORK = "work.json"
-"""What the unfinished folder was started with: a run with anything else starts over."""
+RECIPE = "folovllm"  # in a checkpoint's `meta`: all that its weights depend on
+WORK = "work.json"  # what the unfinished folder was started with: a run with anything else starts over
 
 
 class Writer:
@@ -47,10 +42,7 @@ class Writer:
     def __init__(
         self, source: ModelSource, settings: Settings, folder: Path, recipe: Mapping[str, Any], again: bool = False
     ) -> None:
-        self.source = source
-        self.settings = settings
-        self.recipe = recipe
-        self.folder = folder
+        self.source, self.settings, self.recipe, self.folder = source, settings, recipe, folder
         self.work = folder.with_name(f".{folder.name}-unfinished")
         self.form: Format = "gptq" if settings.symmetric else "gptq_v2"
         self._count = source.config.num_layers + 1
@@ -65,19 +57,13 @@ class Writer:
         try:
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                losses = {name: float(loss) for name, loss in json.loads(file.metadata()["losses"]).items()}
-            self._check_plain(index, tensors)
-            weights = {kind: self._join(names, tensors) for kind, names in fused_names(index).items()}
-            return QuantizedLayer(weights, losses)
-        except (SafetensorError, OSError, UserError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
-            return None  # whatever is wrong with it: the layer is made again
-
-    def _check_plain(self, index: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """`UserError` unless the norms and biases of a layer are there, finite, and of their shapes."""
-        for name, shape in tensor_shapes(self.source.config).items():
-            if name.startswith(f"model.layers.{index}.") and not is_quantized(name):
-                right = tensors[name].shape == shape and bool(tensors[name].isfinite().all())
-                require(right, f"{name} is damaged")
+                losses, digest = (file.metadata()[word] for word in ("losses", "digest"))
+        except (SafetensorError, OSError, KeyError, TypeError):
+            return None
+        if digest != _digest(tensors, losses):
+            return None
+        weights = {kind: self._join(names, tensors) for kind, names in fused_names(index).items()}
+        return QuantizedLayer(weights, json.loads(losses))
 
     def add(self, index: int, layer: QuantizedLayer) -> None:
         """Write one layer: its quantised weights, split into the layers of the checkpoint, and its norms."""
@@ -92,14 +78,14 @@ class Writer:
                 tensors |= {f"{name}.{kind}": tensor.cpu().contiguous() for kind, tensor in parts.items()}
         at = f"model.layers.{index}."
         tensors |= self._plain(name for name in shapes if name.startswith(at) and not is_quantized(name))
-        self._save(index, tensors, {"losses": json.dumps(layer.losses)})
+        losses = json.dumps(layer.losses)
+        self._save(index, tensors, {"losses": losses, "digest": _digest(tensors, losses)})
 
     def finish(self) -> None:
         """The rest of the model, its description and its tokenizer; then all of it moves to its place."""
         config = self.source.config
         self._save(config.num_layers, self._plain(n for n in tensor_shapes(config) if ".layers." not in n), {})
-        weight_map: dict[str, str] = {}
-        size = 0
+        weight_map, size = dict[str, str](), 0
         for index in range(self._count):
             with safe_open(self._shard(index), framework="pt", device="cpu") as file:
                 weight_map |= dict.fromkeys(file.keys(), self._shard(index).name)
@@ -133,30 +119,20 @@ class Writer:
         }
 
     def _join(self, names: list[str], tensors: Mapping[str, torch.Tensor]) -> AnyWeight:
-        """The inverse of what `add` does, for one projection; `UserError` where the numbers cannot be right."""
-        if self.settings.method == "nf4":
-            return concatenate_nf4([self._from_nf4(name, tensors) for name in names])
-        joined = concatenate([self._from_gptq(name, tensors) for name in names])
-        if joined is None:  # their inputs were quantised together
-            raise UserError(f"the parts of {names[0]} are damaged: they do not fit together")
+        """The inverse of what `add` does, for one projection."""
+        s, shapes = self.settings, tensor_shapes(self.source.config)
+        nf4, gptq = list[NF4Weight](), list[QuantizedWeight]()
+        for name in names:
+            outputs, inputs = shapes[f"{name}.weight"]
+            parts = {key.removeprefix(f"{name}."): part for key, part in tensors.items() if key.startswith(f"{name}.")}
+            if s.method == "nf4":
+                nf4.append(NF4Weight.from_parts(parts, outputs, parts.get("bias")))
+            else:
+                stored = Stored(s.bits, s.group_of(inputs), s.symmetric, s.desc_act, self.form)
+                gptq.append(from_parts(name, parts, stored))
+        joined = concatenate_nf4(nf4) if nf4 else concatenate(gptq)
+        assert joined is not None, "their inputs were quantised together"
         return joined
-
-    def _from_nf4(self, name: str, tensors: Mapping[str, torch.Tensor]) -> NF4Weight:
-        shape = tensor_shapes(self.source.config)[f"{name}.weight"]
-        parts = {kind: tensors[f"{name}.{kind}"] for kind in stored_shapes(*shape, double=False)}
-        check_parts(name, parts, shape, double=False)
-        return NF4Weight.from_parts(parts, shape[0], tensors.get(f"{name}.bias"))
-
-    def _from_gptq(self, name: str, tensors: Mapping[str, torch.Tensor]) -> QuantizedWeight:
-        s, shape = self.settings, tensor_shapes(self.source.config)[f"{name}.weight"]
-        stored = Stored(s.bits, s.group_of(shape[1]), s.symmetric, s.desc_act, self.form)
-        kinds = [*PARTS, "bias"] if f"{name}.bias" in tensors else PARTS
-        parts = {kind: tensors[f"{name}.{kind}"] for kind in kinds}
-        right = all(tuple(parts[kind].shape) == wanted for kind, wanted in stored.shapes(*shape).items())
-        require(right, f"the parts of {name} are damaged")
-        weight = from_parts(name, parts, stored)
-        check_numbers(name, weight, s.symmetric)
-        return weight
 
     def _plain(self, names: Any) -> dict[str, torch.Tensor]:
         shapes = tensor_shapes(self.source.config)
@@ -218,6 +194,15 @@ def _split(weight: AnyWeight, rows: list[int]) -> list[AnyWeight]:
     """A fused layer as the layers that it was made of."""
     ends = accumulate(rows)
     return [weight.outputs(slice(end - count, end)) for count, end in zip(rows, ends, strict=True)]
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], losses: str) -> str:
+    """Of a layer as it is written: what was damaged since has another one."""
+    found = hashlib.sha256(losses.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,8 @@ import torch.nn.functional as F
 from common.execution.cpu.arrays import NUMBA_POOL_LOCK
 from common.models.quantized_weight import QuantizedWeight
 
-DEQUANTIZE_TOKENS = 56
-"""PyTorch's kernel takes time in proportion to the tokens; from this many on, writing the weight out is faster."""
-Dequantize = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-
-OUTPUTS = 64
-"""Our kernel writes this many outputs at a time; it takes only weights with a multiple of it."""
+DEQUANTIZE_TOKENS = 56  # PyTorch's kernel takes time in proportion to them; writing the weight out is faster from here
+OUTPUTS = 64  # our kernel writes this many outputs at a time; it takes only weights with a multiple of it
 
 
 class Scratch:
@@ -81,7 +77,7 @@ def group_size(weight: QuantizedWeight) -> int:
 
 
 @functools.cache
-def _dequantizer() -> Dequantize | None:
+def _dequantizer() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
     """The compiled function; None where Numba is missing or PyTorch lays weights out otherwise on this processor."""
     if importlib.util.find_spec("numba") is None:
         return None

@@ -17,8 +17,7 @@ class Permuted:
     """A layer whose inputs were sorted: gives it x sorted likewise."""
 
     def __init__(self, projection: Projection, order: torch.Tensor) -> None:
-        self.projection = projection
-        self.order = order
+        self.projection, self.order = projection, order
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.projection(x.index_select(1, self.order))

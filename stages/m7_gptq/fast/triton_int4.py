@@ -14,26 +14,21 @@ from common.models.quantized_weight import QuantizedWeight
 class TritonInt4Linear:
     """`x @ weight.T + bias` for a 4-bit weight whose groups lie in order.
 
-    One launch for one token, nothing allocated but the result, nothing that depends on a number on the device: a CUDA
-    graph may hold it.
+    One launch for one token, no memory but the result, nothing that depends on numbers on the device: for CUDA graphs.
     """
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, pdl: bool = True) -> None:
-        from stages.m7_gptq.fast.kernels import (
-            triton_int4_config,
-            triton_int4_dequantize,
-            triton_int4_gemv,
-            triton_int4_layout,
-            triton_int4_tiles,
-        )
+        from stages.m7_gptq.fast.kernels import triton_int4_config as sizes
+        from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
+        from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
+        from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out
+        from stages.m7_gptq.fast.kernels.triton_int4_tiles import tiles
 
-        self._gemv, self._tiles = triton_int4_gemv.gemv, triton_int4_tiles.tiles
-        self._dequantize = triton_int4_dequantize.dequantize
-        fits = weight.in_features <= triton_int4_config.MOST_INPUTS
-        self._gemv_tokens = triton_int4_config.GEMV_TOKENS if fits else 0
-        self._tiles_tokens = triton_int4_config.DEQUANTIZE_TOKENS
+        self._gemv, self._tiles, self._dequantize = gemv, tiles, dequantize
+        self._gemv_tokens = sizes.GEMV_TOKENS if weight.in_features <= sizes.MOST_INPUTS else 0
+        self._tiles_tokens = sizes.DEQUANTIZE_TOKENS
         self._launch = launch_options(device, pdl)
-        self.weight = triton_int4_layout.lay_out(weight, dtype, device)
+        self.weight = lay_out(weight, dtype, device)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.shape[0]

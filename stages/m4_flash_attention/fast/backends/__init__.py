@@ -10,8 +10,8 @@ A layer's cache is kv [2, num_blocks, block_size, Hkv, D]; slot s is block s // 
 """
 
 import pkgutil
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor  # not torch itself: a backend here has its name
 from torch import device as Device
@@ -40,35 +40,29 @@ class AttentionShape:
         return self.num_heads // self.num_kv_heads
 
 
-class Backend(Protocol):
-    """One step: `begin` once, then for each layer `store` and `attend`."""
+class Backend(ABC):
+    """One step: `begin` once, then for each layer `store` and `attend`; or, in steps with `fuses_qkv`, `fused_qkv`,
+    which also does what comes between the projection and attention."""
 
-    def begin(self, batch: RaggedBatch) -> None: ...
+    def __init__(self, shape: AttentionShape) -> None:
+        self.shape = shape
+
+    def begin(self, batch: RaggedBatch) -> None:
+        self._batch = batch
 
     def store(self, kv: Tensor, k: Tensor, v: Tensor) -> None:
-        """k, v [T, Hkv, D] (rows may lie apart) into their slots of one layer."""
-        ...
+        """k, v [T, Hkv, D] (rows may lie apart) into their slots of one layer; here by PyTorch."""
+        kv[0].flatten(0, 1).index_copy_(0, self._batch.slot_mapping, k)
+        kv[1].flatten(0, 1).index_copy_(0, self._batch.slot_mapping, v)
 
+    @abstractmethod
     def attend(self, q: Tensor, kv: Tensor) -> Tensor:
         """q [T, Hq, D] (rows may lie apart) over one layer, causally; returns [T, Hq, D]."""
-        ...
-
-
-@runtime_checkable
-class FusesQkv(Protocol):
-    """A backend that, in some steps, also does what comes between the projection and attention."""
 
     def fuses_qkv(self) -> bool:
         """Can it do so in the step that has begun?"""
-        ...
+        return False
 
     def fused_qkv(self, layer: Heads, qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor) -> Tensor:
-        """qkv [T, Hq + 2 Hkv, D] as the projection gives it, cos and signed sin [T, 1, D]: normalise, rotate, store,
-        attend; returns [T, Hq, D]."""
-        ...
-
-
-def store_rows(kv: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    """The store in PyTorch: k and v [T, Hkv, D] to the slots of one layer."""
-    kv[0].flatten(0, 1).index_copy_(0, slots, k)
-    kv[1].flatten(0, 1).index_copy_(0, slots, v)
+        """qkv [T, Hq + 2 Hkv, D], cos and signed sin [T, 1, D]: norm, RoPE, store, attend; returns [T, Hq, D]."""
+        raise NotImplementedError

@@ -9,14 +9,12 @@ from common.batch import RaggedBatch
 from common.execution.cpu.arrays import BITS, NUMBA_POOL_LOCK, bits, flat
 from common.models.layers import RMSNorm
 from common.models.ops import Heads
-from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 AUTO = {"cpu": 0}
 WHY = "reads the blocks in place; of those measured on a CPU the fastest"
 CAPTURABLE = True
-
-FEW_TOKENS = 32
-"""Up to this many tokens, one thread rotates and stores them before another has woken up."""
+FEW_TOKENS = 32  # up to this many tokens, one thread rotates and stores them before another has woken up
 
 
 def why_not(shape: AttentionShape) -> str | None:
@@ -31,7 +29,7 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Threads: as many as PyTorch uses; the two pools take turns, so they do not compete for cores."""
 
     def __init__(self, shape: AttentionShape) -> None:
@@ -65,9 +63,6 @@ class CpuBackend:
         tiles.sort(reverse=True)
         tasks = [(sequence, head, first) for _, sequence, first in tiles for head in range(self._heads)]
         self._tasks = np.array(tasks, dtype=np.int64).reshape(-1, 3)
-
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         out = q.new_empty(q.shape)

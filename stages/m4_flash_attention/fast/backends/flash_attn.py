@@ -3,8 +3,6 @@
 Both read the cache in place through block tables. Version 2 wants pages of a multiple of 256 tokens.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from common.batch import RaggedBatch
-from stages.m4_flash_attention.fast.backends import AttentionShape, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 AUTO = {"cuda": 1}  # not measured
 WHY = "reads the blocks in place"
@@ -43,13 +41,7 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-def create(shape: AttentionShape) -> FlashAttnBackend:
-    version = installed_version()
-    module = importlib.import_module("flash_attn_interface" if version == 3 else "flash_attn")
-    return FlashAttnBackend(3 if version == 3 else 2, module.flash_attn_with_kvcache, module.flash_attn_varlen_func)
-
-
-class FlashAttnBackend:
+class FlashAttnBackend(Backend):
     """`with_kvcache` and `varlen` are the library's functions; their signatures differ between the versions."""
 
     def __init__(
@@ -62,9 +54,6 @@ class FlashAttnBackend:
         # Version 2 wants where each sequence's keys *would* begin if they lay end to end; it reads the lengths off it.
         self._key_starts = torch.nn.functional.pad(step.seq_lens.cumsum(0, dtype=torch.int32), (1, 0))
         self._chunk_key_starts = self._key_starts[step.num_decodes :] - self._key_starts[step.num_decodes]
-
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step = self._batch
@@ -88,3 +77,9 @@ class FlashAttnBackend:
             )  # fmt: skip
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def create(shape: AttentionShape) -> FlashAttnBackend:
+    version = installed_version()
+    module = importlib.import_module("flash_attn_interface" if version == 3 else "flash_attn")
+    return FlashAttnBackend(3 if version == 3 else 2, module.flash_attn_with_kvcache, module.flash_attn_varlen_func)

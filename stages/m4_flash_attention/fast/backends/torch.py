@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from common.batch import RaggedBatch
-from stages.m4_flash_attention.fast.backends import AttentionShape, Backend, store_rows
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 AUTO = {"cuda": 2, "cpu": 1}
 WHY = "runs everywhere"
@@ -19,11 +19,7 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-def create(shape: AttentionShape) -> Backend:
-    return GatherBackend()
-
-
-class GatherBackend:
+class GatherBackend(Backend):
     """Gather, then SDPA."""
 
     def begin(self, batch: RaggedBatch) -> None:
@@ -36,9 +32,6 @@ class GatherBackend:
             positions = torch.arange(step.max_seq_len, device=lengths.device)
             # A padded row of length 0 looks at its first slot: a result that is not read, but a number.
             self._decode_mask = positions < lengths.clamp(min=1)  # [B, 1, 1, max_seq_len]
-
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        store_rows(kv, k, v, self._batch.slot_mapping)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         decodes, block_size = self._batch.num_decodes, kv.shape[2]
@@ -64,3 +57,6 @@ class GatherBackend:
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
     return scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
+
+
+create = GatherBackend

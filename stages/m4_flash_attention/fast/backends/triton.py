@@ -5,10 +5,9 @@ import os
 
 import torch
 
-from common.batch import RaggedBatch
 from common.execution.gpu.launch import launch_options
 from common.models.ops import Heads
-from stages.m4_flash_attention.fast.backends import AttentionShape
+from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 
 AUTO = {"cuda": 0}
 WHY = "reads the blocks in place; of those measured on a GPU the fastest at decode"
@@ -35,7 +34,7 @@ def why_not(shape: AttentionShape) -> str | None:
     return None
 
 
-class TritonBackend:
+class TritonBackend(Backend):
     """A step is safe to capture in a CUDA graph: nothing is read on the host, and what is written lies where it lay."""
 
     def __init__(self, shape: AttentionShape) -> None:
@@ -49,9 +48,6 @@ class TritonBackend:
         self._decode = DecodeKernel(shape.num_kv_heads, shape.group, *kind)
         self._fused_qkv = FusedQkvDecodeKernel(shape.num_heads, *kind)
         self._prefill = PrefillKernel(shape.num_heads, *kind)
-
-    def begin(self, batch: RaggedBatch) -> None:
-        self._batch = batch
 
     def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         self._store(kv, k, v, self._batch.slot_mapping, self._launch)
