@@ -12,7 +12,11 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 def encode_prompt(
-    prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, chat_template_kwargs: Mapping[str, Any] | None = None
+    prompt: Prompt,
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """Token ids of a prompt, for a chat a `ChatPrompt`; `UserError` if it is empty, malformed, or outside of the
     vocabulary. Arrays count as lists."""
@@ -29,7 +33,7 @@ def encode_prompt(
             raise UserError(f"this model has no tokenizer, so {hint}")
         messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
         variables = template_kwargs(chat_template_kwargs)
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables)
+        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables, tools)
     else:
         token_ids = type(prompt)(map(plain, prompt)) if isinstance(prompt, ChatPrompt) else list(map(plain, prompt))
         whole = all(isinstance(t, int) and not isinstance(t, bool) for t in token_ids)

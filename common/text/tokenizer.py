@@ -6,6 +6,7 @@ Built on the `tokenizers` library: transformers is imported only for folders tha
 import contextlib
 import functools
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,11 @@ from common.text.turn_ends import turn_end_token_ids
 
 LARGEST = 16 << 20
 """Bytes of a file: models of speech list 65,000 tokens in 12 MB."""
+
+_OWN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that a byte-level vocabulary writes as themselves
+BYTES = {chr(byte): byte for byte in _OWN} | {
+    chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _OWN)
+}
 
 
 class ChatPrompt(list[int]):
@@ -69,12 +75,25 @@ class Tokenizer:
             options["chat_template"] = self.chat_template
         write_json(folder / "tokenizer_config.json", options)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens (such as a BOS) that the model expects around a prompt."""
-        return self._encode(text, add_special_tokens=True)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; `add_special_tokens`: those (such as a BOS) that the model expects around a prompt."""
+        return self._encode(text, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Of a token that knows them: in a byte-level vocabulary, and `<0x0A>`. None for others, which are texts."""
+        piece: str = self.backend.id_to_token(token_id) or ""
+        byte_level, byte_fallback = (name in self._decoder for name in (b"ByteLevel", b"ByteFallback"))
+        if byte_level and piece not in self.special_ids and all(letter in BYTES for letter in piece):
+            return bytes(BYTES[letter] for letter in piece)
+        found = re.fullmatch("<0x([0-9A-F]{2})>", piece) if byte_fallback else None
+        return None if found is None else bytes.fromhex(found[1])
+
+    @functools.cached_property
+    def _decoder(self) -> bytes:
+        return self.backend.decoder.__getstate__() if self.backend.decoder else b""  # pyright: ignore
 
     def chat(
         self,
