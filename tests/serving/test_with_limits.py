@@ -124,12 +124,12 @@ def test_prompts_that_are_being_encoded_have_their_places(serve: Serve, monkeypa
     encode, go = parameters.encode, threading.Event()
     encoding: list[int] = []
 
-    def encode_slowly(engine: Engine, prompt: Prompt, options: ServerOptions) -> list[int]:
+    def encode_slowly(engine: Engine, prompt: Prompt, options: ServerOptions, template_kwargs: Any) -> list[int]:
         encoding.append(len(prompt))
         if len(prompt) > LONG_TEXT:
             assert go.wait(30)
             raise UserError("too long")
-        return encode(engine, prompt, options)
+        return encode(engine, prompt, options, template_kwargs)
 
     monkeypatch.setattr(parameters, "encode", encode_slowly)
     statuses: list[int] = []
