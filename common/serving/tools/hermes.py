@@ -13,9 +13,9 @@ class Hermes(ToolParser):
         begun = next((n for n in range(len(OPEN) - 1, 0, -1) if held.endswith(OPEN[:n])), 0)
         return len(held) if end else len(held) - begun, None
 
-    def _end(self, held: str, stop: int | None, end: bool) -> int | None:
+    def _end(self, held: str, stop: int | None, wrong: int, end: bool) -> int | None:
         if stop is None:
-            at = held.find(CLOSE)
+            at = held.find(CLOSE, wrong)
             return at + len(CLOSE) if at >= 0 else len(held) if end else None
         rest = held[stop:].lstrip()
         if rest.startswith(CLOSE):

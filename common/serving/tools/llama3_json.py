@@ -17,5 +17,5 @@ class Llama3Json(ToolParser):
             return 0, len(held) - len(rest)
         return (0 if TAG.startswith(rest) and not end else len(held)), None
 
-    def _end(self, held: str, stop: int | None, end: bool) -> int | None:
+    def _end(self, held: str, stop: int | None, wrong: int, end: bool) -> int | None:
         return stop if stop is not None or not end else len(held)

@@ -10,7 +10,7 @@ from typing import Any
 Piece = str | dict[str, Any]
 """Content, or an entry of `tool_calls` as OpenAI streams them: first id and name, then more of the arguments."""
 
-HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 
 
@@ -30,8 +30,9 @@ class ToolParser(ABC):
     def __init__(self, names: Collection[str], parallel: bool = True, eager: bool = False) -> None:
         self._names, self._parallel, self._eager = tuple(names), parallel, eager
         self.calls = 0
-        self.plain = False  # there was content
+        self.plain = False  # there was content since the last call
         self._held = ""
+        self._is_whole = False  # its JSON; but it may not be closed
         self._begun = False  # has the call at the front of `_held` a name yet?
         self._sent = 0  # characters of its arguments
 
@@ -40,22 +41,21 @@ class ToolParser(ABC):
         """How much of the text is content, and where a call's JSON begins behind it."""
 
     @abstractmethod
-    def _end(self, held: str, stop: int | None, end: bool) -> int | None:
-        """Where a call ends whose JSON ends at `stop`, or is broken (None); None if the text may go on."""
+    def _end(self, held: str, stop: int | None, wrong: int, end: bool) -> int | None:
+        """Where a call ends whose JSON ends at `stop`, or (None) is no JSON from `wrong` on; None if more may come."""
 
     def feed(self, text: str, end: bool = False) -> Iterator[Piece]:
         """`end`: that was all."""
         self._held += text
         while self._held:
-            if self.calls and not self._begun:
-                self._held = self._held.lstrip()  # between calls
+            if self.calls and not self.plain and not self._begun:
+                self._held = self._held.lstrip()  # behind a call
             content, at = self._find(self._held, end)
-            if at is None and not end:
+            if at is not None or not end or self.calls:
                 content = len(self._held[:content].rstrip())  # space before a call is not content
-            said = self._held[:content].rstrip() if at is not None else self._held[:content]
-            if said:
+            if content:
                 self.plain = True
-                yield said
+                yield self._held[:content]
             self._held = self._held[content:]
             if at is None:
                 return
@@ -66,9 +66,10 @@ class ToolParser(ABC):
     def _call(self, at: int, end: bool, may_end: bool) -> Generator[Piece, None, bool]:
         """The call at the front of what is held; returns whether it has ended."""
         held = self._held
-        found, stop, open_text = _decode(held, at) if may_end else (None, None, True)
-        until = self._end(held, stop, end) if end or not open_text else None
-        arguments = None if found is None or stop is None else self._arguments(found, held, at, stop)
+        found, stop, wrong = _decode(held, at) if may_end or self._is_whole else (None, None, len(held))
+        self._is_whole = stop is not None
+        until = self._end(held, stop, wrong, end)
+        arguments = None if stop is None else self._arguments(found, held, at, stop)
         head = HEAD.match(held, at) if self._eager else None
         if until is None and head and arguments is None and _name(head[1]) in self._names:
             arguments = held[head.end() :].rstrip(" \t\r\n}")  # what may be the end of the call waits
@@ -83,8 +84,8 @@ class ToolParser(ABC):
             self.plain = True
             yield held[:until]
         else:
-            self.calls += 1
-        self._held, self._begun, self._sent = held[until:], False, 0
+            self.calls, self.plain = self.calls + 1, False
+        self._held, self._begun, self._is_whole, self._sent = held[until:], False, False, 0
         return True
 
     def _gained(self, name: str, arguments: str) -> Iterator[Piece]:
@@ -110,13 +111,15 @@ class ToolParser(ABC):
         return None
 
 
-def _decode(text: str, at: int) -> tuple[Any, int | None, bool]:
-    """The JSON value at a place, where it ends (None: it is not whole, or broken), and whether a text in it is open."""
+def _decode(text: str, at: int) -> tuple[Any, int | None, int]:
+    """The JSON value at a place, and where it ends; None for both if it does not, and from where on it is none."""
     try:
         at += len(text[at:]) - len(text[at:].lstrip())
-        return *DECODER.raw_decode(text, at), False
-    except (ValueError, RecursionError) as error:
-        return None, None, "Unterminated string" in str(error)
+        return *DECODER.raw_decode(text, at), at
+    except json.JSONDecodeError as error:
+        return None, None, len(text) if "Unterminated" in error.msg else error.pos
+    except (ValueError, RecursionError):
+        return None, None, at
 
 
 def _name(quoted: str) -> str:
