@@ -22,20 +22,16 @@ class Answer:
         self._news = asyncio.Event()
         self._prompt_tokens = sum(len(job.prompt) for job in jobs)
         self._completion_tokens = self._cached_tokens = 0
-        self._so_far: dict[int, int] = {}  # tokens, by answer
 
-    @property
-    def usage(self) -> dict[str, Any]:
-        """So far; `cached_tokens` only at the end."""
-        prompt = self._prompt_tokens
-        completion = sum(self._so_far.values()) if self._open else self._completion_tokens
+    def usage(self, so_far: int | None = None) -> dict[str, Any]:
+        """At the end; or when the answers have `so_far` tokens."""
+        prompt, completion = self._prompt_tokens, self._completion_tokens if so_far is None else so_far
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return {**usage, "prompt_tokens_details": {"cached_tokens": self._cached_tokens}}
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._deltas.append(event)
-            self._so_far[event.index] = event.num_generated
         else:
             self._open -= 1
             if event.output is not None:

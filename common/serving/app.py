@@ -63,12 +63,12 @@ def create_app(service: Service) -> FastAPI:
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "Give either 'prompt' or 'messages'.", param="prompt")
         prompt: Prompt = body.prompt or ""
+        if body.messages is not None and body.add_special_tokens:
+            raise ApiError(400, "A chat's template writes its special tokens.", param="add_special_tokens")
         if body.messages is not None:
             prompt = parameters.conversation(body.messages, body.tools, engine.tokenizer)
         elif body.add_special_tokens is False:
-            prompt = parameters.BareText(body.prompt)
-        elif body.messages and body.add_special_tokens:
-            raise ApiError(400, "A chat's template writes its special tokens.", param="add_special_tokens")
+            prompt = parameters.BareText(prompt)
         _check_model(body.model, name)
         tokens = await service.tokenize(prompt, body.chat_template_kwargs)
         texts = [engine.tokenizer.backend.id_to_token(t) for t in tokens] if engine.tokenizer else []

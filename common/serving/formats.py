@@ -37,6 +37,7 @@ class Format(ABC):
     ) -> None:  # fmt: skip
         self._tokenizer, self._answer, self._top, self._new_parser = engine.tokenizer, answer, top, new_parser
         self._options = body.stream_options or StreamOptions()
+        self._so_far: dict[int, int] = {}  # tokens of each answer
         self._parsers: dict[int, ToolParser | None] = {}  # of each answer that has begun
         self._fields = {
             "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,
@@ -46,19 +47,23 @@ class Format(ABC):
     def whole(self, choices: Sequence[Delta]) -> Json:
         """`choices`: for each answer everything that it gained, as one delta."""
         fields = {**self._fields, "object": self.kind}
-        return {**fields, "choices": [self._choice(c) for c in choices], "usage": self._answer.usage}
+        return {**fields, "choices": [self._choice(c) for c in choices], "usage": self._answer.usage()}
 
     def pieces(self, delta: Delta) -> Iterator[Json]:
         """What a stream sends when an answer gains something."""
+        self._so_far[delta.index] = delta.num_generated
+        yield from self._pieces(delta)
+
+    def _pieces(self, delta: Delta) -> Iterator[Json]:
         yield self._piece(self._choice(delta))
 
     def last_pieces(self) -> Iterator[Json]:
         """With `stream_options: {"include_usage": true}`; other pieces have null, or the usage so far."""
         if self._options.include_usage:
-            yield {**self._fields, "object": self.piece_kind, "choices": [], "usage": self._answer.usage}
+            yield {**self._fields, "object": self.piece_kind, "choices": [], "usage": self._answer.usage()}
 
     def _piece(self, choice: Json) -> Json:
-        usage = self._answer.usage if self._options.continuous_usage_stats else None
+        usage = self._answer.usage(sum(self._so_far.values())) if self._options.continuous_usage_stats else None
         more = {"usage": usage} if self._options.include_usage else {}
         return {**self._fields, "object": self.piece_kind, "choices": [choice], **more}
 
@@ -82,7 +87,7 @@ class ChatFormat(Format):
 
     id_prefix, kind, piece_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def pieces(self, delta: Delta) -> Iterator[Json]:
+    def _pieces(self, delta: Delta) -> Iterator[Json]:
         """First the role, then text and calls, then the reason for the end."""
         if delta.index not in self._parsers:
             yield self._chunk(delta.index, {"role": "assistant", "content": ""})

@@ -40,7 +40,7 @@ def encode_prompt(
         require(whole, "a prompt of token ids holds whole numbers only")
     require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
-    text = tokenizer and worst >= 0 and tokenizer.backend.id_to_token(worst)
+    text = tokenizer and 0 <= worst < 1 << 32 and tokenizer.backend.id_to_token(worst)
     name = f"token id {worst}" + (f" ({text!r})" if text else "")
     require(0 <= worst < vocab_size, f"{name} is outside of the vocabulary (0 ... {vocab_size - 1})")
     return token_ids

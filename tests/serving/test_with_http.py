@@ -56,6 +56,7 @@ def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> 
         ("completions", {"prompt": []}, "prompt", "at least 1"),
         ("completions", {"prompt": "\ud800"}, "prompt", "prompt"),
         ("completions", {"prompt": [700]}, None, "outside of the vocabulary"),
+        ("completions", {"prompt": [2**40]}, None, "outside of the vocabulary"),
         ("completions", {"max_tokens": "4"}, "max_tokens", "valid integer"),
         ("completions", {"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ("completions", {"max_tokens": 600}, None, "maximum context length is 512 tokens"),
