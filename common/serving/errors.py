@@ -84,7 +84,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, UNREADABLE)
-    location = [str(part) for part in first["loc"] if part != "body"]
+    location = _location(first)
     if first["type"] == "unsupported":
         location.append(first["ctx"]["field"])
     if not location and first["type"] == "string_unicode":
@@ -100,14 +100,17 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         message = f"Unsupported parameter: '{name}' is not supported by this server."
         return ApiError(400, message, param=name, code="unsupported_parameter")
     field = _field(location)  # without the types of a field that takes several
-    same = (e for e in errors if _field([str(part) for part in e["loc"] if part != "body"]) == field)
-    complaints = "; or ".join(dict.fromkeys(str(e["msg"]) for e in same))
+    complaints = "; or ".join(dict.fromkeys(str(e["msg"]) for e in errors if _field(_location(e)) == field))
     return ApiError(400, f"Invalid '{field}': {complaints}.", param=field, code="invalid_value")
+
+
+def _location(error: Mapping[str, Any]) -> list[str]:
+    return [str(part) for part in error["loc"] if part != "body"]
 
 
 def _field(location: Sequence[str]) -> str:
     """As in `messages[3].content`; of anything but messages and tools, the first name."""
-    parts = location if location[0] in ("messages", "tools") else location[:1]
+    parts = location if location[:1] in (["messages"], ["tools"]) else location[:1]
     known = itertools.takewhile(lambda p: re.fullmatch(r"\d+|[a-z_]+", p) and p not in ("str", "bool", "int"), parts)
     return _path(known)
 

@@ -91,17 +91,13 @@ class ChatFormat(Format):
         """First the role, then text and calls, then the reason for the end."""
         if delta.index not in self._parsers:
             yield self._chunk(delta.index, {"role": "assistant", "content": ""})
-        parts = [self._gained(part) for part in self._parse(delta)]
         logprobs = self._logprobs(delta)
-        for part in parts or ([{"content": ""}] if delta.logprobs else []):
-            yield self._chunk(delta.index, part, logprobs)
+        for part in list(self._parse(delta)) or ([""] if delta.logprobs else []):
+            gained: Json = {"content": part} if isinstance(part, str) else {"tool_calls": [part]}
+            yield self._chunk(delta.index, gained, logprobs)
             logprobs = None if logprobs is None else {"content": [], "refusal": None}
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=self._reason(delta))
-
-    @staticmethod
-    def _gained(part: Piece) -> Json:
-        return {"content": part} if isinstance(part, str) else {"tool_calls": [part]}
 
     def _parse(self, delta: Delta) -> Iterator[Piece]:
         """The text of a delta, as content and calls."""

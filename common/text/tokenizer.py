@@ -107,14 +107,13 @@ class Tokenizer:
         the rendered text is encoded as it is.
         """
         template = pick(self.chat_template, tools)
-        control = self._control.setdefault(
-            template, self._control.get(template) or ControlTokens(self.backend, template)
-        )
+        if template not in self._control:
+            self._control[template] = ControlTokens(self.backend, template)
+        control = self._control[template]
         marks = control.marks((messages, tools, template_kwargs))
         if marks is None:
             return ChatPrompt(self._encode(self.render(messages, template_kwargs, tools=tools), False))
-        given = (control.mark(value, marks) for value in (messages, template_kwargs, tools))
-        messages, template_kwargs, tools = given
+        messages, template_kwargs, tools = (control.mark(v, marks) for v in (messages, template_kwargs, tools))
         first, *pieces = control.split(self.render(messages, template_kwargs, tools=tools), marks)
         ids = self._encode(first, False)
         for piece, spelled in zip(pieces, itertools.cycle((True, False))):

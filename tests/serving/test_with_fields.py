@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from common.serving import schema
-from common.serving.schema import NEUTRAL, NO_EFFECT
+from common.serving.errors import from_validation
+from common.serving.schema import NEUTRAL, NO_EFFECT, ChatRequest, CompletionRequest
 from tests.serving.running import ROOT, TINY, Running, error_of
 from tests.test_cli import byte_tokenizer
 
@@ -40,8 +42,12 @@ def test_fields_that_would_change_the_answer_are_refused(running: Running, path:
     assert running.post(f"/v1/{path}", body | neutral).status_code == 200
     assert running.post(f"/v1/{path}", body | dict.fromkeys(NEUTRAL)).status_code == 200, "null is not given"
     for name in NEUTRAL:
-        error = error_of(running.post(f"/v1/{path}", body | {name: ["x"]}), 400)
-        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+        with pytest.raises(ValidationError) as wrong:
+            (CompletionRequest if path == "completions" else ChatRequest).model_validate(body | {name: ["x"]})
+        refused = from_validation(wrong.value.errors())
+        assert (refused.param, refused.code, refused.status_code) == (name, "unsupported_parameter", 400)
+    error = error_of(running.post(f"/v1/{path}", body | {"echo": True}), 400)
+    assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
     special = {"add_special_tokens": path == "completions"}
     assert running.post(f"/v1/{path}", body | special).status_code == 200
     error_of(running.post(f"/v1/{path}", body | {"add_special_tokens": path != "completions"}), 400)
