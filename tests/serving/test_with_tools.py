@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from common.config import DEFAULT_MODEL
 from common.serving.tools import PARSERS, choose
@@ -37,7 +38,7 @@ TEMPLATES = {
     "{{ c.function.arguments.city }}{% endfor %};{% endfor %}{% for t in tools or [] %}{{ t.function.name }} "
     "{% endfor %}a:",
     "llama3_json": "{{ messages[0].content }}{% if tools %}{{ tools | length }}{% endif %}{% if false %}"
-    '{"name": "parameters"}{% endif %}',
+    '<|start_header_id|>{"name": "parameters"}{% endif %}',
 }
 END = "\0"
 
@@ -78,7 +79,7 @@ class Prepared:
 
     def say(self, text: str, **options: Any) -> Any:
         self._answer = self.tokenizer.encode(text + END)
-        given = {"model": TINY, "messages": [USER], "tools": TOOLS, "max_tokens": 300, **options}
+        given: dict[str, Any] = {"model": TINY, "messages": [USER], "tools": TOOLS, "max_tokens": 300, **options}
         return self.client.chat.completions.create(**given)
 
 
@@ -102,8 +103,7 @@ def joined(stream: Any) -> dict[int, dict[str, Any]]:
     return choices
 
 
-@pytest.mark.parametrize("stage", ["m1", "m3", "m7"])
-@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize(("kind", "stage"), [("hermes", "m1"), ("llama3_json", "m3"), ("hermes", "m7")])
 def test_calls_are_told_from_text_whole_and_streamed(serve: Serve, kind: str, stage: str) -> None:
     prepared = Prepared(serve, TEMPLATES[kind], stage=stage)
     whole = prepared.say(ANSWERS[kind])
@@ -132,26 +132,35 @@ def test_text_before_a_call_is_content(serve: Serve) -> None:
     assert streamed["content"] == "Let me see. 1 < 2" and len(streamed["calls"]) == 2
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "No tool.", "  spaced \n", "<tool_call>", "<tool_ca", "a <tool_call> b", "<tool_call>not json</tool_call>",
-        '<tool_call>{"name": "weather"}</tool_call>', '<tool_call>{"name": 5, "arguments": {}}</tool_call>',
-        '<tool_call>{"name": [], "arguments": {}}</tool_call>', '<tool_call>{"arguments": {}}</tool_call>',
-        '<tool_call>{"name": "weather", "arguments": "x"}</tool_call>', "<tool_call>[]</tool_call>",
-        '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
-        '<tool_call>{"arguments": {"a": NaN}, "name": "weather"}</tool_call>',
-        '<tool_call>{"arguments": {"a": ' + "9" * 150 + '}, "nam": "weather"}</tool_call>',
-        "</tool_call>", "<tool_call>" + "[" * 150,
-    ],
-)  # fmt: skip
-def test_what_is_no_call_stays_content(serve: Serve, answer: str) -> None:
+NO_CALLS = [
+    "No tool.",
+    "  spaced \n",
+    "<tool_call>",
+    "<tool_ca",
+    "a <tool_call> b",
+    "<tool_call>not json</tool_call>",
+    '<tool_call>{"name": "weather"}</tool_call>',
+    '<tool_call>{"name": 5, "arguments": {}}</tool_call>',
+    '<tool_call>{"name": [], "arguments": {}}</tool_call>',
+    '<tool_call>{"arguments": {}}</tool_call>',
+    '<tool_call>{"name": "weather", "arguments": "x"}</tool_call>',
+    "<tool_call>[]</tool_call>",
+    '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
+    '<tool_call>{"arguments": {"a": NaN}, "name": "weather"}</tool_call>',
+    '<tool_call>{"arguments": {"a": ' + "9" * 150 + '}, "nam": "weather"}</tool_call>',
+    "</tool_call>",
+    "<tool_call>" + "[" * 150,
+]
+
+
+def test_what_is_no_call_stays_content(serve: Serve) -> None:
     prepared = Prepared(serve)
-    choice = prepared.say(answer).choices[0]
-    assert choice.message.content == answer and choice.message.tool_calls is None
-    assert choice.finish_reason == "stop"
-    [streamed] = joined(prepared.say(answer, stream=True)).values()
-    assert streamed == {"content": answer, "calls": [], "finish": "stop"}
+    for answer in NO_CALLS:
+        choice = prepared.say(answer).choices[0]
+        assert choice.message.content == answer and choice.message.tool_calls is None
+        assert choice.finish_reason == "stop"
+        [streamed] = joined(prepared.say(answer, stream=True)).values()
+        assert streamed == {"content": answer, "calls": [], "finish": "stop"}
 
 
 def test_a_call_that_is_cut_off(serve: Serve) -> None:
@@ -206,6 +215,25 @@ def test_a_conversation_with_calls_is_rendered(serve: Serve) -> None:
     answer = prepared.say("No rain.", messages=[USER, first.model_dump(), *results])
     assert answer.choices[0].message.content == "No rain."
     assert prepared.prompts[-1] == "u:Rain in Köln?;a:<tool_call>Köln<tool_call>;t:no;t:no;weather clock a:"
+
+
+def test_the_clients_own_helpers_work(serve: Serve) -> None:
+    class weather(BaseModel):
+        city: str
+        days: list[float]
+
+    prepared = Prepared(serve)
+    prepared.say(ANSWERS["hermes"])
+    given: dict[str, Any] = {"model": TINY, "messages": [USER], "tools": [openai.pydantic_function_tool(weather)]}
+    message = prepared.client.chat.completions.parse(**given).choices[0].message
+    assert message.tool_calls is not None
+    assert message.tool_calls[0].function.parsed_arguments == weather(city="Köln", days=[1, 2])
+    with prepared.client.chat.completions.stream(**given) as stream:
+        kinds = Counter(event.type for event in stream)
+        final = stream.get_final_completion().choices[0]
+    assert kinds["tool_calls.function.arguments.done"] == 1 and kinds["tool_calls.function.arguments.delta"] > 5
+    assert final.message.tool_calls is not None and final.finish_reason == "tool_calls"
+    assert final.message.tool_calls[0].function.parsed_arguments == weather(city="Köln", days=[1, 2])
 
 
 def test_a_template_without_tools_gets_them_as_text(serve: Serve) -> None:
@@ -344,6 +372,7 @@ def test_tricky_calls_are_found() -> None:
         ("{{ messages }}", "hermes"),
         ({"default": "{{ messages }}", "tool_use": "{{ tools }}<tool_call>"}, "hermes"),
         ("{{ tools }}[TOOL_CALLS]", None),
+        ('{{ tools }}{"name": "f", "parameters": {}}', None),
         ("{{ tools }}<tool_call><function=", None),
     ],
 )

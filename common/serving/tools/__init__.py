@@ -27,7 +27,7 @@ def choose(templates: Templates | None, tools: Sequence[Any]) -> str | None:
     template = pick(templates, tools)
     if "tools" not in template or ("<tool_call>" in template and "<function=" not in template):
         return "hermes"
-    return "llama3_json" if '"parameters"' in template else None
+    return "llama3_json" if '"parameters"' in template and "<|start_header_id|>" in template else None
 
 
 def in_plain_text(
