@@ -26,24 +26,25 @@ NO_EFFECT = frozenset(
 )
 """Accepted, and named once in the log."""
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {  # refused, unless null or one of these values, which ask for nothing
-    **dict.fromkeys(["echo", "store", "use_beam_search", "include_stop_str_in_output", "no_stop_trim", "watermarking",
-                     "return_tokens_as_token_ids", "return_token_ids", "return_prompt_token_ids", "return_prompt_text",
-                     "return_token_offsets", "return_hidden_states", "return_routed_experts", "return_meta_info",
-                     "return_cached_tokens_details", "continue_final_message"], (False,)),
-    **dict.fromkeys(["skip_special_tokens", "add_generation_prompt", "include_reasoning"], (True,)),
-    **dict.fromkeys(["logit_bias", "vllm_xargs", "custom_params", "session_params"], ({},)),
-    **dict.fromkeys(["functions", "documents", "allowed_token_ids", "bad_words", "logits_processors"], ([],)),
-    **dict.fromkeys(["audio", "prediction", "reasoning_effort", "verbosity", "web_search_options", "chat_template",
-                     "truncate_prompt_tokens", "prompt_logprobs", "logprob_token_ids", "structured_outputs",
-                     "guided_json", "guided_regex", "guided_choice", "guided_grammar", "regex", "grammar", "ebnf",
-                     "json_schema", "structural_tag", "stop_regex", "prompt_embeds", "input_ids", "lora_path",
-                     "thinking_token_budget", "repetition_detection", "custom_logit_processor", "task",
-                     "kv_transfer_params", "ec_transfer_params"], ()),
-    **dict.fromkeys(["routed_experts_prompt_start", "routed_experts_start_len"], (0,)),
-    "function_call": ("none", "auto"), "modalities": (["text"],), "response_format": ({"type": "text"},),
-    "suffix": ("",),
-}  # fmt: skip
+_REFUSED: list[tuple[str, tuple[Any, ...]]] = [
+    ("""echo store use_beam_search include_stop_str_in_output no_stop_trim watermarking return_tokens_as_token_ids
+     return_token_ids return_prompt_token_ids return_prompt_text return_token_offsets return_hidden_states
+     return_routed_experts return_meta_info return_cached_tokens_details continue_final_message""", (False,)),
+    ("skip_special_tokens add_generation_prompt include_reasoning", (True,)),
+    ("logit_bias vllm_xargs custom_params session_params", ({},)),
+    ("functions documents allowed_token_ids bad_words logits_processors", ([],)),
+    ("routed_experts_prompt_start routed_experts_start_len", (0,)),
+    ("suffix", ("",)),
+    ("function_call", ("none", "auto")),
+    ("modalities", (["text"],)),
+    ("response_format", ({"type": "text"},)),
+    ("""audio prediction reasoning_effort verbosity web_search_options chat_template truncate_prompt_tokens
+     prompt_logprobs logprob_token_ids structured_outputs guided_json guided_regex guided_choice guided_grammar regex
+     grammar ebnf json_schema structural_tag stop_regex prompt_embeds input_ids lora_path thinking_token_budget
+     repetition_detection custom_logit_processor task kv_transfer_params ec_transfer_params""", ()),
+]  # fmt: skip
+NEUTRAL = {name: values for names, values in _REFUSED for name in names.split()}
+"""Refused, unless null or one of these values, which ask for nothing."""
 
 Stop = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -169,33 +170,22 @@ class Tool(Body):
     function: Function
 
 
-class Named(Body):
-    name: str
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
-class NamedChoice(Body):
-    type: Literal["function"]
-    function: Named
-
-
-class Chat(Body):
-    """What a conversation is rendered from."""
-
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    neutral = {**NEUTRAL, "add_special_tokens": (False,)}
-
-
-class ChatRequest(Sampling, Chat):
+class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
+    messages: Messages
+    chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
+    tools: Tools | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    neutral = Chat.neutral
+    neutral = {**NEUTRAL, "add_special_tokens": (False,)}
 
 
 class TokenizeRequest(Body):
@@ -205,9 +195,9 @@ class TokenizeRequest(Body):
     prompt: str | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Messages | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(Body):

@@ -10,7 +10,7 @@ from typing import Any
 Piece = str | dict[str, Any]
 """Content, or an entry of `tool_calls` as OpenAI streams them: first id and name, then more of the arguments."""
 
-HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 
 
@@ -71,13 +71,12 @@ class ToolParser(ABC):
         until = self._end(held, stop, wrong, end)
         arguments = None if stop is None else self._arguments(found, held, at, stop)
         head = HEAD.match(held, at) if self._eager else None
-        if until is None and head and arguments is None and _name(head[1]) in self._names:
+        if until is None and head and arguments is None and head[1] in self._names:
             arguments = held[head.end() :].rstrip(" \t\r\n}")  # what may be the end of the call waits
         elif until is not None and self._begun and arguments is None and head:
             arguments = held[head.end() : until]
         if arguments is not None and (until is not None or head):
-            name = found["name"] if isinstance(found, dict) and "name" in found else _name(head[1]) if head else ""
-            yield from self._gained(name, arguments)
+            yield from self._gained(head[1] if head else found["name"], arguments)
         if until is None:
             return False
         if arguments is None:
@@ -120,8 +119,3 @@ def _decode(text: str, at: int) -> tuple[Any, int | None, int]:
         return None, None, len(text) if "Unterminated" in error.msg else error.pos
     except (ValueError, RecursionError):
         return None, None, at
-
-
-def _name(quoted: str) -> str:
-    name, end, _ = _decode(quoted, 0)
-    return name if end else ""
