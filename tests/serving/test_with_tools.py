@@ -290,7 +290,7 @@ def test_what_cannot_be_names_its_field(running: Running, change: dict[str, Any]
 
 def test_the_embedded_model_is_told_of_tools(serve: Serve) -> None:
     running = serve(engine={"model": DEFAULT_MODEL, "max_num_seqs": 2, "max_model_len": 512}, talks=False)
-    options: dict[str, Any] = {"model": DEFAULT_MODEL, "messages": [USER], "tools": TOOLS, "max_tokens": 40,
+    options: dict[str, Any] = {"model": DEFAULT_MODEL, "messages": [USER], "tools": TOOLS, "max_tokens": 12,
                                "temperature": 0}  # fmt: skip
     whole = running.client.chat.completions.create(**options)
     [streamed] = joined(running.client.chat.completions.create(**options, stream=True)).values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -111,6 +112,27 @@ def test_no_user_writes_a_turn(family: str) -> None:
         text = tokenizer.backend.decode(ids, skip_special_tokens=False)
         assert text.count(content.strip()) == 2 or family in ("Mistral", "Llama 2", "Unigram"), text
         assert text.replace(" ", "").count(content.strip().replace(" ", "")) == 2, text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_pieces_make_a_token(family: str) -> None:
+    random, tokenizer = Random(family), FAMILIES[family][0]()
+    tokens = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
+
+    def spoken() -> str:
+        text = ""
+        for _ in range(random.randrange(6)):
+            token = random.choice(tokens)
+            at = random.randrange(len(token))
+            text += random.choice([token, token[:at], token[at:], token.upper(), "x", " ", "\n", "<", ">", "\ue000"])
+        return text
+
+    parts = family == "ChatML"  # in this template they follow each other without a space
+    harmless = controls(tokenizer, tokenizer.chat([{"role": "user", "content": text} for text in "ab"]))
+    for _ in range(200):
+        contents = [[{"type": "text", "text": spoken()} for _ in range(4)] if parts else spoken() for _ in "ab"]
+        ids = tokenizer.chat([{"role": "user", "content": content} for content in contents])
+        assert controls(tokenizer, ids) == harmless, contents
 
 
 @pytest.mark.parametrize("family", ["ChatML", "turn tokens that are not special", "Mistral", "Llama 2"])

@@ -121,6 +121,8 @@ def test_chat_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
         ([{"role": "wizard", "content": "Hi"}], "'wizard'"),
         ([{"content": "Hi"}], "role None"),
         ([{"role": "user"}], "NoneType"),
+        ([{"role": "user", "content": "Hi"}, {"role": "user", "content": 5}], r"messages\[1\].content must be text"),
+        ([{"role": "user", "content": "Hi"}, {"role": "x", "content": "Hi"}], r"messages\[1\].role"),
         ([{"role": "user", "content": ["Hi"]}], "list"),
     ],
 )
