@@ -76,7 +76,7 @@ class ToolParser(ABC):
         elif until is not None and self._begun and arguments is None and head:
             arguments = held[head.end() : until]
         if arguments is not None and (until is not None or head):
-            yield from self._gained(head[1] if head else found["name"], arguments)
+            yield from self._gained(head[1] if head else (found or {}).get("name", ""), arguments)
         if until is None:
             return False
         if arguments is None:
