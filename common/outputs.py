@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from common.request import Request
 
@@ -51,6 +51,14 @@ class CompletionOutput:
     def logprobs(self) -> list[dict[int, float]] | None:
         """For each token a dict of token id to log-probability under the model's raw distribution."""
         return None if self._request.logprobs is None else self._request.logprobs[: self._num_returned]
+
+    @property
+    def text_offsets(self) -> list[int]:
+        """Where in `readable` each token's text begins; for part of a character, where the character does."""
+        request = self._request
+        if request.detokenizer is None:
+            return [0, *accumulate(len(f"{token} ") for token in self.token_ids[:-1])][: len(self.token_ids)]
+        return request.detokenizer.offsets(request.token_ids, self._num_returned, len(self.text))
 
     @cached_property
     def token_times(self) -> list[float]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from common.serving.engine_thread import Delta, EngineThread, Event, Job
 
@@ -20,19 +21,22 @@ class Answer:
         self._error: Exception | None = None
         self._news = asyncio.Event()
         self._prompt_tokens = sum(len(job.prompt) for job in jobs)
-        self._completion_tokens = 0
+        self._completion_tokens = self._cached_tokens = 0
 
-    @property
-    def usage(self) -> dict[str, int]:
-        prompt, completion = self._prompt_tokens, self._completion_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    def usage(self, so_far: int | None = None) -> dict[str, Any]:
+        """At the end; or when the answers have `so_far` tokens."""
+        prompt, completion = self._prompt_tokens, self._completion_tokens if so_far is None else so_far
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {**usage, "prompt_tokens_details": {"cached_tokens": self._cached_tokens}}
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._deltas.append(event)
         else:
             self._open -= 1
-            self._completion_tokens += 0 if event.output is None else event.output.num_generated
+            if event.output is not None:
+                self._completion_tokens += event.output.num_generated
+                self._cached_tokens += event.output.num_cached_tokens
             self._error = self._error or event.error
         if self._deltas or self._error or not self._open:
             self._news.set()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,8 +17,10 @@ from common.serving.answer import Answer, ClientGone
 from common.serving.engine_thread import Delta
 from common.serving.errors import ApiError, shutting_down
 from common.serving.formats import ChatFormat, Format, TextFormat, as_event
-from common.serving.schema import ChatRequest, CompletionRequest, Sampling
+from common.serving.gate import salt_of
+from common.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
 from common.serving.service import Service
+from common.serving.tools import ToolParser
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
@@ -46,14 +48,44 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", **openapi.COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
-        prompts = [parameters.chat_messages(body.messages)]
-        return await _complete(service, body, request, prompts, ChatFormat, body.top_logprobs or 0)
+        prompts = [parameters.conversation(body.messages, body.tools, engine.tokenizer, body.tool_choice)]
+        new_parser = parameters.tool_parser(engine, body, service.options)
+        return await _complete(service, body, request, prompts, ChatFormat, body.top_logprobs or 0, new_parser)
 
     @app.post("/v1/completions", **openapi.COMPLETIONS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text, or several."""
         prompts = parameters.completion_prompts(body)
         return await _complete(service, body, request, prompts, TextFormat, body.logprobs or 0)
+
+    @app.post("/tokenize", **openapi.TOKENS)
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        """A text or a conversation as token ids."""
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "Give either 'prompt' or 'messages'.", param="prompt")
+        prompt: Prompt = body.prompt or ""
+        if body.messages is not None and body.add_special_tokens:
+            raise ApiError(400, "A chat's template writes its special tokens.", param="add_special_tokens")
+        if body.messages is not None:
+            prompt = parameters.conversation(body.messages, body.tools, engine.tokenizer)
+        elif body.add_special_tokens is False:
+            prompt = parameters.BareText(prompt)
+        _check_model(body.model, name)
+        tokens = await service.tokenize(prompt, body.chat_template_kwargs)
+        texts = [engine.tokenizer.backend.id_to_token(t) for t in tokens] if engine.tokenizer else []
+        return {"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens,
+                "token_strs": texts if body.return_token_strs else None}  # fmt: skip
+
+    @app.post("/detokenize", **openapi.TOKENS)
+    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+        """The text of token ids, with special tokens."""
+        _check_model(body.model, name)
+        if engine.tokenizer is None:
+            raise ApiError(400, "this model has no tokenizer: token ids have no text")
+        if max(body.tokens, default=0) >= 2**32:
+            raise ApiError(400, "There is no token with such an id.", param="tokens")
+        decode = engine.tokenizer.backend.decode
+        return {"prompt": await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)}
 
     @app.get("/v1/models", **openapi.PLAIN)
     async def models() -> dict[str, Any]:
@@ -62,8 +94,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/v1/models/{wanted:path}", **openapi.NAMED)
     async def model_of_name(wanted: str) -> dict[str, Any]:
-        if wanted != name:
-            raise _unknown_model(wanted, name)
+        _check_model(wanted, name)
         return model
 
     @app.head("/health", include_in_schema=False)
@@ -91,23 +122,29 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _unknown_model(wanted: str, name: str) -> ApiError:
-    message = f"The model '{wanted}' does not exist here. This server has '{name}'."
-    return ApiError(404, message, param="model", code="model_not_found")
+def _check_model(wanted: str | None, name: str) -> None:
+    if wanted not in (None, name):
+        message = f"The model '{wanted}' does not exist here. This server has '{name}'."
+        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 async def _complete(
-    service: Service, body: Sampling, request: Request, prompts: Sequence[Prompt], kind: type[Format], top: int
+    service: Service,
+    body: Sampling,
+    request: Request,
+    prompts: Sequence[Prompt],
+    kind: type[Format],
+    top: int,
+    new_parser: Callable[[], ToolParser] | None = None,
 ) -> Response:
     """Wait for the first token before the status line is sent: an error until then has a status of its own. A client
     that leaves, now or later, aborts its request."""
-    if body.model != service.model_name:
-        raise _unknown_model(body.model, service.model_name)
-    request_id, engine = request.state.request_id, service.engine
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    form = kind(request_id, service.model_name, engine.stage, engine.tokenizer, include_usage, top)
-    trace_parent = request.headers.get("traceparent")
-    answer = await service.submit(body, prompts, request_id, request.state.salt, trace_parent)
+    _check_model(body.model, service.model_name)
+    request_id, salt = request.state.request_id, request.state.salt
+    if body.cache_salt is not None:
+        salt = salt_of(f"{salt or ''} {body.cache_salt}".encode(errors="surrogatepass"))
+    answer = await service.submit(body, prompts, request_id, salt, request.headers.get("traceparent"))
+    form = kind(request_id, service.model_name, service.engine, body, answer, top, new_parser)
     watch = asyncio.create_task(_watch(request, answer))
     try:
         deltas = await answer.next()
@@ -118,7 +155,7 @@ async def _complete(
                 deltas = await answer.next()
             choices.sort(key=lambda choice: choice.index)
             watch.cancel()
-            return JSONResponse(form.whole(choices, answer.usage))
+            return JSONResponse(form.whole(choices))
     except BaseException as error:
         watch.cancel()
         answer.cancel()
@@ -151,8 +188,7 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
         while deltas:
             yield b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
             deltas = await answer.next()
-        if form.include_usage:
-            yield as_event(form.usage_piece(answer.usage))
+        yield b"".join(map(as_event, form.last_pieces()))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield as_event(error.body())

@@ -34,6 +34,8 @@ class Delta:
     token_ids: list[int]
     logprobs: list[dict[int, float]] | None
     finish_reason: str | None
+    offsets: list[int] | None = None  # where in the text each token's begins; with log-probabilities
+    num_generated: int = 0  # so far, all of the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Job:
     stream: bool
     salt: str | None
     trace_parent: str | None = None
+    priority: int = 0
     arrival_time: float = field(default_factory=time.perf_counter)
     # the engine thread's own notes, an entry for each of the n answers
     sent_text: list[int] = field(init=False)
@@ -216,13 +219,21 @@ class EngineThread:
         token_ids = sample.token_ids[start:]
         job.sent_text[index] += len(text)
         job.sent_tokens[index] += len(token_ids)
-        delta = Delta(job.first_index + index, text, token_ids, logprobs, sample.finish_reason)
+        offsets = None if logprobs is None else sample.text_offsets[start:]
+        delta = Delta(
+            job.first_index + index, text, token_ids, logprobs, sample.finish_reason, offsets, sample.num_generated
+        )
         self._outbox.append((job, delta))
 
     def _add(self, job: Job) -> None:
         try:
             self._engine.add_request(
-                job.prompt, job.params, request_id=job.id, arrival_time=job.arrival_time, cache_salt=job.salt
+                job.prompt,
+                job.params,
+                request_id=job.id,
+                arrival_time=job.arrival_time,
+                cache_salt=job.salt,
+                priority=job.priority,
             )
             self._jobs[job.id] = job
         except UserError as error:

@@ -1,7 +1,9 @@
 """Errors in the form that OpenAI's clients understand."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -82,12 +84,14 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, UNREADABLE)
-    location = [str(part) for part in first["loc"] if part != "body"]
+    location = _location(first)
+    if first["type"] == "unsupported":
+        location.append(first["ctx"]["field"])
     if not location and first["type"] == "string_unicode":
         return ApiError(400, "The name of a parameter is not valid Unicode.", code="unknown_parameter")
     if not location:
         return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.")
-    name, field = ".".join(location), location[0]
+    name = _path(location)
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
     if first["type"] == "missing":
@@ -95,5 +99,21 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "unsupported":
         message = f"Unsupported parameter: '{name}' is not supported by this server."
         return ApiError(400, message, param=name, code="unsupported_parameter")
-    complaints = dict.fromkeys(str(e["msg"]) for e in errors if e["loc"][1:2] == first["loc"][1:2])
-    return ApiError(400, f"Invalid '{field}': {'; or '.join(complaints)}.", param=field, code="invalid_value")
+    field = _field(location)  # without the types of a field that takes several
+    complaints = "; or ".join(dict.fromkeys(str(e["msg"]) for e in errors if _field(_location(e)) == field))
+    return ApiError(400, f"Invalid '{field}': {complaints}.", param=field, code="invalid_value")
+
+
+def _location(error: Mapping[str, Any]) -> list[str]:
+    return [str(part) for part in error["loc"] if part != "body"]
+
+
+def _field(location: Sequence[str]) -> str:
+    """As in `messages[3].content`; of anything but messages and tools, the first name."""
+    parts = location if location[:1] in (["messages"], ["tools"]) else location[:1]
+    known = itertools.takewhile(lambda p: re.fullmatch(r"\d+|[a-z_]+", p) and p not in ("str", "bool", "int"), parts)
+    return _path(known)
+
+
+def _path(parts: Iterable[str]) -> str:
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)[1:]

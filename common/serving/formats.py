@@ -3,12 +3,14 @@
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from common.engine import Engine
+from common.serving.answer import Answer
 from common.serving.engine_thread import Delta
-from common.text.tokenizer import Tokenizer
+from common.serving.schema import Sampling, StreamOptions
+from common.serving.tools import Piece, ToolParser
 
 Json = dict[str, Any]
 
@@ -21,8 +23,8 @@ def as_event(piece: Json) -> bytes:
 class Format(ABC):
     """The answers of an endpoint.
 
-    include_usage: pieces have a `usage` too, null in all but the last. top: how many of the likeliest tokens are listed
-    with each token, where log-probabilities were asked for.
+    top: how many of the likeliest tokens are listed with each token, where log-probabilities were asked for.
+    new_parser: makes a parser of calls for each answer to a chat.
     """
 
     id_prefix: str
@@ -30,30 +32,40 @@ class Format(ABC):
     piece_kind: str
 
     def __init__(
-        self, id: str, model: str, stage: str, tokenizer: Tokenizer | None, include_usage: bool, top: int
-    ) -> None:
-        self.include_usage, self._tokenizer, self._top = include_usage, tokenizer, top
-        self._offsets: dict[int, int] = {}  # where the next token of each begun answer starts, in characters
+        self, id: str, model: str, engine: Engine, body: Sampling, answer: Answer, top: int,
+        new_parser: Callable[[], ToolParser] | None = None,
+    ) -> None:  # fmt: skip
+        self._tokenizer, self._answer, self._top, self._new_parser = engine.tokenizer, answer, top, new_parser
+        self._options = body.stream_options or StreamOptions()
+        self._so_far: dict[int, int] = {}  # tokens of each answer
+        self._parsers: dict[int, ToolParser | None] = {}  # of each answer that has begun
         self._fields = {
             "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,
-            "system_fingerprint": f"folovllm-{stage}",
+            "system_fingerprint": f"folovllm-{engine.stage}",
         }  # fmt: skip
 
-    def whole(self, choices: Sequence[Delta], usage: Json) -> Json:
+    def whole(self, choices: Sequence[Delta]) -> Json:
         """`choices`: for each answer everything that it gained, as one delta."""
-        return {**self._fields, "object": self.kind, "choices": [self._choice(c) for c in choices], "usage": usage}
+        fields = {**self._fields, "object": self.kind}
+        return {**fields, "choices": [self._choice(c) for c in choices], "usage": self._answer.usage()}
 
     def pieces(self, delta: Delta) -> Iterator[Json]:
         """What a stream sends when an answer gains something."""
+        self._so_far[delta.index] = delta.num_generated
+        yield from self._pieces(delta)
+
+    def _pieces(self, delta: Delta) -> Iterator[Json]:
         yield self._piece(self._choice(delta))
 
-    def usage_piece(self, usage: Json) -> Json:
-        """The last piece, with `stream_options: {"include_usage": true}`."""
-        return {**self._fields, "object": self.piece_kind, "choices": [], "usage": usage}
+    def last_pieces(self) -> Iterator[Json]:
+        """With `stream_options: {"include_usage": true}`; other pieces have null, or the usage so far."""
+        if self._options.include_usage:
+            yield {**self._fields, "object": self.piece_kind, "choices": [], "usage": self._answer.usage()}
 
     def _piece(self, choice: Json) -> Json:
-        empty = {"usage": None} if self.include_usage else {}
-        return {**self._fields, "object": self.piece_kind, "choices": [choice], **empty}
+        usage = self._answer.usage(sum(self._so_far.values())) if self._options.continuous_usage_stats else None
+        more = {"usage": usage} if self._options.include_usage else {}
+        return {**self._fields, "object": self.piece_kind, "choices": [choice], **more}
 
     @abstractmethod
     def _choice(self, delta: Delta) -> Json: ...
@@ -75,22 +87,46 @@ class ChatFormat(Format):
 
     id_prefix, kind, piece_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def pieces(self, delta: Delta) -> Iterator[Json]:
-        """First the role, then text, then the reason for the end."""
-        if delta.index not in self._offsets:
-            self._offsets[delta.index] = 0
+    def _pieces(self, delta: Delta) -> Iterator[Json]:
+        """First the role, then text and calls, then the reason for the end."""
+        if delta.index not in self._parsers:
             yield self._chunk(delta.index, {"role": "assistant", "content": ""})
-        if delta.text or delta.logprobs:
-            yield self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta))
+        logprobs = self._logprobs(delta)
+        for part in list(self._parse(delta)) or ([""] if delta.logprobs else []):
+            gained: Json = {"content": part} if isinstance(part, str) else {"tool_calls": [part]}
+            yield self._chunk(delta.index, gained, logprobs)
+            logprobs = None if logprobs is None else {"content": [], "refusal": None}
         if delta.finish_reason is not None:
-            yield self._chunk(delta.index, {}, finish_reason=delta.finish_reason)
+            yield self._chunk(delta.index, {}, finish_reason=self._reason(delta))
+
+    def _parse(self, delta: Delta) -> Iterator[Piece]:
+        """The text of a delta, as content and calls."""
+        if delta.index not in self._parsers:
+            self._parsers[delta.index] = None if self._new_parser is None else self._new_parser()
+        parser = self._parsers[delta.index]
+        if parser is not None:
+            yield from parser.feed(delta.text, end=delta.finish_reason is not None)
+        elif delta.text:
+            yield delta.text
+
+    def _reason(self, delta: Delta) -> str | None:
+        parser = self._parsers[delta.index]
+        return "tool_calls" if parser and parser.calls and delta.finish_reason == "stop" else delta.finish_reason
 
     def _choice(self, delta: Delta) -> Json:
+        parts = list(self._parse(delta))
+        content, calls = "".join(part for part in parts if isinstance(part, str)), list[Json]()
+        for part in parts:
+            if isinstance(part, dict) and "id" in part:
+                calls.append({key: value for key, value in part.items() if key != "index"})
+            elif isinstance(part, dict):
+                calls[-1]["function"]["arguments"] += part["function"]["arguments"]
+        message: Json = {"role": "assistant", "content": content if content or not calls else None, "refusal": None}
         return {
             "index": delta.index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "message": message | ({"tool_calls": calls} if calls else {}),
             "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
+            "finish_reason": self._reason(delta),
         }
 
     def _chunk(self, index: int, gained: Json, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
@@ -107,7 +143,8 @@ class ChatFormat(Format):
 
     def _entry(self, token_id: int, logprob: float) -> Json:
         text = self._text(token_id)
-        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+        alone = text.encode() if self._tokenizer is None else self._tokenizer.token_bytes(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode() if alone is None else alone)}
 
 
 class TextFormat(Format):
@@ -126,20 +163,20 @@ class TextFormat(Format):
     def _logprobs(self, delta: Delta) -> Json | None:
         if delta.logprobs is None:
             return None
-        texts = [self._text(token) for token in delta.token_ids]
-        start = self._offsets.get(delta.index, 0)
-        *offsets, self._offsets[delta.index] = accumulate(map(len, texts), initial=start)
         pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
         return {
-            "tokens": texts,
+            "tokens": [self._text(token) for token in delta.token_ids],
             "token_logprobs": [values[token] for token, values in pairs],
             "top_logprobs": [self._alternatives(token, values) for token, values in pairs],
-            "text_offset": offsets,
+            "text_offset": delta.offsets,
         }
 
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
-        """The likeliest tokens and the sampled one, by text. Of several with one text, the likeliest counts."""
-        found: Json = {}
-        for token, value in [*self._likeliest(values), (sampled, values[sampled])]:
-            found.setdefault(self._text(token), value)
-        return found
+        """The likeliest tokens and the sampled one, by text. A text that is the sampled one's, or a likelier one's, as
+        parts of characters share one, gives way to `token_id:5`."""
+        found: Json = {self._text(sampled): values[sampled]}
+        for token, value in self._likeliest(values):
+            text = self._text(token)
+            if token != sampled:
+                found[f"token_id:{token}" if text in found else text] = value
+        return dict(sorted(found.items(), key=lambda item: -item[1]))

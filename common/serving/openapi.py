@@ -42,7 +42,7 @@ _COMPLETION = {
         "usage": {
             "type": "object",
             "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-            "additionalProperties": {"type": "integer", "minimum": 0},
+            "additionalProperties": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "object"}]},
         },
     },
 }
@@ -50,6 +50,7 @@ _JSON = {"application/json": _OBJECT}
 
 COMPLETIONS = _responses({"application/json": _COMPLETION, "text/event-stream": {}}, 400, 401, 404, 413, 429, 500, 503)
 PLAIN = _responses(_JSON, 400, 401, 413)
+TOKENS = _responses(_JSON, 400, 401, 404, 413)
 NAMED = _responses(_JSON, 400, 401, 404, 413)
 METRICS = _responses({"text/plain": {"type": "string"}}, 400, 401, 413)
 HEALTH = _responses(_JSON, 400, 413)

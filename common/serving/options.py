@@ -9,6 +9,7 @@ from typing import Annotated
 from common.errors import refuse_unknown_options, require, unknown
 
 SPAN_EXPORTERS = ("console", "otlp")
+TOOL_PARSERS = ("hermes", "llama3_json")
 
 
 @refuse_unknown_options
@@ -34,6 +35,7 @@ class ServerOptions:
     read_timeout: Annotated[float, "Seconds that its client may read nothing of the answer."] = 30.0
     keep_alive: Annotated[float, "Seconds that a connection may wait for its next request."] = 30.0
     drain: Annotated[float, "Seconds that open requests have after SIGTERM or Ctrl-C."] = 30.0
+    tool_parser: Annotated[str | None, "Format of calls: hermes or llama3_json. Without it: the template's."] = None
     spans: Annotated[str | None, "OpenTelemetry spans of each request: console, or otlp."] = None
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class ServerOptions:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(0 <= self.drain < math.inf, f"drain must be 0 seconds or more, and not endless: {self.drain}")
+        if self.tool_parser not in (None, *TOOL_PARSERS):
+            raise unknown("tool_parser", self.tool_parser, TOOL_PARSERS)
         if self.spans not in (None, *SPAN_EXPORTERS):
             raise unknown("spans", self.spans, SPAN_EXPORTERS)
 

@@ -1,15 +1,19 @@
 """From the fields of a request to a prompt and `SamplingParams`, with the limits held."""
 
 import bisect
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.engine import Engine
 from common.sampling_params import SamplingParams
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
-from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling
+from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling, Tool, ToolCall
+from common.serving.tools import PARSERS, ToolParser, choose, in_plain_text
 from common.text.prompts import Prompt, encode_prompt
+from common.text.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # of /v1/completions without `max_tokens`, as in OpenAI's; a chat's answer may fill the context
 PASSED_ON = {  # fields that `SamplingParams` has under the same name
@@ -18,19 +22,72 @@ PASSED_ON = {  # fields that `SamplingParams` has under the same name
 }  # fmt: skip
 
 
-def chat_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """As every template takes them: parts are lines of one text; OpenAI's newer `developer` is `system`."""
-    result: list[dict[str, Any]] = []
+class Conversation(list[dict[str, Any]]):
+    """Messages, and the tools that the template is given."""
+
+    tools: list[dict[str, Any]] | None = None
+
+
+class BareText(str):
+    """Without the special tokens that a model expects around a prompt."""
+
+
+def conversation(
+    messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer | None, choice: Any = None
+) -> Conversation:
+    """As every template takes it: parts are lines of one text; OpenAI's newer `developer` is `system`; the arguments
+    of calls are objects."""
+    if choice not in (None, "none", "auto"):
+        message = "Unsupported value: 'tool_choice' can only be 'none' or 'auto': others need structured output."
+        raise ApiError(400, message, param="tool_choice", code="unsupported_parameter")
+    result = Conversation()
     for index, message in enumerate(messages):
-        role = "system" if message.role == "developer" else message.role
-        parts = [{"type": "text", "text": message.content}] if isinstance(message.content, str) else message.content
-        for part in parts:
-            if part.get("type") != "text" or not isinstance(part.get("text"), str):
-                text = "Only parts of the form {'type': 'text', 'text': '...'} are supported."
-                raise ApiError(400, text, param=f"messages.{index}.content", code="unsupported_parameter")
-        known = message.model_dump(include={"name", "tool_call_id"}, exclude_none=True)
-        result.append({"role": role, "content": "\n".join(part["text"] for part in parts), **known})
+        role, where = "system" if message.role == "developer" else message.role, f"messages[{index}]"
+        known = message.model_dump(include={"name", "tool_call_id", "reasoning_content"}, exclude_none=True)
+        if message.tool_calls:
+            known["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)]
+        if message.content is not None:
+            known["content"] = _content(message.content, f"{where}.content")
+        elif not message.tool_calls:
+            text = f"Missing required parameter: '{where}.content'."
+            raise ApiError(400, text, param=f"{where}.content", code="missing_required_parameter")
+        result.append({"role": role, **known})
+    given = [tool.model_dump(exclude_none=True) for tool in tools or () if choice != "none"]
+    if tokenizer is not None and tokenizer.chat_template is not None:
+        plain = in_plain_text(tokenizer.chat_template, result, given)
+        result, given = (result, given) if plain is result else (Conversation(plain), [])
+    result.tools = given or None
     return result
+
+
+def _content(content: str | list[dict[str, Any]], where: str) -> str:
+    for part in [] if isinstance(content, str) else content:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            text = f"'{where}' takes only parts of the form {{'type': 'text', 'text': '...'}}."
+            raise ApiError(400, text, param=where, code="unsupported_parameter")
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _call(call: ToolCall, where: str) -> dict[str, Any]:
+    arguments: Any = call.function.arguments or "{}"
+    with contextlib.suppress(ValueError, RecursionError):
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, dict):
+        where += ".function.arguments"
+        raise ApiError(400, f"'{where}' is no JSON object.", param=where, code="invalid_value")
+    function = {"name": call.function.name, "arguments": arguments}
+    return {**({"id": call.id} if call.id else {}), "type": "function", "function": function}
+
+
+def tool_parser(engine: Engine, body: ChatRequest, options: ServerOptions) -> Callable[[], ToolParser] | None:
+    """Makes one for each answer; None where no call is expected, or in no format that is known."""
+    tokenizer = engine.tokenizer
+    if not body.tools or body.tool_choice == "none" or tokenizer is None:
+        return None
+    kind = options.tool_parser or choose(tokenizer.chat_template, body.tools)
+    names = [tool.function.name for tool in body.tools]
+    parallel, eager = body.parallel_tool_calls is not False, bool(body.stream)
+    return None if kind is None else lambda: PARSERS[kind](names, parallel, eager)
 
 
 def completion_prompts(body: CompletionRequest) -> list[Prompt]:
@@ -50,12 +107,16 @@ def text_length(prompt: Prompt) -> int:
     """Characters of a text or of the messages of a chat; 0 for token ids."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(len(message["content"]) for message in prompt if isinstance(message, Mapping))
+    return sum(len(message.get("content", "")) for message in prompt if isinstance(message, Mapping))
 
 
 def encode(engine: Engine, prompt: Prompt, options: ServerOptions, template_kwargs: dict[str, Any] | None) -> list[int]:
     """Token ids of a prompt. Only reads, so it may run next to the engine's thread; too slow for the event loop."""
-    token_ids = encode_prompt(prompt, engine.tokenizer, engine.runner.model.config.vocab_size, template_kwargs)
+    vocab_size, tools = engine.runner.model.config.vocab_size, getattr(prompt, "tools", None)
+    if isinstance(prompt, BareText) and engine.tokenizer is not None:
+        token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
+    else:
+        token_ids = encode_prompt(prompt, engine.tokenizer, vocab_size, template_kwargs, tools)
     longest = options.max_prompt_tokens
     if longest is not None and len(token_ids) > longest:
         raise ApiError(400, f"The prompt has {len(token_ids)} tokens; this server takes {longest} at most.")
@@ -66,6 +127,8 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
     """Raises `UserError` or `ApiError` for what is not possible."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    if body.priority and engine.config.scheduling_policy != "priority":
+        raise ApiError(400, "'priority' needs a server with --scheduling-policy priority.", param="priority")
     given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
     return SamplingParams(
         **given,

@@ -1,53 +1,100 @@
 """The requests, field by field, as OpenAI's reference has them; fields of this server alone are marked.
 
-Unknown fields are refused, as by OpenAI; those of OpenAI's that are not supported here are listed, and refused as such.
+Unknown fields are refused, as by OpenAI. Those of OpenAI, vLLM and SGLang that are not supported here are listed: some
+change nothing and are accepted, the others are refused.
 """
 
-from typing import Annotated, Any, Literal
+import logging
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from common.sampling_params import MAX_LOGPROBS
 
-MAX_STOPS = 4
+MAX_STOPS = 64
 MAX_STOP_IDS = 256
+MAX_TOOLS = 128
 INT64 = 2**63
+NO_EFFECT = frozenset(
+    """user metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention include_obfuscation
+    request_id rid session_id extra_key custom_labels spaces_between_special_tokens length_penalty truncation_side
+    stream_interval return_mm_kwargs mm_processor_kwargs media_io_kwargs images_config max_dynamic_patch
+    min_dynamic_patch use_audio_in_video separate_reasoning stream_reasoning guided_decoding_backend
+    guided_whitespace_pattern routed_dp_rank disagg_prefill_dp_rank data_parallel_rank bootstrap_host bootstrap_port
+    bootstrap_room ngram_corpus_id refusal annotations strict""".split()  # noqa: SIM905
+)
+"""Accepted, and named once in the log."""
+
+_REFUSED: list[tuple[str, tuple[Any, ...]]] = [
+    ("""echo store use_beam_search include_stop_str_in_output no_stop_trim watermarking return_tokens_as_token_ids
+     return_token_ids return_prompt_token_ids return_prompt_text return_token_offsets return_hidden_states
+     return_routed_experts return_meta_info return_cached_tokens_details continue_final_message""", (False,)),
+    ("skip_special_tokens add_generation_prompt include_reasoning", (True,)),
+    ("logit_bias vllm_xargs custom_params session_params", ({},)),
+    ("functions documents allowed_token_ids bad_words logits_processors", ([],)),
+    ("routed_experts_prompt_start routed_experts_start_len", (0,)),
+    ("suffix", ("",)),
+    ("function_call", ("none", "auto")),
+    ("modalities", (["text"],)),
+    ("response_format", ({"type": "text"},)),
+    ("""audio prediction reasoning_effort verbosity web_search_options chat_template truncate_prompt_tokens
+     prompt_logprobs logprob_token_ids structured_outputs guided_json guided_regex guided_choice guided_grammar regex
+     grammar ebnf json_schema structural_tag stop_regex prompt_embeds input_ids lora_path thinking_token_budget
+     repetition_detection custom_logit_processor task kv_transfer_params ec_transfer_params""", ()),
+]  # fmt: skip
+NEUTRAL = {name: values for names, values in _REFUSED for name in names.split()}
+"""Refused, unless null or one of these values, which ask for nothing."""
 
 Stop = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-Ignored = Annotated[Any, Field(description="Accepted, without effect.")]
-
-
-def _unsupported(*neutral: Any) -> AfterValidator:
-    """Refuses a field of OpenAI's that this server does not support. Null and the `neutral` values change nothing."""
-
-    def refuse(value: Any) -> None:
-        if value is not None and value not in neutral:
-            raise PydanticCustomError("unsupported", "not supported by this server")
-
-    return AfterValidator(refuse)
-
-
-DESCRIPTION = Field(description="Answered with 400 unless it is null or asks for nothing.")
-Unsupported = Annotated[Any, DESCRIPTION, _unsupported()]
-UnsupportedList = Annotated[Any, DESCRIPTION, _unsupported([])]
-UnsupportedChoice = Annotated[Any, DESCRIPTION, _unsupported("none", "auto")]
+log = logging.getLogger("folovllm.serving")
+_named: set[str] = set()  # of `NO_EFFECT`, in the log
 
 
 class Body(BaseModel):
-    """Types are taken literally: no text where a number is due, no NaN.
+    """Types are taken literally: no text where a number is due, no NaN; but a whole number may be written as 12.0.
 
     Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would delay all other answers.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_others(cls, data: Any) -> Any:
+        """Without the fields that ask for nothing here."""
+        if not isinstance(data, dict):
+            return data
+        given: dict[Any, Any] = {k: _whole(v) for k, v in data.items()}  # pyright: ignore
+        for name in [name for name in given if name not in cls.model_fields]:
+            neutral = (given.get("n") or 1,) if name == "best_of" else cls.neutral.get(name)
+            if name in NO_EFFECT:
+                if name not in _named and given[name] is not None:
+                    _named.add(name)
+                    log.info("a field without effect here", extra={"fields": {"field": name}})
+            elif neutral is None:
+                continue  # unknown
+            elif given[name] is not None and given[name] not in neutral:
+                raise PydanticCustomError("unsupported", "not supported by this server", {"field": name})
+            del given[name]
+        return given
+
+
+def _whole(value: Any, depth: int = 2) -> Any:
+    """12.0 as 12, also in the lists of token ids."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if depth and isinstance(value, list) and any(isinstance(item, float | list) for item in value):  # pyright: ignore
+        return [_whole(item, depth - 1) for item in value]  # pyright: ignore
+    return value  # pyright: ignore
 
 
 class StreamOptions(Body):
     include_usage: bool = False
-    include_obfuscation: Ignored = None
+    continuous_usage_stats: bool = False  # only here, as in vLLM: in every piece
 
 
 class Sampling(Body):
@@ -72,14 +119,8 @@ class Sampling(Body):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
-
-    user: Ignored = None
-    metadata: Ignored = None
-    service_tier: Ignored = None
-    safety_identifier: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_retention: Ignored = None
-    logit_bias: Annotated[Any, DESCRIPTION, _unsupported({})] = None
+    priority: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
 
 
 class CompletionRequest(Sampling):
@@ -92,43 +133,75 @@ class CompletionRequest(Sampling):
         | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    best_of: Annotated[Any, DESCRIPTION, _unsupported(1)] = None
-    echo: Annotated[Any, DESCRIPTION, _unsupported(False)] = None
-    suffix: Annotated[Any, DESCRIPTION, _unsupported("")] = None
+    neutral = {**NEUTRAL, "add_special_tokens": (True,)}
+
+
+class FunctionCall(Body):
+    name: str
+    arguments: str | dict[str, Any]
+
+
+class ToolCall(Body):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None  # left over from a stream
 
 
 class Message(Body):
     """`content`: text, or parts of type `text`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    refusal: Ignored = None
-    annotations: Ignored = None
-    audio: Unsupported = None
-    tool_calls: UnsupportedList = None
-    function_call: UnsupportedChoice = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    reasoning_content: str | None = None  # only here: for templates that know it
+
+
+class Function(Body):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Messages
+    chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
+    tools: Tools | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
-    parallel_tool_calls: Ignored = None
-    audio: Unsupported = None
-    function_call: UnsupportedChoice = None
-    functions: UnsupportedList = None
-    modalities: Annotated[Any, DESCRIPTION, _unsupported(["text"])] = None
-    prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
-    response_format: Annotated[Any, DESCRIPTION, _unsupported({"type": "text"})] = None
-    store: Annotated[Any, DESCRIPTION, _unsupported(False)] = None
-    tool_choice: UnsupportedChoice = None
-    tools: UnsupportedList = None
-    verbosity: Unsupported = None
-    web_search_options: Unsupported = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    neutral = {**NEUTRAL, "add_special_tokens": (False,)}
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize: of a text, or of a conversation (vLLM's)."""
+
+    model: str | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    messages: Messages | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize (vLLM's)."""
+
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]

@@ -92,6 +92,7 @@ class Service:
                 stream=bool(body.stream),
                 salt=salt,
                 trace_parent=trace_parent,
+                priority=body.priority or 0,
             )
             for number, token_ids in enumerate(encoded)
         ]
@@ -100,6 +101,9 @@ class Service:
             self._answers[job] = answer
             self.thread.submit(job)
         return answer
+
+    async def tokenize(self, prompt: Prompt, template_kwargs: dict[str, Any] | None) -> list[int]:
+        return (await self._encode([prompt], template_kwargs))[0]
 
     async def _encode(self, prompts: Sequence[Prompt], template_kwargs: dict[str, Any] | None) -> list[list[int]]:
         """Token ids. Text that cannot fit is refused before it is encoded."""

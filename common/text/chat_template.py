@@ -85,15 +85,15 @@ def template_kwargs(value: object) -> dict[str, Any]:
 
 def _check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> None:
     require(bool(messages), "a chat needs at least one message, such as {'role': 'user', 'content': 'Hello'}")
-    for message in messages:
+    for index, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         known = isinstance(role, str) and (role in ROLES or (role != "" and role in template))
-        require(known, f"unknown role {role!r:.80} in a chat message. Choose from: {', '.join(ROLES)}")
+        require(known, f"unknown role {role!r:.80} in messages[{index}].role. Choose from: {', '.join(ROLES)}")
         parts: list[Any] = content if isinstance(content, list) else []
         told = content is not None or len(message.keys() - {"role", "content"}) > 0  # such as tool_calls
         told = told and isinstance(content, str | list | None) and all(isinstance(part, Mapping) for part in parts)
         example = "text, or a list of parts such as {'type': 'text', 'text': 'Hello'}"
-        require(told, f"a chat message needs {example}, as its 'content', not {type(content).__name__}")
+        require(told, f"messages[{index}].content must be {example}, not {type(content).__name__}")
 
 
 def _renderer(template: str) -> Callable[..., Any]:

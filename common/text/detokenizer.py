@@ -59,6 +59,11 @@ class Detokenizer:
             text = text[: len(text) - self._possible_stop(text)]
         return text, bisect_left(self._ends, len(text)) + 1 if text else 0
 
+    def offsets(self, token_ids: Sequence[int], count: int, most: int) -> list[int]:
+        """Where the text of each of the first `count` output tokens begins, in characters; none behind `most`."""
+        self._catch_up(token_ids)
+        return [min(end, most) for end in [0, *self._ends][:count]]
+
     def _catch_up(self, token_ids: Sequence[int]) -> None:
         if self._window is None:
             self._window = self._end_of(token_ids)

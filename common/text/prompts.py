@@ -11,7 +11,11 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # chat: `[{"role": "
 
 
 def encode_prompt(
-    prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, chat_template_kwargs: Mapping[str, Any] | None = None
+    prompt: Prompt,
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """Token ids, of a chat as a `ChatPrompt`; `UserError` if empty, malformed, or outside of the vocabulary."""
     prompt = plain(prompt)
@@ -24,14 +28,14 @@ def encode_prompt(
             raise UserError("this model has no tokenizer: give token ids, or add tokenizer.json to its folder")
         messages = [dict(message) for message in prompt if isinstance(message, Mapping)]
         variables = template_kwargs(chat_template_kwargs)
-        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables)
+        token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables, tools)
     else:
         token_ids = type(prompt)(map(plain, prompt)) if isinstance(prompt, ChatPrompt) else list(map(plain, prompt))
         whole = all(isinstance(t, int) and not isinstance(t, bool) for t in token_ids)
         require(whole, "a prompt of token ids holds whole numbers only")
     require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
-    text = tokenizer and worst >= 0 and tokenizer.backend.id_to_token(worst)
+    text = tokenizer and 0 <= worst < 1 << 32 and tokenizer.backend.id_to_token(worst)
     name = f"token id {worst}" + (f" ({text!r})" if text else "")
     require(0 <= worst < vocab_size, f"{name} is outside of the vocabulary (0 ... {vocab_size - 1})")
     return token_ids

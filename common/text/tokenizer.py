@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Self
 from tokenizers import Tokenizer as FastTokenizer
 
 from common.errors import UserError, refusing
-from common.text.chat_template import Templates, choose, read_template, render
+from common.text.chat_template import Templates, choose, pick, read_template, render
+from common.text.control_tokens import ControlTokens, encode_as_text
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
 from common.text.turn_ends import turn_end_token_ids
@@ -21,6 +23,11 @@ PROBES = [("user", "assistant", "user"), ("user", "assistant"), ("system", "user
 PROBING = 0.5  # seconds
 BRACKETS = ("<>", "[]", "||", "{}")  # around tokens that are no text, whether or not they are marked as special
 LARGEST = 16 << 20  # Bytes of a file: models of speech list 65,000 tokens in 12 MB
+
+_OWN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that a byte-level vocabulary writes as themselves
+BYTES = {chr(byte): byte for byte in _OWN} | {
+    chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _OWN)
+}
 
 
 class ChatPrompt(list[int]):
@@ -40,6 +47,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos_token_ids, *([] if own is None else [own])]))
+        self._control: dict[str, ControlTokens] = {}  # by template
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
@@ -66,18 +74,59 @@ class Tokenizer:
             options["chat_template"] = self.chat_template
         write_json(folder / "tokenizer_config.json", options)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens (such as a BOS) that the model expects around a prompt."""
-        return self._encode(text, add_special_tokens=True)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; `add_special_tokens`: those (such as a BOS) that the model expects around a prompt."""
+        return self._encode(text, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Of a token that knows them: in a byte-level vocabulary, and `<0x0A>`. None for others, which are texts."""
+        piece: str = self.backend.id_to_token(token_id) or ""
+        byte_level, byte_fallback = (name in self._decoder for name in (b"ByteLevel", b"ByteFallback"))
+        if byte_level and piece not in self.special_ids and all(letter in BYTES for letter in piece):
+            return bytes(BYTES[letter] for letter in piece)
+        found = re.fullmatch("<0x([0-9A-F]{2})>", piece) if byte_fallback else None
+        return None if found is None else bytes.fromhex(found[1])
+
+    @functools.cached_property
+    def _decoder(self) -> bytes:
+        return self.backend.decoder.__getstate__() if self.backend.decoder else b""  # pyright: ignore
+
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
     ) -> ChatPrompt:
-        """Token ids of a conversation, up to where the assistant's answer begins."""
-        return ChatPrompt(self._encode(self.render(messages, template_kwargs), add_special_tokens=False))
+        """Token ids of a conversation, up to where the assistant's answer begins.
+
+        A control token that messages, tools or variables spell is encoded as text (`control_tokens`); without one,
+        the rendered text is encoded as it is.
+        """
+        template = pick(self.chat_template, tools)
+        if template not in self._control:
+            self._control[template] = ControlTokens(self.backend, template)
+        control = self._control[template]
+        marks = control.marks((messages, tools, template_kwargs))
+        if marks is None:
+            return ChatPrompt(self._encode(self.render(messages, template_kwargs, tools=tools), False))
+        messages, template_kwargs, tools = (control.mark(v, marks) for v in (messages, template_kwargs, tools))
+        first, *pieces = control.split(self.render(messages, template_kwargs, tools=tools), marks)
+        ids = self._encode(first, False)
+        for piece, spelled in zip(pieces, itertools.cycle((True, False))):
+            ids += self._encode_inside(piece, spelled)
+        return ChatPrompt(ids)
+
+    def _encode_inside(self, text: str, spelled: bool) -> list[int]:
+        """Of a piece from the middle of a chat: behind a line break, SentencePiece adds no space of its own."""
+        if spelled:
+            encode = functools.partial(encode_as_text, self.backend, control_ids=[*self.special_ids.values()])
+        else:
+            encode = functools.partial(self._encode, add_special_tokens=False)
+        line, ids = encode("\n"), encode(f"\n{text}")
+        return ids[len(line) :] if ids[: len(line)] == line else encode(text)
 
     @functools.cached_property
     def special_ids(self) -> dict[str, int]:
