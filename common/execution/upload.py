@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-ALIGNMENT = 16
-"""Bytes; enough for every kernel."""
+ALIGNMENT = 128
+"""Bytes: a line of the GPU's cache, and enough for every kernel."""
 
 
 def aligned(num_bytes: int) -> int:
