@@ -55,6 +55,7 @@ class Engine:
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
         self._planned: deque[StepPlan] = deque()  # started, not collected
+        self._counts_on_device = runner.graphs is not None
         self._overlaps = config.overlaps and scheduler.plans_ahead
         self._prefix_cache = scheduler.cache if isinstance(scheduler.cache, PrefixCache) else None
         self._closed = False
@@ -122,8 +123,8 @@ class Engine:
         return self._finish() if self._planned else self.scheduler.take_ended()
 
     def _steps_ahead(self) -> int:
-        """0 where penalties need to know every token before."""
-        return int(not any(request.penalised for request in self.scheduler.running))
+        """0 where penalties need to know every token before, and it is not the device that counts them."""
+        return int(self._counts_on_device or not any(request.penalised for request in self.scheduler.running))
 
     def _plan(self) -> StepPlan | None:
         """None: no request has anything to compute."""

@@ -58,6 +58,7 @@ class Request:
     scheduled_time: float | None = None
     finish_time: float | None = None
     token_ids: list[int] = field(init=False)
+    max_num_tokens: int = field(init=False)  # prompt and output, when it ends
     penalised: bool = field(init=False)  # its logits depend on all tokens before
     argmax_only: bool = field(init=False)  # greedy, and no option needs the logits
     token_times: list[float] = field(default_factory=list[float])
@@ -66,6 +67,7 @@ class Request:
     def __post_init__(self) -> None:
         p = self.params
         self.token_ids = list(self.prompt_token_ids)
+        self.max_num_tokens = len(self.prompt_token_ids) + p.max_tokens
         self.penalised = p.penalised
         self.argmax_only = p.greedy and not p.penalised and p.logprobs is None and p.min_tokens == 0
         if self.params.logprobs is not None:
@@ -95,8 +97,7 @@ class Request:
     @property
     def ends_in_flight(self) -> bool:
         """Nothing of it is left to plan: its last token is being computed, or an abort waits for the step in flight."""
-        last = len(self.token_ids) + self.num_unseen_tokens >= len(self.prompt_token_ids) + self.params.max_tokens
-        return self.abort_requested or last
+        return self.abort_requested or len(self.token_ids) + self.num_unseen_tokens >= self.max_num_tokens
 
     def append(self, sampled: SampledToken, now: float) -> None:
         """Take a sampled token and decide whether it was the last one."""
@@ -109,11 +110,9 @@ class Request:
 
     def _stop_reason(self, token_id: int) -> str | None:
         params = self.params
-        if self.num_output_tokens >= params.min_tokens:
+        if params.min_tokens <= self.num_output_tokens:
             if self.ends_at(token_id):
                 return "stop"
             if params.stop_strings and self.detokenizer is not None and self.detokenizer.finds_stop(self.token_ids):
                 return "stop"
-        if self.num_output_tokens >= params.max_tokens:
-            return "length"
-        return None
+        return "length" if len(self.token_ids) >= self.max_num_tokens else None

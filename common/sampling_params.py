@@ -67,6 +67,11 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW or self.top_p == 0
 
     @property
+    def filters(self) -> bool:
+        """Leaves tokens out, by rank or by probability."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
     def penalised(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
