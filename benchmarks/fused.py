@@ -111,7 +111,7 @@ def _draws(rows: int, logits: torch.Tensor) -> Draws:
     requests = RequestDraws(rows, logits.shape[1], logits.device)
     requests.settings[:, 0], requests.settings[:, 2] = 0.7, 0.95
     settings, keys = (torch.from_numpy(x[:rows]).to(logits.device) for x in (requests.settings, requests.keys))
-    return Draws(settings, keys, requests.marks, keys.new_zeros(rows), logits)
+    return Draws(settings, keys, requests.marks, keys.new_zeros(rows), logits, requests.biased, requests.bias)
 
 
 def run(device: str, dtype: str, model: str, path: Path, quick: bool) -> dict[str, Any]:

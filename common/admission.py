@@ -68,6 +68,9 @@ class Admission:
             end_token_ids |= set(tokenizer.eos_token_ids)
             if isinstance(token_ids, ChatPrompt):  # any other text may hold several turns
                 end_token_ids |= tokenizer.turn_end_token_ids
+        vocab = self._model.config.vocab_size
+        unknown = [token for token in params.logit_bias if token >= vocab]
+        require(not unknown, f"logit_bias names tokens that the model's vocabulary of {vocab} has not: {unknown[:5]}")
         seed = params.seed if params.seed is not None else mix(self._seed, number)
         return [
             Request(

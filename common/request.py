@@ -69,7 +69,7 @@ class Request:
         self.token_ids = list(self.prompt_token_ids)
         self.max_num_tokens = len(self.prompt_token_ids) + p.max_tokens
         self.penalised = p.penalised
-        self.argmax_only = p.greedy and not p.penalised and p.logprobs is None and p.min_tokens == 0
+        self.argmax_only = p.greedy and not (p.penalised or p.logit_bias or p.min_tokens) and p.logprobs is None
         if self.params.logprobs is not None:
             self.logprobs = []
 

@@ -79,7 +79,7 @@ def sample(
         return SamplerOutput(ops.sample(logits))
     params = [request.params for request in requests]
     raw = logits
-    logits = _penalise(logits, requests)
+    logits = _penalise(_add_bias(logits, requests), requests)
     if all(p.greedy for p in params):
         token_ids = ops.sample(logits)
     else:
@@ -129,6 +129,21 @@ def _by_rank(kept: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> to
     before[..., 0] = -1.0  # and so does the first one, also where float32 knows top_p as 0
     ranked = ranked.masked_fill(before >= top_p, -torch.inf)
     return torch.empty_like(kept).scatter_(-1, order, ranked)
+
+
+def _add_bias(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """`logit_bias` of the rows that have one; the input is left as it was."""
+    biased = [(row, t, b) for row, r in enumerate(requests) for t, b in r.params.logit_bias.items()]
+    if not biased:
+        return logits
+    rows, tokens, values = upload(logits.device, *np.array(biased, dtype=np.float64).T)
+    at = rows.long(), tokens.long()
+    return logits.index_put(at, biased_logits(logits[at], values))
+
+
+def biased_logits(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Rounded again as they were."""
+    return (logits.float() + bias.float()).to(logits.dtype)
 
 
 def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:

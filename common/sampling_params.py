@@ -1,12 +1,13 @@
 """How one request chooses its tokens, and when it stops."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from common.errors import plain, refuse_unknown_options, require, require_number
 
 MAX_LOGPROBS = 20
+MAX_BIASES = 300  # tokens of a `logit_bias`, as in OpenAI's API
 GREEDY_BELOW = 1e-5  # a temperature this small leaves only the likeliest token, and dividing by it would overflow
 
 
@@ -32,6 +33,8 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()  # tokens that end the output, as the model's EOS ids do; not part of the text
     ignore_eos: Annotated[bool, "Go on after the model says that it has ended."] = False
     seed: int | None = None  # of the request's own noise; None or -1: one derived from the engine's seed
+    # added to the model's logits of these tokens, -100 ... 100, before penalties; log-probabilities do not have it
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
     logprobs: Annotated[int | None, "Of this many likeliest tokens (0: the sampled one alone), in --json."] = None
 
     def __post_init__(self) -> None:
@@ -59,6 +62,12 @@ class SamplingParams:
             require_number("each of stop_token_ids", token_id, int, 0)
         if self.seed is not None:
             require_number("seed", self.seed, int, 0, 2**63 - 1)
+        require(isinstance(self.logit_bias, Mapping), "logit_bias takes a dictionary of token id to number")
+        object.__setattr__(self, "logit_bias", {plain(k): plain(v) for k, v in self.logit_bias.items()})
+        require(len(self.logit_bias) <= MAX_BIASES, f"logit_bias takes {MAX_BIASES} tokens at most")
+        for token_id, bias in self.logit_bias.items():
+            require_number("each token of logit_bias", token_id, int, 0)
+            require_number("each value of logit_bias", bias, int | float, -100, 100)
         if self.logprobs is not None:
             require_number("logprobs", self.logprobs, int, 0, MAX_LOGPROBS)
 

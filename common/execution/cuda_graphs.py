@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from common.attention import Attention
-from common.execution.draws import Draw, Kind, RequestDraws
+from common.execution.draws import Draw, Kind, RequestDraws, draw_biased
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
@@ -137,7 +137,8 @@ class StepGraphs:
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int, kind: Kind) -> None:
-        self._draw(self._model.logits(self._hidden[:size]), self._inputs.draws(size, self._raw), kind)
+        draws = self._inputs.draws(size, self._raw)
+        draw_biased(self._draw, self._model.logits(self._hidden[:size]), draws, kind)
 
     def start(self, plan: StepPlan, launch: Callable[[StepPlan], torch.Tensor]) -> tuple[SamplerOutput, list[int]]:
         """Queue a step. Returns what is drawn, valid until the next step is started, and where in it the token of each

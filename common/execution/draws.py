@@ -14,7 +14,8 @@ import torch
 from common.execution.upload import upload
 from common.models.ops import Ops
 from common.request import Request
-from common.sampler import apply_penalties, ending_ids, filter_logits
+from common.sampler import apply_penalties, biased_logits, ending_ids, filter_logits
+from common.sampling_params import MAX_BIASES
 
 SETTINGS = 8
 """Columns of `settings`: temperature, top_k, top_p, min_p, repetition, presence and frequency penalty, and whether the
@@ -31,7 +32,7 @@ class Kind(IntEnum):
 
     LIKELIEST = 0
     DRAWN = 1  # a temperature
-    MARKED = 2  # penalties, min_tokens, log-probabilities
+    MARKED = 2  # penalties, logit_bias, min_tokens, log-probabilities
     SHARED = 3  # top_p and min_p
     RANKED = 4  # top_k
 
@@ -39,17 +40,32 @@ class Kind(IntEnum):
 @dataclass(slots=True)
 class Draws:
     """S rows: settings [S, SETTINGS] float32, keys [S, KEYS] int64. For each slot: marks [slots, vocab] int16, and
-    tokens [slots] int64, what was drawn last. raw [S, vocab]: the model's logits, kept for log-probabilities."""
+    tokens [slots] int64, what was drawn last; biased [slots, MAX_BIASES] int64 and
+    bias (float32), the tokens of its `logit_bias`, the first one repeated to the end. raw [S, vocab]: the model's logits, kept for log-probabilities."""
 
     settings: torch.Tensor
     keys: torch.Tensor
     marks: torch.Tensor
     tokens: torch.Tensor
     raw: torch.Tensor
+    biased: torch.Tensor
+    bias: torch.Tensor
 
 
 Draw = Callable[[torch.Tensor, Draws, Kind], None]
 """draw(logits [S, vocab], draws, kind): chooses each row's token, writes it into `tokens`, and marks it."""
+
+
+def draw_biased(way: Draw, logits: torch.Tensor, draws: Draws, kind: Kind) -> None:
+    """`way` of logits with `logit_bias` added, in place; `raw` keeps the model's own."""
+    if kind < Kind.MARKED:
+        return way(logits, draws, kind)
+    slots = draws.keys[:, 3]
+    tokens = draws.biased[slots]
+    own = logits.gather(1, tokens)
+    logits.scatter_(1, tokens, biased_logits(own, draws.bias[slots]))
+    way(logits, draws, kind)
+    draws.raw.scatter_(1, tokens, own)
 
 
 @runtime_checkable
@@ -101,6 +117,9 @@ class RequestDraws:
         self.keys = np.zeros((count + 1, KEYS), dtype=np.int64)
         self.kinds = np.zeros(count + 1, dtype=np.int64)
         self.marks = torch.zeros(count + 1, vocab, dtype=torch.int16, device=device)
+        self.biased = torch.zeros(count + 1, MAX_BIASES, dtype=torch.long, device=device)
+        self.bias = torch.zeros(count + 1, MAX_BIASES, device=device)
+        self._has_bias = [False] * (count + 1)
         self.settings[:, 1:5] = vocab, 2.0, 0.0, 1.0
         self.keys[:, 3] = np.arange(count + 1)
 
@@ -115,12 +134,18 @@ class RequestDraws:
         free_from = request.num_prompt_tokens + p.min_tokens if p.min_tokens else 0
         self.keys[slot] = seed, 0, free_from, slot
         marked = p.penalised or p.min_tokens > 0
-        kind = Kind.MARKED if marked or p.logprobs is not None else Kind.LIKELIEST
+        biased = bool(p.logit_bias)
+        kind = Kind.MARKED if marked or biased or p.logprobs is not None else Kind.LIKELIEST
         if not p.greedy:
             kind = max(kind, Kind.RANKED if p.top_k else Kind.SHARED if p.filters else Kind.DRAWN)
         self.kinds[slot] = kind
         if marked:
             self._mark(self.marks[slot], request)
+        if biased or self._has_bias[slot]:
+            self._has_bias[slot] = biased
+            tokens, values = zip(*p.logit_bias.items(), strict=True) if biased else ((0,), (0.0,))
+            for row, given in ((self.biased[slot], np.array(tokens)), (self.bias[slot], np.array(values))):
+                row.copy_(upload(row.device, np.resize(np.append(given, np.full(MAX_BIASES, given[0])), MAX_BIASES))[0])
 
     def _mark(self, row: torch.Tensor, request: Request) -> None:
         vocab, prompt = len(row), request.num_prompt_tokens

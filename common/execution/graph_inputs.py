@@ -158,7 +158,9 @@ class GraphInputs:
     def draws(self, size: int, raw: torch.Tensor) -> Draws:
         """raw [N, vocab]: see there."""
         fields = self._fields
-        return Draws(fields.settings[:size], fields.keys[:size], self._requests.marks, self.tokens, raw[:size])
+        kept = self._requests
+        given = fields.settings[:size], fields.keys[:size], kept.marks, self.tokens, raw[:size]
+        return Draws(*given, kept.biased, kept.bias)
 
     def batch(self, shape: StepShape) -> RaggedBatch:
         """What a graph of this shape reads. Lengths are on the device, so the longest that may come counts."""

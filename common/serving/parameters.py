@@ -71,6 +71,7 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
         **given,
         seed=None if body.seed in (None, -1) else body.seed % 2**63,
         logprobs=_logprobs(body),
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         max_tokens=_max_tokens(engine, body, num_prompt_tokens, options),
     )
 

@@ -103,7 +103,7 @@ def drawn(ops: Ops, logits: torch.Tensor, degrees: float | torch.Tensor = 0.0, s
     settings, keys = place(rows, SETTINGS), place(rows, KEYS, dtype=torch.long)
     settings[:, 0], keys[:, 0] = degrees, seed
     keys[:, POSITION] = keys[:, 3] = torch.arange(rows, device=logits.device)
-    kept = place(rows, vocab, dtype=torch.int16), place(rows, dtype=torch.long), logits[:0]
+    kept = place(rows, vocab, dtype=torch.int16), place(rows, dtype=torch.long), *[logits[:0]] * 3
     draws = Draws(settings, keys, *kept)
     choose_draw(ops)(logits, draws, Kind.LIKELIEST if isinstance(degrees, float) and not degrees else Kind.DRAWN)
     return draws.tokens

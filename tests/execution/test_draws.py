@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common import SamplingParams
-from common.execution.draws import POSITION, Draws, Kind, RequestDraws, draw, uniforms
+from common.execution.draws import POSITION, Draws, Kind, RequestDraws, draw, draw_biased, uniforms
 from common.execution.gpu.fused import FusedOps
 from common.request import Request, SampledToken
 from common.sampler import sample, uniform
@@ -27,6 +27,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_k": 1},
     {"temperature": 1.0, "top_p": 1e-46},
     {"repetition_penalty": 1.3},
+    {"logit_bias": {0: 6.5, 17: 100, 99: -100}},
+    {"temperature": 1.0, "logit_bias": {5: 7.25}, "repetition_penalty": 1.2, "min_tokens": 9, "top_p": 0.9},
 ]
 
 
@@ -53,7 +55,8 @@ def draws_of(requests: list[Request], positions: list[int], vocab: int, dtype: t
     settings, keys = (torch.from_numpy(x[:count]).to(DEVICE) for x in (rows.settings, rows.keys))
     tokens = torch.full((count + 1,), -1, device=DEVICE)
     kind = Kind(rows.kinds.max())
-    return Draws(settings, keys, rows.marks, tokens, torch.zeros(count, vocab, dtype=dtype, device=DEVICE)), kind
+    raw = torch.zeros(count, vocab, dtype=dtype, device=DEVICE)
+    return Draws(settings, keys, rows.marks, tokens, raw, rows.biased, rows.bias), kind
 
 
 def logits_of(rows: int, vocab: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -76,9 +79,26 @@ def test_rows_draw_what_their_requests_would(way: Any, vocab: int, dtype: torch.
         logits = logits_of(len(requests), vocab, dtype, seed)
         positions = [6 + seed] * len(requests)
         draws, kind = draws_of(requests, positions, vocab, dtype)
-        way(logits, draws, kind)
+        draw_biased(way, logits.clone(), draws, kind)
         assert draws.tokens[:-1].tolist() == sample(logits, requests, positions).token_ids.tolist()
-        assert torch.equal(draws.raw[0], torch.zeros_like(draws.raw[0])) or way is draw
+
+
+@pytest.mark.parametrize("way", ways(), ids=["PyTorch", "kernels"])
+def test_log_probabilities_are_those_without_the_bias(way: Any) -> None:
+    requests = requests_of([{"logprobs": 2, "logit_bias": {7: 100, 3: -5.0}}, {"logprobs": 0}], 50)
+    logits = logits_of(2, 50, torch.float32)
+    draws, kind = draws_of(requests, [6, 6], 50, logits.dtype)
+    draw_biased(way, logits.clone(), draws, kind)
+    assert draws.tokens[0] == 7
+    assert torch.equal(draws.raw, logits)
+
+
+def test_a_slot_forgets_the_bias_of_the_request_before() -> None:
+    biased, plain = requests_of([{"logit_bias": {7: 100}}, {"presence_penalty": 1.0}], 50)
+    rows = RequestDraws(1, 50, DEVICE)
+    for request in (biased, plain):
+        rows.enter(0, request)
+    assert rows.bias[0].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("way", ways(), ids=["PyTorch", "kernels"])
@@ -124,6 +144,7 @@ def test_only_rows_that_want_log_probabilities_keep_their_logits(way: Any) -> No
     draws, kind = draws_of(requests, [6, 6], 50, logits.dtype)
     way(logits, draws, kind)
     assert torch.equal(draws.raw[0], logits[0])
+    assert way is draw or not draws.raw[1].any()
 
 
 def test_noise_on_the_device_is_that_of_the_host() -> None:
