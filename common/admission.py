@@ -14,6 +14,7 @@ from common.request import Request
 from common.sampler import mix
 from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
+from common.structure import Structures
 from common.text.detokenizer import Detokenizer
 from common.text.prompts import Prompt, encode_prompt
 from common.text.tokenizer import ChatPrompt, Tokenizer
@@ -22,11 +23,21 @@ from common.text.tokenizer import ChatPrompt, Tokenizer
 class Admission:
     """Checks and numbers the requests of one engine."""
 
-    def __init__(self, config: EngineConfig, scheduler: Scheduler, model: Decoder, max_model_len: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        scheduler: Scheduler,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        max_model_len: int,
+    ) -> None:
         self._seed = config.seed
         self._scheduler = scheduler
         self._model = model
         self._max_model_len = max_model_len
+        config_ends, known = model.config.eos_token_ids, tokenizer
+        ends = {*config_ends, *known.eos_token_ids, *known.turn_end_token_ids} if known else config_ends
+        self.structures = Structures(tokenizer, model.config.vocab_size, ends)
         self._prompts = itertools.count()
         self._samples = itertools.count()
 
@@ -86,6 +97,7 @@ class Admission:
                 prompt=prompt if isinstance(prompt, str) else None,
                 cache_salt=cache_salt,
                 detokenizer=_detokenizer(tokenizer, len(token_ids), params),
+                structure=self.structures.begin(params, {*params.stop_token_ids, *end_token_ids}),
             )
             for index in range(params.n)
         ]

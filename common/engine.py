@@ -51,7 +51,7 @@ class Engine:
         self.max_model_len = max_model_len
         self.note: str | None = runner.model.note  # what a reader of its figures must know
         self.watch = StepWatch(scheduler)
-        self._admission = Admission(config, scheduler, runner.model, max_model_len)
+        self._admission = Admission(config, scheduler, runner.model, tokenizer, max_model_len)
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
         self._planned: deque[StepPlan] = deque()  # started, not collected
@@ -93,6 +93,10 @@ class Engine:
         self._requests[request_id] = samples
         self.scheduler.add(samples[0], samples[1:])
         return request_id
+
+    def check_structure(self, params: SamplingParams) -> None:
+        """Compile what these ask for, ahead of `add_request`; may run on any thread. Raises `UserError`."""
+        self._admission.structures.check(params)
 
     def abort(self, request_id: str) -> None:
         """End a request; its output, with finish_reason `abort`, comes with the next step. Unknown ids are ignored:

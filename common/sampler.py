@@ -13,6 +13,7 @@ from common.execution.upload import upload
 from common.models.ops import Ops
 from common.request import Request, SampledToken
 from common.sampling_params import SamplingParams
+from common.structure import allowed
 
 _MASK = 2**64 - 1
 PLAIN = Ops()
@@ -79,7 +80,7 @@ def sample(
         return SamplerOutput(ops.sample(logits))
     params = [request.params for request in requests]
     raw = logits
-    logits = _penalise(_add_bias(logits, requests), requests)
+    logits = _restrict(_penalise(_add_bias(logits, requests), requests), requests)
     if all(p.greedy for p in params):
         token_ids = ops.sample(logits)
     else:
@@ -131,6 +132,15 @@ def _by_rank(kept: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> to
     return torch.empty_like(kept).scatter_(-1, order, ranked)
 
 
+def _restrict(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """-inf where a token does not fit a row's structure; the input is left as it was."""
+    masks = [(row, request.structure.mask()) for row, request in enumerate(requests) if request.structure is not None]
+    if not masks:
+        return logits
+    rows, words = upload(logits.device, np.array([row for row, _ in masks]), np.stack([mask for _, mask in masks]))
+    return logits.index_copy(0, rows, logits[rows].masked_fill(~allowed(words, logits.shape[-1]), -torch.inf))
+
+
 def _add_bias(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
     """`logit_bias` of the rows that have one; the input is left as it was."""
     biased = [(row, t, b) for row, r in enumerate(requests) for t, b in r.params.logit_bias.items()]
@@ -178,7 +188,9 @@ def apply_penalties(
 
 
 def _banned(request: Request, vocab_size: int) -> list[int]:
-    """Before `min_tokens`: what would end the output."""
+    """Before `min_tokens`: what would end the output. A structure knows it."""
+    if request.structure is not None:
+        return []
     few = request.num_output_tokens + request.num_unseen_tokens <= request.params.min_tokens
     return [t for t in ending_ids(request) if t < vocab_size] if few and request.params.min_tokens else []
 

@@ -155,6 +155,7 @@ class StepGraphs:
         if not count:
             return SamplerOutput(self.tokens), []
         kind = Kind(self._requests.kinds[batch.draw_slots].max())
+        self._requests.restrict(batch.draw_slots.tolist(), plan.drawing)
         self._draw_graphs[size, kind].replay()
         if kind < Kind.MARKED or all(request.params.logprobs is None for request in plan.drawing):
             return SamplerOutput(self.tokens), batch.draw_slots.tolist()

@@ -3,7 +3,7 @@
 `draw` is `common.sampler.sample` over these tensors, in PyTorch; `gpu.triton_draw` is the same in kernels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol, runtime_checkable
@@ -16,6 +16,7 @@ from common.models.ops import Ops
 from common.request import Request
 from common.sampler import apply_penalties, biased_logits, ending_ids, filter_logits
 from common.sampling_params import MAX_BIASES
+from common.structure import allowed
 
 SETTINGS = 8
 """Columns of `settings`: temperature, top_k, top_p, min_p, repetition, presence and frequency penalty, and whether the
@@ -39,9 +40,9 @@ class Kind(IntEnum):
 
 @dataclass(slots=True)
 class Draws:
-    """S rows: settings [S, SETTINGS] float32, keys [S, KEYS] int64. For each slot: marks [slots, vocab] int16, and
-    tokens [slots] int64, what was drawn last; biased [slots, MAX_BIASES] int64 and
-    bias (float32), the tokens of its `logit_bias`, the first one repeated to the end. raw [S, vocab]: the model's logits, kept for log-probabilities."""
+    """S rows: settings [S, SETTINGS] float32, keys [S, KEYS] int64. For each slot: marks [slots, vocab] int16; tokens
+    [slots] int64, what was drawn last; biased [slots, MAX_BIASES] int64 and bias (float32), the tokens of its
+    `logit_bias`, the first one repeated to the end. raw [S, vocab]: the model's logits, kept for log-probabilities."""
 
     settings: torch.Tensor
     keys: torch.Tensor
@@ -132,8 +133,9 @@ class RequestDraws:
         self.settings[slot, 7] = p.logprobs is not None
         seed = np.uint64(request.seed).astype(np.int64)
         free_from = request.num_prompt_tokens + p.min_tokens if p.min_tokens else 0
-        self.keys[slot] = seed, 0, free_from, slot
-        marked = p.penalised or p.min_tokens > 0
+        structured = request.structure is not None
+        self.keys[slot] = seed, 0, 2**62 if structured else free_from, slot
+        marked = p.penalised or p.min_tokens > 0 or structured
         biased = bool(p.logit_bias)
         kind = Kind.MARKED if marked or biased or p.logprobs is not None else Kind.LIKELIEST
         if not p.greedy:
@@ -146,6 +148,15 @@ class RequestDraws:
             tokens, values = zip(*p.logit_bias.items(), strict=True) if biased else ((0,), (0.0,))
             for row, given in ((self.biased[slot], np.array(tokens)), (self.bias[slot], np.array(values))):
                 row.copy_(upload(row.device, np.resize(np.append(given, np.full(MAX_BIASES, given[0])), MAX_BIASES))[0])
+
+    def restrict(self, slots: Sequence[int], requests: Sequence[Request]) -> None:
+        """Before a draw: mark in each structured request's slot what does not fit."""
+        masks = [(s, r.structure.mask()) for s, r in zip(slots, requests, strict=True) if r.structure is not None]
+        if masks:
+            columns = np.array([slot for slot, _ in masks]), np.stack([mask for _, mask in masks])
+            at, words = upload(self.marks.device, *columns)
+            rows = self.marks[at] & ~BANNED
+            self.marks[at] = torch.where(allowed(words, self.marks.shape[1]), rows, rows | BANNED)
 
     def _mark(self, row: torch.Tensor, request: Request) -> None:
         vocab, prompt = len(row), request.num_prompt_tokens
