@@ -76,12 +76,32 @@ class Sampling(Body):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
 
+    structured_outputs: dict[Literal["json", "regex", "choice", "grammar", "json_object"], Any] | None = None
+    guided_json: dict[str, Any] | str | None = None  # vLLM's older names of these
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
     user: Ignored = None
     metadata: Ignored = None
     service_tier: Ignored = None
     safety_identifier: Ignored = None
     prompt_cache_key: Ignored = None
     prompt_cache_retention: Ignored = None
+
+
+class JsonSchema(Body):
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`json_schema`: of that type alone."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class CompletionRequest(Sampling):
@@ -128,7 +148,7 @@ class ChatRequest(Sampling):
     modalities: Annotated[Any, DESCRIPTION, _unsupported(["text"])] = None
     prediction: Unsupported = None
     reasoning_effort: Unsupported = None
-    response_format: Annotated[Any, DESCRIPTION, _unsupported({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     store: Annotated[Any, DESCRIPTION, _unsupported(False)] = None
     tool_choice: UnsupportedChoice = None
     tools: UnsupportedList = None
