@@ -52,13 +52,13 @@ class Structures:
 
     @functools.cached_property
     def _vocabulary(self) -> Any:
+        if self._tokenizer is None:
+            raise UserError("structured output needs a tokenizer, and this model has none")
         try:
             llguidance: Any = importlib.import_module("llguidance")
         except ImportError:
             message = "structured output needs llguidance, which is not installed: pip install '.[structured]'"
             raise UserError(message) from None
-        if self._tokenizer is None:
-            raise UserError("structured output needs a tokenizer, and this model has none")
         try:
             text = self._tokenizer.backend.to_str()
             return llguidance.LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._ends or None)
