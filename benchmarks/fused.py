@@ -9,6 +9,7 @@ once; for the operations between the products, their inputs and outputs.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from benchmarks.environment import environment
 from benchmarks.files import write_json
 from common.config import parse_device, parse_dtype
 from common.errors import UserError
+from common.execution.choose import choose_draw
+from common.execution.draws import Draws, Kind, RequestDraws
 from common.models.config import ModelConfig
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
@@ -28,6 +31,7 @@ from common.models.ops import Ops
 from common.models.sources.random_weights import PRESETS
 from common.watch.progress import progress_bar
 
+KINDS = {Kind.LIKELIEST: "the likeliest", Kind.DRAWN: "by chance", Kind.SHARED: "by chance, top_p 0.95"}
 ROWS = (1, 2, 4, 8, 64)
 
 Call = Callable[[Ops, int], object]  # call(ops, copy): the operation, on that copy of the weights
@@ -78,8 +82,7 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
         positions = torch.arange(n, device=device)
         cos, sin = rotary.at(positions)
         logits = tensor(n, config.vocab_size)
-        degrees = torch.ones(n, device=device)
-        noise = torch.rand(n, dtype=torch.float64, device=device)
+        draws = _draws(n, logits)
         calls: dict[str, tuple[int, Call]] = {
             "embedding, rotary's rows": (
                 2 * (x.nbytes + cos.nbytes + sin.nbytes),
@@ -91,11 +94,24 @@ def cases(config: ModelConfig, dtype: torch.dtype, device: torch.device, rows: t
                 lambda ops, _, h=heads, c=cos, s=sin: ops.qk_norm_rope(h, num_q, head_norm, head_norm, c, s),
             ),
             "SiLU · up": (gate_up.nbytes * 3 // 2, lambda ops, _, g=gate_up: ops.swiglu(g)),
-            "pick the likeliest": (logits.nbytes, lambda ops, _, z=logits: ops.sample(z)),
-            "pick by chance": (logits.nbytes, lambda ops, _, z=logits, t=degrees, u=noise: ops.sample(z, t, u)),
         }
+        for kind, what in KINDS.items():
+            calls[f"pick {what}"] = logits.nbytes, partial(_drawn, logits, draws, kind)
         for name, (moved, call) in calls.items():
             yield Case(name, n, moved, 10 if device.type == "cuda" else 1, call)
+
+
+def _drawn(logits: torch.Tensor, draws: Draws, kind: Kind, ops: Ops, _: int) -> torch.Tensor:
+    choose_draw(ops)(logits, draws, kind)
+    return draws.tokens
+
+
+def _draws(rows: int, logits: torch.Tensor) -> Draws:
+    """All at temperature 0.7 with top_p 0.95."""
+    requests = RequestDraws(rows, logits.shape[1], logits.device)
+    requests.settings[:, 0], requests.settings[:, 2] = 0.7, 0.95
+    settings, keys = (torch.from_numpy(x[:rows]).to(logits.device) for x in (requests.settings, requests.keys))
+    return Draws(settings, keys, requests.marks, keys.new_zeros(rows), logits, requests.biased, requests.bias)
 
 
 def run(device: str, dtype: str, model: str, path: Path, quick: bool) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def run(device: str, dtype: str, model: str, path: Path, quick: bool) -> dict[st
     rows = (1, 9) if quick else ROWS
     ways = {"fused": FusedOps(target), "apart": FusedOps(target, pdl=False), "plain": Ops()}
     records: list[dict[str, Any]] = []
-    with torch.inference_mode(), progress_bar("fused kernels", 11 * len(rows)) as advance:
+    with torch.inference_mode(), progress_bar("fused kernels", 12 * len(rows)) as advance:
         copy = ceilings(target, kind, quick).copy
         for case in cases(config, kind, target, rows):
             times = {

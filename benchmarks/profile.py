@@ -21,7 +21,17 @@ from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
 from benchmarks.plots.picture import save_picture
-from benchmarks.profile_parts import STEP, Event, Phases, Profile, learn_kernels, parts_on_cpu, parts_on_gpu
+from benchmarks.profile_parts import (
+    DRAWING,
+    SAMPLING,
+    STEP,
+    Event,
+    Phases,
+    Profile,
+    learn_kernels,
+    parts_on_cpu,
+    parts_on_gpu,
+)
 from benchmarks.profile_ranges import Around, named_parts
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import title
@@ -90,6 +100,7 @@ def profile(
             graphs, engine.runner.graphs = engine.runner.graphs, None
             # Other tokens than those that are measured: a prefix cache must know none of these.
             known = learn_kernels(profiled(engine, size.requests(contestant.vocab_size, run=2), steps, trace))
+            known |= dict.fromkeys(DRAWING, SAMPLING)
             engine.runner.graphs = graphs
         events = profiled(engine, requests, steps, trace)
     finally:

@@ -22,6 +22,8 @@ HOST, IDLE, STEP = "host", "idle", "step"
 RANGES = {LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, STEP}
 COMPILED, PYTHON = "numba: ", "Python, outside of operators"
 LAUNCHES = {"cuda_runtime", "cuda_driver"}
+DRAWING = tuple(f"{step}_kernel" for step in ("chunk", "narrow", "settle", "weigh", "pick"))
+"""Kernels that choose tokens, in CUDA graphs only."""
 ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 STEP_NAME = re.compile(r"step \d+ (\w+) \d+")
 INKS = ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD")

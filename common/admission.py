@@ -14,6 +14,7 @@ from common.request import Request
 from common.sampler import mix
 from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
+from common.structure import Structures
 from common.text.detokenizer import Detokenizer
 from common.text.prompts import Prompt, encode_prompt
 from common.text.tokenizer import ChatPrompt, Tokenizer
@@ -22,11 +23,21 @@ from common.text.tokenizer import ChatPrompt, Tokenizer
 class Admission:
     """Checks and numbers the requests of one engine."""
 
-    def __init__(self, config: EngineConfig, scheduler: Scheduler, model: Decoder, max_model_len: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        scheduler: Scheduler,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        max_model_len: int,
+    ) -> None:
         self._seed = config.seed
         self._scheduler = scheduler
         self._model = model
         self._max_model_len = max_model_len
+        config_ends, known = model.config.eos_token_ids, tokenizer
+        ends = {*config_ends, *known.eos_token_ids, *known.turn_end_token_ids} if known else config_ends
+        self.structures = Structures(tokenizer, model.config.vocab_size, ends)
         self._prompts = itertools.count()
         self._samples = itertools.count()
 
@@ -68,6 +79,9 @@ class Admission:
             end_token_ids |= set(tokenizer.eos_token_ids)
             if isinstance(token_ids, ChatPrompt):  # any other text may hold several turns
                 end_token_ids |= tokenizer.turn_end_token_ids
+        vocab = self._model.config.vocab_size
+        unknown = [token for token in params.logit_bias if token >= vocab]
+        require(not unknown, f"logit_bias names tokens that the model's vocabulary of {vocab} has not: {unknown[:5]}")
         seed = params.seed if params.seed is not None else mix(self._seed, number)
         return [
             Request(
@@ -83,6 +97,7 @@ class Admission:
                 prompt=prompt if isinstance(prompt, str) else None,
                 cache_salt=cache_salt,
                 detokenizer=_detokenizer(tokenizer, len(token_ids), params),
+                structure=self.structures.begin(params, {*params.stop_token_ids, *end_token_ids}),
             )
             for index in range(params.n)
         ]

@@ -51,10 +51,11 @@ class Engine:
         self.max_model_len = max_model_len
         self.note: str | None = runner.model.note  # what a reader of its figures must know
         self.watch = StepWatch(scheduler)
-        self._admission = Admission(config, scheduler, runner.model, max_model_len)
+        self._admission = Admission(config, scheduler, runner.model, tokenizer, max_model_len)
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
         self._planned: deque[StepPlan] = deque()  # started, not collected
+        self._counts_on_device = runner.graphs is not None
         self._overlaps = config.overlaps and scheduler.plans_ahead
         self._prefix_cache = scheduler.cache if isinstance(scheduler.cache, PrefixCache) else None
         self._closed = False
@@ -93,6 +94,10 @@ class Engine:
         self.scheduler.add(samples[0], samples[1:])
         return request_id
 
+    def check_structure(self, params: SamplingParams) -> None:
+        """Compile what these ask for, ahead of `add_request`; may run on any thread. Raises `UserError`."""
+        self._admission.structures.check(params)
+
     def abort(self, request_id: str) -> None:
         """End a request; its output, with finish_reason `abort`, comes with the next step. Unknown ids are ignored:
         the request may have finished while the caller decided."""
@@ -122,8 +127,8 @@ class Engine:
         return self._finish() if self._planned else self.scheduler.take_ended()
 
     def _steps_ahead(self) -> int:
-        """0 where penalties need to know every token before."""
-        return int(not any(request.penalised for request in self.scheduler.running))
+        """0 where penalties need to know every token before, and it is not the device that counts them."""
+        return int(self._counts_on_device or not any(request.penalised for request in self.scheduler.running))
 
     def _plan(self) -> StepPlan | None:
         """None: no request has anything to compute."""

@@ -70,6 +70,11 @@ class StepPlan:
     planned_at: float = field(default_factory=time.perf_counter)
 
     @property
+    def drawing(self) -> list[Request]:
+        """Who gets a token: for each chunk that samples its request, and those that fork there."""
+        return [r for c in self.chunks if c.samples for r in ((c.request, *c.forks) if c.forks else (c.request,))]
+
+    @property
     def num_tokens(self) -> int:
         """Positions whose results count."""
         return sum(chunk.length for chunk in self.chunks if not chunk.idle)

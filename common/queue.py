@@ -1,7 +1,9 @@
 """The queue of waiting requests, in the order in which they may start."""
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any
 
 from common.request import Request
 
@@ -18,11 +20,11 @@ class WaitingQueue:
 
     def __init__(self, policy: str = "fcfs") -> None:
         self.policy = policy
+        self.order: Callable[[Request], Any] = attrgetter("number") if policy == "fcfs" else self._by_priority
         self._requests: list[Request] = []
 
-    def order(self, request: Request) -> tuple[float, int]:
-        if self.policy == "fcfs":
-            return (0.0, request.number)
+    @staticmethod
+    def _by_priority(request: Request) -> tuple[float, int]:
         return (request.priority + request.arrival_time / AGEING_SECONDS, request.number)
 
     def append(self, request: Request) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from common.sampling_params import SamplingParams
+from common.structure import Structure
 from common.text.detokenizer import Detokenizer
 
 
@@ -45,6 +46,7 @@ class Request:
     prompt: str | None = None
     cache_salt: str | None = None  # only requests with the same one share cached beginnings
     detokenizer: Detokenizer | None = None
+    structure: Structure | None = None  # what the output has to fit
 
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
@@ -58,6 +60,7 @@ class Request:
     scheduled_time: float | None = None
     finish_time: float | None = None
     token_ids: list[int] = field(init=False)
+    max_num_tokens: int = field(init=False)  # prompt and output, when it ends
     penalised: bool = field(init=False)  # its logits depend on all tokens before
     argmax_only: bool = field(init=False)  # greedy, and no option needs the logits
     token_times: list[float] = field(default_factory=list[float])
@@ -66,8 +69,10 @@ class Request:
     def __post_init__(self) -> None:
         p = self.params
         self.token_ids = list(self.prompt_token_ids)
+        self.max_num_tokens = len(self.prompt_token_ids) + p.max_tokens
         self.penalised = p.penalised
-        self.argmax_only = p.greedy and not p.penalised and p.logprobs is None and p.min_tokens == 0
+        changed = p.penalised or p.logit_bias or p.min_tokens or self.structure is not None
+        self.argmax_only = p.greedy and not changed and p.logprobs is None
         if self.params.logprobs is not None:
             self.logprobs = []
 
@@ -90,13 +95,18 @@ class Request:
 
     def ends_at(self, token_id: int) -> bool:
         """Is this token an end by itself, and no part of the text?"""
-        return token_id in self.params.stop_token_ids or (token_id in self.eos_token_ids and not self.params.ignore_eos)
+        eos = token_id in self.eos_token_ids and (not self.params.ignore_eos or self.structure is not None)
+        return eos or token_id in self.params.stop_token_ids
 
     @property
     def ends_in_flight(self) -> bool:
         """Nothing of it is left to plan: its last token is being computed, or an abort waits for the step in flight."""
-        last = len(self.token_ids) + self.num_unseen_tokens >= len(self.prompt_token_ids) + self.params.max_tokens
-        return self.abort_requested or last
+        return self.abort_requested or len(self.token_ids) + self.num_unseen_tokens >= self.max_num_tokens
+
+    @property
+    def rests(self) -> bool:
+        """What may come next depends on a token that is not known yet: it sits out the steps planned until then."""
+        return self.structure is not None and self.num_unseen_tokens > 0
 
     def append(self, sampled: SampledToken, now: float) -> None:
         """Take a sampled token and decide whether it was the last one."""
@@ -109,11 +119,13 @@ class Request:
 
     def _stop_reason(self, token_id: int) -> str | None:
         params = self.params
-        if self.num_output_tokens >= params.min_tokens:
+        if self.structure is not None:
+            self.structure.advance(token_id)
+            if self.structure.failed or self.structure.complete:
+                return "abort" if self.structure.failed else "stop"
+        if params.min_tokens <= self.num_output_tokens:
             if self.ends_at(token_id):
                 return "stop"
             if params.stop_strings and self.detokenizer is not None and self.detokenizer.finds_stop(self.token_ids):
                 return "stop"
-        if self.num_output_tokens >= params.max_tokens:
-            return "length"
-        return None
+        return "length" if len(self.token_ids) >= self.max_num_tokens else None

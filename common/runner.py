@@ -1,7 +1,7 @@
 """Executes a plan: builds the step's tensors, runs the model, samples. Holds no queue and changes no request."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,12 @@ BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step in flight: whose tokens it samples, and where they will be on the host. None: it samples nothing."""
+    """A step in flight: whose tokens it samples, what will be on the host, and where in it each token is. None: it
+    samples nothing."""
 
     requests: list[Request]
     output: SamplerOutput | None
+    places: Sequence[int]
     lap: Lap
 
 
@@ -56,7 +58,7 @@ class Runner:
         self._cores = SharedCores() if model.device.type == "cpu" else None
         self._stopwatch = Stopwatch()
         self._launched: deque[LaunchedStep] = deque()
-        self._rows: dict[str, int] = {}  # the newest step's: where in `_tokens` each request's token is
+        self._rows: dict[Request, int] = {}  # the newest step's: where in `_tokens` each request's token is
         self._tokens = torch.zeros(0, dtype=torch.long)
 
     @torch.inference_mode()
@@ -65,18 +67,15 @@ class Runner:
             self._cores.follow()
         lap = Lap(self.model.device)
         try:
-            requests, output = self._start(plan)
+            output, places = self._start(plan)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {self.model.device} in a step of {plan.num_tokens} tokens: lower "
                 "max_num_batched_tokens, max_num_seqs, kv_cache_memory or gpu_memory_utilization"
             ) from error
-        self._rows = {request.id: row for row, request in enumerate(requests)}
-        if output is not None:
-            self._tokens = output.token_ids
-            output = output.start_copy()
+        output = output.start_copy() if places else None
         lap.stop()
-        self._launched.append(LaunchedStep(requests, output, lap))
+        self._launched.append(LaunchedStep(plan.drawing, output, places, lap))
 
     def collect(self) -> dict[str, SampledToken]:
         """The tokens of the oldest step in flight, by request id."""
@@ -84,7 +83,8 @@ class Runner:
         self.device_time = self._stopwatch.wait(step.lap)
         if step.output is None:
             return {}
-        return {r.id: token for r, token in zip(step.requests, step.output.to_host(step.requests), strict=True)}
+        tokens = step.output.to_host(step.requests, step.places)
+        return dict(zip([request.id for request in step.requests], tokens, strict=True))
 
     def execute(self, plan: StepPlan) -> dict[str, SampledToken]:
         self.submit(plan)
@@ -97,23 +97,20 @@ class Runner:
         self._stopwatch.reset()
         self._rows = {}
 
-    def _start(self, plan: StepPlan) -> tuple[list[Request], SamplerOutput | None]:
-        """Queue the step's work. Returns whose tokens are sampled, and the tokens."""
+    def _start(self, plan: StepPlan) -> tuple[SamplerOutput, Sequence[int]]:
+        """Queue the step's work. Returns what is sampled, and where in it the token of each `plan.drawing` is."""
         if self._move_blocks is not None:
             self._move_blocks(plan)
-        rows = [(r, c.end) for c in plan.chunks if c.samples for r in (c.request, *c.forks)]
-        requests = [request for request, _ in rows]
-        hidden = None
         if self.graphs is not None:
-            hidden = self.graphs.hidden_states(plan, self._rows, self._tokens)
-            if hidden is not None and requests and all(request.argmax_only for request in requests):
-                return requests, SamplerOutput(self.graphs.next_tokens(len(requests)))
-        if hidden is None:
-            hidden = self._launch(plan)
-        if not rows:
-            return requests, None
-        logits = self.model.logits(hidden)
-        return requests, sample(logits, requests, [position for _, position in rows], self.model.ops)
+            return self.graphs.start(plan, self._launch)
+        hidden, requests = self._launch(plan), plan.drawing
+        self._rows = {request: row for row, request in enumerate(requests)}
+        if not requests:
+            return SamplerOutput(self._tokens), []
+        positions = [c.end for c in plan.chunks if c.samples for _ in (c, *c.forks)]
+        output = sample(self.model.logits(hidden), requests, positions, self.model.ops)
+        self._tokens = output.token_ids
+        return output, range(len(requests))
 
     def _launch(self, plan: StepPlan) -> torch.Tensor:
         """The model, kernel by kernel: the hidden states [S, hidden] of the rows that are sampled."""
@@ -124,8 +121,9 @@ class Runner:
 
     def _fill_in(self, plan: StepPlan, batch: RaggedBatch) -> None:
         """Tokens that the step before has sampled, or will have when this one starts, go on without the host."""
-        waiting = [(i, self._rows[c.request.id]) for i, c in enumerate(plan.chunks) if c.waits_for_token]
+        rows, tokens = (self._rows, self._tokens) if self.graphs is None else (self.graphs.slots, self.graphs.tokens)
+        waiting = [(i, rows[c.request]) for i, c in enumerate(plan.chunks) if c.waits_for_token]
         if waiting:
             sequences, sampled = upload(self.model.device, *np.array(waiting).T)
             last = batch.query_start_loc[sequences + 1].long() - 1
-            batch.input_ids.index_copy_(0, last, self._tokens[sampled])
+            batch.input_ids.index_copy_(0, last, tokens[sampled])

@@ -13,6 +13,7 @@ from common.execution.upload import upload
 from common.models.ops import Ops
 from common.request import Request, SampledToken
 from common.sampling_params import SamplingParams
+from common.structure import allowed
 
 _MASK = 2**64 - 1
 PLAIN = Ops()
@@ -46,15 +47,16 @@ class SamplerOutput:
         """The same on the host, in pinned memory; on a GPU to be read only after an event recorded behind this call."""
         return SamplerOutput(*(_on_host(getattr(self, field.name)) for field in fields(self)))
 
-    def to_host(self, requests: Sequence[Request]) -> list[SampledToken]:
+    def to_host(self, requests: Sequence[Request], places: Sequence[int]) -> list[SampledToken]:
+        """places: where each request's token is."""
         token_ids: list[int] = self.token_ids.tolist()
         if self.sampled_logprobs is None or self.top_ids is None or self.top_logprobs is None:
-            return [SampledToken(token_id) for token_id in token_ids]
+            return [SampledToken(token_ids[place]) for place in places]
         sampled: list[float] = self.sampled_logprobs.tolist()
         top_ids: list[list[int]] = self.top_ids.tolist()
         top_values: list[list[float]] = self.top_logprobs.tolist()
         result: list[SampledToken] = []
-        for row, request in enumerate(requests):
+        for row, request in zip(places, requests, strict=True):
             k, logprobs = request.params.logprobs, None
             if k is not None:
                 top = zip(top_ids[row][:k], top_values[row][:k], strict=True)
@@ -78,7 +80,7 @@ def sample(
         return SamplerOutput(ops.sample(logits))
     params = [request.params for request in requests]
     raw = logits
-    logits = _penalise(logits, requests)
+    logits = _restrict(_penalise(_add_bias(logits, requests), requests), requests)
     if all(p.greedy for p in params):
         token_ids = ops.sample(logits)
     else:
@@ -91,8 +93,14 @@ def sample(
             [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)],
         ]
         [settings] = upload(logits.device, np.array(columns))  # [5, S], float64
-        temperature = settings[0].float()
-        token_ids = ops.sample(_filter(logits, params, settings[:4].float()[..., None]), temperature, settings[4])
+        if any(p.filters for p in params):
+            logits = filter_logits(logits, *settings[:4].float()[..., None])
+        token_ids = ops.sample(logits, settings[0].float(), settings[4])
+    return with_logprobs(token_ids, raw, params)
+
+
+def with_logprobs(token_ids: torch.Tensor, raw: torch.Tensor, params: Sequence[SamplingParams]) -> SamplerOutput:
+    """The tokens drawn, [S], and the log-probabilities that any row asked for, of the model's own logits [S, V]."""
     if all(p.logprobs is None for p in params):
         return SamplerOutput(token_ids)
     logprobs = raw.float().log_softmax(dim=-1)
@@ -102,27 +110,50 @@ def sample(
     return SamplerOutput(token_ids, top.indices, top.values, sampled)
 
 
-def _filter(logits: torch.Tensor, params: Sequence[SamplingParams], options: torch.Tensor) -> torch.Tensor:
-    """The logits, -inf where top_k, top_p or min_p leave a token out. options [4, S, 1], float32, as unpacked here."""
-    temperature, top_k, top_p, min_p = options
-    by_rank, by_share = any(p.top_k or p.top_p < 1.0 for p in params), any(p.min_p for p in params)
-    if not by_rank and not by_share:
-        return logits
+def filter_logits(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """The logits [S, V], -inf where the others, each [S, 1], leave a token out. Off: top_k V, top_p 2, min_p 0."""
     logits = logits.float()
-    kept = logits / torch.where(temperature > 0, temperature, 1.0)
-    if by_rank:
-        ranked, order = kept.sort(dim=-1, descending=True, stable=True)
-        ranked = ranked.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= top_k, -torch.inf)
-        probs = ranked.softmax(dim=-1)
-        before = probs.cumsum(dim=-1) - probs  # the token that crosses top_p has less than top_p before it: it stays
-        before[..., 0] = -1.0  # and so does the first one, also where float32 knows top_p as 0
-        ranked = ranked.masked_fill(before >= top_p, -torch.inf)
-        kept = torch.empty_like(kept).scatter_(-1, order, ranked)
-    if by_share:
-        probs = kept.softmax(dim=-1)
-        floor = probs.amax(dim=-1, keepdim=True) * min_p
-        kept = kept.masked_fill(probs < floor, -torch.inf)
-    return logits.masked_fill(kept == -torch.inf, -torch.inf)
+    kept = _by_rank(logits / torch.where(temperature > 0, temperature, 1.0), top_k, top_p)
+    probs = kept.softmax(dim=-1)
+    floor = probs.amax(dim=-1, keepdim=True) * min_p
+    return logits.masked_fill((kept == -torch.inf) | (probs < floor), -torch.inf)
+
+
+def _by_rank(kept: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Logits over the temperature, -inf where top_k and then top_p leave a token out."""
+    ranked, order = kept.sort(dim=-1, descending=True, stable=True)
+    ranked = ranked.masked_fill(torch.arange(kept.shape[-1], device=kept.device) >= top_k, -torch.inf)
+    probs = ranked.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs  # the token that crosses top_p has less than top_p before it: it stays
+    before[..., 0] = -1.0  # and so does the first one, also where float32 knows top_p as 0
+    ranked = ranked.masked_fill(before >= top_p, -torch.inf)
+    return torch.empty_like(kept).scatter_(-1, order, ranked)
+
+
+def _restrict(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """-inf where a token does not fit a row's structure; the input is left as it was."""
+    masks = [(row, request.structure.mask()) for row, request in enumerate(requests) if request.structure is not None]
+    if not masks:
+        return logits
+    rows, words = upload(logits.device, np.array([row for row, _ in masks]), np.stack([mask for _, mask in masks]))
+    return logits.index_copy(0, rows, logits[rows].masked_fill(~allowed(words, logits.shape[-1]), -torch.inf))
+
+
+def _add_bias(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """`logit_bias` of the rows that have one; the input is left as it was."""
+    biased = [(row, t, b) for row, r in enumerate(requests) for t, b in r.params.logit_bias.items()]
+    if not biased:
+        return logits
+    rows, tokens, values = upload(logits.device, *np.array(biased, dtype=np.float64).T)
+    at = rows.long(), tokens.long()
+    return logits.index_put(at, biased_logits(logits[at], values))
+
+
+def biased_logits(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Rounded again as they were."""
+    return (logits.float() + bias.float()).to(logits.dtype)
 
 
 def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
@@ -131,30 +162,39 @@ def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor
     banned = [(row, token) for row, request in enumerate(requests) for token in _banned(request, logits.shape[-1])]
     if not penalised and not banned:
         return logits
-    result = logits.to(torch.float32, copy=True)
+    result = logits.clone()
     histories = [np.array(request.token_ids) for _, request in penalised]
     pairs = np.array(banned, dtype=np.int64).reshape(-1, 2).T
     rows, tokens, *seen = upload(logits.device, *pairs, *histories)
     for (row, request), history in zip(penalised, seen, strict=True):
-        _penalise_row(result[row], history, request)
+        p, count = request.params, request.num_prompt_tokens
+        in_prompt, in_output = (torch.zeros_like(result[row], dtype=torch.float32) for _ in range(2))
+        in_prompt.index_fill_(0, history[:count], 1.0)
+        in_output.index_add_(0, history[count:], torch.ones_like(history[count:], dtype=torch.float32))
+        penalties = p.repetition_penalty, p.presence_penalty, p.frequency_penalty
+        result[row] = apply_penalties(result[row], in_prompt + in_output > 0, in_output, *penalties)
     result[rows, tokens] = -torch.inf
     return result
 
 
+def apply_penalties(
+    logits: torch.Tensor, seen: torch.Tensor, counts: torch.Tensor,
+    repetition: torch.Tensor | float, presence: torch.Tensor | float, frequency: torch.Tensor | float,
+) -> torch.Tensor:  # fmt: skip
+    """logits [..., V], rounded again as they were. seen: is the token in prompt or output; counts: in the output."""
+    values = logits.float()
+    values = torch.where(seen, torch.where(values > 0, values / repetition, values * repetition), values)
+    return (values - ((counts > 0) * presence + counts * frequency)).to(logits.dtype)
+
+
 def _banned(request: Request, vocab_size: int) -> list[int]:
-    """Before `min_tokens`: what would end the output."""
-    p = request.params
-    if request.num_output_tokens + request.num_unseen_tokens > p.min_tokens or p.min_tokens == 0:
+    """Before `min_tokens`: what would end the output. A structure knows it."""
+    if request.structure is not None:
         return []
-    return [t for t in (*p.stop_token_ids, *(() if p.ignore_eos else request.eos_token_ids)) if t < vocab_size]
+    few = request.num_output_tokens + request.num_unseen_tokens <= request.params.min_tokens
+    return [t for t in ending_ids(request) if t < vocab_size] if few and request.params.min_tokens else []
 
 
-def _penalise_row(row: torch.Tensor, history: torch.Tensor, request: Request) -> None:
-    """row [V]; history: the tokens of prompt and output."""
-    p = request.params
-    if p.repetition_penalty != 1.0:
-        values = row[history]
-        row[history] = torch.where(values > 0, values / p.repetition_penalty, values * p.repetition_penalty)
-    output = history[request.num_prompt_tokens :]
-    counts = torch.zeros_like(row).index_add_(0, output, torch.ones_like(output, dtype=row.dtype))
-    row -= (counts > 0) * p.presence_penalty + counts * p.frequency_penalty
+def ending_ids(request: Request) -> tuple[int, ...]:
+    """The tokens that end the output."""
+    return (*request.params.stop_token_ids, *(() if request.params.ignore_eos else request.eos_token_ids))

@@ -1,12 +1,15 @@
 """How one request chooses its tokens, and when it stops."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from common.errors import plain, refuse_unknown_options, require, require_number
+from common.errors import UserError, one_line, plain, refuse_unknown_options, require, require_number
 
 MAX_LOGPROBS = 20
+MAX_STRUCTURE = 1 << 17  # characters of a schema, a regular expression or a grammar
+MAX_BIASES = 300  # tokens of a `logit_bias`, as in OpenAI's API
 GREEDY_BELOW = 1e-5  # a temperature this small leaves only the likeliest token, and dividing by it would overflow
 
 
@@ -32,6 +35,13 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()  # tokens that end the output, as the model's EOS ids do; not part of the text
     ignore_eos: Annotated[bool, "Go on after the model says that it has ended."] = False
     seed: int | None = None  # of the request's own noise; None or -1: one derived from the engine's seed
+    # structured output: the whole answer fits one of these, unless max_tokens or a stop string cuts it
+    schema: Mapping[str, Any] | str | None = field(default=None, hash=False)  # a JSON schema
+    regex: str | None = None
+    grammar: str | None = None  # in Lark's syntax, or GBNF
+    json_object: bool = False  # any JSON object
+    # added to the model's logits of these tokens, -100 ... 100, before penalties; log-probabilities do not have it
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
     logprobs: Annotated[int | None, "Of this many likeliest tokens (0: the sampled one alone), in --json."] = None
 
     def __post_init__(self) -> None:
@@ -42,6 +52,7 @@ class SamplingParams:
         for name, anything, value in (("top_k", -1, 0), ("seed", -1, None)):  # as other engines say it
             if getattr(self, name) == anything:
                 object.__setattr__(self, name, value)
+        self._check_structure()
         for name, least in (("n", 1), ("max_tokens", 1), ("min_tokens", 0), ("top_k", 0)):
             require_number(name, getattr(self, name), int, least)
         least, most = self.min_tokens, self.max_tokens
@@ -59,12 +70,46 @@ class SamplingParams:
             require_number("each of stop_token_ids", token_id, int, 0)
         if self.seed is not None:
             require_number("seed", self.seed, int, 0, 2**63 - 1)
+        require(isinstance(self.logit_bias, Mapping), "logit_bias takes a dictionary of token id to number")
+        object.__setattr__(self, "logit_bias", {plain(k): plain(v) for k, v in self.logit_bias.items()})
+        require(len(self.logit_bias) <= MAX_BIASES, f"logit_bias takes {MAX_BIASES} tokens at most")
+        for token_id, bias in self.logit_bias.items():
+            require_number("each token of logit_bias", token_id, int, 0)
+            require_number("each value of logit_bias", bias, int | float, -100, 100)
         if self.logprobs is not None:
             require_number("logprobs", self.logprobs, int, 0, MAX_LOGPROBS)
 
     @property
+    def structure(self) -> tuple[str, str] | None:
+        """What the answer has to fit: (`schema`, `regex` or `grammar`, its text)."""
+        schema = '{"type": "object"}' if self.json_object else self.schema
+        texts = {"schema": schema, "regex": self.regex, "grammar": self.grammar}
+        return next(((kind, str(text)) for kind, text in texts.items() if text is not None), None)
+
+    def _check_structure(self) -> None:
+        require(isinstance(self.json_object, bool), f"json_object is True or False, not {self.json_object!r}")
+        given = [name for name in ("schema", "regex", "grammar") if getattr(self, name) is not None]
+        given += ["json_object"] * self.json_object
+        require(len(given) <= 1, f"give one of {' and '.join(given)}")
+        if isinstance(self.schema, Mapping):
+            try:
+                object.__setattr__(self, "schema", json.dumps(dict(self.schema)))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UserError(f"schema is no JSON: {one_line(error)}") from None
+        if self.structure is not None:
+            kind, text = self.structure
+            wanted = self.json_object or isinstance(getattr(self, kind), str)
+            require(wanted, f"{kind} takes a text" + " or a dictionary" * (kind == "schema"))
+            require(len(text) <= MAX_STRUCTURE, f"{kind} has {len(text)} characters: at most {MAX_STRUCTURE} are taken")
+
+    @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW or self.top_p == 0
+
+    @property
+    def filters(self) -> bool:
+        """Leaves tokens out, by rank or by probability."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
     @property
     def penalised(self) -> bool:

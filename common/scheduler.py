@@ -65,14 +65,15 @@ class Scheduler(abc.ABC):
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks) if chunk.forks else (chunk.request,):
                 request.num_open_chunks -= 1
-                if chunk.samples and (request.finished or request.abort_requested):
-                    request.num_unseen_tokens -= 1  # it ended while this step was in flight: one token too many
-                elif chunk.samples:
+                if chunk.samples and not request.finished and not request.abort_requested:
                     request.append(tokens[request.id], now)
                     self._num_sampled += 1
                     touched.append(request)
-                    if request.finish_reason is not None:
-                        self._finish(request, request.finish_reason)
+                    if request.finish_reason is None:
+                        continue
+                    self._finish(request, request.finish_reason)
+                elif chunk.samples:
+                    request.num_unseen_tokens -= 1  # it ended while this step was in flight: one token too many
                 if request.abort_requested and not request.finished:
                     self._finish(request, "abort")
                     touched.append(request)

@@ -165,9 +165,11 @@ def test_what_a_request_gets_does_not_depend_on_the_rest_of_the_batch(dtype: tor
     logits, requests = mixed_batch()
     logits = logits.to(dtype)
     positions = [5 + n % 3 for n in range(len(requests))]
-    together = sample(logits, requests, positions).to_host(requests)
-    backwards = sample(logits.flip(0), requests[::-1], positions[::-1]).to_host(requests[::-1])[::-1]
-    alone = [sample(logits[n : n + 1], [one], [positions[n]]).to_host([one])[0] for n, one in enumerate(requests)]
+    together = sample(logits, requests, positions).to_host(requests, range(len(requests)))
+    backwards = sample(logits.flip(0), requests[::-1], positions[::-1]).to_host(requests[::-1], range(len(requests)))[
+        ::-1
+    ]
+    alone = [sample(logits[n : n + 1], [one], [positions[n]]).to_host([one], [0])[0] for n, one in enumerate(requests)]
     for other in (backwards, alone):
         assert [t.token_id for t in other] == [t.token_id for t in together]
         for got, want in zip(other, together, strict=True):
@@ -183,7 +185,7 @@ def test_logprobs_are_raw_and_always_hold_the_sampled_token() -> None:
     one = request([1], eos=[0], temperature=5.0, min_tokens=5, presence_penalty=2.0, logprobs=2)
     seen: set[int] = set()
     for position in range(200):
-        token_id, logprobs = sample(logits, [one], [position]).to_host([one])[0]
+        token_id, logprobs = sample(logits, [one], [position]).to_host([one], [0])[0]
         assert logprobs is not None
         assert set(logprobs) == {0, 1, token_id}
         assert logprobs == pytest.approx({i: raw[i] for i in logprobs})
@@ -193,7 +195,7 @@ def test_logprobs_are_raw_and_always_hold_the_sampled_token() -> None:
 
 def test_logprobs_zero_is_the_sampled_token_alone_and_none_is_none() -> None:
     requests = [request(logprobs=0), request(logprobs=20), request()]
-    host = sample(torch.tensor([LOGITS] * 3), requests, [1, 1, 1]).to_host(requests)
+    host = sample(torch.tensor([LOGITS] * 3), requests, [1, 1, 1]).to_host(requests, range(len(requests)))
     assert [None if t.logprobs is None else sorted(t.logprobs) for t in host] == [[0], [0, 1, 2, 3, 4, 5], None]
 
 

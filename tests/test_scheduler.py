@@ -91,7 +91,7 @@ def test_a_request_that_ended_a_step_ago_keeps_its_memory_until_that_step_is_bac
     for max_tokens, last in ((8, EOS), (1, 4)):
         scheduler, cache, (request, other) = scheduler_with([1, 2], [3], max_tokens=max_tokens)
         if max_tokens == 1:
-            other.params = SamplingParams(max_tokens=8)
+            other.params, other.max_num_tokens = SamplingParams(max_tokens=8), 9
         first, second = plan(scheduler), plan(scheduler)
         scheduler.update(first, token(request, token_id=last) | token(other))
         assert request.finished and cache.freed == []

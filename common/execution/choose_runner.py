@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from common.attention import Attention
 from common.config import EngineConfig
+from common.execution.choose import choose_draw
 from common.execution.cuda_graphs import CudaRecorder, StepGraphs, step_shapes
-from common.execution.graph_inputs import GraphInputs
 from common.execution.step_inputs import StepBuilder
 from common.models import Decoder
 from common.plan import StepPlan
@@ -25,11 +25,10 @@ def choose_runner(
     block that the KV cache manager does not know, for the padding rows of CUDA graphs; None: no graphs."""
     if not config.fused_kernels and spare_block is None:
         return Runner(model, attention, batches, move)
-    builder = StepBuilder(config.block_size)
+    builder = StepBuilder(config.block_size, config.max_num_seqs)
     runner = Runner(model, attention, builder, move)
     if spare_block is not None:
-        shapes = step_shapes(config.max_num_seqs, config.max_num_batched_tokens)
-        inputs = GraphInputs(shapes[-1], max_model_len, config.block_size, spare_block, model.device)
-        runner.graphs = StepGraphs(model, attention, builder, inputs, shapes)
+        shapes, draw = step_shapes(config.max_num_seqs, config.max_num_batched_tokens), choose_draw(model.ops)
+        runner.graphs = StepGraphs(model, attention, draw, builder, spare_block, max_model_len, shapes)
         runner.graphs.capture(CudaRecorder())
     return runner

@@ -10,17 +10,19 @@ tokens behind them; where one prompt ends and the next one begins, attention rea
 
 import gc
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
 from common.attention import Attention
+from common.execution.draws import Draw, Kind, RequestDraws, draw_biased
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
 from common.plan import StepPlan
+from common.sampler import SamplerOutput, with_logprobs
 from common.watch.progress import progress_bar
 
 MAX_PROMPT_TOKENS = 4096  # longer steps keep a GPU busy while the host launches their kernels
@@ -94,29 +96,38 @@ def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
 
 class StepGraphs:
     """For each shape a graph of the model, which leaves the hidden states that are sampled in one place; and for each
-    padded size a graph of the greedy choice of tokens from there, for steps in which no request samples."""
+    padded size and kind of draw a graph of the choice of tokens from there.
+
+    What a request has drawn last lies in its slot of `tokens`, `slots` says which that is."""
 
     def __init__(
-        self, model: Decoder, attention: Attention, builder: StepBuilder, inputs: GraphInputs, shapes: list[StepShape]
-    ) -> None:
-        self._model, self._attention, self._builder, self._inputs = model, attention, builder, inputs
+        self, model: Decoder, attention: Attention, draw: Draw, builder: StepBuilder, spare_block: int,
+        max_model_len: int, shapes: list[StepShape],
+    ) -> None:  # fmt: skip
+        self._model, self._attention, self._draw, self._builder = model, attention, draw, builder
         self.shapes = shapes
-        self.sizes = padded_sizes(inputs.largest.decodes)
-        width = model.config.hidden_size
-        self._hidden = torch.zeros(inputs.largest.decodes, width, dtype=model.dtype, device=model.device)
+        most, width, vocab = shapes[-1].decodes, model.config.hidden_size, model.config.vocab_size
+        self.sizes = padded_sizes(most)
+        self._requests = RequestDraws(most, vocab, model.device)
+        self._inputs = GraphInputs(shapes[-1], max_model_len, builder.block_size, spare_block, self._requests)
+        self.tokens, self.slots = self._inputs.tokens, builder.requests.known
+        builder.requests.enter.append(self._requests.enter)
+        self._hidden = torch.zeros(most, width, dtype=model.dtype, device=model.device)
+        self._raw = torch.zeros(most, vocab, dtype=model.dtype, device=model.device)
         self._model_graphs: dict[StepShape, Recording] = {}
-        self._choice_graphs: dict[int, Recording] = {}
+        self._draw_graphs: dict[tuple[int, Kind], Recording] = {}
 
     @torch.inference_mode()
     def capture(self, record: Record) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
-        count = len(self.shapes) + len(self.sizes)
+        draws = [(size, kind) for size in reversed(self.sizes) for kind in Kind]
+        count = len(self.shapes) + len(draws)
         with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=None) as advance:
             for shape in reversed(self.shapes):
                 self._model_graphs[shape] = record(lambda shape=shape: self._run_model(shape))
                 advance(1)
-            for size in reversed(self.sizes):
-                self._choice_graphs[size] = record(lambda size=size: self._choose(size))
+            for size, kind in draws:
+                self._draw_graphs[size, kind] = record(lambda size=size, kind=kind: self._choose(size, kind))
                 advance(1)
 
     def _run_model(self, shape: StepShape) -> None:
@@ -125,35 +136,38 @@ class StepGraphs:
         hidden = self._model(batch.input_ids, batch.positions, self._attention.attend)
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
-    def _choose(self, size: int) -> None:
-        self._inputs.tokens[:size].copy_(self._model.ops.sample(self._model.logits(self._hidden[:size])))
+    def _choose(self, size: int, kind: Kind) -> None:
+        draws = self._inputs.draws(size, self._raw)
+        draw_biased(self._draw, self._model.logits(self._hidden[:size]), draws, kind)
 
-    def hidden_states(self, plan: StepPlan, rows: Mapping[str, int], tokens: torch.Tensor) -> torch.Tensor | None:
-        """Run the model. Returns the hidden states [S, hidden] of the rows that are sampled, valid until the next step
-        is started, or None where the plan is larger than every graph.
-
-        rows, tokens: where in `tokens` each request's sample of the step before is.
-        """
+    def start(self, plan: StepPlan, launch: Callable[[StepPlan], torch.Tensor]) -> tuple[SamplerOutput, list[int]]:
+        """Queue a step. Returns what is drawn, valid until the next step is started, and where in it the token of each
+        request of `plan.drawing` is. launch: the same model kernel by kernel, for plans larger than every graph."""
         batch = self._builder.host(plan)
-        shape = self._shape_of(batch)
-        if shape is None:
-            return None
-        if tokens.data_ptr() != self._inputs.tokens.data_ptr():  # the step before chose otherwise than `next_tokens`
-            self._inputs.tokens[: len(tokens)].copy_(tokens)
-        self._inputs.fill(plan, batch, shape, rows)
-        self._model_graphs[shape].replay()
-        return self._hidden[: len(batch.logit_indices)]
-
-    def next_tokens(self, count: int) -> torch.Tensor:
-        """[count]: the likeliest token of each of the `hidden_states`, valid until the next step is started."""
-        self._choice_graphs[next(size for size in self.sizes if size >= count)].replay()
-        return self._inputs.tokens[:count]
+        count, shape = len(batch.draw_slots), self._shape_of(batch)
+        size = next(size for size in self.sizes if size >= count)
+        if shape is not None:
+            self._inputs.fill(batch, shape)
+            self._model_graphs[shape].replay()
+        else:
+            self._inputs.fill_draws(batch, size)
+            self._hidden[:count] = launch(plan)
+        if not count:
+            return SamplerOutput(self.tokens), []
+        kind = Kind(self._requests.kinds[batch.draw_slots].max())
+        self._requests.restrict(batch.draw_slots.tolist(), plan.drawing)
+        self._draw_graphs[size, kind].replay()
+        if kind < Kind.MARKED or all(request.params.logprobs is None for request in plan.drawing):
+            return SamplerOutput(self.tokens), batch.draw_slots.tolist()
+        token_ids = self.tokens[self._inputs.draws(count, self._raw).keys[:, -1]]
+        params = [request.params for request in plan.drawing]
+        return with_logprobs(token_ids, self._raw[:count], params), list(range(count))
 
     def _shape_of(self, batch: HostBatch) -> StepShape | None:
         """The least rows that hold the batch; as many are sampled at most as there is room for decodes."""
         decodes, prompt_tokens = batch.num_decodes, len(batch.positions) - batch.num_decodes
         if len(batch.seq_lens) - decodes > self._inputs.max_prompts:
             return None
-        decodes = max(decodes, len(batch.logit_indices))
+        decodes = max(decodes, len(batch.draw_slots))
         fitting = (s for s in self.shapes if s.decodes >= decodes and s.prompt_tokens >= prompt_tokens)
         return next(fitting, None)

@@ -1,6 +1,5 @@
 """What CUDA graphs read: tensors that never move, filled for each step."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Generic, NamedTuple, TypeVar
@@ -9,9 +8,9 @@ import numpy as np
 import torch
 
 from common.batch import RaggedBatch
+from common.execution.draws import KEYS, POSITION, SETTINGS, Draws, RequestDraws
 from common.execution.step_inputs import HostBatch
 from common.execution.upload import aligned
-from common.plan import StepPlan
 
 T = TypeVar("T")
 
@@ -39,6 +38,7 @@ class Fields(Generic[T]):
     source [R]     where in (tokens, input_ids) each row's input token is
     positions [R], slot_mapping [R], seq_lens [B], query_start_loc [B + 1], block_tables [B, M]   as in `RaggedBatch`
     sampled [N]    the rows whose hidden states are wanted
+    settings [N, SETTINGS], keys [N, KEYS]   how each of those draws its token, as in `Draws`
     """
 
     input_ids: T
@@ -46,43 +46,50 @@ class Fields(Generic[T]):
     positions: T
     slot_mapping: T
     sampled: T
+    keys: T
+    settings: T
     seq_lens: T
     query_start_loc: T
     block_tables: T
 
 
 class GraphInputs:
-    """The tensors in one piece of device memory; in front of them `tokens` [N], what the step before sampled, which the
-    device writes itself.
+    """The tensors in one piece of device memory; in front of them `tokens` [N + 1], what each slot's request has drawn
+    last, which the device writes itself.
 
     The rest comes from pinned memory, in one copy but for the prompts' block tables. Two pieces of that take turns: the
     copy of the step in flight may not have begun when the next step is prepared.
     """
 
     def __init__(
-        self, largest: StepShape, max_model_len: int, block_size: int, spare_block: int, device: torch.device
+        self, largest: StepShape, max_model_len: int, block_size: int, spare_block: int, requests: RequestDraws
     ) -> None:
-        self.largest, self.max_model_len = largest, max_model_len
+        self.largest, self.max_model_len, self._requests = largest, max_model_len, requests
+        device = requests.marks.device
         self.max_prompts = min(MAX_PROMPTS, largest.decodes) if largest.prompt_tokens else 0
         self._spare_slot = spare_block * block_size
         rows, sequences, width = largest.rows, largest.decodes + self.max_prompts, -(-max_model_len // block_size)
         self._layout: list[tuple[torch.dtype, tuple[int, ...]]] = [
             *[(torch.long, (rows,))] * 4,
             (torch.long, (largest.decodes,)),
+            (torch.long, (largest.decodes, KEYS)),
+            (torch.float32, (largest.decodes, SETTINGS)),
             (torch.int32, (sequences,)),
             (torch.int32, (sequences + 1,)),
             (torch.int32, (sequences, width)),  # last: of the largest part only the rows in use are copied
         ]
-        self._begin = aligned(8 * largest.decodes)
+        self._begin = aligned(8 * (largest.decodes + 1))
         total = self._begin + sum(aligned(dtype.itemsize * prod(shape)) for dtype, shape in self._layout)
         self._device = torch.zeros(total, dtype=torch.uint8, device=device)
         self._fields = Fields(*self._parts(self._device))
         self._fields.slot_mapping.fill_(self._spare_slot)  # captured steps belong to no request
         self._lookup = self._device[: self._begin + 8 * rows].view(torch.long)  # tokens, then input_ids
         self._ids_at = self._begin // 8
-        self.tokens = self._lookup[: largest.decodes]
+        self.tokens = self._lookup[: largest.decodes + 1]
         self._row_bytes = 4 * width
         self._tables_at = total - aligned(sequences * self._row_bytes)
+        places = (part.data_ptr() - self._device.data_ptr() for part in (self._fields.keys, self._fields.seq_lens))
+        self._draws_at = tuple(places)
 
         pinned = device.type == "cuda"
         self._staging = [torch.zeros(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
@@ -101,9 +108,8 @@ class GraphInputs:
     def prompts(self, shape: StepShape) -> int:
         return self.max_prompts if shape.prompt_tokens else 0
 
-    def fill(self, plan: StepPlan, batch: HostBatch, shape: StepShape, rows: Mapping[str, int]) -> None:
-        """Put a step in the place of the last one. rows: where in `tokens` the sample of the step before is, for
-        requests whose last token the host does not know.
+    def fill(self, batch: HostBatch, shape: StepShape) -> None:
+        """Put a step in the place of the last one.
 
         Padding rows write to the spare block. Those of decodes read whatever block their table named last; those of
         prompts belong to no sequence, and attention leaves their result undefined. Neither result is read.
@@ -117,11 +123,11 @@ class GraphInputs:
         _lay_out(host.slot_mapping[:end], batch.slot_mapping, decodes, first, self._spare_slot)
         _lay_out(host.seq_lens[: first + self.prompts(shape)], batch.seq_lens, decodes, first, 1)
         host.source[:end] = np.arange(self._ids_at, self._ids_at + end)
-        for chunk, last in zip(plan.chunks, (batch.query_start_loc[1:] - 1).tolist(), strict=True):
-            if chunk.waits_for_token:
-                host.source[last if last < decodes else last + shift] = rows[chunk.request.id]
+        last = batch.query_start_loc[1:][batch.waiting] - 1
+        host.source[np.where(last < decodes, last, last + shift)] = batch.slots[batch.waiting]
         indices = batch.logit_indices
         host.sampled[: len(indices)] = np.where(indices < decodes, indices, indices + shift)
+        self._lay_out_draws(host, batch, first)
         host.sampled[len(indices) : first] = 0
         host.query_start_loc[: first + 1] = np.arange(first + 1)
         host.query_start_loc[first + 1 : first + 1 + num_prompts] = batch.query_start_loc[decodes + 1 :] + shift
@@ -133,8 +139,28 @@ class GraphInputs:
             prompts_at = self._tables_at + first * self._row_bytes
             self._copy(prompts_at, prompts_at + num_prompts * self._row_bytes)
 
+    def fill_draws(self, batch: HostBatch, size: int) -> None:
+        """Only how tokens are drawn, for a step that no graph computes."""
+        self._turn = 1 - self._turn
+        self._lay_out_draws(self._host[self._turn], batch, size)
+        self._copy(*self._draws_at)
+
+    def _lay_out_draws(self, host: Fields[np.ndarray], batch: HostBatch, size: int) -> None:
+        """Of the rows that are sampled; padding up to `size` draws for the slot that belongs to no request."""
+        count, spare = len(batch.draw_slots), len(self._requests.kinds) - 1
+        slots = np.concatenate((batch.draw_slots, np.full(size - count, spare)))
+        host.settings[:size], host.keys[:size] = self._requests.settings[slots], self._requests.keys[slots]
+        host.keys[:count, POSITION] = batch.positions[batch.logit_indices] + 1
+
     def _copy(self, begin: int, end: int) -> None:
         self._device[begin:end].copy_(self._staging[self._turn][begin:end], non_blocking=True)
+
+    def draws(self, size: int, raw: torch.Tensor) -> Draws:
+        """raw [N, vocab]: see there."""
+        fields = self._fields
+        kept = self._requests
+        given = fields.settings[:size], fields.keys[:size], kept.marks, self.tokens, raw[:size]
+        return Draws(*given, kept.biased, kept.bias)
 
     def batch(self, shape: StepShape) -> RaggedBatch:
         """What a graph of this shape reads. Lengths are on the device, so the longest that may come counts."""

@@ -1,19 +1,23 @@
 """The tensors of a step, built fast: arrays that are reused, and one copy to the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from common.batch import RaggedBatch, token_ids
+from common.batch import RaggedBatch
 from common.execution.upload import upload
 from common.plan import Chunk, StepPlan
+from common.request import Request
 
 
 @dataclass(slots=True)
 class HostBatch:
-    """`RaggedBatch` while it is still on the host: 64-bit numbers, but for the block tables (32-bit)."""
+    """`RaggedBatch` while it is still on the host: 64-bit numbers, but for the block tables (32-bit).
+
+    slots [B]: of the sequences' requests; draw_slots [S]: of those that draw a token. waiting [B]: the host does not
+    know the last token of these."""
 
     input_ids: np.ndarray
     positions: np.ndarray
@@ -25,57 +29,66 @@ class HostBatch:
     max_query_len: int
     max_seq_len: int
     num_decodes: int
+    slots: np.ndarray
+    draw_slots: np.ndarray
+    waiting: np.ndarray
+
+
+class RequestSlots:
+    """A number below `count` for each recent request: the place of all that is kept of it from step to step. `enter` is
+    called for each request that gets one; when none is free, those of requests that are not in the step are."""
+
+    def __init__(self, count: int) -> None:
+        self.known: dict[Request, int] = {}
+        self.enter: list[Callable[[int, Request], None]] = []
+        self._free = list(range(count))[::-1]
+
+    def of(self, requests: Sequence[Request]) -> np.ndarray:
+        known = self.known
+        try:
+            return np.array([known[request] for request in requests])
+        except KeyError:
+            self._assign(requests)
+            return self.of(requests)
+
+    def _assign(self, requests: Sequence[Request]) -> None:
+        here = set(requests)
+        new = [request for request in here if request not in self.known]
+        if len(new) > len(self._free):
+            gone = [request for request in self.known if request not in here]
+            self._free += [self.known.pop(request) for request in gone]
+        for request in new:
+            self.known[request] = slot = self._free.pop()
+            for enter in self.enter:
+                enter(slot, request)
 
 
 class BlockTableArray:
-    """Recent requests' block tables as rows of one array; only rows that changed are rewritten."""
+    """Block tables by slot, as rows of one array; only rows that changed are rewritten."""
 
-    def __init__(self) -> None:
-        self._array = np.zeros((0, 0), dtype=np.int32)
-        self._rows: dict[str, int] = {}
-        self._kept: list[Sequence[int]] = []
-        self._free: list[int] = []
+    def __init__(self, count: int) -> None:
+        self._array = np.zeros((count, 0), dtype=np.int32)
+        self._kept: list[Sequence[int]] = [()] * count
 
-    def of(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def of(self, slots: np.ndarray, chunks: Sequence[Chunk]) -> np.ndarray:
         """[B, M], M as long as the longest table; numbers behind a table's end mean nothing."""
-        known = self._rows
-        rows = [known.get(chunk.request.id, -1) for chunk in chunks]
-        if -1 in rows:
-            rows = self._assign_rows(chunks)
         kept, width = self._kept, 0
-        for row, chunk in zip(rows, chunks, strict=True):
+        for slot, chunk in zip(slots.tolist(), chunks, strict=True):
             table = chunk.block_table
-            if kept[row] != table:
-                self._write(row, table)
-            width = max(width, len(table))
-        return self._array[rows, :width]
+            if kept[slot] != table:
+                self._write(slot, table)
+            if len(table) > width:
+                width = len(table)
+        return self._array[slots, :width]
 
-    def _assign_rows(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Give each request of the step a row; when rows run out, take those of absent requests."""
-        here = {chunk.request.id for chunk in chunks}
-        new = [id for id in here if id not in self._rows]
-        if len(new) > len(self._free):
-            gone = [id for id in self._rows if id not in here]
-            self._free += [self._rows.pop(id) for id in gone]
-        more = len(new) - len(self._free)
-        if more > 0:
-            self._free += range(len(self._kept), len(self._kept) + more)
-            self._kept += [()] * more
-            self._resize(len(self._kept), self._array.shape[1])
-        for id in new:
-            self._rows[id] = self._free.pop()
-        return [self._rows[chunk.request.id] for chunk in chunks]
-
-    def _write(self, row: int, table: Sequence[int]) -> None:
-        if len(table) > self._array.shape[1]:
-            self._resize(self._array.shape[0], 2 * len(table))
-        self._array[row, : len(table)] = table
-        self._kept[row] = table[:]
-
-    def _resize(self, rows: int, columns: int) -> None:
-        larger = np.zeros((rows, columns), dtype=np.int32)
-        larger[: self._array.shape[0], : self._array.shape[1]] = self._array
-        self._array = larger
+    def _write(self, slot: int, table: Sequence[int]) -> None:
+        rows, columns = self._array.shape
+        if len(table) > columns:
+            larger = np.zeros((rows, 2 * len(table)), dtype=np.int32)
+            larger[:, :columns] = self._array
+            self._array = larger
+        self._array[slot, : len(table)] = table
+        self._kept[slot] = table[:]
 
 
 class StepBuilder:
@@ -84,12 +97,15 @@ class StepBuilder:
     A slot is one token's place in the cache: slot = block * block_size + offset in the block.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, max_requests: int) -> None:
         self.block_size = block_size
-        self._tables = BlockTableArray()
+        self.requests = RequestSlots(max_requests)
+        self._tables = BlockTableArray(max_requests)
 
     def __call__(self, plan: StepPlan, device: torch.device) -> RaggedBatch:
-        host = self.host(plan)
+        return self.upload(self.host(plan), device)
+
+    def upload(self, host: HostBatch, device: torch.device) -> RaggedBatch:
         bounds = host.query_start_loc.astype(np.int32), host.seq_lens.astype(np.int32)
         places = host.logit_indices, host.slot_mapping, host.block_tables
         tensors = upload(device, host.input_ids, host.positions, *bounds, *places)
@@ -100,24 +116,39 @@ class StepBuilder:
         chunks = plan.chunks
         lengths = np.array([chunk.length for chunk in chunks])
         starts = np.array([chunk.start for chunk in chunks])
+        samples = np.array([1 + len(chunk.forks) if chunk.samples else 0 for chunk in chunks])
+        known = np.array([len(chunk.request.token_ids) for chunk in chunks])
+        forks = [fork for i in np.flatnonzero(samples > 1).tolist() for fork in chunks[i].forks]
+        slots = self.requests.of([*(chunk.request for chunk in chunks), *forks])[: len(chunks)]
+        tables = self._tables.of(slots, chunks)
         seq_lens = starts + lengths
         query_start_loc = np.concatenate(([0], lengths.cumsum()))
-        samples = np.array([1 + len(chunk.forks) if chunk.samples else 0 for chunk in chunks])
         several = np.flatnonzero(lengths != 1)
         owner = np.arange(len(chunks)).repeat(lengths)  # [T]: the sequence of each token
         positions = np.arange(query_start_loc[-1]) - (query_start_loc[:-1] - starts)[owner]
-        tables = self._tables.of(chunks)
-        slots = tables[owner, positions // self.block_size].astype(np.int64) * self.block_size
-        slots += positions % self.block_size
+        slot_mapping = tables[owner, positions // self.block_size].astype(np.int64) * self.block_size
+        slot_mapping += positions % self.block_size
         return HostBatch(
-            input_ids=np.array(token_ids(chunks), dtype=np.int64),
+            input_ids=self._input_ids(chunks, query_start_loc, np.minimum(known - starts, lengths)),
             positions=positions,
             query_start_loc=query_start_loc,
             seq_lens=seq_lens,
             logit_indices=(query_start_loc[1:] - 1).repeat(samples),
-            slot_mapping=slots,
+            slot_mapping=slot_mapping,
             block_tables=tables,
             max_query_len=int(lengths.max()),
             max_seq_len=int(seq_lens.max()),
             num_decodes=int(several[0]) if several.size else len(chunks),
+            slots=slots,
+            draw_slots=self.requests.of(plan.drawing) if forks else slots[samples > 0],
+            waiting=seq_lens > known,
         )
+
+    @staticmethod
+    def _input_ids(chunks: Sequence[Chunk], query_start_loc: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """As `common.batch.token_ids`. known [B]: of each chunk's tokens, those that are."""
+        ids = np.zeros(query_start_loc[-1], dtype=np.int64)
+        for i in np.flatnonzero(known > 0).tolist():
+            first = query_start_loc[i]
+            ids[first : first + known[i]] = chunks[i].token_ids()
+        return ids

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-ALIGNMENT = 16  # bytes; enough for every kernel
+ALIGNMENT = 128  # bytes: a line of the GPU's cache, and enough for every kernel
 
 
 def aligned(num_bytes: int) -> int:

@@ -3,10 +3,12 @@
 import bisect
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.engine import Engine
+from common.errors import UserError
 from common.sampling_params import SamplingParams
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
@@ -132,10 +134,48 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
     given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
     return SamplingParams(
         **given,
+        **structure(body)[1],
         seed=None if body.seed in (None, -1) else body.seed % 2**63,
         logprobs=_logprobs(body),
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         max_tokens=_max_tokens(engine, body, num_prompt_tokens, options),
     )
+
+
+def structure(body: Sampling) -> tuple[str | None, dict[str, Any]]:
+    """The field that asks for structured output, and `SamplingParams`' name and value of it."""
+    asked = [
+        (f"guided_{kind}", kind, getattr(body, f"guided_{kind}")) for kind in ("json", "regex", "choice", "grammar")
+    ]
+    asked += [("structured_outputs", kind, value) for kind, value in (body.structured_outputs or {}).items()]
+    form = body.response_format
+    if form is not None and form.type == "json_object":
+        asked.append(("response_format", "json_object", True))
+    elif form is not None and form.type == "json_schema":
+        if form.json_schema is None:
+            raise ApiError(400, "'response_format' of type 'json_schema' needs 'json_schema'.", param="response_format")
+        asked.append(("response_format", "json", form.json_schema.schema_))
+    asked = [one for one in asked if one[2] not in (None, False)]
+    if len(asked) > 1:
+        raise ApiError(400, f"Give one of {' and '.join(kind for _, kind, _ in asked)}.", param=asked[-1][0])
+    for param, kind, value in asked:
+        if kind == "choice":
+            texts = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+            if not texts:
+                raise ApiError(400, "A choice is a list of texts.", param=param)
+            return param, {"regex": "|".join(map(re.escape, value))}
+        return param, {"schema" if kind == "json" else kind: value}
+    return None, {}
+
+
+def check_structure(engine: Engine, body: Sampling) -> None:
+    """Compile what it asks for; may take a moment, on any thread."""
+    param, given = structure(body)
+    if param is not None:
+        try:
+            engine.check_structure(SamplingParams(**given))
+        except UserError as error:
+            raise ApiError(400, str(error), param=param) from None
 
 
 def _logprobs(body: Sampling) -> int | None:

@@ -31,15 +31,14 @@ _REFUSED: list[tuple[str, tuple[Any, ...]]] = [
      return_token_ids return_prompt_token_ids return_prompt_text return_token_offsets return_hidden_states
      return_routed_experts return_meta_info return_cached_tokens_details continue_final_message""", (False,)),
     ("skip_special_tokens add_generation_prompt include_reasoning", (True,)),
-    ("logit_bias vllm_xargs custom_params session_params", ({},)),
+    ("vllm_xargs custom_params session_params", ({},)),
     ("functions documents allowed_token_ids bad_words logits_processors", ([],)),
     ("routed_experts_prompt_start routed_experts_start_len", (0,)),
     ("suffix", ("",)),
     ("function_call", ("none", "auto")),
     ("modalities", (["text"],)),
-    ("response_format", ({"type": "text"},)),
     ("""audio prediction reasoning_effort verbosity web_search_options chat_template truncate_prompt_tokens
-     prompt_logprobs logprob_token_ids structured_outputs guided_json guided_regex guided_choice guided_grammar regex
+     prompt_logprobs logprob_token_ids regex
      grammar ebnf json_schema structural_tag stop_regex prompt_embeds input_ids lora_path thinking_token_budget
      repetition_detection custom_logit_processor task kv_transfer_params ec_transfer_params""", ()),
 ]  # fmt: skip
@@ -97,6 +96,20 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = False  # only here, as in vLLM: in every piece
 
 
+class JsonSchema(Body):
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`json_schema`: of that type alone."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class Sampling(Body):
     """What both endpoints take."""
 
@@ -107,6 +120,9 @@ class Sampling(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
+        None
+    )
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
@@ -121,6 +137,13 @@ class Sampling(Body):
     ignore_eos: bool | None = None
     priority: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: dict[Literal["json", "regex", "choice", "grammar", "json_object"], Any] | None = None
+    guided_json: dict[str, Any] | str | None = None  # vLLM's older names of these
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 class CompletionRequest(Sampling):

@@ -80,6 +80,8 @@ class Service:
         self._admit(choices)
         self._arriving += choices  # their places are taken from now on
         try:
+            if parameters.structure(body)[0] is not None:
+                await asyncio.to_thread(parameters.check_structure, self.engine, body)
             encoded = await self._encode(prompts, getattr(body, "chat_template_kwargs", None))
         finally:
             self._arriving -= choices

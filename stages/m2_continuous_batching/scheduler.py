@@ -40,7 +40,7 @@ class ContinuousScheduler(Scheduler):
     def _decode(self) -> list[Chunk]:
         chunks: list[Chunk] = []
         for request in self.running:
-            if request.ends_in_flight:
+            if request.ends_in_flight or request.rests:
                 continue
             if not self.cache.grow(request, request.num_tokens):
                 raise RuntimeError(f"{request.id} has outgrown its slot: it should have been refused")

@@ -48,6 +48,8 @@ class PagedCache:
         missing = max(0, self.blocks_for(upto) - len(table))
         first_written = request.num_computed_tokens // self.block_size
         shared = [i for i in range(first_written, len(table)) if self.pool.ref_counts[table[i]] > 1]
+        if not missing and not shared:  # most decodes
+            return True
         if missing + len(shared) > self.pool.num_free:
             return False
         for i in shared:  # copy on write

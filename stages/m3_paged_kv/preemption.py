@@ -22,6 +22,8 @@ class Preemption:
             going_on = sum(not r.ends_in_flight for r in self._scheduler.running)
             if len(self._cache.tables) > going_on:
                 return False  # a request's last step is in flight: wait for its blocks
+            if any(r.rests for r in self._scheduler.running):
+                return False  # this plan may have no place for it: what moves needs a step to move in
             victim = others.pop() if others else request
             self.preempt(victim, plan)
             if victim is request:
@@ -56,7 +58,7 @@ class Preemption:
     def swap_in(self, plan: StepPlan) -> None:
         """`PagedCache.swap_in` leaves room for each request to grow, so no block moves both ways in one step."""
         s = self._scheduler
-        while self.swapped_first() and s.has_room_for(s.swapped[0]):
+        while self.swapped_first() and not s.swapped[0].rests and s.has_room_for(s.swapped[0]):
             request = s.swapped[0]
             moves = self._cache.swap_in(request)
             if moves is None:

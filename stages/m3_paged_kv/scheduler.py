@@ -46,7 +46,7 @@ class PagedScheduler(Scheduler):
         """Whole prompts (and what a preempted request had generated), up to `max_num_batched_tokens` in all; a longer
         one goes alone."""
         budget = self.max_num_batched_tokens
-        while self.waiting and not self.preemption.swapped_first():
+        while self.waiting and not self.waiting[0].rests and not self.preemption.swapped_first():
             request = self.waiting[0]
             length = request.num_tokens
             if not self.has_room_for(request):
@@ -63,7 +63,7 @@ class PagedScheduler(Scheduler):
         queue = deque(sorted((r for r in self.running if not r.ends_in_flight), key=self.waiting.order))
         while queue:
             request = queue.popleft()
-            if self.preemption.make_room(request, queue, plan):
+            if not request.rests and self.preemption.make_room(request, queue, plan):
                 plan.chunks.append(self._chunk(request, 1))
 
     def _chunk(self, request: Request, length: int) -> Chunk:

@@ -63,7 +63,7 @@ class ChunkedScheduler(Scheduler):
         queue = deque(sorted((r for r in self.running if not r.ends_in_flight), key=self.waiting.order))
         while queue:
             request = queue.popleft()
-            if _remaining(request) == 1 and self.preemption.make_room(request, queue, plan):
+            if _remaining(request) == 1 and not request.rests and self.preemption.make_room(request, queue, plan):
                 plan.chunks.append(self._chunk(request, 1))
 
     def _room_for_prompts(self, num_decodes: int) -> int:
@@ -72,14 +72,14 @@ class ChunkedScheduler(Scheduler):
 
     def _continue_prompts(self, plan: StepPlan, room: int) -> int:
         """Prompts under way, the most urgent first; returns the room that is left. Their blocks are theirs already."""
-        under_way = [r for r in self.running if _remaining(r) > 1 and not r.ends_in_flight]
+        under_way = [r for r in self.running if _remaining(r) > 1 and not (r.ends_in_flight or r.rests)]
         for request in sorted(under_way, key=self.waiting.order):
             room = self._prefill(request, room, plan)
         return room
 
     def _admit(self, plan: StepPlan, room: int) -> None:
         """Start waiting requests, as long as there is room in the step, and blocks for their whole prompts."""
-        while room and self.waiting and not self.preemption.swapped_first():
+        while room and self.waiting and not self.waiting[0].rests and not self.preemption.swapped_first():
             request = self.waiting[0]
             if not self.has_room_for(request) or not self.cache.can_admit(request):
                 break

@@ -31,8 +31,8 @@ class PrefixPagedCache:
         self.pool = BlockPool(num_blocks, self._evict)
         self._paged = paged = PagedCache(num_blocks, block_size, num_cpu_blocks, self.pool)
         self.tables, self.cpu_pool = paged.tables, paged.cpu_pool
-        self.fits, self.block_table, self.swap_in = paged.fits, paged.block_table, paged.swap_in  # as they are in m3
-        self.usage, self.regions = paged.usage, paged.regions
+        self.fits, self.grow, self.block_table = paged.fits, paged.grow, paged.block_table  # as they are in m3
+        self.swap_in, self.usage, self.regions = paged.swap_in, paged.usage, paged.regions
         self._paths: dict[str, list[Entry]] = {}
         self._entries: dict[int, Entry] = {}  # of the blocks in the index
         self._partial = PartialCopy(index, self.pool, paged)
@@ -135,10 +135,6 @@ class PrefixPagedCache:
         self.index.remove(self._entries.pop(block))
 
     # -- what m3 does, and the paths ---------------------------------------------------------------------------------
-
-    def grow(self, request: Request, upto: int) -> bool:
-        self._paths.setdefault(request.id, [])
-        return self._paged.grow(request, upto)
 
     def fork(self, parent: Request, child: Request) -> None:
         self._paged.fork(parent, child)

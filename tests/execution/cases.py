@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from common.execution.choose import choose_draw
+from common.execution.draws import KEYS, POSITION, SETTINGS, Draws, Kind
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear
 from common.models.ops import Ops
 from common.models.sources.random_weights import PRESETS
+from common.sampler import uniform
 
 TOLERANCE = {
     torch.float32: {"atol": 2e-5, "rtol": 2e-5},
@@ -93,16 +97,28 @@ def check_qk_norm_rope(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int]
     assert torch.equal(qkv[:, num_q + num_kv :], values)
 
 
+def drawn(ops: Ops, logits: torch.Tensor, degrees: float | torch.Tensor = 0.0, seed: int = 0) -> torch.Tensor:
+    """One token a row, at these temperatures; the noise of row r is that of (seed, r). Can be captured in a graph."""
+    (rows, vocab), place = logits.shape, partial(torch.zeros, device=logits.device)
+    settings, keys = place(rows, SETTINGS), place(rows, KEYS, dtype=torch.long)
+    settings[:, 0], keys[:, 0] = degrees, seed
+    keys[:, POSITION] = keys[:, 3] = torch.arange(rows, device=logits.device)
+    kept = place(rows, vocab, dtype=torch.int16), place(rows, dtype=torch.long), *[logits[:0]] * 3
+    draws = Draws(settings, keys, *kept)
+    choose_draw(ops)(logits, draws, Kind.LIKELIEST if isinstance(degrees, float) and not degrees else Kind.DRAWN)
+    return draws.tokens
+
+
 def check_sample(ops: Ops, make: Inputs, rows: int, vocab: int, temperature: float = 1.0, draws: int = 8) -> None:
     """The same tokens as the definition, except where the noise is within float32's rounding of a boundary."""
     logits = make.tensor(rows, vocab, scale=2)
-    assert torch.equal(ops.sample(logits), Ops().sample(logits))
+    assert torch.equal(drawn(ops, logits), Ops().sample(logits))
     degrees = torch.full((rows,), temperature, device=make.device)
     degrees[::3] = 0.0
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
-    for _ in range(draws):
-        noise = torch.rand(rows, dtype=torch.float64, generator=make.generator).to(make.device)
-        fused, plain = ops.sample(logits, degrees, noise), Ops().sample(logits, degrees, noise)
+    for seed in range(draws):
+        noise = torch.tensor([uniform(seed, row) for row in range(rows)], device=make.device)
+        fused, plain = drawn(ops, logits, degrees, seed), Ops().sample(logits, degrees, noise)
         assert torch.equal(fused[::3], logits[::3].argmax(-1))
         for row in (fused != plain).nonzero()[:, 0].tolist():
             low, high = sorted((int(fused[row]), int(plain[row])))

@@ -85,7 +85,7 @@ def test_a_replayed_step_equals_an_eager_one(
     expected = eager(stage, LENGTHS, OUTPUTS, **options)
     engine = build(stage, overlap=overlap, **options)
     shapes = step_shapes(max_num_seqs, 100)
-    assert fake_graphs.recordings == len(shapes) + len(padded_sizes(max_num_seqs))
+    assert fake_graphs.recordings == len(shapes) + 5 * len(padded_sizes(max_num_seqs))
     assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
     assert fake_graphs.replays == 2 * engine.metrics()["steps"], "each step is two replays, with prompts or without"
 
@@ -143,8 +143,7 @@ def test_padding_rows_write_into_the_spare_block_only(
 def test_sampling_beside_greedy_rows_gives_the_tokens_of_eager_steps(
     fake_graphs: type[FakeRecorder], build: Build, stage: str
 ) -> None:
-    """A request that wants more than the likeliest token has the sampler run on the graph's hidden states; the next
-    greedy step takes its tokens from there."""
+    """Each step's graph of the draw is that of its most demanding row."""
     params = [
         exactly(12),
         exactly(6, temperature=1.2, seed=3, top_p=0.9),
@@ -159,6 +158,21 @@ def test_sampling_beside_greedy_rows_gives_the_tokens_of_eager_steps(
         outputs = build(stage, max_num_batched_tokens=64, **options).generate(prompts, params)
         results.append([sample.token_ids for output in outputs for sample in output.outputs])
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("stage", CAPTURING)
+def test_steps_with_penalties_are_planned_ahead(fake_graphs: type[FakeRecorder], build: Build, stage: str) -> None:
+    """What is drawn is counted where it is drawn, also in steps that no graph holds and after a preemption."""
+    params = [exactly(25 + n, frequency_penalty=0.7, repetition_penalty=1.2, min_tokens=4) for n in range(8)]
+    prompts = prompts_of((4, 1, 9, 7, 3, 8, 2, 12))
+    options: dict[str, Any] = {"block_size": 4, "kv_cache_memory": 48 * TOKEN_BYTES, "max_num_batched_tokens": 16}
+    expected = tokens(build(stage, cuda_graphs=False, **options).generate(prompts, params))
+    engine = build(stage, overlap=True, **options)
+    for prompt, one in zip(prompts, params, strict=True):
+        engine.add_request(prompt, one)
+    engine.step()
+    assert len(engine._planned) == 1
+    assert tokens(serve(build(stage, overlap=True, **options), prompts, params)) == expected
 
 
 @pytest.mark.parametrize("stage", CAPTURING)

@@ -24,6 +24,7 @@ from tests.execution.cases import (
     check_qk_norm_rope,
     check_sample,
     close,
+    drawn,
 )
 from tests.helpers import all_logits
 
@@ -115,36 +116,16 @@ def test_drawn_tokens_are_right_at_extreme_temperatures(ops: FusedOps, temperatu
     check_sample(ops, Inputs(torch.float32, DEVICE), by_depth(3, 4), 5000, temperature, DRAWS)
 
 
-def test_every_token_gets_its_share_of_the_noise(ops: FusedOps) -> None:
-    """Noise in the middle of each token's interval, and at both of its ends."""
-    probs = torch.tensor([0.125, 0.25, 0.0, 0.5, 0.125], device=DEVICE)
-    logits = probs.log().expand(9, -1)
-    noise = torch.tensor([0, 0.06, 0.124, 0.126, 0.374, 0.376, 0.874, 0.876, 1 - 2**-53], dtype=torch.float64)
-    picked = ops.sample(logits, torch.ones(9, device=DEVICE), noise.to(DEVICE))
-    assert picked.tolist() == [0, 0, 0, 1, 1, 3, 3, 4, 4]
-
-
 def test_a_banned_token_is_never_drawn(ops: FusedOps) -> None:
     logits = torch.full((3, 5000), -torch.inf, device=DEVICE)
     logits[:, 2500] = 0.0  # the chunks around its own hold nothing
-    noise = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64, device=DEVICE)
-    assert ops.sample(logits, torch.ones(3, device=DEVICE), noise).tolist() == [2500] * 3
-    assert ops.sample(logits).tolist() == [2500] * 3
+    assert drawn(ops, logits, 1.0).tolist() == drawn(ops, logits).tolist() == [2500] * 3
 
 
 def test_of_equal_logits_the_first_is_taken(ops: FusedOps) -> None:
     logits = torch.zeros(1, 7000, device=DEVICE)
     logits[0, [3000, 3001, 6000]] = 1.0
-    assert ops.sample(logits).item() == 3000
-
-
-def test_token_does_not_depend_on_the_rest_of_the_batch(ops: FusedOps) -> None:
-    make, rows = Inputs(torch.float32, DEVICE), by_depth(3, 6)
-    logits, degrees = make.tensor(rows, 3000), torch.full((rows,), 0.8, device=DEVICE)
-    noise = torch.rand(rows, dtype=torch.float64, generator=make.generator).to(DEVICE)
-    together = ops.sample(logits, degrees, noise)
-    alone = [ops.sample(logits[i : i + 1], degrees[i : i + 1], noise[i : i + 1]).item() for i in range(rows)]
-    assert together.tolist() == alone
+    assert drawn(ops, logits).item() == 3000
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])

@@ -26,7 +26,7 @@ def test_every_operation_is_in_the_results(
     results = fused.run(DEVICE, "fp32", "tiny-qwen3", path, True)
     assert json.loads(path.read_text()) == results
     found = {(r["name"], r["rows"]) for r in results["records"]}
-    assert len(found) == 22
+    assert len(found) == 24
     assert {"norm + qkv", "o + residual", "QK-norm + rotary", "pick by chance"} <= {name for name, _ in found}
     assert all(min(r["fused"], r["apart"], r["plain"], r["gb_per_s"]) > 0 for r in results["records"])
     assert "of copy" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def assert_equal(batch: RaggedBatch, expected: RaggedBatch, but: tuple[str, ...]
 def test_batches_built_fast_are_those_of_m3(block_size: int) -> None:
     """Also with rows that were used by others before: tables are compared as far as they mean something."""
     random = Random(block_size)
-    fast, definition = StepBuilder(block_size), PagedBatches(block_size)
+    fast, definition = StepBuilder(block_size, 20), PagedBatches(block_size)
     for _ in range(by_depth(30, 300)):
         step = plan(random, block_size, random.randint(1, 6))
         one, other = fast(step, CPU), definition(step, CPU)

@@ -15,7 +15,7 @@ from common.models.ops import Ops
 from stages.m7_gptq.fast.choose import Int4Layers
 from stages.m7_gptq.fast.int8_head import Int8Head
 from stages.m7_gptq.head import QuantizedHead, eight_bit_head, round_rows
-from tests.execution.cases import Inputs, replays
+from tests.execution.cases import Inputs, drawn, replays
 from tests.helpers import all_logits
 from tests.m7.head_checks import check_head, check_norm, make_head
 
@@ -59,7 +59,7 @@ def test_a_kernel_that_starts_early_waits_for_its_input(tokens: int) -> None:
     def chain(ops: Ops) -> torch.Tensor:
         y = x.clone()
         for _ in range(8):
-            y = embedding[ops.sample(ops.norm_linear(y, norm, head))] + y
+            y = embedding[drawn(ops, ops.norm_linear(y, norm, head))] + y
         return y
 
     with torch.inference_mode():

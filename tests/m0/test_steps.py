@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
-from common import SamplingParams
 from common.batch import RaggedBatch
 from common.models.config import ModelConfig
 from common.models.layers import RotaryEmbedding, inverse_frequencies, rotate
 from common.models.sources.random_weights import PRESETS
-from common.sampler import _filter
+from common.sampler import filter_logits
 from stages.m0_baseline.attention import FullAttention
 from tests.steps import close, same
 
@@ -126,10 +125,9 @@ def test_a_score_depends_on_the_distance_alone() -> None:
 
 def kept(rows: list[list[float]], *top_p: float, top_k: int = 0) -> list[list[int]]:
     """The tokens that are left of rows of probabilities."""
-    params = [SamplingParams(temperature=1.0, top_p=p, top_k=top_k) for p in top_p]
     ones = torch.ones(len(rows), 1)
     ps = torch.tensor(top_p)[:, None]
-    left = _filter(torch.tensor(rows).log(), params, torch.stack((ones, ones * (top_k or len(rows[0])), ps, 0 * ones)))
+    left = filter_logits(torch.tensor(rows).log(), ones, ones * (top_k or len(rows[0])), ps, 0 * ones)
     return [[token for token, logit in enumerate(row) if logit > -math.inf] for row in left.tolist()]
 
 

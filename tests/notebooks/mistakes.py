@@ -23,7 +23,7 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("probs.cumsum(dim=-1) - probs", "probs.cumsum(dim=-1)", "crosses top_p"),
         ("before >= top_p", "before > top_p", "one too many"),
         ("torch.empty_like(kept).scatter_(-1, order, ranked)", "ranked", "scatter it back"),
-        ("        before[..., 0] = -1.0", "        before[..., 0] += 0.0", "Keep it by force"),
+        ("    before[..., 0] = -1.0", "    before[..., 0] += 0.0", "Keep it by force"),
         ("before >= top_p", "before >= top_p[0]", "top_p is [S, 1]"),
         ("probs = ranked.softmax", "probs = kept.sort(dim=-1, descending=True)[0].softmax", "top_k has left out"),
     ],

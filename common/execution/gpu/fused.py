@@ -10,8 +10,9 @@ from functools import partial
 
 import torch
 
+from common.execution.draws import Draws, Kind
 from common.execution.fused_qkv import FusingOps
-from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample
+from common.execution.gpu import triton_draw, triton_elementwise, triton_gemv
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Fuses, Linear, Projection
@@ -61,10 +62,8 @@ class FusedOps(FusingOps):
             norms = (q_norm.weight, k_norm.weight, q_norm.eps)
         return triton_elementwise.qk_norm_rope(heads, num_q, *norms, cos, sin, self.launch)
 
-    def sample(
-        self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return triton_sample.sample(logits, temperature, noise, self.launch)
+    def draw(self, logits: torch.Tensor, draws: Draws, kind: Kind) -> None:
+        triton_draw.draw(logits, draws, kind, self.launch)
 
 
 def _small_batch_kernel(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:

@@ -1,0 +1,151 @@
+"""Structured output: which tokens may come next, so that the whole answer fits a JSON schema, a regular expression or a
+grammar. By the library llguidance, which is imported when the first such request comes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.errors import UserError, one_line
+from common.sampling_params import SamplingParams
+from common.text.tokenizer import Tokenizer
+
+KEPT = 64  # compiled structures, a few KB to some MB each
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_items_in_row": 2_000,
+    "max_lexer_states": 50_000, "max_grammar_size": 100_000, "precompute_large_lexemes": False, "verbose_errors": False,
+}  # fmt: skip
+"""Of llguidance: some tens of milliseconds for one mask, some tenths of a second to compile, some 100 MB."""
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"  # between JSON's parts: without a bound a small model writes nothing else
+
+_pool = ThreadPoolExecutor(2, "structure")
+
+
+class Structures:
+    """What one engine's requests ask for, compiled; safe to use from several threads.
+
+    vocab_size: the model's, of its logits. ends: all tokens that may end an answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, ends: Iterable[int]) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._ends = sorted(token for token in set(ends) if token < vocab_size)
+        self._compiled = functools.lru_cache(KEPT)(self._compile)
+
+    def check(self, params: SamplingParams) -> None:
+        """Compile what these ask for. Raises `UserError` for what no answer could fit, or takes too long to follow."""
+        if params.structure is not None:
+            self._compiled(*params.structure)
+
+    def begin(self, params: SamplingParams, ends: Iterable[int]) -> Structure | None:
+        """For one request, whose answer ends at these tokens; None if it asks for no structure."""
+        if params.structure is None:
+            return None
+        matcher = self._compiled(*params.structure).deep_copy()
+        return Structure(matcher, self._vocab_size, self._ends, ends, params)
+
+    @functools.cached_property
+    def _vocabulary(self) -> Any:
+        if self._tokenizer is None:
+            raise UserError("structured output needs a tokenizer, and this model has none")
+        try:
+            llguidance: Any = importlib.import_module("llguidance")
+        except ImportError:
+            message = "structured output needs llguidance, which is not installed: pip install '.[structured]'"
+            raise UserError(message) from None
+        try:
+            text = self._tokenizer.backend.to_str()
+            return llguidance.LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._ends or None)
+        except Exception as error:  # whatever the library says of a kind of tokenizer that it cannot read
+            raise UserError(f"no structured output with this model's tokenizer: {one_line(error)}") from None
+
+    def _compile(self, kind: str, text: str) -> Any:
+        vocabulary = self._vocabulary
+        llguidance: Any = importlib.import_module("llguidance")
+        any_to_lark = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark
+
+        read: dict[str, Any] = {
+            "schema": functools.partial(
+                llguidance.LLMatcher.grammar_from_json_schema, overrides={"whitespace_pattern": WHITESPACE}
+            ),
+            "regex": llguidance.LLMatcher.grammar_from_regex,
+            "grammar": lambda text: llguidance.LLMatcher.grammar_from_lark(any_to_lark(text)),
+        }
+        try:
+            limits = llguidance.LLParserLimits(**LIMITS)
+            matcher = llguidance.LLMatcher(vocabulary, read[kind](text), limits=limits, log_level=0)
+        except Exception as error:  # its reader of GBNF raises `Exception` itself
+            raise UserError(f"{kind}: {one_line(error)}") from None
+        first = matcher.deep_copy()
+        first.compute_bitmask()  # some structures turn out to be impossible only here
+        if first.is_error():
+            raise UserError(f"{kind}: {one_line(ValueError(first.get_error().removesuffix('<non-verbose/>')))}")
+        return matcher
+
+
+class Structure:
+    """How far one answer has come. Its tokens come one by one, and the mask of the next one is made on another thread
+    meanwhile."""
+
+    def __init__(
+        self, matcher: Any, vocab_size: int, all_ends: Iterable[int], ends: Iterable[int], params: SamplingParams
+    ) -> None:
+        self._matcher, self._words = matcher, -(-vocab_size // 32)
+        self._ends = frozenset(end for end in ends if end < vocab_size)
+        self._all_ends = _bits({*all_ends, *self._ends}, self._words)
+        self._chosen = self._ends & set(params.stop_token_ids) if params.ignore_eos else self._ends
+        self._tokens_due = params.min_tokens
+        self.complete = False  # nothing may follow
+        self.failed: str | None = None  # why it cannot be followed any further
+        self._next: Future[np.ndarray] = _pool.submit(self._make_mask)
+
+    def mask(self) -> np.ndarray:
+        """Which tokens may come next: a bit each, [ceil(vocab / 32)] int32. Waits until it is made."""
+        return self._next.result()
+
+    def advance(self, token_id: int) -> None:
+        """Take the next token of the answer; `mask()` has been read."""
+        self._tokens_due -= 1
+        self._next.result()
+        if token_id in self._ends:
+            self.complete = True
+            return
+        if not self._matcher.consume_token(token_id) or self._matcher.is_error():
+            self.failed = self._matcher.get_error() or "a token that does not fit"
+            return
+        self.complete = self._matcher.is_stopped()
+        if not self.complete:
+            self._next = _pool.submit(self._make_mask)
+
+    def _make_mask(self) -> np.ndarray:
+        """An end is allowed where the answer fits, from `min_tokens` on; and where nothing else is, in any case."""
+        words = np.zeros(self._words, dtype=np.int32)
+        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        if self._matcher.is_error():  # `advance` will say so; until then any token does
+            return np.full_like(words, -1)
+        words &= ~self._all_ends
+        if self._matcher.is_accepting():
+            if not words.any():
+                words |= _bits(self._ends, self._words)
+            elif self._tokens_due <= 0:
+                words |= _bits(self._chosen, self._words)
+        return words
+
+
+def _bits(tokens: Iterable[int], words: int) -> np.ndarray:
+    """A mask of these."""
+    result = np.zeros(32 * words, dtype=np.uint8)
+    result[list(tokens)] = 1
+    return np.packbits(result, bitorder="little").view(np.int32)
+
+
+def allowed(words: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Masks [K, ceil(vocab / 32)] int32 as bool [K, vocab]."""
+    bits = words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=words.device) & 1
+    return bits.flatten(1)[:, :vocab_size] != 0

@@ -1,0 +1,225 @@
+"""Structured output: whatever is sampled fits what was asked for, whenever it was planned or computed."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+pytest.importorskip("llguidance")
+jsonschema = pytest.importorskip("jsonschema")
+
+from common import Engine, RequestOutput, SamplingParams, UserError  # noqa: E402
+from common.structure import Structures  # noqa: E402
+from common.text.tokenizer import Tokenizer  # noqa: E402
+from tests.engine_checks import TOKEN_BYTES, assert_empty, set_eos  # noqa: E402
+from tests.fake_graphs import FakeRecorder, fake_graphs  # noqa: E402, F401
+
+Build = Callable[..., Engine]
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "person": {
+        "type": "object", "additionalProperties": False, "required": ["name", "age"],
+        "properties": {
+            "name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 130}
+        },
+    },
+    "enums": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"enum": ["ä", "b\n", 3, None, "🙂"]}},
+    "recursive": {
+        "$defs": {
+            "node": {
+                "type": "object", "additionalProperties": False, "required": ["next"],
+                "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+            }
+        },
+        "$ref": "#/$defs/node",
+    },
+    "patterns": {
+        "type": "object", "additionalProperties": False, "required": ["code"],
+        "properties": {"code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{2}$"}},
+        "patternProperties": {"^x_[a-z]$": {"type": "boolean"}},
+    },
+}  # fmt: skip
+EOS = 300
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """A token for each byte, some for several, and an end."""
+    texts = [*sorted(pre_tokenizers.ByteLevel.alphabet()), '":', '{"', '",', "00", "}]", "AB"]
+    merges = [(text[0], text[1]) for text in texts[256:]]
+    backend = Backend(models.BPE({text: number for number, text in enumerate(texts)}, merges))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    backend.add_tokens([f"word{number}" for number in range(EOS - len(texts))])
+    backend.add_special_tokens([AddedToken("<end>", special=True)])
+    return Tokenizer(backend, [EOS])
+
+
+def make(build: Build, stage: str, **options: Any) -> Engine:
+    """A tiny random model that reads and writes bytes."""
+    engine = build(stage, **options)
+    set_eos(engine, EOS)
+    engine.tokenizer = bytes_tokenizer()
+    engine._admission.structures = Structures(engine.tokenizer, 512, [EOS])
+    return engine
+
+
+PROMPTS = ["Once upon a time", "Two", "The answer in JSON, as long as it has to be:", "x", "Lily", "Tom saw"]
+
+
+def assert_fits(output: RequestOutput, schema: dict[str, Any]) -> int:
+    """How many of the samples ended by themselves; those fit."""
+    ended = 0
+    for sample in output.outputs:
+        assert sample.finish_reason in ("stop", "length")
+        if sample.finish_reason == "stop":
+            jsonschema.validate(json.loads(sample.text), schema)
+            ended += 1
+    return ended
+
+
+def mixed(**more: Any) -> list[SamplingParams]:
+    """A structured request beside others, in turns."""
+    schemas = list(SCHEMAS.values())
+    return [
+        SamplingParams(max_tokens=60, ignore_eos=True, seed=n)
+        if n % 3 == 2
+        else SamplingParams(
+            max_tokens=150, schema=schemas[n % 4], temperature=float(n % 2), seed=n, n=1 + (n == 3), **more
+        )
+        for n in range(len(PROMPTS))
+    ]
+
+
+def run(build: Build, stage: str, params: list[SamplingParams], **options: Any) -> list[RequestOutput]:
+    engine = make(build, stage, **options)
+    outputs = engine.generate(PROMPTS, params)
+    assert_empty(engine)
+    return outputs
+
+
+@pytest.mark.parametrize("stage", ["m0", "m1", "m2", "m3", "m5", "m6"])
+def test_every_output_fits_and_planning_ahead_changes_none(build: Build, stage: str) -> None:
+    params = mixed()
+    plain = run(build, stage, params, **({} if stage in ("m0", "m1") else {"overlap": False}))
+    ended = [
+        assert_fits(o, json.loads(p.schema)) for o, p in zip(plain, params, strict=True) if isinstance(p.schema, str)
+    ]
+    assert sum(ended) >= 3
+    if stage not in ("m0", "m1"):
+        ahead = run(build, stage, params, overlap=True)
+        assert [[s.token_ids for s in o.outputs] for o in ahead] == [[s.token_ids for s in o.outputs] for o in plain]
+
+
+@pytest.mark.parametrize("stage", ["m4", "m6"])
+def test_graphs_draw_the_same(build: Build, fake_graphs: type[FakeRecorder], stage: str) -> None:  # noqa: F811
+    params = mixed(logprobs=2, logit_bias={5: 3.5}, min_tokens=4)
+    eager = run(build, stage, params, cuda_graphs=False)
+    assert not FakeRecorder.replays
+    replayed = run(build, stage, params, max_num_seqs=8, max_num_batched_tokens=64)
+    assert FakeRecorder.replays
+    assert [[s.token_ids for s in o.outputs] for o in replayed] == [[s.token_ids for s in o.outputs] for o in eager]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("swap_space", [0, 10**7], ids=["recompute", "swap"])
+@pytest.mark.parametrize("stage", ["m3", "m6"])
+def test_preemption_changes_no_token(build: Build, stage: str, swap_space: int, overlap: bool) -> None:
+    params = mixed()
+    expected = run(build, stage, params)
+    room = {"block_size": 4, "kv_cache_memory": 220 * TOKEN_BYTES}
+    engine = make(build, stage, overlap=overlap, swap_space=swap_space, **room)
+    found = engine.generate(PROMPTS, params)
+    assert engine.metrics()["preemptions"]
+    assert [[s.token_ids for s in o.outputs] for o in found] == [[s.token_ids for s in o.outputs] for o in expected]
+    assert_empty(engine)
+
+
+def test_an_abort_leaves_nothing_behind(build: Build) -> None:
+    engine = make(build, "m6", overlap=True)
+    for number in range(4):
+        engine.add_request("Once", SamplingParams(max_tokens=100, json_object=True), request_id=f"r{number}")
+    for _ in range(5):
+        engine.step()
+    engine.abort("r1")
+    while engine.has_unfinished:
+        engine.step()
+    assert_empty(engine)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"regex": "[a-c]{3}"}, "[a-c]{3}"),
+        ({"regex": "(yes|no)", "min_tokens": 30}, "yes|no"),
+        ({"regex": "[0-9]+", "ignore_eos": True, "max_tokens": 9}, "[0-9]+"),
+        ({"regex": "[0-9]{2,}", "min_tokens": 5}, "[0-9]{5,}"),
+        ({"grammar": 'start: "a" start "b" | "c"'}, "a*cb*"),
+        ({"grammar": 'root ::= "x" [0-9] "y"'}, "x[0-9]y"),
+        ({"regex": "é🙂+x"}, "é🙂+x"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_regular_expressions_and_grammars(
+    build: Build, options: dict[str, Any], pattern: str, temperature: float
+) -> None:
+    engine = make(build, "m5")
+    params = SamplingParams(**{"max_tokens": 64, "temperature": temperature, "n": 4, "seed": 1} | options)
+    for sample in engine.generate(["Once upon"], params)[0].outputs:
+        assert sample.finish_reason == "length" or re.fullmatch(pattern, sample.text), sample.text
+
+
+def test_a_stop_token_ends_only_what_fits(build: Build) -> None:
+    engine = make(build, "m5")
+    digits = engine.tokenizer.encode("7") if engine.tokenizer else []
+    params = SamplingParams(
+        max_tokens=40, regex="[0-9]{3,6}", temperature=1.0, n=8, seed=2, stop_token_ids=digits, logprobs=1
+    )
+    for sample in engine.generate(["Once upon"], params)[0].outputs:
+        assert re.fullmatch("[0-9]{3,6}", sample.text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schema": {"type": "banana"}}, "schema: Invalid type: banana"),
+        ({"schema": "{"}, "schema: "),
+        ({"schema": {"enum": []}}, "schema: Unsatisfiable"),
+        ({"schema": {"$ref": "https://example.com/x"}}, "schema: Resource"),
+        ({"schema": {"$ref": "#"}}, "schema: "),
+        ({"schema": {"enum": [f"v{i}" for i in range(20_000)]}}, "schema has"),
+        ({"schema": 7}, "schema takes a text"),
+        ({"regex": "((("}, "regex: .*unclosed group"),
+        ({"regex": "(?=a)b"}, "regex: .*look-around"),
+        ({"regex": "a" * 200_000}, "regex has 200000 characters"),
+        ({"regex": "a", "json_object": True}, "give one of regex and json_object"),
+        ({"grammar": "start: nope"}, "grammar: .*unknown name"),
+        ({"grammar": ""}, "grammar: "),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_followed_is_refused_in_one_line(build: Build, options: dict[str, Any], message: str) -> None:
+    engine = make(build, "m2")
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=message) as caught:
+        engine.add_request("x", SamplingParams(**options))
+    assert time.perf_counter() - began < 2
+    assert "\n" not in str(caught.value)
+    assert not engine.has_unfinished
+
+
+def test_an_answer_that_turns_out_too_hard_to_follow_is_ended(build: Build) -> None:
+    engine = make(build, "m2")
+    params = SamplingParams(max_tokens=200, regex="(.*a.{30}){5}", temperature=1.0, seed=3)
+    assert engine.generate(["Once"], params)[0].finish_reason in ("abort", "stop", "length")
+    assert_empty(engine)
+
+
+def test_a_model_without_a_tokenizer_says_so(build: Build) -> None:
+    with pytest.raises(UserError, match="needs a tokenizer"):
+        build("m2").add_request([1], SamplingParams(regex="a"))
