@@ -12,9 +12,9 @@ from common.errors import plain, require
 from common.models import Decoder
 from common.request import Request
 from common.sampler import mix
+from common.sampling.structure import Structures
 from common.sampling_params import SamplingParams
 from common.scheduler import Scheduler
-from common.structure import Structures
 from common.text.detokenizer import Detokenizer
 from common.text.prompts import Prompt, encode_prompt
 from common.text.tokenizer import ChatPrompt, Tokenizer
@@ -103,10 +103,11 @@ class Admission:
         ]
 
     def _check_room(self, num_tokens: int, params: SamplingParams) -> None:
-        total = num_tokens + params.max_tokens
+        wanted = max(1, params.max_tokens)  # the step behind a prompt always draws
+        total = num_tokens + wanted
         require(
             total <= self._max_model_len,
-            f"the prompt has {num_tokens} tokens; with max_tokens={params.max_tokens} that is {total}, over "
+            f"the prompt has {num_tokens} tokens; with max_tokens={wanted} that is {total}, over "
             f"max_model_len={self._max_model_len}: shorten the prompt or lower max_tokens",
         )
         require(

@@ -150,6 +150,8 @@ class Engine:
         tokens = self.runner.collect()
         plan = self._planned.popleft()
         self.watch.collected(plan, self.runner.device_time)
+        for scores in self.runner.prompt_scores:
+            scores.enter()
         touched = self.scheduler.update(plan, tokens)
         self.watch.metrics.output_tokens += self.scheduler.take_num_sampled()
         return touched

@@ -119,6 +119,11 @@ class RequestOutput:
         return self.outputs[0].logprobs
 
     @property
+    def prompt_logprobs(self) -> list[dict[int, float] | None] | None:
+        """For each token of the prompt, as `logprobs`; None for the first one, which follows nothing."""
+        return self._first.prompt_logprobs
+
+    @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that the prefix cache had (from m6 on)."""
         return self._first.num_cached_tokens

@@ -45,6 +45,13 @@ class Chunk:
         """Its last token is one that a step in flight samples: it is on the device, and not known here yet."""
         return self.start + self.length > len(self.request.token_ids)
 
+    @property
+    def scored(self) -> range:
+        """Positions of the prompt behind which a known token's log-probability is wanted, and not known yet."""
+        request, known = self.request, self.request.prompt_logprobs
+        first = self.end if known is None else max(self.start, len(known) - 1)
+        return range(first, min(self.end, request.num_prompt_tokens - 1))
+
     def token_ids(self) -> list[int]:
         """One fewer than `length` if it `waits_for_token`."""
         return self.request.token_ids[self.start : self.end]

@@ -6,8 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from common.sampling.structure import Structure
 from common.sampling_params import SamplingParams
-from common.structure import Structure
 from common.text.detokenizer import Detokenizer
 
 
@@ -65,16 +65,19 @@ class Request:
     argmax_only: bool = field(init=False)  # greedy, and no option needs the logits
     token_times: list[float] = field(default_factory=list[float])
     logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[dict[int, float] | None] | None = None  # of the tokens scored so far; the first has none
 
     def __post_init__(self) -> None:
         p = self.params
         self.token_ids = list(self.prompt_token_ids)
-        self.max_num_tokens = len(self.prompt_token_ids) + p.max_tokens
+        self.max_num_tokens = len(self.prompt_token_ids) + max(1, p.max_tokens)
         self.penalised = p.penalised
         changed = p.penalised or p.logit_bias or p.min_tokens or self.structure is not None
         self.argmax_only = p.greedy and not changed and p.logprobs is None
         if self.params.logprobs is not None:
             self.logprobs = []
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -111,6 +114,9 @@ class Request:
     def append(self, sampled: SampledToken, now: float) -> None:
         """Take a sampled token and decide whether it was the last one."""
         self.num_unseen_tokens -= 1
+        if self.params.max_tokens == 0:  # it was wanted for its prompt alone
+            self.finish_reason = "length"
+            return
         self.token_ids.append(sampled.token_id)
         self.token_times.append(now)
         if self.logprobs is not None and sampled.logprobs is not None:

@@ -17,6 +17,7 @@ from common.models.decoder import Decoder
 from common.plan import StepPlan
 from common.request import Request, SampledToken
 from common.sampler import SamplerOutput, sample
+from common.sampling.prompt_scores import PromptScores, score_prompts
 from common.watch.stopwatch import DeviceTime, Lap, Stopwatch
 
 BuildBatch = Callable[[StepPlan, torch.device], RaggedBatch]
@@ -30,6 +31,7 @@ class LaunchedStep:
     requests: list[Request]
     output: SamplerOutput | None
     places: Sequence[int]
+    prompt_scores: list[PromptScores]
     lap: Lap
 
 
@@ -53,19 +55,22 @@ class Runner:
         self.attention = attention
         self.build_batch = build_batch
         self.graphs: StepGraphs | None = None
-        self.device_time: DeviceTime | None = None  # of the step collected last
+        self.device_time: DeviceTime | None = None  # of the step collected last, as are the
+        self.prompt_scores: list[PromptScores] = []
         self._move_blocks = move_blocks
         self._cores = SharedCores() if model.device.type == "cpu" else None
         self._stopwatch = Stopwatch()
         self._launched: deque[LaunchedStep] = deque()
         self._rows: dict[Request, int] = {}  # the newest step's: where in `_tokens` each request's token is
         self._tokens = torch.zeros(0, dtype=torch.long)
+        self._scores: list[PromptScores] = []  # the newest step's
 
     @torch.inference_mode()
     def submit(self, plan: StepPlan) -> None:
         if self._cores is not None:
             self._cores.follow()
         lap = Lap(self.model.device)
+        self._scores = []
         try:
             output, places = self._start(plan)
         except torch.OutOfMemoryError as error:
@@ -75,12 +80,12 @@ class Runner:
             ) from error
         output = output.start_copy() if places else None
         lap.stop()
-        self._launched.append(LaunchedStep(plan.drawing, output, places, lap))
+        self._launched.append(LaunchedStep(plan.drawing, output, places, self._scores, lap))
 
     def collect(self) -> dict[str, SampledToken]:
         """The tokens of the oldest step in flight, by request id."""
         step = self._launched.popleft()
-        self.device_time = self._stopwatch.wait(step.lap)
+        self.device_time, self.prompt_scores = self._stopwatch.wait(step.lap), step.prompt_scores
         if step.output is None:
             return {}
         tokens = step.output.to_host(step.requests, step.places)
@@ -117,7 +122,9 @@ class Runner:
         batch = self.build_batch(plan, self.model.device)
         self._fill_in(plan, batch)
         self.attention.begin(batch)
-        return self.model(batch.input_ids, batch.positions, self.attention.attend)[batch.logit_indices]
+        hidden = self.model(batch.input_ids, batch.positions, self.attention.attend)
+        self._scores = score_prompts(self.model, plan, batch, hidden)
+        return hidden[batch.logit_indices]
 
     def _fill_in(self, plan: StepPlan, batch: RaggedBatch) -> None:
         """Tokens that the step before has sampled, or will have when this one starts, go on without the host."""

@@ -12,8 +12,8 @@ import torch
 from common.execution.upload import upload
 from common.models.ops import Ops
 from common.request import Request, SampledToken
+from common.sampling.adjust import adjusted, filter_logits
 from common.sampling_params import SamplingParams
-from common.structure import allowed
 
 _MASK = 2**64 - 1
 PLAIN = Ops()
@@ -50,18 +50,20 @@ class SamplerOutput:
     def to_host(self, requests: Sequence[Request], places: Sequence[int]) -> list[SampledToken]:
         """places: where each request's token is."""
         token_ids: list[int] = self.token_ids.tolist()
+        counts = [request.params.logprobs for request in requests]
+        logprobs = self.logprobs(places, counts)
+        return [SampledToken(token_ids[place], values) for place, values in zip(places, logprobs, strict=True)]
+
+    def logprobs(self, places: Sequence[int], counts: Sequence[int | None]) -> list[dict[int, float] | None]:
+        """Of the token at each place, and of as many of the likeliest ones there; None where the count is None."""
         if self.sampled_logprobs is None or self.top_ids is None or self.top_logprobs is None:
-            return [SampledToken(token_ids[place]) for place in places]
-        sampled: list[float] = self.sampled_logprobs.tolist()
-        top_ids: list[list[int]] = self.top_ids.tolist()
-        top_values: list[list[float]] = self.top_logprobs.tolist()
-        result: list[SampledToken] = []
-        for row, request in zip(places, requests, strict=True):
-            k, logprobs = request.params.logprobs, None
-            if k is not None:
-                top = zip(top_ids[row][:k], top_values[row][:k], strict=True)
-                logprobs = dict(top) | {token_ids[row]: sampled[row]}
-            result.append(SampledToken(token_ids[row], logprobs))
+            return [None] * len(places)
+        token_ids, sampled = self.token_ids.tolist(), self.sampled_logprobs.tolist()
+        top_ids, top_values = self.top_ids.tolist(), self.top_logprobs.tolist()
+        result: list[dict[int, float] | None] = []
+        for row, k in zip(places, counts, strict=True):
+            top = None if k is None else dict(zip(top_ids[row][:k], top_values[row][:k], strict=True))
+            result.append(None if top is None else top | {token_ids[row]: sampled[row]})
         return result
 
 
@@ -80,7 +82,7 @@ def sample(
         return SamplerOutput(ops.sample(logits))
     params = [request.params for request in requests]
     raw = logits
-    logits = _restrict(_penalise(_add_bias(logits, requests), requests), requests)
+    logits = adjusted(logits, requests)
     if all(p.greedy for p in params):
         token_ids = ops.sample(logits)
     else:
@@ -103,98 +105,12 @@ def with_logprobs(token_ids: torch.Tensor, raw: torch.Tensor, params: Sequence[S
     """The tokens drawn, [S], and the log-probabilities that any row asked for, of the model's own logits [S, V]."""
     if all(p.logprobs is None for p in params):
         return SamplerOutput(token_ids)
+    return scored(token_ids, raw, max(p.logprobs or 0 for p in params))
+
+
+def scored(token_ids: torch.Tensor, raw: torch.Tensor, k: int) -> SamplerOutput:
+    """These tokens [S] with their log-probabilities, and those of the k likeliest, under the model's own logits."""
     logprobs = raw.float().log_softmax(dim=-1)
-    k = max(p.logprobs or 0 for p in params)
     top = logprobs.topk(min(k, logprobs.shape[-1]), dim=-1)
     sampled = logprobs.gather(-1, token_ids[:, None])[:, 0]
     return SamplerOutput(token_ids, top.indices, top.values, sampled)
-
-
-def filter_logits(
-    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
-) -> torch.Tensor:
-    """The logits [S, V], -inf where the others, each [S, 1], leave a token out. Off: top_k V, top_p 2, min_p 0."""
-    logits = logits.float()
-    kept = _by_rank(logits / torch.where(temperature > 0, temperature, 1.0), top_k, top_p)
-    probs = kept.softmax(dim=-1)
-    floor = probs.amax(dim=-1, keepdim=True) * min_p
-    return logits.masked_fill((kept == -torch.inf) | (probs < floor), -torch.inf)
-
-
-def _by_rank(kept: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Logits over the temperature, -inf where top_k and then top_p leave a token out."""
-    ranked, order = kept.sort(dim=-1, descending=True, stable=True)
-    ranked = ranked.masked_fill(torch.arange(kept.shape[-1], device=kept.device) >= top_k, -torch.inf)
-    probs = ranked.softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs  # the token that crosses top_p has less than top_p before it: it stays
-    before[..., 0] = -1.0  # and so does the first one, also where float32 knows top_p as 0
-    ranked = ranked.masked_fill(before >= top_p, -torch.inf)
-    return torch.empty_like(kept).scatter_(-1, order, ranked)
-
-
-def _restrict(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
-    """-inf where a token does not fit a row's structure; the input is left as it was."""
-    masks = [(row, request.structure.mask()) for row, request in enumerate(requests) if request.structure is not None]
-    if not masks:
-        return logits
-    rows, words = upload(logits.device, np.array([row for row, _ in masks]), np.stack([mask for _, mask in masks]))
-    return logits.index_copy(0, rows, logits[rows].masked_fill(~allowed(words, logits.shape[-1]), -torch.inf))
-
-
-def _add_bias(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
-    """`logit_bias` of the rows that have one; the input is left as it was."""
-    biased = [(row, t, b) for row, r in enumerate(requests) for t, b in r.params.logit_bias.items()]
-    if not biased:
-        return logits
-    rows, tokens, values = upload(logits.device, *np.array(biased, dtype=np.float64).T)
-    at = rows.long(), tokens.long()
-    return logits.index_put(at, biased_logits(logits[at], values))
-
-
-def biased_logits(logits: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Rounded again as they were."""
-    return (logits.float() + bias.float()).to(logits.dtype)
-
-
-def _penalise(logits: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
-    """Penalties and min_tokens, for the rows that ask for them; the input is left as it was."""
-    penalised = [(row, request) for row, request in enumerate(requests) if request.penalised]
-    banned = [(row, token) for row, request in enumerate(requests) for token in _banned(request, logits.shape[-1])]
-    if not penalised and not banned:
-        return logits
-    result = logits.clone()
-    histories = [np.array(request.token_ids) for _, request in penalised]
-    pairs = np.array(banned, dtype=np.int64).reshape(-1, 2).T
-    rows, tokens, *seen = upload(logits.device, *pairs, *histories)
-    for (row, request), history in zip(penalised, seen, strict=True):
-        p, count = request.params, request.num_prompt_tokens
-        in_prompt, in_output = (torch.zeros_like(result[row], dtype=torch.float32) for _ in range(2))
-        in_prompt.index_fill_(0, history[:count], 1.0)
-        in_output.index_add_(0, history[count:], torch.ones_like(history[count:], dtype=torch.float32))
-        penalties = p.repetition_penalty, p.presence_penalty, p.frequency_penalty
-        result[row] = apply_penalties(result[row], in_prompt + in_output > 0, in_output, *penalties)
-    result[rows, tokens] = -torch.inf
-    return result
-
-
-def apply_penalties(
-    logits: torch.Tensor, seen: torch.Tensor, counts: torch.Tensor,
-    repetition: torch.Tensor | float, presence: torch.Tensor | float, frequency: torch.Tensor | float,
-) -> torch.Tensor:  # fmt: skip
-    """logits [..., V], rounded again as they were. seen: is the token in prompt or output; counts: in the output."""
-    values = logits.float()
-    values = torch.where(seen, torch.where(values > 0, values / repetition, values * repetition), values)
-    return (values - ((counts > 0) * presence + counts * frequency)).to(logits.dtype)
-
-
-def _banned(request: Request, vocab_size: int) -> list[int]:
-    """Before `min_tokens`: what would end the output. A structure knows it."""
-    if request.structure is not None:
-        return []
-    few = request.num_output_tokens + request.num_unseen_tokens <= request.params.min_tokens
-    return [t for t in ending_ids(request) if t < vocab_size] if few and request.params.min_tokens else []
-
-
-def ending_ids(request: Request) -> tuple[int, ...]:
-    """The tokens that end the output."""
-    return (*request.params.stop_token_ids, *(() if request.params.ignore_eos else request.eos_token_ids))

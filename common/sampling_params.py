@@ -20,7 +20,7 @@ class SamplingParams:
     command line, too."""
 
     n: Annotated[int, "Samples of the same prompt (from m3 on, they share its blocks)."] = 1
-    max_tokens: Annotated[int, "Most tokens to generate for a prompt."] = 16
+    max_tokens: Annotated[int, "Most tokens to generate for a prompt."] = 16  # 0: none, with `prompt_logprobs`
     min_tokens: Annotated[int, "Fewest tokens to generate: no EOS or stop token is sampled before."] = 0
     temperature: Annotated[float, "Divides the logits: higher is more varied; 0 takes the likeliest token."] = 0.0
     top_k: Annotated[int, "Sample among the k likeliest tokens; 0 or -1: all."] = 0
@@ -43,6 +43,7 @@ class SamplingParams:
     # added to the model's logits of these tokens, -100 ... 100, before penalties; log-probabilities do not have it
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
     logprobs: Annotated[int | None, "Of this many likeliest tokens (0: the sampled one alone), in --json."] = None
+    prompt_logprobs: int | None = None  # the same for each token of the prompt: as likely as the model finds it there
 
     def __post_init__(self) -> None:
         require(isinstance(self.stop, Sequence), "stop takes a text or a list of texts")
@@ -53,7 +54,8 @@ class SamplingParams:
             if getattr(self, name) == anything:
                 object.__setattr__(self, name, value)
         self._check_structure()
-        for name, least in (("n", 1), ("max_tokens", 1), ("min_tokens", 0), ("top_k", 0)):
+        fewest = 1 if self.prompt_logprobs is None else 0
+        for name, least in (("n", 1), ("max_tokens", fewest), ("min_tokens", 0), ("top_k", 0)):
             require_number(name, getattr(self, name), int, least)
         least, most = self.min_tokens, self.max_tokens
         require(least <= most, f"min_tokens must be at most max_tokens ({most}), not {least}")
@@ -76,8 +78,9 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             require_number("each token of logit_bias", token_id, int, 0)
             require_number("each value of logit_bias", bias, int | float, -100, 100)
-        if self.logprobs is not None:
-            require_number("logprobs", self.logprobs, int, 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), int, 0, MAX_LOGPROBS)
 
     @property
     def structure(self) -> tuple[str, str] | None:

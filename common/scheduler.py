@@ -67,7 +67,7 @@ class Scheduler(abc.ABC):
                 request.num_open_chunks -= 1
                 if chunk.samples and not request.finished and not request.abort_requested:
                     request.append(tokens[request.id], now)
-                    self._num_sampled += 1
+                    self._num_sampled += request.params.max_tokens > 0
                     touched.append(request)
                     if request.finish_reason is None:
                         continue

@@ -16,7 +16,7 @@ pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
 
 from common import Engine, RequestOutput, SamplingParams, UserError  # noqa: E402
-from common.structure import Structures  # noqa: E402
+from common.sampling.structure import Structures  # noqa: E402
 from common.text.tokenizer import Tokenizer  # noqa: E402
 from tests.engine_checks import TOKEN_BYTES, assert_empty, set_eos  # noqa: E402
 from tests.fake_graphs import FakeRecorder, fake_graphs  # noqa: E402, F401

@@ -14,9 +14,9 @@ import torch
 from common.execution.upload import upload
 from common.models.ops import Ops
 from common.request import Request
-from common.sampler import apply_penalties, biased_logits, ending_ids, filter_logits
+from common.sampling.adjust import apply_penalties, biased_logits, ending_ids, filter_logits
+from common.sampling.structure import allowed
 from common.sampling_params import MAX_BIASES
-from common.structure import allowed
 
 SETTINGS = 8
 """Columns of `settings`: temperature, top_k, top_p, min_p, repetition, presence and frequency penalty, and whether the

@@ -29,6 +29,10 @@ class Answer:
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return {**usage, "prompt_tokens_details": {"cached_tokens": self._cached_tokens}}
 
+    def job(self, index: int) -> Job:
+        """That brings the answer of this index."""
+        return self._jobs[index // self._jobs[0].params.n]
+
     def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._deltas.append(event)

@@ -155,7 +155,7 @@ async def _complete(
                 deltas = await answer.next()
             choices.sort(key=lambda choice: choice.index)
             watch.cancel()
-            return JSONResponse(form.whole(choices))
+            return JSONResponse(await asyncio.to_thread(form.whole, choices))
     except BaseException as error:
         watch.cancel()
         answer.cancel()

@@ -36,6 +36,7 @@ class Delta:
     finish_reason: str | None
     offsets: list[int] | None = None  # where in the text each token's begins; with log-probabilities
     num_generated: int = 0  # so far, all of the answer
+    prompt_logprobs: list[dict[int, float] | None] | None = None  # with `echo`
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ Event = Delta | Ended
 class Job:
     """One prompt on its way through the engine.
 
+    text: the prompt, if it was given as text.
     first_index: of its n answers, among all answers to the client's request.
     stream: events as tokens come, instead of all at the end.
     salt: only prompts of the same salt may share cached blocks.
@@ -67,6 +69,7 @@ class Job:
     salt: str | None
     trace_parent: str | None = None
     priority: int = 0
+    text: str | None = None
     arrival_time: float = field(default_factory=time.perf_counter)
     # the engine thread's own notes, an entry for each of the n answers
     sent_text: list[int] = field(init=False)
@@ -197,7 +200,7 @@ class EngineThread:
                 self._cancel(job)
             if not job.cancelled and (job.stream or output.finished):
                 for sample in output.outputs:
-                    self._gained(job, sample)
+                    self._gained(job, sample, output.prompt_logprobs)
         except Exception:
             log.exception("output failed", extra={"fields": {"request_id": job.id}})
             job.error = step_failed()
@@ -205,7 +208,9 @@ class EngineThread:
         if output.finished:
             self._end(job, output)
 
-    def _gained(self, job: Job, sample: CompletionOutput) -> None:
+    def _gained(
+        self, job: Job, sample: CompletionOutput, prompt_logprobs: list[dict[int, float] | None] | None
+    ) -> None:
         """Text held back for a stop string or an incomplete character comes later, with its tokens."""
         index = sample.index
         if job.done[index]:
@@ -221,8 +226,9 @@ class EngineThread:
         job.sent_tokens[index] += len(token_ids)
         offsets = None if logprobs is None else sample.text_offsets[start:]
         delta = Delta(
-            job.first_index + index, text, token_ids, logprobs, sample.finish_reason, offsets, sample.num_generated
-        )
+            job.first_index + index, text, token_ids, logprobs, sample.finish_reason, offsets, sample.num_generated,
+            prompt_logprobs,
+        )  # fmt: skip
         self._outbox.append((job, delta))
 
     def _add(self, job: Job) -> None:

@@ -4,13 +4,15 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from common.engine import Engine
 from common.serving.answer import Answer
-from common.serving.engine_thread import Delta
-from common.serving.schema import Sampling, StreamOptions
+from common.serving.engine_thread import Delta, Job
+from common.serving.schema import CompletionRequest, Sampling, StreamOptions
 from common.serving.tools import Piece, ToolParser
+from common.text.detokenizer import Detokenizer
 
 Json = dict[str, Any]
 
@@ -36,9 +38,11 @@ class Format(ABC):
         new_parser: Callable[[], ToolParser] | None = None,
     ) -> None:  # fmt: skip
         self._tokenizer, self._answer, self._top, self._new_parser = engine.tokenizer, answer, top, new_parser
+        self._echo = isinstance(body, CompletionRequest) and bool(body.echo)
         self._options = body.stream_options or StreamOptions()
         self._so_far: dict[int, int] = {}  # tokens of each answer
         self._parsers: dict[int, ToolParser | None] = {}  # of each answer that has begun
+        self._prompts: dict[int, str] = {}  # the same, where they are echoed
         self._fields = {
             "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,
             "system_fingerprint": f"folovllm-{engine.stage}",
@@ -153,22 +157,47 @@ class TextFormat(Format):
     id_prefix, kind, piece_kind = "cmpl", "text_completion", "text_completion"
 
     def _choice(self, delta: Delta) -> Json:
-        return {
-            "index": delta.index,
-            "text": delta.text,
-            "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
-        }
+        text, logprobs = delta.text, None
+        if delta.logprobs is not None:
+            logprobs = self._logprobs(delta.token_ids, delta.logprobs, delta.offsets or [])
+        if self._echo:
+            text, logprobs = self._with_prompt(delta, logprobs)
+        return {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
-    def _logprobs(self, delta: Delta) -> Json | None:
-        if delta.logprobs is None:
-            return None
-        pairs = list(zip(delta.token_ids, delta.logprobs, strict=True))
+    def _with_prompt(self, delta: Delta, logprobs: Json | None) -> tuple[str, Json | None]:
+        """The prompt in front of the beginning of an answer; and where the text of each token lies behind it."""
+        text, begins = delta.text, delta.index not in self._prompts
+        if begins:
+            self._prompts[delta.index] = self._prompt(self._answer.job(delta.index))
+            text = self._prompts[delta.index] + text
+        prompt = self._prompts[delta.index]
+        if logprobs is not None:
+            logprobs["text_offset"] = [len(prompt) + offset for offset in logprobs["text_offset"]]
+            if begins and delta.prompt_logprobs is not None:
+                token_ids = self._answer.job(delta.index).prompt
+                first = self._logprobs(token_ids, delta.prompt_logprobs, self._offsets(token_ids, len(prompt)))
+                logprobs = {name: first[name] + values for name, values in logprobs.items()}
+        return text, logprobs
+
+    def _prompt(self, job: Job) -> str:
+        """As it was given; of token ids their text."""
+        if self._tokenizer is None:
+            return "".join(map(self._text, job.prompt))
+        return self._tokenizer.decode(job.prompt) if job.text is None else job.text
+
+    def _offsets(self, token_ids: list[int], most: int) -> list[int]:
+        if self._tokenizer is None:
+            return [0, *accumulate(len(self._text(token)) for token in token_ids[:-1])]
+        return Detokenizer(self._tokenizer.backend, 0).offsets(token_ids, len(token_ids), most)
+
+    def _logprobs(self, token_ids: list[int], logprobs: Sequence[dict[int, float] | None], offsets: list[int]) -> Json:
+        """Of a prompt's first token there are none."""
+        pairs = list(zip(token_ids, logprobs, strict=True))
         return {
-            "tokens": [self._text(token) for token in delta.token_ids],
-            "token_logprobs": [values[token] for token, values in pairs],
-            "top_logprobs": [self._alternatives(token, values) for token, values in pairs],
-            "text_offset": delta.offsets,
+            "tokens": [self._text(token) for token in token_ids],
+            "token_logprobs": [values and values[token] for token, values in pairs],
+            "top_logprobs": [values and self._alternatives(token, values) for token, values in pairs],
+            "text_offset": offsets,
         }
 
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:

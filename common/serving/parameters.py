@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from common.engine import Engine
 from common.errors import UserError
@@ -137,6 +137,7 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
         **structure(body)[1],
         seed=None if body.seed in (None, -1) else body.seed % 2**63,
         logprobs=_logprobs(body),
+        prompt_logprobs=(body.logprobs or 0) if _wants_prompt(body) else None,
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         max_tokens=_max_tokens(engine, body, num_prompt_tokens, options),
     )
@@ -186,12 +187,20 @@ def _logprobs(body: Sampling) -> int | None:
     return body.logprobs if isinstance(body, CompletionRequest) else None
 
 
+def _wants_prompt(body: Sampling) -> TypeGuard[CompletionRequest]:
+    """With its log-probabilities, or with nothing behind it."""
+    echoed = isinstance(body, CompletionRequest) and body.echo
+    return bool(echoed) and (body.logprobs is not None or body.max_tokens == 0)
+
+
 def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions) -> int:
     """What was asked for, if it fits; without it, what fits."""
     name = "max_tokens"
     asked = body.max_tokens
     if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
         name, asked = "max_completion_tokens", body.max_completion_tokens
+    if asked == 0 and not _wants_prompt(body):
+        raise ApiError(400, f"{name} must be greater than or equal to 1, or 0 with 'echo': true.", param=name)
     if asked is not None and options.max_tokens is not None and asked > options.max_tokens:
         message = f"{name} is too large: {asked}. This server gives at most {options.max_tokens}."
         raise ApiError(400, message, param=name)
@@ -202,7 +211,7 @@ def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options:
         message = f"This model's maximum context length is {longest} tokens. However, you requested {sizes}."
         raise ApiError(400, message, code="context_length_exceeded")
     usual = COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
-    return asked or min(room, options.max_tokens or room, usual)
+    return min(room, options.max_tokens or room, usual) if asked is None else asked
 
 
 def _longest(engine: Engine, n: int) -> int:

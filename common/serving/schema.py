@@ -27,7 +27,7 @@ NO_EFFECT = frozenset(
 """Accepted, and named once in the log."""
 
 _REFUSED: list[tuple[str, tuple[Any, ...]]] = [
-    ("""echo store use_beam_search include_stop_str_in_output no_stop_trim watermarking return_tokens_as_token_ids
+    ("""store use_beam_search include_stop_str_in_output no_stop_trim watermarking return_tokens_as_token_ids
      return_token_ids return_prompt_token_ids return_prompt_text return_token_offsets return_hidden_states
      return_routed_experts return_meta_info return_cached_tokens_details continue_final_message""", (False,)),
     ("skip_special_tokens add_generation_prompt include_reasoning", (True,)),
@@ -156,6 +156,8 @@ class CompletionRequest(Sampling):
         | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     neutral = {**NEUTRAL, "add_special_tokens": (True,)}
 
 
@@ -208,7 +210,7 @@ class ChatRequest(Sampling):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    neutral = {**NEUTRAL, "add_special_tokens": (False,)}
+    neutral = {**NEUTRAL, "add_special_tokens": (False,), "echo": (False,)}
 
 
 class TokenizeRequest(Body):

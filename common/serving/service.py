@@ -95,6 +95,7 @@ class Service:
                 salt=salt,
                 trace_parent=trace_parent,
                 priority=body.priority or 0,
+                text=text if isinstance(text := prompts[number], str) else None,
             )
             for number, token_ids in enumerate(encoded)
         ]

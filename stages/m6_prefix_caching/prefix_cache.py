@@ -83,8 +83,10 @@ class PrefixPagedCache:
 
     @staticmethod
     def _usable(request: Request) -> int:
-        """How many tokens may come from the cache: not the last one, and none that is not known yet."""
-        return min(len(request.token_ids), request.num_tokens - 1)
+        """How many tokens may come from the cache: not the last one, none that is not known yet, and none of whose
+        position the logits are still wanted (`prompt_logprobs`)."""
+        usable, scored = min(len(request.token_ids), request.num_tokens - 1), request.prompt_logprobs
+        return usable if scored is None or len(scored) == request.num_prompt_tokens else len(scored) - 1
 
     # -- blocks that are full ---------------------------------------------------------------------------------------
 

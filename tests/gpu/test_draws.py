@@ -8,7 +8,7 @@ import torch
 from common.execution.draws import uniforms
 from common.execution.gpu.fused import FusedOps
 from common.models.ops import argmax
-from common.sampler import filter_logits
+from common.sampling.adjust import filter_logits
 from tests.execution.test_draws import draws_of, requests_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

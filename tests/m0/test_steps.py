@@ -11,7 +11,7 @@ from common.batch import RaggedBatch
 from common.models.config import ModelConfig
 from common.models.layers import RotaryEmbedding, inverse_frequencies, rotate
 from common.models.sources.random_weights import PRESETS
-from common.sampler import filter_logits
+from common.sampling.adjust import filter_logits
 from stages.m0_baseline.attention import FullAttention
 from tests.steps import close, same
 

@@ -46,8 +46,8 @@ def test_fields_that_would_change_the_answer_are_refused(running: Running, path:
             (CompletionRequest if path == "completions" else ChatRequest).model_validate(body | {name: ["x"]})
         refused = from_validation(wrong.value.errors())
         assert (refused.param, refused.code, refused.status_code) == (name, "unsupported_parameter", 400)
-    error = error_of(running.post(f"/v1/{path}", body | {"echo": True}), 400)
-    assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
+    error = error_of(running.post(f"/v1/{path}", body | {"store": True}), 400)
+    assert (error["param"], error["code"]) == ("store", "unsupported_parameter")
     special = {"add_special_tokens": path == "completions"}
     assert running.post(f"/v1/{path}", body | special).status_code == 200
     error_of(running.post(f"/v1/{path}", body | {"add_special_tokens": path != "completions"}), 400)

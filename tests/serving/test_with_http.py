@@ -66,7 +66,7 @@ def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> 
         ("completions", {"stop": ["a"] * 65}, "stop", "at most 64"),
         ("completions", {"stop": ""}, "stop", "at least 1"),
         ("completions", {"logprobs": 21}, "logprobs", "less than or equal to 20"),
-        ("completions", {"echo": True}, "echo", "'echo' is not supported"),
+        ("chat/completions", {"echo": True}, "echo", "'echo' is not supported"),
         ("completions", {"best_of": 3}, "best_of", "'best_of' is not supported"),
         ("completions", {"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
         ("completions", {"stream_options": {"include_usage": True}}, "stream_options", "'stream': true"),

@@ -1,0 +1,43 @@
+"""Log-probabilities of the tokens of prompts, where they were asked for: how likely the model finds a given text."""
+
+from dataclasses import dataclass
+
+import torch
+
+from common.batch import RaggedBatch
+from common.models.decoder import Decoder
+from common.plan import StepPlan
+from common.request import Request
+from common.sampler import SamplerOutput, scored
+
+ROWS = 64  # logits at a time, as many as a decode of 64 requests has: those of a whole prompt may not fit
+
+
+@dataclass(slots=True)
+class PromptScores:
+    """Of prompt tokens `first`, `first + 1`, ...; to be entered when the step that computed them has been collected."""
+
+    request: Request
+    first: int
+    output: SamplerOutput
+
+    def enter(self) -> None:
+        known, count = self.request.prompt_logprobs, len(self.output.token_ids)
+        if known is not None:
+            values = self.output.logprobs(range(count), [self.request.params.prompt_logprobs] * count)
+            known[self.first : self.first + count] = values
+
+
+def score_prompts(model: Decoder, plan: StepPlan, batch: RaggedBatch, hidden: torch.Tensor) -> list[PromptScores]:
+    """hidden [T, hidden]: of the batch, before the final norm. A row's logits tell of the token behind it."""
+    if not any(chunk.scored for chunk in plan.chunks):
+        return []
+    result: list[PromptScores] = []
+    for chunk, (begin, _, _) in zip(plan.chunks, batch.sequences(), strict=True):
+        for first in chunk.scored[::ROWS]:
+            end = min(first + ROWS, chunk.scored.stop)
+            targets = torch.tensor(chunk.request.prompt_token_ids[first + 1 : end + 1]).to(hidden.device)
+            logits = model.logits(hidden[begin + first - chunk.start : begin + end - chunk.start])
+            output = scored(targets, logits, chunk.request.params.prompt_logprobs or 0)
+            result.append(PromptScores(chunk.request, first + 1, output.start_copy()))
+    return result
