@@ -82,6 +82,11 @@ class StepPlan:
         return [r for c in self.chunks if c.samples for r in ((c.request, *c.forks) if c.forks else (c.request,))]
 
     @property
+    def scores_prompts(self) -> bool:
+        """Does any chunk hold positions of a prompt whose logits are wanted?"""
+        return any(c.request.prompt_logprobs is not None and c.scored for c in self.chunks)
+
+    @property
     def num_tokens(self) -> int:
         """Positions whose results count."""
         return sum(chunk.length for chunk in self.chunks if not chunk.idle)

@@ -30,10 +30,8 @@ class PromptScores:
 
 def score_prompts(model: Decoder, plan: StepPlan, batch: RaggedBatch, hidden: torch.Tensor) -> list[PromptScores]:
     """hidden [T, hidden]: of the batch, before the final norm. A row's logits tell of the token behind it."""
-    if not any(chunk.scored for chunk in plan.chunks):
-        return []
     result: list[PromptScores] = []
-    for chunk, (begin, _, _) in zip(plan.chunks, batch.sequences(), strict=True):
+    for chunk, (begin, _, _) in zip(plan.chunks, batch.sequences(), strict=True) if plan.scores_prompts else ():
         for first in chunk.scored[::ROWS]:
             end = min(first + ROWS, chunk.scored.stop)
             targets = torch.tensor(chunk.request.prompt_token_ids[first + 1 : end + 1]).to(hidden.device)
