@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from common.engine import Engine
 from common.errors import UserError
@@ -137,7 +137,7 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
         **structure(body)[1],
         seed=None if body.seed in (None, -1) else body.seed % 2**63,
         logprobs=_logprobs(body),
-        prompt_logprobs=(body.logprobs or 0) if _wants_prompt(body) else None,
+        prompt_logprobs=_logprobs(body) or 0 if _wants_prompt(body) else None,
         logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         max_tokens=_max_tokens(engine, body, num_prompt_tokens, options),
     )
@@ -187,7 +187,7 @@ def _logprobs(body: Sampling) -> int | None:
     return body.logprobs if isinstance(body, CompletionRequest) else None
 
 
-def _wants_prompt(body: Sampling) -> TypeGuard[CompletionRequest]:
+def _wants_prompt(body: Sampling) -> bool:
     """With its log-probabilities, or with nothing behind it."""
     echoed = isinstance(body, CompletionRequest) and body.echo
     return bool(echoed) and (body.logprobs is not None or body.max_tokens == 0)
