@@ -189,8 +189,9 @@ def _logprobs(body: Sampling) -> int | None:
 
 def _wants_prompt(body: Sampling) -> bool:
     """With its log-probabilities, or with nothing behind it."""
-    echoed = isinstance(body, CompletionRequest) and body.echo
-    return bool(echoed) and (body.logprobs is not None or body.max_tokens == 0)
+    if not isinstance(body, CompletionRequest) or not body.echo:
+        return False
+    return body.logprobs is not None or body.max_tokens == 0
 
 
 def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions) -> int:
