@@ -6,13 +6,9 @@
 # You need: any of the notebooks before this one, better all. About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 from itertools import pairwise
 
-import torch
-
+import stages
 from benchmarks.recipes import BenchRequest, first, interference
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
@@ -24,6 +20,8 @@ from notebooks.checks import compare as check
 from notebooks.kit import HERE, change, compare, draw_bars, measure, read_bandwidth, say, show_source, table
 from stages.m0_baseline import engine as first_engine
 from stages.m7_gptq import engine as last_engine
+
+import torch
 
 NAMES = [stages.short_name(folder) for folder in stages.names()]
 

@@ -6,14 +6,9 @@
 # You need: PyTorch, a little linear algebra, and `m1_kv_cache`. About 30 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 import copy
 
-import matplotlib.pyplot as plt
-import torch
-
+import stages
 from benchmarks import quality
 from benchmarks.recipes import uniform
 from benchmarks.style import SOFT
@@ -33,6 +28,9 @@ from stages.m7_gptq.gptq import gptq, inverse_factor
 from stages.m7_gptq.linear import QuantizedLinear
 from stages.m7_gptq.load import build_quantized_decoder
 from stages.m7_gptq.settings import Settings
+
+import matplotlib.pyplot as plt
+import torch
 
 # %% [markdown]
 # m7 needs the model in 4 bits. The first cell that builds m7 makes it, once and in some minutes; the line under the cell says
