@@ -385,18 +385,11 @@ def test_chat_in_a_terminal_survives_errors_and_ctrl_c_which_ends_it_at_the_prom
 def test_bench_hands_everything_to_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[Sequence[str]] = []
 
-    class Process:
-        def __init__(self, command: Sequence[str]) -> None:
-            commands.append(command)
-            self.interrupts = 1
+    def become(program: str, command: Sequence[str]) -> None:
+        commands.append(command)
+        raise SystemExit(130)
 
-        def wait(self) -> int:
-            if self.interrupts:
-                self.interrupts -= 1
-                raise KeyboardInterrupt
-            return 130
-
-    monkeypatch.setattr("common.cli.app.subprocess.Popen", Process)
+    monkeypatch.setattr("common.cli.app.os.execv", become)
     assert cli("bench", "--workload", "single", "--quick") == 130
     expected = ["-m", "benchmarks", "compare", "--stages", "m1", "--workload", "single", "--quick"]
     assert commands == [[sys.executable, *expected]]
