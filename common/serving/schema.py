@@ -55,11 +55,17 @@ _named: set[str] = set()  # of `NO_EFFECT`, in the log
 class Body(BaseModel):
     """Types are taken literally: no text where a number is due, no NaN; but a whole number may be written as 12.0.
 
-    Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would delay all other answers.
+    Long lists stop at their first mistake (`fail_fast`), and objects at their first unknown field: a megabyte of
+    mistakes would delay all other answers.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
+    known: ClassVar[frozenset[str]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.known = frozenset(field.alias or name for name, field in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -68,14 +74,14 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         given: dict[Any, Any] = {k: _whole(v) for k, v in data.items()}  # pyright: ignore
-        for name in [name for name in given if name not in cls.model_fields]:
+        for name in [name for name in given if name not in cls.known]:
             neutral = (given.get("n") or 1,) if name == "best_of" else cls.neutral.get(name)
             if name in NO_EFFECT:
                 if name not in _named and given[name] is not None:
                     _named.add(name)
                     log.info("a field without effect here", extra={"fields": {"field": name}})
             elif neutral is None:
-                continue  # unknown
+                raise PydanticCustomError("unknown", "unknown", {"field": name.encode(errors="replace").decode()})
             elif given[name] is not None and given[name] not in neutral:
                 raise PydanticCustomError("unsupported", "not supported by this server", {"field": name})
             del given[name]
