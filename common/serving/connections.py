@@ -27,7 +27,7 @@ class Connections:
         self.open: set[Connection] = set()
         self.limits = {"headers": options.header_timeout, "body": options.body_timeout}
         self.limits |= {"next": options.keep_alive, "read": options.read_timeout}
-        self._silent: list[Connection] = []  # the longest silent one last
+        self._waiting: list[tuple[float, Connection]] = []  # since when, and who; the longest wait last
         self._list_again = 0.0
 
     def sweep(self) -> None:
@@ -36,17 +36,21 @@ class Connections:
             connection.check(now)
 
     def make_room(self) -> bool:
-        """When all places are taken, a client that has asked nothing yet loses its own, the longest silent first."""
+        """When all places are taken, a client that keeps us waiting loses its own, the longest wait first: one that has
+        asked nothing, or else one that sends no body or reads no answer."""
         now = time.monotonic()
-        while self._silent or now > self._list_again:
-            if self._silent:
-                connection = self._silent.pop()
-                if connection.is_silent:
+        while self._waiting or now > self._list_again:
+            if self._waiting:
+                since, connection = self._waiting.pop()
+                if connection.since == since and connection.keeps_waiting:
                     connection.transport.abort()
                     return True
             else:
-                self._silent = sorted((c for c in self.open if c.is_silent), key=lambda c: c.since, reverse=True)
-                if not self._silent:
+                self.sweep()
+                waiting = [c for c in self.open if c.keeps_waiting]
+                listed = [c for c in waiting if c.waits_for in ("headers", "next")] or waiting
+                self._waiting = sorted(((c.since, c) for c in listed), key=lambda entry: -entry[0])
+                if not listed:
                     self._list_again = now + LISTING * (time.monotonic() - now)
                     return False
         return False
@@ -91,8 +95,8 @@ class Connection(H11Protocol):
         return begun if self.cycle.response_complete else None
 
     @property
-    def is_silent(self) -> bool:
-        return self.waits_for in ("headers", "next")
+    def keeps_waiting(self) -> bool:
+        return self.waits_for is not None and not self.transport.is_closing()
 
     def check(self, now: float) -> None:
         state = (self.waits_for, self.cycle)

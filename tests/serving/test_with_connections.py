@@ -215,6 +215,29 @@ def test_silent_clients_make_room_for_those_that_ask(serve: Serve, clients: Exit
     assert len(ends(silent[0])) == 0, "the one that was silent longest is the first to go"
 
 
+PIPELINED = head("/openapi.json") * 400
+
+
+@pytest.mark.parametrize("opening", [BODY, BODY + b"{", BODY.replace(b"5000", b"9000000000"), PIPELINED],
+                         ids=["no body", "half a body", "answered, no body", "reads nothing"])  # fmt: skip
+def test_clients_that_hold_a_place_with_a_request_make_room_too(
+    serve: Serve, clients: ExitStack, opening: bytes
+) -> None:
+    """A thousand of them would keep all others out for half a minute, again and again."""
+    running = serve(max_connections=8, **PATIENT)
+    running.http.close()
+    for _ in range(8):
+        client = clients.enter_context(connect(running))
+        client.setblocking(False)
+        client.send(opening)
+    waiting = ("body", "read")
+    wait_until(lambda: [c.waits_for in waiting for c in list(running.server.connections.open)] == [True] * 8)
+    for _ in range(3):
+        with client_of(running.url) as client:
+            assert client.post("/v1/completions", json=PROMPT).status_code == 200
+    assert len(running.server.connections.open) > 4, "only as many as were needed"
+
+
 def test_when_all_places_are_busy_the_next_one_is_refused(serve: Serve, clients: ExitStack) -> None:
     running = serve(max_connections=3, **PATIENT)
     running.http.close()
