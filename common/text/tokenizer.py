@@ -76,7 +76,12 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; `add_special_tokens`: those (such as a BOS) that the model expects around a prompt."""
-        return self._encode(text, add_special_tokens)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
+            raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
+        # As a batch of one: the library's `encode` would block all other threads, such as an engine's.
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
@@ -111,10 +116,10 @@ class Tokenizer:
         control = self._control[template]
         marks = control.marks((messages, tools, template_kwargs))
         if marks is None:
-            return ChatPrompt(self._encode(self.render(messages, template_kwargs, tools=tools), False))
+            return ChatPrompt(self.encode(self.render(messages, template_kwargs, tools=tools), False))
         messages, template_kwargs, tools = (control.mark(v, marks) for v in (messages, template_kwargs, tools))
         first, *pieces = control.split(self.render(messages, template_kwargs, tools=tools), marks)
-        ids = self._encode(first, False)
+        ids = self.encode(first, False)
         for piece, spelled in zip(pieces, itertools.cycle((True, False))):
             ids += self._encode_inside(piece, spelled)
         return ChatPrompt(ids)
@@ -124,7 +129,7 @@ class Tokenizer:
         if spelled:
             encode = functools.partial(encode_as_text, self.backend, control_ids=[*self.special_ids.values()])
         else:
-            encode = functools.partial(self._encode, add_special_tokens=False)
+            encode = functools.partial(self.encode, add_special_tokens=False)
         line, ids = encode("\n"), encode(f"\n{text}")
         return ids[len(line) :] if ids[: len(line)] == line else encode(text)
 
@@ -160,14 +165,6 @@ class Tokenizer:
         if "<|return|>" in added:  # in gpt-oss's format <|end|> ends one message of several
             ends.discard(self.backend.token_to_id("<|end|>"))
         return frozenset(ends)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
-            raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
-        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None, *,

@@ -4,9 +4,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from common.kv_cache import KVUsage
 from common.plan import StepPlan
 from common.scheduler import Queues, Scheduler
+from common.watch.kv_memory import KVUsage
 from common.watch.metrics import EngineMetrics
 from common.watch.stopwatch import DeviceTime
 from common.watch.trace import StepRecord, StepTrace

@@ -5,10 +5,11 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.kv_cache import KVCacheManager, PrefixCache, Region
+from common.kv_cache import KVCacheManager, PrefixCache
 from common.plan import StepPlan
 from common.request import RequestStatus
 from common.scheduler import Queues
+from common.watch.kv_memory import Region
 from common.watch.stopwatch import DeviceTime
 
 MAX_STEPS = 10_000
