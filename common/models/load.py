@@ -15,7 +15,7 @@ from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
 from common.models.sources.hub import fetch, is_hub_id
 from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
-from common.models.sources.quantized_folder import QuantizedFolder, is_quantized_folder
+from common.models.sources.quantized_folder import QuantizedFolder, quantization
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.chat_template import template_kwargs
@@ -102,7 +102,7 @@ def _open_source(name: str, device: torch.device | None, seed: int, progress: bo
     folder = find_folder(name)
     if folder is not None:
         label = name if is_hub_id(name) else None
-        source = open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
+        source = open_quantized_folder(folder, label) if quantization(folder) else HFFolder(folder, label)
         source.check()  # its configuration holds from here on
         return source
     path = Path(name).expanduser()
