@@ -74,6 +74,7 @@ class Admission:
         unknown = [token for token in params.logit_bias if token >= vocab]
         require(not unknown, f"logit_bias names tokens that the model's vocabulary of {vocab} has not: {unknown[:5]}")
         seed = params.seed if params.seed is not None else mix(self._seed, number)
+        stops = params.stop_strings, params.min_tokens
         return [
             Request(
                 id=request_id if index == 0 else f"{request_id}#{index}",
@@ -87,7 +88,7 @@ class Admission:
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
                 cache_salt=cache_salt,
-                detokenizer=_detokenizer(tokenizer, len(token_ids), params),
+                detokenizer=tokenizer and Detokenizer(tokenizer.backend, len(token_ids), *stops),
                 structure=self.structures.begin(params, {*params.stop_token_ids, *end_token_ids}),
             )
             for index in range(params.n)
@@ -116,9 +117,3 @@ def _with_stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> SamplingP
         require(not inside or stop in special, never)
     ends = [special[stop] for stop in params.stop_strings if stop in special]
     return replace(params, stop_token_ids=(*params.stop_token_ids, *ends)) if ends else params
-
-
-def _detokenizer(tokenizer: Tokenizer | None, num_prompt_tokens: int, params: SamplingParams) -> Detokenizer | None:
-    if tokenizer is None:
-        return None
-    return Detokenizer(tokenizer.backend, num_prompt_tokens, params.stop_strings, params.min_tokens)
