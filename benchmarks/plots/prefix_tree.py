@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed
 from benchmarks.style import INK, SOFT, WIDTH, color, title
-from common.kv_cache import PrefixNode
+from common.watch.kv_memory import PrefixNode
 
 
 def children_of(nodes: Sequence[PrefixNode]) -> dict[int | None, list[int]]:
