@@ -256,26 +256,6 @@ def profile(
 
 
 @app.command()
-def busy(
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
-    model: Model = DEFAULT_MODEL,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting at each number of loops.")] = 5,
-    json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes next to them.")] = (
-        DEFAULT_FOLDER / "busy.json"
-    ),
-) -> None:
-    """What m3 and m6 keep of their speed next to busy processes, by how long idle threads spin; CPU only.
-
-    Exit status: 0, or 1 where a share that is asked for is not reached.
-    """
-    from benchmarks.busy import run as run_busy
-
-    check_writable(json_path, json_path.with_suffix(".png"))
-    if not run_busy(json_path, sweep, rounds, model):
-        raise typer.Exit(1)
-
-
-@app.command()
 def quality(
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = DEFAULT_FOLDER,

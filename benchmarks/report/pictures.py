@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 
-from benchmarks import attention, busy, int4, plots, quality
+from benchmarks import attention, int4, plots, quality
 from benchmarks.execution import PLAIN
+from benchmarks.plots import busy
 from benchmarks.plots.picture import save_picture
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
@@ -42,7 +43,7 @@ def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
             yield Picture(path, "perplexity over bf16 of each kind of weights")
     for sheet in machine.sheets:
         if again and sheet.values.get("schema") == busy.SCHEMA:
-            look = partial(busy.draw, sheet.values, machine.title)
+            look = partial(busy.busy_figure, sheet.values, machine.title)
             yield Picture(save_picture(sheet.path.with_suffix(".png"), look), "beside busy processes")
         if sheet.values.get("schema") == int4.SCHEMA:
             path = save_picture(sheet.path.with_name("int4.png"), partial(int4.draw, sheet.values, machine.title))

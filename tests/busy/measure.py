@@ -3,6 +3,8 @@ follow the load.
 
 Each stage has a process for each setting. They take turns: a round visits every load (busy loops next to the run) and
 every process, so settings are compared within the same minutes of the same machine.
+
+This is a program, not a part of the test package, which would bound it to one thread: run it with `make busy`.
 """
 
 import os
@@ -13,23 +15,23 @@ from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.__main__ import DEFAULT_FOLDER, Model
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_json
-from benchmarks.plots.picture import headed, save_picture
-from benchmarks.style import color, title
+from benchmarks.files import check_writable, write_json
+from benchmarks.plots.busy import SCHEMA, busy_figure, rates_of
+from benchmarks.plots.picture import save_picture
+from common.cli.app import run_app
+from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
 
-SCHEMA = "busy-1"
-STYLES = {0: "o-", 2: "s--", 8: "^:"}
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
 QUIET_SHARE = 0.95  # required share of the speed with the runtime's default, on a quiet machine
@@ -66,7 +68,7 @@ class Contestant:
         if not setting.follows:
             chosen["OMP_DYNAMIC"] = "false"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.busy_worker", stage, model],
+            [sys.executable, str(Path(__file__).with_name("worker.py")), stage, model],
             env=os.environ | chosen,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -149,14 +151,14 @@ def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
     }
     write_json(path, results)
     hardware = short_hardware(results["environment"], "cpu")
-    picture = save_picture(path.with_suffix(".png"), lambda: draw(results, hardware))
+    picture = save_picture(path.with_suffix(".png"), lambda: busy_figure(results, hardware))
     print_tables(results)
     print(f"wrote {path} and {picture}")
     return all(verdict["met"] for verdict in results["verdicts"])
 
 
 def print_tables(results: dict[str, Any]) -> None:
-    rates, settings = _rates(results["records"]), list(dict.fromkeys(r["setting"] for r in results["records"]))
+    rates, settings = rates_of(results["records"]), list(dict.fromkeys(r["setting"] for r in results["records"]))
     columns = [Column(heading, justify="right") for heading in ("stage", "busy loops", *settings)]
     table = Table(*columns, title="output tokens/s by the spin count of idle threads (medians)")
     for stage, busy in product(STAGES, LOADS):
@@ -168,46 +170,26 @@ def print_tables(results: dict[str, Any]) -> None:
         console.print(f"{verdict['stage']} {verdict['what']}: {figures} {'met' if verdict['met'] else 'NOT MET'}")
 
 
-def _rates(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
-    return {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def draw(results: dict[str, Any], hardware: str) -> Figure:
-    """Output tokens per second by setting, a panel for each stage, a line for each number of busy loops."""
-    records, ours = results["records"], results["config"]["ours"]
-    settings = list(dict.fromkeys(record["setting"] for record in records))
-    names = list(dict.fromkeys(record["stage"] for record in records))
-    rates = _rates(records)
-    figure, panels = plt.subplots(1, len(names), figsize=(11, 5), squeeze=False)
-    for axes, stage in zip(panels[0], names, strict=True):
-        for busy in sorted({record["busy"] for record in records}):
-            heights = [rates[stage, busy, setting] for setting in settings]
-            label = f"next to {busy} busy loops" if busy else "quiet machine"
-            style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
-            axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
-            axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
-        places = [*range(len(settings) - 1), len(settings) - 0.7]
-        axes.set_xticks(places, [_name(each, results["config"]["default"]) for each in settings])
-        axes.tick_params(axis="x", labelsize=11)
-        axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
-        axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
-        axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
-    note = "Rightmost, what the engines do: as many threads as other programs leave CPUs. Median of "
-    note += f"{results['config']['rounds']} runs. {results['config']['model']} · {hardware}"
-    return headed(figure, _finding(records, ours, results["config"]["default"]), note)
+@app.command()
+def busy(
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
+    model: Model = DEFAULT_MODEL,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting at each number of loops.")] = 5,
+    json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes next to them.")] = (
+        DEFAULT_FOLDER / "busy.json"
+    ),
+) -> None:
+    """What m3 and m6 keep of their speed next to busy processes, by how long idle threads spin; CPU only.
+
+    Exit status: 0, or 1 where a share that is asked for is not reached.
+    """
+    check_writable(json_path, json_path.with_suffix(".png"))
+    if not run(json_path, sweep, rounds, model):
+        raise typer.Exit(1)
 
 
-def _name(setting: str, default: str) -> str:
-    short = setting.replace(",000", "k").replace(" + following", "\nengines")
-    return f"{short}\ndefault" if setting == default else short
-
-
-def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
-    stages = list(dict.fromkeys(record["stage"] for record in records))
-    rate = _rates(records)
-    parts: list[str] = []
-    for busy in sorted({record["busy"] for record in records}):
-        over = [rate[stage, busy, ours] / rate[stage, busy, default] for stage in stages]
-        span = "–".join(dict.fromkeys(f"{share:.1f}" for share in (min(over), max(over))))
-        parts.append(f"{span} {f'next to {busy} loops' if busy else 'quiet'}")
-    return f"Engines run at this many times the default's speed: {', '.join(parts)}"
+if __name__ == "__main__":
+    run_app(app)
