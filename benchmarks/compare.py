@@ -14,7 +14,7 @@ from benchmarks.peers import PEERS
 from benchmarks.process import OnMessage, run_worker
 from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
-from benchmarks.workloads import Workload, find
+from benchmarks.workloads import Workload, find, preset_of
 from common.config import parse_device
 from common.errors import UserError, require
 from common.models.load import open_source
@@ -41,7 +41,7 @@ class Comparison:
 
     @property
     def preset(self) -> str:
-        return "quick" if self.quick else "gpu" if self.device.startswith("cuda") else "cpu"
+        return preset_of(self.device, self.quick)
 
     def config(self) -> dict[str, Any]:
         return {**vars(self), "preset": self.preset}

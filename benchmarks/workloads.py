@@ -247,6 +247,11 @@ def find(name: str) -> Workload:
     return WORKLOADS[name]
 
 
+def preset_of(device: str, quick: bool) -> str:
+    """Which numbers of a workload are for this machine: `cpu`, `gpu`, or `quick`, for tests."""
+    return "quick" if quick else "gpu" if device.startswith("cuda") else "cpu"
+
+
 def find_size(workload: str, variant: str | None, preset: str) -> Size:
     """The numbers of a workload, or of one point of its sweep, for `cpu`, `gpu` or `quick`."""
     entry = find(workload)

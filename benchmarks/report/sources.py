@@ -9,12 +9,12 @@ from typing import Any, Self
 from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
+from benchmarks.limits import SCHEMA as LIMITS
 from benchmarks.report.peers import MODEL, Peers, read_peers
 from common.config import DEFAULT_MODEL
 from common.errors import UserError, require
 
 REPORTS = ROOT / "reports"
-LIMITS = "limits-1"
 FIRST = ("local", "cpu", "h200")
 """Folders that a report begins with: the reader's own, and the two kept machines that the texts are about."""
 

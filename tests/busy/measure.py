@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.__main__ import DEFAULT_FOLDER, Model
+from benchmarks import cli
 from benchmarks.environment import environment, short_hardware
 from benchmarks.files import check_writable, write_json
 from benchmarks.plots.busy import SCHEMA, busy_figure, rates_of
@@ -176,10 +176,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def busy(
     sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
-    model: Model = DEFAULT_MODEL,
+    model: cli.Model = DEFAULT_MODEL,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting at each number of loops.")] = 5,
     json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes next to them.")] = (
-        DEFAULT_FOLDER / "busy.json"
+        cli.DEFAULT_FOLDER / "busy.json"
     ),
 ) -> None:
     """What m3 and m6 keep of their speed next to busy processes, by how long idle threads spin; CPU only.
