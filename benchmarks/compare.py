@@ -80,8 +80,8 @@ def jobs(plan: Comparison) -> Iterator[Job]:
     seen: set[tuple[str, str]] = set()
     for name in plan.workloads:
         for stage in plan.contestants:
-            instead = find(name).m0_runs if stage == "m0" else None
-            workload, note = find(instead or name), instead and M0_NOTE.format(instead, name)
+            instead = find(name).m0_runs if stage == "m0" else ""
+            workload, note = find(instead or name), M0_NOTE.format(instead, name) if instead else None
             if (stage, workload.name) not in seen:
                 seen.add((stage, workload.name))
                 if workload.ladder and plan.execution is None and _has_plain_row(plan, stage):
