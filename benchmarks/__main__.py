@@ -58,7 +58,8 @@ def compare(
     """
     what: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "options": cli.engine_options(engine)}
     how: dict[str, Any] = {"quick": quick, "sweep": sweep, "repeats": repeats, "execution": execution}
-    plan = make_comparison(cli.names(stages), cli.names(workload), peers=peers, **what, **how)
+    contestants, asked = (text.replace(",", " ").split() for text in (stages, workload))
+    plan = make_comparison(contestants, asked, peers=peers, **what, **how)
     path, folder = cli.places(json_path, out_dir, "bench.json")
     with Screen() as screen:
         results = run(plan, path, screen.started, screen.result, resume=resume, timeout=timeout)

@@ -23,6 +23,7 @@ from benchmarks.plots.roofline import roofline
 from benchmarks.sheet import print_table, write_sheet
 from common import SamplingParams
 from common.config import parse_device, parse_dtype
+from common.execution.cuda_graphs import CudaRecorder
 from common.plan import Chunk, StepPlan
 from common.request import Request
 from common.watch.progress import progress_bar
@@ -193,7 +194,7 @@ def seconds_per_call(call: Callable[[int], object], device: torch.device, layers
         for layer in range(layers):
             call(layer)
 
-    play = _captured(one_round) if device.type == "cuda" else one_round
+    play = CudaRecorder()(one_round).replay if device.type == "cuda" else one_round
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - began < MIN_SECONDS and len(times) * layers < MAX_CALLS):
@@ -205,19 +206,6 @@ def seconds_per_call(call: Callable[[int], object], device: torch.device, layers
         if quick or time.perf_counter() - began > 10 * MIN_SECONDS:
             break
     return sorted(times)[len(times) // 2]
-
-
-def _captured(one_round: Callable[[], None]) -> Callable[[], None]:
-    """The round as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        one_round()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        one_round()
-    return graph.replay
 
 
 def cells(record: dict[str, Any]) -> list[str]:

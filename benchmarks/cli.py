@@ -28,10 +28,6 @@ EngineOptions = Annotated[list[str] | None, typer.Option("--engine", help="NAME=
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Results; default: in the folder of the pictures.")]
 
 
-def names(text: str) -> list[str]:
-    return text.replace(",", " ").split()
-
-
 def places(json_path: Path | None, out_dir: Path | None, name: str) -> tuple[Path, Path]:
     """The results file, called `name` unless it is given, and the folder of the pictures. Both can be written."""
     folder = out_dir or (json_path.parent if json_path else DEFAULT_FOLDER)

@@ -19,13 +19,8 @@ from benchmarks.workloads import find, find_size
 Line = list[tuple[int, Record]]  # the records of one contestant with their prompt lengths, the shortest first
 
 
-def impossible(record: Record) -> bool:
-    """More time in attention than the request took: it is timed in a run of its own, and that one was slower."""
-    return bool(record.e2e_s and (record.attention_time_s or 0.0) > record.e2e_s["max"])
-
-
 PANELS: tuple[tuple[str, Value, Write], ...] = (
-    ("time in attention", lambda r: None if impossible(r) else r.attention_time_s, seconds),
+    ("time in attention", lambda r: None if r.attention_is_impossible else r.attention_time_s, seconds),
     ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
     ("activations at their peak", lambda r: r.peak_activation_bytes, size),
 )
@@ -55,8 +50,9 @@ def by_length(results: Results, workload: str) -> Figure | None:
     if unknown := dict.fromkeys(r.stage for r in done if r.attention_time_s is None or not r.peak_activation_bytes):
         how += f" Steps replayed from CUDA graphs ({', '.join(unknown)}) show neither." if _on_gpu(results) else ""
     how += note_on_execution(results, done)
-    for record in filter(impossible, done):
-        how += f" Left out: {record.stage}'s attention at {_length(results, record):,}, longer than its request."
+    for record in done:
+        if record.attention_is_impossible:
+            how += f" Left out: {record.stage}'s attention at {_length(results, record):,}, longer than its request."
     if failed := [record for record in records if not record.ok]:
         memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
         how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."

@@ -6,14 +6,14 @@ from itertools import product
 from typing import Any
 
 from benchmarks.peers import PEERS
-from benchmarks.report.blocks import Block, Picture, folded, from_rich, table
+from benchmarks.report.blocks import Block, Picture, folded, table
 from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, Claim, Verdict, judge
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import Bench, Machine
 from benchmarks.style import title
-from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
+from benchmarks.table import factor, footnotes, rows_for, size, sweep_rows, workload_rows
 from benchmarks.workloads import find
 
 LADDERS = ("mixed", "ladder", "nano")
@@ -111,7 +111,8 @@ def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]])
 
 def _workload(bench: Bench, workload: str, columns: Mapping[str, str] | None = None) -> list[str]:
     """Its table, and the notes below it. columns: those that are shown, and their headings here; None: all."""
-    headers, rows = from_rich(workload_table(bench.results, workload))
+    headings, rows = workload_rows(bench.results, workload)
+    headers = [" ".join(heading.split()) for heading in headings]
     kept = [i for i, name in enumerate(headers) if columns is None or name in columns]
     names = [columns[headers[i]] if columns else headers[i] for i in kept]
     config, records = bench.results.config, rows_for(bench.results, workload)
@@ -168,9 +169,7 @@ def _workloads(machines: Sequence[Machine]) -> Iterator[str]:
         for workload in dict.fromkeys(r.workload for r in bench.results.records):
             inner += _workload(bench, workload)
         for workload in dict.fromkeys(r.workload for r in bench.results.sweeps):
-            points = [r for r in bench.results.sweeps if r.workload == workload]
-            headers, rows = from_rich(sweep_table(workload, points))
-            inner.append(table(["point", *headers[1:]], rows, caption=f"sweep of `{workload}`"))
+            inner.append(table(*sweep_rows(bench.results, workload), caption=f"sweep of `{workload}`"))
         yield folded(f"{machine.title}: {bench.path.name}", inner)
 
 
