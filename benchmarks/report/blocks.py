@@ -1,9 +1,13 @@
 """What a report is made of: Markdown, and pictures, whose links depend on where the report will lie."""
 
 import os
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+TEMPLATES = Path(__file__).parent / "templates"
+TEXTS: dict[str, str] = tomllib.loads((TEMPLATES / "texts.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.peers import PEERS
-from benchmarks.report.blocks import Block, Picture, folded, table
+from benchmarks.report.blocks import TEXTS, Block, Picture, folded, table
 from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, Claim, Verdict, judge
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.fill import Filler
@@ -56,10 +56,7 @@ def _name(machine: Machine) -> str:
 
 
 def _summary(machines: Sequence[Machine], judged: Judged) -> str:
-    parts = [
-        "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
-        "are from `reports/peers`. No figure is typed by hand."
-    ]
+    parts = [TEXTS["summary"]]
     for machine in machines:
         verdicts = [verdict.verdict for _, verdict in judged[machine.name]]
         missed = [f"{c.stage}, {c.said} ({v.value})" for c, v in judged[machine.name] if v.verdict == NOT_MET]
@@ -95,10 +92,7 @@ def _spread(machine: Machine) -> str:
     apart, name = max(((max(found) / min(found), name) for name, found in speeds.items()), default=(1.0, ("", "")))
     if apart < 1.5:
         return ""
-    return (
-        f"The files of `reports/{machine.folder}` are of several days, commits and hosts of one kind: {name[0]} on "
-        f"`{name[1]}` differs by {apart:.1f} times between two of them. So every ratio here is of one file."
-    )
+    return TEXTS["spread"].format(folder=machine.folder, stage=name[0], workload=name[1], apart=apart)
 
 
 def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]]) -> Iterator[Block]:
@@ -125,10 +119,7 @@ def _workload(bench: Bench, workload: str, columns: Mapping[str, str] | None = N
 
 
 def _claims(machines: Sequence[Machine], judged: Judged) -> list[str]:
-    blocks = [
-        "What the interview questions and the plan behind this repository said that each idea would gain, next to what "
-        "was measured. A claim that is exceeded counts as met. Of a machine that measured few, those are listed alone."
-    ]
+    blocks = [TEXTS["claims"]]
     headers = ("stage", "said", "shown by", "expected", "measured", "verdict", "why, and notes")
     for machine in machines:
         verdicts = judged[machine.name]
