@@ -18,20 +18,24 @@ from statistics import median
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks import cli
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import check_writable, write_json
-from benchmarks.plots.busy import SCHEMA, busy_figure, rates_of
-from benchmarks.plots.picture import save_picture
+from benchmarks.files import check_writable, read_json, write_json
+from benchmarks.plots.picture import headed, save_picture
+from benchmarks.style import color, title
 from common.cli.app import run_app
 from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
 
+SCHEMA = "busy-1"
+STYLES = {0: "o-", 2: "s--", 8: "^:"}
 STAGES = ("m3", "m6")
 LOADS = (0, 2, 8)
 QUIET_SHARE = 0.95  # required share of the speed with the runtime's default, on a quiet machine
@@ -150,10 +154,8 @@ def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
         ],
     }
     write_json(path, results)
-    hardware = short_hardware(results["environment"], "cpu")
-    picture = save_picture(path.with_suffix(".png"), lambda: busy_figure(results, hardware))
     print_tables(results)
-    print(f"wrote {path} and {picture}")
+    print(f"wrote {path} and {draw(results, path.parent)}")
     return all(verdict["met"] for verdict in results["verdicts"])
 
 
@@ -170,6 +172,57 @@ def print_tables(results: dict[str, Any]) -> None:
         console.print(f"{verdict['stage']} {verdict['what']}: {figures} {'met' if verdict['met'] else 'NOT MET'}")
 
 
+def draw(results: dict[str, Any], folder: Path) -> Path:
+    """The picture of results, those of an earlier run too; returns its file."""
+    hardware = short_hardware(results["environment"], "cpu")
+    return save_picture(folder / "busy.png", lambda: busy_figure(results, hardware))
+
+
+def rates_of(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
+    return {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
+
+
+def busy_figure(results: dict[str, Any], hardware: str) -> Figure:
+    """Output tokens per second by setting, a panel for each stage, a line for each number of busy loops."""
+    records, ours = results["records"], results["config"]["ours"]
+    settings = list(dict.fromkeys(record["setting"] for record in records))
+    names = list(dict.fromkeys(record["stage"] for record in records))
+    rates = rates_of(records)
+    figure, panels = plt.subplots(1, len(names), figsize=(11, 5), squeeze=False)
+    for axes, stage in zip(panels[0], names, strict=True):
+        for busy in sorted({record["busy"] for record in records}):
+            heights = [rates[stage, busy, setting] for setting in settings]
+            label = f"next to {busy} busy loops" if busy else "quiet machine"
+            style, apart = STYLES.get(busy, "o-"), len(settings) - 1  # ours is not a spin count more: no line to it
+            axes.plot(range(apart), heights[:apart], style, color=color(stage), label=label)
+            axes.plot([apart + 0.3], heights[apart:], style, color=color(stage))
+        places = [*range(len(settings) - 1), len(settings) - 0.7]
+        axes.set_xticks(places, [_name(each, results["config"]["default"]) for each in settings])
+        axes.tick_params(axis="x", labelsize=11)
+        axes.set(xlabel="spin count of idle threads", ylabel="output tokens/s", title=title(stage))
+        axes.set_ylim(0, 1.35 * max(r["tokens_per_s"] for r in records if r["stage"] == stage))
+        axes.legend(frameon=False, loc="upper left", ncols=2, fontsize=11)
+    note = "Rightmost, what the engines do: as many threads as other programs leave CPUs. Median of "
+    note += f"{results['config']['rounds']} runs. {results['config']['model']} · {hardware}"
+    return headed(figure, _finding(records, ours, results["config"]["default"]), note)
+
+
+def _name(setting: str, default: str) -> str:
+    short = setting.replace(",000", "k").replace(" + following", "\nengines")
+    return f"{short}\ndefault" if setting == default else short
+
+
+def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
+    stages = list(dict.fromkeys(record["stage"] for record in records))
+    rate = rates_of(records)
+    parts: list[str] = []
+    for busy in sorted({record["busy"] for record in records}):
+        over = [rate[stage, busy, ours] / rate[stage, busy, default] for stage in stages]
+        span = "–".join(dict.fromkeys(f"{share:.1f}" for share in (min(over), max(over))))
+        parts.append(f"{span} {f'next to {busy} loops' if busy else 'quiet'}")
+    return f"Engines run at this many times the default's speed: {', '.join(parts)}"
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -181,13 +234,16 @@ def busy(
     json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes next to them.")] = (
         cli.DEFAULT_FOLDER / "busy.json"
     ),
+    redraw: Annotated[bool, typer.Option("--redraw", help="Only draw the picture of --json again.")] = False,
 ) -> None:
     """What m3 and m6 keep of their speed next to busy processes, by how long idle threads spin; CPU only.
 
     Exit status: 0, or 1 where a share that is asked for is not reached.
     """
-    check_writable(json_path, json_path.with_suffix(".png"))
-    if not run(json_path, sweep, rounds, model):
+    check_writable(json_path, json_path.with_name("busy.png"))
+    if redraw:
+        print(draw(read_json(json_path), json_path.parent))
+    elif not run(json_path, sweep, rounds, model):
         raise typer.Exit(1)
 
 

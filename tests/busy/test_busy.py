@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environment import ROOT
+from benchmarks.files import read_json
 from common import Engine
 from common.cli.app import run_app
+from tests.benchmarks.test_kept_pictures import assert_same
 from tests.busy import measure as busy
 from tests.busy import worker
 from tests.busy.measure import LIBRARYS, LOADS, OURS, STAGES, Setting, app, busy_loops, measure, verdicts
@@ -107,3 +110,8 @@ def test_a_run_counts_its_tokens_is_cut_short_and_leaves_nothing(build: Callable
     assert worker.rate(engine, 0.0) > 0
     assert engine.metrics()["aborted"] == worker.REQUESTS
     assert not engine.has_unfinished and engine.metrics()["kv_used_bytes"] == 0
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/*/busy.json")), ids=lambda path: path.parent.name)
+def test_a_kept_picture_is_what_is_drawn_of_its_results(path: Path, tmp_path: Path) -> None:
+    assert_same(path.with_name("busy.png"), busy.draw(read_json(path), tmp_path))
