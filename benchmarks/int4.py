@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks import cli
 from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
@@ -125,7 +124,7 @@ def show(results: dict[str, Any]) -> None:
     )
 
 
-def draw(results: dict[str, Any], hardware: str) -> Figure:
+def draw(results: dict[str, Any], hardware: str) -> plt.Figure:
     """Speed of `int4` over `bf16`, one line a shape, against rows."""
     records = results["records"]
     rows = sorted({r["rows"] for r in records})

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 import typer
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks import cli
@@ -206,7 +205,7 @@ def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], model: str) -> Figure:
+def bars(rows: Sequence[Mapping[str, Any]], model: str) -> plt.Figure:
     """Perplexity over bf16 of every row, one bar each; the bytes of the quantised layers next to it."""
     reference = next(row for row in rows if row["name"] == "bf16")
     shown = [row for row in rows if row is not reference]
