@@ -102,7 +102,11 @@ class SamplingParams:
         if self.structure is not None:
             kind, text = self.structure
             wanted = self.json_object or isinstance(getattr(self, kind), str)
-            require(wanted, f"{kind} takes a text" + " or a dictionary" * (kind == "schema"))
+            require(
+                wanted,
+                f"{kind} takes a text"
+                + " or a dictionary, such as a pydantic Model.model_json_schema()" * (kind == "schema"),
+            )
             require(len(text) <= MAX_STRUCTURE, f"{kind} has {len(text)} characters: at most {MAX_STRUCTURE} are taken")
 
     @property
