@@ -35,37 +35,39 @@ SCHEMAS: dict[str, tuple[dict[str, Any], Any]] = {
 OTHERS, SKIPPED, STEPS = 15, 3, 8  # requests beside the one, and steps of a turn: left out, and counted
 
 
-def others_speed(model: str, overlap: bool, pairs: int) -> dict[str, Any]:
-    """Tokens a second of 15 greedy requests while a 16th is free, and while it is structured, in turns."""
-    shape: dict[str, Any] = {"max_num_seqs": OTHERS + 1, "max_model_len": 2048, "overlap": overlap}
+def others_speed(model: str, overlap: bool, turns: int) -> dict[str, Any]:
+    """Tokens a second of 15 greedy requests beside a 16th that is free, beside one that is structured, and beside
+    none, in turns."""
+    shape: dict[str, Any] = {"dtype": "bf16", "max_num_seqs": OTHERS + 1, "max_model_len": 2048, "overlap": overlap}
     with stages.build("m6", model=model, device="cpu", **shape) as engine:
         endless = SamplingParams(max_tokens=1800, ignore_eos=True)
         for number in range(OTHERS):
             engine.add_request([5 + number] * 32, endless, request_id=f"{number}")
         structured = SamplingParams(max_tokens=1800, schema=SCHEMAS["list"][0])
         engine.compile_structure(structured)
-        turns = [
-            [_turn(engine, p) for p in ((endless, structured), (structured, endless))[i % 2]] for i in range(pairs)
-        ]
-    free, masked = np.array([pair[:: 1 - 2 * (i % 2)] for i, pair in enumerate(turns)]).T
-    low, median, high = np.percentile(masked / free, [25, 50, 75]).tolist()
-    return {
-        "of": f"speed of {OTHERS} others, {'planned ahead' if overlap else 'step by step'}", "ratio": median,
-        "quartiles": f"{low:.3f} to {high:.3f}", "tokens_per_s": float(np.median(masked)),
-        "tokens_per_s_without": float(np.median(free)), "pairs": pairs,
-    }  # fmt: skip
+        beside: dict[str, SamplingParams | None] = {"free": endless, "structured": structured, "none": None}
+        speeds: dict[str, list[float]] = {name: [] for name in beside}
+        for turn in range(turns):
+            for name in (*beside, *reversed(beside))[3 * (turn % 2) :][:3]:
+                speeds[name].append(_speed(engine, beside[name]))
+    ratios = np.array(speeds["structured"]) / speeds["free"]
+    low, median, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    medians = {f"tokens_per_s_beside_{name}": float(np.median(values)) for name, values in speeds.items()}
+    of = f"speed of {OTHERS} others, {'planned ahead' if overlap else 'step by step'}"
+    return {"of": of, "ratio": median, "quartiles": f"{low:.3f} to {high:.3f}", **medians, "turns": turns}
 
 
-def _turn(engine: Engine, params: SamplingParams) -> float:
-    one, gained, seconds = engine.add_request([7] * 8, params), 0, 0.0
+def _speed(engine: Engine, params: SamplingParams | None) -> float:
+    one, gained, seconds = params and engine.add_request([7] * 8, params), 0, 0.0
     for step in range(SKIPPED + STEPS):
         began = time.perf_counter()
         outputs = engine.step()
         if step >= SKIPPED:
             seconds += time.perf_counter() - began
             gained += sum(output.request_id != one for output in outputs)
-    engine.abort(one)
-    engine.step()
+    if one is not None:
+        engine.abort(one)
+        engine.step()
     return gained / seconds
 
 
@@ -119,9 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="reports/local/structured.json")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=12)
     given = parser.parse_args()
-    rows = mask_costs(given.model) + [others_speed(given.model, overlap, given.pairs) for overlap in (False, True)]
+    rows = mask_costs(given.model) + [others_speed(given.model, overlap, given.turns) for overlap in (False, True)]
     config = {"model": given.model, "device": "cpu"}
     write_json(given.out, {"schema": "structured-1", "environment": environment(), "config": config, "rows": rows})
     print(json.dumps(rows, indent=1))
