@@ -169,13 +169,10 @@ def gemv(
     eps: float = 0.0,
     gated: bool = False,
     add_to: torch.Tensor | None = None,
-    config: dict[str, int] | None = None,
 ) -> torch.Tensor:
     """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight, of up to `MOST_INPUTS`: [T, out], or
-    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.execution.gpu.triton_gemv.gemv`.
-
-    config: ROWS of a program, 16 or 32, and WARPS; None takes the table's."""
-    rows, warps = (config or gemv_config(weight.in_features, weight.out_features)).values()
+    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.execution.gpu.triton_gemv.gemv`."""
+    rows, warps = gemv_config(weight.in_features, weight.out_features).values()
     tokens, outputs = x.shape[0], weight.out_features // 2 if gated else weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
     magic, value = MAGIC[x.dtype]

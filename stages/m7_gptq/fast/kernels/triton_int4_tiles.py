@@ -91,17 +91,13 @@ def _even_parts(blocks: int, wanted: int) -> int:
     return -(-blocks // each)
 
 
-def tiles(
-    x: torch.Tensor, weight: TritonWeight, config: dict[str, int] | None = None, parts: int | None = None
-) -> torch.Tensor:
-    """x [T, in] (rows may lie apart) times the weight: [T, out]; float16 or bfloat16.
-
-    config: see `triton_int4_config.TILES`; parts: of the inputs. None takes the table's and the GPU's."""
+def tiles(x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:
+    """x [T, in] (rows may lie apart) times the weight: [T, out]; float16 or bfloat16."""
     tokens, outputs = x.shape[0], weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
-    config = config or tiles_config(tokens)
+    config = tiles_config(tokens)
     grid = (outputs // config["ROWS"], triton.cdiv(tokens, config["TOKENS"]))
-    parts = parts or num_parts(weight, grid[0] * grid[1])
+    parts = num_parts(weight, grid[0] * grid[1])
     # Within a CUDA graph this comes from the graph's own memory, as `out` does.
     sums = torch.empty(parts, tokens, outputs, dtype=torch.float32, device=x.device) if parts > 1 else out
     magic, value = MAGIC[x.dtype]
