@@ -16,14 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
 from stages.m4_flash_attention.fast.kernels.triton_config import DECODE, choose
-from stages.m4_flash_attention.fast.kernels.triton_parts import (
-    Workspace,
-    find_part,
-    leave_part,
-    merge_parts,
-    num_sms,
-    padded_count,
-)
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, finish, num_sms, padded_count
 from stages.m4_flash_attention.fast.kernels.triton_prefill import attend_tiles
 
 # pyright: basic
@@ -72,23 +65,10 @@ def decode_kernel(
     )  # fmt: skip
 
     out += (sequence.to(tl.int64) * heads + head) * GROUP * DIM
-    if count == 1:
-        result = acc / tl.where(l > 0, l, 1.0)[:, None]  # a padding row has no tokens: 0, not NaN
-        tl.store(out + row[:, None] * DIM + column[None, :], result.to(out.dtype.element_ty), mask=in_group[:, None])
-    else:
-        before = leave_part(
-            acc, l, m, part_acc, part_l, part_m, arrived, first_part, part, head, heads, GROUP, ROWS,
-            DIM,
-        )  # fmt: skip
-        if before == count - 1:
-            merged, total = merge_parts(
-                part_acc, part_l, part_m, arrived, first_part, count, head, heads, GROUP, MERGED_ROWS, DIM,
-                AT_ONCE,
-            )  # fmt: skip
-            merged_row = tl.arange(0, MERGED_ROWS)
-            merged = (merged / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)
-            real = (merged_row < GROUP)[:, None]
-            tl.store(out + merged_row[:, None] * DIM + column[None, :], merged, mask=real)
+    finish(
+        acc, l, m, out, DIM, GROUP, part_acc, part_l, part_m, arrived, first_part, part, count, head, heads, GROUP,
+        ROWS, MERGED_ROWS, DIM, AT_ONCE,
+    )  # fmt: skip
 
 
 class DecodeKernel:
