@@ -35,7 +35,8 @@ def attend_tiles(
     slot_stride, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the keys first ... last - 1, tile by tile."""
+    """The online softmax over the keys first ... last - 1, tile by tile. DIAGONAL: some of them a query may not see, or
+    the last tile ends behind the last key."""
     column = tl.arange(0, DIM)
     for start in range(first, last, TILE):
         tl.assume(start >= 0)  # saves the division below what negative numbers would need
