@@ -83,7 +83,7 @@ class Admission:
         unknown = [token for token in params.logit_bias if token >= vocab]
         require(not unknown, f"logit_bias names tokens that the model's vocabulary of {vocab} has not: {unknown[:5]}")
         seed = params.seed if params.seed is not None else mix(self._seed, number)
-        return [
+        samples = [
             Request(
                 id=request_id if index == 0 else f"{request_id}#{index}",
                 output_id=request_id,
@@ -101,6 +101,9 @@ class Admission:
             )
             for index in range(params.n)
         ]
+        for sample in samples[1:]:
+            sample.prompt_logprobs = None  # the first one's are those of all
+        return samples
 
     def _check_room(self, num_tokens: int, params: SamplingParams) -> None:
         wanted = max(1, params.max_tokens)  # the step behind a prompt always draws

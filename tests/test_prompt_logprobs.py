@@ -98,6 +98,17 @@ def test_no_more_logits_than_of_a_few_rows_are_held(build: Build, monkeypatch: p
     assert sum(rows) == 400 and max(rows) == ROWS
 
 
+@pytest.mark.parametrize("stage", ALL)
+def test_several_samples_of_a_prompt_score_it_once(build: Build, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(stage)
+    model, rows = engine.runner.model, list[int]()
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: (rows.append(len(hidden)), logits(hidden))[1])
+    (output,) = engine.generate([PROMPTS[5]], exactly(2, prompt_logprobs=1, n=3))
+    assert sum(rows) == len(PROMPTS[5]) - 1 + 3 * 2
+    assert_plain(engine, PROMPTS[5], 1, output.prompt_logprobs)
+
+
 def test_without_them_a_token_is_generated(build: Build) -> None:
     with pytest.raises(UserError, match=r"max_tokens must be .*1"):
         SamplingParams(max_tokens=0)

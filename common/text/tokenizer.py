@@ -78,6 +78,15 @@ class Tokenizer:
         """Token ids; `add_special_tokens`: those (such as a BOS) that the model expects around a prompt."""
         return self._encode(text, add_special_tokens)
 
+    def offsets(self, text: str) -> list[int]:
+        """Where in the text each token of `encode` begins, in characters; for part of one, where the character does.
+        What stands between two tokens belongs to the second; a token that the text has not has no width."""
+        result, end = list[int](), 0
+        for first, last in self.backend.encode_batch([text])[0].offsets:
+            result.append(min(first, end) if last > first else end)
+            end = max(end, last)
+        return result
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
