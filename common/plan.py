@@ -49,8 +49,9 @@ class Chunk:
     def scored(self) -> range:
         """Positions of the prompt behind which a known token's log-probability is wanted, and not known yet."""
         request, known = self.request, self.request.prompt_logprobs
-        first = self.end if known is None else max(self.start, len(known) - 1)
-        return range(first, min(self.end, request.num_prompt_tokens - 1))
+        if known is None:
+            return range(0)
+        return range(max(self.start, len(known) - 1), min(self.end, request.num_prompt_tokens - 1))
 
     def token_ids(self) -> list[int]:
         """One fewer than `length` if it `waits_for_token`."""
@@ -80,6 +81,11 @@ class StepPlan:
     def drawing(self) -> list[Request]:
         """Who gets a token: for each chunk that samples its request, and those that fork there."""
         return [r for c in self.chunks if c.samples for r in ((c.request, *c.forks) if c.forks else (c.request,))]
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Does any chunk have positions that are `scored`? Quick: it is asked in every step."""
+        return any(c.request.prompt_logprobs is not None and c.scored for c in self.chunks)
 
     @property
     def num_tokens(self) -> int:

@@ -144,8 +144,8 @@ class StepGraphs:
         """Queue a step. Returns what is drawn, valid until the next step is started, and where in it the token of each
         request of `plan.drawing` is. launch: the same model kernel by kernel, for plans larger than every graph."""
         batch = self._builder.host(plan)
-        wants_more = any(chunk.scored for chunk in plan.chunks)  # than a graph leaves: the states of a whole prompt
-        count, shape = len(batch.draw_slots), None if wants_more else self._shape_of(batch)
+        count = len(batch.draw_slots)
+        shape = None if plan.scores_prompts else self._shape_of(batch)  # a graph leaves the sampled rows alone
         size = next(size for size in self.sizes if size >= count)
         if shape is not None:
             self._inputs.fill(batch, shape)

@@ -30,7 +30,7 @@ class PromptScores:
 
 def score_prompts(model: Decoder, plan: StepPlan, batch: RaggedBatch, hidden: torch.Tensor) -> list[PromptScores]:
     """hidden [T, hidden]: of the batch, before the final norm. A row's logits tell of the token behind it."""
-    if not any(chunk.scored for chunk in plan.chunks):
+    if not plan.scores_prompts:
         return []
     result: list[PromptScores] = []
     for chunk, (begin, _, _) in zip(plan.chunks, batch.sequences(), strict=True):

@@ -52,22 +52,17 @@ def cut(sentence: str, most: int = ANSWER) -> str:
 
 
 def continuations(random: Random) -> Iterator[dict[str, Any]]:
-    """Which of four sentences follows? All four are from one text, where that has enough."""
+    """Which of four sentences follows? The others are from anywhere."""
     texts = sources()
-    later = [[s for p in text for s in p[1:] if len(s.split()) > 5] for text in texts]
-    everywhere = [s for sentences in later for s in sentences]
-    for text, own in zip(texts, later, strict=True):
-        for paragraph in text:
-            for before, right in pairwise(paragraph):
-                others = [s for s in own if s not in paragraph]
-                others = others if len(others) > 2 else [s for s in everywhere if s not in paragraph]
-                if right not in own or len(before.split()) < 6:
-                    continue
-                choices = [cut(s) for s in (right, *random.sample(others, 3))]
-                order = random.sample(range(4), 4)
-                passage = " ".join(before.split()[-CONTEXT:])
-                if len(set(choices)) == 4:
-                    yield {"passage": passage, "choices": [choices[i] for i in order], "answer": order.index(0)}
+    later = [s for text in texts for p in text for s in p[1:] if len(s.split()) > 5]
+    for paragraph in (p for text in texts for p in text):
+        others = [s for s in later if s not in paragraph]
+        for before, right in pairwise(paragraph):
+            choices = [cut(s) for s in (right, *random.sample(others, 3))]
+            order = random.sample(range(4), 4)
+            passage = " ".join(before.split()[-CONTEXT:])
+            if right in later and len(before.split()) > 5 and len(set(choices)) == 4:
+                yield {"passage": passage, "choices": [choices[i] for i in order], "answer": order.index(0)}
 
 
 def quotations(random: Random) -> Iterator[dict[str, Any]]:
