@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from common import Engine, SamplingParams, UserError
-from common.sampling.prompt_scores import ROWS
+from common.plan import Chunk, StepPlan
+from common.request import Request
+from common.sampling.prompt_scores import ROWS, score_prompts
 from tests.engine_checks import CHUNKED, CONTINUOUS, PAGED, SHARING, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.fake_graphs import FakeRecorder, fake_graphs
 from tests.helpers import all_logits
@@ -119,3 +125,25 @@ def test_without_them_a_token_is_generated(build: Build) -> None:
             SamplingParams(prompt_logprobs=wrong)  # type: ignore
     with pytest.raises(UserError, match="max_model_len"):
         build("m1", max_model_len=16).generate([PROMPTS[3]], exactly(0, prompt_logprobs=0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_the_memory_of_logits_is_used_again() -> None:
+    """And not kept from use by small results that lie between them."""
+    vocab, length = 50_000, 20 * ROWS
+    request = Request("long", [7] * length, exactly(0, prompt_logprobs=1), frozenset(), seed=0, arrival_time=0.0)
+    plan = StepPlan([Chunk(request, 0, length)])
+    hidden = torch.rand(length, 1)
+    model: Any = SimpleNamespace(
+        logits=lambda rows: rows.expand(-1, vocab).clone(), config=SimpleNamespace(vocab_size=vocab)
+    )
+    batch: Any = SimpleNamespace(sequences=lambda: [(0, length, length)])
+    score_prompts(model, plan, batch, hidden)
+    before = resident()
+    found = [score_prompts(model, plan, batch, hidden) for _ in range(2)]
+    assert resident() - before < 10 * ROWS * vocab * 4, "logits of a few parts, and not of all"
+    assert len(found[0][0].output.token_ids) == length - 1
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -47,21 +47,22 @@ def sources() -> list[list[list[str]]]:
     return [text for text in texts if text]
 
 
-def cut(sentence: str, most: int = ANSWER) -> str:
-    return " ".join(sentence.split()[:most])
+def second_half(sentence: str) -> str:
+    words = sentence.split()
+    return " ".join(words[len(words) // 2 :][:ANSWER])
 
 
 def continuations(random: Random) -> Iterator[dict[str, Any]]:
-    """Which of four sentences follows? The others are from anywhere."""
-    texts = sources()
-    later = [s for text in texts for p in text for s in p[1:] if len(s.split()) > 5]
-    for paragraph in (p for text in texts for p in text):
-        others = [s for s in later if s not in paragraph]
-        for before, right in pairwise(paragraph):
-            choices = [cut(s) for s in (right, *random.sample(others, 3))]
+    """How does a sentence go on behind its first half? The other ends are of sentences from anywhere."""
+    sentences = [s for text in sources() for p in text for s in p]
+    ends = [second_half(s) for s in sentences if len(s.split()) > 7]
+    for paragraph in (p for text in sources() for p in text):
+        for before, sentence in pairwise(paragraph):
+            words, end = sentence.split(), second_half(sentence)
+            choices = [end, *random.sample(ends, 3)]
             order = random.sample(range(4), 4)
-            passage = " ".join(before.split()[-CONTEXT:])
-            if right in later and len(before.split()) > 5 and len(set(choices)) == 4:
+            passage = " ".join([*before.split()[-CONTEXT:], *words[: len(words) // 2]])
+            if len(words) > 7 and len(set(choices)) == 4:
                 yield {"passage": passage, "choices": [choices[i] for i in order], "answer": order.index(0)}
 
 
