@@ -49,9 +49,8 @@ class Chunk:
     def scored(self) -> range:
         """Positions of the prompt behind which a known token's log-probability is wanted, and not known yet."""
         request, known = self.request, self.request.prompt_logprobs
-        if known is None:
-            return range(0)
-        return range(max(self.start, len(known) - 1), min(self.end, request.num_prompt_tokens - 1))
+        first = self.end if known is None else max(self.start, len(known) - 1)
+        return range(first, min(self.end, request.num_prompt_tokens - 1))
 
     def token_ids(self) -> list[int]:
         """One fewer than `length` if it `waits_for_token`."""
@@ -84,7 +83,7 @@ class StepPlan:
 
     @property
     def scores_prompts(self) -> bool:
-        """Does any chunk have positions that are `scored`? Quick: it is asked in every step."""
+        """Does any chunk hold positions of a prompt whose logits are wanted?"""
         return any(c.request.prompt_logprobs is not None and c.scored for c in self.chunks)
 
     @property

@@ -145,7 +145,9 @@ class StepGraphs:
         request of `plan.drawing` is. launch: the same model kernel by kernel, for plans larger than every graph."""
         batch = self._builder.host(plan)
         count = len(batch.draw_slots)
-        shape = None if plan.scores_prompts else self._shape_of(batch)  # a graph leaves the sampled rows alone
+        shape = (
+            None if plan.scores_prompts else self._shape_of(batch)
+        )  # a graph leaves the states that draw, and no others
         size = next(size for size in self.sizes if size >= count)
         if shape is not None:
             self._inputs.fill(batch, shape)
