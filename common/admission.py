@@ -75,7 +75,7 @@ class Admission:
         require(not unknown, f"logit_bias names tokens that the model's vocabulary of {vocab} has not: {unknown[:5]}")
         seed = params.seed if params.seed is not None else mix(self._seed, number)
         stops = params.stop_strings, params.min_tokens
-        return [
+        samples = [
             Request(
                 id=request_id if index == 0 else f"{request_id}#{index}",
                 output_id=request_id,
@@ -93,6 +93,9 @@ class Admission:
             )
             for index in range(params.n)
         ]
+        for sample in samples[1:]:
+            sample.prompt_logprobs = None  # the first one's are those of all
+        return samples
 
     def _check_room(self, num_tokens: int, params: SamplingParams) -> None:
         wanted = max(1, params.max_tokens)  # the step behind a prompt always draws

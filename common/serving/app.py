@@ -185,7 +185,10 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
     """Server-sent events. An error in the middle is an event too; without `[DONE]` clients know that it is not all."""
     try:
         while deltas:
-            yield b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
+            if any(delta.prompt_logprobs for delta in deltas):  # a long prompt's take a while
+                yield await asyncio.to_thread(_events, form, deltas)
+            else:
+                yield _events(form, deltas)
             deltas = await answer.next()
         yield b"".join(map(as_event, form.last_pieces()))
         yield b"data: [DONE]\n\n"
@@ -198,6 +201,10 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
     finally:
         watch.cancel()
         answer.cancel()
+
+
+def _events(form: Format, deltas: list[Delta]) -> bytes:
+    return b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
 
 
 def _copy_of_trace(engine: Engine) -> StepTrace:

@@ -83,6 +83,15 @@ class Tokenizer:
         # As a batch of one: the library's `encode` would block all other threads, such as an engine's.
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
+    def offsets(self, text: str) -> list[int]:
+        """Where in the text each token of `encode` begins, in characters; for part of one, where the character does.
+        What stands between two tokens belongs to the second; a token that the text has not has no width."""
+        result, end = list[int](), 0
+        for first, last in self.backend.encode_batch([text])[0].offsets:
+            result.append(min(first, end) if last > first else end)
+            end = max(end, last)
+        return result
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
