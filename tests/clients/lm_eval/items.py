@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 FOLDER = Path(__file__).parent
 CHOICES, QUOTES = FOLDER / "folovllm_continuation.jsonl", FOLDER / "folovllm_quotation.jsonl"
-NUM_CHOICES, NUM_QUOTES = 200, 300
+NUM_CHOICES, NUM_QUOTES = 200, 250
 TEXTS = ("README.md", "CONTRIBUTING.md", "benchmarks", "common", "notebooks", "stages", "reports/interview_guide.md")
 CONTEXT, ANSWER, OPENING = 36, 12, 4
 """Words: most of a context and of an answer; those of a quoted sentence that are given."""
