@@ -1,0 +1,46 @@
+"""Real clients against servers that run already. `make clients` installs the clients in environments of their own, which
+have none of this project's libraries, and names the servers in FOLOVLLM_SERVERS: {"m6": "http://127.0.0.1:8000/v1"}."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+SERVERS: dict[str, str] = json.loads(os.environ.get("FOLOVLLM_SERVERS", "{}"))
+MODEL = os.environ.get("FOLOVLLM_MODEL", "")
+collect_ignore_glob = [] if SERVERS else ["test_*.py"]
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str = Field(max_length=12)
+    degrees: int = Field(ge=-60, le=60)
+    sky: Literal["clear", "cloudy", "rain"]
+
+
+@pytest.fixture
+def model() -> str:
+    return MODEL
+
+
+@pytest.fixture
+def weather() -> type[Weather]:
+    """What structured answers are to hold. Each field has an end: a small model stops in no other."""
+    return Weather
+
+
+@pytest.fixture
+def url() -> str:
+    """Of the first server."""
+    return next(iter(SERVERS.values()))
+
+
+@pytest.fixture(params=SERVERS)
+def any_url(request: pytest.FixtureRequest) -> str:
+    """Of each server in turn."""
+    return SERVERS[request.param]
