@@ -94,9 +94,10 @@ class Engine:
         self.scheduler.add(samples[0], samples[1:])
         return request_id
 
-    def check_structure(self, params: SamplingParams) -> None:
-        """Compile what these ask for, ahead of `add_request`; may run on any thread. Raises `UserError`."""
-        self._admission.structures.check(params)
+    def compile_structure(self, params: SamplingParams, known: bool = False) -> object | None:
+        """What these ask for, ahead of `add_request`, for which it is kept as long as the caller holds it; on any
+        thread. `known`: only if it is there already, else None. Raises `UserError`."""
+        return self._admission.structures.compiled(params, known)
 
     def abort(self, request_id: str) -> None:
         """End a request; its output, with finish_reason `abort`, comes with the next step. Unknown ids are ignored:

@@ -78,27 +78,36 @@ def sample(
 
     logits [S, V]; requests and positions [S]: whose row it is, and the index in its sequence of the token to choose.
     """
-    if all(request.argmax_only for request in requests):
-        return SamplerOutput(ops.sample(logits))
+    rows = [row for row, request in enumerate(requests) if not request.argmax_only]
+    if len(rows) == len(requests):
+        token_ids = _draw(logits, requests, positions, ops)
+    else:
+        token_ids = ops.sample(logits)
+        if rows:  # these alone take the long way
+            [at] = upload(logits.device, np.array(rows))
+            drawn = _draw(logits[at], [requests[row] for row in rows], [positions[row] for row in rows], ops)
+            token_ids = token_ids.index_copy(0, at, drawn)
+    return with_logprobs(token_ids, logits, [request.params for request in requests])
+
+
+def _draw(logits: torch.Tensor, requests: Sequence[Request], positions: Sequence[int], ops: Ops) -> torch.Tensor:
+    """A token for each row, [S], by the options of its request."""
     params = [request.params for request in requests]
-    raw = logits
     logits = adjusted(logits, requests)
     if all(p.greedy for p in params):
-        token_ids = ops.sample(logits)
-    else:
-        vocab = logits.shape[-1]
-        columns = [
-            [0.0 if p.greedy else p.temperature for p in params],
-            [min(p.top_k or vocab, vocab) for p in params],
-            [p.top_p if p.top_p < 1.0 else 2.0 for p in params],
-            [p.min_p for p in params],
-            [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)],
-        ]
-        [settings] = upload(logits.device, np.array(columns))  # [5, S], float64
-        if any(p.filters for p in params):
-            logits = filter_logits(logits, *settings[:4].float()[..., None])
-        token_ids = ops.sample(logits, settings[0].float(), settings[4])
-    return with_logprobs(token_ids, raw, params)
+        return ops.sample(logits)
+    vocab = logits.shape[-1]
+    columns = [
+        [0.0 if p.greedy else p.temperature for p in params],
+        [min(p.top_k or vocab, vocab) for p in params],
+        [p.top_p if p.top_p < 1.0 else 2.0 for p in params],
+        [p.min_p for p in params],
+        [uniform(r.seed, position) for r, position in zip(requests, positions, strict=True)],
+    ]
+    [settings] = upload(logits.device, np.array(columns))  # [5, S], float64
+    if any(p.filters for p in params):
+        logits = filter_logits(logits, *settings[:4].float()[..., None])
+    return ops.sample(logits, settings[0].float(), settings[4])
 
 
 def with_logprobs(token_ids: torch.Tensor, raw: torch.Tensor, params: Sequence[SamplingParams]) -> SamplerOutput:

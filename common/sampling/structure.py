@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from common.errors import UserError, one_line
 from common.sampling_params import SamplingParams
 from common.text.tokenizer import Tokenizer
 
-KEPT = 64  # compiled structures, a few KB to some MB each
+KEPT, KEPT_TEXT = 64, 1 << 20  # compiled structures, and characters of their texts
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_items_in_row": 2_000,
     "max_lexer_states": 50_000, "max_grammar_size": 100_000, "precompute_large_lexemes": False, "verbose_errors": False,
@@ -25,6 +27,13 @@ LIMITS: dict[str, Any] = {
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"  # between JSON's parts: without a bound a small model writes nothing else
 
 _pool = ThreadPoolExecutor(2, "structure")
+
+
+class Compiled:
+    """What one text allows: a matcher at its beginning, of which each answer has a copy."""
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
 
 
 class Structures:
@@ -36,19 +45,33 @@ class Structures:
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, ends: Iterable[int]) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._ends = sorted(token for token in set(ends) if token < vocab_size)
-        self._compiled = functools.lru_cache(KEPT)(self._compile)
+        self._held = WeakValueDictionary[tuple[str, str], Compiled]()  # by anybody
+        self._recent: dict[tuple[str, str], Compiled] = {}  # the last ones, the oldest first
+        self._lock = threading.Lock()
 
-    def check(self, params: SamplingParams) -> None:
-        """Compile what these ask for. Raises `UserError` for what no answer could fit, or takes too long to follow."""
-        if params.structure is not None:
-            self._compiled(*params.structure)
+    def compiled(self, params: SamplingParams, known: bool = False) -> Compiled | None:
+        """What these ask for, if anything; `known`: only if it is held already. Raises `UserError` for what no answer
+        could fit, or takes too long to follow."""
+        asked = params.structure
+        with self._lock:
+            found = None if asked is None else self._held.get(asked)
+        if asked is None or known:
+            return found
+        found = found or Compiled(self._compile(*asked))
+        with self._lock:
+            self._held[asked] = found
+            self._recent.pop(asked, None)
+            self._recent[asked] = found
+            while len(self._recent) > KEPT or sum(len(text) for _, text in self._recent) > KEPT_TEXT:
+                del self._recent[next(iter(self._recent))]
+        return found
 
     def begin(self, params: SamplingParams, ends: Iterable[int]) -> Structure | None:
         """For one request, whose answer ends at these tokens; None if it asks for no structure."""
-        if params.structure is None:
+        compiled = self.compiled(params)
+        if compiled is None:
             return None
-        matcher = self._compiled(*params.structure).deep_copy()
-        return Structure(matcher, self._vocab_size, self._ends, ends, params)
+        return Structure(compiled.matcher.deep_copy(), self._vocab_size, self._ends, ends, params)
 
     @functools.cached_property
     def _vocabulary(self) -> Any:

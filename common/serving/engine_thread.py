@@ -54,7 +54,7 @@ Event = Delta | Ended
 class Job:
     """One prompt on its way through the engine.
 
-    text: the prompt, if it was given as text.
+    text: the prompt, if it was given as text. structure: compiled, and kept until the engine takes it.
     first_index: of its n answers, among all answers to the client's request.
     stream: events as tokens come, instead of all at the end.
     salt: only prompts of the same salt may share cached blocks.
@@ -70,6 +70,7 @@ class Job:
     trace_parent: str | None = None
     priority: int = 0
     text: str | None = None
+    structure: object | None = None
     arrival_time: float = field(default_factory=time.perf_counter)
     # the engine thread's own notes, an entry for each of the n answers
     sent_text: list[int] = field(init=False)

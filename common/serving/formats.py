@@ -115,7 +115,7 @@ class ChatFormat(Format):
 
     def _reason(self, delta: Delta) -> str | None:
         parser = self._parsers[delta.index]
-        return "tool_calls" if parser and parser.calls and delta.finish_reason == "stop" else delta.finish_reason
+        return parser.reason if parser and delta.finish_reason == "stop" else delta.finish_reason
 
     def _choice(self, delta: Delta) -> Json:
         parts = list(self._parse(delta))

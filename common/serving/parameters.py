@@ -13,7 +13,7 @@ from common.sampling_params import SamplingParams
 from common.serving.errors import ApiError
 from common.serving.options import ServerOptions
 from common.serving.schema import ChatRequest, CompletionRequest, Message, Sampling, Tool, ToolCall
-from common.serving.tools import PARSERS, ToolParser, choose, in_plain_text
+from common.serving.tools import PARSERS, ToolParser, choose, grammar, in_plain_text, must_call
 from common.text.prompts import Prompt, encode_prompt
 from common.text.tokenizer import Tokenizer
 
@@ -39,9 +39,6 @@ def conversation(
 ) -> Conversation:
     """As every template takes it: parts are lines of one text; OpenAI's newer `developer` is `system`; the arguments
     of calls are objects."""
-    if choice not in (None, "none", "auto"):
-        message = "Unsupported value: 'tool_choice' can only be 'none' or 'auto': others need structured output."
-        raise ApiError(400, message, param="tool_choice", code="unsupported_parameter")
     result = Conversation()
     for index, message in enumerate(messages):
         role, where = "system" if message.role == "developer" else message.role, f"messages[{index}]"
@@ -81,15 +78,19 @@ def _call(call: ToolCall, where: str) -> dict[str, Any]:
     return {**({"id": call.id} if call.id else {}), "type": "function", "function": function}
 
 
-def tool_parser(engine: Engine, body: ChatRequest, options: ServerOptions) -> Callable[[], ToolParser] | None:
-    """Makes one for each answer; None where no call is expected, or in no format that is known."""
-    tokenizer = engine.tokenizer
-    if not body.tools or body.tool_choice == "none" or tokenizer is None:
+def call_format(engine: Engine, body: Sampling, options: ServerOptions) -> type[ToolParser] | None:
+    """None where no call is expected, or in no format that is known."""
+    if not isinstance(body, ChatRequest) or not body.tools or body.tool_choice == "none" or engine.tokenizer is None:
         return None
-    kind = options.tool_parser or choose(tokenizer.chat_template, body.tools)
-    names = [tool.function.name for tool in body.tools]
+    kind = options.tool_parser or choose(engine.tokenizer.chat_template, body.tools)
+    return None if kind is None else PARSERS[kind]
+
+
+def tool_parser(engine: Engine, body: ChatRequest, options: ServerOptions) -> Callable[[], ToolParser] | None:
+    """Makes one for each answer."""
+    kind, names = call_format(engine, body, options), [tool.function.name for tool in body.tools or ()]
     parallel, eager = body.parallel_tool_calls is not False, bool(body.stream)
-    return None if kind is None else lambda: PARSERS[kind](names, parallel, eager)
+    return None if kind is None else lambda: kind(names, parallel, eager, isinstance(body.tool_choice, dict))
 
 
 def completion_prompts(body: CompletionRequest) -> list[Prompt]:
@@ -125,7 +126,9 @@ def encode(engine: Engine, prompt: Prompt, options: ServerOptions, template_kwar
     return token_ids
 
 
-def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions) -> SamplingParams:
+def sampling_params(
+    engine: Engine, body: Sampling, num_prompt_tokens: int, options: ServerOptions, structure: Mapping[str, Any]
+) -> SamplingParams:
     """Raises `UserError` or `ApiError` for what is not possible."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "'stream_options' is only allowed with 'stream': true.", param="stream_options")
@@ -134,7 +137,7 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
     given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=PASSED_ON, exclude_none=True)
     return SamplingParams(
         **given,
-        **structure(body)[1],
+        **structure,
         seed=None if body.seed in (None, -1) else body.seed % 2**63,
         logprobs=_logprobs(body),
         prompt_logprobs=_logprobs(body) or 0 if _wants_prompt(body) else None,
@@ -143,8 +146,34 @@ def sampling_params(engine: Engine, body: Sampling, num_prompt_tokens: int, opti
     )
 
 
-def structure(body: Sampling) -> tuple[str | None, dict[str, Any]]:
-    """The field that asks for structured output, and `SamplingParams`' name and value of it."""
+def structure(engine: Engine, body: Sampling, options: ServerOptions) -> tuple[str | None, dict[str, Any]]:
+    """The field that asks for structured output, and `SamplingParams`' name and value of it.
+
+    Where a call may take the place of JSON that was asked for, or has to come, both are in one grammar."""
+    param, given = _asked(body)
+    if not isinstance(body, ChatRequest):
+        return param, given
+    forced, parallel = must_call(body.tool_choice, body.tools), body.parallel_tool_calls is not False
+    kind, schema = call_format(engine, body, options), given.get("schema")
+    if "json_object" in given:
+        schema = {"type": "object"}
+    if given and schema is None and forced:
+        raise ApiError(400, f"'{param}' leaves no room for a call: give JSON, or no 'tool_choice'.", param=param)
+    if forced and kind is None:
+        text = "how this model writes calls is not known here: start the server with --tool-parser"
+        raise ApiError(400, f"'tool_choice' cannot be followed: {text}.", param="tool_choice")
+    if kind is None or (not forced and schema is None):
+        return param, given
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"'{param}' is no JSON: {error}", param=param) from None
+    tools = forced or dict(enumerate(body.tools or ()))
+    return "tools" if forced else param, {"grammar": grammar(kind, tools, parallel, None if forced else schema)}
+
+
+def _asked(body: Sampling) -> tuple[str | None, dict[str, Any]]:
     asked = [
         (f"guided_{kind}", kind, getattr(body, f"guided_{kind}")) for kind in ("json", "regex", "choice", "grammar")
     ]
@@ -169,14 +198,12 @@ def structure(body: Sampling) -> tuple[str | None, dict[str, Any]]:
     return None, {}
 
 
-def check_structure(engine: Engine, body: Sampling) -> None:
-    """Compile what it asks for; may take a moment, on any thread."""
-    param, given = structure(body)
-    if param is not None:
-        try:
-            engine.check_structure(SamplingParams(**given))
-        except UserError as error:
-            raise ApiError(400, str(error), param=param) from None
+def compiled(engine: Engine, param: str, given: Mapping[str, Any], known: bool = False) -> object | None:
+    """What it asks for, which may take a moment, on any thread. `known`: only if it is there already, else None."""
+    try:
+        return engine.compile_structure(SamplingParams(**given), known)
+    except UserError as error:
+        raise ApiError(400, str(error), param=param) from None
 
 
 def _logprobs(body: Sampling) -> int | None:

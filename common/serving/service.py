@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ class Service:
         self._admit(choices)
         self._arriving += choices  # their places are taken from now on
         try:
-            if parameters.structure(body)[0] is not None:
-                await asyncio.to_thread(parameters.check_structure, self.engine, body)
-            encoded = await self._encode(prompts, getattr(body, "chat_template_kwargs", None))
+            async with self._budget():
+                structure, compiled = await self._compile(body)
+                encoded = await self._encode(prompts, getattr(body, "chat_template_kwargs", None))
         finally:
             self._arriving -= choices
         jobs = [
@@ -90,12 +90,13 @@ class Service:
                 id=request_id if len(encoded) == 1 else f"{request_id}-{number}",
                 first_index=number * (body.n or 1),
                 prompt=token_ids,
-                params=parameters.sampling_params(self.engine, body, len(token_ids), self.options),
+                params=parameters.sampling_params(self.engine, body, len(token_ids), self.options, structure),
                 stream=bool(body.stream),
                 salt=salt,
                 trace_parent=trace_parent,
                 priority=body.priority or 0,
                 text=text if isinstance(text := prompts[number], str) else None,
+                structure=compiled,
             )
             for number, token_ids in enumerate(encoded)
         ]
@@ -106,7 +107,27 @@ class Service:
         return answer
 
     async def tokenize(self, prompt: Prompt, template_kwargs: dict[str, Any] | None) -> list[int]:
-        return (await self._encode([prompt], template_kwargs))[0]
+        async with self._budget():
+            return (await self._encode([prompt], template_kwargs))[0]
+
+    @contextlib.asynccontextmanager
+    async def _budget(self) -> AsyncGenerator[None]:
+        """Of all that a request needs before the engine takes it: it waits no longer for others."""
+        try:
+            async with asyncio.timeout(self.options.encode_timeout):
+                yield
+        except TimeoutError:
+            message = f"Encoding the prompt took over {self.options.encode_timeout:g} seconds, waiting included."
+            raise ApiError(503, message, code="encoding_timeout", headers={"Retry-After": "1"}) from None
+
+    async def _compile(self, body: Sampling) -> tuple[dict[str, Any], object | None]:
+        """What the answer has to fit; one that is not known yet waits for the thread of long prompts."""
+        param, given = parameters.structure(self.engine, body, self.options)
+        if param is None:
+            return given, None
+        known = parameters.compiled(self.engine, param, given, known=True)
+        run = asyncio.get_running_loop().run_in_executor
+        return given, known or await run(self._encoders[1], parameters.compiled, self.engine, param, given)
 
     async def _encode(self, prompts: Sequence[Prompt], template_kwargs: dict[str, Any] | None) -> list[list[int]]:
         """Token ids. Text that cannot fit is refused before it is encoded."""
@@ -118,12 +139,7 @@ class Service:
         size = sum(lengths) + MESSAGE_COST * messages + len(str(template_kwargs))
         work = [(parameters.encode, self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
         run, pool = asyncio.get_running_loop().run_in_executor, self._encoders[size > LONG_TEXT]
-        try:
-            async with asyncio.timeout(self.options.encode_timeout):
-                return [await run(pool, *one) for one in work]
-        except TimeoutError:
-            message = f"Encoding the prompt took over {self.options.encode_timeout:g} seconds, waiting included."
-            raise ApiError(503, message, code="encoding_timeout", headers={"Retry-After": "1"}) from None
+        return [await run(pool, *one) for one in work]
 
     def _admit(self, choices: int) -> None:
         if self.draining:

@@ -256,8 +256,6 @@ def test_a_template_without_tools_gets_them_as_text(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("change", "param", "says"),
     [
-        ({"tool_choice": "required"}, "tool_choice", "structured output"),
-        ({"tool_choice": {"type": "function", "function": {"name": "clock"}}}, "tool_choice", "structured output"),
         ({"tool_choice": "sometimes"}, "tool_choice", "'required'"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "Missing required"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name", "at least 1"),

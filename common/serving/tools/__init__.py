@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from common.serving.tools.enforced import grammar, must_call
 from common.serving.tools.hermes import Hermes
 from common.serving.tools.llama3_json import Llama3Json
 from common.serving.tools.parser import Piece, ToolParser
 from common.text.chat_template import Templates, pick
 
-__all__ = ["PARSERS", "Piece", "ToolParser", "choose", "in_plain_text"]
+__all__ = ["PARSERS", "Piece", "ToolParser", "choose", "grammar", "in_plain_text", "must_call"]
 PARSERS: dict[str, type[ToolParser]] = {"hermes": Hermes, "llama3_json": Llama3Json}
 INSTRUCTIONS = """# Tools
 

@@ -6,6 +6,8 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 class Hermes(ToolParser):
+    before, after, between = f"{OPEN}\n", f"\n{CLOSE}", "\n"
+
     def _find(self, held: str, end: bool) -> tuple[int, int | None]:
         at = held.find(OPEN)
         if at >= 0:

@@ -8,6 +8,8 @@ TAG = "<|python_tag|>"  # optional, and in most tokenizers a special token, whic
 
 
 class Llama3Json(ToolParser):
+    key, between = "parameters", "; "
+
     def _find(self, held: str, end: bool) -> tuple[int, int | None]:
         if self.plain:
             return len(held), None

@@ -18,23 +18,34 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse)
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=float)  # Python reads no integer of 5,000 digits
 
 
 class ToolParser(ABC):
     """One answer's. Text that is no call of a tool that was given, such as broken JSON, stays content.
 
     eager: arguments leave as they come, before it is known whether they are whole. parallel: more than one call.
+    named: `tool_choice` names the tool. before, key, after, between: how the family writes calls that are enforced.
     """
 
-    def __init__(self, names: Collection[str], parallel: bool = True, eager: bool = False) -> None:
-        self._names, self._parallel, self._eager = tuple(names), parallel, eager
+    before: str = ""
+    key: str = "arguments"
+    after: str = ""
+    between: str
+
+    def __init__(self, names: Collection[str], parallel: bool = True, eager: bool = False, named: bool = False) -> None:
+        self._names, self._parallel, self._eager, self._named = tuple(names), parallel, eager, named
         self.calls = 0
         self.plain = False  # there was content since the last call
         self._held = ""
         self._is_whole = False  # its JSON; but it may not be closed
         self._begun = False  # has the call at the front of `_held` a name yet?
         self._sent = 0  # characters of its arguments
+
+    @property
+    def reason(self) -> str:
+        """Of an answer that has ended by itself; as OpenAI has it, `stop` where `tool_choice` named the tool."""
+        return "tool_calls" if self.calls and not self._named else "stop"
 
     @abstractmethod
     def _find(self, held: str, end: bool) -> tuple[int, int | None]:
