@@ -96,11 +96,11 @@ class Running:
 
 
 class Process:
-    """`python -m stages.m3_paged_kv serve` on a free port."""
+    """`python -m stages.m3_paged_kv serve`, or another stage's, on a free port."""
 
-    def __init__(self, *options: str, **popen: Any) -> None:
+    def __init__(self, *options: str, stage: str = "m3_paged_kv", **popen: Any) -> None:
         tiny = ["--model", TINY, "--device", "cpu", "--dtype", "fp32"]
-        command = [sys.executable, "-m", "stages.m3_paged_kv", "serve", "--port", "0", *tiny, *options]
+        command = [sys.executable, "-m", f"stages.{stage}", "serve", "--port", "0", *tiny, *options]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, **{"stdout": pipe, "stderr": pipe} | popen, text=True)
         assert self.process.stdout is not None

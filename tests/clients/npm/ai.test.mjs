@@ -8,9 +8,9 @@ import { z } from "zod";
 const [url] = Object.values(JSON.parse(process.env.FOLOVLLM_SERVERS));
 const made = { name: "folovllm", baseURL: url, apiKey: "none", includeUsage: true, supportsStructuredOutputs: true };
 const model = createOpenAICompatible(made)(process.env.FOLOVLLM_MODEL);
-const asked = { model, prompt: "What is the weather in Paris?", maxRetries: 0, maxOutputTokens: 160 };
+const asked = { model, prompt: "What is the weather in Paris?", maxRetries: 0, maxOutputTokens: 300 };
 const Weather = z.object({
-  city: z.string().max(12),
+  city: z.string().regex(/^[A-Z][a-z]{0,11}$/),
   degrees: z.number().int().min(-60).max(60),
   sky: z.enum(["clear", "cloudy", "rain"]),
 });

@@ -10,7 +10,7 @@ const model = process.env.FOLOVLLM_MODEL;
 const client = new OpenAI({ baseURL: url, apiKey: "none", maxRetries: 0 });
 const messages = [{ role: "user", content: "What is the weather in Paris?" }];
 const Weather = z.object({
-  city: z.string().max(12),
+  city: z.string().regex(/^[A-Z][a-z]{0,11}$/),
   degrees: z.number().int().min(-60).max(60),
   sky: z.enum(["clear", "cloudy", "rain"]),
 });
@@ -32,13 +32,13 @@ test("stream", async () => {
 
 test("parse with zod", async () => {
   const response_format = zodResponseFormat(Weather, "weather");
-  const answer = await client.chat.completions.parse({ model, messages, response_format, max_tokens: 160 });
+  const answer = await client.chat.completions.parse({ model, messages, response_format, max_tokens: 300 });
   Weather.parse(answer.choices[0].message.parsed);
 });
 
 for (const [name, tool_choice] of Object.entries({ required: "required", named })) {
   test(`tool_choice ${name}`, async () => {
-    const asked = { model, messages, tools, tool_choice, parallel_tool_calls: false, max_tokens: 160 };
+    const asked = { model, messages, tools, tool_choice, parallel_tool_calls: false, max_tokens: 300 };
     const answer = await client.chat.completions.create(asked);
     const [call] = answer.choices[0].message.tool_calls;
     Weather.parse(JSON.parse(call.function.arguments));
@@ -46,7 +46,7 @@ for (const [name, tool_choice] of Object.entries({ required: "required", named }
 }
 
 test("streamed tool call", async () => {
-  const asked = { model, messages, tools, tool_choice: named, max_tokens: 160 };
+  const asked = { model, messages, tools, tool_choice: named, max_tokens: 300 };
   const final = await client.chat.completions.stream(asked).finalChatCompletion();
   Weather.parse(JSON.parse(final.choices[0].message.tool_calls[0].function.arguments));
 });
@@ -54,7 +54,7 @@ test("streamed tool call", async () => {
 test("a tool that is run", async () => {
   const seen = [];
   const run = { ...tools[0].function, parse: JSON.parse, function: (given) => (seen.push(given), "rain") };
-  const asked = { model, messages, tools: [{ type: "function", function: run }], tool_choice: named, max_tokens: 160 };
+  const asked = { model, messages, tools: [{ type: "function", function: run }], tool_choice: named, max_tokens: 300 };
   await client.chat.completions.runTools(asked).done();
   Weather.parse(seen[0]);
 });

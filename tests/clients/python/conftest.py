@@ -18,7 +18,7 @@ collect_ignore_glob = [] if SERVERS else ["test_*.py"]
 class Weather(BaseModel):
     """The weather of a city."""
 
-    city: str = Field(max_length=12)
+    city: str = Field(pattern="^[A-Z][a-z]{0,11}$")
     degrees: int = Field(ge=-60, le=60)
     sky: Literal["clear", "cloudy", "rain"]
 

@@ -20,7 +20,7 @@ def client_of(url: str, mode: instructor.Mode) -> Any:
 def test_answers(any_url: str, model: str, weather: type[BaseModel], mode: instructor.Mode) -> None:
     client = client_of(any_url, mode)
     answer = client.chat.completions.create(
-        model=model, messages=ASK, response_model=weather, max_retries=0, max_tokens=160
+        model=model, messages=ASK, response_model=weather, max_retries=0, max_tokens=300
     )
     assert isinstance(answer, weather)
 
@@ -42,7 +42,7 @@ def test_answers_as_any_json(url: str, model: str) -> None:
 def test_partial_answers_of_a_stream(url: str, model: str, weather: type[BaseModel], mode: instructor.Mode) -> None:
     client = client_of(url, mode)
     pieces = list(
-        client.chat.completions.create_partial(model=model, messages=ASK, response_model=weather, max_tokens=160)
+        client.chat.completions.create_partial(model=model, messages=ASK, response_model=weather, max_tokens=300)
     )
     assert len(pieces) > 3
     weather.model_validate(pieces[-1].model_dump())
@@ -50,7 +50,5 @@ def test_partial_answers_of_a_stream(url: str, model: str, weather: type[BaseMod
 
 def test_several_objects_of_a_stream(url: str, model: str, weather: type[BaseModel]) -> None:
     client = client_of(url, instructor.Mode.TOOLS)
-    objects = client.chat.completions.create_iterable(
-        model=model, messages=ASK, response_model=weather, max_tokens=120
-    )
+    objects = client.chat.completions.create_iterable(model=model, messages=ASK, response_model=weather, max_tokens=300)
     assert all(isinstance(one, weather) for one in objects)

@@ -31,7 +31,7 @@ def chat(url: str, model: str) -> ChatOpenAI:
 
 
 def chat_of(url: str, model: str) -> ChatOpenAI:
-    return ChatOpenAI(base_url=url, api_key="none", model=model, max_tokens=160, max_retries=0, timeout=120)
+    return ChatOpenAI(base_url=url, api_key="none", model=model, max_tokens=300, max_retries=0, timeout=120)
 
 
 def test_invoke_with_history(chat: ChatOpenAI) -> None:
@@ -41,7 +41,7 @@ def test_invoke_with_history(chat: ChatOpenAI) -> None:
 
 
 def test_stream_and_batch(chat: ChatOpenAI) -> None:
-    pieces = list(chat.stream(ASK, max_tokens=8))
+    pieces = list(chat.stream(ASK, max_tokens=8, stream_usage=True))
     assert len(pieces) > 2 and sum(pieces[1:], pieces[0]).usage_metadata["output_tokens"] <= 8
     assert all(answer.content for answer in chat.batch([ASK] * 4, max_tokens=4))
 

@@ -14,7 +14,7 @@ ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 @pytest.fixture
 def given(url: str, model: str) -> dict[str, Any]:
-    return {"model": f"openai/{model}", "api_base": url, "api_key": "none", "num_retries": 0, "max_tokens": 160}
+    return {"model": f"openai/{model}", "api_base": url, "api_key": "none", "num_retries": 0, "max_tokens": 300}
 
 
 def test_completion_and_stream(given: dict[str, Any]) -> None:
@@ -55,3 +55,7 @@ def test_tools(given: dict[str, Any], weather: type[BaseModel], stream: bool) ->
         answer = litellm.stream_chunk_builder(list(answer))
     [call] = answer.choices[0].message.tool_calls
     weather.model_validate_json(call.function.arguments)
+    history = [*ASK, answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    assert litellm.completion(messages=history, **given | {"max_tokens": 8}).choices[0].message.content
+    history[1] = answer.choices[0].message.model_dump()
+    assert litellm.completion(messages=history, **given | {"max_tokens": 8}).choices[0].message.content

@@ -21,7 +21,7 @@ def llm(url: str, model: str) -> OpenAILike:
         model=model,
         is_chat_model=True,
         is_function_calling_model=True,
-        max_tokens=160,
+        max_tokens=300,
         max_retries=0,
         timeout=120,
         context_window=2048,

@@ -52,14 +52,12 @@ def test_asynchronous(url: str, model: str) -> None:
 
 def test_parse(any_url: str, model: str, weather: type[BaseModel]) -> None:
     client = openai.OpenAI(base_url=any_url, api_key="none", max_retries=0, timeout=120)
-    answer = client.chat.completions.parse(model=model, messages=ASK, response_format=weather, max_tokens=120)
+    answer = client.chat.completions.parse(model=model, messages=ASK, response_format=weather, max_tokens=300)
     assert isinstance(answer.choices[0].message.parsed, weather)
 
 
 def test_streamed_parse(client: openai.OpenAI, model: str, weather: type[BaseModel]) -> None:
-    with client.chat.completions.stream(
-        model=model, messages=ASK, response_format=weather, max_tokens=120
-    ) as stream:
+    with client.chat.completions.stream(model=model, messages=ASK, response_format=weather, max_tokens=300) as stream:
         kinds = {event.type for event in stream}
     assert {"content.delta", "content.done"} <= kinds
     assert isinstance(stream.get_final_completion().choices[0].message.parsed, weather)
@@ -83,7 +81,7 @@ def test_tool_choice(any_url: str, model: str, weather: type[BaseModel], named: 
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "Weather"}} if named else "required",
         parallel_tool_calls=False,
-        max_tokens=160,
+        max_tokens=300,
     )
     [call] = answer.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, weather)
@@ -99,7 +97,7 @@ def test_streamed_tool_call(client: openai.OpenAI, model: str, weather: type[Bas
         tools=[openai.pydantic_function_tool(weather)],
         tool_choice="required",
         parallel_tool_calls=False,
-        max_tokens=160,
+        max_tokens=300,
     ) as stream:
         kinds = {event.type for event in stream}
     assert "tool_calls.function.arguments.done" in kinds

@@ -28,7 +28,7 @@ class FirstAsk(AbstractCapability[None]):
 
 def agent_of(url: str, model: str, **options: Any) -> Agent[None, Any]:
     chat = OpenAIChatModel(model, provider=OpenAIProvider(base_url=url, api_key="none"))
-    settings = ModelSettings(max_tokens=160, parallel_tool_calls=False, timeout=120)
+    settings = ModelSettings(max_tokens=300, parallel_tool_calls=False, timeout=120)
     return Agent(chat, **{"model_settings": settings, "retries": 0} | options)
 
 
