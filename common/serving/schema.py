@@ -22,7 +22,8 @@ NO_EFFECT = frozenset(
     stream_interval return_mm_kwargs mm_processor_kwargs media_io_kwargs images_config max_dynamic_patch
     min_dynamic_patch use_audio_in_video separate_reasoning stream_reasoning guided_decoding_backend
     guided_whitespace_pattern routed_dp_rank disagg_prefill_dp_rank data_parallel_rank bootstrap_host bootstrap_port
-    bootstrap_room ngram_corpus_id refusal annotations parsed parsed_arguments provider_specific_fields strict""".split()  # noqa: SIM905
+    bootstrap_room ngram_corpus_id refusal annotations parsed parsed_arguments provider_specific_fields
+    strict""".split()  # noqa: SIM905
 )
 """Accepted, and named once in the log."""
 

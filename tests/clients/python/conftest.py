@@ -1,5 +1,5 @@
-"""Real clients against servers that run already. `make clients` installs the clients in environments of their own, which
-have none of this project's libraries, and names the servers in FOLOVLLM_SERVERS: {"m6": "http://127.0.0.1:8000/v1"}."""
+"""Real clients against servers that run already. `make clients` installs the clients in environments of their own,
+without this project's libraries, and names the servers in FOLOVLLM_SERVERS: {"m6": "http://127.0.0.1:8000/v1"}."""
 
 from __future__ import annotations
 
