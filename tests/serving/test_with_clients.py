@@ -9,6 +9,9 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from common.serving.schema import Tool
+from common.serving.tools import PARSERS
+from common.serving.tools.enforced import grammar
 from tests.serving.running import TINY, Running
 from tests.serving.test_with_enforced_tools import NAMED, TOOLS, USER, ask, assert_calls, structured
 
@@ -76,3 +79,23 @@ def test_what_is_not_offered_is_404(running: Running) -> None:
         running.client.responses.create(model=TINY, input="hello")
     with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
         running.client.embeddings.create(model=TINY, input="hello")
+
+
+@pytest.mark.parametrize(
+    ("schema", "closed"),
+    [
+        ({"properties": {"a": {"type": "integer"}}, "required": ["a"], "title": "x", "$defs": {}}, True),
+        ({"properties": {}}, True),
+        ({}, False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, False),
+        ({"properties": {"a": {}}, "required": ["b"]}, False),
+        ({"properties": {"a": {}}, "required": [["b"]]}, False),
+        ({"properties": {"a": {}}, "required": 5}, False),
+        ({"properties": ["a"]}, False),
+        ({"properties": {"a": {}}, "anyOf": [{"required": ["b"]}]}, False),
+    ],
+)
+def test_arguments_are_the_ones_that_are_listed(schema: dict[str, Any], closed: bool) -> None:
+    """langchain's tools, for one, list them and do not forbid others."""
+    tool = Tool.model_validate({"type": "function", "function": {"name": "f", "parameters": schema}})
+    assert ('"additionalProperties": false' in grammar(PARSERS["hermes"], {0: tool}, False)) == closed

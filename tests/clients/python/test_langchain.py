@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -72,8 +73,11 @@ def test_with_structured_output(any_url: str, model: str, weather: type[BaseMode
 def test_with_structured_output_as_any_json(chat: ChatOpenAI, weather: type[BaseModel]) -> None:
     """In this mode the form is the model's affair, which is too small for it: it is enough that it is JSON."""
     asked = chat.with_structured_output(weather, method="json_mode", include_raw=True)
-    answer = asked.invoke('Answer with the JSON {"city": "Paris", "degrees": 20, "sky": "clear"}')
-    assert answer["raw"].content.startswith("{")
+    try:
+        text = asked.invoke('Answer with the JSON {"city": "Paris", "degrees": 20, "sky": "clear"}')["raw"].content
+    except openai.LengthFinishReasonError as cut:
+        text = cut.completion.choices[0].message.content
+    assert text.lstrip().startswith("{")
 
 
 def test_strict_tools(chat: ChatOpenAI, weather: type[BaseModel]) -> None:
