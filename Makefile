@@ -172,7 +172,7 @@ interview: $(READY)
 	@$(PY) -m benchmarks report
 
 busy: $(READY)
-	@$(PY) -m benchmarks busy $(if $(filter-out 0 no false,$(SWEEP)),--sweep)
+	@PYTHONPATH=. $(PY) tests/busy/measure.py $(if $(filter-out 0 no false,$(SWEEP)),--sweep)
 
 notebooks: $(READY)
 	@$(PY) -m notebooks $(strip $(SHORT) $(if $(filter-out 0 no false,$(KEEP)),--keep))

@@ -6,6 +6,7 @@ For decode, layers are visited in turn and together exceed the caches, as in a m
 the last call would make any kernel look good. `contiguous` is PyTorch's SDPA on K and V that lie in one piece.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_json
+from benchmarks import cli
+from benchmarks.environment import short_hardware
+from benchmarks.plots.picture import save_picture
+from benchmarks.plots.roofline import roofline
+from benchmarks.sheet import print_table, write_sheet
 from common import SamplingParams
 from common.config import parse_device, parse_dtype
+from common.execution.cuda_graphs import CudaRecorder
 from common.plan import Chunk, StepPlan
 from common.request import Request
 from common.watch.progress import progress_bar
@@ -71,8 +74,12 @@ STEPS = {
 QUICK = (Step(2, 1, 40), Step(1, 24, 40))
 
 
-def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict[str, Any]:
-    """Measure, print a table, write `path`, and `attention-roofline.png` in `out_dir`."""
+def run(
+    device: cli.Device = "auto", dtype: cli.Dtype = "bf16", path: cli.JsonFile = None, quick: cli.Quick = False,
+    out_dir: cli.PictureFolder = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Time m4's attention backends alone, shape by shape, next to the ceilings of this machine; draw a roofline."""
+    path, out_dir = cli.places(path, out_dir, "attention.json")
     target, kind = parse_device(device), parse_dtype(dtype)
     heads, kv_heads, head_dim = HEADS[target.type]
     shape = AttentionShape(heads, kv_heads, head_dim, BLOCK_SIZE, kind, target)
@@ -88,25 +95,17 @@ def run(device: str, dtype: str, path: Path, quick: bool, out_dir: Path) -> dict
         for step, name in jobs:
             records.append(measure(name, shape, step, copy, matmul, quick))
             advance(1)
-    results = {
-        "schema": SCHEMA,
-        "environment": environment(),
-        "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "heads": heads,
-                   "kv_heads": kv_heads, "head_dim": head_dim, "block_size": BLOCK_SIZE, "refused": refused},
-        "ceilings": {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12, **specified(target)},
-        "records": records,
-    }  # fmt: skip
-    print_table(results)
-    write_json(path, results)
-    Console(stderr=True).print(f"wrote {path} and {draw(results, out_dir)}", highlight=False)
+    config = {"device": str(target), "dtype": str(kind).removeprefix("torch."), "heads": heads, "kv_heads": kv_heads,
+              "head_dim": head_dim, "block_size": BLOCK_SIZE, "refused": refused}  # fmt: skip
+    top = {"copy_gb_per_s": copy / 1e9, "matmul_tflop_per_s": matmul / 1e12, **specified(target)}
+    results = write_sheet(path, SCHEMA, config, records, ceilings=top)
+    show(results)
+    print(f"wrote {path} and {draw(results, out_dir)}", file=sys.stderr)
     return results
 
 
 def draw(results: dict[str, Any], folder: Path) -> Path:
     """The picture of results, those of an earlier run too; returns its file."""
-    from benchmarks.plots.picture import save_picture
-    from benchmarks.plots.roofline import roofline
-
     hardware = short_hardware(results["environment"], results["config"]["device"])
     return save_picture(folder / "attention-roofline.png", lambda: roofline(results, hardware))
 
@@ -195,7 +194,7 @@ def seconds_per_call(call: Callable[[int], object], device: torch.device, layers
         for layer in range(layers):
             call(layer)
 
-    play = _captured(one_round) if device.type == "cuda" else one_round
+    play = CudaRecorder()(one_round).replay if device.type == "cuda" else one_round
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - began < MIN_SECONDS and len(times) * layers < MAX_CALLS):
@@ -209,19 +208,6 @@ def seconds_per_call(call: Callable[[int], object], device: torch.device, layers
     return sorted(times)[len(times) // 2]
 
 
-def _captured(one_round: Callable[[], None]) -> Callable[[], None]:
-    """The round as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        one_round()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        one_round()
-    return graph.replay
-
-
 def cells(record: dict[str, Any]) -> list[str]:
     """Time, rate and share of the ceiling; of a backend that could not run, why."""
     if record["seconds"] is None:
@@ -230,20 +216,17 @@ def cells(record: dict[str, Any]) -> list[str]:
     return [f"{record['seconds'] * 1e3:.3f} ms", f"{record['rate']:.3g} {unit}", f"{record['share']:.0%}"]
 
 
-def print_table(results: dict[str, Any]) -> None:
-    top, config = results["ceilings"], results["config"]
-    table = Table(
-        *("step", "backend"),
-        *(Column(name, justify="right") for name in ("time", "rate", "of ceiling")),
-        title=f"attention, {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}",
+def show(results: dict[str, Any]) -> None:
+    top, config, records = results["ceilings"], results["config"], results["records"]
+    steps = [record["step"] for record in records]
+    named = [step if step != before else "" for step, before in zip(steps, ["", *steps], strict=False)]
+    print_table(
+        f"attention, {config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}",
+        ("step", "backend", "time", "rate", "of ceiling"),
+        [(step, record["backend"], *cells(record)) for step, record in zip(named, records, strict=True)],
+        words=2,
         caption=f"ceilings in this run: copy {top['copy_gb_per_s']:.0f} GB/s, "
         f"matrix product {top['matmul_tflop_per_s']:.3g} TFLOP/s",
     )
-    last = ""
-    for record in results["records"]:
-        table.add_row(record["step"] if record["step"] != last else "", record["backend"], *cells(record))
-        last = record["step"]
-    console = Console()
-    console.print(table)
     for name, reason in config["refused"].items():
-        console.print(f"not {name}: {reason}", highlight=False, soft_wrap=True)
+        print(f"not {name}: {reason}")

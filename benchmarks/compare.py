@@ -14,7 +14,7 @@ from benchmarks.peers import PEERS
 from benchmarks.process import OnMessage, run_worker
 from benchmarks.record import SCHEMA, Record
 from benchmarks.worker import Job
-from benchmarks.workloads import Workload, find
+from benchmarks.workloads import Workload, find, preset_of
 from common.config import parse_device
 from common.errors import UserError, require
 from common.models.load import open_source
@@ -41,7 +41,7 @@ class Comparison:
 
     @property
     def preset(self) -> str:
-        return "quick" if self.quick else "gpu" if self.device.startswith("cuda") else "cpu"
+        return preset_of(self.device, self.quick)
 
     def config(self) -> dict[str, Any]:
         return {**vars(self), "preset": self.preset}
@@ -80,8 +80,8 @@ def jobs(plan: Comparison) -> Iterator[Job]:
     seen: set[tuple[str, str]] = set()
     for name in plan.workloads:
         for stage in plan.contestants:
-            instead = find(name).m0_runs if stage == "m0" else None
-            workload, note = find(instead or name), instead and M0_NOTE.format(instead, name)
+            instead = find(name).m0_runs if stage == "m0" else ""
+            workload, note = find(instead or name), M0_NOTE.format(instead, name) if instead else None
             if (stage, workload.name) not in seen:
                 seen.add((stage, workload.name))
                 if workload.ladder and plan.execution is None and _has_plain_row(plan, stage):

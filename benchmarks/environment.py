@@ -11,7 +11,7 @@ import torch
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "flash-attn", "numba"),
-    *("llama-cpp-python", "gguf"),
+    *("llama-cpp-python", "gguf", "llguidance"),
 )
 FLAGS_THAT_MATTER = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,21 +7,20 @@ once; for the operations between the products, their inputs and outputs.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
+import typer
 
+from benchmarks import cli
 from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
-from benchmarks.environment import environment
-from benchmarks.files import write_json
+from benchmarks.sheet import print_table, write_sheet
 from common.config import parse_device, parse_dtype
-from common.errors import UserError
+from common.errors import UserError, unknown
 from common.execution.choose import choose_draw
 from common.execution.draws import Draws, Kind, RequestDraws
 from common.models.config import ModelConfig
@@ -114,8 +113,17 @@ def _draws(rows: int, logits: torch.Tensor) -> Draws:
     return Draws(settings, keys, requests.marks, keys.new_zeros(rows), logits, requests.biased, requests.bias)
 
 
-def run(device: str, dtype: str, model: str, path: Path, quick: bool) -> dict[str, Any]:
-    """Measure, print a table, write `path`: seconds of one call each way; GB/s fused, and its share of the copy's."""
+def run(
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:1, ...")] = "auto",
+    dtype: cli.Dtype = "bf16",
+    model: Annotated[str, typer.Option(help="Whose shapes: qwen3-0.6b, qwen3-4b, llama3-1b, ...")] = "qwen3-0.6b",
+    path: cli.JsonFile = None,
+    quick: cli.Quick = False,
+) -> dict[str, Any]:
+    """Time the fused kernels alone against plain PyTorch, at the shapes of a model, next to a copy."""
+    if model not in PRESETS:
+        raise unknown("model", model, PRESETS)
+    path, _ = cli.places(path, None, "fused.json")
     target, kind = parse_device(device), parse_dtype(dtype)
     if target.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError("the fused kernels need a GPU, and there is none: TRITON_INTERPRET=1 runs them, very slowly")
@@ -136,27 +144,22 @@ def run(device: str, dtype: str, model: str, path: Path, quick: bool) -> dict[st
             measured = {"name": case.name, "rows": case.rows, **times, "gb_per_s": rate / 1e9, "share": rate / copy}
             records.append(measured)
             advance(1)
-    results = {
-        "schema": "fused-1",
-        "environment": environment(),
-        "config": {"device": str(target), "dtype": str(kind).removeprefix("torch."), "model": config.name},
-        "ceilings": {"copy_gb_per_s": copy / 1e9},
-        "records": records,
-    }
-    write_json(path, results)
-    print_table(results)
-    Console(stderr=True).print(f"wrote {path}", highlight=False)
+    setting = {"device": str(target), "dtype": str(kind).removeprefix("torch."), "model": config.name}
+    results = write_sheet(path, "fused-1", setting, records, ceilings={"copy_gb_per_s": copy / 1e9})
+    show(results)
+    print(f"wrote {path}", file=sys.stderr)
     return results
 
 
-def print_table(results: dict[str, Any]) -> None:
-    copy = results["ceilings"]["copy_gb_per_s"]
-    title = f"fused kernels, {results['config']['model']}, {results['config']['dtype']}"
-    names = ("rows", "fused", "apart", "plain", "faster", "GB/s", "of copy")
-    columns = [Column(name, justify="right") for name in names]
-    table = Table("operation", *columns, title=title, caption=f"a copy in this run: {copy:.0f} GB/s")
+def show(results: dict[str, Any]) -> None:
+    rows: list[Sequence[str]] = []
     for r in results["records"]:
         times = [f"{r[name] * 1e6:.1f} µs" for name in ("fused", "apart", "plain")]
         faster = f"{r['plain'] / r['fused']:.2f}×"
-        table.add_row(r["name"], str(r["rows"]), *times, faster, f"{r['gb_per_s']:.0f}", f"{r['share']:.0%}")
-    Console().print(table)
+        rows.append((r["name"], str(r["rows"]), *times, faster, f"{r['gb_per_s']:.0f}", f"{r['share']:.0%}"))
+    print_table(
+        f"fused kernels, {results['config']['model']}, {results['config']['dtype']}",
+        ("operation", "rows", "fused", "apart", "plain", "faster", "GB/s", "of copy"),
+        rows,
+        caption=f"a copy in this run: {results['ceilings']['copy_gb_per_s']:.0f} GB/s",
+    )

@@ -1,16 +1,16 @@
 """The two jobs for a GPU: `make gpu-bench`, what execution gains, and `make gpu-ladder`, all stages. And one for any
 device: `make interview`, the figures that the pages for interviews say aloud.
 
-Each is a list of comparisons, one results file each, and each of them goes on where an interrupted run stopped.
+Each is a list of comparisons (jobs.toml), one results file each, which go on where an interrupted run stopped.
 """
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Results, jobs, make_comparison, run
-from benchmarks.execution import PLAIN, WAYS
 from benchmarks.files import check_writable
 from benchmarks.screen import Screen
 from common.errors import UserError
@@ -22,30 +22,14 @@ class Part:
     of `make_comparison`."""
 
     name: str
-    stages: list[str]
     workloads: list[str]
+    stages: list[str] = field(default_factory=list[str])
     rest: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-ONE_AND_FULL = ["decode_one", "decode"]
-TABLE = Part("gpu-bench", ["m6", "m7"], [*ONE_AND_FULL, "nano"])
-_IDEAS = (
-    *(("single", ["m0", "m1", "m6", "m7"]), ("mixed", ["m1", "m2"]), ("memory_pressure", ["m2", "m3"])),
-    *(("interference", ["m4", "m5"]), ("shared_prefix", ["m5", "m6"])),
-)
-JOBS = {
-    "bench": [
-        TABLE,
-        *(Part(f"gpu-bench-{way}", ["m6"], ONE_AND_FULL, {"execution": way, "repeats": 1}) for way in list(WAYS)[:-1]),
-        Part(f"gpu-bench-{PLAIN}-nano", ["m6"], ["nano"], {"execution": PLAIN, "repeats": 1}),
-        Part("gpu-bench-head16", ["m7"], ONE_AND_FULL, {"options": {"head_bits": 16}, "repeats": 1}),
-    ],
-    "ladder": [Part("gpu-ladder", [], ["mixed"], {"repeats": 1})],
-    "interview": [Part(f"interview-{workload}", stages, [workload], {"repeats": 1}) for workload, stages in _IDEAS],
-}
-"""bench: the table of the last stages, the ablation on the last unquantised one (the last way is the table itself), and
-m7 without its 8-bit head. ladder: all stages on `mixed` (m0 on `ladder`), plain and with execution. interview: each
-idea and the stage before it, on the workload that isolates it."""
+_ALL: dict[str, list[dict[str, Any]]] = tomllib.loads(Path(__file__).with_name("jobs.toml").read_text(encoding="utf-8"))
+JOBS = {job: [Part(**part) for part in parts] for job, parts in _ALL.items()}
+TABLE = JOBS["bench"][0]
 
 
 def limits(model: str, dtype: str, device: str, folder: Path, quick: bool) -> Iterator[str]:

@@ -5,25 +5,22 @@ ceiling is the time to read the 4-bit weight at the speed of a copy measured in 
 few tokens start while the previous one still runs, as in the engine (`int4`); `int4 in order` is without that.
 """
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Column, Table
 
+from benchmarks import cli
 from benchmarks.attention import COLD_BYTES, ceilings, seconds_per_call
-from benchmarks.environment import environment, short_hardware
-from benchmarks.files import read_json, write_json
+from benchmarks.environment import short_hardware
 from benchmarks.plots.picture import save_picture
+from benchmarks.sheet import print_table, write_sheet
 from benchmarks.style import INK, SOFT
 from common.config import parse_device
-from common.errors import require
 from common.execution.choose import choose_linear
 from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models.linear import Linear, Projection
@@ -47,42 +44,28 @@ BF16 = torch.bfloat16
 SCHEMA = "int4-3"
 
 
-def run(device: str, path: Path, quick: bool, out_dir: Path, resume: bool = False) -> dict[str, Any]:
-    """Measure, print a table, write `path` (after each shape) and `int4.png` in `out_dir`.
-
-    resume: shapes that the file has from the same machine are not measured again.
-    """
+def run(
+    device: cli.Device = "auto", path: cli.JsonFile = None, quick: cli.Quick = False, out_dir: cli.PictureFolder = None
+) -> dict[str, Any]:
+    """Time m7's 4-bit layers alone, at 1 to 64 rows, next to 16-bit products and the speed of memory."""
+    path, out_dir = cli.places(path, out_dir, "int4.json")
     target = parse_device(device)
     group = 32 if quick else GROUP[target.type]
     shapes = QUICK_SHAPES if quick else SHAPES[target.type]
     rows = ROWS[:2] if quick else ROWS
-    config = {"device": str(target), "group_size": group, "rows": list(rows)}
-    results: dict[str, Any] = {"schema": SCHEMA, "environment": environment(), "config": config}
-    results["records"] = records = earlier(path, results) if resume else []
+    records: list[dict[str, Any]] = []
     with torch.inference_mode(), progress_bar("int4", len(shapes)) as advance:
         copy = ceilings(target, BF16, quick).copy
-        results["ceilings"] = {"copy_gb_per_s": copy / 1e9}
         for name, shape in shapes.items():
-            if all(r["shape"] != name for r in records):
-                records += measure(name, shape, rows, group, target, copy, quick)
-            write_json(path, results)
+            records += measure(name, shape, rows, group, target, copy, quick)
             advance(1, name)
-    print_table(results)
+    config = {"device": str(target), "group_size": group, "rows": list(rows)}
+    results = write_sheet(path, SCHEMA, config, records, ceilings={"copy_gb_per_s": copy / 1e9})
+    show(results)
     hardware = short_hardware(results["environment"], target.type)
     picture = save_picture(out_dir / "int4.png", lambda: draw(results, hardware))
-    Console(stderr=True).print(f"wrote {path} and {picture}", highlight=False)
+    print(f"wrote {path} and {picture}", file=sys.stderr)
     return results
-
-
-def earlier(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of an interrupted run; `UserError` if it had other settings or ran on another machine."""
-    if not path.exists():
-        return []
-    old = read_json(path)
-    same = (old.get("schema"), old.get("config")) == (results["schema"], results["config"])
-    same = same and old.get("environment", {}).get("hardware") == results["environment"]["hardware"]
-    require(same, f"{path} was measured with other settings or on another machine: leave out --resume")
-    return old["records"]
 
 
 def measure(
@@ -127,21 +110,21 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
 
 
-def print_table(results: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     top, config = results["ceilings"]["copy_gb_per_s"], results["config"]
-    table = Table(
-        "shape",
-        *(Column(name, justify="right") for name in ("rows", "layer", "time", "GB/s", "× bf16", "of ceiling")),
-        title=f"4-bit linear layers, groups of {config['group_size']}, {config['device']}",
-        caption=f"copy in this run: {top:.0f} GB/s; 'of ceiling': time to read the 4-bit weight at that speed",
-    )
+    rows: list[Sequence[str]] = []
     for r in sorted(results["records"], key=lambda r: (r["inputs"] * r["outputs"], r["shape"], r["rows"])):
         speeds = f"{r['seconds'] * 1e6:.1f} µs", f"{r['gb_per_s']:.0f}", f"{r['speedup']:.2f}", f"{r['share']:.0%}"
-        table.add_row(f"{r['shape']} {r['inputs']} → {r['outputs']}", str(r["rows"]), r["layer"], *speeds)
-    Console().print(table)
+        rows.append((f"{r['shape']} {r['inputs']} → {r['outputs']}", str(r["rows"]), r["layer"], *speeds))
+    print_table(
+        f"4-bit linear layers, groups of {config['group_size']}, {config['device']}",
+        ("shape", "rows", "layer", "time", "GB/s", "× bf16", "of ceiling"),
+        rows,
+        caption=f"copy in this run: {top:.0f} GB/s; 'of ceiling': time to read the 4-bit weight at that speed",
+    )
 
 
-def draw(results: dict[str, Any], hardware: str) -> Figure:
+def draw(results: dict[str, Any], hardware: str) -> plt.Figure:
     """Speed of `int4` over `bf16`, one line a shape, against rows."""
     records = results["records"]
     rows = sorted({r["rows"] for r in records})

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.attention import Ceilings, ceilings
-from benchmarks.environment import environment
-from benchmarks.files import write_json
 from benchmarks.recipes import BenchRequest
-from benchmarks.workloads import find_size
+from benchmarks.sheet import write_sheet
+from benchmarks.workloads import find_size, preset_of
 from common.config import parse_device, parse_dtype
 from common.memory import kv_bytes_per_token
 from common.models.config import ModelConfig
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 
+SCHEMA = "limits-1"
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -47,18 +47,14 @@ def measure(path: Path, workloads: Sequence[str], model: str, dtype: str, device
     target, kind = parse_device(device), parse_dtype(dtype)
     with torch.inference_mode():
         found = ceilings(target, kind, quick)
-    config = open_source(model, target).config
-    preset = "quick" if quick else "gpu" if target.type == "cuda" else "cpu"
+    shape = open_source(model, target).config
+    preset = preset_of(target.type, quick)
     limits = {
-        name: tokens_per_s(find_size(name, None, preset).requests(config.vocab_size), config, kind, found)
+        name: tokens_per_s(find_size(name, None, preset).requests(shape.vocab_size), shape, kind, found)
         for name in workloads
     }
-    results = {
-        "schema": "limits-1",
-        "environment": environment(),
-        "config": {"model": model, "dtype": dtype, "device": str(target), "preset": preset},
-        "ceilings": {"copy_gb_per_s": found.copy / 1e9, "matmul_tflop_per_s": found.matmul / 1e12},
-        "records": [{"workload": name, "output_tokens_per_s": limit} for name, limit in limits.items()],
-    }
-    write_json(path, results)
+    config = {"model": model, "dtype": dtype, "device": str(target), "preset": preset}
+    top = {"copy_gb_per_s": found.copy / 1e9, "matmul_tflop_per_s": found.matmul / 1e12}
+    records = [{"workload": name, "output_tokens_per_s": limit} for name, limit in limits.items()]
+    write_sheet(path, SCHEMA, config, records, ceilings=top)
     return limits

@@ -6,7 +6,8 @@ from typing import Any
 import stages
 from benchmarks.recipes import BLOCK, Draw
 from common import Engine, SamplingParams
-from common.kv_cache import PrefixCache, PrefixNode
+from common.kv_cache import PrefixCache
+from common.watch.kv_memory import PrefixNode
 
 SYSTEM, EXAMPLES, QUESTION, ANSWER = 96, (64, 48), (10, 30), 12
 """Tokens of the system prompt, of the few-shot examples of two tasks, of a question, and of an answer."""

@@ -10,35 +10,27 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 from torch.profiler import ProfilerActivity, record_function
 
 import stages
+from benchmarks import cli
+from benchmarks import profile_parts as parts
 from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.files import write_atomically, write_json
 from benchmarks.plots.picture import save_picture
-from benchmarks.profile_parts import (
-    DRAWING,
-    SAMPLING,
-    STEP,
-    Event,
-    Phases,
-    Profile,
-    learn_kernels,
-    parts_on_cpu,
-    parts_on_gpu,
-)
 from benchmarks.profile_ranges import Around, named_parts
 from benchmarks.stage_contestant import StageContestant
 from benchmarks.style import title
 from benchmarks.worker import warm_up
-from benchmarks.workloads import BenchRequest, find_size
+from benchmarks.workloads import BenchRequest, find_size, preset_of
 from common import Engine, SamplingParams
-from common.config import parse_device, stage_options
+from common.config import DEFAULT_MODEL, parse_device, stage_options
 from common.errors import require
 
 WIDTH = 110  # columns of the tables at least, also where the output is no terminal
@@ -50,7 +42,7 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, arou
     prefill alone; what is left of the requests is aborted. seen: steps by phase, as `named_parts` counts them."""
     ids = [engine.add_request(r.prompt, SamplingParams(max_tokens=r.max_tokens, ignore_eos=True)) for r in requests]
     while engine.has_unfinished and (seen.total() < count or seen.total() - seen["prefill"] < count // 2):
-        with around(STEP):
+        with around(parts.STEP):
             engine.step()
     if engine.config.torch_device.type == "cuda":
         torch.cuda.synchronize()
@@ -58,7 +50,7 @@ def run_steps(engine: Engine, requests: Sequence[BenchRequest], count: int, arou
         engine.abort(id)
 
 
-def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[Event]:
+def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace: Path) -> list[parts.Event]:
     """The events of `run_steps`, written to `trace` too, as Chrome's trace format."""
     activities = [ProfilerActivity.CPU]
     if engine.config.torch_device.type == "cpu":
@@ -75,17 +67,30 @@ def profiled(engine: Engine, requests: Sequence[BenchRequest], count: int, trace
 
 
 def profile(
-    stage: str, workload: str, model: str, device: str, dtype: str, steps: int, quick: bool, options: dict[str, Any],
-    folder: Path, nvtx: bool = False,
-) -> list[Path]:  # fmt: skip
-    """Profile the first steps of a workload; print tables; returns the files written. nvtx: mark them for Nsight
-    Systems instead, which records what runs between the two calls of CUDA's profiler."""
+    stage: Annotated[str, typer.Option(help="The stage.")],
+    workload: Annotated[str, typer.Option(help="Whose requests; see `workloads`.")] = "mixed",
+    model: cli.Model = DEFAULT_MODEL,
+    device: cli.Device = "auto",
+    dtype: cli.Dtype = "bf16",
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to look into.")] = 20,
+    quick: cli.Quick = False,
+    engine_pairs: cli.EngineOptions = None,
+    folder: cli.Folder = cli.DEFAULT_FOLDER,
+    nvtx: Annotated[
+        bool, typer.Option("--nvtx", help="On a GPU, under `nsys profile`: mark steps and parts, write nothing.")
+    ] = False,
+) -> list[Path]:
+    """Where the time of some steps goes, and of which kernels: tables, a picture, and a trace that Perfetto opens.
+
+    Prints and returns the files written.
+    """
+    options = cli.engine_options(engine_pairs)
     place = parse_device(device)
     require(not nvtx or place.type == "cuda", "NVTX ranges are for a GPU: choose --device cuda, or leave --nvtx out")
     name = stages.short_name(stage)
     trace, picture, numbers = (folder / f"{name}_profile.{ending}" for ending in ("chrome.json", "png", "json"))
     stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **options})  # no silent leaving out
-    size = find_size(workload, None, "quick" if quick else "gpu" if place.type == "cuda" else "cpu")
+    size = find_size(workload, None, preset_of(place.type, quick))
     wanted = stage_options(stages.number(stage), {**size.options, **options})
     contestant = StageContestant(name, Setting.of(model, dtype, str(place), size, wanted))
     engine = contestant.engine
@@ -99,15 +104,16 @@ def profile(
         if place.type == "cuda":
             graphs, engine.runner.graphs = engine.runner.graphs, None
             # Other tokens than those that are measured: a prefix cache must know none of these.
-            known = learn_kernels(profiled(engine, size.requests(contestant.vocab_size, run=2), steps, trace))
-            known |= dict.fromkeys(DRAWING, SAMPLING)
+            known = parts.learn_kernels(profiled(engine, size.requests(contestant.vocab_size, run=2), steps, trace))
+            known |= dict.fromkeys(parts.DRAWING, parts.SAMPLING)
             engine.runner.graphs = graphs
         events = profiled(engine, requests, steps, trace)
     finally:
         contestant.close()
-    counts = Phases(events).counts
+    counts = parts.Phases(events).counts
     heading = f"{title(name)}, {workload}, {counts.total()} steps · {model} · {dtype} · {place}"
-    found = Profile(heading, counts, *(parts_on_gpu(events, known) if place.type == "cuda" else parts_on_cpu(events)))
+    spent = parts.parts_on_gpu(events, known) if place.type == "cuda" else parts.parts_on_cpu(events)
+    found = parts.Profile(heading, counts, *spent)
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(heading, *found.tables(), NOTE, sep="\n")
@@ -115,7 +121,9 @@ def profile(
     work = [row for phase in counts for row in found.work_rows(phase)]
     values = {"environment": environment(), "profiled": heading, "records": found.rows(), "work": work}
     write_json(numbers, {"schema": "profile-2", **values})
-    return [trace, picture, numbers]
+    written = [trace, picture, numbers]
+    print(*written, sep="\n")
+    return written
 
 
 def mark(engine: Engine, requests: Sequence[BenchRequest], steps: int) -> None:

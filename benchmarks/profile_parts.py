@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from rich.table import Table
 
 LINEAR, ATTENTION, ELEMENTWISE, SAMPLING = "linear layers", "attention", "elementwise", "sampling"
@@ -215,7 +214,7 @@ class Profile:
                 table.add_row(name if len(name) <= WIDEST else f"{name[: WIDEST - 1]}…", *cells, row["where"])
             yield table
 
-    def bars(self) -> Figure:
+    def bars(self) -> plt.Figure:
         """A panel for each phase, with a bar for each part."""
         figure, axes = plt.subplots(len(self.parts), figsize=(11, 0.8 + 2.9 * len(self.parts)), squeeze=False)
         for axis, (phase, label) in zip(axes[:, 0], self.labels().items(), strict=True):

@@ -7,18 +7,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+import typer
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks import cli
 from benchmarks.environment import environment
 from benchmarks.files import check_writable, write_json
 from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import SOFT, color
+from common.config import DEFAULT_MODEL, parse_device
 from common.errors import UserError
 from common.execution.choose import choose_linear
 from common.execution.cpu.bf16_linear import OneDnnLinear
@@ -119,14 +121,21 @@ def measure(model: Decoder, token_ids: torch.Tensor) -> tuple[float, torch.Tenso
 
 
 @torch.inference_mode()
-def measure_all(model: str, device: torch.device, out: Path, only: str, again: bool) -> None:
-    """Measure every row, or those whose name has `only` in it; each is written to `out` when it is done.
+def measure_all(
+    model: cli.Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Where the record and the picture go.")] = cli.DEFAULT_FOLDER,
+    only: Annotated[str, typer.Option(help="Rows to measure now, by a part of their name.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Rows measured before, too.")] = False,
+    device: cli.Device = "auto",
+) -> None:
+    """Perplexity and greedy agreement of bf16, int8, int4, NF4, GPTQ and int8 head, as a table and a picture.
 
-    again: those too that an earlier run has measured.
+    Each row is written to `out` when it is done.
     """
+    place = parse_device(device)
     path = out / "quality.json"
     check_writable(path, out / "quality.png")
-    source = open_plain(model, device, None)
+    source = open_plain(model, place, None)
     tokenizer = load_tokenizer(model)
     calibration = calibration_tokens(tokenizer)
     text = tokens(tokenizer, DATA / "evaluation.txt")[:TOKENS]
@@ -134,10 +143,10 @@ def measure_all(model: str, device: torch.device, out: Path, only: str, again: b
     commit = environment()["commit"]
     every = list(rows(source, calibration))
     chosen = [(name, change) for name, change in every if only in name and name not in known]
-    reference = measure(build_decoder(source, torch.bfloat16, device, False), text)[1] if chosen else torch.empty(0)
+    reference = measure(build_decoder(source, torch.bfloat16, place, False), text)[1] if chosen else torch.empty(0)
     with progress_bar("quality", len(chosen)) as advance:
         for name, change in chosen:
-            decoder = build_decoder(source, torch.bfloat16, device, False)
+            decoder = build_decoder(source, torch.bfloat16, place, False)
             size = change(source, decoder)
             rest = decoder.weights_bytes() - projection_bytes(decoder)
             if isinstance(decoder.head, OneDnnLinear) and source.config.tie_word_embeddings:
@@ -196,7 +205,7 @@ def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
 
 
-def bars(rows: Sequence[Mapping[str, Any]], model: str) -> Figure:
+def bars(rows: Sequence[Mapping[str, Any]], model: str) -> plt.Figure:
     """Perplexity over bf16 of every row, one bar each; the bytes of the quantised layers next to it."""
     reference = next(row for row in rows if row["name"] == "bf16")
     shown = [row for row in rows if row is not reference]

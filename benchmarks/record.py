@@ -110,6 +110,12 @@ class Record:
     def ok(self) -> bool:
         return self.status == "ok"
 
+    @property
+    def attention_is_impossible(self) -> bool:
+        """More time in attention than the longest request took. It is timed in a run of its own: where that one was
+        slower than the timed ones, the two say nothing about each other."""
+        return bool(self.e2e_s and (self.attention_time_s or 0.0) > self.e2e_s["max"])
+
     def to_json(self) -> dict[str, Any]:
         """The fields in order; only a sweep's point has a `variant`."""
         values = asdict(self)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Column as Heading
 from rich.table import Table
 from rich.text import Text
 
@@ -17,8 +16,8 @@ from benchmarks.style import title
 from benchmarks.workloads import find
 
 DASH = "–"
+FAILED = "failed"
 EXECUTION = "+ execution"
-LOOK: Any = {"title_justify": "left", "title_style": "", "box": None}
 
 
 def rows_for(results: Results, workload: str) -> list[Record]:
@@ -91,6 +90,7 @@ def speed(record: Record) -> str:
 COLUMNS = ("stage", "output\ntokens/s", "× stage\nbefore", "\n× m0", "TTFT, s\np50", "ITL, ms\np50 / p99",
            "E2E, s\np50 / p99", "peak\nmemory")  # fmt: skip
 Column = tuple[str, Callable[[Record], str]]
+Rows = tuple[list[str], list[list[str]]]  # headings, and the cells of each row
 
 
 def _long_and_short(record: Record) -> str:
@@ -121,42 +121,37 @@ LAST_COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 """By `Workload.columns`. The KV cache of a single request says little, nor does it tell of stalls or of sharing."""
 
-SWEEP_FIGURES: dict[str, Column] = {
+_SPEED: Column = ("output tokens/s", lambda r: rate(r.output_tokens_per_s))
+SWEEP_FIGURES = {
+    **{"kv": _SPEED, "probe": _SPEED},
     "stalls": ("p99 time between tokens", lambda r: seconds(r.itl_s["p99"] if r.itl_s else None)),
     "prefix": ("median time to the first token", lambda r: seconds(r.ttft_s["p50"] if r.ttft_s else None)),
 }
-"""What the table of a sweep shows where it is not the output tokens per second."""
+"""What the table of a sweep shows, by `Workload.columns`."""
 
 
-def workload_table(results: Results, workload: str) -> Table:
+def workload_rows(results: Results, workload: str) -> Rows:
     """One row for each stage and peer."""
-    config, entry = results.config, find(workload)
-    hardware = short_hardware(results.environment, config["device"])
-    heading = f"[bold]{workload}[/]: {entry.description}\n{config['model']} · {config['dtype']} · {hardware}"
-    table = Table(title=heading, **LOOK, header_style="bold", pad_edge=False, padding=(0, 1))
-    last = LAST_COLUMNS[entry.columns]
-    for name in (*COLUMNS, *(heading for heading, _ in last)):
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    records = rows_for(results, workload)
+    last, records, rows = LAST_COLUMNS[find(workload).columns], rows_for(results, workload), list[list[str]]()
     baseline = next((r for r in records if r.stage == "m0"), None)
     before: Record | None = None
     for record in records:
         if (plain := results.plain_of(record)) is not None:
-            table.add_row(*_row(plain.stage, plain, before, baseline, last))
+            rows.append(_row(plain.stage, plain, before, baseline, last))
         name = record.stage.replace("-", "-\n") if plain is None else EXECUTION
         name += "" if record.workload == workload else f" on {record.workload}"
-        table.add_row(*_row(name, record, plain or before, baseline, last))
+        rows.append(_row(name, record, plain or before, baseline, last))
         if record.ok and record.stage not in PEERS:
             before = plain or record
-    return table
+    return [*COLUMNS, *(heading for heading, _ in last)], rows
 
 
 def _row(
     name: str, record: Record, before: Record | None, baseline: Record | None, last: Sequence[Column]
-) -> Sequence[str]:
+) -> list[str]:
     if not record.ok:
-        return name, "[red]failed[/]"
-    return (
+        return [name, FAILED, *[""] * (len(COLUMNS) + len(last) - 2)]
+    return [
         name,
         speed(record),
         DASH if record.stage in PEERS else factor(record, before),
@@ -166,7 +161,7 @@ def _row(
         _percentiles(record.e2e_s, 1, "p50", "p99"),
         size(record.peak_device_memory_bytes or record.peak_memory_bytes),
         *(tell(record) for _, tell in last),
-    )
+    ]
 
 
 def footnotes(records: Sequence[Record], plain: bool = False) -> list[str]:
@@ -183,27 +178,39 @@ def footnotes(records: Sequence[Record], plain: bool = False) -> list[str]:
 def render(results: Results) -> Group:
     """All tables with their notes, and the sweeps in brief."""
     parts: list[Table | Text] = []
-    for workload in results.config["workloads"]:
+    config = results.config
+    where = f"{config['model']} · {config['dtype']} · {short_hardware(results.environment, config['device'])}"
+    for workload in config["workloads"]:
         records = rows_for(results, workload)
-        parts += [Text(), workload_table(results, workload)]
+        heading = f"[bold]{workload}[/]: {find(workload).description}\n{where}"
+        parts += [Text(), _table(heading, workload_rows(results, workload))]
         notes = footnotes(records, any(results.plain_of(record) for record in records))
         parts += [Text(note, style="red" if " failed: " in note else "dim") for note in notes]
     for workload in dict.fromkeys(r.workload for r in results.sweeps):
-        parts += [Text(), sweep_table(workload, [r for r in results.sweeps if r.workload == workload])]
+        what, _ = SWEEP_FIGURES[find(workload).columns]
+        parts += [Text(), _table(f"[bold]sweep of {workload}[/]: {what}", sweep_rows(results, workload))]
     failed = [r for r in results.sweeps if not r.ok]
     parts += [Text(f"{r.stage} failed at {r.variant}: {r.error}", style="red") for r in failed]
     return Group(*parts)
 
 
-def sweep_table(workload: str, sweeps: Sequence[Record]) -> Table:
-    """One figure: a row for each point of the sweep, a column for each contestant."""
-    what, tell = SWEEP_FIGURES.get(find(workload).columns, ("output tokens/s", lambda r: rate(r.output_tokens_per_s)))
-    names = list(dict.fromkeys(r.stage for r in sweeps))
-    heading = f"[bold]sweep of {workload}[/]: {what}"
-    columns = [Heading(no_wrap=True), *(Heading(title(name), justify="right") for name in names)]
-    table = Table(*columns, title=heading, **LOOK, min_width=60)
+def _table(title: str, rows: Rows) -> Table:
+    look: Any = {"title_justify": "left", "title_style": "", "header_style": "bold", "box": None, "pad_edge": False}
+    table = Table(title=title, **look, min_width=60)
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows[1]:
+        table.add_row(*(f"[red]{FAILED}[/]" if cell == FAILED else cell for cell in row))
+    return table
+
+
+def sweep_rows(results: Results, workload: str) -> Rows:
+    """A row for each point of the sweep, a column for each contestant."""
+    sweeps = [r for r in results.sweeps if r.workload == workload]
+    _, tell = SWEEP_FIGURES[find(workload).columns]
+    names, rows = list(dict.fromkeys(r.stage for r in sweeps)), list[list[str]]()
     for variant in dict.fromkeys(r.variant for r in sweeps):
         here = {r.stage: r for r in sweeps if r.variant == variant}
-        cells = [DASH if name not in here else tell(here[name]) if here[name].ok else "failed" for name in names]
-        table.add_row(variant, *cells)
-    return table
+        cells = [DASH if name not in here else tell(here[name]) if here[name].ok else FAILED for name in names]
+        rows.append([variant or "", *cells])
+    return ["point", *map(title, names)], rows

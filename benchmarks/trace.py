@@ -3,9 +3,12 @@ prompts begin alike."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 import stages
+from benchmarks import cli
 from benchmarks.files import write_json
 from benchmarks.plots.memory_map import memory_map_figure
 from benchmarks.plots.picture import save_picture
@@ -15,7 +18,7 @@ from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import Draw
 from benchmarks.schedule import schedule
 from common import SamplingParams
-from common.config import parse_device, parse_dtype, stage_options
+from common.config import DEFAULT_MODEL, parse_device, parse_dtype, stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 from common.watch.trace import StepTrace
@@ -58,16 +61,24 @@ def record(
 
 
 def trace(
-    stage: str, model: str, device: str, dtype: str, folder: Path, options: Mapping[str, Any] | None = None
+    stage: Annotated[str, typer.Option(help="The stage; the one before it is recorded too.")],
+    model: cli.Model = DEFAULT_MODEL,
+    device: cli.Device = "auto",
+    dtype: cli.Dtype = "bf16",
+    folder: cli.Folder = cli.DEFAULT_FOLDER,
+    engine: cli.EngineOptions = None,
 ) -> list[Path]:
-    """Record a stage and, where that has another schedule or memory, the one before it; write the traces and the
-    pictures; returns what was written."""
-    name = stages.short_name(stage)
-    stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **(options or {})})
+    """Record some requests step by step: a timeline, a map of the KV memory, and traces that Perfetto opens.
+
+    Prints and returns the files written.
+    """
+    options, name = cli.engine_options(engine), stages.short_name(stage)
+    stages.config_for(stage, {"model": model, "device": device, "dtype": dtype, **options})
     number = stages.number(stage)
     pair = [stages.short_name(n) for n in range(max(0, number - 1), number + 1)]
     shared = SHARED if number >= 6 else 0
-    runs = [record(one, model, device, dtype, options, shared) for one in (pair[1:] if name in TIMED else pair)]
+    # The stage before it, too, where that has another schedule or memory.
+    runs = [record(one, model, device, dtype, options or None, shared) for one in (pair[1:] if name in TIMED else pair)]
     written: list[Path] = []
     for run in runs:
         count, taken = len(run.trace.steps), sum(step.duration for step in run.trace.steps)
@@ -85,4 +96,5 @@ def trace(
     if name == "m6":
         nodes, hit_rate = record_prefixes("m6", model, device, dtype, options)
         written.append(save_picture(folder / "m6_tree.png", lambda: prefix_tree_figure(nodes, hit_rate)))
+    print(*written, sep="\n")
     return written

@@ -38,11 +38,7 @@ class Admission:
         config_ends, known = model.config.eos_token_ids, tokenizer
         ends = {*config_ends, *known.eos_token_ids, *known.turn_end_token_ids} if known else config_ends
         self.structures = Structures(tokenizer, model.config.vocab_size, ends)
-        self._prompts = itertools.count()
         self._samples = itertools.count()
-
-    def next_number(self) -> int:
-        return next(self._prompts)
 
     def samples(
         self,
@@ -59,20 +55,15 @@ class Admission:
         """The `params.n` samples of a prompt. Raises `UserError` for whatever can never run."""
         priority, arrival_time = plain(priority), plain(arrival_time)
         times = isinstance(arrival_time or 0.0, int | float) and isfinite(arrival_time or 0.0)
-        require(
-            isinstance(priority, int) and times,
-            f"priority is a whole number and arrival_time a time in seconds, not {priority!r} and {arrival_time!r}",
-        )
-        require(
-            cache_salt is None or (isinstance(cache_salt, str) and bool(cache_salt)),
-            f"cache_salt is a text that is not empty, or None, not {cache_salt!r}",
-        )
+        wrong = f"not {priority!r} and {arrival_time!r}"
+        known = isinstance(priority, int) and times
+        require(known, f"priority is a whole number and arrival_time a time in seconds, {wrong}")
+        known = cache_salt is None or (isinstance(cache_salt, str) and bool(cache_salt))
+        require(known, f"cache_salt is a text that is not empty, or None, not {cache_salt!r}")
         token_ids = encode_prompt(prompt, tokenizer, self._model.config.vocab_size, chat_template_kwargs)
         self._check_room(len(token_ids), params)
-        require(
-            not params.stop_strings or tokenizer is not None,
-            "stop strings need a tokenizer, and this model has none: use stop_token_ids",
-        )
+        without = "stop strings need a tokenizer, and this model has none: use stop_token_ids"
+        require(not params.stop_strings or tokenizer is not None, without)
         end_token_ids = set(self._model.config.eos_token_ids)
         if tokenizer is not None:
             params = _with_stop_tokens(params, tokenizer)
@@ -83,7 +74,8 @@ class Admission:
         unknown = [token for token in params.logit_bias if token >= vocab]
         require(not unknown, f"logit_bias names tokens that the model's vocabulary of {vocab} has not: {unknown[:5]}")
         seed = params.seed if params.seed is not None else mix(self._seed, number)
-        return [
+        stops = params.stop_strings, params.min_tokens
+        samples = [
             Request(
                 id=request_id if index == 0 else f"{request_id}#{index}",
                 output_id=request_id,
@@ -96,29 +88,25 @@ class Admission:
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
                 cache_salt=cache_salt,
-                detokenizer=_detokenizer(tokenizer, len(token_ids), params),
+                detokenizer=tokenizer and Detokenizer(tokenizer.backend, len(token_ids), *stops),
                 structure=self.structures.begin(params, {*params.stop_token_ids, *end_token_ids}),
             )
             for index in range(params.n)
         ]
+        for sample in samples[1:]:
+            sample.prompt_logprobs = None  # the first one's are those of all
+        return samples
 
     def _check_room(self, num_tokens: int, params: SamplingParams) -> None:
         wanted = max(1, params.max_tokens)  # the step behind a prompt always draws
-        total = num_tokens + wanted
-        require(
-            total <= self._max_model_len,
-            f"the prompt has {num_tokens} tokens; with max_tokens={wanted} that is {total}, over "
-            f"max_model_len={self._max_model_len}: shorten the prompt or lower max_tokens",
-        )
-        require(
-            params.n <= self._scheduler.max_num_seqs,
-            f"n={params.n} samples run together, over max_num_seqs={self._scheduler.max_num_seqs}: lower n",
-        )
-        require(
-            self._scheduler.cache.fits(total, params.n),
-            f"prompt and output, {total} tokens, are more than the whole KV cache holds: raise kv_cache_memory, "
-            "shorten the prompt, or lower max_tokens or n",
-        )
+        total, most = num_tokens + wanted, self._scheduler.max_num_seqs
+        length = f"the prompt has {num_tokens} tokens; with max_tokens={wanted} that is {total}"
+        hint = "shorten the prompt or lower max_tokens"
+        require(total <= self._max_model_len, f"{length}, over max_model_len={self._max_model_len}: {hint}")
+        require(params.n <= most, f"n={params.n} samples run together, over max_num_seqs={most}: lower n")
+        too_long = f"prompt and output, {total} tokens, are more than the whole KV cache holds"
+        hint = "raise kv_cache_memory, shorten the prompt, or lower max_tokens or n"
+        require(self._scheduler.cache.fits(total, params.n), f"{too_long}: {hint}")
 
 
 def _with_stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
@@ -132,9 +120,3 @@ def _with_stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> SamplingP
         require(not inside or stop in special, never)
     ends = [special[stop] for stop in params.stop_strings if stop in special]
     return replace(params, stop_token_ids=(*params.stop_token_ids, *ends)) if ends else params
-
-
-def _detokenizer(tokenizer: Tokenizer | None, num_prompt_tokens: int, params: SamplingParams) -> Detokenizer | None:
-    if tokenizer is None:
-        return None
-    return Detokenizer(tokenizer.backend, num_prompt_tokens, params.stop_strings, params.min_tokens)

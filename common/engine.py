@@ -1,5 +1,6 @@
 """The engine: requests in, tokens out, one step at a time. The same for all stages; a stage only brings the parts."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -52,6 +53,7 @@ class Engine:
         self.note: str | None = runner.model.note  # what a reader of its figures must know
         self.watch = StepWatch(scheduler)
         self._admission = Admission(config, scheduler, runner.model, tokenizer, max_model_len)
+        self._numbers = itertools.count()  # of prompts
         self._requests: dict[str, list[Request]] = {}  # the samples of each prompt, by the caller's id
         self._undelivered: list[RequestOutput] = []
         self._planned: deque[StepPlan] = deque()  # started, not collected
@@ -84,7 +86,7 @@ class Engine:
         """
         require(not self._closed, "the engine is closed: build a new one")
         params = params or SamplingParams()
-        number = self._admission.next_number()
+        number = next(self._numbers)
         request_id = request_id or f"request-{number}"
         require(request_id not in self._requests, f"request id {request_id!r} is in use: choose another")
         samples = self._admission.samples(
@@ -199,9 +201,8 @@ class Engine:
     ) -> list[str]:
         require(not isinstance(prompts, str), "give a list of prompts: write [prompt]")
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
-        require(
-            len(each) == len(prompts), f"{len(prompts)} prompts but {len(each)} sampling params: give one, or one each"
-        )
+        counts = f"{len(prompts)} prompts but {len(each)} sampling params"
+        require(len(each) == len(prompts), f"{counts}: give one, or one each")
         ids: list[str] = []
         try:
             for prompt, p in zip(prompts, each, strict=True):

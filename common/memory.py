@@ -27,11 +27,9 @@ def allocate_kv(shape: Sequence[int], dtype: torch.dtype, device: torch.device, 
     try:
         return torch.zeros(tuple(shape), dtype=dtype, device=device, pin_memory=pinned)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises it plainly
-        size = math.prod(shape) * dtype.itemsize
-        raise UserError(
-            f"no room for {size:,} bytes of KV cache on {device}: lower kv_cache_memory, swap_space, max_num_seqs or "
-            "max_model_len"
-        ) from error
+        problem = f"no room for {math.prod(shape) * dtype.itemsize:,} bytes of KV cache on {device}"
+        hint = "lower kv_cache_memory, swap_space, max_num_seqs or max_model_len"
+        raise UserError(f"{problem}: {hint}") from error
 
 
 def kv_budget(config: EngineConfig, model: Decoder) -> int:
@@ -49,12 +47,10 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - step
-    if budget <= 0:
-        raise UserError(
-            f"gpu_memory_utilization={config.gpu_memory_utilization:g} of {total:,} bytes leaves nothing for the KV "
-            f"cache: {total - free:,} are taken, and a step needs {step:,}. Raise it, or lower max_num_batched_tokens "
-            "or max_num_seqs"
-        )
+    share = f"gpu_memory_utilization={config.gpu_memory_utilization:g} of {total:,} bytes"
+    taken = f"{total - free:,} are taken, and a step needs {step:,}"
+    hint = "Raise it, or lower max_num_batched_tokens or max_num_seqs"
+    require(budget > 0, f"{share} leaves nothing for the KV cache: {taken}. {hint}")
     return budget
 
 
@@ -71,10 +67,8 @@ def _bytes_of_largest_step(config: EngineConfig, model: Decoder) -> int:
         hidden = model(tokens, tokens, lambda layer, q, k, v: q.contiguous())
         sample(model.logits(hidden[:rows]), requests, [1] * rows)
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory on {device} in a trial step of {len(tokens)} tokens and {rows} requests: lower "
-            "max_num_batched_tokens or max_num_seqs"
-        ) from error
+        problem = f"out of memory on {device} in a trial step of {len(tokens)} tokens and {rows} requests"
+        raise UserError(f"{problem}: lower max_num_batched_tokens or max_num_seqs") from error
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
@@ -88,10 +82,8 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     blocks = min(most, budget // block_bytes)
     require(blocks >= 1, f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
     cpu_blocks = min(most, config.swap_space // block_bytes)
-    if config.swap_space and not cpu_blocks:
-        raise UserError(
-            f"swap_space ({config.swap_space:,} bytes) holds no block of {block_bytes:,} bytes: raise it, or 0"
-        )
+    too_little = f"swap_space ({config.swap_space:,} bytes) holds no block of {block_bytes:,} bytes: raise it, or 0"
+    require(cpu_blocks > 0 or not config.swap_space, too_little)
     return blocks, cpu_blocks
 
 
@@ -99,9 +91,7 @@ def rows_in_budget(config: EngineConfig, model: Decoder, bytes_per_row: int) -> 
     """How many requests of `max_model_len` tokens fit, `max_num_seqs` at most; `UserError` if not even one."""
     budget = kv_budget(config, model)
     rows = min(config.max_num_seqs, budget // bytes_per_row)
-    if rows < 1:
-        raise UserError(
-            f"kv_cache_memory ({budget:,} bytes) holds no request of max_model_len tokens ({bytes_per_row:,} bytes): "
-            "lower max_model_len or raise kv_cache_memory"
-        )
+    too_little = f"holds no request of max_model_len tokens ({bytes_per_row:,} bytes)"
+    hint = "lower max_model_len or raise kv_cache_memory"
+    require(rows >= 1, f"kv_cache_memory ({budget:,} bytes) {too_little}: {hint}")
     return rows

@@ -36,10 +36,12 @@ class SamplingParams:
     ignore_eos: Annotated[bool, "Go on after the model says that it has ended."] = False
     seed: int | None = None  # of the request's own noise; None or -1: one derived from the engine's seed
     # structured output: the whole answer fits one of these, unless max_tokens or a stop string cuts it
-    schema: Mapping[str, Any] | str | None = field(default=None, hash=False)  # a JSON schema
-    regex: str | None = None
-    grammar: str | None = None  # in Lark's syntax, or GBNF
-    json_object: bool = False  # any JSON object
+    schema: Annotated[Mapping[str, Any] | str | None, "A JSON schema, as JSON, that the whole answer fits."] = field(
+        default=None, hash=False
+    )
+    regex: Annotated[str | None, "A regular expression that the whole answer fits."] = None
+    grammar: Annotated[str | None, "A grammar (Lark's syntax, or GBNF) that the whole answer fits."] = None
+    json_object: Annotated[bool, "The answer is a JSON object."] = False
     # added to the model's logits of these tokens, -100 ... 100, before penalties; log-probabilities do not have it
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
     logprobs: Annotated[int | None, "Of this many likeliest tokens (0: the sampled one alone), in --json."] = None
@@ -102,7 +104,11 @@ class SamplingParams:
         if self.structure is not None:
             kind, text = self.structure
             wanted = self.json_object or isinstance(getattr(self, kind), str)
-            require(wanted, f"{kind} takes a text" + " or a dictionary" * (kind == "schema"))
+            require(
+                wanted,
+                f"{kind} takes a text"
+                + " or a dictionary, such as a pydantic Model.model_json_schema()" * (kind == "schema"),
+            )
             require(len(text) <= MAX_STRUCTURE, f"{kind} has {len(text)} characters: at most {MAX_STRUCTURE} are taken")
 
     @property

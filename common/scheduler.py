@@ -3,20 +3,11 @@
 import abc
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from common.kv_cache import KVCacheManager, PagedManager, PrefixCache
 from common.plan import Chunk, StepPlan
 from common.queue import WaitingQueue
 from common.request import Request, RequestStatus, SampledToken
-
-
-class Queues(NamedTuple):
-    """How many requests are where."""
-
-    waiting: int
-    running: int
-    swapped: int
 
 
 class Scheduler(abc.ABC):
@@ -123,9 +114,6 @@ class Scheduler(abc.ABC):
         for request in self.waiting:  # it may have been about to start
             self._release(request)
             request.num_computed_tokens = 0
-
-    def queues(self) -> Queues:
-        return Queues(len(self.waiting), len(self.running), len(self.swapped))
 
     def take_num_sampled(self) -> int:
         """How many tokens requests have gained, counted once."""

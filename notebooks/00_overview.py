@@ -7,19 +7,17 @@
 # You need: PyTorch, and what a transformer is. About 15 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 from itertools import pairwise
 
-import torch
-
+import stages
 from benchmarks.recipes import first, uniform
 from benchmarks.table import rate, seconds
 from benchmarks.workloads import Size, find
 from common import Engine, SamplingParams
 from notebooks.checks import overview as check
 from notebooks.kit import HERE, change, compare, draw_bars, measure, say, show_source, table
+
+import torch
 
 # %% [markdown]
 # ## The problem

@@ -6,13 +6,9 @@
 # You need: any of the notebooks before this one, better all. About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 from itertools import pairwise
 
-import torch
-
+import stages
 from benchmarks.recipes import BenchRequest, first, interference
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
@@ -21,9 +17,11 @@ from common.config import parse_dtype
 from common.models.load import open_source
 from common.models.weights import tensor_shapes
 from notebooks.checks import compare as check
-from notebooks.kit import HERE, change, compare, draw_bars, measure, read_bandwidth, say, show_source, table
+from notebooks.kit import HERE, compare, draw_bars, measure, read_bandwidth, say, show_source, table
 from stages.m0_baseline import engine as first_engine
 from stages.m7_gptq import engine as last_engine
+
+import torch
 
 NAMES = [stages.short_name(folder) for folder in stages.names()]
 
@@ -126,15 +124,8 @@ draw_bars(list(records.values()), panels)
 # %% [markdown]
 # ## Where it loses
 #
-# On one workload some stages gain nothing, or even lose:
-
-# %%
-pairs = [(name, speed[name], speed[before]) for before, name in pairwise(NAMES)]
-flat = [f"{name} ({change(now, old)})" for name, now, old in pairs if now < 1.1 * old]
-say(f"""
-Less than 10 % faster here than the stage before: **{", ".join(flat) or "none"}**. Other workloads show what they are for: m5 a
-long prompt that arrives while others decode, m6 prompts that begin alike.
-""")
+# On one workload some stages gain nothing, or even lose: those with about 1 or less under *times the stage before* above. Other
+# workloads show what they are for: m5 a long prompt that arrives while others decode, m6 prompts that begin alike.
 
 # %%
 arriving = Size(interference(3, 1, 12, 16, 768, 4), 5, 800, options={"max_num_batched_tokens": 1536})

@@ -6,7 +6,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,13 +71,11 @@ def measure_prompts(stage: str, lengths: Sequence[int], outputs: int = 16, **opt
 @contextmanager
 def _warm(stage: str, size: Size, options: Mapping[str, Any]) -> Generator[StageContestant]:
     wanted = stage_options(number(stage), options)
-    contestant = StageContestant(stage, Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted))
-    try:
+    setting = Setting.of(HERE["model"], HERE["dtype"], HERE["device"], size, wanted)
+    with closing(StageContestant(stage, setting)) as contestant:
         with progress_bar(f"{stage}: warming up", 1):
             warm_up(contestant, size, WARMUP_TOKENS["cpu"])
         yield contestant
-    finally:
-        contestant.close()
 
 
 def _run(stage: str, contestant: StageContestant, size: Size) -> Record:

@@ -7,14 +7,9 @@
 # You need: `m3_paged_kv` and, for the draft, `m7_gptq`. About 30 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
-import torch
-
+import stages
 from benchmarks.quality import projection_bytes
 from benchmarks.style import SOFT, STAGE_COLORS
 from benchmarks.table import size as written
@@ -26,6 +21,9 @@ from common.watch.progress import progress_bar
 from notebooks.checks import long_context as check
 from notebooks.kit import HERE, say, show_source, table
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
+
+import matplotlib.pyplot as plt
+import torch
 
 # %% [markdown]
 # ## The problem

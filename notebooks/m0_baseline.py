@@ -7,11 +7,7 @@
 # You need: PyTorch, and what a transformer decoder is. About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
-import torch
-
+import stages
 from benchmarks.plots.timeline import Traced, timeline_figure
 from benchmarks.recipes import uniform
 from benchmarks.table import rate, seconds
@@ -24,6 +20,8 @@ from notebooks.kit import HERE, compare, measure, say, show_picture, show_source
 from stages.m0_baseline.attention import FullAttention
 from stages.m0_baseline.batch import pad_batch
 from stages.m0_baseline.scheduler import StaticScheduler
+
+import torch
 
 # %% [markdown]
 # ## The problem

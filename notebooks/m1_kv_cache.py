@@ -6,12 +6,6 @@
 # You need: PyTorch, and what a decoder does (`m0_baseline`). About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
-import matplotlib.pyplot as plt
-import torch
-
 from benchmarks.recipes import uniform
 from benchmarks.table import rate, seconds
 from benchmarks.table import size as written
@@ -23,6 +17,9 @@ from notebooks.kit import HERE, compare, draw_lines, measure, say, show_source
 from stages.m0_baseline.scheduler import StaticScheduler
 from stages.m1_kv_cache.attention import RowAttention
 from stages.m1_kv_cache.kv_cache import RowCache
+
+import matplotlib.pyplot as plt
+import torch
 
 # %% [markdown]
 # ## The problem

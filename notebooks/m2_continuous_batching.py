@@ -7,13 +7,8 @@
 # You need: `m1_kv_cache`. About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 from collections import deque
 from itertools import accumulate, pairwise
-
-import torch
 
 from benchmarks.plots.timeline import timeline_figure
 from benchmarks.recipes import first, uniform
@@ -27,6 +22,8 @@ from stages.m2_continuous_batching.attention import SlotAttention
 from stages.m2_continuous_batching.batch import ragged_batch
 from stages.m2_continuous_batching.kv_cache import SlotCache
 from stages.m2_continuous_batching.scheduler import ContinuousScheduler
+
+import torch
 
 # %% [markdown]
 # ## The problem

@@ -7,11 +7,6 @@
 # You need: `m2_continuous_batching`. About 25 minutes.
 
 # %% tags=["setup"]
-import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
-import torch
-
 from benchmarks.plots.memory_map import memory_map_figure
 from benchmarks.recipes import uniform
 from benchmarks.table import rate, seconds
@@ -23,6 +18,8 @@ from stages.m3_paged_kv.attention import GatherAttention
 from stages.m3_paged_kv.block_pool import BlockPool
 from stages.m3_paged_kv.kv_cache import PagedCache
 from stages.m3_paged_kv.preemption import Preemption
+
+import torch
 
 # %% [markdown]
 # ## The problem

@@ -7,14 +7,8 @@
 # You need: `m3_paged_kv`, and softmax. About 30 minutes.
 
 # %% tags=["setup"]
-import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 import inspect
 import json
-
-import matplotlib.pyplot as plt
-import torch
 
 from benchmarks.recipes import uniform
 from benchmarks.table import seconds
@@ -29,6 +23,9 @@ from stages.m2_continuous_batching.attention import full_attention
 from stages.m3_paged_kv.attention import GatherAttention
 from stages.m4_flash_attention.attention import FlashAttention, attend_blocks, flash_attention
 from stages.m4_flash_attention.fast.kernels import cpu_decode, cpu_prefill
+
+import matplotlib.pyplot as plt
+import torch
 
 # %% [markdown]
 # ## The problem

@@ -7,13 +7,7 @@
 # You need: `m2_continuous_batching`; `m4_flash_attention` helps. About 20 minutes.
 
 # %% tags=["setup"]
-import stages  # noqa: F401 - first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 import time
-
-import matplotlib.pyplot as plt
-import torch
 
 from benchmarks.plots.schedule import longest_gap, schedule_figure
 from benchmarks.recipes import LONG, SHORT, interference
@@ -26,6 +20,9 @@ from notebooks.kit import HERE, change, compare, draw_lines, each, measure, say,
 from stages.m3_paged_kv.scheduler import PagedScheduler
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
+
+import matplotlib.pyplot as plt
+import torch
 
 # %% [markdown]
 # ## The problem

@@ -7,13 +7,9 @@
 # You need: `m3_paged_kv`. About 30 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
-
+import stages
 from benchmarks.plots.prefix_tree import prefix_tree_figure
 from benchmarks.prefixes import record_prefixes
 from benchmarks.recipes import chats
@@ -27,6 +23,8 @@ from notebooks.kit import HERE, change, compare, draw_lines, measure, say, show_
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.hash_index import HashIndex, _is, chain_hash
 from stages.m6_prefix_caching.prefix_cache import PrefixPagedCache
+
+import matplotlib.pyplot as plt
 
 # %% [markdown]
 # ## The problem

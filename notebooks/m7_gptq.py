@@ -6,14 +6,9 @@
 # You need: PyTorch, a little linear algebra, and `m1_kv_cache`. About 30 minutes.
 
 # %% tags=["setup"]
-import stages  # first: it bounds how long idle threads spin, before PyTorch is loaded
-
-# isort: split
 import copy
 
-import matplotlib.pyplot as plt
-import torch
-
+import stages
 from benchmarks import quality
 from benchmarks.recipes import uniform
 from benchmarks.style import SOFT
@@ -33,6 +28,9 @@ from stages.m7_gptq.gptq import gptq, inverse_factor
 from stages.m7_gptq.linear import QuantizedLinear
 from stages.m7_gptq.load import build_quantized_decoder
 from stages.m7_gptq.settings import Settings
+
+import matplotlib.pyplot as plt
+import torch
 
 # %% [markdown]
 # m7 needs the model in 4 bits. The first cell that builds m7 makes it, once and in some minutes; the line under the cell says
@@ -258,7 +256,8 @@ plt.show()
 # %% [markdown]
 # ## Where it loses
 #
-# **Many tokens in a step.** Where a step computes longer than it reads, unpacking a weight is only more work:
+# **Many tokens in a step.** Where a step computes longer than it reads, unpacking a weight is only more work. Below 1, m7 is
+# slower (one run each):
 
 # %%
 prompt = Size(uniform(1, (512, 512), (2, 2)), max_num_seqs=1, max_model_len=576)
@@ -272,9 +271,6 @@ table(
         ["times as fast", *(f"{times:.2f}" for times in by_rows), f"{prompts[0] / prompts[1]:.2f}"],
     ],
 )
-slower = [f"{rows} request{'s' * (rows > 1)}" for rows, times in zip(ROWS, by_rows, strict=True) if times < 1]
-slower += ["the prompt"] * (prompts[0] < prompts[1])
-say(f"Slower than m6 here: **{', '.join(slower) or 'none of them'}** (one run each).")
 
 # %% [markdown]
 # **Quality.** Perplexity on 1,024 tokens outside the calibration text. GPTQ here is the model that m7 runs, with a search for

@@ -81,7 +81,7 @@ def assert_empty(engine: Engine) -> None:
     left = [metrics[name] for name in ("waiting", "running", "swapped", "kv_reserved_bytes", "kv_used_bytes")]
     assert left == [0, 0, 0, 0, 0] and not engine.has_unfinished and not engine._requests
     cpu_pool = getattr(engine.scheduler.cache, "cpu_pool", None)
-    assert cpu_pool is None or cpu_pool.num_used == 0
+    assert cpu_pool is None or cpu_pool.num_free == cpu_pool.num_blocks
     engine.scheduler.cache.check_integrity()
 
 

@@ -86,7 +86,8 @@ def test_help_pages_name_every_command_and_option(capsys: pytest.CaptureFixture[
 def test_every_engine_option_has_a_flag() -> None:
     """A stage that brings an option to EngineConfig or SamplingParams brings its flag too."""
     assert set(ENGINE) == set(EngineConfig.__dataclass_fields__)
-    assert set(SAMPLING) == set(SamplingParams.__dataclass_fields__) - {"seed", "stop_token_ids"}
+    of_python = {"seed", "stop_token_ids", "logit_bias", "prompt_logprobs"}
+    assert set(SAMPLING) == set(SamplingParams.__dataclass_fields__) - of_python
 
 
 @pytest.mark.parametrize(
@@ -218,14 +219,14 @@ def test_chat_answers_each_line_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsy
     original = Conversation.prompt
 
     def spy(self: Conversation, question: str) -> list[int]:
-        seen.append(f"{len(self.turns)} {question}")
+        seen.append(f"{len(self.messages)} {question}")
         return original(self, question)
 
     monkeypatch.setattr(Conversation, "prompt", spy)
     pipe(monkeypatch, "hi\n\nagain\n/reset\n/what\nanew\n/quit\nnever\n")
     assert cli("chat", "--max-tokens", "4", "--system", "be brief", *TINY, build=build_talking) == 0
     out, err = capsys.readouterr()
-    assert seen == ["0 hi", "1 again", "0 anew"]
+    assert seen == ["0 hi", "2 again", "0 anew"]
     assert err.count("tokens/s") == 3
     assert "/what is no command" in err
     assert out.endswith("\n")
@@ -234,7 +235,8 @@ def test_chat_answers_each_line_of_a_pipe(monkeypatch: pytest.MonkeyPatch, capsy
 def test_conversation_forgets_the_oldest_turns_first() -> None:
     tokenizer = byte_tokenizer()
     conversation = Conversation(tokenizer, room=40, system="S")
-    conversation.turns = [("old" * 5, "x"), ("new", "y")]
+    conversation.add("old" * 5, "x")
+    conversation.add("new", "y")
     prompt = tokenizer.decode(conversation.prompt("q"))
     assert prompt == "s:S;u:new;a:y;u:q;a:"
     with pytest.raises(UserError, match="shorten it"):
@@ -385,18 +387,11 @@ def test_chat_in_a_terminal_survives_errors_and_ctrl_c_which_ends_it_at_the_prom
 def test_bench_hands_everything_to_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[Sequence[str]] = []
 
-    class Process:
-        def __init__(self, command: Sequence[str]) -> None:
-            commands.append(command)
-            self.interrupts = 1
+    def become(program: str, command: Sequence[str]) -> None:
+        commands.append(command)
+        raise SystemExit(130)
 
-        def wait(self) -> int:
-            if self.interrupts:
-                self.interrupts -= 1
-                raise KeyboardInterrupt
-            return 130
-
-    monkeypatch.setattr("common.cli.app.subprocess.Popen", Process)
+    monkeypatch.setattr("common.cli.app.os.execv", become)
     assert cli("bench", "--workload", "single", "--quick") == 130
     expected = ["-m", "benchmarks", "compare", "--stages", "m1", "--workload", "single", "--quick"]
     assert commands == [[sys.executable, *expected]]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from common import Engine, SamplingParams, UserError
-from common.sampling.prompt_scores import ROWS
+from common.plan import Chunk, StepPlan
+from common.request import Request
+from common.sampling.prompt_scores import ROWS, score_prompts
 from tests.engine_checks import CHUNKED, CONTINUOUS, PAGED, SHARING, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.fake_graphs import FakeRecorder, fake_graphs
 from tests.helpers import all_logits
@@ -98,6 +104,17 @@ def test_no_more_logits_than_of_a_few_rows_are_held(build: Build, monkeypatch: p
     assert sum(rows) == 400 and max(rows) == ROWS
 
 
+@pytest.mark.parametrize("stage", ALL)
+def test_several_samples_of_a_prompt_score_it_once(build: Build, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(stage)
+    model, rows = engine.runner.model, list[int]()
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: (rows.append(len(hidden)), logits(hidden))[1])
+    (output,) = engine.generate([PROMPTS[5]], exactly(2, prompt_logprobs=1, n=3))
+    assert sum(rows) == len(PROMPTS[5]) - 1 + 3 * 2
+    assert_plain(engine, PROMPTS[5], 1, output.prompt_logprobs)
+
+
 def test_without_them_a_token_is_generated(build: Build) -> None:
     with pytest.raises(UserError, match=r"max_tokens must be .*1"):
         SamplingParams(max_tokens=0)
@@ -108,3 +125,25 @@ def test_without_them_a_token_is_generated(build: Build) -> None:
             SamplingParams(prompt_logprobs=wrong)  # type: ignore
     with pytest.raises(UserError, match="max_model_len"):
         build("m1", max_model_len=16).generate([PROMPTS[3]], exactly(0, prompt_logprobs=0))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_the_memory_of_logits_is_used_again() -> None:
+    """And not kept from use by small results that lie between them."""
+    vocab, length = 50_000, 20 * ROWS
+    request = Request("long", [7] * length, exactly(0, prompt_logprobs=1), frozenset(), seed=0, arrival_time=0.0)
+    plan = StepPlan([Chunk(request, 0, length)])
+    hidden = torch.rand(length, 1)
+    model: Any = SimpleNamespace(
+        logits=lambda rows: rows.expand(-1, vocab).clone(), config=SimpleNamespace(vocab_size=vocab)
+    )
+    batch: Any = SimpleNamespace(sequences=lambda: [(0, length, length)])
+    score_prompts(model, plan, batch, hidden)
+    before = resident()
+    found = [score_prompts(model, plan, batch, hidden) for _ in range(2)]
+    assert resident() - before < 10 * ROWS * vocab * 4, "logits of a few parts, and not of all"
+    assert len(found[0][0].output.token_ids) == length - 1
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common import SamplingParams
-from common.kv_cache import KVUsage
 from common.plan import StepPlan
 from common.request import Request, SampledToken
 from common.scheduler import Scheduler
+from common.watch.kv_memory import KVUsage
 
 EOS = 9
 

@@ -9,7 +9,6 @@ if "inline" not in (matplotlib.get_backend(auto_select=False) or ""):
     matplotlib.use("Agg")  # pictures go to files, and need no screen; a notebook shows them itself
 
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.plots.block_size import block_size
@@ -24,7 +23,7 @@ from benchmarks.plots.stalls import stalls
 from benchmarks.plots.throughput import throughput
 from benchmarks.style import RC
 
-PICTURES: dict[str, Callable[[Results, str], Figure | None]] = {
+PICTURES: dict[str, Callable[[Results, str], plt.Figure | None]] = {
     **{"throughput": throughput, "latency": latency, "memory": memory, "time-per-token": time_by_position},
     **{"block-size": block_size, "stalls": stalls, "chunk-size": chunk_size, "hit-rate": hit_rate},
     **{"by-turn": by_turn, "": by_length},

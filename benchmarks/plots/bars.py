@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.environment import short_hardware
@@ -89,12 +87,12 @@ def runs_of(records: Sequence[Record]) -> str:
     return "the median run" + (f" ({', '.join(single)}: the only one)" if single else "")
 
 
-def figure_with_rows(panels: int, rows: int) -> tuple[Figure, list[Axes]]:
+def figure_with_rows(panels: int, rows: int) -> tuple[plt.Figure, list[plt.Axes]]:
     figure, axes = plt.subplots(1, panels, sharey=True, figsize=(WIDTH, 1.9 + 0.62 * rows), squeeze=False)
     return figure, list(axes[0])
 
 
-def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
+def name_rows(axis: plt.Axes, records: Sequence[Record], workload: str) -> None:
     """By the stage's name; `+ execution` behind the row of the idea alone. In brackets: why it is not comparable."""
     notes = [f"ran {r.workload}" if r.workload != workload else idle(r) for r in records]
     notes[0] = notes[0].removeprefix(idle(records[0]))  # what the others are compared with
@@ -109,7 +107,7 @@ def name_rows(axis: Axes, records: Sequence[Record], workload: str) -> None:
 
 
 def bars(
-    axis: Axes, records: Sequence[Record], workload: str, value: Value, reach: Value, label: Callable[[Record], str]
+    axis: plt.Axes, records: Sequence[Record], workload: str, value: Value, reach: Value, label: Callable[[Record], str]
 ) -> None:
     """A bar a row up to `value`, and its label behind the farther of `value` and `reach`, a whisker's end.
 
@@ -131,8 +129,8 @@ def bars(
 
 
 def finish(
-    figure: Figure, results: Results, workload: str, records: Sequence[Record], finding: str, how_to_read: str
-) -> Figure:
+    figure: plt.Figure, results: Results, workload: str, records: Sequence[Record], finding: str, how_to_read: str
+) -> plt.Figure:
     """The finding on top; below, how to read it, what sets its peers apart, and what was measured where."""
     for name in STAGE_TITLES.values():
         finding = finding.replace(name, name.replace(" ", "\u00a0"))  # no line ends within a name

@@ -3,8 +3,6 @@
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.compare import Results
@@ -13,7 +11,7 @@ from benchmarks.record import Record
 from benchmarks.style import SOFT, WIDTH, color, title
 
 
-def block_size(results: Results, workload: str) -> Figure | None:
+def block_size(results: Results, workload: str) -> plt.Figure | None:
     """From a sweep whose variants are named `block_size=16`; None where there is none."""
     there = (r for r in results.sweeps if r.ok and r.workload == workload)
     points = [r for r in there if (r.variant or "").startswith("block_size")]
@@ -36,7 +34,7 @@ def _size(record: Record) -> int:
     return int((record.variant or "").partition("=")[2])
 
 
-def _lines(axis: Axes, points: list[Record], value: Value, name: str, form: str) -> None:
+def _lines(axis: plt.Axes, points: list[Record], value: Value, name: str, form: str) -> None:
     sizes = sorted({_size(r) for r in points})
     for stage in dict.fromkeys(r.stage for r in points):
         mine = {_size(r): r for r in points if r.stage == stage}

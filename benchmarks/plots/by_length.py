@@ -3,8 +3,6 @@
 import math
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.compare import Results
@@ -19,20 +17,15 @@ from benchmarks.workloads import find, find_size
 Line = list[tuple[int, Record]]  # the records of one contestant with their prompt lengths, the shortest first
 
 
-def impossible(record: Record) -> bool:
-    """More time in attention than the request took: it is timed in a run of its own, and that one was slower."""
-    return bool(record.e2e_s and (record.attention_time_s or 0.0) > record.e2e_s["max"])
-
-
 PANELS: tuple[tuple[str, Value, Write], ...] = (
-    ("time in attention", lambda r: None if impossible(r) else r.attention_time_s, seconds),
+    ("time in attention", lambda r: None if r.attention_is_impossible else r.attention_time_s, seconds),
     ("time to first token", lambda r: r.ttft_s["p50"] if r.ttft_s else None, seconds),
     ("activations at their peak", lambda r: r.peak_activation_bytes, size),
 )
 APART = 0.075  # between labels, and between marks: of the panel's height
 
 
-def by_length(results: Results, workload: str) -> Figure | None:
+def by_length(results: Results, workload: str) -> plt.Figure | None:
     """None unless the workload is probed and two lengths or more have figures."""
     if not find(workload).probed:
         return None
@@ -55,8 +48,9 @@ def by_length(results: Results, workload: str) -> Figure | None:
     if unknown := dict.fromkeys(r.stage for r in done if r.attention_time_s is None or not r.peak_activation_bytes):
         how += f" Steps replayed from CUDA graphs ({', '.join(unknown)}) show neither." if _on_gpu(results) else ""
     how += note_on_execution(results, done)
-    for record in filter(impossible, done):
-        how += f" Left out: {record.stage}'s attention at {_length(results, record):,}, longer than its request."
+    for record in done:
+        if record.attention_is_impossible:
+            how += f" Left out: {record.stage}'s attention at {_length(results, record):,}, longer than its request."
     if failed := [record for record in records if not record.ok]:
         memory = all(OUT_OF_MEMORY in (record.error or "") for record in failed)
         how += f" ×: the stage {'ran out of memory' if memory else 'failed'} at this length."
@@ -81,7 +75,7 @@ def _lines(results: Results, workload: str) -> dict[str, Line]:
     return {stage: sorted(line, key=lambda point: point[0]) for stage, line in lines.items() if line}
 
 
-def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Write) -> None:
+def _panel(axis: plt.Axes, lines: dict[str, Line], value: Value, write: Write) -> None:
     points = {stage: [(n, y) for n, r in line if r.ok and (y := value(r) or 0) > 0] for stage, line in lines.items()}
     failed = {stage: fails for stage, line in lines.items() if (fails := [n for n, r in line if not r.ok])}
     everything = [y for line in points.values() for _, y in line] or [1.0]
@@ -108,7 +102,7 @@ def _panel(axis: Axes, lines: dict[str, Line], value: Value, write: Write) -> No
             _label(axis, length, end, text, stage)
 
 
-def _scale(axis: Axes, lengths: list[int], low: float, high: float, rows: int, write: Write) -> None:
+def _scale(axis: plt.Axes, lengths: list[int], low: float, high: float, rows: int, write: Write) -> None:
     """Both axes, with room on the right for labels and on top for a row of marks for each stage that failed."""
     axis.set_xscale("log", base=2)
     axis.set_xlim(lengths[0] / 1.2, lengths[-1] * (lengths[-1] / lengths[0]) ** 0.6)
@@ -126,7 +120,7 @@ def _scale(axis: Axes, lengths: list[int], low: float, high: float, rows: int, w
     axis.set_axisbelow(True)
 
 
-def _label(axis: Axes, x: float, y: float, text: str, stage: str) -> None:
+def _label(axis: plt.Axes, x: float, y: float, text: str, stage: str) -> None:
     axis.annotate(text, (x, y), xytext=(10, 0), textcoords="offset points", va="center", color=color(stage),
                   fontweight="bold", fontsize=12)  # fmt: skip
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.plots.bars import PAPER, Value, Write, finish, runs_of
@@ -32,7 +30,7 @@ def _brief(value: float | None) -> str:
     return f"{value * 1e3:.0f} ms" if value and 0.01 <= value < 0.995 else seconds(value)
 
 
-def chunk_size(results: Results, workload: str) -> Figure | None:
+def chunk_size(results: Results, workload: str) -> plt.Figure | None:
     """From a sweep whose variants are named `chunk=256` and `chunk=auto`; None where there is none."""
     points = [r for r in results.sweeps if r.ok and r.workload == workload and (r.variant or "").startswith(PREFIX)]
     if not points:
@@ -66,7 +64,7 @@ def _names(points: Sequence[Record]) -> list[str]:
 
 
 def _line(
-    axis: Axes, points: Sequence[Record], whole: Sequence[Record], label: str, value: Value,
+    axis: plt.Axes, points: Sequence[Record], whole: Sequence[Record], label: str, value: Value,
     write: Write, offset: tuple[int, int], side: str, edge: str,
 ) -> None:  # fmt: skip
     """One figure of every stage over the sizes, each number `offset` points from its dot, on that side; dashed lines
@@ -93,11 +91,11 @@ def _line(
             _write(axis, text, (0.01, y), drop, xycoords=("axes fraction", "data"), va=edge, **look)
 
 
-def _write(axis: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **look: Any) -> None:
+def _write(axis: plt.Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **look: Any) -> None:
     axis.annotate(text, at, xytext=offset, textcoords="offset points", **{"fontsize": 12, **look})
 
 
-def _scale(axis: Axes, points: Sequence[Record], write: Write, title: str) -> None:
+def _scale(axis: plt.Axes, points: Sequence[Record], write: Write, title: str) -> None:
     axis.set_title(title, loc="left")
     names = _names(points)
     axis.set_xticks(range(len(names)), names)

@@ -1,8 +1,6 @@
 """What a prefix cache saves, by the share of the prompt that is in it; and what looking for it costs if none is."""
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
@@ -16,7 +14,7 @@ from benchmarks.workloads import find, find_size
 Line = dict[int, Record]  # the records of one contestant, by hit rate in percent
 
 
-def hit_rate(results: Results, workload: str) -> Figure | None:
+def hit_rate(results: Results, workload: str) -> plt.Figure | None:
     """Median and p99 of the time to the first token; None unless two hit rates or more have figures."""
     lines = _lines(results, workload)
     rates = sorted({rate for line in lines.values() for rate in line})
@@ -60,7 +58,7 @@ def _ttft(record: Record, name: str = "p50") -> float:
     return record.ttft_s[name]
 
 
-def _name_ends(axis: Axes, x: float, ends: list[tuple[float, str]], top: float, unit: float, align: str) -> None:
+def _name_ends(axis: plt.Axes, x: float, ends: list[tuple[float, str]], top: float, unit: float, align: str) -> None:
     """Name and value of each line's end, (seconds, stage), moved up and down until they do not overlap."""
     ends.sort()
     heights, apart = [max(y, top * 0.03) for y, _ in ends], top * 0.075
@@ -92,7 +90,7 @@ def _finding(lines: dict[str, Line]) -> str:
     return finding
 
 
-def by_turn(results: Results, workload: str) -> Figure | None:
+def by_turn(results: Results, workload: str) -> plt.Figure | None:
     """The median time to the first token of each turn of a chat; None where there are no turns."""
     records = [r for r in results.records if r.ok and r.workload == workload and "turn 1" in (r.ttft_by_group or {})]
     if not records or find(workload).columns != "prefix":

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 
 from benchmarks.compare import Results
 from benchmarks.plots.bars import bars, figure_with_rows, finish, headline, measured_both, name_rows, row_notes, runs_of
@@ -14,7 +13,7 @@ from benchmarks.table import DASH, seconds
 from benchmarks.workloads import find
 
 
-def latency(results: Results, workload: str) -> Figure | None:
+def latency(results: Results, workload: str) -> plt.Figure | None:
     records = [r for r in measured_both(results, workload) if r.ttft_s]
     if not records or find(workload).columns == "stalls":  # those have a picture that tells groups apart
         return None
@@ -31,7 +30,7 @@ def latency(results: Results, workload: str) -> Figure | None:
 
 
 def summary_bars(
-    axis: Axes, records: Sequence[Record], workload: str, summary_of: Callable[[Record], Summary | None], *ends: str
+    axis: plt.Axes, records: Sequence[Record], workload: str, summary_of: Callable[[Record], Summary | None], *ends: str
 ) -> None:
     """A bar up to the median, a dot at the last of these other figures of the summary, and all of them behind it."""
     end = ends[-1]

@@ -1,7 +1,6 @@
 """What the KV cache reserves and what of it is used; and the whole peak."""
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 
 from benchmarks.compare import Results
 from benchmarks.plots.bars import PALE, bars, figure_with_rows, finish, measured, name_rows, own, row_notes
@@ -10,7 +9,7 @@ from benchmarks.style import color, title
 from benchmarks.table import size
 
 
-def memory(results: Results, workload: str) -> Figure | None:
+def memory(results: Results, workload: str) -> plt.Figure | None:
     records = measured(results, workload)
     if not records:
         return None
@@ -31,7 +30,7 @@ def _peak(record: Record) -> float | None:
     return record.peak_device_memory_bytes or record.peak_memory_bytes
 
 
-def _kv_panel(axis: Axes, records: list[Record], workload: str) -> None:
+def _kv_panel(axis: plt.Axes, records: list[Record], workload: str) -> None:
     def label(record: Record) -> str:
         if not record.kv_reserved_bytes:
             return "keeps none" if record.stage == "m0" else "does not say"

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed
@@ -15,7 +13,7 @@ CELL = 16  # token slots in a cell: the paged stages' block size; a long slot is
 COLUMNS = 16
 
 
-def memory_map_figure(runs: Sequence[Traced]) -> Figure:
+def memory_map_figure(runs: Sequence[Traced]) -> plt.Figure:
     """Each run at the step in which most requests run, and of those the one that stores most; one below the other."""
     runs = [run for run in runs if run.capacity]
     rows = max(-(-run.capacity // CELL // COLUMNS) for run in runs)
@@ -26,7 +24,7 @@ def memory_map_figure(runs: Sequence[Traced]) -> Figure:
     return headed(figure, " → ".join(summaries), note)
 
 
-def _panel(axis: Axes, run: Traced) -> str:
+def _panel(axis: plt.Axes, run: Traced) -> str:
     step = max(run.trace.steps, key=lambda s: (s.running, s.kv_stored))
     palette = plt.get_cmap("tab20")
     owners = {id: number for number, id in enumerate(run.trace.arrivals)}

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks.files import write_atomically
 from benchmarks.style import RC, SOFT
 
 
-def save_picture(path: Path, draw: Callable[[], Figure]) -> Path:
+def save_picture(path: Path, draw: Callable[[], plt.Figure]) -> Path:
     """Draw in the style of the repository and write the file."""
     with plt.rc_context(RC):
         figure = draw()
@@ -21,7 +20,7 @@ def save_picture(path: Path, draw: Callable[[], Figure]) -> Path:
     return path
 
 
-def headed(figure: Figure, finding: str, *notes: str, size: int = 17, width: int = 76) -> Figure:
+def headed(figure: plt.Figure, finding: str, *notes: str, size: int = 17, width: int = 76) -> plt.Figure:
     """The finding on top, in lines of `width` characters; below, how to read the picture, each note from a new line."""
     figure.tight_layout()
     look: Any = {"x": 0.01, "y": 1.0, "ha": "left", "va": "bottom", "fontsize": size, "fontweight": "bold"}

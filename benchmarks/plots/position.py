@@ -3,7 +3,6 @@
 from statistics import median_high
 
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
@@ -35,7 +34,7 @@ def _level(points: list[list[float]]) -> float:
     return median_high(seconds for _, seconds in points)
 
 
-def time_by_position(results: Results, workload: str) -> Figure | None:
+def time_by_position(results: Results, workload: str) -> plt.Figure | None:
     records = longest(results, workload)
     if not records:
         return None

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from benchmarks.plots.picture import headed
 from benchmarks.style import INK, SOFT, WIDTH, color, title
-from common.kv_cache import PrefixNode
+from common.watch.kv_memory import PrefixNode
 
 
 def children_of(nodes: Sequence[PrefixNode]) -> dict[int | None, list[int]]:
@@ -37,7 +36,7 @@ def places(nodes: Sequence[PrefixNode]) -> list[tuple[int, float]]:
     return found
 
 
-def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> Figure:
+def prefix_tree_figure(nodes: Sequence[PrefixNode], hit_rate: float) -> plt.Figure:
     children, placed = children_of(nodes), places(nodes)
     deepest, rows = max(depth for depth, _ in placed) + 1, max(row for _, row in placed) + 1
     size, most = len(nodes[0].tokens), max(node.hits for node in nodes) or 1

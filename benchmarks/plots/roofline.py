@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks.style import INK, SOFT, WIDTH
 
@@ -21,7 +20,7 @@ MARKERS = {"decode": "o", "prefill": "s"}
 OWN = ("triton", "cpu")
 
 
-def roofline(results: dict[str, Any], hardware: str) -> Figure:
+def roofline(results: dict[str, Any], hardware: str) -> plt.Figure:
     """Operations per second against operations per byte, both axes logarithmic. One dot a backend and shape."""
     records = [r for r in results["records"] if r["tflop_per_s"]]
     copy, matmul = results["ceilings"]["copy_gb_per_s"] / 1e3, results["ceilings"]["matmul_tflop_per_s"]

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 
 from benchmarks.plots.picture import headed
 from benchmarks.plots.timeline import KINDS
@@ -19,7 +17,7 @@ def longest_gap(trace: StepTrace, request_id: str) -> float:
     return max(b - a for a, b in pairwise(ends))
 
 
-def schedule_figure(traces: Mapping[str, StepTrace], finding: str = "", where: str = "") -> Figure:
+def schedule_figure(traces: Mapping[str, StepTrace], finding: str = "", where: str = "") -> plt.Figure:
     """A panel for each stage. The requests are named A, B, ... in order of arrival. Without a finding, it is the
     longest stall. where: model, dtype, machine."""
     figure, axes = plt.subplots(len(traces), 1, figsize=(WIDTH, 0.8 + 2.2 * len(traces)), squeeze=False, sharex=True)
@@ -31,7 +29,7 @@ def schedule_figure(traces: Mapping[str, StepTrace], finding: str = "", where: s
     return headed(figure, finding or _finding(traces), note)
 
 
-def _panel(axis: Axes, stage: str, trace: StepTrace) -> None:
+def _panel(axis: plt.Axes, stage: str, trace: StepTrace) -> None:
     rows = {id: row for row, id in enumerate(trace.arrivals)}
     steps = list(trace.steps)[1:]  # the first one prefills A and B
     start = steps[0].begin

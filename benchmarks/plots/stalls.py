@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from benchmarks.compare import Results
 from benchmarks.peers import PEERS
@@ -19,7 +18,7 @@ def group_ttft(group: str) -> Callable[[Record], Summary | None]:
     return lambda record: (record.ttft_by_group or {}).get(group)
 
 
-def stalls(results: Results, workload: str) -> Figure | None:
+def stalls(results: Results, workload: str) -> plt.Figure | None:
     """Three panels, a row for each stage; None unless the workload has long prompts among others."""
     records = [r for r in measured(results, workload) if group_ttft(LONG)(r)]
     if not records:

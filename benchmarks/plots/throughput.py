@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
@@ -15,7 +15,7 @@ from benchmarks.table import DASH, factor, rate
 NAMES = {GREEDY: "\n(greedy)", SAMPLED: f"\n(temperature {SAMPLED})"}
 
 
-def throughput(results: Results, workload: str) -> Figure | None:
+def throughput(results: Results, workload: str) -> plt.Figure | None:
     records = measured(results, workload)
     if not records:
         return None

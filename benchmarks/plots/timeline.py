@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks.plots.picture import headed
@@ -55,7 +53,7 @@ def states(run: Traced) -> np.ndarray:
     return grid
 
 
-def timeline_figure(runs: Sequence[Traced]) -> Figure:
+def timeline_figure(runs: Sequence[Traced]) -> plt.Figure:
     """One panel for each run, on one scale of steps."""
     grids = [states(run) for run in runs]
     longest = max(grid.shape[1] for grid in grids)
@@ -77,7 +75,7 @@ def timeline_figure(runs: Sequence[Traced]) -> Figure:
     return headed(figure, _finding(runs, grids))
 
 
-def _panel(axis: Axes, run: Traced, grid: np.ndarray, longest: int) -> None:
+def _panel(axis: plt.Axes, run: Traced, grid: np.ndarray, longest: int) -> None:
     colors = ListedColormap([*KINDS.values(), "#FFFFFF"])
     axis.pcolormesh(grid, cmap=colors, vmin=-0.5, vmax=_NOTHING + 0.5, edgecolors="none")
     for row, codes in enumerate(grid):

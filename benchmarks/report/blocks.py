@@ -1,12 +1,13 @@
 """What a report is made of: Markdown, and pictures, whose links depend on where the report will lie."""
 
 import os
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table as RichTable
-from rich.text import Text as RichText
+TEMPLATES = Path(__file__).parent / "templates"
+TEXTS: dict[str, str] = tomllib.loads((TEMPLATES / "texts.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ def to_markdown(blocks: Iterable[Block], folder: Path) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1, caption: str = "") -> str:
-    """The first `words` columns hold words, the others figures. Cells may hold `code`, *emphasis* and **weight**."""
+    """The first `words` columns hold words, the others figures. Cells may hold `code`, *emphasis*, **weight**, and
+    ends of lines, which a table for the terminal needs."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        lines = (" ".join(cell.replace("-\n", "-").split()) for cell in cells)
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in lines) + " |"
 
     sides = ["---"] * words + ["---:"] * (len(headers) - words)
     return (f"{caption}\n\n" if caption else "") + "\n".join(map(line, (headers, sides, *rows)))
@@ -43,14 +46,3 @@ def folded(title: str, blocks: Sequence[str]) -> str:
     """Closed until the reader opens it."""
     inner = "\n\n".join(blocks)
     return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>"
-
-
-def from_rich(table: RichTable) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Headers and rows of a table that was made for the terminal."""
-
-    def plain(cell: object) -> str:
-        text = RichText.from_markup(cell).plain if isinstance(cell, str) else str(cell)
-        return " ".join(text.replace("-\n", "-").split())
-
-    columns = [[plain(cell) for cell in column.cells] for column in table.columns]
-    return [plain(column.header) for column in table.columns], list(zip(*columns, strict=True))

@@ -3,9 +3,9 @@
 import tomllib
 from dataclasses import dataclass
 
+from benchmarks.report.blocks import TEMPLATES
 from benchmarks.report.figures import alternatives, command_for, evaluate, names_in, show, workload_of
 from benchmarks.report.fill import Filler
-from benchmarks.report.readme import TEMPLATES
 from benchmarks.report.sources import Machine
 
 

@@ -6,14 +6,14 @@ from itertools import product
 from typing import Any
 
 from benchmarks.peers import PEERS
-from benchmarks.report.blocks import Block, Picture, folded, from_rich, table
+from benchmarks.report.blocks import TEXTS, Block, Picture, folded, table
 from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, Claim, Verdict, judge
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import Bench, Machine
 from benchmarks.style import title
-from benchmarks.table import factor, footnotes, rows_for, size, sweep_table, workload_table
+from benchmarks.table import factor, footnotes, rows_for, size, sweep_rows, workload_rows
 from benchmarks.workloads import find
 
 LADDERS = ("mixed", "ladder", "nano")
@@ -56,10 +56,7 @@ def _name(machine: Machine) -> str:
 
 
 def _summary(machines: Sequence[Machine], judged: Judged) -> str:
-    parts = [
-        "Written by `make report` from the JSON files that the benchmarks left; the figures of other engines on a GPU "
-        "are from `reports/peers`. No figure is typed by hand."
-    ]
+    parts = [TEXTS["summary"]]
     for machine in machines:
         verdicts = [verdict.verdict for _, verdict in judged[machine.name]]
         missed = [f"{c.stage}, {c.said} ({v.value})" for c, v in judged[machine.name] if v.verdict == NOT_MET]
@@ -95,10 +92,7 @@ def _spread(machine: Machine) -> str:
     apart, name = max(((max(found) / min(found), name) for name, found in speeds.items()), default=(1.0, ("", "")))
     if apart < 1.5:
         return ""
-    return (
-        f"The files of `reports/{machine.folder}` are of several days, commits and hosts of one kind: {name[0]} on "
-        f"`{name[1]}` differs by {apart:.1f} times between two of them. So every ratio here is of one file."
-    )
+    return TEXTS["spread"].format(folder=machine.folder, stage=name[0], workload=name[1], apart=apart)
 
 
 def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]]) -> Iterator[Block]:
@@ -111,7 +105,8 @@ def _ladders(machines: Sequence[Machine], pictures: Mapping[str, list[Picture]])
 
 def _workload(bench: Bench, workload: str, columns: Mapping[str, str] | None = None) -> list[str]:
     """Its table, and the notes below it. columns: those that are shown, and their headings here; None: all."""
-    headers, rows = from_rich(workload_table(bench.results, workload))
+    headings, rows = workload_rows(bench.results, workload)
+    headers = [" ".join(heading.split()) for heading in headings]
     kept = [i for i, name in enumerate(headers) if columns is None or name in columns]
     names = [columns[headers[i]] if columns else headers[i] for i in kept]
     config, records = bench.results.config, rows_for(bench.results, workload)
@@ -124,10 +119,7 @@ def _workload(bench: Bench, workload: str, columns: Mapping[str, str] | None = N
 
 
 def _claims(machines: Sequence[Machine], judged: Judged) -> list[str]:
-    blocks = [
-        "What the interview questions and the plan behind this repository said that each idea would gain, next to what "
-        "was measured. A claim that is exceeded counts as met. Of a machine that measured few, those are listed alone."
-    ]
+    blocks = [TEXTS["claims"]]
     headers = ("stage", "said", "shown by", "expected", "measured", "verdict", "why, and notes")
     for machine in machines:
         verdicts = judged[machine.name]
@@ -168,9 +160,7 @@ def _workloads(machines: Sequence[Machine]) -> Iterator[str]:
         for workload in dict.fromkeys(r.workload for r in bench.results.records):
             inner += _workload(bench, workload)
         for workload in dict.fromkeys(r.workload for r in bench.results.sweeps):
-            points = [r for r in bench.results.sweeps if r.workload == workload]
-            headers, rows = from_rich(sweep_table(workload, points))
-            inner.append(table(["point", *headers[1:]], rows, caption=f"sweep of `{workload}`"))
+            inner.append(table(*sweep_rows(bench.results, workload), caption=f"sweep of `{workload}`"))
         yield folded(f"{machine.title}: {bench.path.name}", inner)
 
 

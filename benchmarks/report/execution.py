@@ -3,7 +3,7 @@
 from benchmarks.execution import PLAIN, WAYS
 from benchmarks.peers import PEERS
 from benchmarks.record import Record
-from benchmarks.report.blocks import table
+from benchmarks.report.blocks import TEXTS, table
 from benchmarks.report.figures import evaluate
 from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED
 from benchmarks.report.sources import Machine
@@ -65,13 +65,8 @@ def peer_blocks(machine: Machine) -> list[str]:
                 _speed(o) + (f" ({o / t:.0%} of vLLM)" if o and t else "") for o, t in zip(own, theirs, strict=True)
             ]
             rows += [[f"{GREEDY:g}", f"**{title(stage)}**", *cells]] if any(own) else []
-    text = (
-        f"Peers on an {values['environment']['gpu']}: `peers/{peers.path.name}`, {values['date']}. Rows in bold are "
-        f"stages of `{machine.folder}`, on such a GPU, which ran greedy: compare rows of one temperature. The "
-        f"requests are alike, not the same: theirs of `nano` are {values['workloads']['nano']}; ours another draw of "
-        f"those lengths. `decode_one` and `decode`: theirs the best of three runs, ours the median. {values['note']} "
-        f"Settings: {'; '.join(f'*{name}*: {how}' for name, how in values['engines'].items())}."
-    )
+    settings = "; ".join(f"*{name}*: {how}" for name, how in values["engines"].items())
+    text = TEXTS["peers"].format(values=values, file=peers.path.name, folder=machine.folder, settings=settings)
     headers = ("temperature", "engine", *(f"{name}, output tokens/s" for name in SAME_WORK))
     return [text, table(headers, rows, words=2)]
 

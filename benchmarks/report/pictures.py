@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 
-from benchmarks import attention, busy, int4, plots, quality
+from benchmarks import attention, int4, plots, quality
 from benchmarks.execution import PLAIN
 from benchmarks.plots.picture import save_picture
 from benchmarks.report.blocks import Picture
@@ -41,9 +41,6 @@ def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
             path = save_picture(sheet.path.with_name("quality.png"), look)
             yield Picture(path, "perplexity over bf16 of each kind of weights")
     for sheet in machine.sheets:
-        if again and sheet.values.get("schema") == busy.SCHEMA:
-            look = partial(busy.draw, sheet.values, machine.title)
-            yield Picture(save_picture(sheet.path.with_suffix(".png"), look), "beside busy processes")
         if sheet.values.get("schema") == int4.SCHEMA:
             path = save_picture(sheet.path.with_name("int4.png"), partial(int4.draw, sheet.values, machine.title))
             yield Picture(path, "speed of 4-bit linear layers over 16-bit ones")

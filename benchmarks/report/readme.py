@@ -9,14 +9,13 @@ A line of Markdown must not begin with a mark: an HTML comment there ends the pa
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from benchmarks.environment import ROOT
+from benchmarks.report.blocks import TEMPLATES
 from benchmarks.report.fill import Filler
 from benchmarks.report.sources import Machine
 from common.errors import UserError
 
-TEMPLATES = Path(__file__).parent / "templates"
 READMES = {"README.md": ("stages.md", "en"), "README.zh-CN.md": ("stages.zh-CN.md", "zh")}
 PART = re.compile(r"(<!-- figures: [^\n]*-->\n).*?(<!-- end of figures -->)", flags=re.S)
 MARKED = re.compile(r"(<!--=([^>|\\]+)\\?\|(\w+)-->).*?(<!--/-->)", flags=re.S)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.attention import cells
-from benchmarks.report.blocks import folded, table
+from benchmarks.report.blocks import TEXTS, folded, table
 from benchmarks.report.sources import Sheet
 from benchmarks.table import size
 
@@ -18,14 +18,8 @@ def sheet_blocks(sheet: Sheet) -> list[str]:
 
 
 def _attention(sheet: Sheet) -> list[str]:
-    config, top = sheet.values["config"], sheet.values["ceilings"]
     rows = [[r["step"], r["backend"], *cells(r)] for r in sheet.rows]
-    text = (
-        f"{config['heads']}/{config['kv_heads']} heads of {config['head_dim']}, {config['dtype']}, blocks of "
-        f"{config['block_size']}. Decode: sequences × context; prefill: sequences × prompt. Of the ceiling of the same "
-        f"run: a copy, {top['copy_gb_per_s']:.0f} GB/s, or a matrix product, {top['matmul_tflop_per_s']:.3g} TFLOP/s. "
-        "`contiguous` is PyTorch's SDPA with K and V in one piece, which no paged cache has."
-    )
+    text = TEXTS["attention"].format(**sheet.values["config"], **sheet.values["ceilings"])
     return [text, table(("step", "backend", "time", "rate", "of ceiling"), rows, words=2)]
 
 
@@ -44,10 +38,7 @@ def _quality(sheet: Sheet) -> list[str]:
 
 def _interop(sheet: Sheet) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in sheet.values.get("versions", {}).items())
-    text = (
-        f"The same checkpoints, of {sheet.values.get('model')}, in m7 and in GPTQModel, both computing in float32 "
-        f"({versions}): how far their logits lie apart, and whether the likeliest tokens are the same."
-    )
+    text = TEXTS["interop"].format(model=sheet.values.get("model"), versions=versions)
     absent = [who for who, side in (("m7", "ours"), ("GPTQModel", "theirs")) if not sheet.values[side]]
     if absent:
         text += f" Not measured yet: checkpoints written by {' and '.join(absent)} (`make gptq-interop`)."

@@ -11,12 +11,12 @@ from PIL import Image
 
 from benchmarks.environment import ROOT
 from benchmarks.files import check_writable, write_atomically
-from benchmarks.report.blocks import to_markdown
+from benchmarks.report.blocks import TEMPLATES, to_markdown
 from benchmarks.report.claims import MET, NOT_MEASURED, NOT_MET
 from benchmarks.report.content import report
 from benchmarks.report.fill import Filler
 from benchmarks.report.pictures import draw
-from benchmarks.report.readme import OWN, TEMPLATES, readmes
+from benchmarks.report.readme import OWN, readmes
 from benchmarks.report.sources import REPORTS, Machine, kept, read_machines
 from common.errors import require
 from common.watch.progress import progress_bar
@@ -83,11 +83,7 @@ def to_html(title: str, text: str, folder: Path) -> str:
     for verdict, name in CLASSES.items():
         body = body.replace(f"<td>{verdict}</td>", f'<td class="{name}">{verdict}</td>')
     body = re.sub('<img src="([^"]*)"', lambda match: f'<img src="{_data_uri(folder / match[1])}"', body)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    )
+    return (TEMPLATES / "report.html").read_text(encoding="utf-8").format(title=title, style=style, body=body)
 
 
 def _data_uri(path: Path) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from common.arena.figures import Figures
 from common.arena.presets import Ask
 from common.engine import Engine
-from common.kv_cache import PrefixCache, Region
+from common.kv_cache import PrefixCache
 from common.outputs import RequestOutput
 from common.sampling_params import SamplingParams
+from common.watch.kv_memory import Region
 from common.watch.trace import StepTrace
 
 IDLE_SLEEP = 0.002

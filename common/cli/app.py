@@ -1,7 +1,6 @@
 """The commands that every stage has, and how errors end them."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -95,7 +94,8 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
         @app.command(verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True})
         def benchmark(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-            sys.exit(_wait([sys.executable, "-m", "benchmarks", *command, name, *(arguments or ())]))
+            options = [*command, name, *(arguments or ())]
+            os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *options])  # becomes the harness
 
     takes = "takes the options of `python -m benchmarks"
     add_benchmark("bench", f"Measure this stage alone; {takes} compare`.", "compare", "--stages")
@@ -158,13 +158,3 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
 def fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
-
-
-def _wait(command: Sequence[str]) -> int:
-    """Run a command to its end; its exit status. Ctrl-C reaches it too, and it decides how to end."""
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue

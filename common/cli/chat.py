@@ -20,7 +20,7 @@ COMMANDS = "/reset forgets the conversation, /quit ends it"
 
 @dataclass
 class Conversation:
-    """Questions and answers so far. The oldest are dropped when the next prompt would not fit.
+    """The messages so far: questions, each with its answer. The oldest are dropped when the next prompt would not fit.
 
     room: most tokens of a prompt, so that a whole answer still fits after it.
     """
@@ -28,25 +28,22 @@ class Conversation:
     tokenizer: Tokenizer
     room: int
     system: str | None = None
-    turns: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
     def prompt(self, question: str) -> list[int]:
         """Token ids of the conversation with one more question; `UserError` if that alone is too long."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
         while True:
-            token_ids = self.tokenizer.chat(self._messages(question))
+            token_ids = self.tokenizer.chat([*system, *self.messages, {"role": "user", "content": question}])
             if len(token_ids) <= self.room:
                 return token_ids
-            if not self.turns:
+            if not self.messages:
                 sizes = f"the question has {len(token_ids)} tokens, and {self.room} fit next to the answer"
                 raise UserError(f"{sizes}: shorten it, lower --max-tokens or raise --max-model-len")
-            self.turns.pop(0)
+            del self.messages[:2]
 
-    def _messages(self, question: str) -> list[dict[str, str]]:
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        for asked, answered in self.turns:
-            messages.append({"role": "user", "content": asked})
-            messages.append({"role": "assistant", "content": answered})
-        return [*messages, {"role": "user", "content": question}]
+    def add(self, question: str, answer: str) -> None:
+        self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def chat(build: Build, config: EngineConfig, params: SamplingParams, system: str | None) -> None:
@@ -61,14 +58,14 @@ def chat(build: Build, config: EngineConfig, params: SamplingParams, system: str
             if question == "/quit":
                 return
             if question == "/reset":
-                conversation.turns.clear()
+                conversation.messages.clear()
                 console.print("forgotten", style="dim")
             elif question.startswith("/"):
                 console.print(f"{question.split()[0]} is no command: {COMMANDS}.", style="dim", markup=False)
             elif question:
                 try:
                     outputs = run(engine, [conversation.prompt(question)], params, write_out)
-                    conversation.turns.append((question, outputs[0].text))
+                    conversation.add(question, outputs[0].text)
                     console.print(figures(engine, outputs), style="dim", soft_wrap=True)
                 except (UserError, KeyboardInterrupt) as error:
                     if not interactive:

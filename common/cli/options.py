@@ -15,7 +15,7 @@ from common.serving.options import ServerOptions
 
 Flags = Mapping[str, tuple[Any, str]]  # name of an option to (type, help)
 
-TEXTS = dict.fromkeys(("prefill_chunk_size", "chat_template_kwargs"), str | None)
+TEXTS = dict.fromkeys(("prefill_chunk_size", "chat_template_kwargs", "schema"), str | None)
 LISTS = dict.fromkeys(("stop", "allow_origin"), list[str])
 TYPES = {"dtype": str, "device": str, **LISTS, **TEXTS}  # of flags, where it is not that of the option
 

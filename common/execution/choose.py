@@ -5,7 +5,7 @@ import importlib.util
 import torch
 
 from common.execution.cpu.bf16_linear import NumbaLinear, OneDnnLinear, UpcastLinear
-from common.execution.draws import Draw, FusesDraws, draw
+from common.execution.draws import Draw, draw
 from common.models.linear import Linear
 from common.models.ops import Ops
 
@@ -29,7 +29,7 @@ def choose_ops(device: torch.device, fused: bool) -> Ops:
 
 def choose_draw(ops: Ops) -> Draw:
     """How graphs draw tokens: by the operations' own kernels, where they have some."""
-    return ops.draw if isinstance(ops, FusesDraws) else draw
+    return getattr(ops, "draw", draw)
 
 
 def choose_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | OneDnnLinear:

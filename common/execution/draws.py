@@ -6,7 +6,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -67,13 +66,6 @@ def draw_biased(way: Draw, logits: torch.Tensor, draws: Draws, kind: Kind) -> No
     logits.scatter_(1, tokens, biased_logits(own, draws.bias[slots]))
     way(logits, draws, kind)
     draws.raw.scatter_(1, tokens, own)
-
-
-@runtime_checkable
-class FusesDraws(Protocol):
-    """Operations with kernels for it."""
-
-    def draw(self, logits: torch.Tensor, draws: Draws, kind: Kind) -> None: ...
 
 
 def draw(logits: torch.Tensor, draws: Draws, kind: Kind) -> None:

@@ -64,7 +64,7 @@ class GraphInputs:
     def __init__(
         self, largest: StepShape, max_model_len: int, block_size: int, spare_block: int, requests: RequestDraws
     ) -> None:
-        self.largest, self.max_model_len, self._requests = largest, max_model_len, requests
+        self.max_model_len, self._requests = max_model_len, requests
         device = requests.marks.device
         self.max_prompts = min(MAX_PROMPTS, largest.decodes) if largest.prompt_tokens else 0
         self._spare_slot = spare_block * block_size

@@ -103,9 +103,7 @@ class StepBuilder:
         self._tables = BlockTableArray(max_requests)
 
     def __call__(self, plan: StepPlan, device: torch.device) -> RaggedBatch:
-        return self.upload(self.host(plan), device)
-
-    def upload(self, host: HostBatch, device: torch.device) -> RaggedBatch:
+        host = self.host(plan)
         bounds = host.query_start_loc.astype(np.int32), host.seq_lens.astype(np.int32)
         places = host.logit_indices, host.slot_mapping, host.block_tables
         tensors = upload(device, host.input_ids, host.positions, *bounds, *places)

@@ -66,36 +66,32 @@ class ModelConfig:
     def from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> Self:
         """From the contents of config.json and generation_config.json; refuses by name what is not supported."""
         with refusing(f"{name}: config.json"):
-            return cls._from_hf(name, config, generation or {})
-
-    @classmethod
-    def _from_hf(cls, name: str, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Self:
-        architecture = _architecture(name, config)
-        default = {"max_position_embeddings": 2048 if architecture == "llama" else 32768}  # transformers'
-        config = default | dict(config)
-        for field, key in HF_SIZES.items():
-            most = MOST_LAYERS if field == "num_layers" else MOST
-            require_number(f"{name}: {key} in config.json", config.get(key), int, 1, most)
-        sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
-        _refuse_unsupported(name, config, architecture)
-        # rope_scaling replaces rope_parameters, as in transformers; but neither may say what is not supported.
-        places = [place for place in ("rope_parameters", "rope_scaling") if config.get(place)] or ["rope_scaling"]
-        ropes = [_rope(name, config, place, sizes["max_position_embeddings"]) for place in places]
-        rope_theta, rope_scaling = ropes[-1]
-        # Absent, they have the defaults of transformers' classes; null means that only in some.
-        llama, usual = architecture == "llama", sizes["hidden_size"] // sizes["num_heads"]
-        head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
-        kv_heads = config.get("num_key_value_heads", None if llama else 32)
-        return cls(
-            name=name, architecture=architecture, **sizes,
-            num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
-            head_dim=usual if llama and head_dim is None else head_dim,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6), rope_theta=rope_theta, rope_scaling=rope_scaling,
-            qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3",
-            tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
-            eos_token_ids=_eos_token_ids(name, generation, config, sizes["vocab_size"]),
-            bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
-        )  # fmt: skip
+            architecture = _architecture(name, config)
+            default = {"max_position_embeddings": 2048 if architecture == "llama" else 32768}  # transformers'
+            config = default | dict(config)
+            for field, key in HF_SIZES.items():
+                most = MOST_LAYERS if field == "num_layers" else MOST
+                require_number(f"{name}: {key} in config.json", config.get(key), int, 1, most)
+            sizes: dict[str, int] = {field: config[key] for field, key in HF_SIZES.items()}
+            _refuse_unsupported(name, config, architecture)
+            # rope_scaling replaces rope_parameters, as in transformers; but neither may say what is not supported.
+            places = [place for place in ("rope_parameters", "rope_scaling") if config.get(place)] or ["rope_scaling"]
+            ropes = [_rope(name, config, place, sizes["max_position_embeddings"]) for place in places]
+            rope_theta, rope_scaling = ropes[-1]
+            # Absent, they have the defaults of transformers' classes; null means that only in some.
+            llama, usual = architecture == "llama", sizes["hidden_size"] // sizes["num_heads"]
+            head_dim = config.get("head_dim", 128 if architecture == "qwen3" else usual)
+            kv_heads = config.get("num_key_value_heads", None if llama else 32)
+            return cls(
+                name=name, architecture=architecture, **sizes,
+                num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
+                head_dim=usual if llama and head_dim is None else head_dim,
+                rms_norm_eps=config.get("rms_norm_eps", 1e-6), rope_theta=rope_theta, rope_scaling=rope_scaling,
+                qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3",
+                tie_word_embeddings=_get(name, config, "tie_word_embeddings", False, bool),
+                eos_token_ids=_eos_token_ids(name, generation or {}, config, sizes["vocab_size"]),
+                bos_token_id=_get(name, config, "bos_token_id", None, int, NoneType),
+            )  # fmt: skip
 
     def to_hf(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Contents of config.json and generation_config.json, such that `from_hf` gives this configuration back."""

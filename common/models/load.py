@@ -15,7 +15,7 @@ from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
 from common.models.sources.hub import fetch, is_hub_id
 from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
-from common.models.sources.quantized_folder import QuantizedFolder, is_quantized_folder
+from common.models.sources.quantized_folder import QuantizedFolder, quantization
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.chat_template import template_kwargs
@@ -37,9 +37,9 @@ class Loaded:
 def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
     """What `config.model` names, fused: with fused kernels where they run; `UserError` for what it cannot do."""
     place, dtype = config.torch_device, config.torch_dtype
-    tokenizer = load_tokenizer(config.model, config.chat_template)  # first: it is refused sooner than weights are read
-    model = load_model(config.model, dtype=dtype, device=place, seed=config.seed, progress=None)
-    return prepare(model, tokenizer, config, fused)
+    source = open_source(config.model, place, config.seed, progress=None)
+    tokenizer = read_tokenizer(source, config.chat_template)  # first: it is refused sooner than weights are read
+    return prepare(read_decoder(source, dtype, place, progress=None), tokenizer, config, fused)
 
 
 def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
@@ -47,7 +47,7 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     model.ops = choose_ops(model.device, fused)
     name, limit = model.config.name, model.config.max_position_embeddings
     if tokenizer is not None:
-        tokenizer.use_template(config.chat_template, template_kwargs(config.chat_template_kwargs))
+        tokenizer.template_kwargs = template_kwargs(config.chat_template_kwargs)
     length = config.max_model_len or min(limit, LONGEST)
     require(length <= limit, f"max_model_len={length} is over the model's limit of {limit} positions: lower it")
     size = 2 * model.config.head_dim * model.dtype.itemsize
@@ -68,9 +68,12 @@ def load_model(
     """The decoder of that name (see `open_source`), its weights on `device` in `dtype`.
     seed: of random weights. progress: None draws a bar on a terminal. `UserError` for what cannot be loaded."""
     place = parse_device(device)
-    source = open_source(name, place, seed, progress)
-    with refusing(name), torch.inference_mode():
-        decoder = build_decoder(source, parse_dtype(dtype), place, progress)
+    return read_decoder(open_source(name, place, seed, progress), parse_dtype(dtype), place, progress)
+
+
+def read_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
+    with refusing(source.config.name), torch.inference_mode():
+        decoder = build_decoder(source, dtype, device, progress)
     if isinstance(source, QuantizedFolder):
         decoder.note = source.note
     return decoder
@@ -78,8 +81,11 @@ def load_model(
 
 def load_tokenizer(name: str, chat_template: str | None = None) -> Tokenizer | None:
     """The tokenizer of the model of that name; None where it has none. chat_template: see `EngineConfig`."""
-    with refusing(name):
-        tokenizer = open_source(name).tokenizer()
+    return read_tokenizer(open_source(name), chat_template)
+
+
+def read_tokenizer(source: ModelSource, chat_template: str | None) -> Tokenizer | None:
+    tokenizer = source.tokenizer()
     if tokenizer is not None:
         tokenizer.use_template(chat_template, {})
     return tokenizer
@@ -102,7 +108,7 @@ def _open_source(name: str, device: torch.device | None, seed: int, progress: bo
     folder = find_folder(name)
     if folder is not None:
         label = name if is_hub_id(name) else None
-        source = open_quantized_folder(folder, label) if is_quantized_folder(folder) else HFFolder(folder, label)
+        source = open_quantized_folder(folder, label) if quantization(folder) else HFFolder(folder, label)
         source.check()  # its configuration holds from here on
         return source
     path = Path(name).expanduser()

@@ -19,12 +19,7 @@ from common.watch.progress import progress_bar, say_once
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-PARTS = (
-    "model.layers.",
-    "model.embed_tokens.",
-    "model.norm.",
-    "lm_head.",
-)  # What a decoder is made of
+PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")  # What a decoder is made of
 
 Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]

@@ -15,25 +15,20 @@ import numpy as np
 import torch
 
 from common.errors import UserError, one_line
+from common.sampling.grammar import compile_matcher, trial
 from common.sampling_params import SamplingParams
 from common.text.tokenizer import Tokenizer
 
-KEPT, KEPT_TEXT = 64, 1 << 20  # compiled structures, and characters of their texts
-LIMITS: dict[str, Any] = {
-    "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_items_in_row": 2_000,
-    "max_lexer_states": 50_000, "max_grammar_size": 100_000, "precompute_large_lexemes": False, "verbose_errors": False,
-}  # fmt: skip
-"""Of llguidance: some tens of milliseconds for one mask, some tenths of a second to compile, some 100 MB."""
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"  # between JSON's parts: without a bound a small model writes nothing else
+KEPT_BYTES, LEAST = 256 << 20, 1 << 20  # of compiled structures that no request holds; each counts as a MB at least
 
 _pool = ThreadPoolExecutor(2, "structure")
 
 
 class Compiled:
-    """What one text allows: a matcher at its beginning, of which each answer has a copy."""
+    """What one text allows: a matcher at its beginning, of which each answer has a copy. size: bytes, at most."""
 
-    def __init__(self, matcher: Any) -> None:
-        self.matcher = matcher
+    def __init__(self, matcher: Any, size: int) -> None:
+        self.matcher, self.size = matcher, max(size, LEAST)
 
 
 class Structures:
@@ -57,12 +52,12 @@ class Structures:
             found = None if asked is None else self._held.get(asked)
         if asked is None or known:
             return found
-        found = found or Compiled(self._compile(*asked))
+        found = found or self._compile(*asked)
         with self._lock:
             self._held[asked] = found
             self._recent.pop(asked, None)
             self._recent[asked] = found
-            while len(self._recent) > KEPT or sum(len(text) for _, text in self._recent) > KEPT_TEXT:
+            while sum(one.size for one in self._recent.values()) > KEPT_BYTES:
                 del self._recent[next(iter(self._recent))]
         return found
 
@@ -74,7 +69,7 @@ class Structures:
         return Structure(compiled.matcher.deep_copy(), self._vocab_size, self._ends, ends, params)
 
     @functools.cached_property
-    def _vocabulary(self) -> Any:
+    def vocabulary(self) -> Any:
         if self._tokenizer is None:
             raise UserError("structured output needs a tokenizer, and this model has none")
         try:
@@ -88,28 +83,13 @@ class Structures:
         except Exception as error:  # whatever the library says of a kind of tokenizer that it cannot read
             raise UserError(f"no structured output with this model's tokenizer: {one_line(error)}") from None
 
-    def _compile(self, kind: str, text: str) -> Any:
-        vocabulary = self._vocabulary
-        llguidance: Any = importlib.import_module("llguidance")
-        any_to_lark = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark
-
-        read: dict[str, Any] = {
-            "schema": functools.partial(
-                llguidance.LLMatcher.grammar_from_json_schema, overrides={"whitespace_pattern": WHITESPACE}
-            ),
-            "regex": llguidance.LLMatcher.grammar_from_regex,
-            "grammar": lambda text: llguidance.LLMatcher.grammar_from_lark(any_to_lark(text)),
-        }
+    def _compile(self, kind: str, text: str) -> Compiled:
+        vocabulary = self.vocabulary
         try:
-            limits = llguidance.LLParserLimits(**LIMITS)
-            matcher = llguidance.LLMatcher(vocabulary, read[kind](text), limits=limits, log_level=0)
-        except Exception as error:  # its reader of GBNF raises `Exception` itself
+            size = trial(kind, text)
+            return Compiled(compile_matcher(vocabulary, kind, text), size)
+        except Exception as error:  # the library's reader of GBNF raises `Exception` itself
             raise UserError(f"{kind}: {one_line(error)}") from None
-        first = matcher.deep_copy()
-        first.compute_bitmask()  # some structures turn out to be impossible only here
-        if first.is_error():
-            raise UserError(f"{kind}: {one_line(ValueError(first.get_error().removesuffix('<non-verbose/>')))}")
-        return matcher
 
 
 class Structure:

@@ -17,14 +17,12 @@ from common.serving.answer import Answer, ClientGone
 from common.serving.engine_thread import Delta
 from common.serving.errors import ApiError, shutting_down
 from common.serving.formats import ChatFormat, Format, TextFormat, as_event
-from common.serving.gate import salt_of
+from common.serving.gate import CLIENT_GONE, salt_of
 from common.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
 from common.serving.service import Service
 from common.serving.tools import ToolParser
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
-
-CLIENT_GONE = 499  # nginx's status for a client that left before it was answered; only in the log
 
 
 def create_app(service: Service) -> FastAPI:
@@ -48,7 +46,8 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions", **openapi.COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
-        prompts = [parameters.conversation(body.messages, body.tools, engine.tokenizer, body.tool_choice)]
+        prompts = [await asyncio.to_thread(parameters.conversation, body.messages, body.tools, engine.tokenizer,
+                                           body.tool_choice)]  # fmt: skip
         new_parser = parameters.tool_parser(engine, body, service.options)
         return await _complete(service, body, request, prompts, ChatFormat, body.top_logprobs or 0, new_parser)
 
@@ -67,7 +66,7 @@ def create_app(service: Service) -> FastAPI:
         if body.messages is not None and body.add_special_tokens:
             raise ApiError(400, "A chat's template writes its special tokens.", param="add_special_tokens")
         if body.messages is not None:
-            prompt = parameters.conversation(body.messages, body.tools, engine.tokenizer)
+            prompt = await asyncio.to_thread(parameters.conversation, body.messages, body.tools, engine.tokenizer)
         elif body.add_special_tokens is False:
             prompt = parameters.BareText(prompt)
         _check_model(body.model, name)
@@ -155,7 +154,7 @@ async def _complete(
                 deltas = await answer.next()
             choices.sort(key=lambda choice: choice.index)
             watch.cancel()
-            return JSONResponse(await asyncio.to_thread(form.whole, choices))
+            return await asyncio.to_thread(lambda: JSONResponse(form.whole(choices)))  # slow: log-probabilities
     except BaseException as error:
         watch.cancel()
         answer.cancel()
@@ -186,7 +185,10 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
     """Server-sent events. An error in the middle is an event too; without `[DONE]` clients know that it is not all."""
     try:
         while deltas:
-            yield b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
+            if any(delta.prompt_logprobs for delta in deltas):  # a long prompt's take a while
+                yield await asyncio.to_thread(_events, form, deltas)
+            else:
+                yield _events(form, deltas)
             deltas = await answer.next()
         yield b"".join(map(as_event, form.last_pieces()))
         yield b"data: [DONE]\n\n"
@@ -199,6 +201,10 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
     finally:
         watch.cancel()
         answer.cancel()
+
+
+def _events(form: Format, deltas: list[Delta]) -> bytes:
+    return b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
 
 
 def _copy_of_trace(engine: Engine) -> StepTrace:

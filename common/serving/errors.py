@@ -85,14 +85,12 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, UNREADABLE)
     location = _location(first)
-    if first["type"] == "unsupported":
+    if first["type"] in ("unsupported", "unknown"):
         location.append(first["ctx"]["field"])
-    if not location and first["type"] == "string_unicode":
-        return ApiError(400, "The name of a parameter is not valid Unicode.", code="unknown_parameter")
     if not location:
         return ApiError(400, "The body must be a JSON object, sent as Content-Type: application/json.")
     name = _path(location)
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "unknown":
         return ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")

@@ -175,7 +175,8 @@ class TextFormat(Format):
             logprobs["text_offset"] = [len(prompt) + offset for offset in logprobs["text_offset"]]
             if begins and delta.prompt_logprobs is not None:
                 token_ids = self._answer.job(delta.index).prompt
-                first = self._logprobs(token_ids, delta.prompt_logprobs, self._offsets(token_ids, len(prompt)))
+                offsets = self._offsets(self._answer.job(delta.index), len(prompt))
+                first = self._logprobs(token_ids, delta.prompt_logprobs, offsets)
                 logprobs = {name: first[name] + values for name, values in logprobs.items()}
         return text, logprobs
 
@@ -185,10 +186,12 @@ class TextFormat(Format):
             return "".join(map(self._text, job.prompt))
         return self._tokenizer.decode(job.prompt) if job.text is None else job.text
 
-    def _offsets(self, token_ids: list[int], most: int) -> list[int]:
+    def _offsets(self, job: Job, most: int) -> list[int]:
         if self._tokenizer is None:
-            return [0, *accumulate(len(self._text(token)) for token in token_ids[:-1])]
-        return Detokenizer(self._tokenizer.backend, 0).offsets(token_ids, len(token_ids), most)
+            return [0, *accumulate(len(self._text(token)) for token in job.prompt[:-1])]
+        if job.text is not None:
+            return self._tokenizer.offsets(job.text)
+        return Detokenizer(self._tokenizer.backend, 0).offsets(job.prompt, len(job.prompt), most)
 
     def _logprobs(self, token_ids: list[int], logprobs: Sequence[dict[int, float] | None], offsets: list[int]) -> Json:
         """Of a prompt's first token there are none."""

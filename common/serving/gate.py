@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,8 @@ from common.serving.options import ServerOptions
 
 OPEN = ("/health",)  # paths that need no key, for a health check that has none
 ADMIN = ("/metrics", "/trace")  # they show what all keys did, such as hits in the prefix cache
+CLIENT_GONE = 499  # nginx's status for a client that left before it was answered; only in the log
+LONGEST_PATH = 200  # characters of it in the log
 WATCHED = ("/health", "/metrics")  # polled every few seconds: not logged
 log = logging.getLogger("folovllm.serving")
 
@@ -44,7 +47,7 @@ class Gate:
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = state.get("ended_with", message["status"])
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -52,7 +55,7 @@ class Gate:
         state["request_id"] = request_id
         try:
             state["salt"] = self._enter(scope)
-            await self._app(scope, self._limited(receive), send_on)
+            await self._app(scope, self._limited(receive, state), send_on)
         except ApiError as error:
             await error.response()(scope, receive, send_on)
         except Exception:  # the client has had its 500
@@ -62,7 +65,7 @@ class Gate:
         fields = {
             "request_id": request_id,
             "method": scope["method"],
-            "path": scope["path"],
+            "path": scope["path"][:LONGEST_PATH],
             "status": status or None,  # None: the client left before the answer began
             "seconds": round(time.perf_counter() - started, 6),
         }
@@ -72,6 +75,9 @@ class Gate:
         """The cache salt of a request that may enter; raises `ApiError` for the others."""
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         lengths = [value for name, value in headers if name == b"content-length"]
+        if lengths and any(name == b"transfer-encoding" for name, _ in headers):  # proxies may believe the other one
+            message = "A body has either a Content-Length or a Transfer-Encoding."
+            raise ApiError(400, message, code="invalid_http", headers={"Connection": "close"})
         if lengths and int(lengths[0]) > self._max_body:
             raise self._too_large()
         if self._hosts is not None:
@@ -95,13 +101,16 @@ class Gate:
             raise ApiError(403, message, code="admin_only")
         return salt_of(key.strip())
 
-    def _limited(self, receive: Receive) -> Receive:
-        """A body without a stated length is counted as it comes."""
+    def _limited(self, receive: Receive, state: dict[str, Any]) -> Receive:
+        """A body without a stated length is counted as it comes. `ended_with`: the status of a client that has gone,
+        by itself, or because it was too slow."""
         size = 0
 
         async def receive_on() -> Message:
             nonlocal size
             message = await receive()
+            if message["type"] == "http.disconnect":
+                state.setdefault("ended_with", CLIENT_GONE)
             size += len(message.get("body", b""))
             if size > self._max_body:
                 raise self._too_large()

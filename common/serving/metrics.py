@@ -78,6 +78,8 @@ class ServerMetrics(Collector):
 
     def gained(self, job: Job, output: RequestOutput) -> None:
         """A step has brought tokens to a job. Called in the engine's thread: an answer may take minutes to its end."""
+        if output.finished and output.finish_reason == "length" and job.params.max_tokens == 0:
+            self._prompt_tokens.inc(len(job.prompt))
         for sample in output.outputs:
             seen = job.timed_tokens[sample.index]
             times = sample.times_from(max(seen - 1, 0))

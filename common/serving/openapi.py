@@ -1,5 +1,7 @@
 """What /openapi.json says beyond the types of the requests: the answers, the errors, the key."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,32 +28,13 @@ def _responses(content: dict[str, Any], *errors: int) -> dict[str, Any]:
 
 
 _OBJECT = {"type": "object"}
-_COMPLETION = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "choices", "usage"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"enum": ["chat.completion", "text_completion"]},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "choices": {
-            "type": "array",
-            "minItems": 1,
-            "items": {"type": "object", "required": ["index", "finish_reason"]},
-        },
-        "usage": {
-            "type": "object",
-            "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
-            "additionalProperties": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "object"}]},
-        },
-    },
-}
+_COMPLETION = json.loads((Path(__file__).parent / "completion.schema.json").read_text(encoding="utf-8"))
 _JSON = {"application/json": _OBJECT}
 
 COMPLETIONS = _responses({"application/json": _COMPLETION, "text/event-stream": {}}, 400, 401, 404, 413, 429, 500, 503)
 PLAIN = _responses(_JSON, 400, 401, 413)
 TOKENS = _responses(_JSON, 400, 401, 404, 413)
-NAMED = _responses(_JSON, 400, 401, 404, 413)
+NAMED = TOKENS
 METRICS = _responses({"text/plain": {"type": "string"}}, 400, 401, 413)
 HEALTH = _responses(_JSON, 400, 413)
 HEALTH["responses"][503] = dict(HEALTH["responses"][200])

@@ -25,9 +25,10 @@ PASSED_ON = {  # fields that `SamplingParams` has under the same name
 
 
 class Conversation(list[dict[str, Any]]):
-    """Messages, and the tools that the template is given."""
+    """Messages, and the tools that the template is given. `size`: characters of all that, as Python prints it."""
 
     tools: list[dict[str, Any]] | None = None
+    size = 0
 
 
 class BareText(str):
@@ -38,7 +39,7 @@ def conversation(
     messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer | None, choice: Any = None
 ) -> Conversation:
     """As every template takes it: parts are lines of one text; OpenAI's newer `developer` is `system`; the arguments
-    of calls are objects."""
+    of calls are objects. Too slow for the event loop."""
     result = Conversation()
     for index, message in enumerate(messages):
         role, where = "system" if message.role == "developer" else message.role, f"messages[{index}]"
@@ -55,7 +56,7 @@ def conversation(
     if tokenizer is not None and tokenizer.chat_template is not None:
         plain = in_plain_text(tokenizer.chat_template, result, given)
         result, given = (result, given) if plain is result else (Conversation(plain), [])
-    result.tools = given or None
+    result.tools, result.size = given or None, len(str((result, given)))
     return result
 
 

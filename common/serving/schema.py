@@ -1,10 +1,12 @@
 """The requests, field by field, as OpenAI's reference has them; fields of this server alone are marked.
 
-Unknown fields are refused, as by OpenAI. Those of OpenAI, vLLM and SGLang that are not supported here are listed: some
-change nothing and are accepted, the others are refused.
+Unknown fields are refused, as by OpenAI. Those of OpenAI, vLLM and SGLang that are not supported here are listed in
+`fields.toml`: some change nothing and are accepted, the others are refused.
 """
 
 import logging
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,34 +18,11 @@ MAX_STOPS = 64
 MAX_STOP_IDS = 256
 MAX_TOOLS = 128
 INT64 = 2**63
-NO_EFFECT = frozenset(
-    """user metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention include_obfuscation
-    request_id rid session_id extra_key custom_labels spaces_between_special_tokens length_penalty truncation_side
-    stream_interval return_mm_kwargs mm_processor_kwargs media_io_kwargs images_config max_dynamic_patch
-    min_dynamic_patch use_audio_in_video separate_reasoning stream_reasoning guided_decoding_backend
-    guided_whitespace_pattern routed_dp_rank disagg_prefill_dp_rank data_parallel_rank bootstrap_host bootstrap_port
-    bootstrap_room ngram_corpus_id refusal annotations parsed parsed_arguments provider_specific_fields
-    strict""".split()  # noqa: SIM905
-)
+_FIELDS = tomllib.loads((Path(__file__).parent / "fields.toml").read_text(encoding="utf-8"))
+NO_EFFECT = frozenset(_FIELDS["no_effect"].split())
 """Accepted, and named once in the log."""
 
-_REFUSED: list[tuple[str, tuple[Any, ...]]] = [
-    ("""store use_beam_search include_stop_str_in_output no_stop_trim watermarking return_tokens_as_token_ids
-     return_token_ids return_prompt_token_ids return_prompt_text return_token_offsets return_hidden_states
-     return_routed_experts return_meta_info return_cached_tokens_details continue_final_message""", (False,)),
-    ("skip_special_tokens add_generation_prompt include_reasoning", (True,)),
-    ("vllm_xargs custom_params session_params", ({},)),
-    ("functions documents allowed_token_ids bad_words logits_processors", ([],)),
-    ("routed_experts_prompt_start routed_experts_start_len", (0,)),
-    ("suffix", ("",)),
-    ("function_call", ("none", "auto")),
-    ("modalities", (["text"],)),
-    ("""audio prediction reasoning_effort verbosity web_search_options chat_template truncate_prompt_tokens
-     prompt_logprobs logprob_token_ids regex
-     grammar ebnf json_schema structural_tag stop_regex prompt_embeds input_ids lora_path thinking_token_budget
-     repetition_detection custom_logit_processor task kv_transfer_params ec_transfer_params""", ()),
-]  # fmt: skip
-NEUTRAL = {name: values for names, values in _REFUSED for name in names.split()}
+NEUTRAL = {name: tuple(row["unless"]) for row in _FIELDS["refused"] for name in row["names"].split()}
 """Refused, unless null or one of these values, which ask for nothing."""
 
 Stop = Annotated[str, Field(min_length=1)]
@@ -56,11 +35,17 @@ _named: set[str] = set()  # of `NO_EFFECT`, in the log
 class Body(BaseModel):
     """Types are taken literally: no text where a number is due, no NaN; but a whole number may be written as 12.0.
 
-    Long lists stop at their first mistake (`fail_fast`): a megabyte of mistakes would delay all other answers.
+    Long lists stop at their first mistake (`fail_fast`), and objects at their first unknown field: a megabyte of
+    mistakes would delay all other answers.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
+    known: ClassVar[frozenset[str]]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.known = frozenset(field.alias or name for name, field in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -69,14 +54,14 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         given: dict[Any, Any] = {k: _whole(v) for k, v in data.items()}  # pyright: ignore
-        for name in [name for name in given if name not in cls.model_fields]:
+        for name in [name for name in given if name not in cls.known]:
             neutral = (given.get("n") or 1,) if name == "best_of" else cls.neutral.get(name)
             if name in NO_EFFECT:
                 if name not in _named and given[name] is not None:
                     _named.add(name)
                     log.info("a field without effect here", extra={"fields": {"field": name}})
             elif neutral is None:
-                continue  # unknown
+                raise PydanticCustomError("unknown", "unknown", {"field": name.encode(errors="replace").decode()})
             elif given[name] is not None and given[name] not in neutral:
                 raise PydanticCustomError("unsupported", "not supported by this server", {"field": name})
             del given[name]

@@ -55,6 +55,7 @@ class Server(uvicorn.Server):
             methods, seen = ("GET", "HEAD", "POST"), ("X-Request-Id", "Retry-After")
             app = CORSMiddleware(app, options.allow_origin, methods, allow_headers=("*",), expose_headers=seen)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
+        quiet["loop"] = "asyncio"  # whose transports `Connection` sets
         http: dict[str, Any] = {"http": partial(Connection, self.connections), "timeout_keep_alive": options.keep_alive}
         super().__init__(uvicorn.Config(app, **quiet, **http, backlog=BACKLOG, timeout_graceful_shutdown=GRACE))
 

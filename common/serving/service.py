@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from common.watch.trace import StepTrace
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
 ENCODERS = 2  # threads for shorter ones
-MESSAGE_COST = 32  # characters: rendering a message costs time even if it is empty
 FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
 log = logging.getLogger("folovllm.serving")
 
@@ -135,8 +134,7 @@ class Service:
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
             raise ApiError(400, message, code="context_length_exceeded")
-        messages = sum(len(prompt) for prompt in prompts if any(isinstance(part, Mapping) for part in prompt[:1]))
-        size = sum(lengths) + MESSAGE_COST * messages + len(str(template_kwargs))
+        size = sum(lengths) + sum(getattr(prompt, "size", 0) for prompt in prompts) + len(str(template_kwargs))
         work = [(parameters.encode, self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
         run, pool = asyncio.get_running_loop().run_in_executor, self._encoders[size > LONG_TEXT]
         return [await run(pool, *one) for one in work]

@@ -16,7 +16,7 @@ from common.text.chat_template import Templates, choose, pick, read_template, re
 from common.text.control_tokens import ControlTokens, encode_as_text
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
-from common.text.turn_ends import turn_end_token_ids
+from common.text.turn_ends import TURN_ENDS
 
 ANSWER = "7315082946"  # the same in capitals
 PROBES = [("user", "assistant", "user"), ("user", "assistant"), ("system", "user", "assistant", "user"), ("assistant",)]
@@ -76,7 +76,21 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; `add_special_tokens`: those (such as a BOS) that the model expects around a prompt."""
-        return self._encode(text, add_special_tokens)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
+            raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
+        # As a batch of one: the library's `encode` would block all other threads, such as an engine's.
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def offsets(self, text: str) -> list[int]:
+        """Where in the text each token of `encode` begins, in characters; for part of one, where the character does.
+        What stands between two tokens belongs to the second; a token that the text has not has no width."""
+        result, end = list[int](), 0
+        for first, last in self.backend.encode_batch([text])[0].offsets:
+            result.append(min(first, end) if last > first else end)
+            end = max(end, last)
+        return result
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.backend.decode(list(token_ids), skip_special_tokens=True)
@@ -111,10 +125,10 @@ class Tokenizer:
         control = self._control[template]
         marks = control.marks((messages, tools, template_kwargs))
         if marks is None:
-            return ChatPrompt(self._encode(self.render(messages, template_kwargs, tools=tools), False))
+            return ChatPrompt(self.encode(self.render(messages, template_kwargs, tools=tools), False))
         messages, template_kwargs, tools = (control.mark(v, marks) for v in (messages, template_kwargs, tools))
         first, *pieces = control.split(self.render(messages, template_kwargs, tools=tools), marks)
-        ids = self._encode(first, False)
+        ids = self.encode(first, False)
         for piece, spelled in zip(pieces, itertools.cycle((True, False))):
             ids += self._encode_inside(piece, spelled)
         return ChatPrompt(ids)
@@ -124,7 +138,7 @@ class Tokenizer:
         if spelled:
             encode = functools.partial(encode_as_text, self.backend, control_ids=[*self.special_ids.values()])
         else:
-            encode = functools.partial(self._encode, add_special_tokens=False)
+            encode = functools.partial(self.encode, add_special_tokens=False)
         line, ids = encode("\n"), encode(f"\n{text}")
         return ids[len(line) :] if ids[: len(line)] == line else encode(text)
 
@@ -138,11 +152,9 @@ class Tokenizer:
     def turn_end_token_ids(self) -> frozenset[int]:
         """Control tokens that are known to end a turn, and the one that this chat template writes behind an answer.
         Its first conversation that renders with the answer in it tells: some templates want other ones, or parts."""
-        ends = set(turn_end_token_ids(self.backend))
-        added = {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
-        controls = {
-            text for text, t in added.items() if t.special or (len(text) > 2 and f"{text[0]}{text[-1]}" in BRACKETS)
-        }
+        added = {token.content: token_id for token_id, token in self.backend.get_added_tokens_decoder().items()}
+        ends = {added[text] for text in TURN_ENDS & added.keys()}
+        bracketed = {text for text in added if len(text) > 2 and f"{text[0]}{text[-1]}" in BRACKETS}
         until = time.thread_time() + PROBING
         for roles, parts in itertools.product(PROBES, (False, True)):
             chat = ""
@@ -153,21 +165,14 @@ class Tokenizer:
             _, found, behind = chat.rpartition(ANSWER)
             if found or time.thread_time() > until:
                 behind = behind.lstrip(" \t\r\n\"'}])") if found else ""
-                text = max((text for text in controls if text and behind.startswith(text)), key=len, default="")
-                ids = (i for i, token in self.backend.get_added_tokens_decoder().items() if token.content == text)
-                ends.update(ids if text != self.special_tokens.get("bos_token") else ())
+                controls = [text for text in bracketed | self.special_ids.keys() if text and behind.startswith(text)]
+                text = max(controls, key=len, default=None)
+                if text is not None and text != self.special_tokens.get("bos_token"):
+                    ends.add(added[text])
                 break
         if "<|return|>" in added:  # in gpt-oss's format <|end|> ends one message of several
-            ends.discard(self.backend.token_to_id("<|end|>"))
+            ends.discard(added.get("<|end|>", -1))
         return frozenset(ends)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """As a batch of one: the library's `encode` would block all other threads, such as an engine's."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
-            raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
-        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None, *,

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from common.attention import Attention
-from common.kv_cache import KVUsage, PrefixCache
+from common.kv_cache import PrefixCache
 from common.plan import StepPlan
 from common.request import RequestStatus
 from common.scheduler import Scheduler
+from common.watch.kv_memory import KVUsage
 
 Metrics = dict[str, float | int | str | None]
 

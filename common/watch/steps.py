@@ -4,9 +4,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from common.kv_cache import KVUsage
 from common.plan import StepPlan
-from common.scheduler import Queues, Scheduler
+from common.scheduler import Scheduler
+from common.watch.kv_memory import KVUsage
 from common.watch.metrics import EngineMetrics
 from common.watch.stopwatch import DeviceTime
 from common.watch.trace import StepRecord, StepTrace
@@ -18,7 +18,7 @@ class PlannedStep:
     plan_time, host_time: seconds that planning it took, and planning and starting it together."""
 
     usage: KVUsage
-    queues: Queues
+    num_running: int
     plan_time: float
     host_time: float = 0.0
     record: StepRecord | None = None
@@ -35,11 +35,11 @@ class StepWatch:
         self._last_end = 0.0  # when a step was collected last
 
     def planned(self, plan: StepPlan) -> None:
-        cache, queues = self._scheduler.cache, self._scheduler.queues()
-        step = PlannedStep(cache.usage(), queues, time.perf_counter() - plan.planned_at)
+        usage, num_running = self._scheduler.cache.usage(), len(self._scheduler.running)
+        step = PlannedStep(usage, num_running, time.perf_counter() - plan.planned_at)
         self._steps.append(step)
         if self.trace is not None:
-            step.record = self.trace.open(plan, cache, queues)
+            step.record = self.trace.open(plan, self._scheduler)
 
     def started(self, plan: StepPlan) -> None:
         self._steps[-1].host_time = time.perf_counter() - plan.planned_at
@@ -49,7 +49,7 @@ class StepWatch:
         begin, self._last_end = max(plan.planned_at, self._last_end), time.perf_counter()
         self.metrics.plan_time_s += step.plan_time
         self.metrics.host_time_s += step.host_time
-        self.metrics.record_step(plan, step.usage, step.queues.running, self._last_end - begin)
+        self.metrics.record_step(plan, step.usage, step.num_running, self._last_end - begin)
         if self.trace is not None and step.record is not None:
             step.record.host_time = step.host_time
             self.trace.close(step.record, begin, self._last_end, device_time)

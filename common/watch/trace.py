@@ -5,10 +5,11 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.kv_cache import KVCacheManager, PrefixCache, Region
+from common.kv_cache import PrefixCache
 from common.plan import StepPlan
 from common.request import RequestStatus
-from common.scheduler import Queues
+from common.scheduler import Scheduler
+from common.watch.kv_memory import Region
 from common.watch.stopwatch import DeviceTime
 
 MAX_STEPS = 10_000
@@ -66,7 +67,7 @@ class StepTrace:
         self._count = 0
         self._evictions = 0
 
-    def open(self, plan: StepPlan, cache: KVCacheManager, queues: Queues) -> StepRecord:
+    def open(self, plan: StepPlan, scheduler: Scheduler) -> StepRecord:
         """When a step has been planned: what it does, and the state of queues and cache."""
         started = time.perf_counter()
         chunks: list[ChunkRecord] = []
@@ -76,7 +77,8 @@ class StepTrace:
             cached = chunk.start if first else 0
             chunks.append(ChunkRecord(request.id, kind, chunk.start, chunk.length, request.arrival_time, cached))
             chunks += [ChunkRecord(fork.id, "fork", chunk.end, 0, fork.arrival_time) for fork in chunk.forks]
-        usage, before = cache.usage(), self._evictions
+        cache, before = scheduler.cache, self._evictions
+        usage = cache.usage()
         if isinstance(cache, PrefixCache):
             self._evictions = cache.prefix_stats().evictions
         record = StepRecord(
@@ -84,9 +86,9 @@ class StepTrace:
             preempted=tuple(request.id for request in plan.preempted),
             swapped_out=tuple(r.id for r in plan.preempted if r.status is RequestStatus.SWAPPED),
             swapped_in=tuple(request.id for request in plan.resumed),
-            waiting=queues.waiting,
-            running=queues.running,
-            swapped=queues.swapped,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            swapped=len(scheduler.swapped),
             kv_reserved=usage.reserved,
             kv_stored=usage.stored,
             regions=tuple(cache.regions()) if self.keep_regions else None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 from unittest.mock import patch
 
 from common import SamplingParams
@@ -75,14 +75,11 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
 
 def _auto(target: float, decode: float, token: float) -> int:
     """What `AutoChunkSize` says when decodes took `decode` seconds, and 16 prompt tokens 16 x `token` more (mocked)."""
-    clock = SimpleNamespace(now=0.0)
-    clock.perf_counter = lambda: clock.now
-    chosen = AutoChunkSize(target)
-    with patch.object(chunk_size_module, "time", clock):
-        for prompt_tokens in (0, 16):
-            chunks: list[Any] = [SimpleNamespace(length=1)]
-            plan = SimpleNamespace(planned_at=clock.now, chunks=chunks, num_tokens=1 + prompt_tokens)
-            clock.now += decode + prompt_tokens * token
+    chosen, ends = AutoChunkSize(target), (decode, 2 * decode + 16 * token)
+    with patch.object(chunk_size_module, "time", SimpleNamespace(perf_counter=iter(ends).__next__)):
+        for begin, prompt_tokens in ((0.0, 0), (decode, 16)):
+            decodes = [SimpleNamespace(length=1)]
+            plan = SimpleNamespace(planned_at=begin, chunks=decodes, num_tokens=1 + prompt_tokens)
             chosen.observe(cast(StepPlan, plan))
     return chosen.tokens
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from common.kv_cache import KVUsage, Region
 from common.request import Request
+from common.watch.kv_memory import KVUsage, Region
 
 
 class NoCache:

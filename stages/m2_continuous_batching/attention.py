@@ -5,19 +5,7 @@ import torch
 from common.batch import RaggedBatch
 from common.memory import allocate_kv
 from common.models import Decoder
-
-
-def full_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """softmax(Q Kᵀ / √d) V: q [B, L, Hq, D], k and v [B, Hkv, C, D], masked (what a query may not see) [B, L, C]
-    or broadcastable; returns [B, L, Hq, D]. The query heads that share a KV head lie together: K and V are never
-    repeated."""
-    batch, length, heads, dim = q.shape
-    kv_heads, context = k.shape[1:3]
-    queries = (q * dim**-0.5).transpose(1, 2).reshape(batch, kv_heads, -1, dim)  # [B, Hkv, group * L, D]
-    scores = (queries @ k.transpose(-2, -1)).view(batch, kv_heads, -1, length, context)
-    scores = scores.masked_fill(masked[:, None, None], -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype).flatten(2, 3)
-    return (weights @ v).view(batch, heads, length, dim).transpose(1, 2)
+from stages.m1_kv_cache.attention import full_attention
 
 
 class SlotAttention:

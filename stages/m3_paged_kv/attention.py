@@ -7,7 +7,7 @@ it gains is room for more requests. m4 reads the blocks where they lie.
 import torch
 
 from common.batch import RaggedBatch
-from stages.m2_continuous_batching.attention import full_attention
+from stages.m1_kv_cache.attention import full_attention
 from stages.m3_paged_kv.kv_tensors import PagedKV
 
 

@@ -27,10 +27,6 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._free)
 
-    @property
-    def num_used(self) -> int:
-        return self.num_blocks - len(self._free)
-
     def take(self, count: int) -> list[int]:
         """`count` free blocks, each with one owner from now on. The caller has looked at `num_free`."""
         if count > len(self._free):

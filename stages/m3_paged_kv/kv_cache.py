@@ -4,9 +4,9 @@ table says where, and it never holds more than one block that is not full."""
 from collections import Counter
 from collections.abc import Sequence
 
-from common.kv_cache import KVUsage, Region
 from common.plan import BlockCopies
 from common.request import Request
+from common.watch.kv_memory import KVUsage, Region
 from stages.m3_paged_kv.block_pool import BlockPool, Pool
 
 

@@ -24,10 +24,6 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self.empty) + len(self.reusable)
 
-    @property
-    def num_used(self) -> int:
-        return self.num_blocks - self.num_free
-
     def take(self, count: int) -> list[int]:
         """`count` free blocks, each with one owner from now on. The caller has looked at `num_free`."""
         if count > self.num_free:

@@ -5,9 +5,9 @@ Full blocks enter an index. A request that starts shares the blocks of its longe
 given back stay in the index until their memory is needed.
 """
 
-from common.kv_cache import PrefixNode, PrefixStats, Region
 from common.plan import BlockCopies
 from common.request import Request
+from common.watch.kv_memory import PrefixNode, PrefixStats, Region
 from stages.m3_paged_kv.kv_cache import PagedCache
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.inspection.index import check_index, check_paths, check_pool, tree

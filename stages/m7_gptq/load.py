@@ -6,7 +6,7 @@ from common.config import EngineConfig
 from common.errors import refusing
 from common.models import Decoder
 from common.models.linear import Projection
-from common.models.load import Loaded, load_tokenizer, open_source, prepare
+from common.models.load import Loaded, open_source, prepare, read_tokenizer
 from common.models.quantized_weight import QuantizedWeight, concatenate
 from common.models.weights import ModelSource, build_decoder, loader, plain_projection
 from stages.m7_gptq.checkpoint.model import open_checkpoint
@@ -18,8 +18,8 @@ from stages.m7_gptq.linear import FastLayers, ReadQuantized, SideBySide, quantiz
 def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Loaded:
     """m7's `load_for`: linear layers in 4 bits, head in 8. fast: makes them; None: they are the definitions."""
     dtype, device = config.torch_dtype, config.torch_device
-    tokenizer = load_tokenizer(config.model, config.chat_template)  # first: it is refused sooner than layers are made
     source = open_source(config.model, device, config.seed, progress=None)
+    tokenizer = read_tokenizer(source, config.chat_template)  # first: it is refused sooner than layers are made
     # A model that is quantised already is read as it is. Of another one the cache has a quantised folder. Where it has
     # none, `calibrate_layers` quantises layer after layer by `gptq`, and each is written when it is done.
     checkpoint = open_checkpoint(config, source)

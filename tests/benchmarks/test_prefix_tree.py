@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.plots.picture import save_picture
 from benchmarks.plots.prefix_tree import children_of, places, prefix_tree_figure
 from benchmarks.prefixes import BLOCK, EXAMPLES, FOLLOW_UPS, QUESTIONS, SYSTEM, record_prefixes
-from common.kv_cache import PrefixNode
+from common.watch.kv_memory import PrefixNode
 
 
 def test_a_leaf_has_a_row_and_a_parent_is_in_the_middle() -> None:

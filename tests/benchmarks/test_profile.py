@@ -49,7 +49,7 @@ from common.plan import StepPlan
 @pytest.mark.parametrize("stage", ["m0", "m2", "m4"])
 def test_tables_picture_and_trace(stage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The parts add up, in each phase; the operators add up to the same. Must not leave a range in the engine."""
-    trace, picture, numbers = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 7, True, {}, tmp_path)
+    trace, picture, numbers = profile(stage, "mixed", "random:tiny-llama", "cpu", "float32", 7, True, [], tmp_path)
     said, complaints = capfd.readouterr()
     assert "USDT" not in complaints, "PyTorch's profiler says when it starts and stops"
     assert "elementwise: norms, rotary, SwiGLU." in said
@@ -77,7 +77,7 @@ def test_tables_picture_and_trace(stage: str, tmp_path: Path, capfd: pytest.Capt
 
 def test_an_option_of_a_later_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="m3 has no option 'prefix_index': it arrives with m6"):
-        profile("m3", "mixed", "random:tiny-llama", "cpu", "float32", 1, True, {"prefix_index": "radix"}, tmp_path)
+        profile("m3", "mixed", "random:tiny-llama", "cpu", "float32", 1, True, ["prefix_index=radix"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,7 +149,7 @@ def test_nvtx_ranges_are_between_the_calls_of_cudas_profiler(
 
 def test_nvtx_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="for a GPU: choose --device cuda"):
-        profile("m4", "mixed", "random:tiny-llama", "cpu", "float32", 2, True, {}, tmp_path, nvtx=True)
+        profile("m4", "mixed", "random:tiny-llama", "cpu", "float32", 2, True, [], tmp_path, nvtx=True)
 
 
 def test_the_gpu_jobs_name_stages_that_exist_and_go_on_where_they_stopped(

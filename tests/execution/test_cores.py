@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.busy import busy_loops
 from common import Engine
 from common.cli import app as command
 from common.config import EngineConfig
@@ -20,6 +19,7 @@ from common.execution import cores
 from common.execution.cores import INTERVAL, STALE, SharedCores, idle_seconds, in_own_thread
 from common.execution.threads import usable_cpus
 from common.serving.options import ServerOptions
+from tests.busy.measure import busy_loops
 
 ROOT = Path(__file__).resolve().parents[2]
 

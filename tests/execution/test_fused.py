@@ -172,9 +172,9 @@ def test_a_cpu_without_numba_gets_plain_operations(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("outputs", "width"), [(1, 64), (512, 64), (4096, 1024), (6144, 1024), (151_936, 1024)])
 def test_a_product_is_cut_into_enough_programs_of_bounded_size(outputs: int, width: int, gated: bool) -> None:
     for rows, most in triton_gemv.BYTES_PER_PROGRAM.items():
-        config = triton_gemv.gemv_config(outputs, width, itemsize=2, gated=gated, rows=rows)
+        out, warps = triton_gemv.gemv_config(outputs, width, itemsize=2, gated=gated, rows=rows)
         row_bytes = width * 2 * (2 if gated else 1)
-        assert config.out == 1 or (config.out * row_bytes <= most and outputs // config.out >= triton_gemv.MIN_PROGRAMS)
-        twice = 2 * config.out
+        assert out == 1 or (out * row_bytes <= most and outputs // out >= triton_gemv.MIN_PROGRAMS)
+        twice = 2 * out
         assert twice * row_bytes > most or outputs // twice < triton_gemv.MIN_PROGRAMS, "larger programs would do"
-        assert config.num_warps == max(1, min(8, row_bytes // 1024))
+        assert warps == max(1, min(8, row_bytes // 1024))

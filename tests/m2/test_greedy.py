@@ -11,7 +11,7 @@ import stages
 from common import Engine, SamplingParams
 from common.config import DEFAULT_MODEL
 from common.models import load as module
-from common.models import load_model, load_tokenizer
+from common.models.load import open_source, read_decoder
 from tests.conftest import TINY
 from tests.engine_checks import CONTINUOUS, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
 from tests.helpers import every_pair, rounded
@@ -41,7 +41,7 @@ def same_as_m0(engine: Engine, prompts: Sequence[int] = PROMPTS, outputs: Sequen
 
 def test_every_engine_answers_as_m0_does_on_the_embedded_model(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other on the same decoder, which takes a second to load."""
-    for load in (load_model, load_tokenizer):
+    for load in (open_source, read_decoder):
         monkeypatch.setattr(module, load.__name__, cache(load))
     prompts = ["Once upon a time, in a land far away, there was", "The capital of France is", "1 2 3"]
     texts: dict[str, list[str]] = {}

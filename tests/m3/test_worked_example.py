@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from common import Engine
-from common.kv_cache import KVUsage
 from common.models.sources.random_weights import PRESETS
+from common.watch.kv_memory import KVUsage
 from tests.engine_checks import PAGED, TOKEN_BYTES, exactly, prompts_of
 
 Build = Callable[..., Engine]

@@ -21,7 +21,7 @@ from common.models.quantized_weight import PER_CHANNEL, Format, concatenate, pac
 from common.models.sources.gptq_checks import check_version
 from common.models.sources.gptq_description import Stored
 from common.models.sources.gptq_folder import GPTQFolder
-from common.models.sources.quantized_folder import fused_names, is_quantized_folder
+from common.models.sources.quantized_folder import fused_names, quantization
 from common.models.weights import build_decoder
 from stages.m7_gptq.checkpoint.baselines import RTN, round_to_nearest
 from stages.m7_gptq.linear import SideBySide
@@ -101,7 +101,7 @@ def test_a_decoder_from_the_folder_has_the_dequantised_weights(saved: Path) -> N
 
 
 def test_which_folders_are_gptq(saved: Path, tmp_path: Path) -> None:
-    assert is_quantized_folder(saved) and not is_quantized_folder(tmp_path)
+    assert quantization(saved) and not quantization(tmp_path)
 
 
 def test_an_older_folder_with_quantize_config_alone(folder: Path) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from common.execution.gpu.fused import FusedOps
 from common.models.layers import RMSNorm
 from common.models.quantized_weight import QuantizedWeight
-from stages.m7_gptq.fast.kernels import triton_int4_config, triton_int4_gemv
+from stages.m7_gptq.fast.kernels import triton_int4_dequantize, triton_int4_gemv, triton_int4_tiles
 from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
 from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
 from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out, takes
@@ -39,16 +39,21 @@ if DEEP:
 
 def run_two_programs(monkeypatch: pytest.MonkeyPatch, warps: int) -> None:
     """The interpreter runs one after another. For 32 outputs they have one tile each, for 64 two."""
-    monkeypatch.setattr(triton_int4_gemv, "gemv_config", lambda inputs, outputs: {"ROWS": outputs // 2, "WARPS": warps})
+    monkeypatch.setattr(triton_int4_gemv, "gemv_config", lambda inputs, outputs: (outputs // 2, warps))
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, config: tuple[int, int], parts: int = 1) -> None:
+    """config: rows of a program and warps, of the matrix-vector kernel; parts: of the inputs, of the tiles."""
+    monkeypatch.setattr(triton_int4_gemv, "gemv_config", lambda *_: config)
+    monkeypatch.setattr(triton_int4_tiles, "num_parts", lambda *_: parts)
 
 
 class Layer:
     """One kernel as a layer."""
 
-    def __init__(self, kernel: str, weight: QuantizedWeight, **options: object) -> None:
-        launch = {"launch": {"PDL": False}} if kernel == "gemv" else {}
+    def __init__(self, kernel: str, weight: QuantizedWeight) -> None:
         self.kernel: Callable[..., torch.Tensor] = {"gemv": gemv, "tiles": tiles}[kernel]
-        self.options = options | launch
+        self.options = {"launch": {"PDL": False}} if kernel == "gemv" else {}
         self.weight = lay_out(weight, HALF, CPU)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,19 +67,24 @@ class Layer:
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_group_takes_its_own_scale_and_zero_point(shape: str, group: int, symmetric: bool, kernel: str) -> None:
+def test_each_group_takes_its_own_scale_and_zero_point(
+    shape: str, group: int, symmetric: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In several programs and, of the matrix-vector kernel, in as many parts as there are blocks."""
     inputs, gemv_outputs, tiles_outputs = SHAPES[shape]
     outputs = gemv_outputs if kernel == "gemv" else tiles_outputs
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=True)
-    options = {"parts": 1} if kernel == "tiles" else {"config": {"ROWS": 16, "WARPS": 1}}
-    check(Layer(kernel, weight, **options), weight, make_input(2, inputs, HALF))
+    configure(monkeypatch, (16, 1))
+    check(Layer(kernel, weight), weight, make_input(2, inputs, HALF))
 
 
-@pytest.mark.parametrize("config", [{"ROWS": 16, "WARPS": 8}, {"ROWS": 32, "WARPS": 16}, {"ROWS": 32, "WARPS": 4}])
-def test_gemv_is_right_where_its_last_part_is_not_full(config: dict[str, int]) -> None:
+@pytest.mark.parametrize("config", [(16, 8), (32, 16), (32, 4)])
+def test_gemv_is_right_where_its_last_part_is_not_full(
+    config: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(monkeypatch, config)
     weight = make_weight(1536, 64, 128)
-    check(Layer("gemv", weight, config=config), weight, make_input(1, 1536, HALF))
+    check(Layer("gemv", weight), weight, make_input(1, 1536, HALF))
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
@@ -93,7 +103,7 @@ def test_norm_silu_and_residual_are_each_done_once(
     full. One warp, in the deep run, has a part for each block."""
     run_two_programs(monkeypatch, warps)
     weight = make_weight(inputs, outputs, group, symmetric=symmetric, bias=not symmetric)
-    for tokens in range(1, triton_int4_config.GEMV_TOKENS + 1) if DEEP else [few]:
+    for tokens in range(1, triton_int4_gemv.GEMV_TOKENS + 1) if DEEP else [few]:
         check_fused(FusedOps(CPU), TritonInt4Linear(weight, HALF, CPU), weight, Inputs(HALF), tokens)
 
 
@@ -113,10 +123,11 @@ def test_few_tokens_cost_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 15, 17, 64])
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_each_part_of_the_inputs_is_counted_once(parts: int, tokens: int) -> None:
+def test_each_part_of_the_inputs_is_counted_once(parts: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = make_weight(640, 64, 64, bias=True)
     assert _even_parts(5, parts) == parts
-    check(Layer("tiles", weight, parts=parts), weight, make_input(tokens, 640, HALF))
+    configure(monkeypatch, (32, 4), parts)
+    check(Layer("tiles", weight), weight, make_input(tokens, 640, HALF))
 
 
 def test_no_part_is_without_blocks() -> None:
@@ -136,13 +147,11 @@ def test_written_out_weight_is_the_weight(inputs: int, group: int) -> None:
 
 
 def test_each_number_of_tokens_takes_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m7_gptq.fast.kernels import triton_int4_tiles
-
-    monkeypatch.setattr(triton_int4_config, "DEQUANTIZE_TOKENS", 20)
+    monkeypatch.setattr(triton_int4_dequantize, "DEQUANTIZE_TOKENS", 20)
     monkeypatch.setattr(triton_int4_tiles, "num_parts", lambda *_: 2)
     weight = make_weight(256, 64, 64, bias=True)
     layer = TritonInt4Linear(weight, HALF, CPU)
-    for tokens in (1, triton_int4_config.GEMV_TOKENS, triton_int4_config.GEMV_TOKENS + 1, 19, 20):
+    for tokens in (1, triton_int4_gemv.GEMV_TOKENS, triton_int4_gemv.GEMV_TOKENS + 1, 19, 20):
         check(layer, weight, make_input(tokens, 256, HALF))
     assert layer.weights_bytes() == 256 * 64 // 2 + 4 * 64 * (2 + 2) + 64 * 2
 
@@ -162,17 +171,16 @@ def test_float16_holds_x_before_the_norm_has_scaled_it(
 
 
 @pytest.mark.parametrize("group", [256, 512])
-def test_groups_of_several_blocks_take_their_own_scale(group: int) -> None:
+def test_groups_of_several_blocks_take_their_own_scale(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Must not take the first one's."""
+    configure(monkeypatch, (32, 4))
     weight = make_weight(1024, 64, group, symmetric=False)
-    check(Layer("gemv", weight, config={"ROWS": 32, "WARPS": 4}), weight, make_input(1, 1024, HALF))
-    check(Layer("tiles", weight, parts=1), weight, make_input(17, 1024, HALF))
+    check(Layer("gemv", weight), weight, make_input(1, 1024, HALF))
+    check(Layer("tiles", weight), weight, make_input(17, 1024, HALF))
 
 
 def test_more_inputs_than_registers_hold_take_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.m7_gptq.fast.kernels import triton_int4_tiles
-
-    monkeypatch.setattr(triton_int4_config, "MOST_INPUTS", 128)
+    monkeypatch.setattr(triton_int4_gemv, "MOST_INPUTS", 128)
     monkeypatch.setattr(triton_int4_tiles, "num_parts", lambda *_: 1)
     weight = make_weight(256, 64, 64)
     layer = TritonInt4Linear(weight, HALF, CPU)

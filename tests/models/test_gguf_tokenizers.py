@@ -11,7 +11,6 @@ import pytest
 from common import UserError
 from common.models import load_model, load_tokenizer
 from common.text.tokenizer import Tokenizer
-from common.text.turn_ends import turn_end_token_ids
 from tests.helpers import all_logits
 from tests.models import expected_tokens, gguf_writer, reference
 from tests.models.tokenizer_cases import CASES, TEXTS, byte_level_metadata, sentencepiece_metadata
@@ -141,7 +140,7 @@ def test_a_token_that_ends_a_turn_is_a_control_token_without_a_key(token_type: i
     tokenizer = load(path)
     assert tokenizer.encode("<|im_end|>") == [1, at]
     assert tokenizer.decode([at]) == ""
-    assert at in turn_end_token_ids(tokenizer.backend)
+    assert at in tokenizer.turn_end_token_ids
 
 
 def test_sentencepiece_has_its_end_at_2_without_a_key(path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common import UserError
-from common.models import load_model, load_tokenizer
+from common import EngineConfig, UserError
+from common.models import load_for, load_model, load_tokenizer
 from tests.helpers import all_logits
 from tests.models import reference
+from tests.test_cli import byte_tokenizer
 
 CASE = "qwen3, head_dim unlike hidden/heads"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -49,6 +50,19 @@ def test_shards(saved: Path, tmp_path: Path) -> None:
     reference.save(CASE, tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert torch.equal(all_logits(load_model(str(tmp_path)), [1, 2]), all_logits(load_model(str(saved)), [1, 2]))
+
+
+@pytest.mark.parametrize(("chosen", "template"), [("tool_use", "with tools"), ("{{ 5 }}", "{{ 5 }}")])
+def test_an_engine_has_the_chat_template_that_was_chosen_by_name_or_text(
+    chosen: str, template: str, folder: Path
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "plain", "tool_use": "with tools"}
+    tokenizer.save(folder)
+    loaded = load_for(EngineConfig(str(folder), device="cpu", chat_template=chosen, chat_template_kwargs={"depth": 3}))
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.chat_template == template
+    assert loaded.tokenizer.template_kwargs == {"depth": 3}
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from common.serving import connections
 from common.serving.connections import SPARE
+from common.serving.logs import JsonLines
 from tests.serving.running import ROOT, TINY, Process, Running, client_of, slow_down, wait_until
 from tests.serving.test_with_metrics import metrics_of
 
@@ -122,6 +123,88 @@ def test_a_stream_that_nobody_reads_ends_and_gives_its_memory_back(serve: Serve,
     running.wait_until_idle()
 
 
+@pytest.mark.parametrize("pipelined", [b"", b"\r\n", head("/health"), head("/health") * 100])
+def test_a_client_that_leaves_is_noticed_whatever_it_has_sent_ahead(
+    serve: Serve, clients: ExitStack, pipelined: bytes
+) -> None:
+    """uvicorn alone stops reading at a second request, and then does not see the end of the connection."""
+    running = serve(talks=False)
+    slow_down(running.engine, 0.02)
+    client = clients.enter_context(connect(running))
+    body = json.dumps(PROMPT | {"max_tokens": 500, "prompt": [1, 2], "ignore_eos": True}).encode()
+    client.sendall(BODY.replace(b"5000", str(len(body)).encode()) + body)
+    wait_until(lambda: running.service.open_choices == 1)
+    for part in (pipelined[:-3], pipelined[-3:]):
+        client.sendall(part)
+        time.sleep(0.05)
+    client.close()
+    wait_until(lambda: running.service.open_choices == 0, 5)
+    assert metrics_of(running)["folovllm_requests_total,abort"] == 1
+
+
+def test_pipelined_requests_are_answered_in_order(running: Running, clients: ExitStack) -> None:
+    client = clients.enter_context(connect(running))
+    client.sendall(head("/health") * 50 + head("/v1/nothing") + head("/health", "Connection: close"))
+    answers = ends(client).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * 50 + [b"404", b"200"]
+
+
+def test_what_clients_write_fills_no_log(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """10,000 lines may wait for a reader of the log."""
+    caplog.set_level("INFO", "folovllm.serving")
+    assert running.get("/" + "a" * 10_000).status_code == 404
+    wait_until(lambda: any(record.message == "response" for record in caplog.records))
+    [line] = [JsonLines().format(record) for record in caplog.records if record.message == "response"]
+    assert len(line) < 1000
+
+
+@pytest.mark.parametrize(("leaves", "status"), [(False, 408), (True, 499)])
+def test_the_log_has_the_status_of_a_body_that_does_not_come(
+    serve: Serve, clients: ExitStack, caplog: pytest.LogCaptureFixture, leaves: bool, status: int
+) -> None:
+    caplog.set_level("INFO", "folovllm.serving")
+    running = serve(**PATIENT | {"body_timeout": 60.0 if leaves else 0.3})
+    client = clients.enter_context(connect(running))
+    client.sendall(BODY + b"{")
+    wait_until(lambda: any(c.waits_for == "body" for c in list(running.server.connections.open)))
+    if leaves:
+        client.close()
+    else:
+        assert b" 408 " in ends(client)
+    wait_until(lambda: any(r.message == "response" for r in caplog.records))
+    fields = [r.__dict__["fields"] for r in caplog.records if r.message == "response"]
+    assert [one["status"] for one in fields] == [status]
+    assert metrics_of(running)[f"folovllm_http_responses_total,/v1/completions,{status}"] == 1
+
+
+def test_no_client_has_more_than_a_little_read_at_once(
+    running: Running, clients: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of one byte takes as long to parse as any: 256 KiB of them kept all others waiting for half a second."""
+    sizes: list[int] = []
+    take = connections.Connection.data_received
+    monkeypatch.setattr(
+        connections.Connection, "data_received", lambda self, data: (sizes.append(len(data)), take(self, data))[1]
+    )
+    client = clients.enter_context(connect(running))
+    text = json.dumps(PROMPT | {"prompt": "x" * 400}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 20_000 + text) + b"0\r\n\r\n"
+    start = head("/v1/completions", "Content-Type: application/json", "Transfer-Encoding: chunked", "Connection: close",
+                 method="POST")  # fmt: skip
+    client.sendall(start + chunks)
+    assert ends(client).startswith(b"HTTP/1.1 200 ")
+    assert sum(sizes) == len(start + chunks) and max(sizes) <= connections.AT_ONCE
+
+
+def test_a_body_of_two_lengths_is_refused_and_the_connection_ends(running: Running, clients: ExitStack) -> None:
+    """A proxy in front may believe the other one, and take the rest for another client's request."""
+    client = clients.enter_context(connect(running))
+    both = ("Content-Type: application/json", "Content-Length: 12", "Transfer-Encoding: chunked")
+    client.sendall(head("/v1/completions", *both, method="POST") + b"2\r\n{}\r\n0\r\n\r\n" + head("/health"))
+    answers = ends(client).split(b"HTTP/1.1 ")[1:]
+    assert len(answers) == 1 and answers[0].startswith(b"400 ") and b'"invalid_http"' in answers[0]
+
+
 def test_silent_clients_make_room_for_those_that_ask(serve: Serve, clients: ExitStack) -> None:
     running = serve(max_connections=8, **PATIENT)
     silent = [clients.enter_context(connect(running)) for _ in range(20)]
@@ -130,6 +213,29 @@ def test_silent_clients_make_room_for_those_that_ask(serve: Serve, clients: Exit
         assert client.post("/v1/completions", json=PROMPT).status_code == 200
     wait_until(lambda: len(running.server.connections.open) <= 8)
     assert len(ends(silent[0])) == 0, "the one that was silent longest is the first to go"
+
+
+PIPELINED = head("/openapi.json") * 400
+
+
+@pytest.mark.parametrize("opening", [BODY, BODY + b"{", BODY.replace(b"5000", b"9000000000"), PIPELINED],
+                         ids=["no body", "half a body", "answered, no body", "reads nothing"])  # fmt: skip
+def test_clients_that_hold_a_place_with_a_request_make_room_too(
+    serve: Serve, clients: ExitStack, opening: bytes
+) -> None:
+    """A thousand of them would keep all others out for half a minute, again and again."""
+    running = serve(max_connections=8, **PATIENT)
+    running.http.close()
+    for _ in range(8):
+        client = clients.enter_context(connect(running))
+        client.setblocking(False)
+        client.send(opening)
+    waiting = ("body", "read")
+    wait_until(lambda: [c.waits_for in waiting for c in list(running.server.connections.open)] == [True] * 8)
+    for _ in range(3):
+        with client_of(running.url) as client:
+            assert client.post("/v1/completions", json=PROMPT).status_code == 200
+    assert len(running.server.connections.open) > 4, "only as many as were needed"
 
 
 def test_when_all_places_are_busy_the_next_one_is_refused(serve: Serve, clients: ExitStack) -> None:
@@ -171,7 +277,7 @@ def test_1100_silent_sockets_against_1024_descriptors(clients: ExitStack) -> Non
     assert "out of system resource" not in log and '"fewer connections, by ulimit -n"' in log
 
 
-def test_the_limit_of_open_files_is_raised_as_far_as_it_goes() -> None:
+def test_the_limit_of_open_files_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "import resource; from common.serving.connections import _within_descriptors as within\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 700)); print(within(300), within(2000))\n"
@@ -182,6 +288,8 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes() -> None:
     assert first == 300 and 500 < second <= 700 - SPARE
     assert out.splitlines()[1] == "(700, 700)"
     assert connections._within_descriptors(1) == 1
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert connections._within_descriptors(2**40) == 2**40, "where there is no such limit"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -84,3 +85,11 @@ def test_repeated_prompts_are_scored_although_they_are_cached(serve: Serve) -> N
     first, second = (running.post("/v1/completions", body).json() for _ in range(2))
     assert second["choices"] == first["choices"]
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize("stage", SOME)
+def test_a_prompt_without_an_answer_counts_once(serve: Serve, stage: str) -> None:
+    running = serve(stage)
+    usage = running.post("/v1/completions", BODY | {"max_tokens": 0, "n": 3}).json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 0)
+    assert "folovllm_prompt_tokens_total 7.0" in re.sub(r"\{[^}]*\}", "", running.get("/metrics").text)

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
 from common import UserError
@@ -222,3 +222,23 @@ def test_all_private_characters_are_refused_and_not_a_defect() -> None:
     tokenizer = FAMILIES["ChatML"][0]()
     with pytest.raises(UserError, match="private-use"):
         tokenizer.chat([{"role": "user", "content": "<|im_end|>" + "".join(map(chr, range(0xE000, 0xF900)))}])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_token_has_its_place_in_the_text(family: str) -> None:
+    make, text = FAMILIES[family]
+    tokenizer, text = make(), f"{text}  hé 世! {text}"
+    ids, starts = tokenizer.encode(text), tokenizer.offsets(text)
+    assert len(starts) == len(ids) and starts[0] == 0 and starts == sorted(starts)
+    for token_id, start in zip(ids, starts, strict=True):
+        name = tokenizer.backend.id_to_token(token_id)
+        assert name not in controls(tokenizer, ids) or text.startswith(name, start)
+        assert not (name.isascii() and name.isalpha()) or text.startswith(name, start)
+
+
+def test_a_token_in_front_of_the_text_has_no_width() -> None:
+    tokenizer = sentencepiece(MISTRAL, ["<s>", "</s>"])
+    begin = tokenizer.backend.token_to_id("<s>")
+    tokenizer.backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", begin)])
+    assert tokenizer.encode("ab")[0] == begin
+    assert tokenizer.offsets("ab")[:2] == [0, 0]

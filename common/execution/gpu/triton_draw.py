@@ -15,16 +15,15 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.execution.draws import COUNT, ONE, Draws, Kind
+from common.execution.draws import Draws, Kind
 from common.execution.gpu import triton_filter
-from common.execution.gpu.triton_logits import CHUNK, exp_above, kept, read_logits, tie_weight
+from common.execution.gpu.triton_elementwise import wait
+from common.execution.gpu.triton_logits import CHUNK, MARK, MARKED, MOST, exp_above, kept, read_logits, tie_weight
 
 # pyright: basic
 
-DRAWN, MARKED, SHARED = (tl.constexpr(int(kind)) for kind in (Kind.DRAWN, Kind.MARKED, Kind.SHARED))
-MARK, MOST = tl.constexpr(ONE), tl.constexpr(COUNT)
+DRAWN, SHARED = tl.constexpr(int(Kind.DRAWN)), tl.constexpr(int(Kind.SHARED))
 
 
 @triton.jit
@@ -44,9 +43,7 @@ def chunk_kernel(
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     values = read_logits(logits, stride, settings, keys, marks, vocab, row, token, KIND)
     top = tl.max(values, 0)
     at = row * chunks + chunk
@@ -67,9 +64,7 @@ def pick_kernel(
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
     exists, at = chunk < chunks, row * chunks + chunk
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     slot = tl.load(keys + row * 4 + 3)
     top_of = tl.load(tops + at, mask=exists, other=-float("inf"))
     top = tl.max(top_of, 0)

@@ -21,6 +21,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
+def wait(PDL: tl.constexpr):
+    """The next kernel may start; this one goes on when the one in front of it has ended."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
 def rms(value, gain, width, eps, dtype: tl.constexpr):
     """gain * value / root mean square; value and gain: one row, float32."""
     mean_square = tl.sum(value * value, 0) / width
@@ -41,9 +49,7 @@ def embed_kernel(
     """One program a token: its row of the embedding, and its position's of the rotary table."""
     row, column, angle = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH), tl.arange(0, ANGLE_WIDTH)
     inside, angle_inside = column < width, angle < angle_width
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     token, position = tl.load(input_ids + row), tl.load(positions + row)
     value = tl.load(embedding + token * width + column, mask=inside)
     turn = tl.load(table + position * angle_width + angle, mask=angle_inside)
@@ -58,9 +64,7 @@ def norm_kernel(x, weight, out, width, eps, x_stride, WIDTH: tl.constexpr, PDL: 
     inside = column < width
     dtype: tl.constexpr = out.dtype.element_ty
     gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + column, rms(value, gain, width, eps, dtype).to(dtype), mask=inside)
 
@@ -71,9 +75,7 @@ def swiglu_kernel(gate_up, out, width, TILE: tl.constexpr, PDL: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = column < width
     dtype: tl.constexpr = out.dtype.element_ty
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + column, silu_times(gate, up, dtype).to(dtype), mask=inside)
@@ -101,9 +103,7 @@ def norm_rotate_kernel(
     head, column = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < num_heads) & (column < DIM // 2)
     dtype: tl.constexpr = heads.dtype.element_ty
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     at = heads + token * token_stride + head * DIM + column
     low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(at + DIM // 2, mask=inside, other=0.0).to(tl.float32)

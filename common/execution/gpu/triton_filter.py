@@ -14,14 +14,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.execution.draws import Kind
-from common.execution.gpu.triton_logits import CHUNK, exp_above, kept, ordered, read_logits, value_of
+from common.execution.gpu.triton_elementwise import wait
+from common.execution.gpu.triton_logits import CHUNK, MARKED, exp_above, kept, ordered, read_logits, value_of
 
 # pyright: basic
 
-MARKED = tl.constexpr(int(Kind.MARKED))
 PIVOTS = tl.constexpr(16)
 TILE = 256
 """Tokens that are compared with all pivots at a time."""
@@ -62,9 +60,7 @@ def narrow_kernel(
 ):  # fmt: skip
     """One pass over one chunk of a row: the sums at pivots that are `width` apart."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     asked, option = asks(settings, row, vocab, BY_RANK)
     if asked:
         low = tl.full([], LOWEST, tl.int32)
@@ -103,9 +99,7 @@ def settle_kernel(
 ):  # fmt: skip
     """One program a row writes edges [3 of 4]: the edge, how many tokens at it are kept, and the weight of all kept."""
     row, each = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     asked, option = asks(settings, row, vocab, BY_RANK)
     temperature = tl.load(settings + row * 8)
     top_of = tl.load(tops + row * chunks + each, mask=each < chunks, other=-float("inf"))
@@ -137,9 +131,7 @@ def weigh_kernel(
     """The weight of a chunk's tokens above the edge, and how many are at it."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token, each = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, CHUNKS)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     temperature = tl.load(settings + row * 8)
     top = tl.max(tl.load(tops + row * chunks + each, mask=each < chunks, other=-float("inf")), 0)
     values = read_logits(logits, stride, settings, keys, marks, vocab, row, token, MARKED)

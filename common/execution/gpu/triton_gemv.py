@@ -12,7 +12,6 @@ has both rows), bias (BIAS), the residual (ADD).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,25 +68,13 @@ def gemv_kernel(
         tl.store(at, result.to(dtype), mask=real)
 
 
-@dataclass(frozen=True)
-class GemvConfig:
-    """`out`: outputs of one program; `num_warps`: its threads, by 32."""
-
-    out: int
-    num_warps: int
-
-
-def gemv_config(outputs: int, width: int, itemsize: int, gated: bool, rows: int) -> GemvConfig:
-    """As many rows of the weight as make `BYTES_PER_PROGRAM`, fewer where that would leave `MIN_PROGRAMS` unmet; a warp
-    for each kilobyte of a row."""
+def gemv_config(outputs: int, width: int, itemsize: int, gated: bool, rows: int) -> tuple[int, int]:
+    """The outputs and the warps of a program: as many rows of the weight as make `BYTES_PER_PROGRAM`, a power of two,
+    fewer where that would leave `MIN_PROGRAMS` unmet; a warp for each kilobyte of a row."""
     row_bytes = triton.next_power_of_2(width) * itemsize * (2 if gated else 1)
     most = BYTES_PER_PROGRAM[triton.next_power_of_2(rows)]
-    out = _power_of_2_below(min(most // row_bytes, outputs // MIN_PROGRAMS))
-    return GemvConfig(out, max(1, min(8, row_bytes // 1024)))
-
-
-def _power_of_2_below(number: int) -> int:
-    return 1 << max(0, number.bit_length() - 1)
+    out = max(1, min(most // row_bytes, outputs // MIN_PROGRAMS))
+    return 1 << (out.bit_length() - 1), max(1, min(8, row_bytes // 1024))
 
 
 def gemv(
@@ -100,7 +87,6 @@ def gemv(
     eps: float = 0.0,
     gated: bool = False,
     add_to: torch.Tensor | None = None,
-    config: GemvConfig | None = None,
 ) -> torch.Tensor:
     """x [T, in] times weight [out, in] transposed, T up to `MAX_ROWS`; gives [T, out].
 
@@ -109,13 +95,13 @@ def gemv(
     """
     rows, width = x.shape
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    config = config or gemv_config(outputs, width, weight.itemsize, gated, rows)
+    per_program, warps = gemv_config(outputs, width, weight.itemsize, gated, rows)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
-    kernel: Any = gemv_kernel[(triton.cdiv(outputs, config.out),)]
+    kernel: Any = gemv_kernel[(triton.cdiv(outputs, per_program),)]
     kernel(
         x, weight, bias, norm, out, rows, width, outputs, eps, x.stride(0), out.stride(0),
-        ROWS=triton.next_power_of_2(rows), OUT=config.out, WIDTH=triton.next_power_of_2(width),
+        ROWS=triton.next_power_of_2(rows), OUT=per_program, WIDTH=triton.next_power_of_2(width),
         NORM=norm is not None, GATED=gated, BIAS=bias is not None, ADD=add_to is not None,
-        num_warps=config.num_warps, **launch,
+        num_warps=warps, **launch,
     )  # fmt: skip
     return out

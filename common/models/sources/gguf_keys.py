@@ -2,6 +2,8 @@
 llama.cpp is the reference for what a key means, and for what it means that one is missing; but YaRN's attention factor
 and betas, which it overwrites in some architectures, are applied, as they are in the model that was converted."""
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,21 +12,7 @@ from common.errors import require, require_number
 from common.models.rope import LinearScaling, RopeScaling, YarnScaling, checked, yarn_attention_factor
 from common.models.sources.gguf_reader import Metadata
 
-_READ = """
-    context_length embedding_length block_count feed_forward_length vocab_size attention.head_count
-    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
-    rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.type rope.scaling.factor
-    rope.scaling.original_context_length rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor
-    rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.finetuned tensor_data_layout
-    attention.layer_norm_epsilon"""
-"""The last three change nothing."""
-
-_OFF_AT_ZERO = """
-    use_parallel_residual
-    attention.scale attention.clamp_kqv attention.max_alibi_bias attention.sliding_window attn_logit_softcapping
-    final_logit_softcapping logit_scale embedding_scale residual_scale expert_count expert_used_count pooling_type
-    leading_dense_block_count nextn_predict_layers rope.scaling.alpha rope.scaling.yarn_log_multiplier"""
-_OFF_AT_ONE = "attention.causal logit_scale embedding_scale residual_scale rope.scaling.attn_factor"
+_KEYS: dict[str, list[str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 class ModelKeys:
@@ -35,8 +23,9 @@ class ModelKeys:
         self._prefix = f"{architecture}."
         for whole, value in metadata.values.items():
             key = whole.removeprefix(self._prefix)
-            neutral = [n for n, keys in enumerate((_OFF_AT_ZERO, _OFF_AT_ONE)) if key in keys.split()]
-            known = key == whole or key in _READ.split() or (isinstance(value, int | float) and value in neutral)
+            number = value if isinstance(value, int | float) else None
+            off = (number == 0 and key in _KEYS["off_at_zero"]) or (number == 1 and key in _KEYS["off_at_one"])
+            known = off or key == whole or key in _KEYS["read"] or key in _KEYS["change_nothing"]
             require(known, f"{metadata.name}: {whole[:80]} {metadata.show(whole)} is not supported")
 
     def size(self, key: str, default: int | None = None) -> int:

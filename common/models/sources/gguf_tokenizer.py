@@ -1,6 +1,9 @@
 """A GGUF file's tokenizer, rebuilt with the `tokenizers` library: SentencePiece, or byte-level BPE.
 Its tokens are llama.cpp's for the same file: Unicode is not normalised, though some models' own files do so."""
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
@@ -22,42 +25,9 @@ _READ = "model pre tokens token_type scores merges add_bos_token add_eos_token a
 _IDS = {"bos_token": ("bos", 1), "eos_token": ("eos", 2), "unk_token": ("unknown", 0), "pad_token": ("padding", None)}
 """In chat templates and in the metadata; and SentencePiece's where the file has none."""
 
-# How a text is cut into words before merging: each pattern cuts what those before it left.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_TEKKEN = (  # as transformers has it; llama.cpp's, which takes every letter but a-z for a capital, is an approximation
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DEEPSEEK = (  # its first models: letters of the alphabets with capitals that Unicode had then; punctuation; Chinese
-    r"[\r\n]",
-    r"\s?[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
-    r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]+",
-    r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+",
-    r"\s+$",
-    r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+",
-    r"\p{N}+",
-)
-_WORDS = {
-    "gpt-2 gpt2 phi-2 a.x-4.0 mellum exaone4 trillion jais": (_GPT2,),
-    "smollm starcoder refact codeshell exaone minerva-7b command-r": (r"\p{N}", _GPT2),
-    "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 smaug-bpe dbrx": (_LLAMA3,),
-    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan": (_QWEN2,),
-    "qwen35": (_QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}\p{N}", r"\s\p{L}\p{M}\p{N}"),),
-    "seed-coder": (_QWEN2.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+"),),
-    "tekken": (_TEKKEN,),
-    "deepseek-llm": _DEEPSEEK,
-    "deepseek-coder": (_DEEPSEEK[0], r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK[4], r"\p{N}"),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-}
-"""By the names of tokenizer.ggml.pre that occur with these architectures."""
-_WHOLE_WORDS_AND_BOS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "tekken"}
-"""Take a word that is a token without merging, and begin each prompt with a BOS."""
+_CUTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_WORDS: dict[str, list[str]] = {name: cut["patterns"] for cut in _CUTS["words"] for name in cut["names"]}
+_WHOLE_WORDS_AND_BOS: list[str] = _CUTS["whole_words_and_bos"]
 
 
 def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
@@ -66,7 +36,7 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
     if not texts:
         return None
     kind, words = m.get(f"{_AT}model", str), m.get(f"{_AT}pre", str) or "default"
-    patterns = next((patterns for names, patterns in _WORDS.items() if words in names.split()), ())
+    patterns = _WORDS.get(words, [])
     keys = [key.removeprefix(_AT) for key, value in m.values.items() if key.startswith(_AT) and value is not False]
     unread = ", ".join(["", *(key for key in keys if key not in _READ.split() and not key.endswith("_token_id"))])[:80]
     if kind not in ("gpt2", "llama") or unread or (kind == "gpt2" and not patterns):
@@ -99,7 +69,7 @@ def build_tokenizer(m: Metadata, config: ModelConfig) -> Tokenizer | None:
     return Tokenizer(backend, config.eos_token_ids, gguf_templates(m.values), special)
 
 
-def _byte_level(m: Metadata, vocab: dict[str, int], words: str, patterns: tuple[str, ...]) -> FastTokenizer:
+def _byte_level(m: Metadata, vocab: dict[str, int], words: str, patterns: list[str]) -> FastTokenizer:
     if words == "default":
         hint = "which may not be as in training. Convert the model again, or take its Hugging Face folder"
         say(f"{m.name} does not say how its tokenizer cuts words ({_AT}pre): it is done as llama.cpp does then, {hint}")

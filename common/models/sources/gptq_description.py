@@ -4,8 +4,10 @@ import functools
 import math
 import re
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, cast
 
 from common.errors import UserError, one_line, require
@@ -16,17 +18,7 @@ OTHER_WORDS = {"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size", "
 FORMAT_WORDS = ("checkpoint_format", "format", "version")
 OF_A_LAYER = ("bits", "group_size", "sym", "desc_act", "pack_dtype")
 OF_ALL = (*OF_A_LAYER, "quant_method", "checkpoint_format", "lm_head", "dynamic", "model_file_base_name")
-HARMLESS = frozenset(
-    """act_group_aware autoround_version amp backend batch_size block_name_to_quantize cache_block_outputs damp_percent
-    damp_auto_increment dataset device disable_exllama enable_minmax_tuning enable_norm_bias_tuning exllama_config
-    enable_quanted_input fail_safe failsafe fallback foem gptaq gptaq_alpha gptaq_memory_device hessian iters lr
-    gradient_accumulate_steps low_gpu_mem_usage minmax_lr max_input_length meta mock_quantization model_name_or_path
-    module_name_preceding_first_block modules_in_block_to_quantize modules_to_not_convert mse nsamples offload_to_disk
-    offload_to_disk_path pack_impl pad_token_id parallel_packing provider quant_block_list quantizer scale_dtype seed
-    seqlen smooth static_groups to_quant_block_names tokenizer true_sequential uri use_cuda_fp16 use_exllama v2 v2_alpha
-    v2_memory_device vram_strategy model_seqlen""".split()  # noqa: SIM905
-)
-"""Words for how the numbers were made, not for what they mean. Which layers are quantised shows in their tensors."""
+HARMLESS: list[str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["harmless"]
 
 SECONDS = 0.8  # For all patterns on all layers: some patterns take years
 MOST = 1000  # Characters of a pattern, and repetitions that it counts, which take memory

@@ -104,10 +104,6 @@ def quantization(folder: Path) -> Any:
     return found or read_json(folder / OLDER_FILE, missing={})
 
 
-def is_quantized_folder(folder: Path) -> bool:
-    return bool(quantization(folder))
-
-
 def is_quantized(name: str) -> bool:
     """Is this tensor the weight of a linear layer inside of the decoder? (The embedding and the head stay.)"""
     return name.startswith("model.layers.") and name.endswith("_proj.weight")

@@ -1,40 +1,19 @@
 """Models of exact shapes with random weights: for benchmarks and tests that need no download."""
 
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from common.errors import unknown
 from common.models.config import ModelConfig
-from common.models.rope import Llama3Scaling
 from common.models.weights import Shape
 
 PREFIX = "random:"
 
-_QWEN3 = ModelConfig(
-    name="qwen3", architecture="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_layers=28,
-    num_heads=16, num_kv_heads=8, head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, max_position_embeddings=40960,
-    qk_norm=True, tie_word_embeddings=True,
-)  # fmt: skip
-_LLAMA3 = ModelConfig(
-    name="llama3", architecture="llama", vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_layers=16,
-    num_heads=32, num_kv_heads=8, head_dim=64, rms_norm_eps=1e-5, rope_theta=5e5, max_position_embeddings=131072,
-    rope_scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192), tie_word_embeddings=True,
-)  # fmt: skip
-_TINY = ModelConfig(
-    name="tiny", architecture="llama", vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=2,
-    num_heads=4, num_kv_heads=2, head_dim=16, rms_norm_eps=1e-6, rope_theta=1e4, max_position_embeddings=512,
-)  # fmt: skip
-
-PRESETS: dict[str, ModelConfig] = {
-    "qwen3-0.6b": _QWEN3,
-    "qwen3-4b": replace(_QWEN3, hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32),
-    "llama3-1b": _LLAMA3,
-    "tiny-llama": _TINY,
-    "tiny-qwen2": replace(_TINY, architecture="qwen2", qkv_bias=True, tie_word_embeddings=True),
-    "tiny-qwen3": replace(_TINY, architecture="qwen3", qk_norm=True, tie_word_embeddings=True),
-}
-"""Shapes of the published models, and three tiny ones, one for each architecture."""
+_CONFIGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+PRESETS = {name: ModelConfig.from_hf(name, config) for name, config in _CONFIGS.items()}
 
 
 class RandomSource:

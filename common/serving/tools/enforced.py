@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.sampling.structure import WHITESPACE
+from common.sampling.grammar import WHITESPACE
 from common.serving.errors import ApiError
 from common.serving.schema import Tool
 from common.serving.tools.parser import ToolParser

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from common.kv_cache import PrefixNode
+from common.watch.kv_memory import PrefixNode
 from stages.m6_prefix_caching.block_pool import BlockPool
 from stages.m6_prefix_caching.prefix_index import Entry, PrefixIndex
 

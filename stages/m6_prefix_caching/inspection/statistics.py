@@ -1,7 +1,7 @@
 """What the prefix cache has saved."""
 
-from common.kv_cache import PrefixStats
 from common.request import Request
+from common.watch.kv_memory import PrefixStats
 from stages.m6_prefix_caching.block_pool import BlockPool
 
 

@@ -14,11 +14,11 @@ class Int8Head:
     """`x @ weight.T` on a GPU, by one kernel for few tokens and another for more: both multiply by the same 8-bit
     weight, so that a token does not depend on how many share its step."""
 
-    def __init__(self, weight: HeadWeight, pdl: bool = True) -> None:
+    def __init__(self, weight: HeadWeight) -> None:
         from stages.m7_gptq.fast.kernels import triton_int8
 
         self._gemv, self._tiles, self._few = triton_int8.gemv, triton_int8.tiles, triton_int8.GEMV_TOKENS
-        self._launch = launch_options(weight.codes.device, pdl)
+        self._launch = launch_options(weight.codes.device)
         self.words, self.scales = triton_int8.lay_out(weight.codes), weight.scales
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -18,15 +18,13 @@ class TritonInt4Linear:
     """
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, device: torch.device, pdl: bool = True) -> None:
-        from stages.m7_gptq.fast.kernels import triton_int4_config as sizes
-        from stages.m7_gptq.fast.kernels.triton_int4_dequantize import dequantize
-        from stages.m7_gptq.fast.kernels.triton_int4_gemv import gemv
+        from stages.m7_gptq.fast.kernels import triton_int4_dequantize, triton_int4_gemv
         from stages.m7_gptq.fast.kernels.triton_int4_layout import lay_out
         from stages.m7_gptq.fast.kernels.triton_int4_tiles import tiles
 
-        self._gemv, self._tiles, self._dequantize = gemv, tiles, dequantize
-        self._gemv_tokens = sizes.GEMV_TOKENS if weight.in_features <= sizes.MOST_INPUTS else 0
-        self._tiles_tokens = sizes.DEQUANTIZE_TOKENS
+        self._gemv, self._tiles, self._dequantize = triton_int4_gemv.gemv, tiles, triton_int4_dequantize.dequantize
+        self._gemv_tokens = triton_int4_gemv.GEMV_TOKENS if weight.in_features <= triton_int4_gemv.MOST_INPUTS else 0
+        self._tiles_tokens = triton_int4_dequantize.DEQUANTIZE_TOKENS
         self._launch = launch_options(device, pdl)
         self.weight = lay_out(weight, dtype, device)
 

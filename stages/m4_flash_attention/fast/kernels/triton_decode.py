@@ -16,14 +16,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
 from stages.m4_flash_attention.fast.kernels.triton_config import DECODE, choose
-from stages.m4_flash_attention.fast.kernels.triton_parts import (
-    Workspace,
-    find_part,
-    leave_part,
-    merge_parts,
-    num_sms,
-    padded_count,
-)
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, finish, num_sms, padded_count
+from stages.m4_flash_attention.fast.kernels.triton_prefill import attend_tiles
 
 # pyright: basic
 
@@ -64,41 +58,17 @@ def decode_kernel(
     m = tl.full([ROWS], -1e30, tl.float32)
     l = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM], tl.float32)
-    for start in range(first, last, TILE):
-        tl.assume(start >= 0)  # saves the division below what negative numbers would need
-        position = start + tl.arange(0, TILE)
-        valid = position < last
-        block = tl.load(tables + sequence * table_stride + position // BLOCK, mask=valid, other=0).to(tl.int64)
-        at = block * block_stride + (position % BLOCK) * slot_stride + head * DIM
-        key = tl.load(keys + at[None, :] + column[:, None], mask=valid[None, :], other=0.0)  # [DIM, TILE]
-        value = tl.load(values + at[:, None] + column[None, :], mask=valid[:, None], other=0.0)  # [TILE, DIM]
-        scores = tl.dot(queries, key, input_precision=PRECISION) * scale
-        scores = tl.where(valid[None, :], scores, -float("inf"))
-        m_new = tl.maximum(m, tl.max(scores, 1))
-        p = tl.exp2(scores - m_new[:, None])
-        shrink = tl.exp2(m - m_new)
-        l = l * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
-        m = m_new
+    acc, l, m = attend_tiles(
+        acc, l, m, queries, tl.full([1], last - 1, tl.int32), keys + head * DIM, values + head * DIM,
+        tables + sequence * table_stride, first, last, last, scale, block_stride, slot_stride, DIM, BLOCK, TILE, True,
+        PRECISION,
+    )  # fmt: skip
 
     out += (sequence.to(tl.int64) * heads + head) * GROUP * DIM
-    if count == 1:
-        result = acc / tl.where(l > 0, l, 1.0)[:, None]  # a padding row has no tokens: 0, not NaN
-        tl.store(out + row[:, None] * DIM + column[None, :], result.to(out.dtype.element_ty), mask=in_group[:, None])
-    else:
-        before = leave_part(
-            acc, l, m, part_acc, part_l, part_m, arrived, first_part, part, head, heads, GROUP, ROWS,
-            DIM,
-        )  # fmt: skip
-        if before == count - 1:
-            merged, total = merge_parts(
-                part_acc, part_l, part_m, arrived, first_part, count, head, heads, GROUP, MERGED_ROWS, DIM,
-                AT_ONCE,
-            )  # fmt: skip
-            merged_row = tl.arange(0, MERGED_ROWS)
-            merged = (merged / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty)
-            real = (merged_row < GROUP)[:, None]
-            tl.store(out + merged_row[:, None] * DIM + column[None, :], merged, mask=real)
+    finish(
+        acc, l, m, out, DIM, GROUP, part_acc, part_l, part_m, arrived, first_part, part, count, head, heads, GROUP,
+        ROWS, MERGED_ROWS, DIM, AT_ONCE,
+    )  # fmt: skip
 
 
 class DecodeKernel:

@@ -86,6 +86,31 @@ def merge_parts(
     return acc, l
 
 
+@triton.jit
+def write(acc, l, out, stride, real, ROOM: tl.constexpr, DIM: tl.constexpr):
+    """acc / l, the first `real` rows, to rows of out that lie `stride` numbers apart."""
+    row, column = tl.arange(0, ROOM)[:, None], tl.arange(0, DIM)[None, :]
+    result = acc / tl.where(l > 0, l, 1.0)[:, None]  # a padding row has no tokens: 0, not NaN
+    tl.store(out + row * stride + column, result.to(out.dtype.element_ty), mask=row < real)
+
+
+@triton.jit
+def finish(
+    acc, l, m, out, stride, real, part_acc, part_l, part_m, arrived, first, part, count, head, heads,
+    ROWS: tl.constexpr, ROOM: tl.constexpr, MERGED_ROOM: tl.constexpr, DIM: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Write the result of the only part. Of several, leave this one; the program that comes last merges and writes."""
+    if count == 1:
+        write(acc, l, out, stride, real, ROOM, DIM)
+    else:
+        before = leave_part(acc, l, m, part_acc, part_l, part_m, arrived, first, part, head, heads, ROWS, ROOM, DIM)
+        if before == count - 1:
+            merged, total = merge_parts(
+                part_acc, part_l, part_m, arrived, first, count, head, heads, ROWS, MERGED_ROOM, DIM, AT_ONCE
+            )
+            write(merged, total, out, stride, real, MERGED_ROOM, DIM)
+
+
 class Workspace:
     """Where parts are left, allocated once: a CUDA graph keeps its address.
 

@@ -17,14 +17,7 @@ import triton
 import triton.language as tl
 
 from stages.m4_flash_attention.fast.kernels.triton_config import prefill_config
-from stages.m4_flash_attention.fast.kernels.triton_parts import (
-    Workspace,
-    find_part,
-    leave_part,
-    merge_parts,
-    num_sms,
-    padded_count,
-)
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, finish, num_sms, padded_count
 
 # pyright: basic
 
@@ -42,7 +35,8 @@ def attend_tiles(
     slot_stride, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the keys first ... last - 1, tile by tile."""
+    """The online softmax over the keys first ... last - 1, tile by tile. DIAGONAL: some of them a query may not see, or
+    the last tile ends behind the last key."""
     column = tl.arange(0, DIM)
     for start in range(first, last, TILE):
         tl.assume(start >= 0)  # saves the division below what negative numbers would need
@@ -127,19 +121,11 @@ def prefill_kernel(
         acc, l, m, queries, position, keys, values, table, seen_by_all, last, length, scale, block_stride,
         slot_stride, DIM, BLOCK, TILE, True, PRECISION,
     )  # fmt: skip
-    at = token[:, None] * out_stride + head * DIM + column[None, :]
-    if count == 1:
-        tl.store(out + at, (acc / l[:, None]).to(out.dtype.element_ty), mask=real[:, None])
-    else:
-        before = leave_part(
-            acc, l, m, part_acc, part_l, part_m, arrived, first_part, part, head, heads, ROWS, ROWS,
-            DIM,
-        )  # fmt: skip
-        if before == count - 1:
-            merged, total = merge_parts(
-                part_acc, part_l, part_m, arrived, first_part, count, head, heads, ROWS, ROWS, DIM, 1
-            )
-            tl.store(out + at, (merged / total[:, None]).to(out.dtype.element_ty), mask=real[:, None])
+    out += (query_start + tile * ROWS).to(tl.int64) * out_stride + head * DIM
+    finish(
+        acc, l, m, out, out_stride, query_length - tile * ROWS, part_acc, part_l, part_m, arrived, first_part, part,
+        count, head, heads, ROWS, ROWS, ROWS, DIM, 1,
+    )  # fmt: skip
 
 
 class PrefillKernel:

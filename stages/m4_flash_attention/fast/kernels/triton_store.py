@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from common.execution.gpu.triton_elementwise import wait
 
 # pyright: basic
 
@@ -18,9 +19,7 @@ def store_kernel(
     PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    wait(PDL)
     slot = tl.load(slots + token).to(tl.int64)
     column = tl.arange(0, PADDED)
     inside = column < ROW

@@ -13,6 +13,8 @@ from stages.m7_gptq.fast.kernels.triton_int4_layout import TritonWeight
 # pyright: basic
 
 ROWS = 32
+DEQUANTIZE_TOKENS = 256
+"""From this many tokens on, writing the weight out in 16 bits costs less than our matrix product loses to cuBLAS."""
 
 
 @triton.jit

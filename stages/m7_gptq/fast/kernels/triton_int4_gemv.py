@@ -25,11 +25,23 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.triton_elementwise import silu_times
-from stages.m7_gptq.fast.kernels.triton_int4_config import gemv_config
 from stages.m7_gptq.fast.kernels.triton_int4_layout import TritonWeight
 from stages.m7_gptq.fast.kernels.triton_int4_tiles import MAGIC
 
 # pyright: basic
+
+GEMV_TOKENS = 2
+"""Up to this many tokens are multiplied one after the other, the weight in registers; more are faster as tiles."""
+MOST_INPUTS = 4096
+"""Unpacked, the rows of a program must find room in the registers of its threads."""
+CONFIGS = {  # inputs and outputs up to: rows of a program (16 or 32), warps
+    (1024, 1024): (16, 4),
+    (1024, 1 << 30): (32, 4),
+    (2048, 1 << 30): (32, 8),
+    (MOST_INPUTS, 1 << 30): (16, 8),
+}
+"""The fastest of some tried in a whole decode step of Qwen3-0.6B on an H100, where kernels that wait for each other
+share the registers; no record was kept."""
 
 
 @triton.jit
@@ -160,6 +172,10 @@ def gemv_kernel(
         tl.store(target, product.to(dtype))
 
 
+def gemv_config(in_features: int, out_features: int) -> tuple[int, int]:
+    return next(c for (inputs, outputs), c in CONFIGS.items() if in_features <= inputs and out_features <= outputs)
+
+
 def gemv(
     x: torch.Tensor,
     weight: TritonWeight,
@@ -169,13 +185,10 @@ def gemv(
     eps: float = 0.0,
     gated: bool = False,
     add_to: torch.Tensor | None = None,
-    config: dict[str, int] | None = None,
 ) -> torch.Tensor:
     """x [T, in] (rows may lie apart), T up to `GEMV_TOKENS`, times the weight, of up to `MOST_INPUTS`: [T, out], or
-    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.execution.gpu.triton_gemv.gemv`.
-
-    config: ROWS of a program, 16 or 32, and WARPS; None takes the table's."""
-    rows, warps = (config or gemv_config(weight.in_features, weight.out_features)).values()
+    [T, out / 2] if gated. norm, eps, gated, add_to: as in `common.execution.gpu.triton_gemv.gemv`."""
+    rows, warps = gemv_config(weight.in_features, weight.out_features)
     tokens, outputs = x.shape[0], weight.out_features // 2 if gated else weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
     magic, value = MAGIC[x.dtype]

@@ -17,12 +17,18 @@ import torch
 import triton
 import triton.language as tl
 
-from stages.m7_gptq.fast.kernels.triton_int4_config import tiles_config
 from stages.m7_gptq.fast.kernels.triton_int4_layout import TritonWeight
 
 # pyright: basic
 
 PROGRAMS_PER_SM = 2
+CONFIGS = {  # tokens up to
+    16: {"TOKENS": 16, "ROWS": 64, "num_warps": 4, "num_stages": 4},
+    32: {"TOKENS": 32, "ROWS": 64, "num_warps": 4, "num_stages": 4},
+    64: {"TOKENS": 64, "ROWS": 64, "num_warps": 4, "num_stages": 3},
+    1 << 30: {"TOKENS": 128, "ROWS": 64, "num_warps": 4, "num_stages": 3},
+}
+"""The fastest of some tried on each shape of Qwen3-0.6B."""
 MAGIC = {torch.float16: (0x6400, 1024), torch.bfloat16: (0x4300, 128)}
 """The bits of a power of two whose last bit counts one, and its value: `bits | n` is the number value + n."""
 
@@ -91,17 +97,13 @@ def _even_parts(blocks: int, wanted: int) -> int:
     return -(-blocks // each)
 
 
-def tiles(
-    x: torch.Tensor, weight: TritonWeight, config: dict[str, int] | None = None, parts: int | None = None
-) -> torch.Tensor:
-    """x [T, in] (rows may lie apart) times the weight: [T, out]; float16 or bfloat16.
-
-    config: see `triton_int4_config.TILES`; parts: of the inputs. None takes the table's and the GPU's."""
+def tiles(x: torch.Tensor, weight: TritonWeight) -> torch.Tensor:
+    """x [T, in] (rows may lie apart) times the weight: [T, out]; float16 or bfloat16."""
     tokens, outputs = x.shape[0], weight.out_features
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
-    config = config or tiles_config(tokens)
+    config = next(c for most, c in CONFIGS.items() if tokens <= most)
     grid = (outputs // config["ROWS"], triton.cdiv(tokens, config["TOKENS"]))
-    parts = parts or num_parts(weight, grid[0] * grid[1])
+    parts = num_parts(weight, grid[0] * grid[1])
     # Within a CUDA graph this comes from the graph's own memory, as `out` does.
     sums = torch.empty(parts, tokens, outputs, dtype=torch.float32, device=x.device) if parts > 1 else out
     magic, value = MAGIC[x.dtype]

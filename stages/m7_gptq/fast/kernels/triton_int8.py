@@ -21,8 +21,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from common.execution.gpu.triton_gemv import GemvConfig
-
 # pyright: basic
 
 MAGIC = 0x3FC00000
@@ -126,11 +124,11 @@ def lay_out(codes: torch.Tensor) -> torch.Tensor:
     return codes.view(outputs, 4, inputs // 4).transpose(1, 2).reshape(outputs, inputs).view(torch.int32)
 
 
-def gemv_config(width: int) -> GemvConfig:
-    """As many warps as a row of `width` words takes, as many rows as make `LOADS`."""
+def gemv_config(width: int) -> tuple[int, int]:
+    """Rows and warps of a program: as many warps as a row of `width` words takes, as many rows as make `LOADS`."""
     words = triton.next_power_of_2(width)
     warps = max(1, min(8, words // WARP))
-    return GemvConfig(max(1, LOADS * WARP * warps // words), warps)
+    return max(1, LOADS * WARP * warps // words), warps
 
 
 def gemv(
@@ -142,27 +140,24 @@ def gemv(
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
     add_to: torch.Tensor | None = None,
-    config: GemvConfig | None = None,
 ) -> torch.Tensor:
     """x [T, in], T up to 4, times the weight: [T, out]. norm, eps, add_to: as `execution.gpu.triton_gemv.gemv`."""
     rows, (outputs, width) = x.shape[0], words.shape
-    config = config or gemv_config(width)
+    per_program, warps = gemv_config(width)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
-    kernel: Any = gemv_kernel[(triton.cdiv(outputs, config.out),)]
+    kernel: Any = gemv_kernel[(triton.cdiv(outputs, per_program),)]
     kernel(
         x, words, scales, norm, out, rows, width, outputs, eps, x.stride(0), out.stride(0), MAGIC,
-        ROWS=triton.next_power_of_2(rows), OUT=config.out, WIDTH=triton.next_power_of_2(width), NORM=norm is not None,
-        ADD=add_to is not None, num_warps=config.num_warps, **launch,
+        ROWS=triton.next_power_of_2(rows), OUT=per_program, WIDTH=triton.next_power_of_2(width), NORM=norm is not None,
+        ADD=add_to is not None, num_warps=warps, **launch,
     )  # fmt: skip
     return out
 
 
-def tiles(
-    x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, config: dict[str, int] | None = None
-) -> torch.Tensor:
-    """x [T, in] times the weight: [T, out], in float16 or bfloat16. config: see `TILES`."""
+def tiles(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """x [T, in] times the weight: [T, out], in float16 or bfloat16."""
     tokens, (outputs, width) = x.shape[0], words.shape
-    config = config or next(c for most, c in TILES.items() if tokens <= most)
+    config = next(c for most, c in TILES.items() if tokens <= most)
     out = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     kernel: Any = tiles_kernel[(triton.cdiv(tokens, config["TOKENS"]), triton.cdiv(outputs, config["ROWS"]))]
     kernel(x, words, scales, out, tokens, width, outputs, x.stride(0), MAGIC, **config)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import busy, busy_worker
-from benchmarks.__main__ import app
-from benchmarks.busy import LIBRARYS, LOADS, OURS, STAGES, Setting, busy_loops, measure, verdicts
+from benchmarks.environment import ROOT
+from benchmarks.files import read_json
 from common import Engine
 from common.cli.app import run_app
+from tests.benchmarks.test_kept_pictures import assert_same
+from tests.busy import measure as busy
+from tests.busy import worker
+from tests.busy.measure import LIBRARYS, LOADS, OURS, STAGES, Setting, app, busy_loops, measure, verdicts
 
 
 class Fake:
@@ -65,7 +68,7 @@ def test_shares_are_of_the_librarys_speed_when_quiet_and_of_the_own_speed_beside
 @pytest.mark.usefixtures("fake")
 def test_the_command_writes_results_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        run_app(app, ["busy", "--sweep", "--rounds", "1", "--json", str(tmp_path / "busy.json")])
+        run_app(app, ["--sweep", "--rounds", "1", "--json", str(tmp_path / "busy.json")])
     assert end.value.code == 0
     found = json.loads((tmp_path / "busy.json").read_text())
     assert {record["setting"] for record in found["records"]} == {*map(str, busy.SWEEP), str(LIBRARYS), str(OURS)}
@@ -80,7 +83,7 @@ def test_a_share_that_is_not_reached_is_said_and_ends_with_1(
 ) -> None:
     monkeypatch.setattr(busy, "BUSY_SHARES", {2: 0.6})
     with pytest.raises(SystemExit) as end:
-        run_app(app, ["busy", "--rounds", "1", "--json", str(tmp_path / "busy.json")])
+        run_app(app, ["--rounds", "1", "--json", str(tmp_path / "busy.json")])
     assert end.value.code == 1
     assert "NOT MET" in capsys.readouterr().out
 
@@ -101,9 +104,14 @@ def test_busy_loops_run_as_long_as_they_are_needed(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_counts_its_tokens_is_cut_short_and_leaves_nothing(build: Callable[..., Engine]) -> None:
-    engine = build("m3", max_num_seqs=busy_worker.REQUESTS)
-    assert busy_worker.rate(engine, 60.0) > 0
-    assert engine.metrics()["output_tokens"] == busy_worker.REQUESTS * busy_worker.TOKENS
-    assert busy_worker.rate(engine, 0.0) > 0
-    assert engine.metrics()["aborted"] == busy_worker.REQUESTS
+    engine = build("m3", max_num_seqs=worker.REQUESTS)
+    assert worker.rate(engine, 60.0) > 0
+    assert engine.metrics()["output_tokens"] == worker.REQUESTS * worker.TOKENS
+    assert worker.rate(engine, 0.0) > 0
+    assert engine.metrics()["aborted"] == worker.REQUESTS
     assert not engine.has_unfinished and engine.metrics()["kv_used_bytes"] == 0
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("reports/*/busy.json")), ids=lambda path: path.parent.name)
+def test_a_kept_picture_is_what_is_drawn_of_its_results(path: Path, tmp_path: Path) -> None:
+    assert_same(path.with_name("busy.png"), busy.draw(read_json(path), tmp_path))

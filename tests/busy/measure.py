@@ -3,6 +3,8 @@ follow the load.
 
 Each stage has a process for each setting. They take turns: a round visits every load (busy loops next to the run) and
 every process, so settings are compared within the same minutes of the same machine.
+
+This is a program, not a part of the test package, which would bound it to one thread: run it with `make busy`.
 """
 
 import os
@@ -13,17 +15,21 @@ from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import typer
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks import cli
 from benchmarks.environment import environment, short_hardware
-from benchmarks.files import write_json
+from benchmarks.files import check_writable, read_json, write_json
 from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import color, title
+from common.cli.app import run_app
+from common.config import DEFAULT_MODEL
 from common.errors import UserError
 from common.execution.threads import LIBRARY_DEFAULTS, SPIN_COUNT
 from common.watch.progress import progress_bar
@@ -66,7 +72,7 @@ class Contestant:
         if not setting.follows:
             chosen["OMP_DYNAMIC"] = "false"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.busy_worker", stage, model],
+            [sys.executable, str(Path(__file__).with_name("worker.py")), stage, model],
             env=os.environ | chosen,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -148,15 +154,13 @@ def run(path: Path, sweep: bool, rounds: int, model: str) -> bool:
         ],
     }
     write_json(path, results)
-    hardware = short_hardware(results["environment"], "cpu")
-    picture = save_picture(path.with_suffix(".png"), lambda: draw(results, hardware))
     print_tables(results)
-    print(f"wrote {path} and {picture}")
+    print(f"wrote {path} and {draw(results, path.parent)}")
     return all(verdict["met"] for verdict in results["verdicts"])
 
 
 def print_tables(results: dict[str, Any]) -> None:
-    rates, settings = _rates(results["records"]), list(dict.fromkeys(r["setting"] for r in results["records"]))
+    rates, settings = rates_of(results["records"]), list(dict.fromkeys(r["setting"] for r in results["records"]))
     columns = [Column(heading, justify="right") for heading in ("stage", "busy loops", *settings)]
     table = Table(*columns, title="output tokens/s by the spin count of idle threads (medians)")
     for stage, busy in product(STAGES, LOADS):
@@ -168,16 +172,22 @@ def print_tables(results: dict[str, Any]) -> None:
         console.print(f"{verdict['stage']} {verdict['what']}: {figures} {'met' if verdict['met'] else 'NOT MET'}")
 
 
-def _rates(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
+def draw(results: dict[str, Any], folder: Path) -> Path:
+    """The picture of results, those of an earlier run too; returns its file."""
+    hardware = short_hardware(results["environment"], "cpu")
+    return save_picture(folder / "busy.png", lambda: busy_figure(results, hardware))
+
+
+def rates_of(records: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], float]:
     return {(r["stage"], r["busy"], r["setting"]): r["tokens_per_s"] for r in records}
 
 
-def draw(results: dict[str, Any], hardware: str) -> Figure:
+def busy_figure(results: dict[str, Any], hardware: str) -> Figure:
     """Output tokens per second by setting, a panel for each stage, a line for each number of busy loops."""
     records, ours = results["records"], results["config"]["ours"]
     settings = list(dict.fromkeys(record["setting"] for record in records))
     names = list(dict.fromkeys(record["stage"] for record in records))
-    rates = _rates(records)
+    rates = rates_of(records)
     figure, panels = plt.subplots(1, len(names), figsize=(11, 5), squeeze=False)
     for axes, stage in zip(panels[0], names, strict=True):
         for busy in sorted({record["busy"] for record in records}):
@@ -204,10 +214,38 @@ def _name(setting: str, default: str) -> str:
 
 def _finding(records: list[dict[str, Any]], ours: str, default: str) -> str:
     stages = list(dict.fromkeys(record["stage"] for record in records))
-    rate = _rates(records)
+    rate = rates_of(records)
     parts: list[str] = []
     for busy in sorted({record["busy"] for record in records}):
         over = [rate[stage, busy, ours] / rate[stage, busy, default] for stage in stages]
         span = "–".join(dict.fromkeys(f"{share:.1f}" for share in (min(over), max(over))))
         parts.append(f"{span} {f'next to {busy} loops' if busy else 'quiet'}")
     return f"Engines run at this many times the default's speed: {', '.join(parts)}"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def busy(
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also other spin counts than ours and the default.")] = False,
+    model: cli.Model = DEFAULT_MODEL,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each setting at each number of loops.")] = 5,
+    json_path: Annotated[Path, typer.Option("--json", help="Results; the picture goes next to them.")] = (
+        cli.DEFAULT_FOLDER / "busy.json"
+    ),
+    redraw: Annotated[bool, typer.Option("--redraw", help="Only draw the picture of --json again.")] = False,
+) -> None:
+    """What m3 and m6 keep of their speed next to busy processes, by how long idle threads spin; CPU only.
+
+    Exit status: 0, or 1 where a share that is asked for is not reached.
+    """
+    check_writable(json_path, json_path.with_name("busy.png"))
+    if redraw:
+        print(draw(read_json(json_path), json_path.parent))
+    elif not run(json_path, sweep, rounds, model):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    run_app(app)

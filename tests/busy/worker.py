@@ -1,4 +1,4 @@
-"""One engine that runs the same small batch when its parent asks: `python -m benchmarks.busy_worker STAGE MODEL`.
+"""One engine that runs the same small batch when its parent asks: `python worker.py STAGE MODEL`.
 
 A line on standard input is the seconds that a run may take; the answer is a line with its output tokens per second.
 """
