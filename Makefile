@@ -21,7 +21,7 @@ PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
-WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop lint report interview busy clean
+WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop clients lint report interview busy clean
 STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
 BOTH_VERBS  := bench test arena race notebooks lab build
 
@@ -199,6 +199,9 @@ gpu-bench gpu-ladder: $(READY)
 
 gptq-interop: $(READY)
 	@sh make/gptq_interop.sh "$$(command -v $(PY))"
+
+clients: $(READY)
+	@sh make/clients.sh "$$(command -v $(PY))"
 
 lint: $(READY)
 	@$(PY) -m ruff check

@@ -154,7 +154,8 @@ def structure(engine: Engine, body: Sampling, options: ServerOptions) -> tuple[s
     param, given = _asked(body)
     if not isinstance(body, ChatRequest):
         return param, given
-    forced, parallel = must_call(body.tool_choice, body.tools), body.parallel_tool_calls is not False
+    forced, named = must_call(body.tool_choice, body.tools), isinstance(body.tool_choice, dict)
+    parallel = body.parallel_tool_calls is not False and not named  # a named one is called once, as clients expect
     kind, schema = call_format(engine, body, options), given.get("schema")
     if "json_object" in given:
         schema = {"type": "object"}
