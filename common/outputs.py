@@ -39,6 +39,11 @@ class CompletionOutput:
         return text, count + last
 
     @property
+    def failure(self) -> str | None:
+        """Why the answer could not go on within its structure; it has been aborted then."""
+        return self._request.structure and self._request.structure.failed
+
+    @property
     def _num_returned(self) -> int:
         return self._read[1] if self._request.params.stop_strings else self.num_generated
 

@@ -160,7 +160,7 @@ def test_an_abort_leaves_nothing_behind(build: Build, overlap: bool) -> None:
     for _ in range(7):
         engine.step()
     assert [len(o.outputs) for o in (engine.abort("r1"), engine.step())[1] if o.request_id == "r1"] == [2]
-    assert engine.scheduler.queues().running == 4
+    assert len(engine.scheduler.running) == 4
     running = list(engine.scheduler.running)
     engine.abort("r0")
     engine.abort("r2")
@@ -346,3 +346,49 @@ def test_the_trial_measures_what_is_held() -> None:
         trial("schema", json.dumps(s)) for s in ({"type": "object"}, {"required": list(choices), "properties": choices})
     )
     assert small < 4 << 20 < large < 100 << 20
+
+
+OPEN_NAMES: dict[str, dict[str, Any]] = {
+    "properties alone": {"type": "object", "properties": {"a": {"type": "integer"}, "ab": {"type": "null"}}},
+    "others of a schema": {
+        "type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "null"}
+    },
+    "patterns": {"type": "object", "patternProperties": {"^a": {"type": "integer"}}},
+    "parts": {"allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}}, {"type": "object"}]},
+    "an unknown format": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+    "the library's switch": {"type": "object", "properties": {"a": {"type": "null"}}, "x-guidance": {"lenient": True}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPEN_NAMES)
+def test_names_that_are_escaped_do_not_pass_for_others(build: Build, name: str) -> None:
+    """Bias drives the model into what would not validate: to write "\\u0061" instead of "a"."""
+    engine, schema, ended = make(build, "m3", max_num_seqs=16), OPEN_NAMES[name], 0
+    assert engine.tokenizer is not None
+    [backslash], [quote], [letter] = (engine.tokenizer.encode(text) for text in ("\\", '"', "a"))
+    for bias in ({backslash: 100, quote: 60}, {letter: 60, quote: 40}, {}):
+        params = SamplingParams(max_tokens=60, schema=schema, temperature=1.0, seed=3, n=8, logit_bias=bias)
+        [output] = engine.generate(["Once"], params)
+        ended += assert_fits(output, schema)
+        assert not any("\\" in sample.text for sample in output.outputs) or name == "an unknown format"
+    assert ended > 0
+
+
+def test_text_that_spells_an_end_is_written_as_text(build: Build) -> None:
+    engine = make(build, "m3")
+    for given in ({"regex": "<end>"}, {"schema": {"const": "a<end>"}}, {"grammar": 'start: "<end>" "x"'}):
+        [output] = engine.generate(["x"], SamplingParams(max_tokens=40, temperature=1.0, seed=1, **given))
+        assert output.finish_reason == "stop" and "<end>" in output.text and EOS not in output.token_ids[:-1]
+
+
+def test_a_stop_token_that_is_all_that_fits_cuts_the_answer(build: Build) -> None:
+    engine = make(build, "m3")
+    assert engine.tokenizer is not None
+    [letter] = engine.tokenizer.encode("b")
+    [output] = engine.generate(["x"], SamplingParams(max_tokens=9, regex="aabaa", stop_token_ids=[letter]))
+    assert (output.text, output.finish_reason) == ("aa", "stop")
+
+
+def test_a_count_of_names_that_may_repeat_is_refused(build: Build) -> None:
+    with pytest.raises(UserError, match="minProperties"):
+        make(build, "m3").generate(["x"], SamplingParams(schema={"type": "object", "minProperties": 2}))

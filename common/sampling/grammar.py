@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ SECONDS, BYTES = 1.0, 400 << 20  # of the trial: time of a processor, and addres
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"  # between JSON's parts: without a bound a small model writes nothing else
 
 
-def compile_matcher(vocabulary: Any, kind: str, text: str) -> Any:
-    """A matcher of `kind` (`schema`, `regex` or `grammar`) at its beginning. Raises `Exception` of many types."""
+def compile_matcher(vocabulary: Any, kind: str, text: str, forcing: bool = True) -> Any:
+    """A matcher of `kind` (`schema`, `regex` or `grammar`) at its beginning. `forcing`: text without a choice comes in
+    the tokens of the tokenizer. Raises `Exception` of many types."""
     llguidance: Any = importlib.import_module("llguidance")
     new = llguidance.LLMatcher
     read: dict[str, Any] = {
@@ -31,7 +33,12 @@ def compile_matcher(vocabulary: Any, kind: str, text: str) -> Any:
             importlib.import_module("llguidance.gbnf_to_lark").any_to_lark(text)
         ),
     }
-    matcher = new(vocabulary, read[kind](text), limits=llguidance.LLParserLimits(**LIMITS), log_level=0)
+    source: str = read[kind](text)
+    if not forcing:
+        made: Any = json.loads(source)["grammars"][0] if kind != "grammar" else {"lark_grammar": source}
+        lark = made.get("lark_grammar") or f"start: %json {json.dumps(made['json_schema'])}"
+        source = f'%llguidance {{"no_forcing": true}}\n{lark}'
+    matcher = new(vocabulary, source, limits=llguidance.LLParserLimits(**LIMITS), log_level=0)
     first = matcher.deep_copy()
     first.compute_bitmask()  # some structures turn out to be impossible only here
     if first.is_error():
@@ -39,18 +46,24 @@ def compile_matcher(vocabulary: Any, kind: str, text: str) -> Any:
     return matcher
 
 
-@functools.lru_cache(64)
 def trial(kind: str, text: str) -> int:
     """Compile it in a process of its own; returns how many bytes it holds. Raises `ValueError`."""
+    answer = _tried(kind, text)
+    if isinstance(answer, str):
+        answer = re.sub(r"\n\s+\d+ \|.*", "", answer, flags=re.DOTALL)  # without the lines around the place
+        raise ValueError(answer.replace("NoExtensionBias", "a rule that refers to nothing but itself"))
+    return answer
+
+
+@functools.lru_cache(256)
+def _tried(kind: str, text: str) -> int | str:
+    """Bytes, or what is wrong: a refused one is not tried again."""
     given = json.dumps([sys.path, kind, text]).encode()
     try:
         ended = subprocess.run([sys.executable, __file__], input=given, capture_output=True, timeout=20 * SECONDS)
-        answer = json.loads(ended.stdout)
+        return json.loads(ended.stdout)
     except (subprocess.TimeoutExpired, ValueError):
-        raise ValueError("it takes too long or too much memory to follow: make it smaller") from None
-    if isinstance(answer, str):
-        raise ValueError(answer.replace("NoExtensionBias", "a rule that refers to nothing but itself"))
-    return answer
+        return "it takes too long or too much memory to follow: make it smaller"
 
 
 def _limit() -> None:

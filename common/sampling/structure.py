@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import torch
 
 from common.errors import UserError, one_line
 from common.sampling.grammar import compile_matcher, trial
+from common.sampling.json_schema import ambiguous, prepared
 from common.sampling_params import SamplingParams
 from common.text.tokenizer import Tokenizer
 
@@ -25,10 +27,11 @@ _pool = ThreadPoolExecutor(2, "structure")
 
 
 class Compiled:
-    """What one text allows: a matcher at its beginning, of which each answer has a copy. size: bytes, at most."""
+    """What one text allows: a matcher at its beginning, of which each answer has a copy. size: bytes, at most. avoided:
+    tokens that are not used where others fit."""
 
-    def __init__(self, matcher: Any, size: int) -> None:
-        self.matcher, self.size = matcher, max(size, LEAST)
+    def __init__(self, matcher: Any, size: int, avoided: Iterable[int] = ()) -> None:
+        self.matcher, self.size, self.avoided = matcher, max(size, LEAST), avoided
 
 
 class Structures:
@@ -66,7 +69,13 @@ class Structures:
         compiled = self.compiled(params)
         if compiled is None:
             return None
-        return Structure(compiled.matcher.deep_copy(), self._vocab_size, self._ends, ends, params)
+        return Structure(compiled, self._vocab_size, self._ends, ends, params)
+
+    @functools.cached_property
+    def _escapes(self) -> list[int]:
+        """The tokens with a backslash."""
+        names = {} if self._tokenizer is None else self._tokenizer.backend.get_vocab(with_added_tokens=True)
+        return [token for name, token in names.items() if "\\" in name and token < self._vocab_size]
 
     @functools.cached_property
     def vocabulary(self) -> Any:
@@ -86,8 +95,14 @@ class Structures:
     def _compile(self, kind: str, text: str) -> Compiled:
         vocabulary = self.vocabulary
         try:
+            text = prepared(text) if kind == "schema" else text
             size = trial(kind, text)
-            return Compiled(compile_matcher(vocabulary, kind, text), size)
+            documents = [text] if kind == "schema" else [line.partition("%json ")[2] for line in text.splitlines()]
+            open_names = kind != "regex" and any(ambiguous(json.loads(d)) for d in documents if d)
+            added = self._tokenizer.backend.get_added_tokens_decoder().values() if self._tokenizer else ()
+            forcing = not any(token.content in text for token in added)  # which are no text, though the text spells one
+            matcher = compile_matcher(vocabulary, kind, text, forcing)
+            return Compiled(matcher, size, self._escapes if open_names else ())
         except Exception as error:  # the library's reader of GBNF raises `Exception` itself
             raise UserError(f"{kind}: {one_line(error)}") from None
 
@@ -97,9 +112,10 @@ class Structure:
     meanwhile."""
 
     def __init__(
-        self, matcher: Any, vocab_size: int, all_ends: Iterable[int], ends: Iterable[int], params: SamplingParams
+        self, compiled: Compiled, vocab_size: int, all_ends: Iterable[int], ends: Iterable[int], params: SamplingParams
     ) -> None:
-        self._matcher, self._words = matcher, -(-vocab_size // 32)
+        self._matcher, self._words = compiled.matcher.deep_copy(), -(-vocab_size // 32)
+        self._avoided = _bits(compiled.avoided, self._words)
         self._ends = frozenset(end for end in ends if end < vocab_size)
         self._all_ends = _bits({*all_ends, *self._ends}, self._words)
         self._chosen = self._ends & set(params.stop_token_ids) if params.ignore_eos else self._ends
@@ -132,7 +148,12 @@ class Structure:
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         if self._matcher.is_error():  # `advance` will say so; until then any token does
             return np.full_like(words, -1)
-        words &= ~self._all_ends
+        fitting = words
+        words = fitting & ~self._all_ends
+        if not words.any() and not self._matcher.is_accepting():  # a stop token is all that fits: it cuts the answer
+            words = fitting
+        if (words & ~self._avoided).any():
+            words &= ~self._avoided
         if self._matcher.is_accepting():
             if not words.any():
                 words |= _bits(self._ends, self._words)

@@ -17,7 +17,7 @@ from common.engine import Engine
 from common.errors import UserError
 from common.outputs import CompletionOutput, RequestOutput
 from common.sampling_params import SamplingParams
-from common.serving.errors import ApiError, shutting_down, step_failed
+from common.serving.errors import ApiError, shutting_down, step_failed, structure_failed
 
 T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
@@ -197,7 +197,8 @@ class EngineThread:
         try:
             self._observe(job, output)
             if not job.cancelled and any(sample.finish_reason == "abort" for sample in output.outputs):
-                job.error = step_failed()
+                failures = [sample.failure for sample in output.outputs if sample.failure]
+                job.error = structure_failed(failures[0]) if failures else step_failed()
                 self._cancel(job)
             if not job.cancelled and (job.stream or output.finished):
                 for sample in output.outputs:

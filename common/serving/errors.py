@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 UNREADABLE = "We could not parse the JSON body of your request."
 
@@ -45,6 +45,13 @@ class ApiError(HTTPException):
 def step_failed() -> ApiError:
     """Details are in the log: they may name paths or other people's requests."""
     return ApiError(500, "The step that computed this request failed. Try again.", code="step_failed")
+
+
+def structure_failed(why: str) -> ApiError:
+    """A grammar or schema that only turns out too hard while it is followed."""
+    return ApiError(
+        400, f"The answer's structure cannot be followed: {one_line(ValueError(why))}", code="structure_failed"
+    )
 
 
 def shutting_down() -> ApiError:

@@ -18,6 +18,7 @@ from common.text.prompts import Prompt, encode_prompt
 from common.text.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # of /v1/completions without `max_tokens`, as in OpenAI's; a chat's answer may fill the context
+STRUCTURES = ("json", "regex", "choice", "grammar", "json_object")
 PASSED_ON = {  # fields that `SamplingParams` has under the same name
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "stop", "stop_token_ids", "min_tokens", "ignore_eos",
@@ -187,10 +188,12 @@ def _asked(body: Sampling) -> tuple[str | None, dict[str, Any]]:
         if form.json_schema is None:
             raise ApiError(400, "'response_format' of type 'json_schema' needs 'json_schema'.", param="response_format")
         asked.append(("response_format", "json", form.json_schema.schema_))
-    asked = [one for one in asked if one[2] not in (None, False)]
+    asked = [one for one in asked if one[2] is not None and one[2] is not False]
     if len(asked) > 1:
         raise ApiError(400, f"Give one of {' and '.join(kind for _, kind, _ in asked)}.", param=asked[-1][0])
     for param, kind, value in asked:
+        if kind not in STRUCTURES:
+            raise ApiError(400, f"'{kind}' is not supported by this server.", param=param, code="unsupported_parameter")
         if kind == "choice":
             texts = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
             if not texts:

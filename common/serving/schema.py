@@ -82,6 +82,12 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = False  # only here, as in vLLM: in every piece
 
 
+StructureKind = Literal[  # vLLM's; the last ones may be null or false
+    "json", "regex", "choice", "grammar", "json_object", "structural_tag", "whitespace_pattern",
+    "disable_any_whitespace", "disable_additional_properties", "disable_fallback", "backend",
+]  # fmt: skip
+
+
 class JsonSchema(Body):
     name: str | None = None
     description: str | None = None
@@ -125,7 +131,7 @@ class Sampling(Body):
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
 
     response_format: ResponseFormat | None = None
-    structured_outputs: dict[Literal["json", "regex", "choice", "grammar", "json_object"], Any] | None = None
+    structured_outputs: dict[StructureKind, Any] | None = None
     guided_json: dict[str, Any] | str | None = None  # vLLM's older names of these
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

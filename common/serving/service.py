@@ -42,6 +42,7 @@ class Service:
         self._arriving = 0  # answers to prompts that are being encoded
         self._longest_text = parameters.longest_text(engine, options)
         self._encoders = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)  # for short texts, and for long ones
+        self._compilers = ThreadPoolExecutor(ENCODERS)  # of structures
         self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
@@ -120,13 +121,13 @@ class Service:
             raise ApiError(503, message, code="encoding_timeout", headers={"Retry-After": "1"}) from None
 
     async def _compile(self, body: Sampling) -> tuple[dict[str, Any], object | None]:
-        """What the answer has to fit; one that is not known yet waits for the thread of long prompts."""
+        """What the answer has to fit, compiled."""
         param, given = parameters.structure(self.engine, body, self.options)
         if param is None:
             return given, None
         known = parameters.compiled(self.engine, param, given, known=True)
         run = asyncio.get_running_loop().run_in_executor
-        return given, known or await run(self._encoders[1], parameters.compiled, self.engine, param, given)
+        return given, known or await run(self._compilers, parameters.compiled, self.engine, param, given)
 
     async def _encode(self, prompts: Sequence[Prompt], template_kwargs: dict[str, Any] | None) -> list[list[int]]:
         """Token ids. Text that cannot fit is refused before it is encoded."""

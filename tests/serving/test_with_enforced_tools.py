@@ -9,8 +9,10 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel, Field
+from tokenizers import AddedToken
 
 from common.sampling.structure import Structures
+from common.text.tokenizer import Tokenizer
 from tests.engine_checks import set_eos
 from tests.serving.running import SOME, TINY, Running, error_of
 from tests.serving.test_with_tools import CLOCK, TEMPLATES, joined
@@ -172,3 +174,31 @@ def test_a_format_of_calls_that_is_not_known(serve: Serve) -> None:
     running.engine.tokenizer.chat_template = "{{ tools }}[TOOL_CALLS]"
     body = {"model": TINY, "messages": [USER], "tools": TOOLS, "tool_choice": "required"}
     assert "--tool-parser" in error_of(running.post("/v1/chat/completions", body), 400)["message"]
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_tags_that_are_tokens_of_the_vocabulary(serve: Serve, special: bool) -> None:
+    """As in Qwen's: the call is written in other tokens, since these are no text."""
+    running = structured(serve)
+    backend = bytes_tokenizer().backend
+    backend.add_tokens([AddedToken(tag, special=special) for tag in ("<tool_call>", "</tool_call>")])
+    tokenizer = running.engine.tokenizer = Tokenizer(backend, [EOS])
+    tokenizer.chat_template = TEMPLATES["hermes"]
+    running.engine._admission.structures = Structures(tokenizer, 512, [EOS])
+    for choice in ("required", NAMED):
+        answer = ask(running, tool_choice=choice, parallel_tool_calls=False)
+        [call] = answer.choices[0].message.tool_calls
+        assert_calls([(call.function.name, call.function.arguments)])
+        assert answer.choices[0].message.content is None
+
+
+def test_a_call_that_is_cut_in_its_last_tag_is_a_call_and_no_text(serve: Serve) -> None:
+    running = structured(serve)
+    whole = ask(running, tool_choice=NAMED)
+    count = whole.usage.completion_tokens
+    for cut in range(count - 12, count):
+        message = ask(running, tool_choice=NAMED, max_tokens=cut).choices[0].message
+        text = message.content or ""
+        assert "tool_c" not in text or "<tool_call>" in text, text
+        if cut > count - 10:
+            assert message.tool_calls and not text

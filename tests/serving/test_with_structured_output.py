@@ -67,7 +67,7 @@ def test_who_leaves_is_aborted(serve: Serve) -> None:
     running = structured(serve, stage="m6", engine={"swap_space": 10**6})
     endless = {"model": TINY, "prompt": "x", "max_tokens": 400, "guided_regex": "[a-z]{400}", "stream": True, "n": 2}
     with running.visit(endless):
-        wait_until(lambda: running.engine.scheduler.queues().running == 2)
+        wait_until(lambda: len(running.engine.scheduler.running) == 2)
     running.wait_until_idle()
     again = running.client.completions.create(model=TINY, prompt="x", extra_body={"guided_regex": "[0-9]{5}"})
     assert re.fullmatch("[0-9]{5}", again.choices[0].text)
@@ -85,13 +85,13 @@ def test_a_slow_schema_delays_nobody_else(serve: Serve, monkeypatch: pytest.Monk
     known = {"model": TINY, "prompt": "x", "max_tokens": 9, "guided_regex": "[0-9]{5}"}
     assert running.post("/v1/completions", known).status_code == 200
     monkeypatch.setattr(parameters, "compiled", slow)
-    assert (
-        error_of(running.post("/v1/completions", known | {"guided_regex": "slow"}), 503)["code"] == "encoding_timeout"
-    )
+    for slow_one in ("slow", "slower"):
+        error = error_of(running.post("/v1/completions", known | {"guided_regex": slow_one}), 503)
+        assert error["code"] == "encoding_timeout"
     began = time.monotonic()
     assert running.post("/v1/completions", known).status_code == 200
     assert running.post("/v1/completions", {"model": TINY, "prompt": "x", "max_tokens": 3}).status_code == 200
-    assert time.monotonic() - began < 2, "the slow one still has its thread"
+    assert time.monotonic() - began < 2, "the slow ones still have their threads"
     assert error_of(running.post("/v1/completions", known | {"guided_regex": "new"}), 503)["code"] == "encoding_timeout"
 
 
@@ -108,3 +108,26 @@ def test_a_server_without_the_library_says_so(serve: Serve, monkeypatch: pytest.
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     error = error_of(running.post("/v1/chat/completions", ASK | {"response_format": {"type": "json_object"}}), 400)
     assert "pip install '.[structured]'" in error["message"] and error["param"] == "response_format"
+
+
+def test_what_asks_for_nothing_is_nothing_and_zero_is_a_value(serve: Serve) -> None:
+    running, body = structured(serve), {"model": TINY, "prompt": "x", "max_tokens": 4}
+    for nothing in ({}, {"regex": None}, {"whitespace_pattern": None, "disable_any_whitespace": False}):
+        assert running.post("/v1/completions", body | {"structured_outputs": nothing}).status_code == 200
+    for wrong in ({"json": 0}, {"regex": 0}, {"regex": "a", "disable_any_whitespace": True}, {"backend": "xgrammar"}):
+        error = error_of(running.post("/v1/completions", body | {"structured_outputs": wrong}), 400)
+        assert error["param"] == "structured_outputs", error
+
+
+def test_one_that_turns_out_too_hard_is_not_the_servers_fault(serve: Serve) -> None:
+    running = structured(serve)
+    body = {
+        "model": TINY,
+        "prompt": "x",
+        "max_tokens": 100,
+        "seed": 1,
+        "guided_regex": "(.*[ab].{12}[cd]|.*[ef].{13}[gh]|.*[ij].{11}[kl])",
+    }
+    error = error_of(running.post("/v1/completions", body), 400)
+    assert error["code"] == "structure_failed" and error["type"] == "invalid_request_error"
+    running.wait_until_idle()

@@ -6,16 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.sampling.grammar import WHITESPACE
+from common.sampling.json_schema import closed
 from common.serving.errors import ApiError
 from common.serving.schema import Tool
 from common.serving.tools.parser import ToolParser
 
 NAMED = "{'type': 'function', 'function': {'name': '...'}}"
-SPEAKS_OF_OTHERS = frozenset(
-    """additionalProperties unevaluatedProperties patternProperties propertyNames minProperties allOf anyOf oneOf not if
-    $ref $dynamicRef dependentSchemas dependentRequired dependencies const enum""".split()  # noqa: SIM905
-)
-"""A schema with one of these may want names beyond its `properties`, or forbids them itself."""
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -61,16 +57,7 @@ def _arguments(tool: Tool, number: int) -> dict[str, Any]:
     if schema.get("type", "object") != "object":
         where = f"tools[{number}].function.parameters"
         raise ApiError(400, f"'{where}' must be a schema of type 'object'.", param=where, code="invalid_value")
-    properties: Any = schema.get("properties")
-    required: Any = schema.get("required", [])
-    # a model that is small would go on writing names of its own
-    closed = (
-        isinstance(properties, dict)
-        and isinstance(required, list)
-        and all(isinstance(name, str) and name in properties for name in required)
-        and not schema.keys() & SPEAKS_OF_OTHERS
-    )
-    return {**schema, "type": "object", **({"additionalProperties": False} if closed else {})}
+    return {**schema, "type": "object"}
 
 
 def _text(text: str) -> str:
@@ -79,4 +66,4 @@ def _text(text: str) -> str:
 
 def _json(schema: Any) -> str:
     guidance = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return f"%json {json.dumps({**schema, **guidance} if isinstance(schema, dict) else schema)}"
+    return f"%json {json.dumps({**closed(schema), **guidance} if isinstance(schema, dict) else schema)}"

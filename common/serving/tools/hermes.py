@@ -22,4 +22,6 @@ class Hermes(ToolParser):
         rest = held[stop:].lstrip()
         if rest.startswith(CLOSE):
             return len(held) - len(rest) + len(CLOSE)
-        return None if CLOSE.startswith(rest) and not end else stop  # some models forget it
+        if CLOSE.startswith(rest):
+            return len(held) if end else None  # cut off
+        return stop  # some models forget it
