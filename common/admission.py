@@ -113,7 +113,7 @@ def _with_stop_tokens(params: SamplingParams, tokenizer: Tokenizer) -> SamplingP
     """An answer's text has no special tokens: a stop string that is one also becomes a stop token, and one that has one
     among other text can never match."""
     special = tokenizer.special_ids if params.stop_strings else {}
-    for stop in params.stop_strings:
+    for stop in params.stop_strings if any(text in stop for stop in params.stop_strings for text in special) else ():
         read = tokenizer.backend.encode(stop, add_special_tokens=False).ids
         inside = [text for text, token_id in special.items() if text in stop and token_id in read]
         never = f"stop {stop!r} can never match: an answer's text has no special tokens. Give {inside} alone"

@@ -81,8 +81,9 @@ def create_app(service: Service) -> FastAPI:
         _check_model(body.model, name)
         if engine.tokenizer is None:
             raise ApiError(400, "this model has no tokenizer: token ids have no text")
-        if max(body.tokens, default=0) >= 2**32:
-            raise ApiError(400, "There is no token with such an id.", param="tokens")
+        if max(body.tokens, default=0) >= engine.tokenizer.vocab_size:
+            text = f"Token ids are below {engine.tokenizer.vocab_size}, not {max(body.tokens):.3g}."
+            raise ApiError(400, text, param="tokens")
         decode = engine.tokenizer.backend.decode
         return {"prompt": await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)}
 

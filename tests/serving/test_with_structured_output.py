@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from common.sampling.structure import Structure
 from common.serving import parameters
 from tests.serving.running import TINY, Running, error_of, wait_until
 from tests.serving.test_with_enforced_tools import USER, structured
@@ -119,15 +120,18 @@ def test_what_asks_for_nothing_is_nothing_and_zero_is_a_value(serve: Serve) -> N
         assert error["param"] == "structured_outputs", error
 
 
-def test_one_that_turns_out_too_hard_is_not_the_servers_fault(serve: Serve) -> None:
-    running = structured(serve)
-    body = {
-        "model": TINY,
-        "prompt": "x",
-        "max_tokens": 100,
-        "seed": 1,
-        "guided_regex": "(.*[ab].{12}[cd]|.*[ef].{13}[gh]|.*[ij].{11}[kl])",
-    }
+def test_one_that_turns_out_too_hard_is_not_the_servers_fault(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, advance = structured(serve), Structure.advance
+
+    def fails(structure: Structure, token_id: int) -> None:
+        advance(structure, token_id)
+        structure.failed = "Too many items\n" if structure._tokens_due < -2 else None
+
+    monkeypatch.setattr(Structure, "advance", fails)
+    body = {"model": TINY, "prompt": "x", "max_tokens": 100, "seed": 1, "guided_regex": "[a-z]{9}"}
     error = error_of(running.post("/v1/completions", body), 400)
-    assert error["code"] == "structure_failed" and error["type"] == "invalid_request_error"
+    assert (error["code"], error["type"]) == ("structure_failed", "invalid_request_error")
+    assert "Too many items" in error["message"]
+    events = running.post("/v1/completions", body | {"stream": True}).text
+    assert "structure_failed" in events and "[DONE]" not in events
     running.wait_until_idle()
