@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.engine import Engine
 from common.serving import parameters
@@ -18,13 +18,16 @@ from common.serving.metrics import ServerMetrics, Snapshot
 from common.serving.options import ServerOptions
 from common.serving.schema import Sampling
 from common.serving.spans import Spans
+from common.serving.token_texts import TokenTexts
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
 ENCODERS = 2  # threads for shorter ones
+WRITERS = 2  # threads for large answers
 FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
+T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
 
@@ -42,6 +45,8 @@ class Service:
         self._arriving = 0  # answers to prompts that are being encoded
         self._longest_text = parameters.longest_text(engine, options)
         self._encoders = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)  # for short texts, and for long ones
+        self.token_texts = TokenTexts(engine.tokenizer)
+        self._writers = ThreadPoolExecutor(WRITERS)
         self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
@@ -104,6 +109,10 @@ class Service:
             self._answers[job] = answer
             self.thread.submit(job)
         return answer
+
+    async def write(self, work: Callable[[], T]) -> T:
+        """A large answer, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, work)
 
     async def tokenize(self, prompt: Prompt, template_kwargs: dict[str, Any] | None) -> list[int]:
         async with self._budget():
