@@ -13,6 +13,11 @@ from starlette.exceptions import HTTPException
 
 from common.errors import UserError
 
+NAMED = re.compile(  # fields as the engine names them, the one at fault first
+    r"\b(prompt|messages|chat_template_kwargs|tools|n|max_tokens|min_tokens|temperature|top_k|top_p|min_p|seed|stop"
+    r"|stop_token_ids|ignore_eos|logit_bias|logprobs|prompt_logprobs|cache_salt|priority"
+    r"|(?:repetition|presence|frequency)_penalty)\b"
+)
 UNREADABLE = "We could not parse the JSON body of your request."
 
 
@@ -42,6 +47,12 @@ class ApiError(HTTPException):
         return Response(json.dumps(self.body()), self.status_code, self.headers, "application/json")
 
 
+def refused(error: UserError) -> ApiError:
+    """By the engine."""
+    found = NAMED.search(str(error))
+    return ApiError(400, str(error), param=found and found[0])
+
+
 def step_failed() -> ApiError:
     """Details are in the log: they may name paths or other people's requests."""
     return ApiError(500, "The step that computed this request failed. Try again.", code="step_failed")
@@ -65,7 +76,7 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
-        return ApiError(400, str(error))
+        return refused(error)
     if isinstance(error, RequestValidationError):
         return from_validation(error.errors())
     if not isinstance(error, HTTPException):

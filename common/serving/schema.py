@@ -26,7 +26,8 @@ NEUTRAL = {name: tuple(row["unless"]) for row in _FIELDS["refused"] for name in 
 """Refused, unless null or one of these values, which ask for nothing."""
 
 Stop = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, lt=INT64)]
+Count = Annotated[int, Field(ge=1, lt=INT64)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 log = logging.getLogger("folovllm.serving")
 _named: set[str] = set()  # of `NO_EFFECT`, in the log
@@ -56,21 +57,22 @@ class Body(BaseModel):
         given: dict[Any, Any] = {k: _whole(v) for k, v in data.items()}  # pyright: ignore
         for name in [name for name in given if name not in cls.known]:
             neutral = (given.get("n") or 1,) if name == "best_of" else cls.neutral.get(name)
+            value = type(given[name]), given[name]  # True is no 1
             if name in NO_EFFECT:
                 if name not in _named and given[name] is not None:
                     _named.add(name)
                     log.info("a field without effect here", extra={"fields": {"field": name}})
             elif neutral is None:
                 raise PydanticCustomError("unknown", "unknown", {"field": name.encode(errors="replace").decode()})
-            elif given[name] is not None and given[name] not in neutral:
+            elif given[name] is not None and value not in [(type(one), one) for one in neutral]:
                 raise PydanticCustomError("unsupported", "not supported by this server", {"field": name})
             del given[name]
         return given
 
 
 def _whole(value: Any, depth: int = 2) -> Any:
-    """12.0 as 12, also in the lists of token ids."""
-    if isinstance(value, float) and value.is_integer():
+    """12.0 as 12, also in the lists of token ids; numbers without end stay what they are."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < INT64:
         return int(value)
     if depth and isinstance(value, list) and any(isinstance(item, float | list) for item in value):  # pyright: ignore
         return [_whole(item, depth - 1) for item in value]  # pyright: ignore
@@ -100,7 +102,7 @@ class Sampling(Body):
     """What both endpoints take."""
 
     model: str
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -110,7 +112,7 @@ class Sampling(Body):
         None
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -118,7 +120,7 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
@@ -143,7 +145,7 @@ class CompletionRequest(Sampling):
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     neutral = {**NEUTRAL, "add_special_tokens": (True,)}
 
 
@@ -191,7 +193,7 @@ class ChatRequest(Sampling):
     messages: Messages
     chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
     tools: Tools | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None

@@ -142,7 +142,8 @@ class Service:
         lengths = [parameters.text_length(prompt) for prompt in prompts]
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
-            raise ApiError(400, message, code="context_length_exceeded")
+            param = "messages" if isinstance(prompts[0], parameters.Conversation) else "prompt"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
         size = sum(lengths) + sum(getattr(prompt, "size", 0) for prompt in prompts) + len(str(template_kwargs))
         work = [(parameters.encode, self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
         run, pool = asyncio.get_running_loop().run_in_executor, self._encoders[size > LONG_TEXT]
