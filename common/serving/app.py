@@ -71,14 +71,9 @@ def create_app(service: Service) -> FastAPI:
             prompt = parameters.BareText(prompt)
         _check_model(body.model, name)
         tokens = await service.tokenize(prompt, body.chat_template_kwargs)
-
-        def answer() -> Response:
-            read = engine.tokenizer.backend.id_to_token if engine.tokenizer and body.return_token_strs else None
-            texts = None if read is None else [read(token) for token in tokens]
-            counts = {"count": len(tokens), "max_model_len": engine.max_model_len}
-            return _json({**counts, "tokens": tokens, "token_strs": texts}, 1)
-
-        return await service.write(answer)
+        answer: dict[str, Any] = {"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens}
+        read = engine.tokenizer.backend.id_to_token if engine.tokenizer and body.return_token_strs else None
+        return await service.write(lambda: _json({**answer, "token_strs": read and [read(t) for t in tokens]}, 1))
 
     @app.post("/detokenize", **openapi.TOKENS)
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:

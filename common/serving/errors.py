@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from http import HTTPStatus
 from typing import Any
 
@@ -12,12 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from common.errors import UserError
+from common.sampling_params import SamplingParams
 
-NAMED = re.compile(  # fields as the engine names them, the one at fault first
-    r"\b(prompt|messages|chat_template_kwargs|tools|n|max_tokens|min_tokens|temperature|top_k|top_p|min_p|seed|stop"
-    r"|stop_token_ids|ignore_eos|logit_bias|logprobs|prompt_logprobs|cache_salt|priority"
-    r"|(?:repetition|presence|frequency)_penalty)\b"
-)
+FIELDS = ("prompt", "priority", "cache_salt", *(field.name for field in fields(SamplingParams)))
+NAMED = re.compile(rf"\b({'|'.join(FIELDS)})\b")  # in the engine's messages the one at fault is the first
 UNREADABLE = "We could not parse the JSON body of your request."
 
 
@@ -68,7 +67,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return as_api_error(request, error).response()
 
-    for kind in (HTTPException, RequestValidationError, UserError, Exception):
+    for kind in (HTTPException, RequestValidationError, UserError, RecursionError, Exception):
         app.add_exception_handler(kind, answer)
 
 
@@ -79,6 +78,8 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
         return refused(error)
     if isinstance(error, RequestValidationError):
         return from_validation(error.errors())
+    if isinstance(error, RecursionError):
+        return ApiError(400, "A value in the body is nested too deeply.", code="invalid_value")
     if not isinstance(error, HTTPException):
         return ApiError(500, "The server failed to answer this request.")
     messages = {

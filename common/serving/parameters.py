@@ -66,8 +66,8 @@ def conversation(
 def _check_unicode(value: Any, where: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError):
-        text = f"'{where}' is not valid Unicode (a lone surrogate), or nested too deeply."
+    except UnicodeEncodeError:
+        text = f"'{where}' is not valid Unicode: it has a lone surrogate."
         raise ApiError(400, text, param=where, code="invalid_value") from None
 
 

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from common.sampling_params import MAX_LOGPROBS
 
 MAX_STOPS = 64
+MAX_STOP = 256  # characters of one: each token of an answer is compared with the beginnings of all
 MAX_STOP_IDS = 256
 MAX_TOOLS = 128
 INT64 = 2**63
@@ -25,7 +26,7 @@ NO_EFFECT = frozenset(_FIELDS["no_effect"].split())
 NEUTRAL = {name: tuple(row["unless"]) for row in _FIELDS["refused"] for name in row["names"].split()}
 """Refused, unless null or one of these values, which ask for nothing."""
 
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 Count = Annotated[int, Field(ge=1, lt=INT64)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]

@@ -78,6 +78,7 @@ CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "argume
         ("chat/completions", {"max_tokens": 600}, "messages", "maximum context length"),
         ("completions", {"logit_bias": {"700": 1}}, "logit_bias", "vocabulary of 512 has not"),
         ("completions", {"stop": "\ud800"}, "stop", "unicode"),
+        ("completions", {"stop": "x" * 257}, "stop", "at most 256 characters"),
         ("completions", {"best_of": True}, "best_of", "not supported"),
         ("completions", {"store": 0}, "store", "not supported"),
         ("chat/completions", {"min_tokens": 9}, "min_tokens", "at most max_tokens (4)"),
@@ -184,3 +185,17 @@ def test_a_model_without_a_tokenizer_takes_token_ids_only(serve: Serve) -> None:
     assert "no tokenizer" in error_of(running.post("/v1/completions", PROMPT), 400)["message"]
     stop = running.post("/v1/completions", PROMPT | {"prompt": [1], "stop": "x"})
     assert "stop_token_ids" in error_of(stop, 400)["message"]
+
+
+@pytest.mark.parametrize("depth", [300, 700, 900])
+def test_what_is_nested_too_deeply_is_400(running: Running, caplog: pytest.LogCaptureFixture, depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    called = f'{{"role":"assistant","tool_calls":[{{"function":{{"name":"f","arguments":{deep}}}}}]}}'
+    tool = f'{{"type":"function","function":{{"name":"f","parameters":{deep}}}}}'
+    for field in (f'"chat_template_kwargs":{deep}', f'"messages":[{called}]', f'"tools":[{tool}]', f'"user":{deep}',
+                  f'"response_format":{{"type":"json_schema","json_schema":{{"schema":{deep}}}}}'):  # fmt: skip
+        for path, body in (("/v1/chat/completions", CHAT), ("/tokenize", {"messages": [USER]})):
+            content = json.dumps(body)[:-1] + f",{field}}}"
+            response = running.http.post(path, content=content, headers={"Content-Type": "application/json"})
+            assert response.status_code in (200, 400), f"{field[:30]}: {response.text}"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
