@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +16,7 @@ from common.serving import errors, openapi, parameters
 from common.serving.answer import Answer, ClientGone
 from common.serving.engine_thread import Delta
 from common.serving.errors import ApiError, shutting_down
-from common.serving.formats import ChatFormat, Format, TextFormat, as_event
+from common.serving.formats import LIGHT, ChatFormat, Format, TextFormat, as_event, as_json
 from common.serving.gate import CLIENT_GONE, salt_of
 from common.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, Sampling, TokenizeRequest
 from common.serving.service import Service
@@ -58,7 +58,7 @@ def create_app(service: Service) -> FastAPI:
         return await _complete(service, body, request, prompts, TextFormat, body.logprobs or 0)
 
     @app.post("/tokenize", **openapi.TOKENS)
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(body: TokenizeRequest) -> Response:
         """A text or a conversation as token ids."""
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "Give either 'prompt' or 'messages'.", param="prompt")
@@ -71,9 +71,9 @@ def create_app(service: Service) -> FastAPI:
             prompt = parameters.BareText(prompt)
         _check_model(body.model, name)
         tokens = await service.tokenize(prompt, body.chat_template_kwargs)
-        texts = [engine.tokenizer.backend.id_to_token(t) for t in tokens] if engine.tokenizer else []
-        return {"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens,
-                "token_strs": texts if body.return_token_strs else None}  # fmt: skip
+        answer: dict[str, Any] = {"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens}
+        read = engine.tokenizer.backend.id_to_token if engine.tokenizer and body.return_token_strs else None
+        return await service.write(lambda: _json({**answer, "token_strs": read and [read(t) for t in tokens]}, 1))
 
     @app.post("/detokenize", **openapi.TOKENS)
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
@@ -111,12 +111,11 @@ def create_app(service: Service) -> FastAPI:
         page = service.metrics.render(await service.figures())
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/trace", **openapi.PLAIN)
+    @app.get("/trace", **openapi.TRACE)
     async def trace() -> Response:
         """The last steps in the Trace Event Format: save it, and open it in Perfetto or chrome://tracing."""
         steps = await service.thread.call(_copy_of_trace)
-        text = await asyncio.to_thread(lambda: json.dumps(steps.to_chrome()))
-        return Response(text, media_type="application/json")
+        return await service.write(lambda: _json(steps.to_chrome(), 1))
 
     openapi.describe(app, needs_key=bool(service.options.api_keys))
     return app
@@ -144,7 +143,7 @@ async def _complete(
     if body.cache_salt is not None:
         salt = salt_of(f"{salt or ''} {body.cache_salt}".encode(errors="surrogatepass"))
     answer = await service.submit(body, prompts, request_id, salt, request.headers.get("traceparent"))
-    form = kind(request_id, service.model_name, service.engine, body, answer, top, new_parser)
+    form = kind(request_id, service, body, answer, top, new_parser)
     watch = asyncio.create_task(_watch(request, answer))
     try:
         deltas = await answer.next()
@@ -155,7 +154,7 @@ async def _complete(
                 deltas = await answer.next()
             choices.sort(key=lambda choice: choice.index)
             watch.cancel()
-            return await asyncio.to_thread(lambda: JSONResponse(form.whole(choices)))  # slow: log-probabilities
+            return await service.write(lambda: _json(form.whole(choices)))  # slow: log-probabilities
     except BaseException as error:
         watch.cancel()
         answer.cancel()
@@ -164,7 +163,7 @@ async def _complete(
         if isinstance(error, asyncio.CancelledError):  # the server ends, and waits no longer
             raise shutting_down() from None
         raise
-    pieces = _pieces(answer, form, deltas, watch)
+    pieces = _pieces(service, answer, form, deltas, watch)
     return EventStream(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
@@ -182,14 +181,18 @@ async def _watch(request: Request, answer: Answer) -> None:
     answer.cancel(gone=True)
 
 
-async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyncio.Task[None]) -> AsyncIterator[bytes]:
+def _json(value: Any, depth: int = 4) -> Response:
+    return Response(as_json(value, depth), media_type="application/json")
+
+
+async def _pieces(
+    service: Service, answer: Answer, form: Format, deltas: list[Delta], watch: asyncio.Task[None]
+) -> AsyncIterator[bytes]:
     """Server-sent events. An error in the middle is an event too; without `[DONE]` clients know that it is not all."""
     try:
         while deltas:
-            if any(delta.prompt_logprobs for delta in deltas):  # a long prompt's take a while
-                yield await asyncio.to_thread(_events, form, deltas)
-            else:
-                yield _events(form, deltas)
+            much = form.work(deltas) > LIGHT
+            yield await service.write(partial(form.events, deltas)) if much else form.events(deltas)
             deltas = await answer.next()
         yield b"".join(map(as_event, form.last_pieces()))
         yield b"data: [DONE]\n\n"
@@ -202,10 +205,6 @@ async def _pieces(answer: Answer, form: Format, deltas: list[Delta], watch: asyn
     finally:
         watch.cancel()
         answer.cancel()
-
-
-def _events(form: Format, deltas: list[Delta]) -> bytes:
-    return b"".join(as_event(piece) for delta in deltas for piece in form.pieces(delta))
 
 
 def _copy_of_trace(engine: Engine) -> StepTrace:

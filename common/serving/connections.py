@@ -1,8 +1,10 @@
 """What uvicorn lacks: limits on connections, and on the time that each may wait for its client. Of the servers that we
 tried instead, hypercorn and granian limit the time of headers only, and answer no /health while they drain."""
 
+import contextlib
 import json
 import os
+import struct
 import time
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +18,7 @@ BACKLOG = 16  # connections that asyncio accepts at once; it hands them on about
 SPARE = 64 + 5 * BACKLOG  # file descriptors for all else
 AT_ONCE = 1 << 14  # bytes taken from a client before the others have their turn; asyncio would take 16 times as many
 PIPELINED = 1 << 16  # bytes of next requests that are read while one is answered
+UNTAKEN = 0x5411  # Linux' SIOCOUTQ: the bytes of a socket that the client's machine has not taken
 LISTING = 20  # a look through all connections that finds none to replace is not repeated for so many times as long
 
 
@@ -44,6 +47,7 @@ class Connections:
                 since, connection = self._waiting.pop()
                 if connection.since == since and connection.keeps_waiting:
                     connection.transport.abort()
+                    self.open.discard(connection)
                     return True
             else:
                 self.sweep()
@@ -62,7 +66,7 @@ class Connection(H11Protocol):
     def __init__(self, others: Connections, **given: Any) -> None:
         super().__init__(**given)
         self._others = others
-        self._state: tuple[str | None, object] = (None, None)
+        self._state: tuple[object, ...] = ()
         self.since = time.monotonic()
 
     def connection_made(self, transport: Any) -> None:
@@ -70,7 +74,8 @@ class Connection(H11Protocol):
         transport.max_size = AT_ONCE
         if len(self._others.open) >= self._others.most and not self._others.make_room():
             self._refuse(ApiError(503, "Too many connections.", code="too_many_connections"))
-        self._others.open.add(self)
+        else:
+            self._others.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._others.open.discard(self)
@@ -99,16 +104,27 @@ class Connection(H11Protocol):
         return self.waits_for is not None and not self.transport.is_closing()
 
     def check(self, now: float) -> None:
-        state = (self.waits_for, self.cycle)
+        waits_for = self.waits_for
+        state = (waits_for, self.cycle, *(self._untaken() if waits_for == "read" else ()))
         if state != self._state:
             self._state, self.since = state, now
-        elif state[0] is not None and now - self.since > self._others.limits[state[0]]:
-            if state[0] == "read":
+        elif waits_for is not None and now - self.since > self._others.limits[waits_for]:
+            if waits_for == "read":
                 self.transport.abort()
-            elif self.conn.trailing_data[0] or (state[0] == "body" and not self.cycle.response_started):
+            elif self.conn.trailing_data[0] or (waits_for == "body" and not self.cycle.response_started):
                 self._refuse(ApiError(408, "The request did not come in time.", code="request_timeout"))
             else:
                 self.transport.close()
+
+    def _untaken(self) -> tuple[int, ...]:
+        """Bytes of the answer on their way, here and, where the kernel tells, in its buffer: both shrink while a client
+        reads, however slowly."""
+        taken = [self.transport.get_write_buffer_size()]
+        with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows
+            from fcntl import ioctl
+
+            taken += struct.unpack("i", ioctl(self.transport.get_extra_info("socket").fileno(), UNTAKEN, bytes(4)))
+        return tuple(taken)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, msg, code="invalid_http"))

@@ -17,7 +17,7 @@ from common.engine import Engine
 from common.errors import UserError
 from common.outputs import CompletionOutput, RequestOutput
 from common.sampling_params import SamplingParams
-from common.serving.errors import ApiError, shutting_down, step_failed, structure_failed
+from common.serving.errors import ApiError, refused, shutting_down, step_failed, structure_failed
 
 T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
@@ -245,7 +245,7 @@ class EngineThread:
             )
             self._jobs[job.id] = job
         except UserError as error:
-            job.error = ApiError(400, str(error))
+            job.error = refused(error)
         except Exception:
             log.exception("request failed", extra={"fields": {"request_id": job.id}})
             job.error = step_failed()

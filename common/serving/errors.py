@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from common.errors import UserError, one_line
+from common.sampling_params import SamplingParams
 
+FIELDS = ("prompt", "priority", "cache_salt", *(field.name for field in fields(SamplingParams)))
+NAMED = re.compile(rf"\b({'|'.join(FIELDS)})\b")  # in the engine's messages the one at fault is the first
 UNREADABLE = "We could not parse the JSON body of your request."
 
 
@@ -42,6 +46,12 @@ class ApiError(HTTPException):
         return Response(json.dumps(self.body()), self.status_code, self.headers, "application/json")
 
 
+def refused(error: UserError) -> ApiError:
+    """By the engine."""
+    found = NAMED.search(str(error))
+    return ApiError(400, str(error), param=found and found[0])
+
+
 def step_failed() -> ApiError:
     """Details are in the log: they may name paths or other people's requests."""
     return ApiError(500, "The step that computed this request failed. Try again.", code="step_failed")
@@ -64,7 +74,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return as_api_error(request, error).response()
 
-    for kind in (HTTPException, RequestValidationError, UserError, Exception):
+    for kind in (HTTPException, RequestValidationError, UserError, RecursionError, Exception):
         app.add_exception_handler(kind, answer)
 
 
@@ -72,9 +82,11 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
-        return ApiError(400, str(error))
+        return refused(error)
     if isinstance(error, RequestValidationError):
         return from_validation(error.errors())
+    if isinstance(error, RecursionError):
+        return ApiError(400, "A value in the body is nested too deeply.", code="invalid_value")
     if not isinstance(error, HTTPException):
         return ApiError(500, "The server failed to answer this request.")
     messages = {

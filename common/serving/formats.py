@@ -5,21 +5,39 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
-from common.engine import Engine
 from common.serving.answer import Answer
 from common.serving.engine_thread import Delta, Job
 from common.serving.schema import CompletionRequest, Sampling, StreamOptions
+from common.serving.service import Service
 from common.serving.tools import Piece, ToolParser
 from common.text.detokenizer import Detokenizer
 
 Json = dict[str, Any]
+VALUE = itemgetter(1)
+PART = 64  # entries of a long list that are written at once
+LIGHT = 500  # texts of tokens that the event loop writes itself: a few milliseconds
+compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def as_event(piece: Json) -> bytes:
+def as_json(value: Any, depth: int = 4) -> str:
+    """Long lists in parts: while the library writes one, it keeps all other threads waiting. depth: of those lists."""
+    if depth and isinstance(value, dict):
+        fields: Json = value
+        return "{" + ",".join(f"{compact(name)}:{as_json(item, depth - 1)}" for name, item in fields.items()) + "}"
+    if not isinstance(value, list):
+        return compact(value)
+    items: list[Any] = value
+    if depth:
+        return "[" + ",".join(as_json(item, depth - 1) for item in items) + "]"
+    return "[" + ",".join(compact(items[i : i + PART])[1:-1] for i in range(0, len(items), PART)) + "]"
+
+
+def as_event(piece: Json, write: Callable[[Json], str] = compact) -> bytes:
     """A server-sent event."""
-    return b"data: " + json.dumps(piece, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + write(piece).encode() + b"\n\n"
 
 
 class Format(ABC):
@@ -34,19 +52,33 @@ class Format(ABC):
     piece_kind: str
 
     def __init__(
-        self, id: str, model: str, engine: Engine, body: Sampling, answer: Answer, top: int,
+        self, id: str, service: Service, body: Sampling, answer: Answer, top: int,
         new_parser: Callable[[], ToolParser] | None = None,
     ) -> None:  # fmt: skip
-        self._tokenizer, self._answer, self._top, self._new_parser = engine.tokenizer, answer, top, new_parser
+        self._tokenizer, self._texts = service.engine.tokenizer, service.token_texts
+        self._answer, self._top, self._new_parser = answer, top, new_parser
         self._echo = isinstance(body, CompletionRequest) and bool(body.echo)
         self._options = body.stream_options or StreamOptions()
         self._so_far: dict[int, int] = {}  # tokens of each answer
         self._parsers: dict[int, ToolParser | None] = {}  # of each answer that has begun
-        self._prompts: dict[int, str] = {}  # the same, where they are echoed
+        self._prompts: dict[Job, tuple[str, Json | None]] = {}  # where they are echoed, once for all samples
+        self._begun: set[int] = set()  # answers that have had theirs
         self._fields = {
-            "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": model,
-            "system_fingerprint": f"folovllm-{engine.stage}",
+            "id": f"{self.id_prefix}-{id}", "created": int(time.time()), "model": service.model_name,
+            "system_fingerprint": f"folovllm-{service.engine.stage}",
         }  # fmt: skip
+
+    def work(self, deltas: Sequence[Delta]) -> int:
+        """How many texts of single tokens it takes to write them, at most."""
+        gained = [len(delta.logprobs or ()) for delta in deltas]
+        if self._echo:
+            gained += [len(self._answer.job(d.index).prompt) for d in deltas if d.index not in self._begun]
+        return sum(gained) * (self._top + 3)
+
+    def events(self, deltas: Sequence[Delta]) -> bytes:
+        """What a stream sends when answers gain something."""
+        write = as_json if self.work(deltas) > LIGHT else compact
+        return b"".join(as_event(piece, write) for delta in deltas for piece in self.pieces(delta))
 
     def whole(self, choices: Sequence[Delta]) -> Json:
         """`choices`: for each answer everything that it gained, as one delta."""
@@ -54,7 +86,6 @@ class Format(ABC):
         return {**fields, "choices": [self._choice(c) for c in choices], "usage": self._answer.usage()}
 
     def pieces(self, delta: Delta) -> Iterator[Json]:
-        """What a stream sends when an answer gains something."""
         self._so_far[delta.index] = delta.num_generated
         yield from self._pieces(delta)
 
@@ -73,17 +104,6 @@ class Format(ABC):
 
     @abstractmethod
     def _choice(self, delta: Delta) -> Json: ...
-
-    def _text(self, token_id: int) -> str:
-        """One token as text; a token that is only part of a character becomes a replacement character."""
-        if self._tokenizer is None:
-            return f"{token_id} "
-        decode = self._tokenizer.backend.decode
-        alone = decode([token_id], skip_special_tokens=False)  # may lack the space before it
-        return decode([token_id, token_id], skip_special_tokens=False).removeprefix(alone)
-
-    def _likeliest(self, values: dict[int, float]) -> list[tuple[int, float]]:
-        return sorted(values.items(), key=lambda item: -item[1])[: self._top]
 
 
 class ChatFormat(Format):
@@ -141,14 +161,14 @@ class ChatFormat(Format):
             return None
         content: list[Json] = []
         for token, values in zip(delta.token_ids, delta.logprobs, strict=True):
-            likeliest = [self._entry(other, value) for other, value in self._likeliest(values)]
+            listed = sorted(values.items(), key=VALUE, reverse=True)[: self._top]
+            likeliest = [self._entry(other, value) for other, value in listed]
             content.append({**self._entry(token, values[token]), "top_logprobs": likeliest})
         return {"content": content, "refusal": None}
 
     def _entry(self, token_id: int, logprob: float) -> Json:
-        text = self._text(token_id)
-        alone = text.encode() if self._tokenizer is None else self._tokenizer.token_bytes(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode() if alone is None else alone)}
+        text, alone = self._texts.read(token_id)
+        return {"token": text, "logprob": logprob, "bytes": alone}
 
 
 class TextFormat(Format):
@@ -166,38 +186,39 @@ class TextFormat(Format):
 
     def _with_prompt(self, delta: Delta, logprobs: Json | None) -> tuple[str, Json | None]:
         """The prompt in front of the beginning of an answer; and where the text of each token lies behind it."""
-        text, begins = delta.text, delta.index not in self._prompts
-        if begins:
-            self._prompts[delta.index] = self._prompt(self._answer.job(delta.index))
-            text = self._prompts[delta.index] + text
-        prompt = self._prompts[delta.index]
+        job, text = self._answer.job(delta.index), delta.text
+        if job not in self._prompts:
+            self._prompts[job] = self._prompt(job, delta)
+        prompt, first = self._prompts[job]
         if logprobs is not None:
             logprobs["text_offset"] = [len(prompt) + offset for offset in logprobs["text_offset"]]
-            if begins and delta.prompt_logprobs is not None:
-                token_ids = self._answer.job(delta.index).prompt
-                offsets = self._offsets(self._answer.job(delta.index), len(prompt))
-                first = self._logprobs(token_ids, delta.prompt_logprobs, offsets)
+        if delta.index not in self._begun:
+            self._begun.add(delta.index)
+            text = prompt + text
+            if logprobs is not None and first is not None:
                 logprobs = {name: first[name] + values for name, values in logprobs.items()}
         return text, logprobs
 
-    def _prompt(self, job: Job) -> str:
-        """As it was given; of token ids their text."""
+    def _prompt(self, job: Job, delta: Delta) -> tuple[str, Json | None]:
+        """A prompt as it was given, or of token ids their text; and its log-probabilities."""
         if self._tokenizer is None:
-            return "".join(map(self._text, job.prompt))
-        return self._tokenizer.decode(job.prompt) if job.text is None else job.text
-
-    def _offsets(self, job: Job, most: int) -> list[int]:
-        if self._tokenizer is None:
-            return [0, *accumulate(len(self._text(token)) for token in job.prompt[:-1])]
-        if job.text is not None:
-            return self._tokenizer.offsets(job.text)
-        return Detokenizer(self._tokenizer.backend, 0).offsets(job.prompt, len(job.prompt), most)
+            texts = [self._texts[token] for token in job.prompt]
+            text, offsets = "".join(texts), [0, *accumulate(map(len, texts[:-1]))]
+        else:
+            text, offsets = self._tokenizer.decode(job.prompt) if job.text is None else job.text, None
+        if delta.prompt_logprobs is None or delta.logprobs is None:
+            return text, None
+        if offsets is None and self._tokenizer is not None:
+            count, detokenizer = len(job.prompt), Detokenizer(self._tokenizer.backend, 0)
+            given = job.text is not None
+            offsets = self._tokenizer.offsets(text) if given else detokenizer.offsets(job.prompt, count, len(text))
+        return text, self._logprobs(job.prompt, delta.prompt_logprobs, offsets or [])
 
     def _logprobs(self, token_ids: list[int], logprobs: Sequence[dict[int, float] | None], offsets: list[int]) -> Json:
         """Of a prompt's first token there are none."""
         pairs = list(zip(token_ids, logprobs, strict=True))
         return {
-            "tokens": [self._text(token) for token in token_ids],
+            "tokens": [self._texts[token] for token in token_ids],
             "token_logprobs": [values and values[token] for token, values in pairs],
             "top_logprobs": [values and self._alternatives(token, values) for token, values in pairs],
             "text_offset": offsets,
@@ -206,9 +227,9 @@ class TextFormat(Format):
     def _alternatives(self, sampled: int, values: dict[int, float]) -> Json:
         """The likeliest tokens and the sampled one, by text. A text that is the sampled one's, or a likelier one's, as
         parts of characters share one, gives way to `token_id:5`."""
-        found: Json = {self._text(sampled): values[sampled]}
-        for token, value in self._likeliest(values):
-            text = self._text(token)
-            if token != sampled:
-                found[f"token_id:{token}" if text in found else text] = value
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        own, found = self._texts[sampled], Json()
+        for token, value in sorted(values.items(), key=VALUE, reverse=True):
+            text = self._texts[token]
+            taken = token != sampled and (text == own or text in found)
+            found[f"token_id:{token}" if taken else text] = value
+        return found

@@ -33,9 +33,10 @@ _JSON = {"application/json": _OBJECT}
 
 COMPLETIONS = _responses({"application/json": _COMPLETION, "text/event-stream": {}}, 400, 401, 404, 413, 429, 500, 503)
 PLAIN = _responses(_JSON, 400, 401, 413)
+TRACE = _responses(_JSON, 400, 401, 403, 413)
 TOKENS = _responses(_JSON, 400, 401, 404, 413)
 NAMED = TOKENS
-METRICS = _responses({"text/plain": {"type": "string"}}, 400, 401, 413)
+METRICS = _responses({"text/plain": {"type": "string"}}, 400, 401, 403, 413)
 HEALTH = _responses(_JSON, 400, 413)
 HEALTH["responses"][503] = dict(HEALTH["responses"][200])
 

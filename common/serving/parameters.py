@@ -52,13 +52,24 @@ def conversation(
         elif not message.tool_calls:
             text = f"Missing required parameter: '{where}.content'."
             raise ApiError(400, text, param=f"{where}.content", code="missing_required_parameter")
+        for name, value in known.items():
+            _check_unicode(value, f"{where}.{name}")
         result.append({"role": role, **known})
     given = [tool.model_dump(exclude_none=True) for tool in tools or () if choice != "none"]
+    _check_unicode(given, "tools")
     if tokenizer is not None and tokenizer.chat_template is not None:
         plain = in_plain_text(tokenizer.chat_template, result, given)
         result, given = (result, given) if plain is result else (Conversation(plain), [])
     result.tools, result.size = given or None, len(str((result, given)))
     return result
+
+
+def _check_unicode(value: Any, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        text = f"'{where}' is not valid Unicode: it has a lone surrogate."
+        raise ApiError(400, text, param=where, code="invalid_value") from None
 
 
 def _content(content: str | list[dict[str, Any]], where: str) -> str:
@@ -118,13 +129,21 @@ def text_length(prompt: Prompt) -> int:
 def encode(engine: Engine, prompt: Prompt, options: ServerOptions, template_kwargs: dict[str, Any] | None) -> list[int]:
     """Token ids of a prompt. Only reads, so it may run next to the engine's thread; too slow for the event loop."""
     vocab_size, tools = engine.runner.model.config.vocab_size, getattr(prompt, "tools", None)
-    if isinstance(prompt, BareText) and engine.tokenizer is not None:
-        token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
-    else:
-        token_ids = encode_prompt(prompt, engine.tokenizer, vocab_size, template_kwargs, tools)
+    param = "messages" if isinstance(prompt, Conversation) else "prompt"
+    _check_unicode(template_kwargs, "chat_template_kwargs")
+    try:
+        if isinstance(prompt, BareText) and engine.tokenizer is not None:
+            token_ids = engine.tokenizer.encode(prompt, add_special_tokens=False)
+        else:
+            token_ids = encode_prompt(prompt, engine.tokenizer, vocab_size, template_kwargs, tools)
+    except UserError as error:
+        param = "chat_template_kwargs" if str(error).startswith("chat_template_kwargs") else param
+        raise ApiError(400, str(error), param=param) from None
     longest = options.max_prompt_tokens
     if longest is not None and len(token_ids) > longest:
-        raise ApiError(400, f"The prompt has {len(token_ids)} tokens; this server takes {longest} at most.")
+        raise ApiError(
+            400, f"The prompt has {len(token_ids)} tokens; this server takes {longest} at most.", param=param
+        )
     return token_ids
 
 
@@ -242,7 +261,8 @@ def _max_tokens(engine: Engine, body: Sampling, num_prompt_tokens: int, options:
     if room < wanted:
         sizes = f"{num_prompt_tokens + wanted} ({num_prompt_tokens} in the prompt, {wanted} in the answer)"
         message = f"This model's maximum context length is {longest} tokens. However, you requested {sizes}."
-        raise ApiError(400, message, code="context_length_exceeded")
+        param = "messages" if isinstance(body, ChatRequest) else "prompt"
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
     usual = COMPLETION_TOKENS if isinstance(body, CompletionRequest) else room
     return min(room, options.max_tokens or room, usual) if asked is None else asked
 

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from common.sampling_params import MAX_LOGPROBS
 
 MAX_STOPS = 64
+MAX_STOP = 256  # characters of one: each token of an answer is compared with the beginnings of all
 MAX_STOP_IDS = 256
 MAX_TOOLS = 128
 INT64 = 2**63
@@ -25,8 +26,9 @@ NO_EFFECT = frozenset(_FIELDS["no_effect"].split())
 NEUTRAL = {name: tuple(row["unless"]) for row in _FIELDS["refused"] for name in row["names"].split()}
 """Refused, unless null or one of these values, which ask for nothing."""
 
-Stop = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
+TokenId = Annotated[int, Field(ge=0, lt=INT64)]
+Count = Annotated[int, Field(ge=1, lt=INT64)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 log = logging.getLogger("folovllm.serving")
 _named: set[str] = set()  # of `NO_EFFECT`, in the log
@@ -56,21 +58,22 @@ class Body(BaseModel):
         given: dict[Any, Any] = {k: _whole(v) for k, v in data.items()}  # pyright: ignore
         for name in [name for name in given if name not in cls.known]:
             neutral = (given.get("n") or 1,) if name == "best_of" else cls.neutral.get(name)
+            value = type(given[name]), given[name]  # True is no 1
             if name in NO_EFFECT:
                 if name not in _named and given[name] is not None:
                     _named.add(name)
                     log.info("a field without effect here", extra={"fields": {"field": name}})
             elif neutral is None:
                 raise PydanticCustomError("unknown", "unknown", {"field": name.encode(errors="replace").decode()})
-            elif given[name] is not None and given[name] not in neutral:
+            elif given[name] is not None and value not in [(type(one), one) for one in neutral]:
                 raise PydanticCustomError("unsupported", "not supported by this server", {"field": name})
             del given[name]
         return given
 
 
 def _whole(value: Any, depth: int = 2) -> Any:
-    """12.0 as 12, also in the lists of token ids."""
-    if isinstance(value, float) and value.is_integer():
+    """12.0 as 12, also in the lists of token ids; numbers without end stay what they are."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < INT64:
         return int(value)
     if depth and isinstance(value, list) and any(isinstance(item, float | list) for item in value):  # pyright: ignore
         return [_whole(item, depth - 1) for item in value]  # pyright: ignore
@@ -106,7 +109,7 @@ class Sampling(Body):
     """What both endpoints take."""
 
     model: str
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -116,7 +119,7 @@ class Sampling(Body):
         None
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -124,7 +127,7 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
@@ -149,7 +152,7 @@ class CompletionRequest(Sampling):
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     neutral = {**NEUTRAL, "add_special_tokens": (True,)}
 
 
@@ -197,7 +200,7 @@ class ChatRequest(Sampling):
     messages: Messages
     chat_template_kwargs: dict[str, Any] | None = None  # only here, as in vLLM
     tools: Tools | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None

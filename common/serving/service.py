@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.engine import Engine
 from common.serving import parameters
@@ -18,13 +18,16 @@ from common.serving.metrics import ServerMetrics, Snapshot
 from common.serving.options import ServerOptions
 from common.serving.schema import Sampling
 from common.serving.spans import Spans
+from common.serving.token_texts import TokenTexts
 from common.text.prompts import Prompt
 from common.watch.trace import StepTrace
 
 TRACE_STEPS = 1000
 LONG_TEXT = 1 << 14  # characters; longer prompts are encoded one at a time: short ones do not wait for many of them
 ENCODERS = 2  # threads for shorter ones
+WRITERS = 2  # threads for large answers
 FIGURES_WITHIN = 0.25  # seconds that /metrics waits for a step; after that it shows the figures from before it
+T = TypeVar("T")
 log = logging.getLogger("folovllm.serving")
 
 
@@ -43,6 +46,8 @@ class Service:
         self._longest_text = parameters.longest_text(engine, options)
         self._encoders = ThreadPoolExecutor(ENCODERS), ThreadPoolExecutor(1)  # for short texts, and for long ones
         self._compilers = ThreadPoolExecutor(ENCODERS)  # of structures
+        self.token_texts = TokenTexts(engine.tokenizer)
+        self._writers = ThreadPoolExecutor(WRITERS)
         self._figures: Snapshot = engine.metrics()
         if engine.trace is None:
             engine.trace = StepTrace(TRACE_STEPS)
@@ -106,6 +111,10 @@ class Service:
             self.thread.submit(job)
         return answer
 
+    async def write(self, work: Callable[[], T]) -> T:
+        """A large answer, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, work)
+
     async def tokenize(self, prompt: Prompt, template_kwargs: dict[str, Any] | None) -> list[int]:
         async with self._budget():
             return (await self._encode([prompt], template_kwargs))[0]
@@ -134,7 +143,8 @@ class Service:
         lengths = [parameters.text_length(prompt) for prompt in prompts]
         if self._longest_text is not None and max(lengths) > self._longest_text:
             message = f"The prompt has {max(lengths)} characters; this server takes {self._longest_text} at most."
-            raise ApiError(400, message, code="context_length_exceeded")
+            param = "messages" if isinstance(prompts[0], parameters.Conversation) else "prompt"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
         size = sum(lengths) + sum(getattr(prompt, "size", 0) for prompt in prompts) + len(str(template_kwargs))
         work = [(parameters.encode, self.engine, prompt, self.options, template_kwargs) for prompt in prompts]
         run, pool = asyncio.get_running_loop().run_in_executor, self._encoders[size > LONG_TEXT]

@@ -1,7 +1,8 @@
 """Clients of every bad kind at once, next to good ones: `python -m tests.serving.soak --seconds 600 --output FILE`.
 
 The server is a process of its own with short limits. Good clients must always be answered, memory must stay as it was
-after the first quarter, and at the end nothing may be left.
+in the second quarter, no limit may be passed, and at the end nothing may be left. In bfloat16, because there PyTorch
+keeps what it has prepared for each length of a prompt.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from tests.serving.running import TINY, Process, client_of
 
 LIMITS = {"max-connections": 60, "header-timeout": 2, "body-timeout": 2, "read-timeout": 2, "keep-alive": 2}
 MIB = 2**20
+LENGTHS = 300  # of prompts
+MOST_GROWTH = 16  # MiB
 
 
 class Soak:
@@ -136,7 +139,7 @@ class Soak:
 
 
 def body_of(random: Random) -> dict[str, Any]:
-    prompt = [random.randrange(200) for _ in range(random.randrange(1, 300))]
+    prompt = [random.randrange(200) for _ in range(random.randrange(1, LENGTHS))]
     tokens = random.choice([1, 5, 30])
     return {"model": TINY, "prompt": prompt, "max_tokens": tokens, "stream": random.random() < 0.5}
 
@@ -161,9 +164,11 @@ def figures(url: str) -> dict[str, float]:
     }
 
 
-def soak(seconds: float) -> dict[str, Any]:
-    """What happened; `growth_mib`: median memory of the last quarter against that of the second one."""
-    process = Process(*(text for name, value in LIMITS.items() for text in (f"--{name}", str(value))), stderr=None)
+def soak(seconds: float, dtype: str = "bf16") -> dict[str, Any]:
+    """What happened; `growth_mib`: median memory of the last quarter against that of the second one, where there are
+    enough samples."""
+    limits = (text for name, value in LIMITS.items() for text in (f"--{name}", str(value)))
+    process = Process("--dtype", dtype, *limits, stderr=None)
     try:
         run = Soak(process.url, seconds)
         clients = {"good": 3, "silent": 40, "slow": 10, "vanishing": 3, "deaf": 3, "malformed": 3}
@@ -178,14 +183,18 @@ def soak(seconds: float) -> dict[str, Any]:
         process.kill()
     quarter = len(samples) // 4
     memory = [sample["resident_mib"] for sample in samples]
-    growth = statistics.median(memory[-quarter:]) - statistics.median(memory[quarter : 2 * quarter])
+    growth = None
+    if quarter:
+        growth = round(statistics.median(memory[-quarter:]) - statistics.median(memory[quarter : 2 * quarter]), 1)
     return {
         "seconds": seconds,
+        "dtype": dtype,
         "limits": LIMITS,
         "clients": clients,
         "requests": dict(run.seen),
         "failures": run.failures[:20],
-        "growth_mib": round(growth, 1),
+        "growth_mib": growth,
+        "most_connections": max((sample["connections"] for sample in samples), default=None),
         "at_the_end": last,
         "exit_status": status,
         "samples": samples,
@@ -203,8 +212,21 @@ def main() -> None:
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text, encoding="utf-8")
-    print(json.dumps(result, indent=1))
-    sys.exit(bool(result["failures"]))
+    print(json.dumps(result, indent=1), *problems(result), sep="\n")
+    sys.exit(bool(problems(result)))
+
+
+def problems(result: dict[str, Any]) -> list[str]:
+    """What was not as it has to be."""
+    growth, most, last = result["growth_mib"], result["most_connections"], result["at_the_end"]["connections"]
+    found = {
+        "good clients failed": bool(result["failures"]),
+        f"memory grew by {growth} MiB": growth is not None and growth > MOST_GROWTH,
+        f"{most} connections were open": most is not None and most > result["limits"]["max-connections"],
+        f"{last} connections were left": last != 1,  # the one that asks
+        f"the server ended with {result['exit_status']}": result["exit_status"] != 0,
+    }
+    return [what for what, holds in found.items() if holds]
 
 
 if __name__ == "__main__":

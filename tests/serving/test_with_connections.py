@@ -123,6 +123,30 @@ def test_a_stream_that_nobody_reads_ends_and_gives_its_memory_back(serve: Serve,
     running.wait_until_idle()
 
 
+@pytest.mark.parametrize("buffer", [1 << 12, 1 << 17])
+def test_a_slow_reader_gets_all_of_one_large_write(serve: Serve, clients: ExitStack, buffer: int) -> None:
+    """It is behind all the time, but takes a little; with a large buffer, the kernel asks for more once in a while."""
+    running = serve(talks=False, read_timeout=0.3)
+    small = clients.enter_context(socket.socket())
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for server in running.server.servers:
+        server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    small.connect(server.sockets[0].getsockname())
+    wanted = {"max_tokens": 200, "prompt": [1, 2], "n": 8, "logprobs": 5, "ignore_eos": True}
+    body = json.dumps(PROMPT | wanted).encode()
+    small.sendall(BODY.replace(b"5000", str(len(body)).encode()) + body)
+    received, started = small.recv(1 << 12), time.monotonic()
+    _, _, length = received.partition(b"content-length: ")
+    size = received.index(b"\r\n\r\n") + 4 + int(length.partition(b"\r\n")[0])
+    while len(received) < size:
+        slow = time.monotonic() - started < 1.5
+        part = small.recv(1 << (10 if slow else 16))
+        assert part, f"cut after {len(received)} of {size} bytes, {time.monotonic() - started:.1f} s"
+        received += part
+        time.sleep(0.02 if slow else 0)
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 1600
+
+
 @pytest.mark.parametrize("pipelined", [b"", b"\r\n", head("/health"), head("/health") * 100])
 def test_a_client_that_leaves_is_noticed_whatever_it_has_sent_ahead(
     serve: Serve, clients: ExitStack, pipelined: bytes

@@ -47,6 +47,9 @@ def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 
+USER = {"role": "user", "content": "x"}
+CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}]}
+
 
 @pytest.mark.parametrize(
     ("path", "change", "param", "says"),
@@ -55,14 +58,54 @@ def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> 
         ("completions", {"prompt": None}, "prompt", "Invalid 'prompt'"),
         ("completions", {"prompt": []}, "prompt", "at least 1"),
         ("completions", {"prompt": "\ud800"}, "prompt", "prompt"),
-        ("completions", {"prompt": [700]}, None, "outside of the vocabulary"),
-        ("completions", {"prompt": [2**40]}, None, "outside of the vocabulary"),
+        ("completions", {"prompt": [700]}, "prompt", "outside of the vocabulary"),
+        ("completions", {"prompt": [2**40]}, "prompt", "outside of the vocabulary"),
         ("completions", {"max_tokens": "4"}, "max_tokens", "valid integer"),
         ("completions", {"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ("completions", {"max_tokens": 600}, None, "maximum context length is 512 tokens"),
+        ("completions", {"max_tokens": 600}, "prompt", "maximum context length is 512 tokens"),
         ("completions", {"temperature": 2.1}, "temperature", "less than or equal to 2"),
         ("completions", {"n": 17}, "n", "16 at most"),
-        ("completions", {"min_tokens": 9}, None, "min_tokens must be at most max_tokens (4), not 9"),
+        ("completions", {"prompt": ["a", "\ud800"]}, "prompt", "unicode"),
+        ("completions", {"prompt": [[1], [700]]}, "prompt", "outside of the vocabulary"),
+        ("completions", {"prompt": [10**300]}, "prompt", "less than"),
+        ("completions", {"max_tokens": 1e300}, "max_tokens", "valid integer"),
+        ("completions", {"max_tokens": 10**300}, "max_tokens", "less than"),
+        ("completions", {"min_tokens": 10**300}, "min_tokens", "less than"),
+        ("completions", {"n": 10**300}, "n", "less than"),
+        ("completions", {"stop_token_ids": [10**300]}, "stop_token_ids", "less than"),
+        ("chat/completions", {"max_completion_tokens": 1e300}, "max_completion_tokens", "valid integer"),
+        ("chat/completions", {"max_completion_tokens": 10**300}, "max_completion_tokens", "less than"),
+        ("chat/completions", {"max_tokens": 600}, "messages", "maximum context length"),
+        ("completions", {"logit_bias": {"700": 1}}, "logit_bias", "vocabulary of 512 has not"),
+        ("completions", {"stop": "\ud800"}, "stop", "unicode"),
+        ("completions", {"stop": "x" * 257}, "stop", "at most 256 characters"),
+        ("completions", {"best_of": True}, "best_of", "not supported"),
+        ("completions", {"store": 0}, "store", "not supported"),
+        ("chat/completions", {"min_tokens": 9}, "min_tokens", "at most max_tokens (4)"),
+        ("chat/completions", {"messages": [USER, USER | {"content": "\ud800"}]}, "messages[1].content", "surrogate"),
+        (
+            "chat/completions",
+            {"messages": [USER | {"content": [{"type": "text", "text": "\udfff"}]}]},
+            "messages[0].content",
+            "surrogate",
+        ),
+        ("chat/completions", {"messages": [USER | {"name": "\ud800"}]}, "messages[0].name", "surrogate"),
+        (
+            "chat/completions",
+            {"messages": [USER | {"reasoning_content": "\ud800"}]},
+            "messages[0].reasoning_content",
+            "surrogate",
+        ),
+        ("chat/completions", {"messages": [USER, CALLED]}, "messages[1].tool_calls", "surrogate"),
+        (
+            "chat/completions",
+            {"tools": [{"type": "function", "function": {"name": "f", "description": "\ud800"}}]},
+            "tools",
+            "surrogate",
+        ),
+        ("chat/completions", {"chat_template_kwargs": {"a": "\ud800"}}, "chat_template_kwargs", "surrogate"),
+        ("chat/completions", {"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "must not hold"),
+        ("completions", {"min_tokens": 9}, "min_tokens", "min_tokens must be at most max_tokens (4), not 9"),
         ("completions", {"stop": ["a"] * 65}, "stop", "at most 64"),
         ("completions", {"stop": ""}, "stop", "at least 1"),
         ("completions", {"logprobs": 21}, "logprobs", "less than or equal to 20"),
@@ -90,7 +133,7 @@ def test_the_first_event_leaves_before_the_last_token_is_there(serve: Serve) -> 
         ("chat/completions", {"response_format": {"type": "json_object"}}, "response_format", "needs a tokenizer"),
         ("chat/completions", {"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
         ("chat/completions", {"top_logprobs": 2}, "top_logprobs", "'logprobs': true"),
-        ("chat/completions", {"max_completion_tokens": 600}, None, "maximum context length"),
+        ("chat/completions", {"max_completion_tokens": 600}, "messages", "maximum context length"),
     ],
 )
 def test_what_cannot_be_is_400_in_openais_form(
@@ -142,3 +185,17 @@ def test_a_model_without_a_tokenizer_takes_token_ids_only(serve: Serve) -> None:
     assert "no tokenizer" in error_of(running.post("/v1/completions", PROMPT), 400)["message"]
     stop = running.post("/v1/completions", PROMPT | {"prompt": [1], "stop": "x"})
     assert "stop_token_ids" in error_of(stop, 400)["message"]
+
+
+@pytest.mark.parametrize("depth", [300, 700, 900])
+def test_what_is_nested_too_deeply_is_400(running: Running, caplog: pytest.LogCaptureFixture, depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    called = f'{{"role":"assistant","tool_calls":[{{"function":{{"name":"f","arguments":{deep}}}}}]}}'
+    tool = f'{{"type":"function","function":{{"name":"f","parameters":{deep}}}}}'
+    for field in (f'"chat_template_kwargs":{deep}', f'"messages":[{called}]', f'"tools":[{tool}]', f'"user":{deep}',
+                  f'"response_format":{{"type":"json_schema","json_schema":{{"schema":{deep}}}}}'):  # fmt: skip
+        for path, body in (("/v1/chat/completions", CHAT), ("/tokenize", {"messages": [USER]})):
+            content = json.dumps(body)[:-1] + f",{field}}}"
+            response = running.http.post(path, content=content, headers={"Content-Type": "application/json"})
+            assert response.status_code in (200, 400), f"{field[:30]}: {response.text}"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -60,7 +60,7 @@ def answers(operation: Any, headers: dict[str, str], examples: int) -> set[int]:
 
 @pytest.mark.timeout(600)
 def test_the_schema_is_kept(serve: Serve) -> None:
-    running = serve(api_keys=(KEY,), max_tokens=8, engine={"max_model_len": 128})
+    running = serve(api_keys=(KEY,), admin_key=KEY, max_tokens=8, engine={"max_model_len": 128})
     headers = {"Authorization": f"Bearer {KEY}"}
     schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json", headers=headers)
     operations = [result.ok() for result in schema.get_all_operations()]

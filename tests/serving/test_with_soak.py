@@ -14,6 +14,7 @@ import pytest
 
 from tests.engine_checks import PAGED, TOKEN_BYTES, assert_empty
 from tests.serving.running import ALL, SOME, TINY, Running, client_of
+from tests.serving.soak import problems
 from tests.serving.soak import soak as bad_clients
 
 Serve = Callable[..., Running]
@@ -115,11 +116,18 @@ def test_a_short_soak(serve: Serve, stage: str) -> None:
 
 def test_a_soak_of_seconds_with_bad_clients() -> None:
     """Memory takes longer to judge: `python -m tests.serving.soak`."""
-    result = bad_clients(2)
-    assert result["failures"] == [] and result["exit_status"] == 0
-    assert result["at_the_end"]["connections"] == 1, "the one that asks"
+    result = bad_clients(2, "fp32")
+    assert problems(result | {"growth_mib": None}) == [], result["failures"]
     assert min(result["requests"].values()) >= 1 and set(result["requests"]) == set(result["clients"])
-    assert max(sample["connections"] for sample in result["samples"]) <= result["limits"]["max-connections"] + 5
+
+
+def test_a_soak_tells_what_was_wrong() -> None:
+    good = {"failures": [], "growth_mib": 16, "most_connections": 60, "limits": {"max-connections": 60},
+            "at_the_end": {"connections": 1}, "exit_status": 0}  # fmt: skip
+    assert problems(good) == problems(good | {"growth_mib": None, "most_connections": None}) == []
+    for bad in ({"failures": ["500"]}, {"growth_mib": 17}, {"most_connections": 61}, {"exit_status": 1},
+                {"at_the_end": {"connections": 2}}):  # fmt: skip
+        assert len(problems(good | bad)) == 1
 
 
 @pytest.mark.slow
