@@ -7,12 +7,11 @@ marks, or one inside, is text. So is one that is not spelled as itself, but turn
 normalizer: templates write their tokens as they are. Templates can still look for a token in a content, and split it.
 """
 
-import functools
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
@@ -20,8 +19,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from common.errors import require
 from common.text.turn_ends import TURN_ENDS
 
-Marks = tuple[str, str, str]
-"""Before a token, behind it, and beside a piece of one."""
+Marks = str
+"""Three characters: before a token, behind it, and beside a piece of one."""
+PRIVATE = range(0xE000, 0xF900)
 Touched = Callable[[int, int], bool]
 """Does the part of the rendered text from here to there have marks?"""
 
@@ -60,48 +60,47 @@ class ControlTokens:
         self._all, self._unreadable = _Finder(texts), _Finder(texts - self._readable)
         self._backend = backend
 
-    def marks(self, given: object) -> Marks | None:
+    def marks(self, given: tuple[object, ...]) -> Marks | None:
         """Marks for what a chat is given; None where none are needed."""
-        texts = list(_texts(given))
-        if not any(any(self._all.broken(text, True)) or any(True for _ in self._all.spans(text)) for text in texts):
+        if self.mark(given, "...", strict=True) == [*given]:
             return None
-        taken = set(self._written).union(*texts)
-        free = (mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in taken)
-        free = (mark for mark in free if not any(_escaped(mark) in text for text in texts))
-        marks = tuple(islice(free, 3))
-        require(len(marks) == 3, "a chat must not hold all of Unicode's private-use characters")
-        return marks
+        taken = ascii((given, self._written))  # where a private-use character has the form that `tojson` gives it
+        free = "".join(islice((mark for mark in map(chr, PRIVATE) if _escaped(mark) not in taken), 3))
+        require(len(free) == 3, "a chat must not hold all of Unicode's private-use characters")
+        return free
 
     def mark(self, value: Any, marks: Marks, strict: bool, readable: bool = False) -> Any:
         """A copy of messages, tools or variables, with marks. Not strict: fewer of them, where templates look for what
         can begin no turn. readable: it is an assistant's."""
         if isinstance(value, str):
-            finder = self._unreadable if readable or not strict else self._all
-            return finder.mark(value, marks, strict)
+            return (self._unreadable if readable or not strict else self._all).mark(value, marks, strict)
         if isinstance(value, list | tuple):
             return [self.mark(item, marks, strict, readable) for item in value]  # pyright: ignore
         if not isinstance(value, Mapping):
             return value
-        items: Mapping[Any, Any] = value
+        items, copy = cast("Mapping[Any, Any]", value), dict[Any, Any]()
         readable = readable or items.get("role") == "assistant"
-        return {
-            k if _is_name(k) else self.mark(k, marks, strict): v
-            if _is_kind(k, v)
-            else self.mark(v, marks, strict, readable and k not in ("tool_calls", "function_call"))
-            for k, v in items.items()
-        }
+        for key, item in items.items():
+            if not (key in ("role", "type") and _is_name(item)):  # templates compare these, and build tokens of them
+                item = self.mark(item, marks, strict, readable and key not in ("tool_calls", "function_call"))
+            copy[key if _is_name(key) else self.mark(key, marks, strict)] = item
+        return copy
 
     def unmark(self, rendered: str, marks: Marks) -> tuple[str, Touched]:
         """The text without marks, and where they were."""
         for mark in marks:  # `tojson` may have escaped them
             rendered = rendered.replace(_escaped(mark), mark)
-        parts = re.split(f"([{''.join(marks)}])", rendered)
+        parts = re.split(f"([{marks}])", rendered)
         places = list(zip(parts[1::2], accumulate(map(len, parts[::2])), strict=False))
-        before, behind = ({at for mark, at in places if mark == wanted} for wanted in marks[:2])
-        inside = [at for _, at in places]
+        first, last, inside = (
+            {at: mark for mark, at in reversed(places)},
+            {at: m for m, at in places},
+            [at for _, at in places],
+        )
 
         def touched(start: int, end: int) -> bool:
-            return start in before or end in behind or bisect_right(inside, start) < bisect_left(inside, end)
+            near = last.get(start) == marks[0] or first.get(end) == marks[1]  # not of a token that is taken out
+            return near or bisect_right(inside, start) < bisect_left(inside, end)
 
         return "".join(parts[::2]), touched
 
@@ -138,30 +137,23 @@ class ControlTokens:
         # As a batch of one: the library's `encode` would block all other threads, such as an engine's.
         return self._backend.encode_batch([text], add_special_tokens=False)[0]
 
-    @functools.cached_property
-    def _line(self) -> list[int]:
-        return self._library("\n").ids
-
     def _encode_inside(self, text: str) -> tuple[Encoding, int]:
         """Of a piece from the middle of a chat, and how many ids to skip: behind a line break, SentencePiece adds no
         space of its own."""
-        encoding, count = self._library(f"\n{text}"), len(self._line)
-        return (encoding, count) if count and encoding.ids[:count] == self._line else (self._library(text), 0)
+        line, encoding = self._library("\n").ids, self._library(f"\n{text}")
+        return (encoding, len(line)) if line and encoding.ids[: len(line)] == line else (self._library(text), 0)
 
-    def _encode_as_text(self, text: str) -> list[int]:
-        line, ids = self._without_added("\n"), self._without_added(f"\n{text}")
-        return ids[len(line) :] if ids[: len(line)] == line else self._without_added(text)
-
-    def _without_added(self, text: str) -> list[int]:
-        """Token ids as if no token had been added to the vocabulary."""
-        backend = self._backend
-        normal = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    def _encode_as_text(self, text: str, behind: str = "\n") -> list[int]:
+        """The same, as if no token had been added to the vocabulary."""
+        backend, line = self._backend, self._encode_as_text("", "\n") if text and behind else []
+        normal = behind + text
+        normal = normal if backend.normalizer is None else backend.normalizer.normalize_str(normal)
         splits = [(normal, None)] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(normal)
         ids = [token.id for split, _ in splits for token in backend.model.tokenize(split)]
         if len(text) > 1 and any(self._tokens.get(i) not in (None, *self._unknown) for i in ids):
-            cut = max(len(text) - 1 if len(text) < 100 else 0, len(text) // 2)  # the vocabulary has it in one piece
-            return [token_id for part in (text[:cut], text[cut:]) for token_id in self._without_added(part)]
-        return ids
+            cut = len(text) - 1 if len(text) < 100 else len(text) // 2  # the vocabulary has it in one piece
+            return [*self._encode_as_text(text[:cut], behind), *self._encode_as_text(text[cut:], behind)]
+        return ids[len(line) :] if ids[: len(line)] == line else self._encode_as_text(text, "")
 
 
 class _Finder:
@@ -209,27 +201,8 @@ def _starts_one(texts: list[str], piece: str) -> bool:
     return at < len(texts) and texts[at].startswith(piece)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """What `ControlTokens.mark` would mark."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        items: Mapping[Any, Any] = value
-        for k, v in items.items():
-            yield from () if _is_name(k) else _texts(k)
-            yield from () if _is_kind(k, v) else _texts(v)
-    elif isinstance(value, list | tuple):
-        for item in value:  # pyright: ignore
-            yield from _texts(item)
-
-
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value.isidentifier()
-
-
-def _is_kind(key: object, value: object) -> bool:
-    """The role of a message, the type of a part: templates compare them, and build tokens of them."""
-    return key in ("role", "type") and _is_name(value)
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w -]+", value))
 
 
 def _escaped(mark: str) -> str:
