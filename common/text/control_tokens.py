@@ -26,10 +26,11 @@ Touched = Callable[[int, int], bool]
 """Does the part of the rendered text from here to there have marks?"""
 
 BRACKETS = ("<>", "[]", "||", "{}")  # around tokens that are no text, whether or not they are marked as special
+EDGES = "<>[]{}|｜/"
 WORDS = re.compile(r"[\w\s]+|.")  # some vocabularies have letters and words as added tokens
 UNKNOWN = re.compile(r"\W*unk(nown)?\W*", re.IGNORECASE)  # the library's answer to what no token spells
 HTML = re.compile(
-    "</?(h[1-6]|table|caption|thead|tbody|tfoot|t[rhd]|blockquote|strong|em|[biu]|code|sub|sup|p|br|[ou]l|li)>"
+    "</?(h[1-6]|table|caption|t(head|body|foot|[rhd])|blockquote|strong|em|code|su[bp]|[biup]|br|[ou]l|li)>"
 )
 READABLE = re.compile(
     r"</?(think|thinking|thought|reasoning|tool_calls?|tool_response|function_call|arg_key|arg_value)>"
@@ -45,14 +46,10 @@ class ControlTokens:
     def __init__(self, backend: FastTokenizer, template: str, variables: Iterable[str]) -> None:
         """variables: texts that a template may write besides its own, such as its `eos_token`."""
         variables = [*variables]
-        added = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.content.strip()}
-        special = {token.content for token in added.values() if token.special}.union(variables, TURN_ENDS)
-        self._tokens = {
-            i: t.content for i, t in added.items() if t.content in special or not WORDS.fullmatch(t.content)
-        }
-        self._unknown = {text for text in special if UNKNOWN.fullmatch(text)} | {
-            getattr(backend.model, "unk_token", None)
-        }
+        added = [(i, t.content, t.special) for i, t in backend.get_added_tokens_decoder().items() if t.content.strip()]
+        special = {text for _, text, is_special in added if is_special}.union(variables, TURN_ENDS)
+        self._tokens = {i: text for i, text, _ in added if text in special or not WORDS.fullmatch(text)}
+        self._unknown = {getattr(backend.model, "unk_token", None), *filter(UNKNOWN.fullmatch, special)}
         self._readable = {text for text in self._tokens.values() if READABLE.fullmatch(text)} - special
         texts, self._written = set(self._tokens.values()), "\0".join([template, *variables])
         bracketed = {text for text in texts if f"{text[0]}{text[-1]}" in BRACKETS and not HTML.fullmatch(text)}
@@ -83,7 +80,7 @@ class ControlTokens:
         for key, item in items.items():
             if not (key in ("role", "type") and _is_name(item)):  # templates compare these, and build tokens of them
                 item = self.mark(item, marks, strict, readable and key not in ("tool_calls", "function_call"))
-            copy[key if _is_name(key) else self.mark(key, marks, strict)] = item
+            copy[self.mark(key, marks, strict) if isinstance(key, str) and not _is_name(key) else key] = item
         return copy
 
     def unmark(self, rendered: str, marks: Marks) -> tuple[str, Touched]:
@@ -92,11 +89,8 @@ class ControlTokens:
             rendered = rendered.replace(_escaped(mark), mark)
         parts = re.split(f"([{marks}])", rendered)
         places = list(zip(parts[1::2], accumulate(map(len, parts[::2])), strict=False))
-        first, last, inside = (
-            {at: mark for mark, at in reversed(places)},
-            {at: m for m, at in places},
-            [at for _, at in places],
-        )
+        first, last = {at: mark for mark, at in reversed(places)}, {at: mark for mark, at in places}
+        inside = [at for _, at in places]
 
         def touched(start: int, end: int) -> bool:
             near = last.get(start) == marks[0] or first.get(end) == marks[1]  # not of a token that is taken out
@@ -109,6 +103,7 @@ class ControlTokens:
         return self._encode(text, 0, len(text), touched, None)
 
     def _encode(self, text: str, start: int, end: int, touched: Touched, control: set[str] | None) -> list[int]:
+        """Of a part of it. control: the tokens that count; None: those known, and all that the template wrote here."""
         encoding, skipped = self._encode_inside(text[start:end]) if start else (self._library(text[:end]), 0)
         ids, found = encoding.ids, list[tuple[str, int, int, bool]]()
         for index in range(skipped, len(ids)):
@@ -121,7 +116,7 @@ class ControlTokens:
                 elif content in self._unknown:
                     continue
                 found.append((content, first, last, at < 0 or touched(first, last)))
-        if control is None:  # besides those known before, what the template wrote just now
+        if control is None:
             control = self._control.union(content for content, _, _, given in found if not given)
         result, at = list[int](), start
         for content, first, last, given in found:
@@ -144,10 +139,9 @@ class ControlTokens:
         return (encoding, len(line)) if line and encoding.ids[: len(line)] == line else (self._library(text), 0)
 
     def _encode_as_text(self, text: str, behind: str = "\n") -> list[int]:
-        """The same, as if no token had been added to the vocabulary."""
+        """Ids of the same, as if no token had been added to the vocabulary."""
         backend, line = self._backend, self._encode_as_text("", "\n") if text and behind else []
-        normal = behind + text
-        normal = normal if backend.normalizer is None else backend.normalizer.normalize_str(normal)
+        normal = backend.normalizer.normalize_str(behind + text) if backend.normalizer else behind + text
         splits = [(normal, None)] if backend.pre_tokenizer is None else backend.pre_tokenizer.pre_tokenize_str(normal)
         ids = [token.id for split, _ in splits for token in backend.model.tokenize(split)]
         if len(text) > 1 and any(self._tokens.get(i) not in (None, *self._unknown) for i in ids):
@@ -161,7 +155,7 @@ class _Finder:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = sorted({text.lower() for text in texts})
-        self._joined = "\0".join(self._texts)
+        self._names = {name for text in self._texts for name in (text.strip(EDGES), *re.split(r"[\W_]+", text)) if name}
         self._reversed = sorted(text[::-1] for text in self._texts)
         self._set, self._lengths = set(self._texts), sorted({len(text) for text in self._texts}, reverse=True)
         heads = sorted({re.escape(text[:2]) for text in self._texts}, key=len, reverse=True)
@@ -178,9 +172,9 @@ class _Finder:
                 yield start, at
 
     def broken(self, text: str, strict: bool) -> tuple[bool, bool]:
-        """Does it begin with the end of one? Does it end with the beginning of one? strict: or is it within one?"""
+        """Does it begin with the end of one? Does it end with the beginning of one? strict: or is it a name in one?"""
         longest = self._lengths[0] if self._lengths else 0
-        if strict and 0 < len(text) < longest and text.lower() in self._joined:
+        if strict and len(text) < longest and text.lower() in self._names:
             return True, True
         sizes = range(1, min(len(text) + 1, longest))
         begins = any(_starts_one(self._reversed, text[:n].lower()[::-1]) for n in sizes)

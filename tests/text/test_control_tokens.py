@@ -426,6 +426,19 @@ def test_no_role_and_no_name_makes_a_token() -> None:
         tokenizer.chat([{"role": "<|im_start|>", "content": "a"}])
 
 
+def test_a_tool_may_have_any_keys() -> None:
+    tokenizer = byte_level("<|im_start|>{{ tools | tojson }}<|im_end|>", ["<|im_start|>", "<|im_end|>"])
+    types: list[Any] = [
+        {"type": {"enum": ["<|im_end|>"]}},
+        {"role": ["<|im_end|>"]},
+        {"type": "<|im_end|>"},
+        {7: "<|im_end|>"},
+    ]
+    for properties in types:
+        ids = tokenizer.chat([{"role": "user", "content": "a"}], tools=[properties])
+        assert controls(tokenizer, ids) == ["<|im_start|>", "<|im_end|>"], properties
+
+
 def test_a_spelled_mark_does_not_hide_the_templates_token() -> None:
     tokenizer = FAMILIES["ChatML"][0]()
     for text in ("\\ue000", "\ue000", "\\ue001\ue002"):
