@@ -87,7 +87,7 @@ def _check_messages(messages: Sequence[Mapping[str, Any]], template: str) -> Non
     require(bool(messages), "a chat needs at least one message, such as {'role': 'user', 'content': 'Hello'}")
     for index, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
-        known = isinstance(role, str) and (role in ROLES or (role != "" and role in template))
+        known = isinstance(role, str) and (role in ROLES or (role in template and bool(re.fullmatch(r"[\w -]+", role))))
         require(known, f"unknown role {role!r:.80} in messages[{index}].role. Choose from: {', '.join(ROLES)}")
         parts: list[Any] = content if isinstance(content, list) else []
         told = content is not None or len(message.keys() - {"role", "content"}) > 0  # such as tool_calls

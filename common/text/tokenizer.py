@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from common.errors import UserError, refusing
 from common.text.chat_template import Templates, choose, pick, read_template, render
-from common.text.control_tokens import ControlTokens, encode_as_text
+from common.text.control_tokens import BRACKETS, ControlTokens, Touched
 from common.text.hf_tokenizer import ADDED, NAMES, OPTIONS, read_backend
 from common.text.json_file import read_json, write_json
 from common.text.turn_ends import TURN_ENDS
@@ -21,7 +21,6 @@ from common.text.turn_ends import TURN_ENDS
 ANSWER = "7315082946"  # the same in capitals
 PROBES = [("user", "assistant", "user"), ("user", "assistant"), ("system", "user", "assistant", "user"), ("assistant",)]
 PROBING = 0.5  # seconds
-BRACKETS = ("<>", "[]", "||", "{}")  # around tokens that are no text, whether or not they are marked as special
 LARGEST = 16 << 20  # Bytes of a file: models of speech list 65,000 tokens in 12 MB
 
 _OWN = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes that a byte-level vocabulary writes as themselves
@@ -47,7 +46,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         own = backend.token_to_id(self.special_tokens.get("eos_token", ""))
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys([*eos_token_ids, *([] if own is None else [own])]))
-        self._control: dict[str, ControlTokens] = {}  # by template
+        self._control: dict[tuple[str, ...], ControlTokens] = {}  # by template, and what it may write
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         backend.no_truncation()
         backend.no_padding()
@@ -76,12 +75,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; `add_special_tokens`: those (such as a BOS) that the model expects around a prompt."""
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
-            raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
         # As a batch of one: the library's `encode` would block all other threads, such as an engine's.
-        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return self.backend.encode_batch_fast([_valid(text)], add_special_tokens=add_special_tokens)[0].ids
 
     def offsets(self, text: str) -> list[int]:
         """Where in the text each token of `encode` begins, in characters; for part of one, where the character does.
@@ -119,28 +114,27 @@ class Tokenizer:
         A control token that messages, tools or variables spell is encoded as text (`control_tokens`); without one,
         the rendered text is encoded as it is.
         """
-        template = pick(self.chat_template, tools)
-        if template not in self._control:
-            self._control[template] = ControlTokens(self.backend, template)
-        control = self._control[template]
-        marks = control.marks((messages, tools, template_kwargs))
+        text = _valid(self.render(messages, template_kwargs, tools=tools))
+        control = self._control_tokens(pick(self.chat_template, tools))
+        marks = control.marks((messages, template_kwargs, tools))
         if marks is None:
-            return ChatPrompt(self.encode(self.render(messages, template_kwargs, tools=tools), False))
-        messages, template_kwargs, tools = (control.mark(v, marks) for v in (messages, template_kwargs, tools))
-        first, *pieces = control.split(self.render(messages, template_kwargs, tools=tools), marks)
-        ids = self.encode(first, False)
-        for piece, spelled in zip(pieces, itertools.cycle((True, False))):
-            ids += self._encode_inside(piece, spelled)
-        return ChatPrompt(ids)
+            return ChatPrompt(control.encode(text))
 
-    def _encode_inside(self, text: str, spelled: bool) -> list[int]:
-        """Of a piece from the middle of a chat: behind a line break, SentencePiece adds no space of its own."""
-        if spelled:
-            encode = functools.partial(encode_as_text, self.backend, control_ids=[*self.special_ids.values()])
-        else:
-            encode = functools.partial(self.encode, add_special_tokens=False)
-        line, ids = encode("\n"), encode(f"\n{text}")
-        return ids[len(line) :] if ids[: len(line)] == line else encode(text)
+        def marked(strict: bool) -> tuple[str, Touched]:
+            chat, kwargs, functions = (control.mark(v, marks, strict) for v in (messages, template_kwargs, tools))
+            return control.unmark(self.render(chat, kwargs, tools=functions), marks)
+
+        same, touched = marked(strict=True)
+        if same != text:  # the template looks for what is marked
+            same, touched = marked(strict=False)
+        return ChatPrompt(control.encode(same, touched))
+
+    def _control_tokens(self, template: str) -> ControlTokens:
+        variables: list[Any] = [*self.special_tokens.values(), *self.template_kwargs.values()]
+        key = (template, *(value for value in variables if isinstance(value, str)))
+        if key not in self._control:
+            self._control[key] = ControlTokens(self.backend, template, key[1:])
+        return self._control[key]
 
     @functools.cached_property
     def special_ids(self) -> dict[str, int]:
@@ -185,3 +179,11 @@ class Tokenizer:
     def use_template(self, chosen: str | None, template_kwargs: Mapping[str, Any]) -> None:
         """chosen: one of the model's templates by name, or a file; `UserError` if it does not compile."""
         self.chat_template, self.template_kwargs = choose(self.chat_template, chosen), template_kwargs
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # undecodable bytes of standard input become lone surrogates
+        raise UserError("the text is not valid Unicode (a lone surrogate): pass it as UTF-8") from None
+    return text
