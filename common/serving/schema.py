@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from common.sampling_params import MAX_LOGPROBS
 
+MAX_PROMPTS = 2048  # of one completion
 MAX_STOPS = 64
 MAX_STOP = 256  # characters of one: each token of an answer is compared with the beginnings of all
 MAX_STOP_IDS = 256
@@ -29,6 +30,7 @@ NEUTRAL = {name: tuple(row["unless"]) for row in _FIELDS["refused"] for name in 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 Count = Annotated[int, Field(ge=1, lt=INT64)]
+SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 log = logging.getLogger("folovllm.serving")
 _named: set[str] = set()  # of `NO_EFFECT`, in the log
@@ -147,8 +149,8 @@ class CompletionRequest(Sampling):
     prompt: (
         Annotated[str, Field(min_length=1)]
         | TokenIds
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)]
-        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], SEVERAL]
+        | Annotated[list[TokenIds], SEVERAL]
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None

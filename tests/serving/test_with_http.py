@@ -67,6 +67,8 @@ CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "argume
         ("completions", {"n": 17}, "n", "16 at most"),
         ("completions", {"prompt": ["a", "\ud800"]}, "prompt", "unicode"),
         ("completions", {"prompt": [[1], [700]]}, "prompt", "outside of the vocabulary"),
+        ("completions", {"prompt": [[1]] * 2049}, "prompt", "at most 2048 items"),
+        ("completions", {"prompt": ["a"] * 2049}, "prompt", "at most 2048 items"),
         ("completions", {"prompt": [10**300]}, "prompt", "less than"),
         ("completions", {"max_tokens": 1e300}, "max_tokens", "valid integer"),
         ("completions", {"max_tokens": 10**300}, "max_tokens", "less than"),
