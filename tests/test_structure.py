@@ -392,3 +392,27 @@ def test_a_stop_token_that_is_all_that_fits_cuts_the_answer(build: Build) -> Non
 def test_a_count_of_names_that_may_repeat_is_refused(build: Build) -> None:
     with pytest.raises(UserError, match="minProperties"):
         make(build, "m3").generate(["x"], SamplingParams(schema={"type": "object", "minProperties": 2}))
+
+
+@pytest.mark.parametrize(
+    ("options", "due"),
+    [({}, 1), ({"min_tokens": 3}, 3), ({"ignore_eos": True}, None), ({"ignore_eos": True, "stop_token_ids": [EOS]}, 1)],
+)
+def test_an_end_is_allowed_when_it_is_due(options: dict[str, Any], due: int | None) -> None:
+    tokenizer = bytes_tokenizer()
+    params = SamplingParams(regex="[0-9]+", max_tokens=9, **options)
+    structure = Structures(tokenizer, 512, [EOS]).begin(params, {EOS, *params.stop_token_ids})
+    assert structure is not None
+    for count in range(5):
+        allows = bool(structure.mask()[EOS // 32] >> (EOS % 32) & 1)
+        assert allows == (due is not None and count >= due), count
+        structure.advance(tokenizer.encode("7")[0])
+
+
+def test_space_between_jsons_parts_is_bounded(build: Build) -> None:
+    engine = make(build, "m3")
+    assert engine.tokenizer is not None
+    [space] = engine.tokenizer.encode(" ")
+    params = SamplingParams(max_tokens=60, schema=SCHEMAS["enums"], logit_bias={space: 100})
+    [output] = engine.generate(["x"], params)
+    assert " " * 8 in output.text and " " * 9 not in output.text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LIMITS: dict[str, Any] = {
-    "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 20_000, "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 20_000, "max_items_in_row": 20_000,
     "max_lexer_states": 50_000, "max_grammar_size": 100_000, "precompute_large_lexemes": False, "verbose_errors": False,
 }  # fmt: skip
 """Of llguidance, for each mask and for the size of what is compiled."""
