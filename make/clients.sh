@@ -18,3 +18,4 @@ if command -v npm >/dev/null; then
     (cd "$folder/npm" && npm ci --no-audit --no-fund)
 fi
 "${1:-python3}" -m tests.clients "$folder"
+"${1:-python3}" -m tests.clients.lm_eval --python "$folder/load/bin/python"

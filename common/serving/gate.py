@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from common.serving.metrics import ServerMetrics
 from common.serving.options import ServerOptions
 
 OPEN = ("/health",)  # paths that need no key, for a health check that has none
+PROXIES = (b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip")
 ADMIN = ("/metrics", "/trace")  # they show what all keys did, such as hits in the prefix cache
 CLIENT_GONE = 499  # nginx's status for a client that left before it was answered; only in the log
 LONGEST_PATH = 200  # characters of it in the log
@@ -95,8 +97,8 @@ class Gate:
             said = "Incorrect API key provided." if given else "You did not provide an API key."
             message = f"{said} Send it as a header: Authorization: Bearer YOUR_KEY."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        if admin and self._admin is None:  # also on this machine: a proxy on it looks like any client
-            message = f"{scope['path']} shows what all keys did: start the server with --admin-key, and send that one."
+        if admin and self._admin is None and not _is_here(scope):
+            message = f"{scope['path']} shows what all keys did: use the --admin-key, or ask from the server's machine."
             raise ApiError(403, message, code="admin_only")
         return salt_of(key.strip())
 
@@ -119,6 +121,12 @@ class Gate:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body of the request is over {self._max_body} bytes.", code="body_too_large")
+
+
+def _is_here(scope: Scope) -> bool:
+    """Does the client run on this machine, and is not a proxy that says so?"""
+    proxy = any(name in PROXIES or name.startswith(b"x-forwarded-") for name, _ in scope["headers"])
+    return not proxy and ip_address(scope["client"][0].partition("%")[0]).is_loopback
 
 
 def salt_of(key: bytes) -> str:

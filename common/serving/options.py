@@ -20,7 +20,7 @@ class ServerOptions:
     host: Annotated[str, "Address to listen on; 0.0.0.0 is everywhere."] = "127.0.0.1"
     port: Annotated[int, "0 takes a free one."] = 8000
     api_keys: tuple[str, ...] = ()  # requests need one of them; without any, all are answered
-    admin_key: Annotated[str | None, "For /metrics and /trace; with --api-key they need it."] = None
+    admin_key: Annotated[str | None, "For /metrics and /trace; without it: on this machine only."] = None
     allow_origin: Annotated[tuple[str, ...], "Web page that may call it: http://localhost:3000; repeatable."] = ()
     served_name: Annotated[str | None, "The model's name for clients. Without it: its own."] = None
     max_queue: Annotated[int, "Most answers that wait, next to those that run; then 429."] = 256
