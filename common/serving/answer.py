@@ -21,13 +21,14 @@ class Answer:
         self._error: Exception | None = None
         self._news = asyncio.Event()
         self._prompt_tokens = sum(len(job.prompt) for job in jobs)
-        self._completion_tokens = self._cached_tokens = 0
+        self._completion_tokens = 0
+        self._cached: dict[Job, int] = {}  # prompt tokens that the prefix cache had, of those that have begun
 
     def usage(self, so_far: int | None = None) -> dict[str, Any]:
         """At the end; or when the answers have `so_far` tokens."""
         prompt, completion = self._prompt_tokens, self._completion_tokens if so_far is None else so_far
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-        return {**usage, "prompt_tokens_details": {"cached_tokens": self._cached_tokens}}
+        return {**usage, "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())}}
 
     def job(self, index: int) -> Job:
         """That brings the answer of this index."""
@@ -36,11 +37,11 @@ class Answer:
     def receive(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._deltas.append(event)
+            self._cached[self.job(event.index)] = event.num_cached
         else:
             self._open -= 1
             if event.output is not None:
                 self._completion_tokens += event.output.num_generated
-                self._cached_tokens += event.output.num_cached_tokens
             self._error = self._error or event.error
         if self._deltas or self._error or not self._open:
             self._news.set()

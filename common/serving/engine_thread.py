@@ -37,6 +37,7 @@ class Delta:
     offsets: list[int] | None = None  # where in the text each token's begins; with log-probabilities
     num_generated: int = 0  # so far, all of the answer
     prompt_logprobs: list[dict[int, float] | None] | None = None  # with `echo`
+    num_cached: int = 0  # tokens of the prompt that the prefix cache had
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class EngineThread:
                 self._cancel(job)
             if not job.cancelled and (job.stream or output.finished):
                 for sample in output.outputs:
-                    self._gained(job, sample, output.prompt_logprobs)
+                    self._gained(job, sample, output)
         except Exception:
             log.exception("output failed", extra={"fields": {"request_id": job.id}})
             job.error = step_failed()
@@ -210,9 +211,7 @@ class EngineThread:
         if output.finished:
             self._end(job, output)
 
-    def _gained(
-        self, job: Job, sample: CompletionOutput, prompt_logprobs: list[dict[int, float] | None] | None
-    ) -> None:
+    def _gained(self, job: Job, sample: CompletionOutput, output: RequestOutput) -> None:
         """Text held back for a stop string or an incomplete character comes later, with its tokens."""
         index = sample.index
         if job.done[index]:
@@ -229,7 +228,7 @@ class EngineThread:
         offsets = None if logprobs is None else sample.text_offsets[start:]
         delta = Delta(
             job.first_index + index, text, token_ids, logprobs, sample.finish_reason, offsets, sample.num_generated,
-            prompt_logprobs,
+            output.prompt_logprobs, output.num_cached_tokens,
         )  # fmt: skip
         self._outbox.append((job, delta))
 

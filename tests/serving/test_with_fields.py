@@ -144,6 +144,10 @@ def test_cached_tokens_are_told(serve: Serve) -> None:
         return running.post("/v1/completions", body | more).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
 
     assert (cached(), cached()) == (0, 36)
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    events = running.post("/v1/completions", body | options).text.split("\n\n")[:-2]
+    usages = [json.loads(event[6:])["usage"]["prompt_tokens_details"]["cached_tokens"] for event in events]
+    assert set(usages) == {36}, "from the first piece on"
     assert (cached(cache_salt="a"), cached(cache_salt="a"), cached(cache_salt="b")) == (0, 36, 0)
     assert serve().post("/v1/completions", body).json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
