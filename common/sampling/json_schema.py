@@ -35,8 +35,12 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
 
 def closed(schema: Any) -> Any:
     """A copy in which objects that list `properties`, and say nothing of others, have no others: a small model would go
-    on writing names of its own. Not where schemas are combined, whose parts have to be open."""
-    schema = copy.deepcopy(schema)
+    on writing names of its own. Not where schemas are combined, whose parts have to be open. Raises `ValueError` for
+    what cannot be held to."""
+    try:
+        schema = copy.deepcopy(schema)
+    except RecursionError:
+        raise ValueError("recursion: it is nested too deeply") from None
     found = list(parts(schema))
     combined = any("allOf" in part or ("$ref" in part and "properties" in part) for part in found)
     for part in found:
@@ -47,6 +51,9 @@ def closed(schema: Any) -> Any:
         lists_all = isinstance(named, dict) and isinstance(required, list) and all(str(n) in named for n in required)  # pyright: ignore
         if lists_all and not combined and not part.keys() & OPEN:
             part["additionalProperties"] = False
+        least: Any = part.get("minProperties", 0)
+        if isinstance(least, int | float) and isinstance(required, list) and least > max(1, len(required)):  # pyright: ignore
+            raise ValueError("minProperties counts names that may be written twice: list them as required")
     return schema
 
 
@@ -59,14 +66,11 @@ def ambiguous(schema: Any) -> bool:
 
 
 def prepared(text: str) -> str:
-    """Of a schema's JSON. Raises `ValueError` for what cannot be held to."""
+    """The same of a schema's JSON."""
     try:
-        schema = closed(json.loads(text))
+        schema = json.loads(text)
     except RecursionError:
         raise ValueError("recursion: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(str(error) if isinstance(error, json.JSONDecodeError) else "number out of range") from None
-    for part in parts(schema):
-        if part.get("minProperties", 0) > max(1, len(part.get("required", ()))):
-            raise ValueError("minProperties counts names that may be written twice: list them as required")
-    return json.dumps(schema, ensure_ascii=False)
+    return json.dumps(closed(schema), ensure_ascii=False)

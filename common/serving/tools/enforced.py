@@ -43,12 +43,17 @@ def grammar(kind: type[ToolParser], tools: Mapping[int, Tool], parallel: bool, o
 
     Each schema is a document of its own, so that its references find what they name."""
     calls = f"call ({_text(kind.between)} call)*" if parallel else "call"
+    try:
+        schemas = {number: closed(_arguments(tool, number)) for number, tool in tools.items()}
+        otherwise = None if otherwise is None else closed(otherwise)
+    except ValueError as error:
+        raise ApiError(400, f"A schema of 'tools' or 'response_format': {error}.", param="tools") from None
     rules = [f"start: {calls}" + (" | answer" if otherwise is not None else "")]
     rules.append("call: " + " | ".join(f"call{number}" for number in tools))
     for number, tool in tools.items():
         head = f'{kind.before}{{"name": {json.dumps(tool.function.name, ensure_ascii=False)}, "{kind.key}": '
         rules.append(f"call{number}: {_text(head)} arguments{number} {_text('}' + kind.after)}")
-        rules.append(f"arguments{number}: {_json(_arguments(tool, number))}")
+        rules.append(f"arguments{number}: {_json(schemas[number])}")
     return "\n".join(rules + ([f"answer: {_json(otherwise)}"] if otherwise is not None else []))
 
 
@@ -66,4 +71,4 @@ def _text(text: str) -> str:
 
 def _json(schema: Any) -> str:
     guidance = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return f"%json {json.dumps({**closed(schema), **guidance} if isinstance(schema, dict) else schema)}"
+    return f"%json {json.dumps({**schema, **guidance} if isinstance(schema, dict) else schema)}"
