@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,11 @@ SECONDS, BYTES = 1.0, 400 << 20  # of the trial: time of a processor, and addres
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"  # between JSON's parts: without a bound a small model writes nothing else
 
 
-def compile_matcher(vocabulary: Any, kind: str, text: str, forcing: bool = True) -> Any:
-    """A matcher of `kind` (`schema`, `regex` or `grammar`) at its beginning. `forcing`: text without a choice comes in
-    the tokens of the tokenizer. Raises `Exception` of many types."""
+def compile_matcher(vocabulary: Any, kind: str, text: str) -> Any:
+    """A matcher of `kind` (`schema`, `regex` or `grammar`) at its beginning. Raises `Exception` of many types.
+
+    Not forcing: text without a choice would come in the tokenizer's own tokens, and a text that spells a control token
+    as that token, which is no text."""
     llguidance: Any = importlib.import_module("llguidance")
     new = llguidance.LLMatcher
     read: dict[str, Any] = {
@@ -34,7 +37,7 @@ def compile_matcher(vocabulary: Any, kind: str, text: str, forcing: bool = True)
         ),
     }
     source: str = read[kind](text)
-    if not forcing:
+    if not text.lstrip().startswith("%llguidance"):
         made: Any = json.loads(source)["grammars"][0] if kind != "grammar" else {"lark_grammar": source}
         lark = made.get("lark_grammar") or f"start: %json {json.dumps(made['json_schema'])}"
         source = f'%llguidance {{"no_forcing": true}}\n{lark}'
@@ -59,17 +62,20 @@ def trial(kind: str, text: str) -> int:
 def _tried(kind: str, text: str) -> int | str:
     """Bytes, or what is wrong: a refused one is not tried again."""
     given = json.dumps([sys.path, kind, text]).encode()
+    hard = "it takes too long or too much memory to follow: make it smaller"
     try:
         ended = subprocess.run([sys.executable, __file__], input=given, capture_output=True, timeout=20 * SECONDS)
-        return json.loads(ended.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        return "it takes too long or too much memory to follow: make it smaller"
+    except subprocess.TimeoutExpired:  # a busy machine's fault perhaps: the next one may try again
+        raise ValueError(hard) from None
+    if not ended.stdout and ended.returncode not in (-27, -6):  # SIGPROF and SIGABRT: the limits
+        raise ValueError(hard)
+    return json.loads(ended.stdout or json.dumps(hard))
 
 
 def _limit() -> None:
     """Hold this process to the limits, where the system has them; elsewhere only the parent's clock does."""
     try:
-        resource, signal = importlib.import_module("resource"), importlib.import_module("signal")
+        resource: Any = importlib.import_module("resource")
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     except (ImportError, AttributeError, ValueError, OSError):

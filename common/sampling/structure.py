@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ import torch
 
 from common.errors import UserError, one_line
 from common.sampling.grammar import compile_matcher, trial
-from common.sampling.json_schema import ambiguous, prepared
+from common.sampling.json_schema import Names, ambiguous, documents, prepared
 from common.sampling_params import SamplingParams
 from common.text.tokenizer import Tokenizer
 
@@ -27,11 +28,16 @@ _pool = ThreadPoolExecutor(2, "structure")
 
 
 class Compiled:
-    """What one text allows: a matcher at its beginning, of which each answer has a copy. size: bytes, at most. avoided:
-    tokens that are not used where others fit."""
+    """What one text allows: a matcher at its beginning, of which each answer has a copy.
 
-    def __init__(self, matcher: Any, size: int, avoided: Iterable[int] = ()) -> None:
-        self.matcher, self.size, self.avoided = matcher, max(size, LEAST), avoided
+    size: bytes, at most. texts: of all tokens, where an object's names must come without escapes."""
+
+    def __init__(self, matcher: Any, size: int, texts: list[str] | None = None) -> None:
+        self.matcher, self.size, self.texts = matcher, max(size, LEAST), texts
+        escapes = [(token, text) for token, text in enumerate(texts or ()) if "\\" in text]
+        words = -(-len(texts or ()) // 32)
+        self.in_names = _bits([token for token, _ in escapes], words)
+        self.elsewhere = _bits([token for token, text in escapes if re.search(r'".*\\', text)], words)  # begin a name
 
 
 class Structures:
@@ -72,10 +78,13 @@ class Structures:
         return Structure(compiled, self._vocab_size, self._ends, ends, params)
 
     @functools.cached_property
-    def _escapes(self) -> list[int]:
-        """The tokens with a backslash."""
-        names = {} if self._tokenizer is None else self._tokenizer.backend.get_vocab(with_added_tokens=True)
-        return [token for name, token in names.items() if "\\" in name and token < self._vocab_size]
+    def _texts(self) -> list[str]:
+        """Of each token, as far as JSON's own characters go."""
+        names = [""] * self._vocab_size
+        for name, token in self._tokenizer.backend.get_vocab(with_added_tokens=True).items() if self._tokenizer else ():
+            if token < self._vocab_size:
+                names[token] = chr(int(name[3:5], 16)) if re.fullmatch("<0x[0-9A-F]{2}>", name) else name
+        return names
 
     @functools.cached_property
     def vocabulary(self) -> Any:
@@ -97,12 +106,10 @@ class Structures:
         try:
             text = prepared(text) if kind == "schema" else text
             size = trial(kind, text)
-            documents = [text] if kind == "schema" else [line.partition("%json ")[2] for line in text.splitlines()]
-            open_names = kind != "regex" and any(ambiguous(json.loads(d)) for d in documents if d)
-            added = self._tokenizer.backend.get_added_tokens_decoder().values() if self._tokenizer else ()
-            forcing = not any(token.content in text for token in added)  # which are no text, though the text spells one
-            matcher = compile_matcher(vocabulary, kind, text, forcing)
-            return Compiled(matcher, size, self._escapes if open_names else ())
+            found = [json.loads(text)] if kind == "schema" else documents(text) if kind == "grammar" else ()
+            return Compiled(
+                compile_matcher(vocabulary, kind, text), size, self._texts if any(map(ambiguous, found)) else None
+            )
         except Exception as error:  # the library's reader of GBNF raises `Exception` itself
             raise UserError(f"{kind}: {one_line(error)}") from None
 
@@ -115,7 +122,7 @@ class Structure:
         self, compiled: Compiled, vocab_size: int, all_ends: Iterable[int], ends: Iterable[int], params: SamplingParams
     ) -> None:
         self._matcher, self._words = compiled.matcher.deep_copy(), -(-vocab_size // 32)
-        self._avoided = _bits(compiled.avoided, self._words)
+        self._compiled, self._names = compiled, None if compiled.texts is None else Names()
         self._ends = frozenset(end for end in ends if end < vocab_size)
         self._all_ends = _bits({*all_ends, *self._ends}, self._words)
         self._chosen = self._ends & set(params.stop_token_ids) if params.ignore_eos else self._ends
@@ -138,6 +145,8 @@ class Structure:
         if not self._matcher.consume_token(token_id) or self._matcher.is_error():
             self.failed = self._matcher.get_error() or "a token that does not fit"
             return
+        if self._names is not None and self._compiled.texts is not None:
+            self._names.feed(self._compiled.texts[token_id])
         self.complete = self._matcher.is_stopped()
         if not self.complete:
             self._next = _pool.submit(self._make_mask)
@@ -152,8 +161,9 @@ class Structure:
         words = fitting & ~self._all_ends
         if not words.any() and not self._matcher.is_accepting():  # a stop token is all that fits: it cuts the answer
             words = fitting
-        if (words & ~self._avoided).any():
-            words &= ~self._avoided
+        if self._names is not None:
+            plain = words & ~(self._compiled.in_names if self._names.inside else self._compiled.elsewhere)
+            words = plain if plain.any() else words
         if self._matcher.is_accepting():
             if not words.any():
                 words |= _bits(self._ends, self._words)
