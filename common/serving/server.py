@@ -1,5 +1,6 @@
 """From options to a server that runs until a signal ends it."""
 
+import atexit
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ GRACE = 5  # seconds between the end of the drain, when every client has an answ
 def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: Spans | None) -> None:
     """Serve until SIGTERM or Ctrl-C, then let open requests finish."""
     log_writer = logs.set_up()
+    atexit.register(log_writer.flushed)  # such as of spans that were lost at the very end
     server = Server(Service(engine, options, spans))
     previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
     try:
