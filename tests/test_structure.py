@@ -28,7 +28,7 @@ from common import (  # noqa: E402
 from common.plan import StepPlan  # noqa: E402
 from common.request import Request  # noqa: E402
 from common.sampling.grammar import _resident, trial  # noqa: E402
-from common.sampling.structure import KEPT_BYTES, Structures, _pool  # noqa: E402
+from common.sampling.structure import KEPT_BYTES, Structure, Structures, _pool  # noqa: E402
 from common.text.tokenizer import Tokenizer  # noqa: E402
 from tests.engine_checks import TOKEN_BYTES, assert_empty, set_eos  # noqa: E402
 from tests.fake_graphs import FakeRecorder, fake_graphs  # noqa: E402, F401
@@ -307,10 +307,17 @@ def test_what_cannot_be_followed_is_refused_in_one_line(build: Build, options: d
     assert not engine.has_unfinished
 
 
-def test_an_answer_that_turns_out_too_hard_to_follow_is_ended(build: Build) -> None:
-    engine = make(build, "m2")
-    params = SamplingParams(max_tokens=200, regex="(.*a.{30}){5}", temperature=1.0, seed=3)
-    assert engine.generate(["Once"], params)[0].finish_reason in ("abort", "stop", "length")
+def test_an_answer_that_turns_out_too_hard_to_follow_is_ended(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, advance = make(build, "m2"), Structure.advance
+
+    def fails(structure: Structure, token_id: int) -> None:
+        advance(structure, token_id)
+        structure.failed = "too hard" if structure._tokens_due <= -5 else None
+
+    monkeypatch.setattr(Structure, "advance", fails)
+    params = SamplingParams(max_tokens=200, regex="[a-z]{90}", temperature=1.0, seed=3)
+    [output] = engine.generate(["Once"], params)
+    assert (output.finish_reason, len(output.token_ids), output.outputs[0].failure) == ("abort", 5, "too hard")
     assert_empty(engine)
 
 

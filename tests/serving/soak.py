@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.environment import environment
 from tests.serving.running import TINY, Process, client_of
 
 LIMITS = {"max-connections": 60, "header-timeout": 2, "body-timeout": 2, "read-timeout": 2, "keep-alive": 2}
@@ -197,6 +198,7 @@ def soak(seconds: float, dtype: str = "bf16") -> dict[str, Any]:
         "most_connections": max((sample["connections"] for sample in samples), default=None),
         "at_the_end": last,
         "exit_status": status,
+        "environment": environment(),
         "samples": samples,
     }
 
