@@ -27,17 +27,24 @@ KEPT_BYTES, LEAST = 256 << 20, 1 << 20  # of compiled structures that no request
 _pool = ThreadPoolExecutor(2, "structure")
 
 
+class Escapes:
+    """A vocabulary's tokens with a backslash, as masks: left out in a name, and left out elsewhere since they begin one.
+    texts: of all tokens."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, words = texts, -(-len(texts) // 32)
+        self.in_names = _bits([token for token, text in enumerate(texts) if "\\" in text], words)
+        self.elsewhere = _bits([token for token, text in enumerate(texts) if re.search(r'".*\\', text)], words)
+
+
 class Compiled:
     """What one text allows: a matcher at its beginning, of which each answer has a copy.
 
-    size: bytes, at most. texts: of all tokens, where an object's names must come without escapes."""
+    size: bytes, at most. escapes: where an object's names must come without them.
+    """
 
-    def __init__(self, matcher: Any, size: int, texts: list[str] | None = None) -> None:
-        self.matcher, self.size, self.texts = matcher, max(size, LEAST), texts
-        escapes = [(token, text) for token, text in enumerate(texts or ()) if "\\" in text]
-        words = -(-len(texts or ()) // 32)
-        self.in_names = _bits([token for token, _ in escapes], words)
-        self.elsewhere = _bits([token for token, text in escapes if re.search(r'".*\\', text)], words)  # begin a name
+    def __init__(self, matcher: Any, size: int, escapes: Escapes | None = None) -> None:
+        self.matcher, self.size, self.escapes = matcher, max(size, LEAST), escapes
 
 
 class Structures:
@@ -78,13 +85,13 @@ class Structures:
         return Structure(compiled, self._vocab_size, self._ends, ends, params)
 
     @functools.cached_property
-    def _texts(self) -> list[str]:
-        """Of each token, as far as JSON's own characters go."""
+    def _escapes(self) -> Escapes:
+        """Texts are right as far as JSON's own characters go."""
         names = [""] * self._vocab_size
         for name, token in self._tokenizer.backend.get_vocab(with_added_tokens=True).items() if self._tokenizer else ():
             if token < self._vocab_size:
                 names[token] = chr(int(name[3:5], 16)) if re.fullmatch("<0x[0-9A-F]{2}>", name) else name
-        return names
+        return Escapes(names)
 
     @functools.cached_property
     def vocabulary(self) -> Any:
@@ -108,7 +115,7 @@ class Structures:
             size = trial(kind, text)
             found = [json.loads(text)] if kind == "schema" else documents(text) if kind == "grammar" else ()
             return Compiled(
-                compile_matcher(vocabulary, kind, text), size, self._texts if any(map(ambiguous, found)) else None
+                compile_matcher(vocabulary, kind, text), size, self._escapes if any(map(ambiguous, found)) else None
             )
         except Exception as error:  # the library's reader of GBNF raises `Exception` itself
             raise UserError(f"{kind}: {one_line(error)}") from None
@@ -122,7 +129,7 @@ class Structure:
         self, compiled: Compiled, vocab_size: int, all_ends: Iterable[int], ends: Iterable[int], params: SamplingParams
     ) -> None:
         self._matcher, self._words = compiled.matcher.deep_copy(), -(-vocab_size // 32)
-        self._compiled, self._names = compiled, None if compiled.texts is None else Names()
+        self._escapes, self._names = compiled.escapes, Names()
         self._ends = frozenset(end for end in ends if end < vocab_size)
         self._all_ends = _bits({*all_ends, *self._ends}, self._words)
         self._chosen = self._ends & set(params.stop_token_ids) if params.ignore_eos else self._ends
@@ -145,8 +152,8 @@ class Structure:
         if not self._matcher.consume_token(token_id) or self._matcher.is_error():
             self.failed = self._matcher.get_error() or "a token that does not fit"
             return
-        if self._names is not None and self._compiled.texts is not None:
-            self._names.feed(self._compiled.texts[token_id])
+        if self._escapes is not None:
+            self._names.feed(self._escapes.texts[token_id])
         self.complete = self._matcher.is_stopped()
         if not self.complete:
             self._next = _pool.submit(self._make_mask)
@@ -161,8 +168,8 @@ class Structure:
         words = fitting & ~self._all_ends
         if not words.any() and not self._matcher.is_accepting():  # a stop token is all that fits: it cuts the answer
             words = fitting
-        if self._names is not None:
-            plain = words & ~(self._compiled.in_names if self._names.inside else self._compiled.elsewhere)
+        if self._escapes is not None:
+            plain = words & ~(self._escapes.in_names if self._names.inside else self._escapes.elsewhere)
             words = plain if plain.any() else words
         if self._matcher.is_accepting():
             if not words.any():
