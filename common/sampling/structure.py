@@ -28,7 +28,7 @@ _pool = ThreadPoolExecutor(2, "structure")
 
 
 class Escapes:
-    """A vocabulary's tokens with a backslash, as masks: left out in a name, and left out elsewhere since they begin one.
+    """A vocabulary's tokens with a backslash, as masks: left out in a name; and left out elsewhere, as they begin one.
     texts: of all tokens."""
 
     def __init__(self, texts: list[str]) -> None:
