@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,10 +67,13 @@ def test_a_pipe_that_nobody_reads_loses_lines_and_says_how_many() -> None:
         writer.emit(record("line", number=number, more="x" * 100))
     assert not writer.flushed()
     text = b""
-    while not text.endswith(b'"number": 0, "last": true}\n'):
-        if not writer._lines.unfinished_tasks:
-            writer.emit(record("line", number=0, last=True))
-        text += os.read(reader, 1 << 20)
+    while writer._lines.unfinished_tasks or select.select([reader], [], [], 0)[0]:
+        if select.select([reader], [], [], 0.1)[0]:  # never a read that could wait: the writer may be done between
+            text += os.read(reader, 1 << 20)
+    writer.emit(record("line", number=0, last=True))
+    assert writer.flushed()
+    text += os.read(reader, 1 << 20)
+    assert text.endswith(b'"number": 0, "last": true}\n')
     lines = [json.loads(line) for line in text.splitlines()]
     left_out = sum(line["lines"] for line in lines if line["event"] == "log lines left out")
     assert left_out > 3000
