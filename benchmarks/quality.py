@@ -23,9 +23,8 @@ from benchmarks.style import SOFT, color
 from common.config import DEFAULT_MODEL, parse_device
 from common.errors import UserError
 from common.execution.choose import choose_linear
-from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models.decoder import PROJECTIONS, Decoder
-from common.models.linear import Linear
+from common.models.linear import Linear, PackedLinear
 from common.models.load import load_tokenizer
 from common.models.weights import ModelSource, build_decoder
 from common.watch.progress import progress_bar
@@ -78,7 +77,7 @@ def change(
     token_ids: torch.Tensor, settings: Settings | None, int8_head: bool, source: ModelSource, model: Decoder
 ) -> int:
     """Quantise the layers (None: leave them), and the output head in 8 bits as well; returns the layers' bytes."""
-    if int8_head and isinstance(model.head, Linear | OneDnnLinear):
+    if int8_head and isinstance(model.head, Linear | PackedLinear):
         model.head = QuantizedHead(round_rows(model.head.weight))
     if settings is None:
         return projection_bytes(model)
@@ -149,7 +148,7 @@ def measure_all(
             decoder = build_decoder(source, torch.bfloat16, place, False)
             size = change(source, decoder)
             rest = decoder.weights_bytes() - projection_bytes(decoder)
-            if isinstance(decoder.head, OneDnnLinear) and source.config.tie_word_embeddings:
+            if isinstance(decoder.head, PackedLinear) and source.config.tie_word_embeddings:
                 rest -= decoder.head.weights_bytes()  # a copy of the embedding, laid out for this processor
             perplexity, likeliest = measure(decoder, text)
             agreement = float((likeliest == reference).float().mean())

@@ -23,7 +23,7 @@ from notebooks.kit import HERE, compare, draw_lines, each, measure, read_bandwid
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.fast.choose import Int4Layers
-from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
+from stages.m7_gptq.fast.kernels import cpu_codes
 from stages.m7_gptq.gptq import gptq, inverse_factor
 from stages.m7_gptq.linear import QuantizedLinear
 from stages.m7_gptq.load import build_quantized_decoder
@@ -213,10 +213,10 @@ show_source(gptq, inverse_factor)
 
 # %% [markdown]
 # What multiplies by such weights? The definition is slow, because it dequantises the whole weight at every call. On a CPU runs
-# a kernel that unpacks in registers, for few tokens; for many, the weight is dequantised once for an ordinary product.
+# a kernel that unpacks in registers and multiplies in bytes: the activations are rounded to 8 bits as well, in groups of 32.
 
 # %%
-show_source(QuantizedLinear.__call__, CpuInt4Linear.__call__)
+show_source(QuantizedLinear.__call__, cpu_codes._quantize_row.py_func)
 
 # %% [markdown]
 # ## Measured against m6
