@@ -48,9 +48,10 @@ class Comparison:
 
 
 def contestants(names: Sequence[str], peers: bool) -> list[str]:
-    """Short names of stages and peers, in order, each once; no names: all stages."""
-    chosen = {name if name in PEERS else stages.short_name(name) for name in names or stages.names()}
-    return sorted(chosen - PEERS.keys()) + [peer for peer in PEERS if peers or peer in chosen]
+    """Short names of stages and peers, in order, each once; no names: all stages. `llama.cpp`: all of its formats."""
+    named = [peer for peer in PEERS if peers or {peer, peer.split()[0]} & set(names)]
+    chosen = {stages.short_name(n) for n in names or stages.names() if not any(n in (p, p.split()[0]) for p in named)}
+    return sorted(chosen) + named
 
 
 def make_comparison(
@@ -115,6 +116,11 @@ def _job(
 RECORDS = ("records", "sweeps", "plain")
 
 
+def renamed(record: dict[str, Any]) -> dict[str, str]:
+    """Older files have one row of llama.cpp: that of the embedded model's own format."""
+    return {"stage": "llama.cpp Q4_1"} if record["stage"] == "llama.cpp" else {}
+
+
 @dataclass
 class Results:
     """The contents of bench.json. plain: of stages that `records` has with execution, the idea alone."""
@@ -147,7 +153,7 @@ class Results:
     def read(cls, path: str | Path) -> Self:
         value = read_json(path)
         try:
-            records = {key: [Record(**record) for record in value.get(key, [])] for key in RECORDS}
+            records = {key: [Record(**record | renamed(record)) for record in value.get(key, [])] for key in RECORDS}
             where, config = value["environment"], value["config"]
             if not isinstance(where, dict) or not isinstance(config, dict):
                 raise TypeError("environment and config are objects")

@@ -111,6 +111,12 @@ class Record:
         return self.status == "ok"
 
     @property
+    def prompt_tokens_per_s(self) -> float | None:
+        if self.total_tokens_per_s is None or self.output_tokens_per_s is None:
+            return None
+        return self.total_tokens_per_s - self.output_tokens_per_s
+
+    @property
     def attention_is_impossible(self) -> bool:
         """More time in attention than the longest request took. It is timed in a run of its own: where that one was
         slower than the timed ones, the two say nothing about each other."""
