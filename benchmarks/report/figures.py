@@ -170,7 +170,8 @@ def _one(machine: Machine, expression: str, found: list[tuple[Bench | None, Run]
 
     def rank(bench: Bench) -> tuple[int, int]:
         head = names_in(expression)[0].split(".")[0]
-        return len(_runners(bench.results, head)), len(bench.results.records)
+        ran = [record for record in _runners(bench.results, head) if record.stage not in PEERS]
+        return len(ran), len(bench.results.records)
 
     benches = {bench.path: bench for bench, _ in found if bench is not None}
     best = [path for path, bench in benches.items() if rank(bench) == max(map(rank, benches.values()))]
