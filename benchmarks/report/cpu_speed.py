@@ -61,4 +61,4 @@ def draw(found: Sequence[tuple[Claim, float]], where: str) -> plt.Figure:
     axis.set(ylim=(len(found) - 0.45, -0.55), xlim=(0, 1.12 * max(max(value, c.low or 0.0) for c, value in found)))
     met = sum(verdict(claim, value) == MET for claim, value in found)
     finding = f"Ratios of tokens per second on a CPU: {met} of {len(found)} are as high as was wanted"
-    return headed(figure, finding, "Bar: medians of one run; black line: the least that is wanted.", where)
+    return headed(figure, finding, "Bar: ratio of two medians of one file; black line: the least that is wanted.", where)
