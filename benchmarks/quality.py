@@ -125,7 +125,7 @@ def as_engine(options: dict[str, Any], rows: int, source: ModelSource, model: De
     for layer, own in zip(model.layers, made.layers, strict=True):
         for projection in PROJECTIONS:
             setattr(layer, projection, InPieces(getattr(own, projection), rows))
-    plain = isinstance(made.head, Linear | OneDnnLinear)  # in bf16, the same for few rows
+    plain = isinstance(made.head, Linear | PackedLinear)  # in bf16, the same for few rows
     model.head = made.head if plain else InPieces(made.head, rows)
     kinds = (type(getattr(p, "projection", p)).__name__ for p in (model.layers[0].qkv_proj, model.head))
     model.note = "; head: ".join(kinds)
