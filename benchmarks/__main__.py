@@ -107,12 +107,10 @@ def gpu(
     _run_job(job, model, device, dtype, quick, out_dir)
 
 
-@app.command("cpu-speed")
-def cpu_speed(
-    model: cli.Model = DEFAULT_MODEL, quick: cli.Quick = False, out_dir: cli.Folder = cli.DEFAULT_FOLDER
-) -> None:
-    """Measure m6, m7 and llama.cpp on a CPU: prefill, batches of 1 to 16, `mixed`; then a larger model's `single`."""
-    _run_job("cpu_speed", model, "cpu", "bf16", quick, out_dir)
+@app.command()
+def cpu_speed(quick: cli.Quick = False, out_dir: cli.Folder = cli.DEFAULT_FOLDER) -> None:
+    """Measure m6, m7 and llama.cpp on a CPU: prompts, batches of 1 to 16, `mixed`; then a larger model."""
+    _run_job("cpu_speed", DEFAULT_MODEL, "cpu", "bf16", quick, out_dir)
 
 
 @app.command()

@@ -116,11 +116,6 @@ def _job(
 RECORDS = ("records", "sweeps", "plain")
 
 
-def renamed(record: dict[str, Any]) -> dict[str, str]:
-    """Older files have one row of llama.cpp: that of the embedded model's own format."""
-    return {"stage": "llama.cpp Q4_1"} if record["stage"] == "llama.cpp" else {}
-
-
 @dataclass
 class Results:
     """The contents of bench.json. plain: of stages that `records` has with execution, the idea alone."""
@@ -153,7 +148,7 @@ class Results:
     def read(cls, path: str | Path) -> Self:
         value = read_json(path)
         try:
-            records = {key: [Record(**record | renamed(record)) for record in value.get(key, [])] for key in RECORDS}
+            records = {key: [Record(**record) for record in value.get(key, [])] for key in RECORDS}
             where, config = value["environment"], value["config"]
             if not isinstance(where, dict) or not isinstance(config, dict):
                 raise TypeError("environment and config are objects")

@@ -44,8 +44,8 @@ TOKENS = 30 * CONTEXT
 @dataclass
 class Row:
     """One way to hold the weights. agreement: share of positions at which the likeliest next token is bf16's.
-    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model. kl: of
-    m7's rows, mean divergence of its next tokens from those of its definition, in nats; layers: the classes that ran."""
+    layer_bytes: of the layers that are quantised, with scales and zero points; model_bytes: of the whole model.
+    Of m7's rows: kl, mean divergence of next tokens from those of its definition, in nats; layers, what class ran."""
 
     name: str
     perplexity: float
@@ -123,23 +123,14 @@ def as_engine(options: dict[str, Any], rows: int, source: ModelSource, model: De
     """Take the layers that m7 builds with these options; its other operations stay PyTorch's, in every row alike."""
     config = EngineConfig(model=source.config.name, dtype=model.dtype, device=model.device, **options)
     made = load_quantized(config, choose_fast(config)).model
-
-    def pieces(projection: Projection) -> Projection:
-        whole = rows == CONTEXT or isinstance(projection, Linear | OneDnnLinear)  # in bf16, the same for few
-        return projection if whole else InPieces(projection, rows)
-
     for layer, own in zip(model.layers, made.layers, strict=True):
         for projection in PROJECTIONS:
-            setattr(layer, projection, pieces(getattr(own, projection)))
-    model.head = pieces(made.head)
+            setattr(layer, projection, InPieces(getattr(own, projection), rows))
+    plain = isinstance(made.head, Linear | OneDnnLinear)  # in bf16, the same for few rows
+    model.head = made.head if plain else InPieces(made.head, rows)
+    kinds = (type(getattr(p, "projection", p)).__name__ for p in (model.layers[0].qkv_proj, model.head))
+    model.note = "; head: ".join(kinds)
     return projection_bytes(model)
-
-
-def classes(model: Decoder) -> str:
-    """Of its linear layers, and of its head."""
-    found = [*(getattr(layer, projection) for layer in model.layers for projection in PROJECTIONS), model.head]
-    *layers, head = (type(getattr(projection, "projection", projection)).__name__ for projection in found)
-    return f"{', '.join(dict.fromkeys(layers))}; head: {head}"
 
 
 def name_of(settings: Settings, hidden: int) -> str:
@@ -221,7 +212,7 @@ def measure_all(
             agreement = float((likeliest == reference).float().mean())
             row = known[name] = Row(name, perplexity, agreement, size, rest + size, commit=commit)
             if definition is not None:
-                row.kl, row.layers = divergence(decoder, text, definition), classes(decoder)
+                row.kl, row.layers = divergence(decoder, text, definition), decoder.note
             advance(1, name)
             _write(path, model, len(text), known)
             print(line(known[name], known.get("bf16")), flush=True)
@@ -240,8 +231,8 @@ def line(row: Row, bf16: Row | None) -> str:
     """A row of the table."""
     over = f"{row.perplexity / bf16.perplexity - 1:+7.1%}" if bf16 is not None else " " * 7
     sizes = f"{row.layer_bytes / 1e6:7.1f} MB {row.model_bytes / 1e6:7.1f} MB"
-    more = "" if row.kl is None else f" KL {row.kl:.5f} ({row.layers})"
-    return f"{row.name:<52} {row.perplexity:8.2f} {over} {row.agreement:7.1%} {sizes}{more}"
+    sizes += "" if row.kl is None else f" KL {row.kl:.5f} ({row.layers})"
+    return f"{row.name:<52} {row.perplexity:8.2f} {over} {row.agreement:7.1%} {sizes}"
 
 
 def read(path: Path, model: str) -> dict[str, Row]:
@@ -281,7 +272,7 @@ def bars(rows: Sequence[Mapping[str, Any]], model: str) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(11, 0.42 * len(shown) + 1.2))
     for y, row in enumerate(reversed(shown)):
         over = row["perplexity"] / reference["perplexity"] - 1
-        axis.barh(y, over, color=color("m7") if "GPTQ" in row["name"] else "#B0B0B0", height=0.65)
+        axis.barh(y, over, color=color("m7") if "GPTQ" in row["name"] or row["name"] in M7 else "#B0B0B0", height=0.65)
         text = f"{over:+.1%}   {row['layer_bytes'] / 1e6:.0f} MB   agrees {row['agreement']:.0%}"
         axis.annotate(text, (max(over, 0), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=12)
     axis.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)], fontsize=12)

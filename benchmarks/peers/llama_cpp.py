@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from benchmarks.contestant import Contestant, OnTokens, Setting
-from benchmarks.environment import environment
 from benchmarks.peers.gguf_model import gguf_of
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
@@ -22,12 +21,10 @@ from common.errors import UserError, require
 
 
 def instructions() -> str:
-    """What this build of llama.cpp was compiled for, and what of the processor it leaves unused."""
-    used = re.findall(r"(AVX2|AVX512_(?:VNNI|BF16)|AMX\w*|NEON|SVE\w*) = 1", llama_cpp.llama_print_system_info().decode())
-    there = [flag.upper() for flag in environment()["hardware"]["cpu_flags"] if re.match("avx2|avx512_|amx_i", flag)]
-    unused = [name for name in there if name not in used]
-    hint = f", not for {', '.join(unused)} (a native build is faster)" if unused else ""
-    return f"compiled for {', '.join(used) or 'any processor'}{hint}"
+    """What matters of what this build of llama.cpp was compiled for."""
+    info = llama_cpp.llama_print_system_info().decode()  # `CPU : AVX2 = 1 | F16C = 1 | ...`
+    used = re.findall(r"(AVX2|AVX512_(?:VNNI|BF16)|AMX\w*|NEON|SVE\w*) = 1", info)
+    return f"compiled for {', '.join(used) or 'any processor'}"
 
 
 @dataclass

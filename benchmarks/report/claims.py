@@ -3,7 +3,6 @@
 import tomllib
 from dataclasses import dataclass
 
-from benchmarks.report.arithmetic import compute
 from benchmarks.report.blocks import TEMPLATES
 from benchmarks.report.figures import alternatives, command_for, evaluate, names_in, show, workload_of
 from benchmarks.report.fill import Filler
@@ -15,8 +14,7 @@ class Claim:
     """`figure`: what is measured, in the language of `benchmarks.report.figures`; `form`: how it is written.
 
     Met: `low` or more, `high` or less. A range that may be exceeded has only `low` here, and both in `expected`.
-    `figure` may name a second workload behind ` or `, for machines that ran that one; of two files, it is computed
-    (`benchmarks.report.arithmetic`).
+    `figure` may name a second workload behind ` or `, for machines that ran that one.
     `why`: said where it is not met; it may hold {figure:...}. `note`: said wherever it is measured.
     """
 
@@ -32,11 +30,7 @@ class Claim:
     note: str = ""
 
 
-CLAIMS, REACH = (
-    [Claim(**one) for one in tomllib.loads((TEMPLATES / f"{name}.toml").read_text(encoding="utf-8"))["claim"]]
-    for name in ("claims", "reach")
-)
-"""What the ideas are said to gain; how far a CPU's speed shall reach."""
+CLAIMS = [Claim(**one) for one in tomllib.loads((TEMPLATES / "claims.toml").read_text(encoding="utf-8"))["claim"]]
 MET, NOT_MET, NOT_MEASURED = "met", "not met", "not measured here"
 
 
@@ -53,7 +47,7 @@ class Verdict:
 
 def judge(claim: Claim, machine: Machine, filler: Filler) -> Verdict:
     for figure in alternatives(claim.figure):
-        value = (compute if "<" in figure else evaluate)(machine, figure)
+        value = evaluate(machine, figure)
         if value is not None:
             break
     else:

@@ -35,7 +35,7 @@ def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
                 yield Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}")
                 break
     if ratios := cpu_speed.reached(machine):
-        path = machine.file(cpu_speed.PARTS[0]).benches[0].path.with_suffix(".png")
+        path = machine.benches[0].path.with_name("cpu_speed.png")
         save_picture(path, partial(cpu_speed.draw, ratios, machine.title))
         yield Picture(path, "ratios of speeds on a CPU, and what was wanted of them")
     for sheet in machine.sheets_of("attention"):
