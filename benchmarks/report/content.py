@@ -142,6 +142,8 @@ def _peers(machines: Sequence[Machine]) -> list[str]:
     rows: list[list[str]] = []
     for machine in machines:
         for bench in machine.benches:
+            model = bench.results.config["model"]
+            where = machine.title + (f", {model}" if model != machine.model else "")
             for record in bench.results.records:
                 own = [r for r in rows_for(bench.results, record.workload) if r.ok and r.stage not in PEERS]
                 own = [r for r in own if (r.stage == "m7") == (BEST_OF_4_BITS in record.stage)]
@@ -149,7 +151,7 @@ def _peers(machines: Sequence[Machine]) -> list[str]:
                     best = max(own, key=lambda r: r.output_tokens_per_s or 0)
                     speeds = [f"{r.output_tokens_per_s:,.1f}" if r.ok else "failed" for r in (record, best)]
                     against = [title(best.stage), speeds[1], factor(best, record)]
-                    rows.append([machine.title, record.workload, title(record.stage), speeds[0], *against])
+                    rows.append([where, record.workload, title(record.stage), speeds[0], *against])
     headers = ("machine", "workload", "peer", "tokens/s", "our fastest in as many bits", "tokens/s", "× the peer")
     blocks = [table(headers, rows, words=3)] if rows else []
     return blocks + [block for machine in machines for block in peer_blocks(machine)]

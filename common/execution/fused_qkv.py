@@ -31,17 +31,17 @@ class FusingOps(Ops):
         return None if kernel is None else kernel(tokens, gated)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if (product := self.product(proj, len(x))) is not None:
+        if (product := self.product(proj, x.shape[0])) is not None:
             return product(x, norm=norm.weight, eps=norm.eps)
         return super().norm_linear(x, norm, proj)
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if (product := self.product(gate_up, len(x), gated=True)) is not None:
+        if (product := self.product(gate_up, x.shape[0], gated=True)) is not None:
             return product(x, norm=norm.weight, eps=norm.eps, gated=True)
         return super().norm_swiglu(x, norm, gate_up)
 
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        if (product := self.product(proj, len(x))) is not None:
+        if (product := self.product(proj, x.shape[0])) is not None:
             return product(y, add_to=x)
         return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)
 

@@ -104,7 +104,7 @@ def test_ratios_on_a_cpu_are_of_one_run_and_say_what_was_wanted(put: Put, tmp_pa
     put("cpu_speed.json", {"m6": 10, "m7": 12})
     put("other.json", {"m6": 10, "m7": 90, "m5": 1})
     machine = read(tmp_path / "cpu")
-    assert [(claim.said, value) for claim, value in reached(machine)] == [("ragged requests, m7 over m6", 1.2)]
+    assert [(claim.said, value) for claim, _, value in reached(machine)] == [("ragged requests, m7 over m6", 1.2)]
     text = to_markdown(cpu_blocks(machine), tmp_path)
     assert "| ragged requests, m7 over m6 | 1.1× | 1.20× | met |" in text and "`cpu/cpu_speed.json`" in text
     put("cpu_speed.json", {"m6": 12, "m7": 12})
@@ -113,7 +113,9 @@ def test_ratios_on_a_cpu_are_of_one_run_and_say_what_was_wanted(put: Put, tmp_pa
         path = put(name, {"m7": tokens})
         path.write_text(path.read_text().replace('"workload": "mixed"', '"workload": "single"'))
     machine = read(tmp_path / "cpu")
-    assert [(claim.said, value) for claim, value in reached(machine)] == [("one request, m7 over itself before", 1.5)]
+    assert [(claim.said, value) for claim, _, value in reached(machine)] == [
+        ("one request, m7 over itself before", 1.5)
+    ]
     assert {claim.figure.split(".")[0].strip("<") for claim in REACH} < set(WORKLOADS)
 
 

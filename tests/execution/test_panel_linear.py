@@ -70,7 +70,7 @@ class TestPanels:
         x = torch.randn(rows, 96).bfloat16()
         assert torch.equal(PanelLinear(torch.eye(96).bfloat16())(x), x)
         norm = torch.ones(96).bfloat16()
-        got = PanelLinear(torch.eye(96).bfloat16()).multiply(x, norm=norm, eps=1e-6)
+        got = PanelLinear(torch.eye(96).bfloat16())(x, norm=norm, eps=1e-6)
         torch.testing.assert_close(got, (x.float() * x.float().square().mean(-1, True).rsqrt()).bfloat16())
 
     @pytest.mark.parametrize("x", [torch.zeros(4, 32).bfloat16(), torch.zeros(4, 64).half(), torch.zeros(64).float()])

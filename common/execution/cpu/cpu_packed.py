@@ -80,7 +80,7 @@ def _norm_in_threads(x, weight, eps, rows, size, lanes, threads, out):
 
 
 @compiled(parallel=True)
-def linear(x, norm, eps, weight, bias, rows, outputs, size, lanes, gated, add, threads, out):
+def linear(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, lanes, weight):
     """out [rows, outputs] = x [rows, size] @ weight.T + bias; x and out: addresses. See `finish` for the rest.
 
     norm [size]: of an RMSNorm that x goes through first, or without numbers, as bias. weight: as `bf16_panel` reads it,

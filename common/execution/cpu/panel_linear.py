@@ -1,7 +1,6 @@
 """A linear layer whose weight lies in panels (`simd_products`), with norm, gate and residual in the same call."""
 
 import importlib.util
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,33 +16,25 @@ PANEL = 32  # outputs (`simd_products.PANEL`, which imports Numba)
 NONE = np.empty(0, np.uint16)  # a norm or a bias that is not there
 
 
-class PanelProduct(ABC):
+class PanelProduct:
     """What layers of bfloat16 and of codes share; x and the result are in bfloat16.
 
-    A call takes a few microseconds before it multiplies, and a token takes hundreds: what can be kept, is.
+    A call takes microseconds before it multiplies, and a token takes a hundred calls: what can be kept, is.
     """
 
-    def __init__(self, outputs: int, size: int, bias: torch.Tensor | None) -> None:
+    def __init__(self, kernel: Any, outputs: int, size: int, bias: torch.Tensor | None, *weight: Any) -> None:
+        """kernel(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, lanes, *weight)."""
         from common.execution.cpu.simd import lanes_for  # it imports Numba
 
-        self._outputs, self._size, self._lanes = outputs, size, lanes_for(size)
-        self.bias = bias
-        self._bias = NONE if bias is None else bits(bias)
+        self._kernel, self._outputs, self._size, self.bias = kernel, outputs, size, bias
+        self._fixed = NONE if bias is None else bits(bias), size, lanes_for(size), *weight
         self._norm, self._norm_bits = None, NONE
-
-    @abstractmethod
-    def _multiply(self, x: int, norm: np.ndarray, eps: float, rows: int, outputs: int, *rest: Any) -> None:
-        """The kernel, with the weight among its arguments; rest: gated, add, threads, out."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x)
 
     def small_batch_kernel(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
         """`Fuses`, for any number of tokens."""
-        fits = not gated or self._outputs % (2 * PANEL) == 0
-        return self.multiply if fits else None
+        return None if gated and self._outputs % (2 * PANEL) else self.__call__
 
-    def multiply(
+    def __call__(
         self,
         x: torch.Tensor,
         *,
@@ -53,18 +44,20 @@ class PanelProduct(ABC):
         add_to: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [T, in] to [T, out]; the options are those of `Fuses`."""
-        if x.dtype != torch.bfloat16 or x.dim() != 2 or x.shape[1] != self._size:
+        shape = x.shape
+        if x.dtype != torch.bfloat16 or len(shape) != 2 or shape[1] != self._size:
             return F.linear(x, x.new_empty(self._outputs, self._size, dtype=torch.bfloat16))  # says what is wrong
-        rows, x = len(x), x.contiguous()
-        outputs = self._outputs // 2 if gated else self._outputs
-        out = x.new_empty(rows, outputs) if add_to is None else add_to
+        if not x.is_contiguous():
+            x = x.contiguous()
+        rows, outputs = shape[0], self._outputs // 2 if gated else self._outputs
+        out = x.new_empty((rows, outputs)) if add_to is None else add_to
         if norm is not self._norm:
             self._norm, self._norm_bits = norm, NONE if norm is None else bits(norm)
         if rows:
             with NUMBA_POOL_LOCK:
-                self._multiply(
+                self._kernel(
                     x.data_ptr(), self._norm_bits, eps, rows, outputs, gated, add_to is not None,
-                    torch.get_num_threads(), out.data_ptr(),
+                    torch.get_num_threads(), out.data_ptr(), *self._fixed,
                 )  # fmt: skip
         return out
 
@@ -76,11 +69,9 @@ class PanelLinear(PanelProduct, PackedLinear):
         from common.execution.cpu import cpu_packed
 
         outputs, size = weight.shape
-        super().__init__(outputs, size, bias)
-        self._kernel = cpu_packed.linear
         panels = weight.view(outputs // PANEL, 2, PANEL // 2, size // 2, 2)
         self._packed = huge_pages.copy(panels.permute(0, 3, 1, 2, 4))
-        self._bits = bits(self._packed.flatten())
+        super().__init__(cpu_packed.linear, outputs, size, bias, bits(self._packed.flatten()))
 
     @staticmethod
     def takes(weight: torch.Tensor) -> bool:
@@ -97,6 +88,3 @@ class PanelLinear(PanelProduct, PackedLinear):
 
     def weights_bytes(self) -> int:
         return self._packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-    def _multiply(self, x: int, norm: np.ndarray, eps: float, rows: int, outputs: int, *rest: Any) -> None:
-        self._kernel(x, norm, eps, self._bits, self._bias, rows, outputs, self._size, self._lanes, *rest)

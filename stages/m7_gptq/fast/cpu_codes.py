@@ -1,7 +1,6 @@
 """The layers of 4 bits and the head of 8 on a CPU, multiplied in bytes: activations are rounded too (W4A8, W8A8)."""
 
 import importlib.util
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +26,17 @@ class CodesLinear(PanelProduct):
         from stages.m7_gptq.fast.kernels import cpu_codes
 
         outputs, size = codes.shape
-        super().__init__(outputs, size, None if bias is None else bias.to(torch.bfloat16))
-        self._kernel = cpu_codes.linear
         fours = codes.view(outputs // PANEL, 2, PANEL // 2, size // GROUP, GROUP // 4, 4).permute(0, 3, 1, 4, 2, 5)
         if offsets.size:
             fours = fours[:, :, :, 0::2] | fours[:, :, :, 1::2] << 4
         packed, factors = huge_pages.copy(fours).flatten().numpy(), bits(in_panels(scales).flatten())
-        self._weight, self._bits = (packed, offsets, factors, per), FOUR_BITS if offsets.size else EIGHT_BITS
-
-    def _multiply(self, x: int, norm: np.ndarray, eps: float, rows: int, outputs: int, *rest: Any) -> None:
-        weight, sizes = (self._weight, self._bits, self._bias), (rows, outputs, self._size)
-        self._kernel(x, norm, eps, *weight, *sizes, self._lanes, *rest)
+        bias = None if bias is None else bias.to(torch.bfloat16)
+        bit_width = FOUR_BITS if offsets.size else EIGHT_BITS
+        super().__init__(cpu_codes.linear, outputs, size, bias, packed, offsets, factors, per, bit_width)
+        self._bytes = sum(array.nbytes for array in (packed, offsets, factors, bias) if array is not None)
 
     def weights_bytes(self) -> int:
-        return sum(array.nbytes for array in (*self._weight[:3], self._bias))
+        return self._bytes
 
 
 class CpuInt4Linear(CodesLinear):

@@ -71,10 +71,12 @@ def _some_rows(weight, bits, panel, groups, x, row, left, sums):
 
 
 @compiled(parallel=True)
-def linear(x, norm, eps, weight, bits, bias, rows, outputs, size, lanes, gated, add, threads, out):
+def linear(
+    x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, lanes, codes, offsets, factors, per, bits
+):  # fmt: skip
     """out [rows, outputs] = x [rows, size] @ weight.T + bias; x and out: addresses of bfloat16.
 
-    weight, bits: as `codes_panel` reads them. The others: as in `cpu_packed.linear`.
+    codes, offsets, factors, per, bits: as `codes_panel` reads them. The others: as in `cpu_packed.linear`.
     """
     x, out = at_address(x, bias), at_address(out, bias)
     groups = size // GROUP
@@ -85,11 +87,11 @@ def linear(x, norm, eps, weight, bits, bias, rows, outputs, size, lanes, gated, 
         _quantize(x, norm, eps, 0, rows, size, lanes, centre, numbers, corrections, scales)
     else:
         _quantize_in_threads(x, norm, eps, rows, size, lanes, centre, threads, numbers, corrections, scales)
-    quantized = numbers, corrections, scales
     panels, part = outputs // PANEL, row_parts(rows, size)
     share = (panels + threads - 1) // threads
     for thread in prange(threads):
         sums, ups = np.empty(6 * PANEL, np.float32), np.empty(6 * PANEL, np.float32)
+        quantized, weight = (numbers, corrections, scales), (codes, offsets, factors, per)
         for begin in range(0, rows, part):
             end = min(rows, begin + part)
             for panel in range(thread * share, min(panels, (thread + 1) * share)):
