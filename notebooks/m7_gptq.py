@@ -224,7 +224,7 @@ show_source(QuantizedLinear.__call__, cpu_codes._quantize_row.py_func)
 # %%
 m7 = {rows: decode("m7", rows) for rows in ROWS}
 compare([m6[1], m7[1]], "output tokens/s", "first token", "each further token")
-with stages.build("m7", max_model_len=128, max_num_seqs=1, **HERE) as engine:
+with stages.build("m7", max_model_len=quality.CONTEXT, max_num_seqs=1, **HERE) as engine:
     quantised = engine.runner.model
 m7_layers_bytes = quality.projection_bytes(quantised)
 m7_step_bytes = m7_layers_bytes + quantised.head.weights_bytes()
