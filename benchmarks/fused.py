@@ -29,8 +29,8 @@ from common.models.ops import Ops
 from common.models.sources.random_weights import PRESETS
 from common.watch.progress import progress_bar
 
-ROWS = (1, 2, 4, 8, 64)
-TUNED_ROWS = (1, 4)
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+TUNED_ROWS = (1, 8, 16)
 TUNE_SECONDS = 80.0
 """Tuning stops here with what it has: compiling takes most of it."""
 
@@ -40,7 +40,7 @@ Call = Callable[[Ops, int], object]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on `rows` tokens; `bytes` is what it has to move. `product`: weight, x, and gemv's options."""
+    """One operation on `rows` tokens; `bytes` is what it has to move. `product`: weight, x, and skinny's options."""
 
     name: str
     rows: int
@@ -161,8 +161,8 @@ def run(device: str, dtype: str, model: str, path: Path, quick: bool, tune: bool
 def tune_products(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, launch: dict[str, Any], copy: float, quick: bool
 ) -> list[dict[str, Any]]:
-    """Each product at a few tokens under other configurations; `chosen` marks what `gemv_config` takes."""
-    from common.execution.gpu.triton_gemv import gemv, gemv_config
+    """Each product at a few tokens under other configurations; `chosen` marks what `skinny_config` takes."""
+    from common.execution.gpu.triton_skinny import SkinnyConfig, skinny, skinny_config
 
     jobs: list[tuple[Case, Any, bool, Callable[[int], object]]] = []
     for case in cases(config, dtype, device, (1,) if quick else TUNED_ROWS):
@@ -170,14 +170,12 @@ def tune_products(
             continue
         weights, x, options = case.product
         gated = bool(options.get("gated"))
-        outputs = weights[0].shape[0] // (2 if gated else 1)
-        taken = gemv_config(outputs, x.shape[1], dtype.itemsize, gated, case.rows)
-        row_bytes = weights[0].nbytes // outputs
-        others = [replace(taken, out=out, num_warps=warps) for out in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
-        bytes_a_thread = {c: c.out * row_bytes // (32 * c.num_warps) for c in others}
-        others = [c for c, size in bytes_a_thread.items() if c != taken and 64 <= size <= 256]
-        for c in [taken, *others[: 1 if quick else None]]:
-            call = lambda i, w=weights, x=x, o=options, c=c: gemv(x, w[i], launch, config=c, **o)  # noqa: E731
+        taken = skinny_config(weights[0], case.rows, "norm" in options, gated)
+        sizes = [(out, warps) for out in (8, 16, 32) for warps in (4, 8) if out * x.shape[1] <= warps << 13]
+        others = [SkinnyConfig(*size, tokens) for tokens in (8, 16) for size in sizes if not gated or size[0] > 8]
+        others = [c for c in others if c != taken and c.tokens <= max(8, case.rows)]
+        for c in [*([taken] if taken else []), *others[: 1 if quick else None]]:
+            call = lambda i, w=weights, x=x, o=options, c=c: skinny(x, w[i], launch, config=c, **o)  # noqa: E731
             jobs.append((case, c, c is taken, call))
     results: list[dict[str, Any]] = []
     began = time.perf_counter()
@@ -187,7 +185,7 @@ def tune_products(
                 break
             seconds = seconds_per_call(call, device, case.copies, quick)
             rate = case.bytes / seconds
-            label = f"out={candidate.out} num_warps={candidate.num_warps}"
+            label = f"out={candidate.out} warps={candidate.warps} tokens={candidate.tokens}"
             record = {"name": case.name, "rows": case.rows, "config": label, "seconds": seconds, "chosen": chosen}
             results.append(record | {"gb_per_s": rate / 1e9, "share": rate / copy})
             advance(1)

@@ -1,4 +1,4 @@
-"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer and attention.
+"""The operations of `Ops` as fused kernels: up to `triton_skinny.MAX_ROWS` tokens take five launches a layer.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
 the library's matrix products, which are at their best there, with fused kernels between them. An attention
@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from common.execution.fused_qkv import FusingOps
-from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample
+from common.execution.gpu import triton_elementwise, triton_gemv, triton_sample, triton_skinny
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Fuses, Linear, Projection
@@ -38,12 +38,12 @@ class FusedOps(FusingOps):
         return triton_elementwise.swiglu(gate_up, self.launch)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if (kernel := _small_batch_kernel(proj, len(x))) is not None:
+        if (kernel := _small_batch_kernel(proj, len(x), norm=True)) is not None:
             return kernel(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
         return proj(self.norm(x, norm))
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if (kernel := _small_batch_kernel(gate_up, len(x), gated=True)) is not None:
+        if (kernel := _small_batch_kernel(gate_up, len(x), norm=True, gated=True)) is not None:
             return kernel(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
         return self.swiglu(gate_up(self.norm(x, norm)))
 
@@ -67,8 +67,13 @@ class FusedOps(FusingOps):
         return triton_sample.sample(logits, temperature, noise, self.launch)
 
 
-def _small_batch_kernel(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
+def _small_batch_kernel(
+    proj: Projection, tokens: int, norm: bool = False, gated: bool = False
+) -> Callable[..., torch.Tensor] | None:
     """The matrix product for a small batch, with its neighbours' work fused in; None if there is none."""
-    if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
-        return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
+    if isinstance(proj, Linear) and not (gated and proj.bias is not None):
+        if (config := triton_skinny.skinny_config(proj.weight, tokens, norm, gated)) is not None:
+            return partial(triton_skinny.skinny, weight=proj.weight, bias=proj.bias, config=config)
+        if tokens == 1:
+            return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
     return proj.small_batch_kernel(tokens, gated) if isinstance(proj, Fuses) else None
