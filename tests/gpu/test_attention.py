@@ -62,6 +62,15 @@ def test_fused_qkv_of_any_group_gives_the_same_numbers(length: int, heads: tuple
     check_fused_qkv(case, backend_for("triton", case))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", [(16, 8), (9, 3)])
+def test_fused_qkv_of_several_sequences_gives_the_same_numbers(heads: tuple[int, int], dtype: torch.dtype) -> None:
+    chunks = [(1, n) for n in (1, 300, 17, 2, 256, 257, 3000, 40)]
+    for count in (2, 3, 8):
+        case = make_case(chunks[:count], heads, 128, dtype=dtype, device="cuda")
+        check_fused_qkv(case, backend_for("triton", case))
+
+
 @pytest.mark.parametrize("head_dim", [16, 32, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_attention_is_right_at_head_dimensions_other_than_64_and_128(head_dim: int, dtype: torch.dtype) -> None:

@@ -145,9 +145,13 @@ def test_fused_qkv_in_blocks_of_any_size_gives_the_same_numbers(block_size: int)
     check_fused_qkv(case, create("triton", case))
 
 
-@pytest.mark.parametrize(("chunks", "taken"), [([(1, 5)], True), ([(1, 5), (1, 9)], False), ([(2, 9)], False)], ids=str)
-def test_only_a_step_of_one_decode_fuses_qkv_heads(chunks: list[tuple[int, int]], taken: bool) -> None:
-    """A step of more must not be taken for one decode."""
+@pytest.mark.parametrize(
+    ("chunks", "taken"),
+    [([(1, 5)], True), ([(1, 5), (1, 9)], True), ([(1, 2)] * 17, False), ([(2, 9)], False), ([(1, 4), (2, 9)], False)],
+    ids=str,
+)
+def test_only_a_step_of_few_decodes_fuses_qkv_heads(chunks: list[tuple[int, int]], taken: bool) -> None:
+    """A chunk of a prompt must not be taken for a decode."""
     case = make_case(chunks)
     backend = create("triton", case)
     backend.begin(case.batch)

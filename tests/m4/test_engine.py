@@ -83,7 +83,7 @@ def test_a_single_decode_in_one_kernel_changes_no_token(build: Build, monkeypatc
     from common.execution.gpu.fused import FusedOps
 
     monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 1)  # the interpreter runs one after another
-    monkeypatch.setattr(triton_gemv, "BYTES_PER_PROGRAM", dict.fromkeys((1, 2, 4), 1 << 20))
+    monkeypatch.setattr(triton_gemv, "BYTES_PER_PROGRAM", 1 << 20)
     prompt = prompts_of((5,))
     expected = build("m0", max_num_seqs=1).generate(prompt, exactly(4))
     engine = build("m4", max_num_seqs=1, attention_backend="triton")

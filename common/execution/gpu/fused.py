@@ -1,4 +1,4 @@
-"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer and attention.
+"""The operations of `Ops` as fused kernels: up to `triton_skinny.MAX_ROWS` tokens take five launches a layer.
 
 norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
 the library's matrix products, which are at their best there, with fused kernels between them. An attention
@@ -12,7 +12,7 @@ import torch
 
 from common.execution.draws import Draws, Kind
 from common.execution.fused_qkv import FusingOps
-from common.execution.gpu import triton_draw, triton_elementwise, triton_gemv
+from common.execution.gpu import triton_draw, triton_elementwise, triton_gemv, triton_skinny
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
@@ -38,10 +38,16 @@ class FusedOps(FusingOps):
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         return triton_elementwise.swiglu(gate_up, self.launch)
 
-    def product(self, proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
-        if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
-            return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias, launch=self.launch)
-        kernel = super().product(proj, tokens, gated)
+    def product(
+        self, proj: Projection, tokens: int, norm: bool = False, gated: bool = False
+    ) -> Callable[..., torch.Tensor] | None:
+        if isinstance(proj, Linear) and not (gated and proj.bias is not None):
+            given = {"weight": proj.weight, "bias": proj.bias, "launch": self.launch}
+            if (config := triton_skinny.skinny_config(proj.weight, tokens, norm, gated)) is not None:
+                return partial(triton_skinny.skinny, config=config, **given)
+            if tokens == 1:
+                return partial(triton_gemv.gemv, **given)
+        kernel = super().product(proj, tokens, norm, gated)
         return None if kernel is None else partial(kernel, launch=self.launch)
 
     def qk_norm_rope(

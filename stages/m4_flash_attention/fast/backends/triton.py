@@ -14,6 +14,8 @@ WHY = "reads the blocks in place; of those measured on a GPU the fastest at deco
 CAPTURABLE = True
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
+MAX_FUSED_QKV = 16
+"""With more sequences the tensor cores are faster, and reading keys once for the heads that share them."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -63,7 +65,7 @@ class TritonBackend(Backend):
         return out
 
     def fuses_qkv(self) -> bool:
-        return self._batch.num_decodes == self._batch.num_seqs == 1
+        return self._batch.num_decodes == self._batch.num_seqs <= MAX_FUSED_QKV
 
     def fused_qkv(
         self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
