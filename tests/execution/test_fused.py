@@ -12,7 +12,7 @@ import torch
 
 from common.execution.choose import choose_ops
 from common.execution.cpu.fused_cpu import CompiledOps
-from common.execution.gpu import triton_gemv, triton_skinny
+from common.execution.gpu import triton_batch, triton_gemv, triton_skinny
 from common.execution.gpu.fused import FusedOps
 from common.execution.gpu.launch import launch_options
 from common.models import load_model
@@ -35,9 +35,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter cuts, not rounds
 
 
-ROWS = [1, 3, 8, 9, triton_skinny.MAX_ROWS + 1] + [2, 16, 20, 32] * DEEP
-"""More than MAX_ROWS are all alike: the library's product, and a program for each row between the products. float32 is
-multiplied by the library from two rows on."""
+ROWS = [1, 3, 8, 9, triton_skinny.MAX_ROWS + 1, triton_batch.MAX_ROWS + 1] + [2, 16, 20, 32, 65] * DEEP
+"""On both sides of every kernel's limit; more than `triton_batch.MAX_ROWS` are the library's. float32 is multiplied by
+the library from two rows on."""
 
 SIZES = [(64, 1), (100, 7), (576, 27), (16, 110), (1030, 5)] + [(576, 60), (1030, 13)] * DEEP
 """Inputs and outputs of a product: one output, and last tiles with 1, 3 and 14 of them."""
@@ -112,6 +112,42 @@ def test_every_shape_of_a_program_gives_the_same_product(out: int, warps: int, t
     options: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps, "gated": gated, "config": config}
     result = triton_skinny.skinny(x, proj.weight, launch_options(torch.device(DEVICE)), **options)
     close(result, Ops().norm_swiglu(x, norm, proj) if gated else Ops().norm_linear(x, norm, proj))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("width", "outputs"), [(100, 7), (1024, 64), (576, 100)])
+@pytest.mark.parametrize("config", [*triton_batch.CONFIGS[1::2], *triton_batch.CONFIGS[::2] * DEEP], ids=str)
+def test_every_tile_of_a_batch_gives_the_same_product(
+    config: triton_batch.BatchConfig, width: int, outputs: int, bias: bool
+) -> None:
+    """Two tiles of tokens, the second of one; outputs and inputs that no tile divides, and some that all divide."""
+    make = Inputs(torch.float16, DEVICE)
+    x, norm, proj = make.tensor(65, width, scale=3), make.norm(width), make.linear(outputs, width, bias)
+    gate_up, residual = make.linear(2 * outputs, width), make.tensor(65, outputs)
+    launch = launch_options(torch.device(DEVICE))
+    options: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps}
+    given = (launch, config)
+    close(triton_batch.batch(x, proj.weight, *given, bias=proj.bias, **options), Ops().norm_linear(x, norm, proj))
+    close(triton_batch.batch(x, gate_up.weight, *given, gated=True, **options), Ops().norm_swiglu(x, norm, gate_up))
+    expected = Ops().residual_linear(residual, proj, x)
+    close(triton_batch.batch(x, proj.weight, *given, bias=proj.bias, add_to=residual), expected)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows", "out"),
+    [(4096, 33, 32), (4096, 64, 32), (4096, 65, 64), (6144, 64, 64), (6144, 128, 128), (1024, 64, 16), (48, 64, 16)],
+)
+def test_a_batch_is_cut_into_enough_programs(outputs: int, rows: int, out: int) -> None:
+    weight = torch.empty(outputs, 64, dtype=torch.bfloat16, device="meta")
+    config = triton_batch.batch_config(weight, rows)
+    assert config is not None and config.out == out
+
+
+def test_the_library_keeps_large_batches_large_heads_and_float32() -> None:
+    weight = torch.empty(4096, 64, dtype=torch.bfloat16, device="meta")
+    assert triton_batch.batch_config(weight, triton_batch.MAX_ROWS + 1) is None
+    assert triton_batch.batch_config(weight.float(), 64) is None
+    assert triton_batch.batch_config(weight.new_empty(151_936, 64), 64) is None
 
 
 def test_no_tokens_are_no_product(ops: FusedOps) -> None:

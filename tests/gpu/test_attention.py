@@ -63,12 +63,16 @@ def test_fused_qkv_of_any_group_gives_the_same_numbers(length: int, heads: tuple
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("heads", [(16, 8), (9, 3)])
-def test_fused_qkv_of_several_sequences_gives_the_same_numbers(heads: tuple[int, int], dtype: torch.dtype) -> None:
-    chunks = [(1, n) for n in (1, 300, 17, 2, 256, 257, 3000, 40)]
-    for count in (2, 3, 8):
-        case = make_case(chunks[:count], heads, 128, dtype=dtype, device="cuda")
-        check_fused_qkv(case, backend_for("triton", case))
+@pytest.mark.parametrize(("heads", "head_dim"), [((16, 8), 128), ((9, 3), 64), ((4, 2), 16)])
+@pytest.mark.parametrize("decodes", [1, 7, 47, 48, 130])
+def test_fused_qkv_of_several_sequences_gives_the_same_numbers(
+    decodes: int, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+) -> None:
+    """With prompts and without, on both sides of what counts as many."""
+    chunks = [(1, 1 + 37 * i % 500) for i in range(decodes)]
+    for prompts in ([], [(40, 100), (3, 3)]) if decodes > 1 else ([(40, 100)],):
+        case = make_case(chunks + prompts, heads, head_dim, dtype=dtype, device="cuda")
+        check_fused_qkv(case, backend_for("triton", case), normalised=head_dim != 64)
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 256])

@@ -124,24 +124,11 @@ def test_parts_of_fused_qkv_lose_no_token_and_read_only_what_was_written(
     case = make_case([(1, length)], (4, 2), 128)
     backend = create("triton", case)
     kernel: Any = backend._fused_qkv  # pyright: ignore[reportAttributeAccessIssue]
-    kernel.config, kernel.target = kernel.config | {"TILE": 32}, lambda sequences: parts
+    kernel.config, kernel.parts = kernel.config | {"TILE": 32}, parts
     kernel.workspace = Workspace(parts, 4, 1, 128, torch.device("cpu"))
     for tensor in kernel.workspace.tensors()[:3]:
         tensor.fill_(torch.nan)
     check_fused_qkv(case, backend)  # two steps
-    assert not kernel.workspace.arrived.any(), "the next layer would start with these"
-
-
-def test_parts_of_several_sequences_find_their_own_tokens() -> None:
-    """Of fused_qkv: contexts of one part, of three, and none but the newest token."""
-    case = make_case([(1, 40), (1, 1), (1, 141), (1, 33)], (4, 2), 64)
-    backend = create("triton", case)
-    kernel: Any = backend._fused_qkv  # pyright: ignore[reportAttributeAccessIssue]
-    kernel.config, kernel.target = kernel.config | {"TILE": 32}, lambda sequences: 6
-    kernel.workspace = Workspace(6, 4, 1, 64, torch.device("cpu"))
-    for tensor in kernel.workspace.tensors()[:3]:
-        tensor.fill_(torch.nan)
-    check_fused_qkv(case, backend)
     assert not kernel.workspace.arrived.any(), "the next layer would start with these"
 
 

@@ -1,6 +1,6 @@
-"""The decode of a few sequences in one launch, straight from the qkv projection.
+"""The decode of one sequence in one launch, straight from the qkv projection.
 
-With few tokens a kernel waits longer for the one in front than it computes. So this one does the work of three: it
+With one token a kernel waits longer for the one in front than it computes. So this one does the work of three: it
 normalises and rotates queries and keys, stores keys and values, and attends. It takes no tensor cores, whose 16 rows
 for one query make every tile a long chain of operations. K and V are read once for each head of a group, from the
 GPU's cache all but the first time.
@@ -21,14 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm
 from stages.m4_flash_attention.fast.kernels.triton_config import FUSED_QKV, choose
-from stages.m4_flash_attention.fast.kernels.triton_parts import (
-    Workspace,
-    find_part,
-    leave_part,
-    merge_parts,
-    num_sms,
-    padded_count,
-)
+from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, leave_part, merge_parts, num_sms
 
 # pyright: basic
 
@@ -91,36 +84,30 @@ def attend_tile(query, key, value, valid, scale, m, l, acc):
     return m_new, l, acc
 
 
-@triton.jit(
-    do_not_specialize=["num_seqs", "table_stride"], do_not_specialize_on_alignment=["tables", "seq_lens", "slots"]
-)
+@triton.jit(do_not_specialize_on_alignment=["table", "seq_len"])
 def fused_qkv_decode_kernel(
-    qkv, keys, values, tables, seq_lens, slots, q_gain, k_gain, cos, sin, out, part_acc, part_l, part_m,
-    arrived, scale, eps, num_seqs, angle_stride, table_stride, block_stride, slot_stride,
+    qkv, keys, values, table, seq_len, slot, q_gain, k_gain, cos, sin, out, part_acc, part_l, part_m,
+    arrived, scale, eps, block_stride, slot_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SEQS: tl.constexpr, TARGET: tl.constexpr, AT_ONCE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+    AT_ONCE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A program for each query head and part of a context."""
+    """A program for each query head and part of the context; parts are as few tiles as there are programs for."""
     if PDL:
         gdc_launch_dependents()
     head, heads = tl.program_id(0), tl.num_programs(0)
-    index = tl.arange(0, SEQS)
-    lengths = tl.load(seq_lens + index, mask=index < num_seqs, other=0)  # written before the step began
-    rows = (index < num_seqs).to(tl.int32)
-    sequence, part, count, tiles, first_part = find_part(rows, tl.cdiv(lengths, TILE), tl.program_id(1), TARGET)
-    if sequence >= num_seqs:
+    part, parts = tl.program_id(1), tl.num_programs(1)
+    length = tl.load(seq_len)  # written before the step began
+    tiles = tl.cdiv(tl.cdiv(length, TILE), parts)
+    count = tl.cdiv(length, tiles * TILE)
+    if part >= count:
         return
     first = part * tiles * TILE
-    last = tl.minimum(first + tiles * TILE, tl.load(seq_lens + sequence) - 1)
+    last = tl.minimum(first + tiles * TILE, length - 1)
     kv_head, column = head // GROUP, tl.arange(0, DIM)
     keys += kv_head * DIM
     values += kv_head * DIM
-    table = tables + sequence * table_stride
-    qkv += sequence.to(tl.int64) * (heads + 2 * KV_HEADS) * DIM
-    out += sequence.to(tl.int64) * heads * DIM
-    angle = sequence * angle_stride + tl.arange(0, DIM)
     key, value, valid = load_tile(keys, values, table, first, last, block_stride, slot_stride, DIM, BLOCK, TILE)
-    place = tl.load(slots + sequence) * slot_stride + column
+    place = tl.load(slot) * slot_stride + column
     newest = part == count - 1
     width = tl.where(newest, DIM, 0)
     new_at = qkv + (heads + kv_head) * DIM
@@ -133,7 +120,7 @@ def fused_qkv_decode_kernel(
     q, q_partner = pair(qkv + head * DIM, column, DIM, DIM)
     k, k_partner = pair(new_at, column, width, DIM)
     new_value = tl.load(new_at + KV_HEADS * DIM + column, mask=column < width, other=0.0)
-    turn, signed_turn = tl.load(cos + angle), tl.load(sin + angle)
+    turn, signed_turn = tl.load(cos + column), tl.load(sin + column)
     if NORM:
         wide_q, wide_k = q.to(tl.float32), k.to(tl.float32)
         squares = tl.reduce((wide_q * wide_q, wide_k * wide_k), 0, add_both)
@@ -156,13 +143,9 @@ def fused_qkv_decode_kernel(
     if count == 1:
         tl.store(out, (acc / l).to(out.dtype.element_ty))
     else:
-        before = leave_part(
-            acc[None, :], l, m, part_acc, part_l, part_m, arrived, first_part, part, head, heads, 1, 1, DIM
-        )
+        before = leave_part(acc[None, :], l, m, part_acc, part_l, part_m, arrived, 0, part, head, heads, 1, 1, DIM)
         if before == count - 1:
-            merged, total = merge_parts(
-                part_acc, part_l, part_m, arrived, first_part, count, head, heads, 1, 1, DIM, AT_ONCE
-            )
+            merged, total = merge_parts(part_acc, part_l, part_m, arrived, 0, count, head, heads, 1, 1, DIM, AT_ONCE)
             tl.store(out[None, :], (merged / total[:, None]).to(out.dtype.element_ty))
 
 
@@ -172,13 +155,8 @@ class FusedQkvDecodeKernel:
     def __init__(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = choose(FUSED_QKV, head_dim, dtype)
         self._launch = launch_options(device)
-        self._programs = num_sms(device) // num_heads
-        self.workspace = Workspace(self.target(1), num_heads, 1, head_dim, device)
-
-    def target(self, sequences: int) -> int:
-        """Parts of all contexts together. One sequence has the GPU to itself; of several, each part costs a program's
-        start, and a place where it is put together with others."""
-        return max(1, (PROGRAMS_PER_SM if sequences == 1 else 1) * self._programs)
+        self.parts = max(1, num_sms(device) * PROGRAMS_PER_SM // num_heads)
+        self.workspace = Workspace(self.parts, num_heads, 1, head_dim, device)
 
     def __call__(
         self,
@@ -187,21 +165,20 @@ class FusedQkvDecodeKernel:
         cos: torch.Tensor,
         sin: torch.Tensor,
         kv: torch.Tensor,
-        slots: torch.Tensor,
-        tables: torch.Tensor,
-        seq_lens: torch.Tensor,
+        slot: torch.Tensor,
+        table: torch.Tensor,
+        seq_len: torch.Tensor,
     ) -> torch.Tensor:
-        """qkv [B, Hq + 2 Hkv, D], the norms of queries and keys, cos and signed sin [B, 1, D], kv one layer
-        [2, N, block_size, Hkv, D], slots [B], tables [B, M], seq_lens [B]; returns [B, Hq, D]."""
-        batch, dim, block_size, kv_heads = len(qkv), qkv.shape[2], kv.shape[2], kv.shape[3]
-        heads, target = qkv.shape[1] - 2 * kv_heads, self.target(batch)
-        out = torch.empty(batch, heads, dim, dtype=qkv.dtype, device=qkv.device)
+        """qkv [1, Hq + 2 Hkv, D], the norms of queries and keys, cos and signed sin [1, 1, D], kv one layer
+        [2, N, block_size, Hkv, D], slot [1], table [1, M], seq_len [1], at least 1; returns [1, Hq, D]."""
+        dim, block_size, kv_heads = qkv.shape[2], kv.shape[2], kv.shape[3]
+        heads = qkv.shape[1] - 2 * kv_heads
+        out = torch.empty(1, heads, dim, dtype=qkv.dtype, device=qkv.device)
         q_gain, k_gain, eps = (None, None, 0.0) if norms is None else (norms[0].weight, norms[1].weight, norms[0].eps)
-        kernel: Any = fused_qkv_decode_kernel[(heads, target + batch)]
+        kernel: Any = fused_qkv_decode_kernel[(heads, self.parts)]
         kernel(
-            qkv, kv[0], kv[1], tables, seq_lens, slots, q_gain, k_gain, cos, sin, out, *self.workspace.tensors(),
-            dim**-0.5 * LOG2E, eps, batch, cos.stride(0), tables.stride(0), kv.stride(1), kv.stride(2),
-            KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dim, BLOCK=block_size, SEQS=padded_count(batch),
-            TARGET=target, AT_ONCE=max(1, MERGED // dim), NORM=norms is not None, **self.config, **self._launch,
+            qkv, kv[0], kv[1], table, seq_len, slot, q_gain, k_gain, cos, sin, out, *self.workspace.tensors(),
+            dim**-0.5 * LOG2E, eps, kv.stride(1), kv.stride(2), KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dim,
+            BLOCK=block_size, AT_ONCE=max(1, MERGED // dim), NORM=norms is not None, **self.config, **self._launch,
         )  # fmt: skip
         return out
