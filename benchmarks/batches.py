@@ -1,7 +1,7 @@
 """Tokens a second against the batch, greedy and sampled: `python -m benchmarks batches`, a part of `make gpu-bench`.
 
-For each stage one engine, so that its start is paid once. A batch is as many requests of 128 tokens in and 512 out (on a
-CPU and in tests: fewer); `nano` is the workload of that name. Every way of sampling takes its turn within each repeat.
+For each stage one engine, so that its start is paid once. A batch is so many requests of 128 tokens in and 512 out (on
+a CPU and in tests: fewer); `nano` is the workload. Every way of sampling takes its turn within each repeat.
 """
 
 import itertools
