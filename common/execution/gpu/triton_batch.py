@@ -92,7 +92,7 @@ class BatchConfig(NamedTuple):
     stages: int
 
 
-CONFIGS = BatchConfig(128, 64, 4), BatchConfig(64, 64, 5), BatchConfig(32, 64, 6), BatchConfig(16, 128, 6)
+CONFIGS = BatchConfig(128, 64, 4), BatchConfig(64, 128, 3), BatchConfig(32, 64, 6), BatchConfig(16, 128, 6)
 
 
 def batch_config(weight: torch.Tensor, rows: int) -> BatchConfig | None:
