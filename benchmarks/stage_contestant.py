@@ -2,7 +2,6 @@
 ends), and the engine steps until nothing is left."""
 
 import heapq
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -12,10 +11,11 @@ from benchmarks.contestant import OnTokens, Setting
 from benchmarks.measure import AttentionClock
 from benchmarks.recipes import STEADY, BenchRequest
 from benchmarks.record import Run, Timeline
-from common import RequestOutput, SamplingParams
+from common import Engine, RequestOutput, SamplingParams
 from common.config import stage_options
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
+from common.watch import clock
 
 IDLE_SLEEP = 0.0002  # seconds; far below any latency that is reported
 
@@ -94,34 +94,7 @@ class StageContestant:
         self.note = "; ".join(str(note) for note in (chosen, graphs, self.engine.note) if note) or None
 
     def run(self, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
-        engine = self.engine
-        engine.reset_metrics()
-        arrivals = Arrivals(requests)
-        numbers: dict[str, int] = {}  # of the requests, by the engine's id
-        finished: dict[int, RequestOutput] = {}
-        start = time.perf_counter()
-        while arrivals.left or engine.has_unfinished:
-            for due, number, prompt in arrivals.due(time.perf_counter() - start):
-                params = SamplingParams(max_tokens=requests[number].max_tokens, ignore_eos=True)
-                id = engine.add_request(prompt, params, arrival_time=start + due)  # it waited while a step was running
-                numbers[id] = number
-            if not engine.has_unfinished:
-                arrivals.check_idle()
-                time.sleep(IDLE_SLEEP)
-                continue
-            outputs = engine.step()
-            arrivals.gained((numbers[output.request_id] for output in outputs), time.perf_counter() - start)
-            for output in outputs:
-                if output.finished:
-                    index = numbers[output.request_id]
-                    finished[index] = output
-                    whole = output.prompt_token_ids + output.token_ids
-                    arrivals.ended(index, whole, output.outputs[0].token_times[-1] - start)
-            on_tokens(len(outputs))
-        ended = [finished[index] for index in range(len(requests))]
-        metrics = engine.metrics()
-        metrics["kv_reserved_bytes"] = metrics["kv_reserved_peak_bytes"]
-        return Run(start, [Timeline(o.arrival_time, o.outputs[0].token_times) for o in ended], metrics)
+        return drive(self.engine, requests, on_tokens)
 
     def attention_clock(self) -> AttentionClock:
         engine = self.engine
@@ -134,3 +107,34 @@ class StageContestant:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def drive(engine: Engine, requests: Sequence[BenchRequest], on_tokens: OnTokens) -> Run:
+    """Run all requests to their ends, on the clock that the engine reads."""
+    engine.reset_metrics()
+    arrivals = Arrivals(requests)
+    numbers: dict[str, int] = {}  # of the requests, by the engine's id
+    finished: dict[int, RequestOutput] = {}
+    start = clock.now()
+    while arrivals.left or engine.has_unfinished:
+        for due, number, prompt in arrivals.due(clock.now() - start):
+            params = SamplingParams(max_tokens=requests[number].max_tokens, ignore_eos=True)
+            id = engine.add_request(prompt, params, arrival_time=start + due)  # it waited while a step was running
+            numbers[id] = number
+        if not engine.has_unfinished:
+            arrivals.check_idle()
+            clock.sleep(IDLE_SLEEP)
+            continue
+        outputs = engine.step()
+        arrivals.gained((numbers[output.request_id] for output in outputs), clock.now() - start)
+        for output in outputs:
+            if output.finished:
+                index = numbers[output.request_id]
+                finished[index] = output
+                whole = output.prompt_token_ids + output.token_ids
+                arrivals.ended(index, whole, output.outputs[0].token_times[-1] - start)
+        on_tokens(len(outputs))
+    ended = [finished[index] for index in range(len(requests))]
+    metrics = engine.metrics()
+    metrics["kv_reserved_bytes"] = metrics["kv_reserved_peak_bytes"]
+    return Run(start, [Timeline(o.arrival_time, o.outputs[0].token_times) for o in ended], metrics)

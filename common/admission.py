@@ -1,7 +1,6 @@
 """What comes in: a prompt becomes requests, or a clear error before anything is queued."""
 
 import itertools
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
@@ -18,6 +17,7 @@ from common.scheduler import Scheduler
 from common.text.detokenizer import Detokenizer
 from common.text.prompts import Prompt, encode_prompt
 from common.text.tokenizer import ChatPrompt, Tokenizer
+from common.watch import clock
 
 
 class Admission:
@@ -84,7 +84,7 @@ class Admission:
                 params=params,
                 eos_token_ids=frozenset(end_token_ids),
                 seed=seed if index == 0 else mix(seed, -1 - index),
-                arrival_time=time.perf_counter() if arrival_time is None else arrival_time,
+                arrival_time=clock.now() if arrival_time is None else arrival_time,
                 priority=priority,
                 prompt=prompt if isinstance(prompt, str) else None,
                 cache_salt=cache_salt,

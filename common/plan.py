@@ -1,10 +1,10 @@
 """What happens in one step: the scheduler writes it, the runner executes it, the trace records it."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.request import Request
+from common.watch import clock
 
 BlockCopies = list[tuple[int, int]]  # (source, destination) pairs of block numbers
 
@@ -64,7 +64,7 @@ class StepPlan:
     `padded_tokens`: positions of padding and of finished requests. What moves before anything is computed, in this
     order: `swap_out` (blocks to the CPU pool), `swap_in` (back), `copies` (of shared blocks that are about to be
     written). `preempted`: requests that lost their blocks; `resumed`: requests back from the CPU pool. `planned_at`:
-    when planning began, on `time.perf_counter()`'s clock.
+    when planning began, on `common.watch.clock`.
     """
 
     chunks: list[Chunk] = field(default_factory=list[Chunk])
@@ -74,7 +74,7 @@ class StepPlan:
     swap_out: BlockCopies = field(default_factory=list[tuple[int, int]])
     swap_in: BlockCopies = field(default_factory=list[tuple[int, int]])
     copies: BlockCopies = field(default_factory=list[tuple[int, int]])
-    planned_at: float = field(default_factory=time.perf_counter)
+    planned_at: float = field(default_factory=clock.now)
 
     @property
     def drawing(self) -> list[Request]:

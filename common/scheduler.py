@@ -1,13 +1,13 @@
 """What every scheduler shares: queues, results, finishing, aborts. A stage's scheduler adds its policy, `plan()`."""
 
 import abc
-import time
 from collections.abc import Mapping, Sequence
 
 from common.kv_cache import KVCacheManager, PagedManager, PrefixCache
 from common.plan import Chunk, StepPlan
 from common.queue import WaitingQueue
 from common.request import Request, RequestStatus, SampledToken
+from common.watch import clock
 
 
 class Scheduler(abc.ABC):
@@ -51,7 +51,7 @@ class Scheduler(abc.ABC):
 
     def update(self, plan: StepPlan, tokens: Mapping[str, SampledToken]) -> list[Request]:
         """Take the sampled tokens of a step; returns the requests that gained a token or ended."""
-        now = time.perf_counter()
+        now = clock.now()
         touched: list[Request] = []
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks) if chunk.forks else (chunk.request,):
@@ -133,7 +133,7 @@ class Scheduler(abc.ABC):
         self.running.append(request)
         request.status = RequestStatus.RUNNING
         if request.scheduled_time is None:
-            request.scheduled_time = time.perf_counter()
+            request.scheduled_time = clock.now()
 
     def _chunk(self, request: Request, length: int) -> Chunk:
         """Plan the next `length` tokens of a request, for which the cache has grown already."""
@@ -156,7 +156,7 @@ class Scheduler(abc.ABC):
     def _end(request: Request, reason: str) -> None:
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
-        request.finish_time = time.perf_counter()
+        request.finish_time = clock.now()
 
     def _release(self, request: Request) -> None:
         """Nothing of the request is in flight any more: its memory can go."""

@@ -1,11 +1,11 @@
 """What is recorded of every step: counters always, and a trace where one is set."""
 
-import time
 from collections import deque
 from dataclasses import dataclass
 
 from common.plan import StepPlan
 from common.scheduler import Scheduler
+from common.watch import clock
 from common.watch.kv_memory import KVUsage
 from common.watch.metrics import EngineMetrics
 from common.watch.stopwatch import DeviceTime
@@ -36,17 +36,17 @@ class StepWatch:
 
     def planned(self, plan: StepPlan) -> None:
         usage, num_running = self._scheduler.cache.usage(), len(self._scheduler.running)
-        step = PlannedStep(usage, num_running, time.perf_counter() - plan.planned_at)
+        step = PlannedStep(usage, num_running, clock.now() - plan.planned_at)
         self._steps.append(step)
         if self.trace is not None:
             step.record = self.trace.open(plan, self._scheduler)
 
     def started(self, plan: StepPlan) -> None:
-        self._steps[-1].host_time = time.perf_counter() - plan.planned_at
+        self._steps[-1].host_time = clock.now() - plan.planned_at
 
     def collected(self, plan: StepPlan, device_time: DeviceTime | None) -> None:
         step = self._steps.popleft()
-        begin, self._last_end = max(plan.planned_at, self._last_end), time.perf_counter()
+        begin, self._last_end = max(plan.planned_at, self._last_end), clock.now()
         self.metrics.plan_time_s += step.plan_time
         self.metrics.host_time_s += step.host_time
         self.metrics.record_step(plan, step.usage, step.num_running, self._last_end - begin)

@@ -1,9 +1,8 @@
 """How many prompt tokens a step computes next to decodes."""
 
-import time
-
 from common.config import EngineConfig
 from common.plan import StepPlan
+from common.watch import clock
 
 DEFAULT_TOKENS = {"cpu": 256, "cuda": 1024}
 """A GPU computes hundreds of tokens while it reads its weights once: small chunks waste it. On the CPU the sweep of
@@ -49,7 +48,7 @@ class AutoChunkSize(ChunkSize):
 
     def observe(self, plan: StepPlan) -> None:
         """A step has ended. It began when it was planned or, where it was planned ahead, when the one before ended."""
-        now = time.perf_counter()
+        now = clock.now()
         seconds = now - max(plan.planned_at, self._last_end)
         self._last_end = now
         decodes = sum(chunk.length == 1 for chunk in plan.chunks)
