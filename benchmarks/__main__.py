@@ -20,6 +20,7 @@ from benchmarks.report.pictures import draw
 from benchmarks.report.sources import read_machines
 from benchmarks.report.write import write_all
 from benchmarks.screen import Screen
+from benchmarks.simulator.command import simulate
 from benchmarks.table import render
 from benchmarks.trace import trace
 from benchmarks.workloads import WORKLOADS
@@ -162,6 +163,7 @@ app.command("int4")(int4.run)
 app.command("trace")(trace)
 app.command("profile")(profile)
 app.command("quality")(quality.measure_all)
+app.command("simulate")(simulate)
 
 if __name__ == "__main__":
     run_app(app)

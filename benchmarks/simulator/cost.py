@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from common.models.config import ModelConfig
+
+Span = tuple[int, int]  # start and length of a chunk
 
 
 class Work(NamedTuple):
@@ -20,20 +22,9 @@ class Work(NamedTuple):
     pairs: float = 0.0
 
 
-class Span(Protocol):
-    """A `Chunk`, or what a trace has of one."""
-
-    @property
-    def start(self) -> int: ...
-
-    @property
-    def length(self) -> int: ...
-
-
-def work(chunks: Iterable[Span]) -> Work:
+def work(spans: Iterable[Span]) -> Work:
     decodes = context = prompts = tokens = pairs = 0
-    for chunk in chunks:
-        start, length = chunk.start, chunk.length
+    for start, length in spans:
         if length == 1:
             decodes += 1
             context += start + 1
@@ -44,47 +35,46 @@ def work(chunks: Iterable[Span]) -> Work:
     return Work(decodes, context, prompts, tokens, pairs)
 
 
-def received(chunks: Iterable[Span]) -> Work:
-    """The same where prompts come with their keys and values, from another device: only their last token is computed."""
-    spans = list(chunks)
-    return Work(len(spans), sum(chunk.start + chunk.length for chunk in spans))
+def received(spans: Iterable[Span]) -> Work:
+    """The same where the keys and values of prompts come from another device: only last tokens are computed."""
+    ends = [start + length for start, length in spans]
+    return Work(len(ends), sum(ends))
 
 
 Cost = Callable[[Work], float]
-WEIGHTS_OF = ("step", *Work._fields)
+PRICES = ("step", *Work._fields)
 
 
 @dataclass(frozen=True)
 class FittedCost:
-    """Seconds for a step as such, and for each unit of `Work`."""
+    """Seconds for a step as such, and for each unit of `Work`: in the order of `PRICES`."""
 
-    coefficients: Sequence[float]
+    prices: Sequence[float]
 
     def __call__(self, work: Work) -> float:
-        fixed, *rates = self.coefficients
-        return fixed + sum(rate * amount for rate, amount in zip(rates, work, strict=True))
+        return self.prices[0] + sum(rate * amount for rate, amount in zip(self.prices[1:], work, strict=True))
 
 
 def fit(works: Sequence[Sequence[float]], seconds: Sequence[float]) -> FittedCost:
-    """Least squares of the relative errors without negative prices. works: of each measurement, (steps, *Work)."""
+    """Least squares of the relative errors, without negative prices. works: (steps, *Work) of each measurement."""
     measured = np.asarray(seconds)
     rows = np.asarray(works, dtype=float) / measured[:, None]
     scale = np.maximum(rows.max(axis=0), 1e-300)
     used = [index for index in range(rows.shape[1]) if rows[:, index].any()]
     solution = np.zeros(rows.shape[1])
-    while used:  # whatever would have a negative price has none, and the rest is fitted again
-        found = np.linalg.lstsq(rows[:, used] / scale[used], np.ones(len(measured)), rcond=None)[0] / scale[used]
+    while used:  # what would have a negative price has none, and the rest is fitted again
+        found = np.linalg.lstsq(rows[:, used] / scale[used], np.ones(len(measured)), rcond=None)[0]
         if (found >= 0).all():
-            solution[used] = found
+            solution[used] = found / scale[used]
             break
-        used.pop(int(np.argmin(found * scale[used])))
-    return FittedCost(tuple(float(x) for x in solution))
+        used.pop(int(np.argmin(found)))
+    return FittedCost(tuple(float(price) for price in solution))
 
 
 @dataclass(frozen=True)
 class Device:
-    """What an accelerator does, per second, and the links between those of one host. layer_seconds: of each layer,
-    whatever else takes time in a step. collective_seconds: the least that an all-reduce takes."""
+    """An accelerator, per second. `layer_seconds`: what each layer takes besides reading and arithmetic. Links: bytes a
+    second of one device to the others of its host, and the least that an all-reduce takes."""
 
     bytes_per_s: float
     flop_per_s: float
@@ -96,8 +86,8 @@ class Device:
 
 @dataclass(frozen=True)
 class PaperCost:
-    """A roofline: the linear layers wait for their weights or for arithmetic, attention for the KV cache or for
-    arithmetic, and with several ranks each layer ends in two all-reduces. All in two-byte numbers."""
+    """A roofline: linear layers wait for their weights or for arithmetic, attention for the KV cache or for arithmetic;
+    with several ranks each layer ends in two all-reduces, in a ring, not overlapped. All numbers have two bytes."""
 
     shape: ModelConfig
     device: Device
@@ -105,27 +95,22 @@ class PaperCost:
 
     @property
     def weight_bytes(self) -> float:
-        """Of all ranks, what a step reads: the embedding is looked up, the head is read."""
+        """What a step reads, on all ranks together: the head, but not the embedding, which is looked up."""
         s = self.shape
-        attention = s.hidden_size * s.head_dim * (2 * s.num_heads + 2 * s.num_kv_heads)
+        attention = s.hidden_size * s.head_dim * 2 * (s.num_heads + s.num_kv_heads)
         layer = attention + 3 * s.hidden_size * s.intermediate_size
         return 2.0 * (s.num_layers * layer + s.vocab_size * s.hidden_size)
 
-    @property
-    def kv_bytes_per_token(self) -> float:
-        return 4.0 * self.shape.num_layers * self.shape.num_kv_heads * self.shape.head_dim
-
-    def collective(self, tokens: float) -> float:
-        """Seconds in the all-reduces of a step, in a ring."""
-        if self.ranks == 1:
-            return 0.0
+    def collectives(self, tokens: float) -> float:
+        """Seconds in the all-reduces of a step."""
         sent = 2 * (self.ranks - 1) / self.ranks * tokens * self.shape.hidden_size * 2
-        return 2 * self.shape.num_layers * (self.device.collective_seconds + sent / self.device.link_bytes_per_s)
+        each = self.device.collective_seconds + sent / self.device.link_bytes_per_s
+        return 2 * self.shape.num_layers * each if self.ranks > 1 else 0.0
 
     def __call__(self, work: Work) -> float:
         s, device = self.shape, self.device
         tokens = work.decodes + work.prompt_tokens
         linear = max(self.weight_bytes / device.bytes_per_s, self.weight_bytes * tokens / device.flop_per_s)
-        attention = work.context * self.kv_bytes_per_token / device.bytes_per_s
+        attention = work.context * 4 * s.num_layers * s.num_kv_heads * s.head_dim / device.bytes_per_s
         attention += work.pairs * 4 * s.num_layers * s.num_heads * s.head_dim / device.flop_per_s
-        return (linear + attention) / self.ranks + s.num_layers * device.layer_seconds + self.collective(tokens)
+        return (linear + attention) / self.ranks + s.num_layers * device.layer_seconds + self.collectives(tokens)

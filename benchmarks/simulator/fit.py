@@ -1,8 +1,6 @@
-"""The prices of a machine, from measured steps or from kept results, and how far predictions are from measurements."""
+"""The prices of a machine, and how far predictions with them are from measurements that they were not fitted on."""
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,64 +10,81 @@ from benchmarks.environment import environment
 from benchmarks.files import read_json
 from benchmarks.recipes import timed, warm
 from benchmarks.record import Record, record_runs
-from benchmarks.simulator.cost import WEIGHTS_OF, Cost, FittedCost, Work, fit, work
+from benchmarks.simulator.cost import PRICES, Cost, FittedCost, Work, fit, work
 from benchmarks.simulator.replica import GPU, build
 from benchmarks.stage_contestant import StageContestant, drive
 from benchmarks.worker import WARMUP_TOKENS, warm_up
 from benchmarks.workloads import Size, find_size, preset_of
-from common.config import parse_device
-from common.errors import UserError
+from common.config import parse_device, parse_dtype
+from common.errors import UserError, require
 from common.memory import kv_bytes_per_token
+from common.models.config import ModelConfig
 from common.models.load import open_source
 from common.models.sources.random_weights import PRESETS
 from common.watch import clock
+from common.watch.progress import progress_bar
 from common.watch.trace import StepTrace
 
 SCHEMA = "cost-1"
 FITTED_ON = ("decode_one", "decode_four", "decode_eight", "decode", "prefill", "long_context", "memory_pressure")
 VALIDATED_ON = ("mixed", "arrivals", "interference", "shared_prefix")
-TOLERANCE = {"output_tokens_per_s": 0.1, "ttft_s.p50": 0.1, "ttft_s.p99": 0.2, "itl_s.p50": 0.1, "itl_s.p99": 0.2}
-BREAK = 0.002  # seconds between two steps; a longer pause is the engine without requests
+ALLOWED = {"output_tokens_per_s": 0.1, "ttft_s.p50": 0.1, "ttft_s.p99": 0.2, "itl_s.p50": 0.1, "itl_s.p99": 0.2}
+PAUSE = 0.002  # seconds between two steps from which on the engine had nothing to do
+
+Row = tuple[Sequence[float], float]  # (steps, *Work), and its seconds
 
 
-def predict(stage: str, workload: str, size: Size, model: Any, cost: Cost, gpu: bool) -> Record:
+def predict(stage: str, workload: str, size: Size, model: ModelConfig, cost: Cost, gpu: bool) -> Record:
     """The workload on a simulated engine, with the options that the harness gives a real one."""
-    options: dict[str, Any] = {"max_num_seqs": size.max_num_seqs, **(GPU if gpu else {}), **size.options}
-    options["kv_cache_memory"] = size.kv_budget_tokens * kv_bytes_per_token(model, Setting.of("", "bf16", "cpu", size, {}).dtype)
+    memory = size.kv_budget_tokens * kv_bytes_per_token(model, parse_dtype("bf16"))
+    options: dict[str, Any] = {"max_num_seqs": size.max_num_seqs, "kv_cache_memory": memory, **(GPU if gpu else {})}
     virtual = clock.VirtualClock()
-    with clock.using(virtual), build(stage, model, cost, virtual, options, size.max_model_len) as engine:
+    with (
+        clock.using(virtual),
+        build(stage, model, cost, virtual, options | dict(size.options), size.max_model_len) as e,
+    ):
         requests = size.requests(model.vocab_size, run=1)
         if warm(requests):
-            drive(engine, warm(requests), lambda tokens: None)
-        return record_runs(stage, workload, timed(requests), [drive(engine, timed(requests), lambda tokens: None)])
+            drive(e, warm(requests), lambda tokens: None)
+        return record_runs(stage, workload, timed(requests), [drive(e, timed(requests), lambda tokens: None)])
 
 
 def measure(stage: str, model: str, device: str, quick: bool) -> dict[str, Any]:
-    """Run all workloads on this machine; fit the prices on some, predict the others."""
-    preset = preset_of(str(parse_device(device)), quick)
-    shape = open_source(model, parse_device(device)).config
-    rows: list[Sequence[float]] = []
-    seconds: list[float] = []
-    for workload in FITTED_ON:
-        _, trace = _run(stage, workload, model, device, preset)
-        for one, took in _steps(trace):
-            rows.append((1.0, *one))
-            seconds.append(took)
-    cost = fit(rows, seconds)
-    compared: list[dict[str, Any]] = []
-    for workload in VALIDATED_ON:
-        record, _ = _run(stage, workload, model, device, preset)
+    """Run all workloads on this machine, each once, with a trace; fit the prices on some, predict the others."""
+    place = parse_device(device)
+    preset, shape = preset_of(str(place), quick), open_source(model, place).config
+    rows: list[Row] = []
+    real: dict[str, Record] = {}
+    with progress_bar("measuring", len(FITTED_ON) + len(VALIDATED_ON)) as advance:
+        for workload in FITTED_ON:
+            rows += _steps(_run(stage, workload, model, str(place), preset)[1])
+            advance(1)
+        for workload in VALIDATED_ON:
+            real[workload] = _run(stage, workload, model, str(place), preset)[0]
+            advance(1)
+    cost, compared = _fit(rows), list[dict[str, Any]]()
+    for workload, record in real.items():
         guess = predict(stage, workload, find_size(workload, None, preset), shape, cost, preset == "gpu")
         compared += compare(workload, record, guess)
-    config = {"model": model, "dtype": "bf16", "device": device, "preset": preset}
+    config = {"model": model, "dtype": "bf16", "device": str(place), "preset": preset}
+    return _sheet(stage, environment(), config, FITTED_ON, rows, cost, compared)
+
+
+def _fit(rows: Sequence[Row]) -> FittedCost:
+    return fit([row for row, _ in rows], [seconds for _, seconds in rows])
+
+
+def _sheet(
+    stage: str, where: Any, config: Any, fitted_on: Sequence[str], rows: Sequence[Row], cost: FittedCost,
+    compared: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
     return {
-        "schema": SCHEMA, "stage": stage, "environment": environment(), "config": config, "fitted_on": list(FITTED_ON),
-        "steps": len(seconds), "seconds": dict(zip(WEIGHTS_OF, cost.coefficients, strict=True)), "validation": compared,
+        "schema": SCHEMA, "stage": stage, "environment": where, "config": config, "fitted_on": list(fitted_on),
+        "equations": len(rows), "prices": dict(zip(PRICES, cost.prices, strict=True)), "rows": compared,
     }  # fmt: skip
 
 
 def _run(stage: str, workload: str, model: str, device: str, preset: str) -> tuple[Record, StepTrace]:
-    """Once, warm, with a trace."""
     size = find_size(workload, None, preset)
     contestant = StageContestant(stage, Setting.of(model, "bf16", device, size, {}))
     try:
@@ -77,93 +92,76 @@ def _run(stage: str, workload: str, model: str, device: str, preset: str) -> tup
         requests = size.requests(contestant.vocab_size, run=1)
         if warm(requests):
             contestant.run(warm(requests), lambda tokens: None)
-        trace = contestant.engine.trace = StepTrace(max_steps=1_000_000)
+        trace = contestant.engine.trace = StepTrace(max_steps=1 << 20)
         run = contestant.run(timed(requests), lambda tokens: None)
         return record_runs(stage, workload, timed(requests), [run]), trace
     finally:
         contestant.close()
 
 
-def _steps(trace: StepTrace) -> Iterator[tuple[Work, float]]:
+def _steps(trace: StepTrace) -> Iterator[Row]:
     """What each step computed, and seconds from the end of the one before, whose tokens were handed out meanwhile."""
-    last = -1.0
+    last = float("-inf")
     for step in trace.steps:
         end = step.begin + step.duration
-        begin = last if 0 <= step.begin - last < BREAK else step.begin
-        yield work(step.chunks), end - begin
+        begin = last if step.begin - last < PAUSE else step.begin
+        yield (1.0, *work((chunk.start, chunk.length) for chunk in step.chunks)), end - begin
         last = end
 
 
 def compare(workload: str, measured: Record, predicted: Record) -> list[dict[str, Any]]:
-    """For each figure: both values, how far off the prediction is, and whether that is within what is asked."""
+    """For each figure: both values, how far off the prediction is, and whether that is within what is allowed."""
     found: list[dict[str, Any]] = []
-    for name, allowed in TOLERANCE.items():
-        real, guess = _value(measured, name), _value(predicted, name)
-        if real and guess is not None:
-            error = guess / real - 1
+    for name, allowed in ALLOWED.items():
+        field, _, part = name.partition(".")
+        real, guess = getattr(measured, field), getattr(predicted, field)
+        if real and guess:
+            real, guess = (real[part], guess[part]) if part else (real, guess)
             row = {"workload": workload, "stage": measured.stage, "figure": name, "measured": real, "predicted": guess}
+            error = guess / real - 1
             found.append({**row, "error": error, "allowed": allowed, "met": abs(error) <= allowed})
     return found
 
 
-def _value(record: Record, name: str) -> float | None:
-    field, _, part = name.partition(".")
-    value = getattr(record, field)
-    return value[part] if part and value else value
-
-
-# -- from kept results: no trace of single steps, but totals --------------------------------------------------------------
-
-
-def from_kept(folder: Path, stage: str = "m6") -> dict[str, Any]:
-    """The prices of an H200 from the records in `folder`: runs in which all requests start together take the same steps
-    whatever a step takes, so that their totals are equations; so are the first tokens of single prompts."""
-    shape = PRESETS["qwen3-0.6b"]
-    files = {name: Results.read(folder / f"{name}.json") for name in ("gpu-bench", "single", "long", "gpu-ladder", "shared_prefix", "interference")}
-    rows: list[Sequence[float]] = []
-    seconds: list[float] = []
+def from_kept(folder: Path, stage: str) -> dict[str, Any]:
+    """The same of a GPU from `gpu-bench`, `gpu-ladder` and the sweeps, which kept no traces. Requests that start and
+    end together, and single prompts, have steps that are known all the same; attention was timed alone."""
+    files = {path.stem: Results.read(path) for path in folder.glob("*.json") if "sweeps" in read_json(path)}
+    shape, rows = PRESETS["qwen3-0.6b"], list[Row]()
     for name, workload in (("gpu-bench", "decode_one"), ("gpu-bench", "decode"), ("single", "single")):
-        size, record = find_size(workload, None, "gpu"), _kept(files[name], stage, workload)
-        for row, took in _equations(stage, size, record):
-            rows.append(row)
-            seconds.append(took)
+        requests = find_size(workload, None, "gpu").requests(vocab_size=1)
+        context = sum(r.prompt_length + r.max_tokens / 2 for r in requests)
+        gaps = _kept(files, name, stage, workload).itl_s
+        rows.append(((1.0, *Work(decodes=len(requests), context=context)), gaps["mean"] if gaps else 0.0))
     for record in files["long"].sweeps:
-        if record.stage == "m4" and record.ok and record.ttft_s and record.variant:
-            length = float(record.variant.split("=")[1])
-            rows.append((1.0, *Work(prompts=1, prompt_tokens=length, pairs=length * (length + 1) / 2)))
-            seconds.append(record.ttft_s["p50"])
-    cost = fit(rows, seconds)
-    compared: list[dict[str, Any]] = []
+        if record.stage == "m4" and record.ttft_s and record.variant:
+            length = int(record.variant.partition("=")[2])
+            rows.append(((1.0, *work([(0, length)])), record.ttft_s["p50"]))
+    for row in read_json(folder / "attention.json")["records"]:
+        if row["backend"] == "triton" and row["kind"] == "decode" and row["sequences"] > 1:
+            amount = Work(context=row["sequences"] * row["context"])
+            rows.append(((0.0, *amount), row["seconds"] * shape.num_layers))
+    cost, compared = _fit(rows), list[dict[str, Any]]()
     for name, workload, by in (
-        ("gpu-bench", "nano", stage), ("gpu-ladder", "mixed", stage), ("gpu-ladder", "mixed", "m4"),
-        ("interference", "interference", "m5"), ("interference", "interference", "m4"),
-        ("shared_prefix", "shared_prefix", stage),
+        ("gpu-ladder", "mixed", "m4"), ("gpu-ladder", "mixed", "m5"), ("gpu-ladder", "mixed", stage),
+        ("gpu-bench", "nano", stage), ("interference", "interference", "m4"), ("interference", "interference", "m5"),
+        ("shared_prefix", "shared_prefix", "m5"), ("shared_prefix", "shared_prefix", stage),
     ):  # fmt: skip
         guess = predict(by, workload, find_size(workload, None, "gpu"), shape, cost, gpu=True)
-        compared += compare(workload, _kept(files[name], by, workload), guess)
-    origin, config = files["gpu-bench"], dict(files["gpu-bench"].config)
-    return {
-        "schema": SCHEMA, "stage": stage, "environment": origin.environment, "config": config,
-        "fitted_on": ["decode_one", "decode", "single", "long_context (m4)"], "steps": len(seconds),
-        "seconds": dict(zip(WEIGHTS_OF, cost.coefficients, strict=True)), "validation": compared,
-    }  # fmt: skip
+        compared += compare(workload, _kept(files, name, by, workload), guess)
+    origin, fitted_on = files["gpu-bench"], ("decode_one", "decode", "single", "long_context of m4", "attention")
+    return _sheet(stage, origin.environment, origin.config, fitted_on, rows, cost, compared)
 
 
-def _kept(results: Results, stage: str, workload: str) -> Record:
-    for record in results.records:
+def _kept(files: Mapping[str, Results], name: str, stage: str, workload: str) -> Record:
+    for record in files[name].records if name in files else ():
         if (record.stage, record.workload) == (stage, workload) and record.ok and not record.plain:
             return record
-    raise UserError(f"no kept result of {stage} on {workload}: run `make gpu-bench` and `make gpu-ladder` first")
+    raise UserError(f"no kept result of {stage} on {workload} in {name}.json: run `make gpu-bench gpu-ladder` first")
 
 
-def _equations(stage: str, size: Size, record: Record) -> Iterator[tuple[Sequence[float], float]]:
-    """(steps, *Work) of a decode step in the middle of the run, and the median time between tokens."""
-    requests = size.requests(vocab_size=1)
-    context = sum(r.prompt_length + r.max_tokens / 2 for r in requests)
-    if record.itl_s:
-        yield (1.0, *Work(decodes=len(requests), context=context)), record.itl_s["mean"]
-
-
-def read_cost(path: Path) -> tuple[FittedCost, dict[str, Any]]:
+def read_cost(path: Path) -> FittedCost:
+    require(path.exists(), f"there is no {path}: write one with `python -m benchmarks simulate --fit`")
     values = read_json(path)
-    return FittedCost(tuple(values["seconds"][name] for name in WEIGHTS_OF)), values
+    require(values.get("schema") == SCHEMA, f"{path} holds no prices: write some with `simulate --fit`")
+    return FittedCost(tuple(values["prices"][name] for name in PRICES))

@@ -29,6 +29,7 @@ from stages.m3_paged_kv.scheduler import PagedScheduler
 from stages.m5_chunked_prefill.scheduler import ChunkedScheduler
 from stages.m6_prefix_caching.engine import new_cache
 
+Count = Callable[[Iterable[Span]], Work]
 GPU = {"overlap": True, "prefill_chunk_size": 1024}
 """What a stage chooses by itself on a GPU, for an engine that has none."""
 
@@ -39,7 +40,7 @@ class Shape:
 
     config: ModelConfig
     dtype: torch.dtype = torch.bfloat16
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     note: str | None = None
 
 
@@ -53,7 +54,7 @@ class NoAttention:
 class PricedRunner(Runner):
     """Steps that take what `cost` says, one after the other, on a device of their own. Tokens are made up."""
 
-    def __init__(self, shape: Shape, cost: Cost, clock: VirtualClock, count: Callable[[Iterable[Span]], Work]) -> None:
+    def __init__(self, shape: Shape, cost: Cost, clock: VirtualClock, count: Count) -> None:
         self.model = cast("Decoder", shape)
         self.attention = cast("Any", NoAttention())
         self.graphs = None
@@ -65,7 +66,9 @@ class PricedRunner(Runner):
         self._numbers = itertools.count()
 
     def submit(self, plan: StepPlan) -> None:
-        self._free = max(self._free, self._clock.time) + self._cost(self._count(plan.chunks))
+        self._free = max(self._free, self._clock.time) + self._cost(
+            self._count((c.start, c.length) for c in plan.chunks)
+        )
         self._steps.append((self._free, plan.drawing))
 
     def collect(self) -> dict[str, SampledToken]:
@@ -80,12 +83,14 @@ class PricedRunner(Runner):
 
 def build(
     stage: str, model: ModelConfig, cost: Cost, clock: VirtualClock, options: dict[str, Any], max_model_len: int,
-    count: Callable[[Iterable[Span]], Work] = work,
+    count: Count = work,
 ) -> Engine:  # fmt: skip
     """The engine of a stage from m2 on. `options` are those of `EngineConfig`; without `kv_cache_memory` there is room
     for max_num_seqs requests of max_model_len tokens."""
     number = stages.number(stage)
-    require(number >= 2, f"the simulator runs m2 to m7, not {stage}: steps of static batches are padded, and not priced")
+    require(
+        number >= 2, f"the simulator runs m2 to m7, not {stage}: steps of static batches are padded, and not priced"
+    )
     own = {"device": "cpu", "dtype": "bf16", **stage_options(number, options)}
     shape = Shape(model)
     token_bytes = kv_bytes_per_token(model, shape.dtype)

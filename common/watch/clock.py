@@ -3,49 +3,37 @@
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
-class Clock:
-    """`time.perf_counter()`."""
+@dataclass
+class VirtualClock:
+    """Time that passes only where it is set, in seconds."""
 
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+    time: float = 0.0
 
 
-class VirtualClock(Clock):
-    """Time that passes only where somebody sets it: `time`, in seconds."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-
-_clock = Clock()
+_virtual: VirtualClock | None = None
 
 
 def now() -> float:
-    """Seconds on the clock in use."""
-    return _clock.now()
+    """Seconds: `time.perf_counter()`, or a virtual time."""
+    return time.perf_counter() if _virtual is None else _virtual.time
 
 
 def sleep(seconds: float) -> None:
-    _clock.sleep(seconds)
+    if _virtual is None:
+        time.sleep(seconds)
+    else:
+        _virtual.time += seconds
 
 
 @contextmanager
-def using(clock: Clock) -> Generator[None]:
+def using(clock: VirtualClock) -> Generator[None]:
     """All engines of the process read this clock while the block runs."""
-    global _clock
-    before, _clock = _clock, clock
+    global _virtual
+    before, _virtual = _virtual, clock
     try:
         yield
     finally:
-        _clock = before
+        _virtual = before
