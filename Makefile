@@ -17,12 +17,13 @@ NVTX     ?=
 KEEP     ?=
 TASK     ?=
 FRESH    ?=
+FIT      ?=
 PYTHON   ?=
 
 # Verbs for the whole repository, for one stage or several, and for either. A new one is a word here, its rule (one for
 # a stage has it already: `python -m stages.<folder> <verb>`), and a line of make/help.txt.
 WHOLE_VERBS := help setup test-all gpu-test gpu-bench gpu-ladder gptq-interop clients lint report interview busy clean
-STAGE_VERBS := demo generate chat serve diff trace profile quantize quality
+STAGE_VERBS := demo generate chat serve diff trace profile quantize quality simulate
 BOTH_VERBS  := bench test arena race notebooks lab build
 
 EXISTING := $(patsubst stages/m%/engine.py,m%,$(sort $(wildcard stages/m[0-9]_*/engine.py)))
@@ -76,6 +77,9 @@ ifneq ($(and $(PORT),$(filter-out serve arena,$(VERBS))),)
 endif
 ifneq ($(and $(TASK)$(FRESH),$(filter-out build,$(VERBS))),)
   $(error TASK= and FRESH= are for build only)
+endif
+ifneq ($(and $(FIT),$(filter-out simulate,$(VERBS))),)
+  $(error FIT= is for simulate only)
 endif
 ifneq ($(and $(PREFIX_INDEX),$(filter-out bench trace profile,$(VERBS))),)
   $(error PREFIX_INDEX= is for bench, trace and profile)
@@ -148,13 +152,17 @@ $(LAB_STAMP): $(STAMP)
 $(WORDS): $(if $(VERBS),,demo)
 	@:
 
-$(filter-out quality,$(STAGE_VERBS)): $(READY)
+$(filter-out quality simulate,$(STAGE_VERBS)): $(READY)
 	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(VERB_OPTIONS); done
 
 # What quantising costs: of the last stage only, by the harness.
 quality: $(READY)
 	$(if $(filter-out m7_%,$(FOLDERS)),$(error "quality" is for quantised weights: `make stage7 quality`))
 	@$(PY) -m benchmarks quality $(MODEL_OPTIONS)
+
+# What a cluster of it would do; FIT=1: measure first what its steps take here.
+simulate: $(READY)
+	@set -e; for stage in $(SHORT); do $(PY) -m benchmarks simulate --stage $$stage $(MODEL_OPTIONS) $(if $(filter-out 0 no false,$(FIT)),--fit); done
 
 arena race: $(READY)
 	@$(PY) -m stages $@ $(RACE_OPTIONS)

@@ -13,6 +13,7 @@ from benchmarks.simulator.cluster import Outcome
 from benchmarks.simulator.cost import Cost, Device, PaperCost, Work, received, work
 from benchmarks.simulator.replica import GPU, Count, build
 from common.config import parse_dtype
+from common.engine import Engine
 from common.memory import kv_bytes_per_token
 from common.models.config import ModelConfig
 from common.models.sources.random_weights import PRESETS
@@ -23,6 +24,7 @@ TTFT, ITL, SHARE = 1.0, 0.05, 0.9
 """The objective: seconds to the first token, mean seconds between tokens of a request, and how many of the requests
 have to keep both."""
 PROMPT, OUTPUT = (256, 2048), (64, 256)
+FILLED = 0.9  # of the memory, by weights and KV cache
 BASE = replace(PRESETS["qwen3-4b"], tie_word_embeddings=False)
 
 
@@ -45,21 +47,15 @@ SHAPES = {
 class Model:
     """A model on a device, as the simulated engines see it. kv_bytes: what is left for the KV cache."""
 
+    stage: str
     config: ModelConfig
     cost: Cost
     kv_bytes: int
 
-    def engines(
-        self, count: int, clock: VirtualClock, count_work: Count = work, stage: str = "m6", **options: Any
-    ) -> Any:
-        given = {**GPU, "max_num_seqs": 64, "max_num_batched_tokens": 8192, "kv_cache_memory": self.kv_bytes, **options}
-        return [build(stage, self.config, self.cost, clock, given, 8192, count_work) for _ in range(count)]
-
-
-def on_paper(name: str, device: Device, ranks: int = 1) -> Model:
-    cost = PaperCost(SHAPES[name], device, ranks)
-    room = int(0.9 * device.memory_bytes * ranks - cost.weight_bytes)
-    return Model(SHAPES[name], cost, max(room, 0))
+    def engines(self, count: int, clock: VirtualClock, how: Count = work, **options: Any) -> list[Engine]:
+        given = {**GPU, "prefill_chunk_size": 512, "max_num_seqs": 128, "max_num_batched_tokens": 8192}
+        given |= {"kv_cache_memory": self.kv_bytes, **options}
+        return [build(self.stage, self.config, self.cost, clock, given, 8192, how) for _ in range(count)]
 
 
 def within(timeline: Timeline) -> bool:
@@ -85,14 +81,19 @@ def _serve(model: Model, count: int, rate: float, seconds: float, policy: str = 
     return _figures(outcome.timelines, seconds)
 
 
+CHUNKS, BATCHES = (128, 256, 512, 1024, 2048, 8192), (8, 32, 128)
+
+
 def chunk_and_batch(model: Model, rates: Sequence[float], seconds: float) -> list[Row]:
     """The best goodput of one replica at any of the rates, by chunk size and by how many requests run at once."""
     rows: list[Row] = []
-    for chunk in (128, 256, 512, 1024, 2048, 8192):
-        for batch in (8, 32, 128):
+    for chunk in CHUNKS:
+        for batch in BATCHES:
             options = {"prefill_chunk_size": chunk, "max_num_seqs": batch}
             tried = [{"rate": rate, **_serve(model, 1, rate, seconds, **options)} for rate in rates]
-            rows.append({"chunk": chunk, "batch": batch, **max(tried, key=lambda row: row["goodput"])})
+            rows.append(
+                {"chunk": chunk, "batch": f"up to {batch} at once", **max(tried, key=lambda row: row["goodput"])}
+            )
     return rows
 
 
@@ -100,9 +101,9 @@ def replicas(model: Model, rates: Sequence[float], seconds: float) -> list[Row]:
     """The fewest replicas that keep the objective at each rate."""
     rows, count = list[Row](), 1
     for rate in rates:
-        while (figures := _serve(model, count, rate, seconds))["share"] < SHARE:
+        while (figures := _serve(model, count, rate, seconds))["share"] < SHARE and count < 4 * rate:
             count += 1 + count // 8
-        rows.append({"rate": rate, "replicas": count, **figures})
+        rows.append({"rate": rate, "objective": f"{SHARE:.0%} keep both", "replicas": count, **figures})
     return rows
 
 
@@ -126,60 +127,61 @@ def apart(model: Model, devices: int, rates: Sequence[float], seconds: float, li
     per_token = kv_bytes_per_token(model.config, parse_dtype("bf16")) / link
     rows: list[Row] = []
     for rate in rates:
-        rows.append({"rate": rate, "prefill": 0, **_serve(model, devices, rate, seconds)})
+        rows.append({"rate": rate, "prefill": "chunked on all", **_serve(model, devices, rate, seconds)})
         for prefill in (devices // 4, devices // 2):
             requests = list(cluster.traffic(rate, seconds, PROMPT, OUTPUT))
             firsts = _run(model, prefill, [replace(r, max_tokens=1) for r in requests], work)
-            moved = list(cluster.handed_over(requests, firsts.timelines, per_token))
-            order = sorted(range(len(moved)), key=lambda i: moved[i].arrival)
-            rest = _run(model, devices - prefill, [moved[i] for i in order], received)
+            arrivals = [
+                first.token_times[0] + per_token * len(r.prompt)
+                for r, first in zip(requests, firsts.timelines, strict=True)
+            ]
+            order = sorted(range(len(requests)), key=arrivals.__getitem__)
+            moved = [
+                replace(requests[i], prompt=[*requests[i].prompt, 0], max_tokens=requests[i].max_tokens - 1,
+                        arrival=arrivals[i])
+                for i in order
+            ]  # fmt: skip
+            rest = _run(model, devices - prefill, moved, received)
             whole = [
                 Timeline(firsts.timelines[i].arrival, firsts.timelines[i].token_times + later.token_times)
                 for i, later in zip(order, rest.timelines, strict=True)
             ]
-            rows.append({"rate": rate, "prefill": prefill, **_figures(whole, seconds)})
+            rows.append(
+                {"rate": rate, "prefill": f"{prefill} prefill, {devices - prefill} decode", **_figures(whole, seconds)}
+            )
     return rows
 
 
 def _run(model: Model, count: int, requests: Sequence[BenchRequest], count_work: Count) -> Outcome:
     clock = VirtualClock()
-    engines = model.engines(count, clock, count_work)
+    engines = model.engines(count, clock, count_work, prefill_chunk_size=8192)
     return cluster.run(engines, clock, iter(requests), cluster.two_choices())
 
 
 def ranks(device: Device) -> list[Row]:
-    """Tensor parallelism on paper: no scheduler, one step of each kind."""
+    """Tensor parallelism on paper: no scheduler, one step of each kind, where the weights fit."""
     rows: list[Row] = []
-    context = 2048
-    for name in SHAPES:
-        for count in (1, 2, 4, 8):
-            cost = PaperCost(SHAPES[name], device, count)
-            kinds = {f"decode {n}": Work(decodes=n, context=n * context) for n in (1, 32, 128)}
-            for kind, one in (kinds | {"prefill": work([(0, context)])}).items():
-                share = cost.collectives(one.decodes + one.prompt_tokens) / cost(one)
-                fits = cost.weight_bytes < 0.9 * count * device.memory_bytes
-                rows.append(
-                    {
-                        "model": name,
-                        "ranks": count,
-                        "step": kind,
-                        "seconds": cost(one),
-                        "collectives": share,
-                        "fits": fits,
-                    }
-                )
+    kinds = {f"decode {n}": Work(decodes=n, context=n * 2048) for n in (1, 64)} | {"prefill": work([(0, 2048)])}
+    for name, shape in SHAPES.items():
+        for kind, one in kinds.items():
+            for count in (1, 2, 4, 8):
+                cost = PaperCost(shape, device, count)
+                if cost.weight_bytes < FILLED * count * device.memory_bytes:
+                    share = cost.collectives(one.decodes + one.prompt_tokens) / cost(one)
+                    rows.append({"what": f"{name}, {kind}", "ranks": count, "seconds": cost(one), "collectives": share})
     return rows
 
 
-def answers(device: Device, quick: bool) -> dict[str, list[Row]]:
+def answers(stage: str, device: Device, quick: bool) -> dict[str, list[Row]]:
     """All of them: a 32B model, on one device each, whose steps are priced on paper."""
-    model, seconds = on_paper("32B", device), 2.0 if quick else 30.0
-    rates = (2.0, 4.0) if quick else (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    cost, seconds = PaperCost(SHAPES["32B"], device), 2.0 if quick else 20.0
+    model = Model(stage, cost.shape, cost, int(FILLED * device.memory_bytes - cost.weight_bytes))
+    rates = (4.0,) if quick else (2.0, 4.0, 6.0)
     wide: dict[str, Callable[[], list[Row]]] = {
         "ranks": partial(ranks, device),
         "chunk_and_batch": partial(chunk_and_batch, model, rates, seconds),
-        "replicas": partial(replicas, model, (2.0, 4.0) if quick else (4.0, 8.0, 16.0, 32.0, 64.0), seconds),
-        "apart": partial(apart, model, 8, (8.0,) if quick else (8.0, 16.0, 24.0, 32.0, 40.0), seconds),
-        "routing": partial(routing, model, 2 if quick else 64, 4.0 if quick else 192.0, 2.0 if quick else 60.0),
+        "replicas": partial(replicas, model, (4.0,) if quick else (4.0, 8.0, 16.0, 32.0), seconds),
+        "apart": partial(apart, model, 8, (8.0,) if quick else (8.0, 16.0, 24.0, 32.0), seconds),
+        "routing": partial(routing, model, 2 if quick else 64, 4.0 if quick else 96.0, 2.0 if quick else 60.0),
     }
     return {name: answer() for name, answer in wide.items()}

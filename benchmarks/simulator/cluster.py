@@ -4,8 +4,8 @@ import heapq
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Timeline
@@ -18,32 +18,27 @@ Router = Callable[[Sequence[int], Sequence[int]], int]
 """Called with a prompt and how many requests each replica has; returns a replica's number."""
 
 
-def random_router(seed: int = 0) -> Router:
-    dice = random.Random(seed)
+def random_router() -> Router:
+    dice = random.Random(0)
     return lambda prompt, loads: dice.randrange(len(loads))
 
 
-def round_robin(seed: int = 0) -> Router:
-    turns = itertools.count(seed)
+def round_robin() -> Router:
+    turns = itertools.count()
     return lambda prompt, loads: next(turns) % len(loads)
 
 
-def two_choices(seed: int = 0) -> Router:
-    """The one with fewer requests of two that are drawn (Mitzenmacher, 2001)."""
-    dice = random.Random(seed)
-
-    def choose(prompt: Sequence[int], loads: Sequence[int]) -> int:
-        one, other = dice.randrange(len(loads)), dice.randrange(len(loads))
-        return one if loads[one] <= loads[other] else other
-
-    return choose
+def two_choices() -> Router:
+    """Of two that are drawn, the one with fewer requests (Mitzenmacher, 2001)."""
+    dice = random.Random(0)
+    return lambda prompt, loads: min((dice.randrange(len(loads)) for _ in range(2)), key=loads.__getitem__)
 
 
-def prefix_aware(seed: int = 0, block: int = 64, slack: float = 1.5) -> Router:
+def prefix_aware(block: int = 64, slack: float = 1.5) -> Router:
     """Where most of the prompt's blocks have been sent before, unless every such replica has `slack` times the mean
     load (and 4 requests more); then, and for a new beginning, the better of two."""
     seen: defaultdict[int, set[int]] = defaultdict(set)
-    otherwise = two_choices(seed)
+    otherwise = two_choices()
 
     def choose(prompt: Sequence[int], loads: Sequence[int]) -> int:
         keys: list[int] = []
@@ -60,12 +55,8 @@ def prefix_aware(seed: int = 0, block: int = 64, slack: float = 1.5) -> Router:
     return choose
 
 
-ROUTERS = {
-    "random": random_router,
-    "round robin": round_robin,
-    "two choices": two_choices,
-    "prefix-aware": prefix_aware,
-}
+ROUTERS = {"random": random_router, "round robin": round_robin, "two choices": two_choices}
+ROUTERS |= {"prefix-aware": prefix_aware}
 
 
 @dataclass
@@ -77,48 +68,44 @@ class Outcome:
     hit_rate: float
 
 
-def run(engines: Sequence[Engine], virtual: VirtualClock, requests: Iterator[BenchRequest], router: Router) -> Outcome:
+def run(engines: Sequence[Engine], virtual: VirtualClock, requests: Iterable[BenchRequest], router: Router) -> Outcome:
     """All requests, which come in the order of their arrivals, to their ends. Each engine has its own device: it steps
     whenever its last step has ended and it has something to do."""
     finished: dict[int, Timeline] = {}
-    loads, active = [0] * len(engines), [False] * len(engines)
-    order, numbers = itertools.count(), itertools.count()
-    events: list[tuple[float, int, int, bool]] = []  # time, order, replica, whether a request of it has ended
-    prompts = cached = 0
-    coming = next(requests, None)
-
-    def step_at(time: float, index: int) -> None:
-        heapq.heappush(events, (time, next(order), index, False))
-
+    loads, order = [0] * len(engines), itertools.count()
+    events: list[tuple[float, int, int, bool]] = []  # time, order, replica, and whether it steps or is rid of a request
+    idle, prompts, cached = set(range(len(engines))), 0, 0
+    coming = enumerate(requests)
+    number, request = next(coming, (0, None))
     with clock.using(virtual):
-        while coming is not None or events:
-            if coming is not None and (not events or coming.arrival <= events[0][0]):
-                index = router(coming.prompt, loads)
-                params = SamplingParams(max_tokens=coming.max_tokens, ignore_eos=True)
-                name = str(next(numbers))
-                engines[index].add_request(coming.prompt, params, request_id=name, arrival_time=coming.arrival)
+        while request is not None or events:
+            if request is not None and (not events or request.arrival <= events[0][0]):
+                index = router(request.prompt, loads)
+                params = SamplingParams(max_tokens=request.max_tokens, ignore_eos=True)
+                arrival = virtual.time = request.arrival
+                engines[index].add_request(request.prompt, params, request_id=str(number), arrival_time=arrival)
                 loads[index] += 1
-                if not active[index]:
-                    active[index] = True
-                    step_at(coming.arrival, index)
-                coming = next(requests, None)
+                if index in idle:
+                    idle.remove(index)
+                    heapq.heappush(events, (arrival, next(order), index, True))
+                number, request = next(coming, (0, None))
                 continue
-            virtual.time, _, index, ended = heapq.heappop(events)
-            if ended:
+            virtual.time, _, index, steps = heapq.heappop(events)
+            if not steps:
                 loads[index] -= 1
                 continue
-            engine = engines[index]
-            for output in engine.step():
+            for output in engines[index].step():
                 if output.finished:
                     finished[int(output.request_id)] = Timeline(output.arrival_time, output.outputs[0].token_times)
-                    heapq.heappush(events, (virtual.time, next(order), index, True))
+                    heapq.heappush(events, (virtual.time, next(order), index, False))
                     prompts += len(output.prompt_token_ids)
                     cached += output.num_cached_tokens
-            active[index] = engine.has_unfinished
-            if active[index]:
-                step_at(virtual.time, index)
-    steps = sum(engine.watch.metrics.steps for engine in engines)
-    return Outcome([finished[i] for i in range(len(finished))], steps, cached / prompts if prompts else 0.0)
+            if engines[index].has_unfinished:
+                heapq.heappush(events, (virtual.time, next(order), index, True))
+            else:
+                idle.add(index)
+    num_steps = sum(engine.watch.metrics.steps for engine in engines)
+    return Outcome([finished[i] for i in range(len(finished))], num_steps, cached / max(1, prompts))
 
 
 def traffic(
@@ -135,14 +122,3 @@ def traffic(
         tokens = beginning + list(dice.randbytes(dice.randint(*prompt)))
         yield BenchRequest(tokens, dice.randint(*output), arrival=time)
         time += dice.expovariate(rate)
-
-
-def handed_over(
-    requests: Sequence[BenchRequest], firsts: Sequence[Timeline], seconds_per_token: float
-) -> Iterator[BenchRequest]:
-    """What the decoding devices get: the prompts with their first tokens, once their keys and values have arrived."""
-    moved = [
-        replace(r, prompt=[*r.prompt, 0], max_tokens=r.max_tokens - 1, arrival=t.token_times[0] + seconds_per_token * len(r.prompt))
-        for r, t in zip(requests, firsts, strict=True)
-    ]  # fmt: skip
-    return iter(moved)

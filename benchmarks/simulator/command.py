@@ -19,7 +19,7 @@ SCHEMA = "simulate-1"
 
 
 def simulate(
-    stage: Annotated[str, typer.Option(help="With --fit: whose steps are measured; m2 or later.")] = "m6",
+    stage: Annotated[str, typer.Option(help="Whose scheduler and cache: m2 or later.")] = "m6",
     model: cli.Model = DEFAULT_MODEL,
     device: cli.Device = "cpu",
     fit_prices: Annotated[bool, typer.Option("--fit", help="Measure this machine; write cost_model.json.")] = False,
@@ -41,7 +41,7 @@ def simulate(
     priced = Device(ceilings["copy_gb_per_s"] * 1e9, ceilings["matmul_tflop_per_s"] * 1e12)
     found = {"schema": SCHEMA, "environment": environment(), "config": {"preset": "quick" if quick else "full"}}
     found |= {"device": vars(priced), "objective": {"ttft": TTFT, "itl": ITL, "share": SHARE}}
-    found["answers"] = answers(priced, quick)
+    found["answers"] = answers(stage, priced, quick)
     write_json(out_dir / "simulate.json", found)
     print(*pictures.draw(found, out_dir), sep="\n")
 

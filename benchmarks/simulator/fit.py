@@ -126,7 +126,8 @@ def compare(workload: str, measured: Record, predicted: Record) -> list[dict[str
 def from_kept(folder: Path, stage: str) -> dict[str, Any]:
     """The same of a GPU from `gpu-bench`, `gpu-ladder` and the sweeps, which kept no traces. Requests that start and
     end together, and single prompts, have steps that are known all the same; attention was timed alone."""
-    files = {path.stem: Results.read(path) for path in folder.glob("*.json") if "sweeps" in read_json(path)}
+    names = ("gpu-bench", "gpu-ladder", "interference", "long", "shared_prefix", "single")
+    files = {name: Results.read(folder / f"{name}.json") for name in names}
     shape, rows = PRESETS["qwen3-0.6b"], list[Row]()
     for name, workload in (("gpu-bench", "decode_one"), ("gpu-bench", "decode"), ("single", "single")):
         requests = find_size(workload, None, "gpu").requests(vocab_size=1)
@@ -154,7 +155,7 @@ def from_kept(folder: Path, stage: str) -> dict[str, Any]:
 
 
 def _kept(files: Mapping[str, Results], name: str, stage: str, workload: str) -> Record:
-    for record in files[name].records if name in files else ():
+    for record in files[name].records:
         if (record.stage, record.workload) == (stage, workload) and record.ok and not record.plain:
             return record
     raise UserError(f"no kept result of {stage} on {workload} in {name}.json: run `make gpu-bench gpu-ladder` first")
