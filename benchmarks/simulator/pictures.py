@@ -11,7 +11,7 @@ from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import STAGE_COLORS, WIDTH
 
 Row = dict[str, Any]
-COLORS = [STAGE_COLORS[stage] for stage in ("m7", "m5", "m1", "m2")]
+COLORS = [STAGE_COLORS[stage] for stage in ("m7", "m5", "m1")]
 LABELS = {
     "goodput": "requests/s within the objective", "ttft_p50": "median first token, s", "ttft_p99": "p99 first token, s",
     "itl_p99": "p99 between two tokens, s", "hit_rate": "prompt tokens from caches", "replicas": "replicas",
@@ -40,7 +40,7 @@ def figure_of(name: str, rows: Sequence[Row], note: str) -> plt.Figure:
             axis.set_xlabel(LABELS[key])
             axis.margins(x=0.25)
     if by:
-        axes[0].legend(frameon=False, fontsize=11)
+        axes[-1].legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     else:
         axes[0].invert_yaxis()
     return headed(figure, _finding(name, rows), note)
@@ -51,7 +51,7 @@ def _lines(axis: plt.Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None
     ticks = sorted({row[x] for row in rows})
     for index, value in enumerate(dict.fromkeys(row[by] for row in rows)):
         points = [(ticks.index(row[x]), row[y]) for row in rows if row[by] == value]
-        look = {"color": COLORS[index % 4], "linestyle": ("-", "--", ":")[index // 4]}
+        look = {"color": COLORS[index % 3], "linestyle": ("-", "--", ":")[index // 3]}
         axis.plot(*zip(*points, strict=True), marker="o", linewidth=2, label=value, **look)
     axis.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
     axis.set(xlabel=LABELS[x], ylabel=LABELS[y], yscale="log" if y in ("ttft_p99", "seconds") else "linear")
@@ -77,8 +77,8 @@ def _finding(name: str, rows: Sequence[Row]) -> str:
         return "Requests/s within the objective, at best: " + ", ".join(f"{how} {n:.1f}" for how, n in best.items())
     first = {row["what"]: row["seconds"] for row in reversed(rows)}
     last = {row["what"]: row["seconds"] for row in rows}
-    gains = ", ".join(f"{what} {first[what] / last[what]:.1f}x" for what in last if "decode 1" in what.split(", "))
-    return f"Eight ranks against the fewest that hold the weights: {gains}"
+    gains = ", ".join(f"{what.split(',')[0]} {first[what] / last[what]:.1f}x" for what in last if what.endswith(" 1"))
+    return f"One decode on eight ranks, over the fewest that hold the weights: {gains} as fast"
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[Path]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import stages
 from benchmarks.files import read_json
 from benchmarks.recipes import BenchRequest
 from benchmarks.simulator import cluster, fit, replica
@@ -15,6 +17,8 @@ from benchmarks.simulator.command import simulate
 from benchmarks.simulator.cost import PRICES, Device, FittedCost, PaperCost, Work, received, work
 from benchmarks.stage_contestant import drive
 from common import Engine, UserError
+from common.config import stage_options
+from common.memory import kv_bytes_per_token
 from common.models.sources.random_weights import PRESETS
 from common.watch import clock
 from common.watch.trace import StepTrace
@@ -52,14 +56,14 @@ def test_the_clock_is_the_machines_again_after_a_simulation() -> None:
 def test_a_simulated_engine_plans_what_the_real_one_plans(stage: str, build: Callable[..., Engine]) -> None:
     """All at once, in little memory: whatever a step takes, its plan is the same, preemption included."""
     requests = [BenchRequest(r.prompt, 40) for r in REQUESTS]
-    memory = 160 * fit.kv_bytes_per_token(MODEL, fit.parse_dtype("bf16"))
+    memory = 160 * kv_bytes_per_token(MODEL, torch.bfloat16)
     options: dict[str, Any] = {**TINY, "kv_cache_memory": memory}
     plans: list[list[Any]] = []
     virtual = clock.VirtualClock()
     with clock.using(virtual):
         engine = replica.build(stage, MODEL, PRICED, virtual, options, 80)
         plans.append(_plans(engine, requests))
-    own = {name: value for name, value in options.items() if stage >= "m5" or name != "max_num_batched_tokens"}
+    own = stage_options(stages.number(stage), options)
     plans.append(_plans(build(stage, model="random:tiny-llama", dtype="bf16", max_model_len=80, **own), requests))
     assert plans[0] == plans[1]
     assert len(plans[0]) > 40
