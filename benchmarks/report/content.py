@@ -44,6 +44,8 @@ def report(
     execution = [block for machine in machines for block in execution_blocks(machine)]
     blocks += ["## Execution on a GPU", *(execution or ["Not measured yet: run `make gpu-bench`."])]
     blocks += ["## Kernels", *_sheets(machines, KERNELS)]
+    if simulated := _sheets(machines, ("prices", "simulated")):
+        blocks += ["## Simulator", TEXTS["simulator"], *simulated]
     quality = _sheets(machines, QUALITY) or ["Not measured yet: run `make stage7 quality`."]
     blocks += ["## Quality of 4-bit weights, and their checkpoints", *quality]
     blocks += ["## Pictures"]

@@ -11,6 +11,8 @@ mixed.m3.output_tokens_per_s@gpu-ladder             of one file, by its name wit
 attention.triton.decode 64 × 1024.share             a backend's measurement
 batches.m6.64.sampled.output_tokens_per_s           `batches`: stage, requests, way of sampling
 quality.bf16.perplexity                             the row of that name, or the only one whose name begins so
+prices.mixed.m6.itl p99.error                       a prediction of the simulator against a measurement
+simulated.routing.random.hit_rate                   an answer of the simulator: its name, and the case in it
 reference.vllm.nano                                 an engine that people use, greedy (`benchmarks.report.peers`)
 reference.vllm.nano.sampled                         the same at temperature 0.6
 reference.limit.nano                                what reading at the rate of a copy would allow
@@ -43,7 +45,14 @@ from common.models.sources.random_weights import PRESETS
 SINGLE_TOKENS = 128 + 127  # what `single` leaves in the cache: all but the last token
 GPU_BENCH = {workload for part in JOBS["bench"] for workload in part.workloads}
 Run = list[float | None]
-OF_MACHINE = {"attention": (2,), "batches": (3,), "quality": (1,), "reference": (1, 2)}
+OF_MACHINE = {
+    "attention": (2,),
+    "batches": (3,),
+    "prices": (3,),
+    "quality": (1,),
+    "reference": (1, 2),
+    "simulated": (2,),
+}
 """What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""
 BEST_OF_4_BITS = "llama.cpp Q4"
 LEVEL = 0.95  # A throughput of this share of the best counts as equal
@@ -195,6 +204,8 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
         return "python -m benchmarks attention"
     if workload == "quality":
         return "make stage7 quality"
+    if workload in ("prices", "simulated"):
+        return "make stage6 simulate" + (" FIT=1" if workload == "prices" else "")
     if workload == "batches":
         return "python -m benchmarks batches"
     if gpu and model == MODEL:  # the jobs for a GPU run these
@@ -223,6 +234,10 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
         return _sheet_value(machine, head, fields[2], {"stage": stage, "batch": fields[0], "sampling": fields[1]})
     if head == "quality":
         return _sheet_value(machine, head, fields[0], {"name": stage})
+    if head == "prices":
+        return _sheet_value(machine, head, fields[2], {"workload": stage, "stage": fields[0], "figure": fields[1]})
+    if head == "simulated":
+        return _sheet_value(machine, head, fields[1], {"answer": stage, "case": fields[0]})
     if head == "reference":
         return _reference(machine, name, stage, *fields)
     record = None if bench is None else find_record(bench.results, head, stage)

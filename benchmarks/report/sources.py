@@ -13,6 +13,8 @@ from benchmarks.environment import ROOT, short_hardware
 from benchmarks.limits import SCHEMA as LIMITS
 from benchmarks.peers import PEERS
 from benchmarks.report.peers import MODEL, Peers, read_peers
+from benchmarks.simulator.answers import SCHEMA as SIMULATED
+from benchmarks.simulator.fit import SCHEMA as PRICES
 from common.config import DEFAULT_MODEL
 from common.errors import UserError, require
 
@@ -37,8 +39,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Any other file: `kind` is `attention`, `batches`, `quality`, `limits`, `interop` or `other`, `rows` its
-    measurements."""
+    """Any other file: `kind` is `attention`, `batches`, `quality`, `limits`, `interop`, `prices`, `simulated` or
+    `other`, `rows` its measurements."""
 
     path: Path
     kind: str
@@ -171,6 +173,7 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         schema = values.get("schema")
         kinds = {"quality": "perplexity" in rows[0], "limits": schema == LIMITS, "batches": schema == BATCHES}
+        kinds |= {"prices": schema == PRICES, "simulated": schema == SIMULATED}
         return Sheet(path, next((kind for kind, fits in kinds.items() if fits), "other"), values, rows)
     raise UserError("no list of records or rows")
 

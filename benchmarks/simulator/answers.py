@@ -1,7 +1,7 @@
 """What one asks before renting a cluster, answered by simulated engines."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from common.models.config import ModelConfig
 from common.models.sources.random_weights import PRESETS
 from common.watch.clock import VirtualClock
 
-Row = dict[str, Any]
+SCHEMA = "simulated-1"
+Row = dict[str, Any]  # `case` names it
 TTFT, ITL, SHARE = 1.0, 0.05, 0.9
 """The objective: seconds to the first token, mean seconds between tokens of a request, and how many of the requests
 have to keep both."""
@@ -92,7 +93,12 @@ def chunk_and_batch(model: Model, rates: Sequence[float], seconds: float) -> lis
             options = {"prefill_chunk_size": chunk, "max_num_seqs": batch}
             tried = [{"rate": rate, **_serve(model, 1, rate, seconds, **options)} for rate in rates]
             rows.append(
-                {"chunk": chunk, "batch": f"up to {batch} at once", **max(tried, key=lambda row: row["goodput"])}
+                {
+                    "case": f"{chunk} {batch}",
+                    "chunk": chunk,
+                    "batch": f"up to {batch} at once",
+                    **max(tried, key=lambda row: row["goodput"]),
+                }
             )
     return rows
 
@@ -103,7 +109,9 @@ def replicas(model: Model, rates: Sequence[float], seconds: float) -> list[Row]:
     for rate in rates:
         while (figures := _serve(model, count, rate, seconds))["share"] < SHARE and count < 4 * rate:
             count += 1 + count // 8
-        rows.append({"rate": rate, "objective": f"{SHARE:.0%} keep both", "replicas": count, **figures})
+        rows.append(
+            {"case": f"{rate:g}", "rate": rate, "objective": f"{SHARE:.0%} keep both", "replicas": count, **figures}
+        )
     return rows
 
 
@@ -116,7 +124,7 @@ def routing(model: Model, count: int, rate: float, seconds: float) -> list[Row]:
         traffic = cluster.traffic(rate, seconds, (32, 256), OUTPUT, groups=8 * count, shared=4096)
         outcome = cluster.run(model.engines(count, clock), clock, traffic, policy())
         took = time.perf_counter() - began
-        figures = {"policy": name, "hit_rate": outcome.hit_rate, **_figures(outcome.timelines, seconds)}
+        figures = {"case": name, "policy": name, "hit_rate": outcome.hit_rate, **_figures(outcome.timelines, seconds)}
         rows.append({**figures, "took_s": took, "steps": outcome.steps, "us_per_step": 1e6 * took / outcome.steps})
     return rows
 
@@ -127,7 +135,9 @@ def apart(model: Model, devices: int, rates: Sequence[float], seconds: float, li
     per_token = kv_bytes_per_token(model.config, parse_dtype("bf16")) / link
     rows: list[Row] = []
     for rate in rates:
-        rows.append({"rate": rate, "prefill": "chunked on all", **_serve(model, devices, rate, seconds)})
+        rows.append(
+            {"case": f"{rate:g} 0", "rate": rate, "prefill": "chunked on all", **_serve(model, devices, rate, seconds)}
+        )
         for prefill in (devices // 4, devices // 2):
             requests = list(cluster.traffic(rate, seconds, PROMPT, OUTPUT))
             firsts = _run(model, prefill, [replace(r, max_tokens=1) for r in requests], work)
@@ -147,7 +157,12 @@ def apart(model: Model, devices: int, rates: Sequence[float], seconds: float, li
                 for i, later in zip(order, rest.timelines, strict=True)
             ]
             rows.append(
-                {"rate": rate, "prefill": f"{prefill} prefill, {devices - prefill} decode", **_figures(whole, seconds)}
+                {
+                    "case": f"{rate:g} {prefill}",
+                    "rate": rate,
+                    "prefill": f"{prefill} prefill, {devices - prefill} decode",
+                    **_figures(whole, seconds),
+                }
             )
     return rows
 
@@ -168,11 +183,19 @@ def ranks(device: Device) -> list[Row]:
                 cost = PaperCost(shape, device, count)
                 if cost.weight_bytes < FILLED * count * device.memory_bytes:
                     share = cost.collectives(one.decodes + one.prompt_tokens) / cost(one)
-                    rows.append({"what": f"{name}, {kind}", "ranks": count, "seconds": cost(one), "collectives": share})
+                    rows.append(
+                        {
+                            "case": f"{name} {kind} {count}",
+                            "what": f"{name}, {kind}",
+                            "ranks": count,
+                            "seconds": cost(one),
+                            "collectives": share,
+                        }
+                    )
     return rows
 
 
-def answers(stage: str, device: Device, quick: bool) -> dict[str, list[Row]]:
+def answers(stage: str, device: Device, quick: bool) -> Iterator[tuple[str, list[Row]]]:
     """All of them: a 32B model, on one device each, whose steps are priced on paper."""
     cost, seconds = PaperCost(SHAPES["32B"], device), 2.0 if quick else 20.0
     model = Model(stage, cost.shape, cost, int(FILLED * device.memory_bytes - cost.weight_bytes))
@@ -184,4 +207,4 @@ def answers(stage: str, device: Device, quick: bool) -> dict[str, list[Row]]:
         "apart": partial(apart, model, 8, (8.0,) if quick else (8.0, 16.0, 24.0, 32.0), seconds),
         "routing": partial(routing, model, 2 if quick else 64, 4.0 if quick else 96.0, 2.0 if quick else 60.0),
     }
-    return {name: answer() for name, answer in wide.items()}
+    yield from ((name, answer()) for name, answer in wide.items())

@@ -10,12 +10,11 @@ from benchmarks.environment import ROOT, environment
 from benchmarks.files import read_json, write_json
 from benchmarks.sheet import print_table
 from benchmarks.simulator import fit, pictures
-from benchmarks.simulator.answers import ITL, SHARE, TTFT, answers
+from benchmarks.simulator.answers import ITL, SCHEMA, SHARE, TTFT, answers
 from benchmarks.simulator.cost import Device
 from common.config import DEFAULT_MODEL
 
 LIMITS = ROOT / "reports/h200/gpu-limits.json"
-SCHEMA = "simulate-1"
 
 
 def simulate(
@@ -41,9 +40,10 @@ def simulate(
     priced = Device(ceilings["copy_gb_per_s"] * 1e9, ceilings["matmul_tflop_per_s"] * 1e12)
     found = {"schema": SCHEMA, "environment": environment(), "config": {"preset": "quick" if quick else "full"}}
     found |= {"device": vars(priced), "objective": {"ttft": TTFT, "itl": ITL, "share": SHARE}}
-    found["answers"] = answers(stage, priced, quick)
-    write_json(out_dir / "simulate.json", found)
-    print(*pictures.draw(found, out_dir), sep="\n")
+    for name, rows in answers(stage, priced, quick):
+        values = found | {"rows": [{"answer": name, **row} for row in rows]}
+        write_json(out_dir / f"simulate-{name}.json", values)
+        print(out_dir / f"simulate-{name}.json", pictures.draw(values, out_dir), sep="\n")
 
 
 def _show(found: dict[str, Any]) -> None:

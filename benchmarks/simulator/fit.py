@@ -16,7 +16,7 @@ from benchmarks.stage_contestant import StageContestant, drive
 from benchmarks.worker import WARMUP_TOKENS, warm_up
 from benchmarks.workloads import Size, find_size, preset_of
 from common.config import parse_device, parse_dtype
-from common.errors import UserError, require
+from common.errors import UserError
 from common.memory import kv_bytes_per_token
 from common.models.config import ModelConfig
 from common.models.load import open_source
@@ -28,7 +28,7 @@ from common.watch.trace import StepTrace
 SCHEMA = "cost-1"
 FITTED_ON = ("decode_one", "decode_four", "decode_eight", "decode", "prefill", "long_context", "memory_pressure")
 VALIDATED_ON = ("mixed", "arrivals", "interference", "shared_prefix")
-ALLOWED = {"output_tokens_per_s": 0.1, "ttft_s.p50": 0.1, "ttft_s.p99": 0.2, "itl_s.p50": 0.1, "itl_s.p99": 0.2}
+ALLOWED = {"throughput": 0.1, "ttft p50": 0.1, "ttft p99": 0.2, "itl p50": 0.1, "itl p99": 0.2}
 PAUSE = 0.002  # seconds between two steps from which on the engine had nothing to do
 
 Row = tuple[Sequence[float], float]  # (steps, *Work), and its seconds
@@ -113,14 +113,18 @@ def compare(workload: str, measured: Record, predicted: Record) -> list[dict[str
     """For each figure: both values, how far off the prediction is, and whether that is within what is allowed."""
     found: list[dict[str, Any]] = []
     for name, allowed in ALLOWED.items():
-        field, _, part = name.partition(".")
-        real, guess = getattr(measured, field), getattr(predicted, field)
+        real, guess = _figure(measured, name), _figure(predicted, name)
         if real and guess:
-            real, guess = (real[part], guess[part]) if part else (real, guess)
             row = {"workload": workload, "stage": measured.stage, "figure": name, "measured": real, "predicted": guess}
             error = guess / real - 1
             found.append({**row, "error": error, "allowed": allowed, "met": abs(error) <= allowed})
     return found
+
+
+def _figure(record: Record, name: str) -> float | None:
+    what, _, part = name.partition(" ")
+    summary = {"ttft": record.ttft_s, "itl": record.itl_s}.get(what)
+    return summary[part] if summary else record.output_tokens_per_s if what == "throughput" else None
 
 
 def from_kept(folder: Path, stage: str) -> dict[str, Any]:
@@ -159,10 +163,3 @@ def _kept(files: Mapping[str, Results], name: str, stage: str, workload: str) ->
         if (record.stage, record.workload) == (stage, workload) and record.ok and not record.plain:
             return record
     raise UserError(f"no kept result of {stage} on {workload} in {name}.json: run `make gpu-bench gpu-ladder` first")
-
-
-def read_cost(path: Path) -> FittedCost:
-    require(path.exists(), f"there is no {path}: write one with `python -m benchmarks simulate --fit`")
-    values = read_json(path)
-    require(values.get("schema") == SCHEMA, f"{path} holds no prices: write some with `simulate --fit`")
-    return FittedCost(tuple(values["prices"][name] for name in PRICES))

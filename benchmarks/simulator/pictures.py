@@ -81,17 +81,14 @@ def _finding(name: str, rows: Sequence[Row]) -> str:
     return f"One decode on eight ranks, over the fewest that hold the weights: {gains} as fast"
 
 
-def draw(found: dict[str, Any], folder: Path) -> list[Path]:
-    goal, device = found["objective"], found["device"]
-    note = (
-        f"Simulated, not measured. {device['bytes_per_s'] / 1e12:.1f} TB/s, {device['flop_per_s'] / 1e12:.0f} TFLOP/s, "
-    )
-    note += f"links of {device['link_bytes_per_s'] / 1e9:.0f} GB/s. "
+def draw(values: dict[str, Any], folder: Path) -> Path:
+    """Of one answer, as its results file has it."""
+    goal, device, rows = values["objective"], values["device"], values["rows"]
+    name = rows[0]["answer"]
+    speeds = f"{device['bytes_per_s'] / 1e12:.1f} TB/s, {device['flop_per_s'] / 1e12:.0f} TFLOP/s"
+    note = f"Simulated, not measured. {speeds}, links of {device['link_bytes_per_s'] / 1e9:.0f} GB/s. "
     asked = (
         f"A 32B model on each device. Objective: first token in {goal['ttft']:g} s, {1e3 * goal['itl']:g} ms a token."
     )
-    drawn: list[Path] = []
-    for name, rows in found["answers"].items():
-        text = note + ("Contexts of 2048 tokens." if name == "ranks" else asked)
-        drawn.append(save_picture(folder / f"simulate-{name}.png", partial(figure_of, name, rows, text)))
-    return drawn
+    note += "Contexts of 2048 tokens." if name == "ranks" else asked
+    return save_picture(folder / f"simulate-{name}.png", partial(figure_of, name, rows, note))
