@@ -1,6 +1,7 @@
 """The prices of a machine, and how far predictions with them are from measurements that they were not fitted on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,14 @@ def measure(stage: str, model: str, device: str, quick: bool) -> dict[str, Any]:
     preset, shape = preset_of(str(place), quick), open_source(model, place).config
     rows: list[Row] = []
     real: dict[str, Record] = {}
-    with progress_bar("measuring", len(FITTED_ON) + len(VALIDATED_ON)) as advance:
-        for workload in FITTED_ON:
-            rows += _steps(_run(stage, workload, model, str(place), preset)[1])
-            advance(1)
-        for workload in VALIDATED_ON:
-            real[workload] = _run(stage, workload, model, str(place), preset)[0]
+    workloads = [w for pair in zip_longest(FITTED_ON, VALIDATED_ON) for w in pair if w]  # a drift meets both alike
+    with progress_bar("measuring", len(workloads)) as advance:
+        for workload in workloads:
+            record, trace = _run(stage, workload, model, str(place), preset)
+            if workload in FITTED_ON:
+                rows += _steps(trace)
+            else:
+                real[workload] = record
             advance(1)
     cost, compared = _fit(rows), list[dict[str, Any]]()
     for workload, record in real.items():
