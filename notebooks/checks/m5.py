@@ -76,7 +76,7 @@ def chunk_for(answer: Callable[[float, float, float], int]) -> str:
 def _auto(target: float, decode: float, token: float) -> int:
     """What `AutoChunkSize` says when decodes took `decode` seconds, and 16 prompt tokens 16 x `token` more (mocked)."""
     chosen, ends = AutoChunkSize(target), (decode, 2 * decode + 16 * token)
-    with patch.object(chunk_size_module, "time", SimpleNamespace(perf_counter=iter(ends).__next__)):
+    with patch.object(chunk_size_module.clock, "now", iter(ends).__next__):
         for begin, prompt_tokens in ((0.0, 0), (decode, 16)):
             decodes = [SimpleNamespace(length=1)]
             plan = SimpleNamespace(planned_at=begin, chunks=decodes, num_tokens=1 + prompt_tokens)
