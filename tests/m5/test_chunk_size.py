@@ -10,6 +10,7 @@ from common import EngineConfig, SamplingParams
 from common.plan import Chunk, StepPlan
 from common.request import Request
 from common.watch.clock import VirtualClock, using
+from stages.m5_chunked_prefill import chunk_size
 from stages.m5_chunked_prefill.chunk_size import AutoChunkSize, ChunkSize
 
 
