@@ -55,8 +55,12 @@ def prefix_aware(block: int = 64, slack: float = 1.5) -> Router:
     return choose
 
 
-ROUTERS = {"random": random_router, "round robin": round_robin, "two choices": two_choices}
-ROUTERS |= {"prefix-aware": prefix_aware}
+ROUTERS = {
+    "random": random_router,
+    "round robin": round_robin,
+    "two choices": two_choices,
+    "prefix-aware": prefix_aware,
+}
 
 
 @dataclass

@@ -51,9 +51,10 @@ def _lines(axis: plt.Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None
     ticks = sorted({row[x] for row in rows})
     for index, value in enumerate(dict.fromkeys(row[by] for row in rows)):
         points = [(ticks.index(row[x]), row[y]) for row in rows if row[by] == value]
-        look = {"color": COLORS[index % 3], "linestyle": ("-", "--", ":")[index // 3]}
+        look: Any = {"color": COLORS[index % 3], "linestyle": ("-", "--", ":")[index // 3]}
         axis.plot(*zip(*points, strict=True), marker="o", linewidth=2, label=value, **look)
     axis.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+    axis.tick_params(axis="x", labelsize=9)
     axis.set(xlabel=LABELS[x], ylabel=LABELS[y], yscale="log" if y in ("ttft_p99", "seconds") else "linear")
     if axis.get_yscale() == "linear":
         axis.set_ylim(0, None)

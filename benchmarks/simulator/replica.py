@@ -13,7 +13,6 @@ from benchmarks.simulator.cost import Cost, Span, Work, work
 from common.config import EngineConfig, stage_options
 from common.engine import Engine
 from common.errors import require
-from common.kv_cache import PagedManager
 from common.memory import blocks_in_budget, kv_bytes_per_token, rows_in_budget
 from common.models.config import ModelConfig
 from common.models.decoder import Decoder
@@ -88,17 +87,16 @@ def build(
     """The engine of a stage from m2 on. `options` are those of `EngineConfig`; without `kv_cache_memory` there is room
     for max_num_seqs requests of max_model_len tokens."""
     number = stages.number(stage)
-    require(
-        number >= 2, f"the simulator runs m2 to m7, not {stage}: steps of static batches are padded, and not priced"
-    )
-    own = {"device": "cpu", "dtype": "bf16", **stage_options(number, options)}
+    require(number >= 2, f"the simulator runs m2 to m7, not {stage}: the padding of static batches has no price")
+    own: dict[str, Any] = {"device": "cpu", "dtype": "bf16", **stage_options(number, options)}
     shape = Shape(model)
     token_bytes = kv_bytes_per_token(model, shape.dtype)
     own.setdefault("kv_cache_memory", own.get("max_num_seqs", 16) * (max_model_len + 256) * token_bytes)
     config = EngineConfig(**own)
     scheduler = _scheduler(number, config, cast("Decoder", shape), max_model_len, token_bytes)
-    runner = PricedRunner(shape, cost, clock, count)
-    return Engine(stages.short_name(stage), config, scheduler, runner, None, max_model_len)
+    return Engine(
+        stages.short_name(stage), config, scheduler, PricedRunner(shape, cost, clock, count), None, max_model_len
+    )
 
 
 def _scheduler(number: int, config: EngineConfig, model: Decoder, length: int, token_bytes: int) -> Scheduler:
@@ -106,5 +104,7 @@ def _scheduler(number: int, config: EngineConfig, model: Decoder, length: int, t
     if number == 2:
         return ContinuousScheduler(SlotCache(rows_in_budget(config, model, length * token_bytes), length), config)
     blocks, cpu_blocks = blocks_in_budget(config, model, length)
-    cache: PagedManager = (new_cache(config) if number >= 6 else PagedCache)(blocks, config.block_size, cpu_blocks)
-    return (ChunkedScheduler if number >= 5 else PagedScheduler)(cache, config)
+    if number < 5:
+        return PagedScheduler(PagedCache(blocks, config.block_size, cpu_blocks), config)
+    cache = new_cache(config) if number >= 6 else PagedCache
+    return ChunkedScheduler(cache(blocks, config.block_size, cpu_blocks), config)
