@@ -47,7 +47,7 @@ def figure_of(name: str, rows: Sequence[Row], note: str) -> plt.Figure:
 
 
 def _lines(axis: plt.Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None:
-    """x at even distances; times on a logarithmic axis."""
+    """x at even distances; y on a logarithmic axis where it spans more than a factor of 20."""
     ticks = sorted({row[x] for row in rows})
     for index, value in enumerate(dict.fromkeys(row[by] for row in rows)):
         points = [(ticks.index(row[x]), row[y]) for row in rows if row[by] == value]
@@ -55,9 +55,11 @@ def _lines(axis: plt.Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None
         axis.plot(*zip(*points, strict=True), marker="o", linewidth=2, label=value, **look)
     axis.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
     axis.tick_params(axis="x", labelsize=9)
-    axis.set(xlabel=LABELS[x], ylabel=LABELS[y], yscale="log" if y in ("ttft_p99", "seconds") else "linear")
-    if axis.get_yscale() == "linear":
-        axis.set_ylim(0, None)
+    values = [row[y] for row in rows]
+    wide = max(values) > 20 * min(values) > 0
+    axis.set(xlabel=LABELS[x], ylabel=LABELS[y], yscale="log" if wide else "linear")
+    if not wide:
+        axis.set_ylim(0, 1.06 * max(values))
     axis.grid(True, axis="y", color="#E6E6E6", linewidth=0.8)
 
 
