@@ -95,6 +95,10 @@ class Runner:
         self.submit(plan)
         return self.collect()
 
+    @property
+    def num_launched(self) -> int:
+        return len(self._launched)
+
     def forget(self) -> None:
         """Drop what is in flight, after a step that failed, when the device is done with it."""
         while self._launched:
@@ -113,7 +117,11 @@ class Runner:
         if not requests:
             return SamplerOutput(self._tokens), []
         positions = [c.end for c in plan.chunks if c.samples for _ in (c, *c.forks)]
-        output = sample(self.model.logits(hidden), requests, positions, self.model.ops)
+        if all(request.argmax_only for request in requests):
+            output = SamplerOutput(self.model.likeliest(hidden))
+        else:
+            output = sample(self.model.logits(hidden), requests, positions, self.model.ops)
+            output.token_ids = self.model.agree(output.token_ids)
         self._tokens = output.token_ids
         return output, range(len(requests))
 

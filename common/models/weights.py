@@ -13,6 +13,7 @@ from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Projection
+from common.models.part import Part
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
 from common.watch.progress import progress_bar, say_once
@@ -33,8 +34,8 @@ class ModelSource(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        """One tensor of that shape, in any floating dtype, on any device."""
+    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+        """One tensor of that shape, or a part of it, in any floating dtype, on any device."""
         ...
 
     def tokenizer(self) -> Tokenizer | None: ...

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import dequantize
+from gguf import GGML_QUANT_SIZES, dequantize
 
 from common.errors import UserError, refusing, require
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.layers import inverse_frequencies
+from common.models.part import Part
 from common.models.rope import Llama3Scaling
 from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
 from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header
@@ -45,10 +46,22 @@ class GGUFFile:
                 self.config = _with_llama3_scaling(self.config, self._dequantize(ROPE_FACTORS, rope_factors))
             check_tensors(self.config, {name: tensor.shape for name, tensor in self._tensors.items()})
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        result = self._dequantize(name, self._tensors[name]).reshape(shape)
-        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}.get(name.split(".")[-2])
-        return _half_split(result, heads) if heads and self.config.architecture == "llama" else result
+    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+        tensor, before = self._tensors[name], 0
+        if part is not None:  # whole rows, or the blocks of each row that hold these columns
+            data = tensor.data[part.first : part.end]
+            if part.dim:
+                size, count = GGML_QUANT_SIZES[tensor.kind]
+                first, before = part.first // size, part.first % size
+                data = tensor.data[:, first * count : -(-part.end // size) * count]
+            tensor = replace(tensor, data=data)
+        result = self._dequantize(name, tensor)
+        if part is None:
+            result = result.reshape(shape)
+        elif part.dim:
+            result = result[:, before : before + part.end - part.first]
+        split = self.config.architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj")
+        return _half_split(result, len(result) // self.config.head_dim) if split else result
 
     def tokenizer(self) -> Tokenizer | None:
         with refusing(self._name):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import require
+from common.models.part import Part
 from common.models.quantized_weight import PER_CHANNEL, WORD, QuantizedWeight, unpack_zeros
 from common.models.sources.gptq_checks import check_numbers, check_version
 from common.models.sources.gptq_description import Description, Stored
@@ -38,10 +39,12 @@ class GPTQFolder(QuantizedFolder):
         group = "one group per output" if stored.group_size == PER_CHANNEL else f"groups of {stored.group_size}"
         return f"dequantised at load from {stored.bits}-bit GPTQ, {group}: no bytes are saved"
 
-    def quantized(self, name: str) -> QuantizedWeight:
+    def quantized(self, name: str, part: Part | None = None) -> QuantizedWeight:
+        """Of a part, only the codes that it holds are read from the file."""
         self.check()
-        weight = self._read_quantized(name)
-        check_numbers(f"{self.config.name}: {name}", weight, self._stored(name).symmetric)
+        label, weight = f"{self.config.name}: {name}", self._read_quantized(name)
+        weight = weight if part is None else weight.part(part, label)
+        check_numbers(label, weight, self._stored(name).symmetric)
         return weight
 
     def _stored(self, name: str) -> Stored:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import require
+from common.models.part import Part
 from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.hf_folder import HFFolder, open_weights, read_options
 from common.models.sources.nf4 import NF4Weight
@@ -52,12 +53,13 @@ class QuantizedFolder(HFFolder, abc.ABC):
         self.check()
         return f"{name}.{self.mark}" in self._files
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
+    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+        """A tensor that is not quantised; a quantised weight is given dequantised, in float32, and then cut."""
         base = name.removesuffix(".weight")
         if self.has(base):
-            return self.quantized(base).dequantize()
-        tensor = super().read(name, shape)
+            full = self.quantized(base).dequantize()
+            return full if part is None else part.of(full)
+        tensor = super().read(name, shape, part)
         require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
         return tensor
 

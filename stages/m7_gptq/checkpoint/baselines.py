@@ -4,7 +4,7 @@ NF4: 16 values at quantiles of the normal distribution, and the largest weight o
 al., "QLoRA", NeurIPS 2023, appendix E).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ import torch
 
 from common.errors import require
 from common.models.decoder import PROJECTIONS
+from common.models.part import Part
 from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
 from common.models.sources.quantized_folder import is_quantized
@@ -122,8 +123,11 @@ def _round_layers(
         yield result
 
 
-def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:
-    """Every projection rounded to nearest: what a 4-bit model costs in time and memory, not how well it answers."""
+def rounding_reader(
+    source: ModelSource, settings: Settings = ROUNDED, part: Callable[[str], Part | None] = lambda name: None
+) -> ReadQuantized:
+    """Every projection rounded to nearest: what a 4-bit model costs in time and memory, not how well it answers.
+    part: what one of several ranks holds of a layer; all of it is rounded, and then cut."""
     shapes = tensor_shapes(source.config)
 
     def read(names: list[str], bias: bool) -> list[QuantizedWeight | None]:
@@ -131,6 +135,8 @@ def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQu
         full = [f"{name}.weight" for name in names]
         weights = [round_to_nearest(source.read(name, shapes[name]), settings) for name in full]
         biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) if bias else None for name in names]
-        return [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
+        whole = [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
+        parts = zip(names, whole, map(part, names), strict=True)
+        return [weight if own is None else weight.part(own, name) for name, weight, own in parts]
 
     return read

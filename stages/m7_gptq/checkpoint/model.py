@@ -1,6 +1,7 @@
 """What an engine is built from: a folder, one made before, or one made now; random weights are rounded."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -9,14 +10,15 @@ from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models import Decoder
 from common.models.decoder import PROJECTIONS
 from common.models.linear import Linear
-from common.models.load import open_quantized_folder
+from common.models.load import open_quantized_folder, own_part
+from common.models.part import Part
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource
 from stages.m7_gptq.checkpoint.baselines import ROUNDED, rounding_reader
-from stages.m7_gptq.checkpoint.quantize import quantize
+from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
 from stages.m7_gptq.settings import Settings
 
@@ -24,17 +26,21 @@ from stages.m7_gptq.settings import Settings
 @dataclass(frozen=True)
 class Checkpoint:
     """source: embedding, norms, head, and what `read`, which gives the 4-bit layers, does not have: NF4's weights,
-    for which there is no kernel, are dequantised."""
+    for which there is no kernel, are dequantised. Of several ranks, what this one holds; `whole` is all of it."""
 
     config: EngineConfig
-    source: ModelSource
+    whole: ModelSource
     read: ReadQuantized
+
+    @property
+    def source(self) -> ModelSource:
+        return own_part(self.whole, self.config)
 
     def note(self, model: Decoder) -> str | None:
         """What a reader of the engine's figures must know of its weights."""
         config, in_full = self.config, self.config.torch_dtype == torch.float32
-        if isinstance(self.source, NF4Folder):
-            layers = self.source.note
+        if isinstance(self.whole, NF4Folder):
+            layers = self.whole.note
         elif config.linear_backend == "naive":
             layers = "linear_backend=naive: the weights are dequantised at every call"
         elif in_full:
@@ -56,12 +62,27 @@ class Checkpoint:
 def open_checkpoint(config: EngineConfig, source: ModelSource) -> Checkpoint:
     """What the source's decoder is built from in m7. A model that is not quantised yet is quantised first, layer after
     layer, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
+    ranks = config.ranks
+
+    def part(name: str) -> Part | None:
+        return None if ranks is None else ranks.split.part(f"{name}.weight")
+
     if config.model.startswith(PREFIX):
-        return Checkpoint(config, source, rounding_reader(source))
+        return Checkpoint(config, source, rounding_reader(source, part=part))
     if not isinstance(source, QuantizedFolder):
-        folder = quantize(config.model, Settings(), device=config.torch_device, source=source).folder
-        source = open_quantized_folder(folder, config.model)
+        source = open_quantized_folder(_quantized(config, source), config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
     return Checkpoint(
-        config, source, lambda names, _: [gptq.quantized(n) if gptq and gptq.has(n) else None for n in names]
+        config, source, lambda names, _: [gptq.quantized(n, part(n)) if gptq and gptq.has(n) else None for n in names]
     )
+
+
+def _quantized(config: EngineConfig, source: ModelSource) -> Path:
+    """The folder in the cache; of several ranks on a host the first one makes it."""
+    ranks, settings = config.ranks, Settings()
+    folder = cached_folder(config.model, settings)
+    if ranks is None or ranks.local_rank == 0:
+        folder = quantize(config.model, settings, device=config.torch_device, source=source).folder
+    if ranks is not None:
+        ranks.least(0)
+    return folder
