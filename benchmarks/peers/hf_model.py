@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.contestant import Setting
-from common.models.load import QuantizedFolder, open_source
+from common.models.load import open_source
+from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.weights import Shape, build_decoder
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

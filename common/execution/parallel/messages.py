@@ -85,8 +85,7 @@ class PlanReader:
     ) -> Chunk:  # fmt: skip
         request, table = self._requests[slot], [*self._tables[slot][:same], *blocks]
         request.token_ids += tokens
-        if scored >= 0:
-            request.prompt_logprobs = [None] * scored
+        request.prompt_logprobs = None if scored < 0 else [None] * scored
         self._tables[slot] = table
         return Chunk(request, start, length, table, samples, idle, [self._requests[fork] for fork in forks])
 
