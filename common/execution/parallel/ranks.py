@@ -174,8 +174,9 @@ class Ranks:
         """End all ranks; returns what to raise: what a rank said before it left, rather than that it has left."""
         if self._watch is not None and not isinstance(error, UserError):
             self._watch.wait_for_news()
-        late = "did not answer" if "imed out" in str(error) else f"have lost each other ({one_line(error)[:120]})"
-        self._lost = self.lost or (str(error) if isinstance(error, UserError) else f"the ranks {late}")
+        late = f"a rank did not answer for {PATIENCE.seconds} s: the engine has ended, build a new one"
+        other = late if "imed out" in str(error) else f"the ranks have lost each other: {one_line(error)[:120]}"
+        self._lost = self.lost or (str(error) if isinstance(error, UserError) else other)
         self.close()
         return UserError(self._lost)
 
@@ -189,7 +190,7 @@ class Ranks:
                     self.tell(b"")
             if self._watch is not None:
                 self._watch.close(kill=self.lost is not None)
-            self._lost = self._lost or "the engine is closed: build a new one"
+            self._lost = self.lost or "the engine is closed: build a new one"
             if self._nccl is not None:
                 self._nccl.abort()
             self._gloo = self._nccl = self._store = None

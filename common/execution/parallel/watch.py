@@ -21,7 +21,7 @@ class Watch:
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self.lost: str | None = None  # in one line
         self._processes = processes
-        self._heard = [time.monotonic() + STARTING - SILENCE] * len(processes)
+        self._due = [time.monotonic() + STARTING] * len(processes)  # by when each must be heard
         self._said = [b""] * len(processes)
         self._over, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -53,14 +53,14 @@ class Watch:
                 selector.register(process.stdout, selectors.EVENT_READ, index)
             while not self._over.is_set() and self.lost is None:
                 ended = [key.data for key, _ in selector.select(BEAT / 5) if not self._hear(key.fd, key.data)]
-                silent = [i for i, heard in enumerate(self._heard) if time.monotonic() - heard > SILENCE]
+                silent = [index for index, due in enumerate(self._due) if time.monotonic() > due]
                 if (ended or silent) and not self._over.is_set():
                     self._end(ended, silent)
 
     def _hear(self, pipe: int, index: int) -> bool:
         data = os.read(pipe, 4096)
         self._said[index] += data.lstrip(b".")
-        self._heard[index] = max(self._heard[index], time.monotonic())
+        self._due[index] = time.monotonic() + SILENCE
         return bool(data)
 
     def _end(self, ended: Sequence[int], silent: Sequence[int]) -> None:
