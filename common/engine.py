@@ -47,7 +47,7 @@ class Engine:
         self.stage = stage
         self.config = config
         self.scheduler = scheduler
-        self.runner = leading(config, runner)
+        self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.note: str | None = runner.model.note  # what a reader of its figures must know
@@ -296,17 +296,6 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def leading(config: EngineConfig, runner: Runner) -> Runner:
-    """The runner; on the first of several ranks, one that takes the others along."""
-    elsewhere = "build the engine with stages.build, which starts them"
-    require(config.tensor_parallel_size == 1 or config.ranks is not None, f"tensor_parallel_size needs ranks: {elsewhere}")
-    if config.ranks is None or config.ranks.rank > 0:
-        return runner
-    from common.execution.parallel.runner import LeadRunner
-
-    return LeadRunner(runner, config.ranks, config.max_num_seqs)
 
 
 Build = Callable[[EngineConfig], Engine]  # A stage's way to build its engine

@@ -39,10 +39,11 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
     the largest step. What attention itself needs comes on top: little from m4 on, the score matrix before.
     """
     if config.kv_cache_memory is not None:
-        return own_share(config, config.kv_cache_memory)
+        return config.ranks.split.share(config.kv_cache_memory) if config.ranks else config.kv_cache_memory
     device = config.torch_device
     if device.type == "cpu":
-        return own_share(config, int(free_memory(device) * KV_MEMORY_SHARE))
+        free = int(free_memory(device) * KV_MEMORY_SHARE)
+        return config.ranks.split.share(free) if config.ranks else free
     step = _bytes_of_largest_step(config, model)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
@@ -52,16 +53,6 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
     hint = "Raise it, or lower max_num_batched_tokens or max_num_seqs"
     require(budget > 0, f"{share} leaves nothing for the KV cache: {taken}. {hint}")
     return budget
-
-
-def own_share(config: EngineConfig, amount: int) -> int:
-    """Of bytes for K and V on all ranks together, this one's: as many tokens fit on each."""
-    return amount if config.ranks is None else config.ranks.split.share(amount)
-
-
-def agreed(config: EngineConfig, *counts: int) -> tuple[int, ...]:
-    """What fits on every rank."""
-    return counts if config.ranks is None else tuple(config.ranks.least(*counts))
 
 
 @torch.inference_mode()
@@ -87,15 +78,16 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     """Blocks of the paged cache on the device, and on the CPU to swap into. Never more than `max_num_seqs` requests of
     `max_model_len` tokens could fill; `UserError` if there is not even one."""
     block_bytes = config.block_size * kv_bytes_per_token(model.config, model.dtype)
-    budget = kv_budget(config, model)
+    budget, swap_space = kv_budget(config, model), config.swap_space
+    if config.ranks:
+        swap_space = config.ranks.split.share(swap_space)
     most = config.max_num_seqs * -(-max_model_len // config.block_size)
     blocks = min(most, budget // block_bytes)
     require(blocks >= 1, f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
-    cpu_blocks = min(most, own_share(config, config.swap_space) // block_bytes)
+    cpu_blocks = min(most, swap_space // block_bytes)
     too_little = f"swap_space ({config.swap_space:,} bytes) holds no block of {block_bytes:,} bytes: raise it, or 0"
     require(cpu_blocks > 0 or not config.swap_space, too_little)
-    blocks, cpu_blocks = agreed(config, blocks, cpu_blocks)
-    return blocks, cpu_blocks
+    return (blocks, cpu_blocks) if config.ranks is None else config.ranks.least(blocks, cpu_blocks)
 
 
 def rows_in_budget(config: EngineConfig, model: Decoder, bytes_per_row: int) -> int:
@@ -105,4 +97,4 @@ def rows_in_budget(config: EngineConfig, model: Decoder, bytes_per_row: int) -> 
     too_little = f"holds no request of max_model_len tokens ({bytes_per_row:,} bytes)"
     hint = "lower max_model_len or raise kv_cache_memory"
     require(rows >= 1, f"kv_cache_memory ({budget:,} bytes) {too_little}: {hint}")
-    return agreed(config, rows)[0]
+    return rows if config.ranks is None else config.ranks.least(rows)[0]

@@ -8,7 +8,7 @@ from typing import Any
 from common.config import EngineConfig, refuse_later_options
 from common.engine import Engine
 from common.errors import unknown
-from common.execution.choose_ranks import on_ranks
+from common.execution.parallel.start import on_ranks
 
 
 def names() -> list[str]:

@@ -18,8 +18,8 @@ from common.cli.options import with_options
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError
-from common.execution.choose_ranks import on_ranks
 from common.execution.cores import in_own_thread
+from common.execution.parallel.start import follows, on_ranks
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
@@ -113,6 +113,8 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
+    if follows():
+        build(config)  # ends with rank 0's engine
     try:
         from common.serving import server
         from common.serving.listener import listen

@@ -53,6 +53,8 @@ def own_part(source: ModelSource, config: EngineConfig) -> ModelSource:
 
 def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
     """A model that is loaded already, with its kernels chosen and its limit checked."""
+    alone = "tensor_parallel_size: build the engine by stages.build, which starts the ranks"
+    require(config.ranks is not None or config.tensor_parallel_size == 1, alone)
     if config.ranks is not None:
         from common.execution.parallel.decoder import SplitDecoder
 

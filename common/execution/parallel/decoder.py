@@ -34,8 +34,8 @@ class SplitDecoder(Decoder):
     def __init__(self, own: Decoder, ranks: Ranks) -> None:
         whole = ranks.split.whole.vocab_size
         super().__init__(replace(own.config, vocab_size=whole), own.embedding, own.layers, own.norm, own.head)
-        self._ranks, self._first = ranks, ranks.rank * ranks.split.vocabulary
-        self.note = "; ".join(note for note in (own.note, ranks.note) if note)
+        self._ranks, self._first = ranks, ranks.rank * ranks.split.rows
+        self.note = "; ".join(note for note in (own.note, ranks.split.note) if note)
         for layer in self.layers:
             layer.o_proj, layer.down_proj = RowLinear(layer.o_proj, ranks), RowLinear(layer.down_proj, ranks)
 
@@ -48,7 +48,7 @@ class SplitDecoder(Decoder):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of the whole vocabulary, gathered: only for what needs them."""
-        own, width = super().logits(hidden), self._ranks.split.vocabulary
+        own, width = super().logits(hidden), self._ranks.split.rows
         own = torch.nn.functional.pad(own, (0, width - own.shape[-1]))
         return torch.cat(self._ranks.gather(own), dim=-1)[:, : self.config.vocab_size]
 
@@ -64,6 +64,6 @@ class SplitDecoder(Decoder):
 
     def agree(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Rank 0 draws: it alone has what a structure allows."""
-        return self._ranks.broadcast(token_ids)
+        return self._ranks.first(token_ids)
 
 

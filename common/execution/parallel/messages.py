@@ -3,6 +3,7 @@ the tokens and the blocks that are new, so a decode step takes about twenty byte
 
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,35 +13,27 @@ from common.request import Request
 from common.sampling_params import SamplingParams
 
 Entry = tuple[int, SamplingParams, int, int, list[int], bool]
-"""Of a request that gets a slot: the slot, its options, seed, number of prompt tokens, all its tokens, and whether its
-output has a structure, which only rank 0 follows."""
+"""A request that gets a slot: slot, options, seed, prompt tokens, all tokens, and whether its output has a structure."""
 Row = tuple[int, int, int, bool, bool, int, list[int], list[int], int, list[int]]
-"""Of a chunk: slot, start, length, `samples`, `idle`; how many blocks are as before, and those after them; new tokens;
-how many of the prompt's have log-probabilities (-1: not asked for); slots of its forks."""
-Message = tuple[list[Entry], list[Row], BlockCopies, BlockCopies, BlockCopies]
-"""And what moves: `swap_out`, `swap_in`, `copies`."""
+"""A chunk: slot, start, length, samples, idle, how many blocks are as before, those after them, new tokens, how many of
+the prompt's log-probabilities are known (-1: not asked for), slots of its forks."""
+Message = tuple[list[Entry], list[Row], BlockCopies, BlockCopies, BlockCopies]  # and what moves
 
 
 class PlanWriter:
     """Rank 0's. count: most requests of a step."""
 
     def __init__(self, count: int) -> None:
-        self._slots = RequestSlots(count)
+        self._slots, self._entries = RequestSlots(count), list[Entry]()
         self._slots.enter.append(self._enter)
-        self._entries: list[Entry] = []
-        self._tables: list[list[int]] = [[] for _ in range(count)]  # as the others know them
+        self._tables: list[list[int]] = [[]] * count  # as the others know them
         self._known = [0] * count  # tokens
 
     def write(self, plan: StepPlan) -> bytes:
-        requests = [r for chunk in plan.chunks for r in (chunk.request, *chunk.forks)]
-        slots, at = self._slots.of(requests).tolist(), 0
-        rows: list[Row] = []
-        for chunk in plan.chunks:
-            end = at + 1 + len(chunk.forks)
-            rows.append(self._row(chunk, slots[at], slots[at + 1 : end]))
-            at = end
-        entries, self._entries = self._entries, []
-        message: Message = (entries, rows, plan.swap_out, plan.swap_in, plan.copies)
+        slots = iter(self._slots.of([r for chunk in plan.chunks for r in (chunk.request, *chunk.forks)]).tolist())
+        rows = [self._row(chunk, next(slots), [next(slots) for _ in chunk.forks]) for chunk in plan.chunks]
+        message: Message = self._entries, rows, plan.swap_out, plan.swap_in, plan.copies
+        self._entries = []
         return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
     def _enter(self, slot: int, request: Request) -> None:
@@ -59,25 +52,22 @@ class PlanWriter:
 
 
 class PlanReader:
-    """The other ranks'."""
+    """The other ranks'. vocab_size: the model's."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
+        self._anything: Any = Anything(vocab_size)
         self._requests: dict[int, Request] = {}
         self._tables: dict[int, list[int]] = {}
 
     def read(self, message: bytes) -> StepPlan:
-        found: Message = pickle.loads(message)
-        entries, rows, *moves = found
-        for entry in entries:
-            self._enter(*entry)
-        return StepPlan([self._chunk(*row) for row in rows], 0, [], [], *moves)
-
-    def _enter(self, slot: int, params: SamplingParams, seed: int, prompt: int, tokens: list[int], fits: bool) -> None:
-        request = Request(f"slot-{slot}", tokens[:prompt], params, frozenset(), seed, 0.0)
-        request.token_ids = tokens
-        if fits:
-            request.structure, request.argmax_only = Anything(), False  # pyright: ignore[reportAttributeAccessIssue]
-        self._requests[slot], self._tables[slot] = request, []
+        entries, rows, swap_out, swap_in, copies = pickle.loads(message)
+        for slot, params, seed, num_prompt_tokens, tokens, structured in entries:
+            request = Request(f"slot-{slot}", tokens[:num_prompt_tokens], params, frozenset(), seed, 0.0)
+            request.token_ids = tokens
+            if structured:
+                request.structure, request.argmax_only = self._anything, False
+            self._requests[slot], self._tables[slot] = request, []
+        return StepPlan([self._chunk(*row) for row in rows], swap_out=swap_out, swap_in=swap_in, copies=copies)
 
     def _chunk(
         self, slot: int, start: int, length: int, samples: bool, idle: bool, same: int, blocks: Sequence[int],
@@ -93,5 +83,8 @@ class PlanReader:
 class Anything:
     """In the place of a structure: rank 0's token counts, whatever is drawn here."""
 
+    def __init__(self, vocab_size: int) -> None:
+        self._mask = np.full(-(-vocab_size // 32), -1, dtype=np.int32)
+
     def mask(self) -> np.ndarray:
-        return np.full(1, -1, dtype=np.int32)
+        return self._mask

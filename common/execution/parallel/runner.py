@@ -1,10 +1,11 @@
 """The plan's way to all ranks: rank 0's runner tells it and runs it, the others run what they hear."""
 
+import time
 from contextlib import suppress
 
 from common.errors import UserError
 from common.execution.parallel.messages import PlanReader, PlanWriter
-from common.execution.parallel.ranks import Ranks
+from common.execution.parallel.ranks import OVER, PATIENCE, Ranks
 from common.plan import StepPlan
 from common.request import SampledToken
 from common.runner import Runner
@@ -26,22 +27,27 @@ class LeadRunner(Runner):
 
     def collect(self) -> dict[str, SampledToken]:
         with self.ranks.together():
+            marks, begin = self._launched[0].lap.marks, time.monotonic()
+            while marks is not None and not marks[1].query():  # NCCL waits for a rank that has ended, for ever
+                time.sleep(0)
+                late = time.monotonic() - begin > PATIENCE.seconds
+                if late or self.ranks.lost is not None:
+                    raise RuntimeError("timed out" if late else "")
             return super().collect()
 
     def forget(self) -> None:
         super().forget()
-        if self.ranks.lost is None:
-            with suppress(UserError), self.ranks.together():
-                self.ranks.tell(FORGET)
+        with suppress(UserError), self.ranks.together():
+            self.ranks.tell(FORGET)
 
 
 def follow(runner: Runner, ranks: Ranks) -> None:
     """Run what rank 0 tells, until it is over. As on rank 0, at most two steps are in flight."""
-    reader = PlanReader()
-    while message := ranks.hear():
+    reader = PlanReader(runner.model.config.vocab_size)
+    while (message := ranks.hear()) != OVER:
         if message == FORGET:
             runner.forget()
-            continue
-        runner.submit(reader.read(message))
-        if runner.num_launched > 1:
-            runner.collect()
+        else:
+            runner.submit(reader.read(message))
+            if runner.num_launched > 1:
+                runner.collect()

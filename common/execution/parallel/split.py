@@ -11,15 +11,15 @@ from common.models.part import Part
 from common.models.weights import EMBEDDING, HEAD, ModelSource, Shape, tensor_shapes
 from common.text.tokenizer import Tokenizer
 
-ALIGNED = 64  # rows of a vocabulary's parts, where it is large
+GROUP = 128  # inputs of `down_proj` that stay together where that is possible: whole groups of quantised weights
 
 
 @dataclass(frozen=True)
 class Split:
     """Rank `rank` of `size`. Heads, MLP and vocabulary are divided; norms and rotary tables are on every rank.
 
-    Where there are fewer KV heads than ranks, several ranks hold the same one. Where either number is no multiple of
-    the other, some ranks hold a head more (`note` says so), or the split is refused.
+    Where there are fewer KV heads than ranks, several ranks hold the same one; where there are more, but no multiple
+    of the ranks, some ranks hold one more, with its query heads. Other numbers are refused.
     """
 
     whole: ModelConfig
@@ -28,79 +28,62 @@ class Split:
 
     def __post_init__(self) -> None:
         c, size = self.whole, self.size
-        copies, each = size // c.num_kv_heads, c.num_heads // c.num_kv_heads
-        shared = size <= c.num_kv_heads or (size % c.num_kv_heads == 0 and each % copies == 0)
+        shares = size % c.num_kv_heads == 0 and c.num_heads % size == 0
         heads = f"{c.num_heads} attention heads and {c.num_kv_heads} KV heads"
         refused = f"{c.name}: {heads} cannot be divided over tensor_parallel_size={size} ranks"
-        require(shared, f"{refused}: take one of {self._sizes()}")
-        require(c.intermediate_size >= size and c.vocab_size >= size, f"{refused}: take fewer")
-
-    def _sizes(self) -> str:
-        kv, each = self.whole.num_kv_heads, self.whole.num_heads // self.whole.num_kv_heads
-        return ", ".join(map(str, [*range(1, kv + 1), *(kv * n for n in range(2, each + 1) if each % n == 0)]))
+        require(size <= c.num_kv_heads or shares, f"{refused}: take {c.num_kv_heads} or fewer")
+        require(c.intermediate_size >= size and self.rows * (size - 1) < c.vocab_size, f"{refused}: take fewer")
 
     @property
-    def note(self) -> str | None:
+    def note(self) -> str:
         """What a reader of figures must know."""
-        uneven = self.size < self.whole.num_kv_heads and self.whole.num_kv_heads % self.size
-        most = -(-self.whole.num_kv_heads // self.size)
-        over = f"over {self.size} ranks"
-        return f"{over}, one of which holds {most} of {self.whole.num_kv_heads} KV heads" if uneven else over
+        most = max(end - first for first, end in map(self.kv_heads, range(self.size)))
+        uneven = most * self.size != self.whole.num_kv_heads
+        return f"over {self.size} ranks" + f", with {most} of {self.whole.num_kv_heads} KV heads at most" * uneven
+
+    @property
+    def rows(self) -> int:
+        """Of embedding and head on each rank; the last may have fewer."""
+        return -(-self.whole.vocab_size // self.size)
 
     def kv_heads(self, rank: int) -> tuple[int, int]:
-        """First and end."""
+        """The first one, and the end."""
         count = self.whole.num_kv_heads
-        if self.size > count:
-            first = rank // (self.size // count)
-            return first, first + 1
-        return rank * count // self.size, (rank + 1) * count // self.size
+        first = rank * count // self.size
+        return first, max(first + 1, (rank + 1) * count // self.size)
 
     def heads(self, rank: int) -> tuple[int, int]:
         count, kv = self.whole.num_heads, self.whole.num_kv_heads
-        if self.size > kv:
-            return rank * count // self.size, (rank + 1) * count // self.size
-        first, end = self.kv_heads(rank)
-        return first * count // kv, end * count // kv
+        first, end = (rank, rank + 1) if self.size > kv else self.kv_heads(rank)
+        return first * count // max(self.size, kv), end * count // max(self.size, kv)
 
     @cached_property
-    def vocabulary(self) -> int:
-        """Rows of the embedding and the head on each rank; the last may have fewer."""
-        rows, size = self.whole.vocab_size, self.size
-        return -(-rows // size) if rows < 16 * ALIGNED * size else -(-rows // (size * ALIGNED)) * ALIGNED
-
-    def inner(self, rank: int) -> tuple[int, int]:
-        """Of the MLP's `intermediate_size`, in whole groups of quantisation where that comes out even."""
-        count, size = self.whole.intermediate_size, self.size
-        units = [unit for unit in (128, 64, 32, 16, 8, 4, 2, 1) if count % unit == 0 and count // unit >= size]
-        unit = next((unit for unit in units if count // unit % size == 0), units[0])
-        return tuple(n * (count // unit) // size * unit for n in (rank, rank + 1))  # pyright: ignore[reportReturnType]
-
-    @cached_property
-    def config(self) -> ModelConfig:
-        """The rank's own part, as a model of its own."""
-        (first, end), (kv_first, kv_end), (inner, inner_end) = (f(self.rank) for f in (self.heads, self.kv_heads, self.inner))
-        begin = self.rank * self.vocabulary
-        rows = min(begin + self.vocabulary, self.whole.vocab_size) - begin
-        sizes = {"num_kv_heads": kv_end - kv_first, "intermediate_size": inner_end - inner, "vocab_size": rows}
-        return replace(self.whole, num_heads=end - first, **sizes)
-
-    def share(self, amount: int) -> int:
-        """Of an amount for K and V on all ranks together, this rank's."""
-        held = [end - first for first, end in map(self.kv_heads, range(self.size))]
-        return amount * held[self.rank] // sum(held)
+    def parts(self) -> dict[str, Part]:
+        """By a tensor's kind: its rows or columns that are this rank's."""
+        dim, count, rank, size = self.whole.head_dim, self.whole.intermediate_size, self.rank, self.size
+        query, keys = (Part(0, *(dim * at for at in find(rank))) for find in (self.heads, self.kv_heads))
+        unit = next(unit for unit in (GROUP, 64, 32, 16, 8, 1) if count % (unit * size) == 0 or unit == 1)
+        inner = Part(0, *(at * (count // unit) // size * unit for at in (rank, rank + 1)))
+        rows = Part(0, rank * self.rows, min((rank + 1) * self.rows, self.whole.vocab_size))
+        rows_of = {"q_proj": query, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
+        rows_of |= dict.fromkeys((kind.split(".")[-2] for kind in (EMBEDDING, HEAD)), rows)
+        return rows_of | {"o_proj": query._replace(dim=1), "down_proj": inner._replace(dim=1)}
 
     def part(self, name: str) -> Part | None:
-        """Which rows or columns of the tensor of that name are this rank's; None: all of it."""
-        dim, kind = self.whole.head_dim, name.split(".")[-2]
-        if name in (EMBEDDING, HEAD):
-            first = self.rank * self.vocabulary
-            return Part(0, first, first + self.config.vocab_size)
-        if kind in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            first, end = (self.kv_heads if kind[0] in "kv" else self.heads)(self.rank)
-            return Part(int(kind == "o_proj"), first * dim, end * dim)
-        if kind in ("gate_proj", "up_proj", "down_proj"):
-            return Part(int(kind == "down_proj"), *self.inner(self.rank))
-        return None
+        """Of the tensor of that name; None: all of it."""
+        return self.parts.get(name.split(".")[-2])
+
+    @property
+    def config(self) -> ModelConfig:
+        """The rank's own part, as a model of its own."""
+        dim, sizes = self.whole.head_dim, {kind: part.end - part.first for kind, part in self.parts.items()}
+        heads = {"num_heads": sizes["q_proj"] // dim, "num_kv_heads": sizes["k_proj"] // dim}
+        return replace(self.whole, **heads, intermediate_size=sizes["up_proj"], vocab_size=sizes["embed_tokens"])
+
+    def share(self, amount: int) -> int:
+        """Of an amount for K and V on all ranks together, this rank's: as many tokens fit on each."""
+        held = [end - first for first, end in map(self.kv_heads, range(self.size))]
+        return amount * held[self.rank] // sum(held)
 
 
 class SplitSource:
