@@ -87,7 +87,9 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     cpu_blocks = min(most, swap_space // block_bytes)
     too_little = f"swap_space ({config.swap_space:,} bytes) holds no block of {block_bytes:,} bytes: raise it, or 0"
     require(cpu_blocks > 0 or not config.swap_space, too_little)
-    return (blocks, cpu_blocks) if config.ranks is None else config.ranks.least(blocks, cpu_blocks)
+    if config.ranks:
+        blocks, cpu_blocks = config.ranks.least(blocks, cpu_blocks)
+    return blocks, cpu_blocks
 
 
 def rows_in_budget(config: EngineConfig, model: Decoder, bytes_per_row: int) -> int:

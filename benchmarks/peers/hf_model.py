@@ -21,7 +21,7 @@ def load_hf_model(setting: Setting) -> tuple[Any, str | None]:
     source = open_source(setting.model, setting.device, seed=int(setting.options.get("seed", 0)))
     tensors: dict[str, torch.Tensor] = {}
 
-    def read(name: str, shape: Shape) -> torch.Tensor:
+    def read(name: str, shape: Shape, part: object = None) -> torch.Tensor:
         tensor = source.read(name, shape)
         tensors[name] = tensor.to(setting.dtype)
         return tensor

@@ -79,7 +79,7 @@ class Decoder:
             x = layer(x, cos, sin, attend, self.ops)
         return x
 
-    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the layers start from: see `Ops.embed`."""
         return self.ops.embed(input_ids, positions, self.embedding, self.rotary)
 

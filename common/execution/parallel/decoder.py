@@ -39,7 +39,7 @@ class SplitDecoder(Decoder):
         for layer in self.layers:
             layer.o_proj, layer.down_proj = RowLinear(layer.o_proj, ranks), RowLinear(layer.down_proj, ranks)
 
-    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each token's row is on one rank; the others add zeros."""
         rows = input_ids - self._first
         inside = rows.clamp(0, len(self.embedding) - 1)
@@ -60,10 +60,9 @@ class SplitDecoder(Decoder):
         value = own.gather(1, index[:, None])[:, 0].float() + 0.0  # -0.0 is no other number than 0.0
         bits = value.view(torch.int32)
         order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-        return LOW - (self._ranks.largest((order << 32) | (LOW - self._first - index)) & LOW)
+        keys = self._ranks.gather((order << 32) | (LOW - self._first - index), "likeliest")
+        return LOW - (torch.stack(keys).amax(0) & LOW)
 
     def agree(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Rank 0 draws: it alone has what a structure allows."""
-        return self._ranks.first(token_ids)
-
-
+        return self._ranks.gather(token_ids, "first")[0]

@@ -1,8 +1,9 @@
-"""A step's plan on its way to the other ranks. Each request is described once, when it gets a slot; after that come only
-the tokens and the blocks that are new, so a decode step takes about twenty bytes a request."""
+"""A step's plan on its way to the other ranks. Each request is described once, when it gets a slot; after that only the
+new tokens and blocks follow, so a decode takes some twenty bytes."""
 
 import pickle
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,9 @@ from common.request import Request
 from common.sampling_params import SamplingParams
 
 Entry = tuple[int, SamplingParams, int, int, list[int], bool]
-"""A request that gets a slot: slot, options, seed, prompt tokens, all tokens, and whether its output has a structure."""
+"""A request that gets a slot: slot, options, seed, prompt tokens, all tokens, and has its output a structure?"""
 Row = tuple[int, int, int, bool, bool, int, list[int], list[int], int, list[int]]
-"""A chunk: slot, start, length, samples, idle, how many blocks are as before, those after them, new tokens, how many of
-the prompt's log-probabilities are known (-1: not asked for), slots of its forks."""
+"""A chunk: as in `PlanReader._chunk`."""
 Message = tuple[list[Entry], list[Row], BlockCopies, BlockCopies, BlockCopies]  # and what moves
 
 
@@ -73,9 +73,11 @@ class PlanReader:
         self, slot: int, start: int, length: int, samples: bool, idle: bool, same: int, blocks: Sequence[int],
         tokens: Sequence[int], scored: int, forks: Sequence[int],
     ) -> Chunk:  # fmt: skip
+        """same: how many blocks are as before; blocks: those after them. tokens: the new ones. scored: how many of the
+        prompt's log-probabilities are known, -1 if none are wanted. forks: their slots."""
         request, table = self._requests[slot], [*self._tables[slot][:same], *blocks]
         request.token_ids += tokens
-        request.prompt_logprobs = None if scored < 0 else [None] * scored
+        request.prompt_logprobs = None if scored < 0 else list(repeat(None, scored))
         self._tables[slot] = table
         return Chunk(request, start, length, table, samples, idle, [self._requests[fork] for fork in forks])
 

@@ -11,39 +11,36 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed import distributed_c10d as dist
 
 from common.errors import UserError, one_line
 from common.execution.parallel.split import Split
 
-STARTING = timedelta(minutes=2)
-LOADING = timedelta(minutes=30)
-PATIENCE = timedelta(seconds=15)  # of rank 0, in a step; the others see at once when rank 0 ends
-FOREVER = timedelta(days=3650)
+STARTING, LOADING, FOREVER = timedelta(minutes=2), timedelta(minutes=30), timedelta(days=3650)
+PATIENCE = timedelta(seconds=15)  # of rank 0, in a step; the others notice at once when rank 0 ends
 SAID = "said"  # in the store: what ended a rank
-OVER = b""
+OVER = b"over"
 
 
 class Ranks:
     """Rank 0 leads: it schedules, and tells the others what to do. All call the same collectives in the same order.
 
-    On GPUs these are NCCL's, on the current stream, so that CUDA graphs hold them. On CPUs each rank sends its part to
-    the others over gloo, and all add in the same order: gloo's own all-reduce hands each call to another thread, and
-    takes several times as long for what a decode step sums. `counts`: collectives so far; `seconds`: in them, on a CPU.
+    On GPUs they are NCCL's, which CUDA graphs can hold. On CPUs each rank sends its part to the others over gloo, and
+    all add in the same order: gloo's own all-reduce hands each call to another thread, which takes several times as
+    long for what a decode step sums. `counts`: collectives so far; `seconds`: spent in them, on a CPU.
     """
 
     def __init__(
         self, split: Split, store: dist.Store, device: torch.device, local_rank: int = 0, one_host: bool = True,
         processes: Sequence[subprocess.Popen[bytes]] = (),
     ) -> None:  # fmt: skip
-        """Waits for the others. store: where they find one another. processes: the other ranks, if rank 0 has started
-        them."""
+        """Waits for the others. store: where they find one another. processes: the ranks that rank 0 has started."""
         self.split, self.rank, self.size, self.local_rank = split, split.rank, split.size, local_rank
         self.counts, self.seconds, self.patience = Counter[str](), 0.0, LOADING if split.rank == 0 else FOREVER
         self.on_close: list[Callable[[], None]] = []
+        self._lost: str | None = None
         self._store: Any = store
         self._processes = processes
-        self._lost: str | None = None
         gloo: Any = dist.ProcessGroupGloo
         options: Any = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1") if one_host else gloo.create_default_device()]
@@ -53,39 +50,27 @@ class Ranks:
         if device.type == "cuda":
             self._nccl = vars(dist)["ProcessGroupNCCL"](dist.PrefixStore("nccl", store), self.rank, self.size)
 
-    # -- collectives ------------------------------------------------------------------------------------------------
-
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """May be written over x."""
+        """Over the ranks. May be written over x."""
         if self._nccl is None:
             parts = self.gather(x, "sum")
             return parts[0] + parts[1] if self.size == 2 else torch.stack(parts).sum(0)
         self.counts["sum"] += 1
-        options = dist.AllreduceOptions()
-        options.asyncOp = False  # on the current stream
-        self._nccl.allreduce([x], options).wait()
+        self._nccl.allreduce([x]).wait()
         return x
 
-    def largest(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self.gather(x, "largest")).amax(0)
-
-    def first(self, x: torch.Tensor) -> torch.Tensor:
-        """Rank 0's."""
-        return self.gather(x, "first")[0]
-
     def gather(self, x: torch.Tensor, kind: str = "gather") -> list[torch.Tensor]:
-        """x of every rank, in their order; all of the same shape."""
+        """x of every rank, in their order; all of the same shape. kind: what `counts` calls it."""
         self.counts[kind] += 1
-        x = x.contiguous()
+        x, begin = x.contiguous(), time.perf_counter()
         if self._nccl is None:
-            begin = time.perf_counter()
             parts = self._exchange(x)
-            self.seconds += time.perf_counter() - begin
-            return parts
-        options, whole = dist.AllgatherOptions(), x.new_empty(self.size, *x.shape)
-        options.asyncOp = False
-        self._nccl._allgather_base(whole, x, options).wait()
-        return list(whole)
+        else:
+            whole = x.new_empty(self.size, *x.shape)
+            self._nccl._allgather_base(whole, x).wait()
+            parts = list(whole)
+        self.seconds += time.perf_counter() - begin
+        return parts
 
     def least(self, *values: int) -> tuple[int, ...]:
         """Of each of these numbers of the host, the smallest of any rank."""
@@ -99,11 +84,9 @@ class Ranks:
             work.wait(self.patience)
         return parts
 
-    # -- messages ---------------------------------------------------------------------------------------------------
-
     def tell(self, message: bytes) -> None:
         """From rank 0 to all others."""
-        parts = torch.tensor([len(message)]), torch.frombuffer(bytearray(message or b"."), dtype=torch.uint8)
+        parts = torch.tensor([len(message)]), torch.frombuffer(bytearray(message), dtype=torch.uint8)
         for work in [self._gloo.send([part], rank, 1) for rank in range(1, self.size) for part in parts]:
             work.wait(self.patience)
 
@@ -111,11 +94,9 @@ class Ranks:
         """The next message; waits for it."""
         length = torch.zeros(1, dtype=torch.long)
         self._gloo.recv([length], 0, 1).wait(FOREVER)
-        message = torch.empty(max(1, int(length)), dtype=torch.uint8)
+        message = torch.empty(int(length), dtype=torch.uint8)
         self._gloo.recv([message], 0, 1).wait(FOREVER)
-        return message.numpy().tobytes()[: int(length)]
-
-    # -- life and death ---------------------------------------------------------------------------------------------
+        return message.numpy().tobytes()
 
     @property
     def lost(self) -> str | None:
@@ -137,16 +118,16 @@ class Ranks:
                 raise self.fail(error) from error
 
     def fail(self, error: BaseException) -> UserError:
-        """End all ranks; returns what to raise: what ended another one rather than that it has ended."""
-        slow, ended = "imed out" in str(error), list[str]()
+        """End all ranks; returns what to raise: what ended another one, rather than that it has ended."""
+        late = f"a rank did not answer for {PATIENCE.seconds} s"
+        causes = [late if "imed out" in str(error) else f"a rank has ended ({one_line(error)})"]
+        if self._processes and self._store.check([SAID]):
+            causes.append(self._store.get(SAID).decode())
         for rank, process in enumerate(self._processes, 1):
             with suppress(subprocess.TimeoutExpired):
                 if process.wait(0.0 if isinstance(error, UserError) else 0.3) < 0:
-                    ended.append(f"rank {rank} died ({signal.Signals(-process.returncode).name})")
-        if self._processes and self._store.check([SAID]):
-            ended.append(self._store.get(SAID).decode())
-        other = f"a rank did not answer for {PATIENCE.seconds} s" if slow else f"a rank has ended ({one_line(error)})"
-        self._end(str(error) if isinstance(error, UserError) else f"{[*ended, other][0]}: build a new engine", 0.0)
+                    causes.append(f"rank {rank} died ({signal.Signals(-process.returncode).name})")
+        self._end(str(error) if isinstance(error, UserError) else f"{causes[-1]}: build a new engine", 0.0)
         return UserError(str(self._lost))
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ FORGET = b"forget"
 
 
 class LeadRunner(Runner):
-    """A stage's runner on rank 0, which takes the others along. made: what the stage has built; this goes on with it."""
+    """A stage's runner on rank 0, which takes the others along. It goes on with what the stage has `made`."""
 
     def __init__(self, made: Runner, ranks: Ranks, max_num_seqs: int) -> None:
         vars(self).update(vars(made))

@@ -8,10 +8,11 @@ import weakref
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from common.config import EngineConfig
 from common.errors import require
@@ -39,7 +40,7 @@ def follows() -> bool:
 
 
 def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConfig], Engine]":
-    """The stage's way to build its engine, on as many ranks as `tensor_parallel_size` says. With one it is as it was."""
+    """A stage's way to build its engine, on as many ranks as `tensor_parallel_size` says. With one it is as it was."""
 
     def build_all(config: EngineConfig) -> "Engine":
         if config.tensor_parallel_size == 1:
@@ -82,14 +83,18 @@ def _start(module: str, config: EngineConfig) -> EngineConfig:
     whole = open_source(config.model, config.torch_device, config.seed, progress=None).config
     split, mine = Split(whole, 0, size), placed(config, 0, size)  # refused before anything is started
     own = max(1, threads // size) if mine.torch_device.type == "cpu" else threads
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     order: Order = module, config, whole, own
-    store.set("order", pickle.dumps(order))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])}
-    environment |= dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(own))
+    store.set("order", pickle.dumps(order).hex())
+    modules = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": modules, "OMP_NUM_THREADS": str(own), "NUMBA_NUM_THREADS": str(own)}
     command = [sys.executable, "-P", "-m", WORKER, str(store.port)]
-    options: Any = {"env": environment, "stdin": subprocess.DEVNULL, "stdout": 2, "start_new_session": True}
-    processes = [subprocess.Popen([*command, str(rank)], **options) for rank in range(1, size)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank)], env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+        )
+        for rank in range(1, size)
+    ]
     try:
         mine.ranks = Ranks(split, store, mine.torch_device, processes=processes)
     except BaseException:
@@ -108,8 +113,7 @@ def _join(config: EngineConfig) -> EngineConfig:
     size = config.tensor_parallel_size
     require(count == size, f"torchrun started {count} processes, but tensor_parallel_size is {size}: give the same")
     require(not _joined, "torchrun has started the ranks of one engine: start another one for each")
-    rendezvous: Any = dist.rendezvous("env://", timeout=STARTING)
-    store, _, _ = next(rendezvous)
+    store, _, _ = next(rendezvous("env://", timeout=STARTING))
     if local_rank:  # the first one on a host downloads or converts the model
         store.wait([f"opened-{rank - local_rank}"])
     whole = open_source(config.model, config.torch_device, config.seed, progress=None).config

@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from common.errors import UserError, one_line
 from common.execution.cores import use_threads
@@ -19,8 +19,8 @@ from common.watch.progress import listen
 
 def main() -> None:
     listen(lambda *_: None)  # rank 0 has the same to say
-    rank, store = int(sys.argv[2]), dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
-    order: Order = pickle.loads(store.get("order"))
+    rank, store = int(sys.argv[2]), TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False)
+    order: Order = pickle.loads(bytes.fromhex(store.get("order").decode()))
     module, config, whole, threads = order
     try:
         use_threads(threads)
@@ -32,7 +32,8 @@ def main() -> None:
         follow(engine.runner, ranks)
     except Exception as error:
         if "gloo" not in str(error):  # which would only say that another rank has ended
-            store.set(SAID, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            store.set(SAID, f"{kind}{one_line(error)}")
         os._exit(1)
     os._exit(0)  # at once: threads of the collectives may wait for ranks that have ended
 
