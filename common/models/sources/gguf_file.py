@@ -47,19 +47,17 @@ class GGUFFile:
             check_tensors(self.config, {name: tensor.shape for name, tensor in self._tensors.items()})
 
     def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
-        tensor, before = self._tensors[name], 0
-        if part is not None:  # whole rows, or the blocks of each row that hold these columns
-            data = tensor.data[part.first : part.end]
-            if part.dim:
-                size, count = GGML_QUANT_SIZES[tensor.kind]
-                first, before = part.first // size, part.first % size
-                data = tensor.data[:, first * count : -(-part.end // size) * count]
-            tensor = replace(tensor, data=data)
-        result = self._dequantize(name, tensor)
+        tensor = self._tensors[name]
         if part is None:
-            result = result.reshape(shape)
-        elif part.dim:
-            result = result[:, before : before + part.end - part.first]
+            result = self._dequantize(name, tensor).reshape(shape)
+        elif part.dim == len(shape) - 1:  # the blocks of each row that hold these columns
+            size, count = GGML_QUANT_SIZES[tensor.kind]
+            first, before = part.first // size, part.first % size
+            data = tensor.data[..., first * count : -(-part.end // size) * count]
+            blocks = self._dequantize(name, replace(tensor, data=data))
+            result = blocks[..., before : before + part.end - part.first]
+        else:
+            result = self._dequantize(name, replace(tensor, data=tensor.data[part.first : part.end]))
         split = self.config.architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj")
         return _half_split(result, len(result) // self.config.head_dim) if split else result
 
