@@ -39,6 +39,7 @@ class Ranks:
         self.counts, self.seconds, self.patience = Counter[str](), 0.0, LOADING if split.rank == 0 else FOREVER
         self.on_close: list[Callable[[], None]] = []
         self._lost: str | None = None
+        self._ending = threading.Lock()  # a server asks `lost` while another thread is in a step
         self._store: Any = store
         self._processes = processes
         gloo: Any = dist.ProcessGroupGloo
@@ -119,6 +120,10 @@ class Ranks:
 
     def fail(self, error: BaseException) -> UserError:
         """End all ranks; returns what to raise: what ended another one, rather than that it has ended."""
+        with self._ending:
+            return UserError(self._lost or self._end_for(error))
+
+    def _end_for(self, error: BaseException) -> str:
         late = f"a rank did not answer for {PATIENCE.seconds} s"
         causes = [late if "imed out" in str(error) else f"a rank has ended ({one_line(error)})"]
         if self._processes and self._store.check([SAID]):
@@ -127,17 +132,17 @@ class Ranks:
             with suppress(subprocess.TimeoutExpired):
                 if process.wait(0.0 if isinstance(error, UserError) else 0.3) < 0:
                     causes.append(f"rank {rank} died ({signal.Signals(-process.returncode).name})")
-        self._end(str(error) if isinstance(error, UserError) else f"{causes[-1]}: build a new engine", 0.0)
-        return UserError(str(self._lost))
+        return self._end(str(error) if isinstance(error, UserError) else f"{causes[-1]}: build a new engine", 0.0)
 
     def close(self) -> None:
         """End the others, and give back ports and processes. Closing twice is no error."""
         if self._lost is None:
-            with suppress(RuntimeError):
-                self.tell(OVER)
-            self._end("the engine is closed: build a new one", 5.0)
+            with self._ending:
+                with suppress(RuntimeError):
+                    self.tell(OVER)
+                self._end("the engine is closed: build a new one", 5.0)
 
-    def _end(self, why: str, patience: float) -> None:
+    def _end(self, why: str, patience: float) -> str:
         """patience: seconds that a process has to end by itself."""
         self._lost = why
         for process in self._processes:
@@ -150,6 +155,7 @@ class Ranks:
         self._gloo = self._nccl = self._store = None
         for act in self.on_close:
             act()
+        return why
 
 
 @contextmanager

@@ -38,8 +38,12 @@ class Split:
     def note(self) -> str:
         """What a reader of figures must know."""
         most = max(end - first for first, end in map(self.kv_heads, range(self.size)))
-        uneven = most * self.size != self.whole.num_kv_heads
-        return f"over {self.size} ranks" + f", with {most} of {self.whole.num_kv_heads} KV heads at most" * uneven
+        uneven = (
+            f", {most} of {self.whole.num_kv_heads} KV heads on one"
+            if most * self.size != self.whole.num_kv_heads
+            else ""
+        )
+        return f"over {self.size} ranks{uneven}; bytes: of the first"
 
     @property
     def rows(self) -> int:
