@@ -1,4 +1,4 @@
-"""Tensor parallelism on a GPU: with one rank the collectives are NCCL's, inside of the CUDA graphs; two need two GPUs."""
+"""Tensor parallelism on a GPU: with one rank the collectives are NCCL's, inside of the CUDA graphs."""
 
 from __future__ import annotations
 
