@@ -8,7 +8,7 @@ from typing import Literal, Self
 import torch
 
 from common.errors import require
-from common.models.part import Part
+from common.models.weights import Part
 
 Format = Literal["gptq", "gptq_v2"]
 """How a checkpoint stores zero points: `gptq` (version 1) stores zero - 1, `gptq_v2` stores the zero itself."""

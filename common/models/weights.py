@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -13,7 +13,6 @@ from common.models.config import ModelConfig
 from common.models.decoder import Decoder, DecoderLayer
 from common.models.layers import RMSNorm
 from common.models.linear import Projection
-from common.models.part import Part
 from common.text.tokenizer import Tokenizer
 from common.watch.peak_memory import require_memory
 from common.watch.progress import progress_bar, say_once
@@ -26,6 +25,18 @@ Shape = tuple[int, ...]
 Load = Callable[[Iterable[str]], torch.Tensor]
 MakeProjection = Callable[[list[str], bool], Projection]
 """(names, bias): from layers of one input, `model.layers.0.self_attn.q_proj` ..., to one with all outputs."""
+
+
+class Part(NamedTuple):
+    """Places `first ... end - 1` of dimension `dim`, 0 or 1: of a weight [out, in], some outputs or some inputs."""
+
+    dim: int
+    first: int
+    end: int
+
+    def of(self, tensor: Any) -> torch.Tensor:
+        """Of a tensor, or of a slice of a safetensors file, which then reads nothing else."""
+        return tensor[self.first : self.end] if self.dim == 0 else tensor[:, self.first : self.end]
 
 
 class ModelSource(Protocol):

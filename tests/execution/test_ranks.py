@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,11 @@ def test_what_cannot_be_split_is_refused_before_anything_starts(build: Build) ->
         build_m6(EngineConfig(model=TINY[0], device="cpu", tensor_parallel_size=2))
 
 
+def children_of(pid: int) -> list[int]:
+    """Of all its threads."""
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
 def run(*words: str, **options: Any) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *words], cwd=ROOT, **(pipes | options))
@@ -243,9 +249,9 @@ def test_torchrun_over_two_nodes(build: Build) -> None:
 def test_when_rank_0_ends_no_process_is_left(sent: signal.Signals) -> None:
     options = "--tensor-parallel-size 2 --max-tokens 500 --ignore-eos --max-num-seqs 1"
     process = run(*f"{GENERATE} {options}".split(), *["1 2"] * 100)
-    deadline, children = time.monotonic() + 60, list[str]()
+    deadline, children = time.monotonic() + 60, list[int]()
     while not children and time.monotonic() < deadline:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = children_of(process.pid)
         time.sleep(0.1)
     time.sleep(4)  # it is at work
     process.send_signal(sent)
@@ -257,3 +263,34 @@ def test_when_rank_0_ends_no_process_is_left(sent: signal.Signals) -> None:
     if sent == signal.SIGINT:
         assert process.returncode == 130
         assert errors.strip() == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_server_whose_rank_dies_ends_with_one_line() -> None:
+    words = GENERATE.replace("generate", "serve").replace(" --token-ids 1,2,3,4", " --tensor-parallel-size 2 --port 0")
+    server = run(*words.split())
+    assert server.stdout is not None
+    assert "/v1" in server.stdout.readline()
+    [child] = children_of(server.pid)
+    os.kill(child, signal.SIGKILL)
+    _, errors = server.communicate(timeout=20)
+    assert server.returncode == 2
+    assert errors.splitlines()[-1] == "error: rank 1 died (SIGKILL): build a new engine"
+    assert "Traceback" not in errors
+
+
+def test_a_profile_shows_communication(pair: Engine) -> None:
+    from benchmarks.profile_parts import COMMUNICATION, LINEAR
+    from benchmarks.profile_ranges import named_parts
+
+    entered: list[str] = []
+
+    @contextmanager
+    def around(name: str) -> Generator[None]:
+        entered.append(name)
+        yield
+
+    with named_parts(pair, around):
+        pair.generate([[1, 2, 3]], exactly(2))
+    assert entered.count(COMMUNICATION) == 2 * (5 * 2 + 1)  # a sum gathers, and the likeliest token does
+    assert entered[entered.index(LINEAR) :].count(COMMUNICATION) > 0

@@ -126,7 +126,9 @@ class Ranks:
     def _end_for(self, error: BaseException) -> str:
         late = f"a rank did not answer for {PATIENCE.seconds} s"
         causes = [late if "imed out" in str(error) else f"a rank has ended ({one_line(error)})"]
-        if self._processes and self._store.check([SAID]):
+        if self.rank > 0 and "gloo" not in str(error):  # which would only say that another rank has ended
+            self._store.set(SAID, f"rank {self.rank}: {type(error).__name__}: {one_line(error)}")
+        elif self._store.check([SAID]):
             causes.append(self._store.get(SAID).decode())
         for rank, process in enumerate(self._processes, 1):
             with suppress(subprocess.TimeoutExpired):

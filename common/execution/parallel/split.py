@@ -7,8 +7,7 @@ import torch
 
 from common.errors import require
 from common.models.config import ModelConfig
-from common.models.part import Part
-from common.models.weights import EMBEDDING, HEAD, ModelSource, Shape, tensor_shapes
+from common.models.weights import EMBEDDING, HEAD, ModelSource, Part, Shape, tensor_shapes
 from common.text.tokenizer import Tokenizer
 
 GROUP = 128  # inputs of `down_proj` that stay together where that is possible: whole groups of quantised weights

@@ -15,28 +15,25 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from torch.distributed.rendezvous import rendezvous
 
 from common.config import EngineConfig
-from common.errors import require
+from common.errors import UserError, one_line, require
 from common.execution.cores import use_threads
 from common.execution.parallel.ranks import PATIENCE, STARTING, Ranks
 from common.execution.parallel.runner import LeadRunner, follow
 from common.execution.parallel.split import Split
-from common.models.config import ModelConfig
 from common.models.load import open_source
 
 if TYPE_CHECKING:
     from common.engine import Engine
 
 WORKER = "common.execution.parallel.worker"
-TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-
-Order = tuple[str, EngineConfig, ModelConfig, int]  # the stage's module, the options, the whole model, threads
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _joined: list[Ranks] = []
 
 
 def follows() -> bool:
     """Has `torchrun` started this process as another rank than 0?"""
-    return os.environ.keys() >= TORCHRUN and os.environ["RANK"] != "0"
+    return set(TORCHRUN) <= os.environ.keys() and os.environ["RANK"] != "0"
 
 
 def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConfig], Engine]":
@@ -45,18 +42,17 @@ def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConf
     def build_all(config: EngineConfig) -> "Engine":
         if config.tensor_parallel_size == 1:
             return build(config)
-        mine = _join(config) if os.environ.keys() >= TORCHRUN else _start(build.__module__, config)
+        mine = _join(config) if set(TORCHRUN) <= os.environ.keys() else _start(build.__module__, config)
         ranks = mine.ranks
         assert ranks is not None
         try:
             engine = build(mine)
             ranks.least(0)  # all are ready
+            if ranks.rank > 0:
+                follow(engine.runner, ranks)
+                sys.exit(0)
         except BaseException as error:
-            raised = ranks.fail(error)
-            raise raised if isinstance(error, Exception) else error from error
-        if ranks.rank > 0:
-            follow(engine.runner, ranks)
-            sys.exit(0)
+            raise ranks.fail(error) if isinstance(error, Exception) else error from error
         ranks.patience = PATIENCE
         engine.runner = LeadRunner(engine.runner, ranks, config.max_num_seqs)
         weakref.finalize(engine, ranks.close)
@@ -65,7 +61,7 @@ def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConf
     return build_all
 
 
-def placed(config: EngineConfig, local_rank: int, local_size: int) -> EngineConfig:
+def _placed(config: EngineConfig, local_rank: int, local_size: int) -> EngineConfig:
     """A copy for the rank's own device."""
     mine = copy(config)
     if config.torch_device.type == "cuda":
@@ -81,44 +77,42 @@ def _start(module: str, config: EngineConfig) -> EngineConfig:
     """Start the other ranks on this host, which share the CPU's threads out, and wait until they have joined."""
     size, threads = config.tensor_parallel_size, torch.get_num_threads()
     whole = open_source(config.model, config.torch_device, config.seed, progress=None).config
-    split, mine = Split(whole, 0, size), placed(config, 0, size)  # refused before anything is started
+    split, mine = Split(whole, 0, size), _placed(config, 0, size)  # refused before anything is started
     own = max(1, threads // size) if mine.torch_device.type == "cpu" else threads
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    order: Order = module, config, whole, own
-    store.set("order", pickle.dumps(order).hex())
     modules = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": modules, "OMP_NUM_THREADS": str(own), "NUMBA_NUM_THREADS": str(own)}
-    command = [sys.executable, "-P", "-m", WORKER, str(store.port)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank)], env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
-        )
-        for rank in range(1, size)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for rank in range(1, size):
+            place = dict(zip(TORCHRUN, map(str, (rank, size, rank, size, "127.0.0.1", store.port)), strict=True))
+            command, pipe = [sys.executable, "-P", "-m", WORKER], subprocess.PIPE
+            process = subprocess.Popen(command, env=environment | place, stdin=pipe, stdout=2, start_new_session=True)
+            processes.append(process)
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(pickle.dumps((module, config)))
         mine.ranks = Ranks(split, store, mine.torch_device, processes=processes)
-    except BaseException:
+    except BaseException as error:
         for process in processes:
             process.kill()
-        raise
+            process.wait()
+        started = f"the other ranks did not start: {one_line(error)}"
+        raise UserError(started) if isinstance(error, RuntimeError) else error from error
     use_threads(own)
     mine.ranks.on_close.append(lambda: use_threads(threads))
     return mine
 
 
 def _join(config: EngineConfig) -> EngineConfig:
-    """The ranks that `torchrun` has started."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, count, local_rank, local_size = (int(os.environ[name]) for name in names)
+    """The ranks that `torchrun` has started, or rank 0."""
+    rank, count, local_rank, local_size = (int(os.environ[name]) for name in TORCHRUN[:4])
     size = config.tensor_parallel_size
     require(count == size, f"torchrun started {count} processes, but tensor_parallel_size is {size}: give the same")
     require(not _joined, "torchrun has started the ranks of one engine: start another one for each")
     store, _, _ = next(rendezvous("env://", timeout=STARTING))
-    if local_rank:  # the first one on a host downloads or converts the model
-        store.wait([f"opened-{rank - local_rank}"])
     whole = open_source(config.model, config.torch_device, config.seed, progress=None).config
-    store.set(f"opened-{rank}", "")
-    mine = placed(config, local_rank, local_size)
-    mine.ranks = Ranks(Split(whole, rank, size), store, mine.torch_device, local_rank, one_host=False)
+    mine = _placed(config, local_rank, local_size)
+    mine.ranks = Ranks(Split(whole, rank, size), store, mine.torch_device, local_rank, local_size == size)
     _joined.append(mine.ranks)
     return mine

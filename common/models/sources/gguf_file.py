@@ -11,12 +11,11 @@ from gguf import GGML_QUANT_SIZES, dequantize
 from common.errors import UserError, refusing, require
 from common.models.config import ARCHITECTURES, ModelConfig
 from common.models.layers import inverse_frequencies
-from common.models.part import Part
 from common.models.rope import Llama3Scaling
 from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
 from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header
 from common.models.sources.gguf_tokenizer import build_tokenizer
-from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
+from common.models.weights import EMBEDDING, HEAD, Part, Shape, check_tensors
 from common.text.tokenizer import Tokenizer
 
 _TOP_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": HEAD}

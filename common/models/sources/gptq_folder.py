@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from common.errors import require
-from common.models.part import Part
 from common.models.quantized_weight import PER_CHANNEL, WORD, QuantizedWeight, unpack_zeros
 from common.models.sources.gptq_checks import check_numbers, check_version
 from common.models.sources.gptq_description import Description, Stored
 from common.models.sources.hf_folder import WEIGHTS
 from common.models.sources.quantized_folder import HEAD, OLDER_FILE, QuantizedFolder, is_quantized, linear_names
-from common.models.weights import Shape, tensor_shapes
+from common.models.weights import Part, Shape, tensor_shapes
 from common.text.json_file import read_json
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")

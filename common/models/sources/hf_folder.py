@@ -9,8 +9,7 @@ from safetensors import safe_open
 
 from common.errors import UserError, refusing, require
 from common.models.config import ModelConfig
-from common.models.part import Part
-from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
+from common.models.weights import EMBEDDING, HEAD, Part, Shape, check_tensors
 from common.text.json_file import LARGEST, is_there, read_json
 from common.text.tokenizer import Tokenizer
 from common.watch.progress import say_once

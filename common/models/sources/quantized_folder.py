@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from common.errors import require
-from common.models.part import Part
 from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.hf_folder import HFFolder, open_weights, read_options
 from common.models.sources.nf4 import NF4Weight
-from common.models.weights import Shape, check_tensors, tensor_shapes
+from common.models.weights import Part, Shape, check_tensors, tensor_shapes
 from common.text.json_file import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight

@@ -8,8 +8,7 @@ import torch
 
 from common.errors import unknown
 from common.models.config import ModelConfig
-from common.models.part import Part
-from common.models.weights import Shape
+from common.models.weights import Part, Shape
 
 PREFIX = "random:"
 

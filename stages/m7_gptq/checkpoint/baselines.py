@@ -12,11 +12,10 @@ import torch
 
 from common.errors import require
 from common.models.decoder import PROJECTIONS
-from common.models.part import Part
 from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
 from common.models.sources.quantized_folder import is_quantized
-from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
+from common.models.weights import ModelSource, Part, build_layer, loader, tensor_shapes
 from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
 from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized

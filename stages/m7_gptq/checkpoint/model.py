@@ -11,12 +11,11 @@ from common.models import Decoder
 from common.models.decoder import PROJECTIONS
 from common.models.linear import Linear
 from common.models.load import open_quantized_folder, own_part
-from common.models.part import Part
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
-from common.models.weights import ModelSource
+from common.models.weights import ModelSource, Part
 from stages.m7_gptq.checkpoint.baselines import ROUNDED, rounding_reader
 from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
