@@ -95,10 +95,6 @@ class Runner:
         self.submit(plan)
         return self.collect()
 
-    @property
-    def num_launched(self) -> int:
-        return len(self._launched)
-
     def forget(self) -> None:
         """Drop what is in flight, after a step that failed, when the device is done with it."""
         while self._launched:

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from common.execution.step_inputs import RequestSlots
-from common.plan import BlockCopies, Chunk, StepPlan
+from common.plan import Chunk, StepPlan
 from common.request import Request
 from common.sampling_params import SamplingParams
 
 Entry = tuple[int, SamplingParams, int, int, list[int], bool]
 """A request that gets a slot: slot, options, seed, prompt tokens, all tokens, and has its output a structure?"""
-Row = tuple[int, int, int, bool, bool, int, list[int], list[int], int, list[int]]
-"""A chunk: as in `PlanReader._chunk`."""
-Message = tuple[list[Entry], list[Row], BlockCopies, BlockCopies, BlockCopies]  # and what moves
+Row = tuple[int, int, int, bool, bool, int, list[int], list[int], int, list[int]]  # as `PlanReader._chunk` takes it
 
 
 class PlanWriter:
@@ -32,9 +30,8 @@ class PlanWriter:
     def write(self, plan: StepPlan) -> bytes:
         slots = iter(self._slots.of([r for chunk in plan.chunks for r in (chunk.request, *chunk.forks)]).tolist())
         rows = [self._row(chunk, next(slots), [next(slots) for _ in chunk.forks]) for chunk in plan.chunks]
-        message: Message = self._entries, rows, plan.swap_out, plan.swap_in, plan.copies
-        self._entries = []
-        return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        entries, self._entries = self._entries, []
+        return pickle.dumps((entries, rows, plan.swap_out, plan.swap_in, plan.copies), pickle.HIGHEST_PROTOCOL)
 
     def _enter(self, slot: int, request: Request) -> None:
         tokens, structured = list(request.token_ids), request.structure is not None

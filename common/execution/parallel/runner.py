@@ -43,11 +43,14 @@ class LeadRunner(Runner):
 
 def follow(runner: Runner, ranks: Ranks) -> None:
     """Run what rank 0 tells, until it is over. As on rank 0, at most two steps are in flight."""
-    reader = PlanReader(runner.model.config.vocab_size)
+    reader, launched = PlanReader(runner.model.config.vocab_size), 0
     while (message := ranks.hear()) != OVER:
         if message == FORGET:
             runner.forget()
-        else:
-            runner.submit(reader.read(message))
-            if runner.num_launched > 1:
-                runner.collect()
+            launched = 0
+            continue
+        runner.submit(reader.read(message))
+        launched += 1
+        if launched > 1:
+            runner.collect()
+            launched = 1

@@ -1,5 +1,6 @@
 """How an engine gets its ranks: rank 0 starts the others on its host, or `torchrun` all of them, on several hosts."""
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -21,11 +22,11 @@ from common.execution.parallel.ranks import PATIENCE, STARTING, Ranks
 from common.execution.parallel.runner import LeadRunner, follow
 from common.execution.parallel.split import Split
 from common.models.load import open_source
+from common.watch.progress import listen
 
 if TYPE_CHECKING:
     from common.engine import Engine
 
-WORKER = "common.execution.parallel.worker"
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _joined: list[Ranks] = []
@@ -86,7 +87,7 @@ def _start(module: str, config: EngineConfig) -> EngineConfig:
     try:
         for rank in range(1, size):
             place = dict(zip(TORCHRUN, map(str, (rank, size, rank, size, "127.0.0.1", store.port)), strict=True))
-            command, pipe = [sys.executable, "-P", "-m", WORKER], subprocess.PIPE
+            command, pipe = [sys.executable, "-P", "-c", f"from {__name__} import work; work()"], subprocess.PIPE
             process = subprocess.Popen(command, env=environment | place, stdin=pipe, stdout=2, start_new_session=True)
             processes.append(process)
             assert process.stdin is not None
@@ -102,6 +103,16 @@ def _start(module: str, config: EngineConfig) -> EngineConfig:
     use_threads(own)
     mine.ranks.on_close.append(lambda: use_threads(threads))
     return mine
+
+
+def work() -> None:
+    """A rank that rank 0 has started: the stage's module and the options come on standard input."""
+    listen(lambda *_: None)  # rank 0 has the same to say
+    given: tuple[str, EngineConfig] = pickle.load(sys.stdin.buffer)
+    try:
+        on_ranks(importlib.import_module(given[0]).build)(given[1])
+    finally:
+        os._exit(0)  # at once: threads of the collectives may wait for ranks that have ended
 
 
 def _join(config: EngineConfig) -> EngineConfig:

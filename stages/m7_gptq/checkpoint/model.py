@@ -1,7 +1,6 @@
 """What an engine is built from: a folder, one made before, or one made now; random weights are rounded."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -69,19 +68,13 @@ def open_checkpoint(config: EngineConfig, source: ModelSource) -> Checkpoint:
     if config.model.startswith(PREFIX):
         return Checkpoint(config, source, rounding_reader(source, part=part))
     if not isinstance(source, QuantizedFolder):
-        source = open_quantized_folder(_quantized(config, source), config.model)
+        folder = cached_folder(config.model, Settings())
+        if ranks is None or ranks.local_rank == 0:  # the first rank of a host makes it
+            folder = quantize(config.model, Settings(), device=config.torch_device, source=source).folder
+        if ranks is not None:
+            ranks.least(0)
+        source = open_quantized_folder(folder, config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
     return Checkpoint(
         config, source, lambda names, _: [gptq.quantized(n, part(n)) if gptq and gptq.has(n) else None for n in names]
     )
-
-
-def _quantized(config: EngineConfig, source: ModelSource) -> Path:
-    """The folder in the cache; of several ranks on a host the first one makes it."""
-    ranks, settings = config.ranks, Settings()
-    folder = cached_folder(config.model, settings)
-    if ranks is None or ranks.local_rank == 0:
-        folder = quantize(config.model, settings, device=config.torch_device, source=source).folder
-    if ranks is not None:
-        ranks.least(0)
-    return folder
