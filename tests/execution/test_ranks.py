@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -294,3 +295,18 @@ def test_a_profile_shows_communication(pair: Engine) -> None:
         pair.generate([[1, 2, 3]], exactly(2))
     assert entered.count(COMMUNICATION) == 2 * (5 * 2 + 1)  # a sum gathers, and the likeliest token does
     assert entered[entered.index(LINEAR) :].count(COMMUNICATION) > 0
+
+
+@pytest.mark.slow
+def test_the_comparison_with_one_device(tmp_path: Path) -> None:
+    words = ["-m", "benchmarks", "parallel", "--quick", "--model", "random:tiny-llama", "--json"]
+    done = run(*words, str(tmp_path / "parallel.json"))
+    assert done.communicate(timeout=120)[1] == ""
+    records = json.loads((tmp_path / "parallel.json").read_text())["records"]
+    assert [(r["workload"], r["ranks"]) for r in records] == [("single", 1), ("single", 2), ("mixed", 1), ("mixed", 2)]
+    for one, two in zip(records[::2], records[1::2], strict=True):
+        assert (one["communication_share"], one["collectives_per_step"]) == (0, 0)
+        assert 0 < two["communication_share"] < 1
+        assert two["collectives_per_step"] == 6
+        assert two["weights_bytes"] <= 0.55 * one["weights_bytes"]
+        assert two["kv_pool_bytes"] <= 0.55 * one["kv_pool_bytes"]
