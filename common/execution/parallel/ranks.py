@@ -16,7 +16,7 @@ from torch.distributed import distributed_c10d as dist
 from common.errors import UserError, one_line
 from common.execution.parallel.split import Split
 
-STARTING, LOADING, FOREVER = timedelta(minutes=2), timedelta(minutes=30), timedelta(days=3650)
+STARTING, LOADING, FOREVER = timedelta(minutes=1), timedelta(minutes=30), timedelta(days=3650)
 PATIENCE = timedelta(seconds=15)  # of rank 0, in a step; the others notice at once when rank 0 ends
 SAID = "said"  # in the store: what ended a rank
 OVER = b"over"

@@ -52,8 +52,11 @@ def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConf
             if ranks.rank > 0:
                 follow(engine.runner, ranks)
                 sys.exit(0)
-        except BaseException as error:
-            raise ranks.fail(error) if isinstance(error, Exception) else error from error
+        except Exception as error:
+            raise ranks.fail(error) from error
+        except KeyboardInterrupt as error:
+            ranks.fail(error)
+            raise
         ranks.patience = PATIENCE
         engine.runner = LeadRunner(engine.runner, ranks, config.max_num_seqs)
         weakref.finalize(engine, ranks.close)
@@ -98,8 +101,9 @@ def _start(module: str, config: EngineConfig) -> EngineConfig:
         for process in processes:
             process.kill()
             process.wait()
-        started = f"the other ranks did not start: {one_line(error)}"
-        raise UserError(started) if isinstance(error, RuntimeError) else error from error
+        if isinstance(error, RuntimeError):
+            raise UserError(f"the other ranks did not start: {one_line(error)}") from error
+        raise
     use_threads(own)
     mine.ranks.on_close.append(lambda: use_threads(threads))
     return mine
