@@ -111,6 +111,20 @@ def test_two_ranks_give_the_same_tokens_from_half_the_bytes(
     assert_same(build, stage, model, options, 2)
 
 
+def test_in_bfloat16_log_probabilities_are_close(build: Build) -> None:
+    scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    found = [
+        build("m7", model=TINY[1], dtype="bf16", tensor_parallel_size=size).generate(PROMPTS, scored) for size in (1, 2)
+    ]
+    for one, two in zip(*found, strict=True):
+        pairs = list(zip(one.prompt_logprobs or (), two.prompt_logprobs or (), strict=True))[1:]
+        assert pairs
+        for a, b in pairs:
+            assert a is not None
+            assert b is not None
+            assert next(iter(a.values())) == pytest.approx(next(iter(b.values())), abs=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("model", TINY)
