@@ -39,11 +39,10 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
     the largest step. What attention itself needs comes on top: little from m4 on, the score matrix before.
     """
     if config.kv_cache_memory is not None:
-        return config.ranks.split.share(config.kv_cache_memory) if config.ranks else config.kv_cache_memory
+        return _share(config, config.kv_cache_memory)
     device = config.torch_device
     if device.type == "cpu":
-        free = int(free_memory(device) * KV_MEMORY_SHARE)
-        return config.ranks.split.share(free) if config.ranks else free
+        return _share(config, int(free_memory(device) * KV_MEMORY_SHARE))
     step = _bytes_of_largest_step(config, model)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
@@ -53,6 +52,11 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
     hint = "Raise it, or lower max_num_batched_tokens or max_num_seqs"
     require(budget > 0, f"{share} leaves nothing for the KV cache: {taken}. {hint}")
     return budget
+
+
+def _share(config: EngineConfig, amount: int) -> int:
+    """Of bytes for all ranks together, this one's."""
+    return config.ranks.split.share(amount) if config.ranks else amount
 
 
 @torch.inference_mode()
@@ -78,9 +82,7 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     """Blocks of the paged cache on the device, and on the CPU to swap into. Never more than `max_num_seqs` requests of
     `max_model_len` tokens could fill; `UserError` if there is not even one."""
     block_bytes = config.block_size * kv_bytes_per_token(model.config, model.dtype)
-    budget, swap_space = kv_budget(config, model), config.swap_space
-    if config.ranks:
-        swap_space = config.ranks.split.share(swap_space)
+    budget, swap_space = kv_budget(config, model), _share(config, config.swap_space)
     most = config.max_num_seqs * -(-max_model_len // config.block_size)
     blocks = min(most, budget // block_bytes)
     require(blocks >= 1, f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")

@@ -130,6 +130,10 @@ class StepGraphs:
                 self._draw_graphs[size, kind] = record(lambda size=size, kind=kind: self._choose(size, kind))
                 advance(1)
 
+    def drop(self) -> None:
+        self._model_graphs.clear()
+        self._draw_graphs.clear()
+
     def _run_model(self, shape: StepShape) -> None:
         batch = self._inputs.batch(shape)
         self._attention.begin(batch)

@@ -92,7 +92,7 @@ class Decoder:
         return self.ops.sample(self.logits(hidden))
 
     def agree(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """The tokens drawn, the same on all ranks that hold the model."""
+        """The tokens drawn, on all ranks that hold the model."""
         return token_ids
 
     def weights_bytes(self) -> int:

@@ -8,6 +8,8 @@ import torch
 from common.config import DEFAULT_MODEL, EngineConfig, parse_device, parse_dtype
 from common.errors import UserError, refusing, require
 from common.execution.choose import choose_ops
+from common.execution.parallel.decoder import SplitDecoder
+from common.execution.parallel.split import SplitSource
 from common.models.decoder import Decoder
 from common.models.layers import RotaryEmbedding
 from common.models.sources.embedded import open_embedded
@@ -44,11 +46,7 @@ def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
 
 def own_part(source: ModelSource, config: EngineConfig) -> ModelSource:
     """Of several ranks, what this one holds."""
-    if config.ranks is None:
-        return source
-    from common.execution.parallel.split import SplitSource
-
-    return SplitSource(source, config.ranks.split)
+    return source if config.ranks is None else SplitSource(source, config.ranks.split)
 
 
 def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
@@ -56,8 +54,6 @@ def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, f
     alone = "tensor_parallel_size: build the engine by stages.build, which starts the ranks"
     require(config.ranks is not None or config.tensor_parallel_size == 1, alone)
     if config.ranks is not None:
-        from common.execution.parallel.decoder import SplitDecoder
-
         model = SplitDecoder(model, config.ranks)
     model.ops = choose_ops(model.device, fused)
     name, limit = model.config.name, model.config.max_position_embeddings

@@ -72,16 +72,17 @@ class QuantizedWeight:
     def part(self, part: Part, label: str) -> Self:
         """Some outputs, or some inputs: along groups, which are made smaller where one of them is cut.
         `UserError`, with the label, where inputs are in no order that can be cut."""
-        if part.dim == 0:
-            some = self.outputs(slice(part.first, part.end))
+        if len(part) < 2:
+            some = self.outputs(*part) if part else self
             return replace(some, **{n: getattr(some, n).contiguous() for n in ("qweight", "scales", "zeros")})
         order = "inputs in act-order (desc_act) lie across the ranks of tensor_parallel_size"
         require(self.g_idx is None, f"{label}: {order}: take a checkpoint without it, or 1")
-        count, size = WORD // self.bits, math.gcd(part.first, self.group_size)
-        words = f"{part.first} inputs are no whole words of {count}: take fewer ranks"
-        require(part.first % count == part.end % count == 0, f"{label}: {words}")
-        groups = torch.arange(part.first, part.end, size, device=self.scales.device) // self.group_size
-        qweight = self.qweight[part.first // count : part.end // count].contiguous()
+        first, end, _ = part[1].indices(self.in_features)
+        count, size = WORD // self.bits, math.gcd(first, self.group_size)
+        whole = first % count == end % count == 0
+        require(whole, f"{label}: {first} inputs are no whole words of {count}: take fewer ranks")
+        groups = torch.arange(first, end, size, device=self.scales.device) // self.group_size
+        qweight = self.qweight[first // count : end // count].contiguous()
         return replace(self, qweight=qweight, scales=self.scales[groups], zeros=self.zeros[groups], group_size=size)
 
     def to(self, device: torch.device) -> Self:

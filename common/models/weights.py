@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -22,21 +22,10 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")  # What a decoder is made of
 
 Shape = tuple[int, ...]
+Part = tuple[slice, ...]  # of a weight [out, in]: of its outputs, or of all outputs and of its inputs; () is all of it
 Load = Callable[[Iterable[str]], torch.Tensor]
 MakeProjection = Callable[[list[str], bool], Projection]
 """(names, bias): from layers of one input, `model.layers.0.self_attn.q_proj` ..., to one with all outputs."""
-
-
-class Part(NamedTuple):
-    """Places `first ... end - 1` of dimension `dim`, 0 or 1: of a weight [out, in], some outputs or some inputs."""
-
-    dim: int
-    first: int
-    end: int
-
-    def of(self, tensor: Any) -> torch.Tensor:
-        """Of a tensor, or of a slice of a safetensors file, which then reads nothing else."""
-        return tensor[self.first : self.end] if self.dim == 0 else tensor[:, self.first : self.end]
 
 
 class ModelSource(Protocol):
@@ -45,7 +34,7 @@ class ModelSource(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
-    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
         """One tensor of that shape, or a part of it, in any floating dtype, on any device."""
         ...
 

@@ -181,8 +181,7 @@ class EngineThread:
         try:
             outputs = self._engine.step()
         except Exception:
-            ranks = self._engine.config.ranks
-            self._failures = FAILING_AFTER if ranks and ranks.lost else self._failures + 1
+            self._failures += 1
             log.exception("step failed", extra={"fields": {"failures_in_a_row": self._failures}})
             if self._failures >= FAILING_AFTER:
                 self._fail_all(step_failed)

@@ -26,15 +26,14 @@ class RowLinear:
 
 
 class SplitDecoder(Decoder):
-    """One rank's part of a decoder. Its `config` has the part's heads, but the whole vocabulary: it is what sampling,
-    and all that counts tokens, deals with."""
+    """One rank's part of a decoder. Its `config` has the part's heads, but the whole vocabulary."""
 
     splits_vocabulary = True
 
     def __init__(self, own: Decoder, ranks: Ranks) -> None:
-        whole = ranks.split.whole.vocab_size
-        super().__init__(replace(own.config, vocab_size=whole), own.embedding, own.layers, own.norm, own.head)
-        self._ranks, self._first = ranks, ranks.rank * ranks.split.rows
+        config = replace(own.config, vocab_size=ranks.split.whole.vocab_size)
+        super().__init__(config, own.embedding, own.layers, own.norm, own.head)
+        self._ranks, self._first = ranks, ranks.split.held["embed_tokens"].start
         self.note = "; ".join(note for note in (own.note, ranks.split.note) if note)
         for layer in self.layers:
             layer.o_proj, layer.down_proj = RowLinear(layer.o_proj, ranks), RowLinear(layer.down_proj, ranks)
@@ -48,8 +47,8 @@ class SplitDecoder(Decoder):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of the whole vocabulary, gathered: only for what needs them."""
-        own, width = super().logits(hidden), self._ranks.split.rows
-        own = torch.nn.functional.pad(own, (0, width - own.shape[-1]))
+        own = super().logits(hidden)
+        own = torch.nn.functional.pad(own, (0, self._ranks.split.rows - own.shape[-1]))
         return torch.cat(self._ranks.gather(own), dim=-1)[:, : self.config.vocab_size]
 
     def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:

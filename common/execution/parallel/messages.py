@@ -1,9 +1,10 @@
-"""A step's plan on its way to the other ranks. Each request is described once, when it gets a slot; after that only the
-new tokens and blocks follow, so a decode takes some twenty bytes."""
+"""A step's plan on its way to the other ranks. Each request is sent once, when it gets a slot; after that only its new
+tokens and blocks follow, so a decode takes some twenty bytes."""
 
 import pickle
-from collections.abc import Sequence
-from itertools import repeat
+from copy import copy
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,79 +12,62 @@ import numpy as np
 from common.execution.step_inputs import RequestSlots
 from common.plan import Chunk, StepPlan
 from common.request import Request
-from common.sampling_params import SamplingParams
 
-Entry = tuple[int, SamplingParams, int, int, list[int], bool]
-"""A request that gets a slot: slot, options, seed, prompt tokens, all tokens, and has its output a structure?"""
-Row = tuple[int, int, int, bool, bool, int, list[int], list[int], int, list[int]]  # as `PlanReader._chunk` takes it
+Row = tuple[int, list[int], int, list[int], list[int], int, tuple[int, int, bool, bool]]  # see `PlanReader._chunk`
 
 
 class PlanWriter:
     """Rank 0's. count: most requests of a step."""
 
-    def __init__(self, count: int) -> None:
-        self._slots, self._entries = RequestSlots(count), list[Entry]()
+    def __init__(self, count: int, vocab_size: int) -> None:
+        self._slots, self._vocab_size, self._new = RequestSlots(count), vocab_size, dict[int, Request]()
         self._slots.enter.append(self._enter)
-        self._tables: list[list[int]] = [[]] * count  # as the others know them
-        self._known = [0] * count  # tokens
+        self._tables, self._known = [list[int]()] * count, [0] * count  # blocks and tokens that the others know
 
     def write(self, plan: StepPlan) -> bytes:
-        slots = iter(self._slots.of([r for chunk in plan.chunks for r in (chunk.request, *chunk.forks)]).tolist())
-        rows = [self._row(chunk, next(slots), [next(slots) for _ in chunk.forks]) for chunk in plan.chunks]
-        entries, self._entries = self._entries, []
-        return pickle.dumps((entries, rows, plan.swap_out, plan.swap_in, plan.copies), pickle.HIGHEST_PROTOCOL)
+        self._slots.of([request for chunk in plan.chunks for request in (chunk.request, *chunk.forks)])
+        rows = [self._row(chunk) for chunk in plan.chunks]
+        new, self._new = self._new, {}
+        return pickle.dumps((new, rows, plan.swap_out, plan.swap_in, plan.copies), pickle.HIGHEST_PROTOCOL)
 
     def _enter(self, slot: int, request: Request) -> None:
-        tokens, structured = list(request.token_ids), request.structure is not None
-        self._entries.append((slot, request.params, request.seed, request.num_prompt_tokens, tokens, structured))
-        self._tables[slot], self._known[slot] = [], len(tokens)
+        bare: Any = copy(request)
+        bare.siblings, bare.detokenizer = [], None
+        if request.structure is not None:  # allows all tokens there: what rank 0 draws counts
+            bare.structure = SimpleNamespace(mask=partial(np.full, -(-self._vocab_size // 32), -1, np.int32))
+        self._new[slot], self._tables[slot], self._known[slot] = bare, [], len(request.token_ids)
 
-    def _row(self, chunk: Chunk, slot: int, forks: list[int]) -> Row:
-        request, table, before = chunk.request, list(chunk.block_table), self._tables[slot]
+    def _row(self, chunk: Chunk) -> Row:
+        request, slot, table = chunk.request, self._slots.known[chunk.request], list(chunk.block_table)
+        before, self._tables[slot] = self._tables[slot], table
         same = len(before) if table[: len(before)] == before else 0
         tokens, self._known[slot] = request.token_ids[self._known[slot] :], len(request.token_ids)
-        self._tables[slot] = table
-        scored = -1 if request.prompt_logprobs is None else len(request.prompt_logprobs)
-        flags = chunk.samples, chunk.idle
-        return slot, chunk.start, chunk.length, *flags, same, table[same:], tokens, scored, forks
+        forks = [self._slots.known[fork] for fork in chunk.forks]
+        rest = chunk.start, chunk.length, chunk.samples, chunk.idle
+        return slot, tokens, same, table[same:], forks, len(request.prompt_logprobs or ()), rest
 
 
 class PlanReader:
-    """The other ranks'. vocab_size: the model's."""
+    """The other ranks'."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self._anything: Any = Anything(vocab_size)
-        self._requests: dict[int, Request] = {}
-        self._tables: dict[int, list[int]] = {}
+    def __init__(self) -> None:
+        self._requests, self._tables = dict[int, Request](), dict[int, list[int]]()
 
     def read(self, message: bytes) -> StepPlan:
-        entries, rows, swap_out, swap_in, copies = pickle.loads(message)
-        for slot, params, seed, num_prompt_tokens, tokens, structured in entries:
-            request = Request(f"slot-{slot}", tokens[:num_prompt_tokens], params, frozenset(), seed, 0.0)
-            request.token_ids = tokens
-            if structured:
-                request.structure, request.argmax_only = self._anything, False
-            self._requests[slot], self._tables[slot] = request, []
-        return StepPlan([self._chunk(*row) for row in rows], swap_out=swap_out, swap_in=swap_in, copies=copies)
+        new, rows, *moves = pickle.loads(message)
+        self._requests |= new
+        self._tables |= {slot: [] for slot in new}
+        return StepPlan([self._chunk(*row) for row in rows], 0, [], [], *moves)
 
     def _chunk(
-        self, slot: int, start: int, length: int, samples: bool, idle: bool, same: int, blocks: Sequence[int],
-        tokens: Sequence[int], scored: int, forks: Sequence[int],
-    ) -> Chunk:  # fmt: skip
-        """same: how many blocks are as before; blocks: those after them. tokens: the new ones. scored: how many of the
-        prompt's log-probabilities are known, -1 if none are wanted. forks: their slots."""
+        self, slot: int, tokens: list[int], same: int, blocks: list[int], forks: list[int], scored: int, rest: Any
+    ) -> Chunk:
+        """tokens: the new ones. same: how many blocks are as before; blocks: those after them. forks: their slots.
+        scored: how many of the prompt's log-probabilities are known."""
         request, table = self._requests[slot], [*self._tables[slot][:same], *blocks]
-        request.token_ids += tokens
-        request.prompt_logprobs = None if scored < 0 else list(repeat(None, scored))
         self._tables[slot] = table
-        return Chunk(request, start, length, table, samples, idle, [self._requests[fork] for fork in forks])
-
-
-class Anything:
-    """In the place of a structure: rank 0's token counts, whatever is drawn here."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._mask = np.full(-(-vocab_size // 32), -1, dtype=np.int32)
-
-    def mask(self) -> np.ndarray:
-        return self._mask
+        request.token_ids += tokens
+        if request.prompt_logprobs is not None:
+            request.prompt_logprobs = [None] * scored
+        start, length, *flags = rest
+        return Chunk(request, start, length, table, *flags, [self._requests[fork] for fork in forks])

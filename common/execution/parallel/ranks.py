@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,23 +26,23 @@ OVER = b"over"
 class Ranks:
     """Rank 0 leads: it schedules, and tells the others what to do. All call the same collectives in the same order.
 
-    On GPUs they are NCCL's, which CUDA graphs can hold. On CPUs each rank sends its part to the others over gloo, and
-    all add in the same order: gloo's own all-reduce hands each call to another thread, which takes several times as
-    long for what a decode step sums. `counts`: collectives so far; `seconds`: spent in them, on a CPU.
+    On GPUs they are NCCL's, on the stream of the kernels around them, so CUDA graphs hold them too. On CPUs each rank
+    sends its part to the others over gloo, and all add in the same order: gloo's own all-reduce hands each call to
+    another thread, which takes several times as long for what a decode step sums. `counts`: collectives so far;
+    `seconds`: spent in them, on a CPU. `on_close`: called before the groups end.
     """
 
     def __init__(
-        self, split: Split, store: dist.Store, device: torch.device, local_rank: int = 0, one_host: bool = True,
+        self, split: Split, store: dist.Store, device: torch.device, one_host: bool = True,
         processes: Sequence[subprocess.Popen[bytes]] = (),
     ) -> None:  # fmt: skip
         """Waits for the others. store: where they find one another. processes: the ranks that rank 0 has started."""
-        self.split, self.rank, self.size, self.local_rank = split, split.rank, split.size, local_rank
+        self.split, self.rank, self.size = split, split.rank, split.size
         self.counts, self.seconds, self.patience = Counter[str](), 0.0, LOADING if split.rank == 0 else FOREVER
         self.on_close: list[Callable[[], None]] = []
         self._lost: str | None = None
         self._ending = threading.Lock()  # a server asks `lost` while another thread is in a step
-        self._store: Any = store
-        self._processes = processes
+        self._store, self._processes = store, processes
         gloo: Any = dist.ProcessGroupGloo
         options: Any = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1") if one_host else gloo.create_default_device()]
@@ -50,14 +51,15 @@ class Ranks:
         self._nccl: Any = None
         if device.type == "cuda":
             self._nccl = vars(dist)["ProcessGroupNCCL"](dist.PrefixStore("nccl", store), self.rank, self.size)
+        self._sum, self._gather = dist.AllreduceOptions(), dist.AllgatherOptions()
+        self._sum.asyncOp = self._gather.asyncOp = False  # on the current stream, not on one of NCCL's own
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """Over the ranks. May be written over x."""
         if self._nccl is None:
-            parts = self.gather(x, "sum")
-            return parts[0] + parts[1] if self.size == 2 else torch.stack(parts).sum(0)
+            return reduce(torch.add, self.gather(x, "sum"))
         self.counts["sum"] += 1
-        self._nccl.allreduce([x]).wait()
+        self._nccl.allreduce([x], self._sum)
         return x
 
     def gather(self, x: torch.Tensor, kind: str = "gather") -> list[torch.Tensor]:
@@ -68,13 +70,13 @@ class Ranks:
             parts = self._exchange(x)
         else:
             whole = x.new_empty(self.size, *x.shape)
-            self._nccl._allgather_base(whole, x).wait()
+            self._nccl._allgather_base(whole, x, self._gather)
             parts = list(whole)
         self.seconds += time.perf_counter() - begin
         return parts
 
     def least(self, *values: int) -> tuple[int, ...]:
-        """Of each of these numbers of the host, the smallest of any rank."""
+        """Of each of these numbers of the host, the smallest of any rank. Waits for all ranks."""
         return tuple(torch.stack(self._exchange(torch.tensor(values))).amin(0).tolist())
 
     def _exchange(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -112,29 +114,37 @@ class Ranks:
         `UserError` in one line, and again for whatever is tried afterwards."""
         if self.lost is not None:
             raise UserError(self.lost)
-        with held_interrupts():
-            try:
-                yield
-            except Exception as error:
-                raise self.fail(error) from error
+        interrupts, main = list[object](), threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, lambda *given: interrupts.append(given)) if main else None
+        try:
+            yield
+        except Exception as error:
+            raise self.fail(error) from error
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+            if interrupts:
+                signal.raise_signal(signal.SIGINT)
 
     def fail(self, error: BaseException) -> UserError:
         """End all ranks; returns what to raise: what ended another one, rather than that it has ended."""
         with self._ending:
-            return UserError(self._lost or self._end_for(error))
+            if self._lost is None:
+                self._end(str(error) if isinstance(error, UserError) else self._cause(error), 0.0)
+            return UserError(str(self._lost))
 
-    def _end_for(self, error: BaseException) -> str:
+    def _cause(self, error: BaseException) -> str:
         late = f"a rank did not answer for {PATIENCE.seconds} s"
-        causes = [late if "imed out" in str(error) else f"a rank has ended ({one_line(error)})"]
+        cause = late if "imed out" in str(error) else f"a rank has ended ({one_line(error)})"
         if self.rank > 0 and "gloo" not in str(error):  # which would only say that another rank has ended
             self._store.set(SAID, f"rank {self.rank}: {type(error).__name__}: {one_line(error)}")
         elif self._store.check([SAID]):
-            causes.append(self._store.get(SAID).decode())
+            cause = self._store.get(SAID).decode()
         for rank, process in enumerate(self._processes, 1):
             with suppress(subprocess.TimeoutExpired):
-                if process.wait(0.0 if isinstance(error, UserError) else 0.3) < 0:
-                    causes.append(f"rank {rank} died ({signal.Signals(-process.returncode).name})")
-        return self._end(str(error) if isinstance(error, UserError) else f"{causes[-1]}: build a new engine", 0.0)
+                if process.wait(0.3) < 0:
+                    cause = f"rank {rank} died ({signal.Signals(-process.returncode).name})"
+        return f"{cause}: build a new engine"
 
     def close(self) -> None:
         """End the others, and give back ports and processes. Closing twice is no error."""
@@ -144,7 +154,7 @@ class Ranks:
                     self.tell(OVER)
                 self._end("the engine is closed: build a new one", 5.0)
 
-    def _end(self, why: str, patience: float) -> str:
+    def _end(self, why: str, patience: float) -> None:
         """patience: seconds that a process has to end by itself."""
         self._lost = why
         for process in self._processes:
@@ -152,25 +162,8 @@ class Ranks:
                 process.wait(patience)
             process.kill()
             process.wait()
-        if self._nccl is not None:
-            self._nccl.abort()
-        self._gloo = self._nccl = self._store = None
         for act in self.on_close:
             act()
-        return why
-
-
-@contextmanager
-def held_interrupts() -> Generator[None]:
-    """A Ctrl-C that comes meanwhile takes effect afterwards. It is the main thread's: in others, nothing to do."""
-    before, caught = signal.getsignal(signal.SIGINT), list[Any]()
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *given: caught.append(given))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if caught:
-            before(*caught[0])
+        if self._nccl is not None:
+            self._nccl.abort()  # waits for ever while a CUDA graph holds its collectives
+        self._gloo = self._nccl = self._store = None

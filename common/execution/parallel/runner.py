@@ -1,24 +1,20 @@
 """The plan's way to all ranks: rank 0's runner tells it and runs it, the others run what they hear."""
 
 import time
-from contextlib import suppress
 
-from common.errors import UserError
 from common.execution.parallel.messages import PlanReader, PlanWriter
 from common.execution.parallel.ranks import OVER, PATIENCE, Ranks
 from common.plan import StepPlan
 from common.request import SampledToken
 from common.runner import Runner
 
-FORGET = b"forget"
 
-
-class LeadRunner(Runner):
-    """A stage's runner on rank 0, which takes the others along. It goes on with what the stage has `made`."""
+class RankRunner(Runner):
+    """A stage's runner on one of several ranks. It goes on with what the stage has `made`."""
 
     def __init__(self, made: Runner, ranks: Ranks, max_num_seqs: int) -> None:
         vars(self).update(vars(made))
-        self.ranks, self._writer = ranks, PlanWriter(max_num_seqs)
+        self.ranks, self._writer = ranks, PlanWriter(max_num_seqs, made.model.config.vocab_size)
 
     def submit(self, plan: StepPlan) -> None:
         with self.ranks.together():
@@ -35,22 +31,10 @@ class LeadRunner(Runner):
                     raise RuntimeError("timed out" if late else "")
             return super().collect()
 
-    def forget(self) -> None:
-        super().forget()
-        with suppress(UserError), self.ranks.together():
-            self.ranks.tell(FORGET)
-
-
-def follow(runner: Runner, ranks: Ranks) -> None:
-    """Run what rank 0 tells, until it is over. As on rank 0, at most two steps are in flight."""
-    reader, launched = PlanReader(runner.model.config.vocab_size), 0
-    while (message := ranks.hear()) != OVER:
-        if message == FORGET:
-            runner.forget()
-            launched = 0
-            continue
-        runner.submit(reader.read(message))
-        launched += 1
-        if launched > 1:
-            runner.collect()
-            launched = 1
+    def follow(self) -> None:
+        """Not on rank 0: run what it tells, until it is over. As there, at most two steps are in flight."""
+        reader = PlanReader()
+        while (message := self.ranks.hear()) != OVER:
+            super().submit(reader.read(message))
+            if len(self._launched) > 1:
+                super().collect()

@@ -7,10 +7,10 @@ import torch
 
 from common.errors import require
 from common.models.config import ModelConfig
-from common.models.weights import EMBEDDING, HEAD, ModelSource, Part, Shape, tensor_shapes
+from common.models.weights import ModelSource, Part, Shape, tensor_shapes
 from common.text.tokenizer import Tokenizer
 
-GROUP = 128  # inputs of `down_proj` that stay together where that is possible: whole groups of quantised weights
+GROUP, PANEL = 128, 32  # inputs of `down_proj`, and tokens, that stay together if possible: kernels take them whole
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Split:
     """Rank `rank` of `size`. Heads, MLP and vocabulary are divided; norms and rotary tables are on every rank.
 
     Where there are fewer KV heads than ranks, several ranks hold the same one; where there are more, but no multiple
-    of the ranks, some ranks hold one more, with its query heads. Other numbers are refused.
+    of the ranks, the first ranks hold one more, with its query heads. Other numbers are refused.
     """
 
     whole: ModelConfig
@@ -36,52 +36,49 @@ class Split:
     @property
     def note(self) -> str:
         """What a reader of figures must know."""
-        most = max(end - first for first, end in map(self.kv_heads, range(self.size)))
-        uneven = (
-            f", {most} of {self.whole.num_kv_heads} KV heads on one"
-            if most * self.size != self.whole.num_kv_heads
-            else ""
-        )
-        return f"over {self.size} ranks{uneven}; bytes: of the first"
+        count, (_, most) = self.whole.num_kv_heads, self.kv_heads(0)
+        uneven = f", which has {most} of {count} KV heads" if most * self.size > count > self.size else ""
+        return f"over {self.size} ranks; bytes: of the first{uneven}"
 
     @property
     def rows(self) -> int:
         """Of embedding and head on each rank; the last may have fewer."""
-        return -(-self.whole.vocab_size // self.size)
+        unit = PANEL if self.whole.vocab_size >= PANEL * self.size**2 else 1
+        return -(-self.whole.vocab_size // (self.size * unit)) * unit
 
     def kv_heads(self, rank: int) -> tuple[int, int]:
         """The first one, and the end."""
-        count = self.whole.num_kv_heads
-        first = rank * count // self.size
-        return first, max(first + 1, (rank + 1) * count // self.size)
-
-    def heads(self, rank: int) -> tuple[int, int]:
-        count, kv = self.whole.num_heads, self.whole.num_kv_heads
-        first, end = (rank, rank + 1) if self.size > kv else self.kv_heads(rank)
-        return first * count // max(self.size, kv), end * count // max(self.size, kv)
+        count, size = self.whole.num_kv_heads, self.size
+        if size > count:
+            return rank * count // size, rank * count // size + 1
+        return -(-rank * count // size), -(-(rank + 1) * count // size)
 
     @cached_property
-    def parts(self) -> dict[str, Part]:
-        """By a tensor's kind: its rows or columns that are this rank's."""
-        dim, count, rank, size = self.whole.head_dim, self.whole.intermediate_size, self.rank, self.size
-        query, keys = (Part(0, *(dim * at for at in find(rank))) for find in (self.heads, self.kv_heads))
+    def held(self) -> dict[str, slice]:
+        """By a tensor's kind: its rows that are this rank's, or, of o_proj and down_proj, its columns."""
+        count, rank, size, kv = self.whole.intermediate_size, self.rank, self.size, self.kv_heads(self.rank)
+        of = (rank, rank + 1) if size > self.whole.num_kv_heads else kv  # of these many shares of the query heads
+        dim, share = self.whole.head_dim, self.whole.num_heads // max(size, self.whole.num_kv_heads)
+        query, keys = slice(of[0] * share * dim, of[1] * share * dim), slice(kv[0] * dim, kv[1] * dim)
         unit = next(unit for unit in (GROUP, 64, 32, 16, 8, 1) if count % (unit * size) == 0 or unit == 1)
-        inner = Part(0, *(at * (count // unit) // size * unit for at in (rank, rank + 1)))
-        rows = Part(0, rank * self.rows, min((rank + 1) * self.rows, self.whole.vocab_size))
-        rows_of = {"q_proj": query, "k_proj": keys, "v_proj": keys, "gate_proj": inner, "up_proj": inner}
-        rows_of |= dict.fromkeys((kind.split(".")[-2] for kind in (EMBEDDING, HEAD)), rows)
-        return rows_of | {"o_proj": query._replace(dim=1), "down_proj": inner._replace(dim=1)}
+        inner = slice(*(at * (count // unit) // size * unit for at in (rank, rank + 1)))
+        rows = slice(rank * self.rows, min((rank + 1) * self.rows, self.whole.vocab_size))
+        held = {"q_proj": query, "k_proj": keys, "v_proj": keys, "o_proj": query, "embed_tokens": rows, "lm_head": rows}
+        return held | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), inner)
 
-    def part(self, name: str) -> Part | None:
-        """Of the tensor of that name; None: all of it."""
-        return self.parts.get(name.split(".")[-2])
+    def part(self, name: str) -> Part:
+        """Of the tensor of that name."""
+        kind = name.split(".")[-2]
+        columns = (slice(None),) if kind in ("o_proj", "down_proj") else ()
+        return (*columns, self.held[kind]) if kind in self.held else ()
 
     @property
     def config(self) -> ModelConfig:
         """The rank's own part, as a model of its own."""
-        dim, sizes = self.whole.head_dim, {kind: part.end - part.first for kind, part in self.parts.items()}
-        heads = {"num_heads": sizes["q_proj"] // dim, "num_kv_heads": sizes["k_proj"] // dim}
-        return replace(self.whole, **heads, intermediate_size=sizes["up_proj"], vocab_size=sizes["embed_tokens"])
+        sizes = {kind: held.stop - held.start for kind, held in self.held.items()}
+        q, kv = (sizes[kind] // self.whole.head_dim for kind in ("q_proj", "k_proj"))
+        mlp, rows = sizes["up_proj"], sizes["embed_tokens"]
+        return replace(self.whole, num_heads=q, num_kv_heads=kv, intermediate_size=mlp, vocab_size=rows)
 
     def share(self, amount: int) -> int:
         """Of an amount for K and V on all ranks together, this rank's: as many tokens fit on each."""
@@ -97,7 +94,7 @@ class SplitSource:
         self._shapes = tensor_shapes(split.whole)
         self.note: str | None = getattr(source, "note", None)
 
-    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
         return self._source.read(name, self._shapes[name], self._split.part(name))
 
     def tokenizer(self) -> Tokenizer | None:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -19,7 +19,7 @@ from common.config import EngineConfig
 from common.errors import UserError, one_line, require
 from common.execution.cores import use_threads
 from common.execution.parallel.ranks import PATIENCE, STARTING, Ranks
-from common.execution.parallel.runner import LeadRunner, follow
+from common.execution.parallel.runner import RankRunner
 from common.execution.parallel.split import Split
 from common.models.load import open_source
 from common.watch.progress import listen
@@ -43,60 +43,58 @@ def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConf
     def build_all(config: EngineConfig) -> "Engine":
         if config.tensor_parallel_size == 1:
             return build(config)
-        mine = _join(config) if set(TORCHRUN) <= os.environ.keys() else _start(build.__module__, config)
-        ranks = mine.ranks
-        assert ranks is not None
+        mine, ranks = _join(config) if set(TORCHRUN) <= os.environ.keys() else _start(build.__module__, config)
+        mine.ranks = ranks
         try:
             engine = build(mine)
+            engine.runner = runner = RankRunner(engine.runner, ranks, config.max_num_seqs)
             ranks.least(0)  # all are ready
             if ranks.rank > 0:
-                follow(engine.runner, ranks)
-                sys.exit(0)
-        except Exception as error:
-            raise ranks.fail(error) from error
-        except KeyboardInterrupt as error:
-            ranks.fail(error)
+                runner.follow()
+                os._exit(0)  # at once: threads of the collectives may wait for ranks that have ended
+        except BaseException as error:
+            failed = ranks.fail(error)
+            if isinstance(error, Exception):
+                raise failed from error
             raise
         ranks.patience = PATIENCE
-        engine.runner = LeadRunner(engine.runner, ranks, config.max_num_seqs)
         weakref.finalize(engine, ranks.close)
         return engine
 
     return build_all
 
 
-def _placed(config: EngineConfig, local_rank: int, local_size: int) -> EngineConfig:
-    """A copy for the rank's own device."""
-    mine = copy(config)
-    if config.torch_device.type == "cuda":
-        first, there = config.torch_device.index or 0, torch.cuda.device_count()
+def _own(config: EngineConfig, rank: int, local_rank: int, local_size: int) -> tuple[EngineConfig, Split]:
+    """A copy of the options for the rank's own device, and its part of the model; refused before anything starts."""
+    mine, device = copy(config), config.torch_device
+    if device.type == "cuda":
+        first, there = device.index or 0, torch.cuda.device_count()
         few = f"{local_size} ranks on this host need as many GPUs from cuda:{first} on, and PyTorch sees {there}"
         require(first + local_size <= there, f"{few}: lower tensor_parallel_size")
         mine.device = mine.torch_device = torch.device("cuda", first + local_rank)
         torch.cuda.set_device(mine.torch_device)
-    return mine
+    whole = open_source(config.model, device, config.seed, progress=None).config
+    return mine, Split(whole, rank, config.tensor_parallel_size)
 
 
-def _start(module: str, config: EngineConfig) -> EngineConfig:
+def _start(module: str, config: EngineConfig) -> tuple[EngineConfig, Ranks]:
     """Start the other ranks on this host, which share the CPU's threads out, and wait until they have joined."""
     size, threads = config.tensor_parallel_size, torch.get_num_threads()
-    whole = open_source(config.model, config.torch_device, config.seed, progress=None).config
-    split, mine = Split(whole, 0, size), _placed(config, 0, size)  # refused before anything is started
+    mine, split = _own(config, 0, 0, size)
     own = max(1, threads // size) if mine.torch_device.type == "cpu" else threads
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     modules = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": modules, "OMP_NUM_THREADS": str(own), "NUMBA_NUM_THREADS": str(own)}
+    command = [sys.executable, "-P", "-c", f"from {__name__} import work; work()"]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(1, size):
             place = dict(zip(TORCHRUN, map(str, (rank, size, rank, size, "127.0.0.1", store.port)), strict=True))
-            command, pipe = [sys.executable, "-P", "-c", f"from {__name__} import work; work()"], subprocess.PIPE
-            process = subprocess.Popen(command, env=environment | place, stdin=pipe, stdout=2, start_new_session=True)
-            processes.append(process)
-            assert process.stdin is not None
-            with process.stdin as pipe:
+            pipe, env = subprocess.PIPE, environment | place
+            processes.append(subprocess.Popen(command, env=env, stdin=pipe, stdout=2, start_new_session=True))
+            with cast(BinaryIO, processes[-1].stdin) as pipe:
                 pipe.write(pickle.dumps((module, config)))
-        mine.ranks = Ranks(split, store, mine.torch_device, processes=processes)
+        ranks = Ranks(split, store, mine.torch_device, processes=processes)
     except BaseException as error:
         for process in processes:
             process.kill()
@@ -105,29 +103,27 @@ def _start(module: str, config: EngineConfig) -> EngineConfig:
             raise UserError(f"the other ranks did not start: {one_line(error)}") from error
         raise
     use_threads(own)
-    mine.ranks.on_close.append(lambda: use_threads(threads))
-    return mine
+    ranks.on_close.append(lambda: use_threads(threads))
+    return mine, ranks
 
 
 def work() -> None:
     """A rank that rank 0 has started: the stage's module and the options come on standard input."""
     listen(lambda *_: None)  # rank 0 has the same to say
-    given: tuple[str, EngineConfig] = pickle.load(sys.stdin.buffer)
+    module, config = pickle.load(sys.stdin.buffer)
     try:
-        on_ranks(importlib.import_module(given[0]).build)(given[1])
+        on_ranks(importlib.import_module(module).build)(config)
     finally:
-        os._exit(0)  # at once: threads of the collectives may wait for ranks that have ended
+        os._exit(1)
 
 
-def _join(config: EngineConfig) -> EngineConfig:
+def _join(config: EngineConfig) -> tuple[EngineConfig, Ranks]:
     """The ranks that `torchrun` has started, or rank 0."""
     rank, count, local_rank, local_size = (int(os.environ[name]) for name in TORCHRUN[:4])
     size = config.tensor_parallel_size
     require(count == size, f"torchrun started {count} processes, but tensor_parallel_size is {size}: give the same")
     require(not _joined, "torchrun has started the ranks of one engine: start another one for each")
     store, _, _ = next(rendezvous("env://", timeout=STARTING))
-    whole = open_source(config.model, config.torch_device, config.seed, progress=None).config
-    mine = _placed(config, local_rank, local_size)
-    mine.ranks = Ranks(Split(whole, rank, size), store, mine.torch_device, local_rank, local_size == size)
-    _joined.append(mine.ranks)
-    return mine
+    mine, split = _own(config, rank, local_rank, local_size)
+    _joined.append(Ranks(split, store, mine.torch_device, local_size == size))
+    return mine, _joined[0]

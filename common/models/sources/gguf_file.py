@@ -45,18 +45,12 @@ class GGUFFile:
                 self.config = _with_llama3_scaling(self.config, self._dequantize(ROPE_FACTORS, rope_factors))
             check_tensors(self.config, {name: tensor.shape for name, tensor in self._tensors.items()})
 
-    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
-        tensor = self._tensors[name]
-        if part is None:
-            result = self._dequantize(name, tensor).reshape(shape)
-        elif part.dim == len(shape) - 1:  # the blocks of each row that hold these columns
-            size, count = GGML_QUANT_SIZES[tensor.kind]
-            first, before = part.first // size, part.first % size
-            data = tensor.data[..., first * count : -(-part.end // size) * count]
-            blocks = self._dequantize(name, replace(tensor, data=data))
-            result = blocks[..., before : before + part.end - part.first]
-        else:
-            result = self._dequantize(name, replace(tensor, data=tensor.data[part.first : part.end]))
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
+        tensor, (*rows, columns) = self._tensors[name], (*part, *[slice(None)] * (len(shape) - len(part)))
+        size, count = GGML_QUANT_SIZES[tensor.kind]  # numbers and bytes of a block
+        first, end, _ = columns.indices(shape[-1])
+        data = tensor.data[(*rows, slice(first // size * count, -(-end // size) * count))]
+        result = self._dequantize(name, replace(tensor, data=data))[..., first % size :][..., : end - first]
         split = self.config.architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj")
         return _half_split(result, len(result) // self.config.head_dim) if split else result
 

@@ -38,11 +38,11 @@ class GPTQFolder(QuantizedFolder):
         group = "one group per output" if stored.group_size == PER_CHANNEL else f"groups of {stored.group_size}"
         return f"dequantised at load from {stored.bits}-bit GPTQ, {group}: no bytes are saved"
 
-    def quantized(self, name: str, part: Part | None = None) -> QuantizedWeight:
+    def quantized(self, name: str, part: Part = ()) -> QuantizedWeight:
         """Of a part, only the codes that it holds are read from the file."""
         self.check()
-        label, weight = f"{self.config.name}: {name}", self._read_quantized(name)
-        weight = weight if part is None else weight.part(part, label)
+        label = f"{self.config.name}: {name}"
+        weight = self._read_quantized(name).part(part, label)
         check_numbers(label, weight, self._stored(name).symmetric)
         return weight
 

@@ -52,12 +52,11 @@ class QuantizedFolder(HFFolder, abc.ABC):
         self.check()
         return f"{name}.{self.mark}" in self._files
 
-    def read(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
         """A tensor that is not quantised; a quantised weight is given dequantised, in float32, and then cut."""
         base = name.removesuffix(".weight")
         if self.has(base):
-            full = self.quantized(base).dequantize()
-            return full if part is None else part.of(full)
+            return self.quantized(base).dequantize()[part]
         tensor = super().read(name, shape, part)
         require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
         return tensor

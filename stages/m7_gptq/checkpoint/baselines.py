@@ -123,10 +123,10 @@ def _round_layers(
 
 
 def rounding_reader(
-    source: ModelSource, settings: Settings = ROUNDED, part: Callable[[str], Part | None] = lambda name: None
+    source: ModelSource, settings: Settings = ROUNDED, part: Callable[[str], Part] = lambda name: ()
 ) -> ReadQuantized:
     """Every projection rounded to nearest: what a 4-bit model costs in time and memory, not how well it answers.
-    part: what one of several ranks holds of a layer; all of it is rounded, and then cut."""
+    part: what is held of a layer, which is rounded as a whole."""
     shapes = tensor_shapes(source.config)
 
     def read(names: list[str], bias: bool) -> list[QuantizedWeight | None]:
@@ -134,8 +134,6 @@ def rounding_reader(
         full = [f"{name}.weight" for name in names]
         weights = [round_to_nearest(source.read(name, shapes[name]), settings) for name in full]
         biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) if bias else None for name in names]
-        whole = [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
-        parts = zip(names, whole, map(part, names), strict=True)
-        return [weight if own is None else weight.part(own, name) for name, weight, own in parts]
+        return [replace(w, bias=b).part(part(n), n) for n, w, b in zip(names, weights, biases, strict=True)]
 
     return read

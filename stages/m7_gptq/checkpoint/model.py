@@ -8,14 +8,14 @@ from common.config import EngineConfig
 from common.models import Decoder
 from common.models.decoder import PROJECTIONS
 from common.models.linear import Linear, PackedLinear
-from common.models.load import open_quantized_folder, own_part
+from common.models.load import open_quantized_folder
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, Part
 from stages.m7_gptq.checkpoint.baselines import ROUNDED, rounding_reader
-from stages.m7_gptq.checkpoint.quantize import cached_folder, quantize
+from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
 from stages.m7_gptq.settings import Settings
 
@@ -23,21 +23,17 @@ from stages.m7_gptq.settings import Settings
 @dataclass(frozen=True)
 class Checkpoint:
     """source: embedding, norms, head, and what `read`, which gives the 4-bit layers, does not have: NF4's weights,
-    for which there is no kernel, are dequantised. Of several ranks, what this one holds; `whole` is all of it."""
+    for which there is no kernel, are dequantised."""
 
     config: EngineConfig
-    whole: ModelSource
+    source: ModelSource
     read: ReadQuantized
-
-    @property
-    def source(self) -> ModelSource:
-        return own_part(self.whole, self.config)
 
     def note(self, model: Decoder) -> str | None:
         """What a reader of the engine's figures must know of its weights."""
         config, in_full = self.config, self.config.torch_dtype == torch.float32
-        if isinstance(self.whole, NF4Folder):
-            layers = self.whole.note
+        if isinstance(self.source, NF4Folder):
+            layers = self.source.note
         elif config.linear_backend == "naive":
             layers = "linear_backend=naive: the weights are dequantised at every call"
         elif in_full:
@@ -59,19 +55,14 @@ class Checkpoint:
 def open_checkpoint(config: EngineConfig, source: ModelSource) -> Checkpoint:
     """What the source's decoder is built from in m7. A model that is not quantised yet is quantised first, layer after
     layer, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
-    ranks = config.ranks
 
-    def part(name: str) -> Part | None:
-        return None if ranks is None else ranks.split.part(f"{name}.weight")
+    def part(name: str) -> Part:
+        return config.ranks.split.part(f"{name}.weight") if config.ranks else ()
 
     if config.model.startswith(PREFIX):
         return Checkpoint(config, source, rounding_reader(source, part=part))
     if not isinstance(source, QuantizedFolder):
-        folder = cached_folder(config.model, Settings())
-        if ranks is None or ranks.local_rank == 0:  # the first rank of a host makes it
-            folder = quantize(config.model, Settings(), device=config.torch_device, source=source).folder
-        if ranks is not None:
-            ranks.least(0)
+        folder = quantize(config.model, Settings(), device=config.torch_device, source=source).folder
         source = open_quantized_folder(folder, config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
     return Checkpoint(
