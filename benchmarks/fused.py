@@ -30,8 +30,8 @@ from common.models.ops import Ops
 from common.models.sources.random_weights import PRESETS
 from common.watch.progress import progress_bar
 
-KINDS = {Kind.LIKELIEST: "the likeliest", Kind.DRAWN: "by chance", Kind.SHARED: "by chance, top_p 0.95"}
-ROWS = (1, 2, 4, 8, 64)
+KINDS = {Kind.LIKELIEST: "the likeliest", Kind.DRAWN: "by chance", Kind.DRAWN | Kind.SHARED: "by chance, top_p 0.95"}
+ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 Call = Callable[[Ops, int], object]  # call(ops, copy): the operation, on that copy of the weights
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from common.attention import Attention
-from common.execution.draws import Draw, Kind, RequestDraws, draw_biased
+from common.execution.draws import KINDS, Draw, Kind, RequestDraws, draw_biased
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
@@ -120,7 +121,7 @@ class StepGraphs:
     @torch.inference_mode()
     def capture(self, record: Record) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
-        draws = [(size, kind) for size in reversed(self.sizes) for kind in Kind]
+        draws = [(size, kind) for size in reversed(self.sizes) for kind in KINDS]
         count = len(self.shapes) + len(draws)
         with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=None) as advance:
             for shape in reversed(self.shapes):
@@ -143,7 +144,7 @@ class StepGraphs:
     def _choose(self, size: int, kind: Kind) -> None:
         draws, model, hidden = self._inputs.draws(size, self._raw), self._model, self._hidden[:size]
         slots = draws.keys[:, -1]
-        if model.splits_vocabulary and kind is Kind.LIKELIEST:
+        if model.splits_vocabulary and kind == Kind.LIKELIEST:
             self.tokens[slots] = model.likeliest(hidden)
             return
         draw_biased(self._draw, model.logits(hidden), draws, kind)
@@ -167,10 +168,10 @@ class StepGraphs:
             self._hidden[:count] = launch(plan)
         if not count:
             return SamplerOutput(self.tokens), []
-        kind = Kind(self._requests.kinds[batch.draw_slots].max())
+        kind = Kind(np.bitwise_or.reduce(self._requests.kinds[batch.draw_slots]))
         self._requests.restrict(batch.draw_slots.tolist(), plan.drawing)
         self._draw_graphs[size, kind].replay()
-        if kind < Kind.MARKED or all(request.params.logprobs is None for request in plan.drawing):
+        if not kind & Kind.MARKED or all(request.params.logprobs is None for request in plan.drawing):
             return SamplerOutput(self.tokens), batch.draw_slots.tolist()
         token_ids = self.tokens[self._inputs.draws(count, self._raw).keys[:, -1]]
         params = [request.params for request in plan.drawing]

@@ -4,6 +4,7 @@ tokens and blocks follow, so a decode takes some twenty bytes."""
 import pickle
 from copy import copy
 from functools import partial
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from common.execution.step_inputs import RequestSlots
 from common.plan import Chunk, StepPlan
 from common.request import Request
 
-Row = tuple[int, list[int], int, list[int], list[int], int, tuple[int, int, bool, bool]]  # see `PlanReader._chunk`
+Row = tuple[int, list[int], int, list[int], list[int], int, int, int, bool, bool]  # as `PlanReader._chunk` takes it
 
 
 class PlanWriter:
@@ -43,8 +44,8 @@ class PlanWriter:
         same = len(before) if table[: len(before)] == before else 0
         tokens, self._known[slot] = request.token_ids[self._known[slot] :], len(request.token_ids)
         forks = [self._slots.known[fork] for fork in chunk.forks]
-        rest = chunk.start, chunk.length, chunk.samples, chunk.idle
-        return slot, tokens, same, table[same:], forks, len(request.prompt_logprobs or ()), rest
+        scored, what = len(request.prompt_logprobs or ()), (chunk.start, chunk.length, chunk.samples, chunk.idle)
+        return slot, tokens, same, table[same:], forks, scored, *what
 
 
 class PlanReader:
@@ -60,14 +61,14 @@ class PlanReader:
         return StepPlan([self._chunk(*row) for row in rows], 0, [], [], *moves)
 
     def _chunk(
-        self, slot: int, tokens: list[int], same: int, blocks: list[int], forks: list[int], scored: int, rest: Any
-    ) -> Chunk:
+        self, slot: int, tokens: list[int], same: int, blocks: list[int], forks: list[int], scored: int,
+        start: int, length: int, samples: bool, idle: bool,
+    ) -> Chunk:  # fmt: skip
         """tokens: the new ones. same: how many blocks are as before; blocks: those after them. forks: their slots.
         scored: how many of the prompt's log-probabilities are known."""
         request, table = self._requests[slot], [*self._tables[slot][:same], *blocks]
         self._tables[slot] = table
         request.token_ids += tokens
         if request.prompt_logprobs is not None:
-            request.prompt_logprobs = [None] * scored
-        start, length, *flags = rest
-        return Chunk(request, start, length, table, *flags, [self._requests[fork] for fork in forks])
+            request.prompt_logprobs = list(repeat(None, scored))
+        return Chunk(request, start, length, table, samples, idle, [self._requests[fork] for fork in forks])

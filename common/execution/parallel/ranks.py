@@ -42,7 +42,8 @@ class Ranks:
         self.on_close: list[Callable[[], None]] = []
         self._lost: str | None = None
         self._ending = threading.Lock()  # a server asks `lost` while another thread is in a step
-        self._store, self._processes = store, processes
+        self._store: Any = store
+        self._processes = processes
         gloo: Any = dist.ProcessGroupGloo
         options: Any = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1") if one_host else gloo.create_default_device()]
@@ -51,7 +52,7 @@ class Ranks:
         self._nccl: Any = None
         if device.type == "cuda":
             self._nccl = vars(dist)["ProcessGroupNCCL"](dist.PrefixStore("nccl", store), self.rank, self.size)
-        self._sum, self._gather = dist.AllreduceOptions(), dist.AllgatherOptions()
+        self._sum, self._gather = dist.AllreduceOptions(), vars(dist)["AllgatherOptions"]()
         self._sum.asyncOp = self._gather.asyncOp = False  # on the current stream, not on one of NCCL's own
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
