@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from subprocess import DEVNULL
+from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from common.engine import Engine
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+ENGINE = "engine"  # in the store: what is built
 
 _joined: list[Ranks] = []
 
@@ -85,15 +88,13 @@ def _start(module: str, config: EngineConfig) -> tuple[EngineConfig, Ranks]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     modules = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": modules, "OMP_NUM_THREADS": str(own), "NUMBA_NUM_THREADS": str(own)}
-    command = [sys.executable, "-P", "-c", f"from {__name__} import work; work()"]
+    store.set(ENGINE, pickle.dumps((module, config)))
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(1, size):
             place = dict(zip(TORCHRUN, map(str, (rank, size, rank, size, "127.0.0.1", store.port)), strict=True))
-            pipe, env = subprocess.PIPE, environment | place
-            processes.append(subprocess.Popen(command, env=env, stdin=pipe, stdout=2, start_new_session=True))
-            with cast(BinaryIO, processes[-1].stdin) as pipe:
-                pipe.write(pickle.dumps((module, config)))
+            command, env = [sys.executable, "-P", "-c", f"from {__name__} import work; work()"], environment | place
+            processes.append(subprocess.Popen(command, env=env, stdin=DEVNULL, stdout=2, start_new_session=True))
         ranks = Ranks(split, store, mine.torch_device, processes=processes)
     except BaseException as error:
         for process in processes:
@@ -108,10 +109,10 @@ def _start(module: str, config: EngineConfig) -> tuple[EngineConfig, Ranks]:
 
 
 def work() -> None:
-    """A rank that rank 0 has started: the stage's module and the options come on standard input."""
+    """A rank that rank 0 has started; the stage's module and the options are in the store."""
     listen(lambda *_: None)  # rank 0 has the same to say
-    module, config = pickle.load(sys.stdin.buffer)
     try:
+        module, config = pickle.loads(next(rendezvous("env://", timeout=STARTING))[0].get(ENGINE))
         on_ranks(importlib.import_module(module).build)(config)
     finally:
         os._exit(1)
