@@ -20,10 +20,14 @@ import torch
 import stages
 from common import Engine, EngineConfig, SamplingParams, UserError
 from common.execution.parallel import ranks as parallel
+from common.execution.parallel.decoder import RowLinear
 from common.execution.parallel.ranks import Ranks
+from common.execution.parallel.start import on_ranks
+from common.models.decoder import PROJECTIONS
 from stages.m6_prefix_caching.engine import build as build_m6
 from tests.conftest import TINY
 from tests.engine_checks import TOKEN_BYTES, assert_empty, exactly, prompts_of, tokens
+from tests.execution import one_rank_fails
 
 Build = Callable[..., Engine]
 PROMPTS = prompts_of([5, 40, 17, 33])
@@ -111,13 +115,20 @@ def test_two_ranks_give_the_same_tokens_from_half_the_bytes(
     assert_same(build, stage, model, options, 2)
 
 
-def test_in_bfloat16_log_probabilities_are_close(build: Build) -> None:
+def projections(engine: Engine) -> list[str]:
+    """Their kinds, without the sum over ranks."""
+    model = engine.runner.model
+    kinds = [model.head] + [getattr(layer, name) for layer in model.layers for name in PROJECTIONS]
+    return [type(kind.own if isinstance(kind, RowLinear) else kind).__name__ for kind in kinds]
+
+
+@pytest.mark.parametrize("stage", ["m6", "m7"])
+def test_in_bfloat16_parts_have_the_same_kernels_and_close_results(build: Build, stage: str) -> None:
     scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    found = [
-        build("m7", model=TINY[1], dtype="bf16", tensor_parallel_size=size).generate(PROMPTS, scored) for size in (1, 2)
-    ]
-    for one, two in zip(*found, strict=True):
-        pairs = list(zip(one.prompt_logprobs or (), two.prompt_logprobs or (), strict=True))[1:]
+    one, two = (build(stage, model=TINY[1], dtype="bf16", tensor_parallel_size=size) for size in (1, 2))
+    assert projections(one) == projections(two)
+    for whole, split in zip(one.generate(PROMPTS, scored), two.generate(PROMPTS, scored), strict=True):
+        pairs = list(zip(whole.prompt_logprobs or (), split.prompt_logprobs or (), strict=True))[1:]
         assert pairs
         for a, b in pairs:
             assert a is not None
@@ -126,14 +137,13 @@ def test_in_bfloat16_log_probabilities_are_close(build: Build) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("model", TINY)
 @pytest.mark.parametrize("stage", ["m1", "m2", "m3", "m4", "m5", "m6", "m7"])
-def test_two_and_four_ranks_everywhere(build: Build, stage: str, model: str, size: int) -> None:
+def test_four_ranks_everywhere(build: Build, stage: str, model: str) -> None:
     options: dict[str, Any] = {"max_num_seqs": 4}
     if stages.number(stage) >= 3:
         options |= TIGHT
-    assert_same(build, stage, model, options, size)
+    assert_same(build, stage, model, options, 4)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +221,12 @@ def test_a_lost_rank_ends_the_engine_in_one_line(
     assert not Path(f"/proc/{pid}").exists()
     assert listening() == before
     engine.close()
+
+
+def test_what_only_another_rank_refuses_is_said() -> None:
+    config = EngineConfig(model=TINY[0], device="cpu", tensor_parallel_size=2, max_num_seqs=4)
+    with pytest.raises(UserError, match=r"^rank 1: UserError: no memory here: free some: build a new engine$"):
+        on_ranks(one_rank_fails.build)(config)
 
 
 def test_one_rank_is_the_ordinary_path(build: Build) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch.distributed import TCPStore
 
 from common import EngineConfig, SamplingParams, UserError
-from common.execution.parallel.messages import PlanReader, PlanWriter
 from common.execution.parallel.ranks import Ranks
+from common.execution.parallel.runner import PlanReader, PlanWriter
 from common.execution.parallel.split import Split, SplitSource
 from common.models.load import open_source
 from common.models.sources.hf_folder import HFFolder

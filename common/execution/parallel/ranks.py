@@ -33,7 +33,7 @@ class Ranks:
     """
 
     def __init__(
-        self, split: Split, store: dist.Store, device: torch.device, one_host: bool = True,
+        self, split: Split, store: Any, device: torch.device, one_host: bool = True,
         processes: Sequence[subprocess.Popen[bytes]] = (),
     ) -> None:  # fmt: skip
         """Waits for the others. store: where they find one another. processes: the ranks that rank 0 has started."""
@@ -42,8 +42,7 @@ class Ranks:
         self.on_close: list[Callable[[], None]] = []
         self._lost: str | None = None
         self._ending = threading.Lock()  # a server asks `lost` while another thread is in a step
-        self._store: Any = store
-        self._processes = processes
+        self._store, self._processes = store, processes
         gloo: Any = dist.ProcessGroupGloo
         options: Any = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1") if one_host else gloo.create_default_device()]
@@ -131,21 +130,22 @@ class Ranks:
         """End all ranks; returns what to raise: what ended another one, rather than that it has ended."""
         with self._ending:
             if self._lost is None:
-                self._end(str(error) if isinstance(error, UserError) else self._cause(error), 0.0)
+                self._end(self._cause(error), 0.0)
             return UserError(str(self._lost))
 
     def _cause(self, error: BaseException) -> str:
         late = f"a rank did not answer for {PATIENCE.seconds} s"
         cause = late if "imed out" in str(error) else f"a rank has ended ({one_line(error)})"
-        if self.rank > 0 and "gloo" not in str(error):  # which would only say that another rank has ended
-            self._store.set(SAID, f"rank {self.rank}: {type(error).__name__}: {one_line(error)}")
-        elif self._store.check([SAID]):
-            cause = self._store.get(SAID).decode()
+        with suppress(RuntimeError):  # the store may have ended, too
+            if self.rank > 0 and "gloo" not in str(error):  # which would only say that another rank has ended
+                self._store.set(SAID, f"rank {self.rank}: {type(error).__name__}: {one_line(error)}")
+            elif self._store.check([SAID]):
+                cause = self._store.get(SAID).decode()
         for rank, process in enumerate(self._processes, 1):
             with suppress(subprocess.TimeoutExpired):
                 if process.wait(0.3) < 0:
                     cause = f"rank {rank} died ({signal.Signals(-process.returncode).name})"
-        return f"{cause}: build a new engine"
+        return str(error) if isinstance(error, UserError) else f"{cause}: build a new engine"
 
     def close(self) -> None:
         """End the others, and give back ports and processes. Closing twice is no error."""
