@@ -42,7 +42,8 @@ class Ranks:
         self.on_close: list[Callable[[], None]] = []
         self._lost: str | None = None
         self._ending = threading.Lock()  # a server asks `lost` while another thread is in a step
-        self._store, self._processes = store, processes
+        self._store: Any = store
+        self._processes = processes
         gloo: Any = dist.ProcessGroupGloo
         options: Any = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1") if one_host else gloo.create_default_device()]

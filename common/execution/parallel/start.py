@@ -10,7 +10,7 @@ from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -85,7 +85,7 @@ def _start(module: str, config: EngineConfig) -> tuple[EngineConfig, Ranks]:
     size, threads = config.tensor_parallel_size, torch.get_num_threads()
     mine, split = _own(config, 0, 0, size)
     own = max(1, threads // size) if mine.torch_device.type == "cpu" else threads
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store: Any = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     modules = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": modules, "OMP_NUM_THREADS": str(own), "NUMBA_NUM_THREADS": str(own)}
     store.set(ENGINE, pickle.dumps((module, config)))
