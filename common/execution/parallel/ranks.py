@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch.distributed import distributed_c10d as dist
+import torch.distributed
 
 from common.errors import UserError, one_line
 from common.execution.parallel.split import Split
@@ -21,6 +21,7 @@ STARTING, LOADING, FOREVER = timedelta(minutes=1), timedelta(minutes=30), timede
 PATIENCE = timedelta(seconds=15)  # of rank 0, in a step; the others notice at once when rank 0 ends
 SAID = "said"  # in the store: what ended a rank
 OVER = b"over"
+c10d: Any = vars(torch.distributed).get("distributed_c10d")  # None: PyTorch was built without it
 
 
 class Ranks:
@@ -42,17 +43,16 @@ class Ranks:
         self.on_close: list[Callable[[], None]] = []
         self._lost: str | None = None
         self._ending = threading.Lock()  # a server asks `lost` while another thread is in a step
-        self._store: Any = store
-        self._processes = processes
-        gloo: Any = dist.ProcessGroupGloo
-        options: Any = gloo._Options()
+        self._store, self._processes = store, processes
+        gloo = c10d.ProcessGroupGloo
+        options = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1") if one_host else gloo.create_default_device()]
         options._timeout, options._threads = STARTING, 1
-        self._gloo: Any = gloo(dist.PrefixStore("gloo", store), self.rank, self.size, options)
+        self._gloo: Any = gloo(c10d.PrefixStore("gloo", store), self.rank, self.size, options)
         self._nccl: Any = None
         if device.type == "cuda":
-            self._nccl = vars(dist)["ProcessGroupNCCL"](dist.PrefixStore("nccl", store), self.rank, self.size)
-        self._sum, self._gather = dist.AllreduceOptions(), vars(dist)["AllgatherOptions"]()
+            self._nccl = c10d.ProcessGroupNCCL(c10d.PrefixStore("nccl", store), self.rank, self.size)
+        self._sum, self._gather = c10d.AllreduceOptions(), c10d.AllgatherOptions()
         self._sum.asyncOp = self._gather.asyncOp = False  # on the current stream, not on one of NCCL's own
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
@@ -168,4 +168,5 @@ class Ranks:
             act()
         if self._nccl is not None:
             self._nccl.abort()  # waits for ever while a CUDA graph holds its collectives
-        self._gloo = self._nccl = self._store = None
+        self._gloo = self._nccl = None
+        del self._store  # with its port

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.rendezvous import rendezvous
+import torch.distributed
 
 from common.config import EngineConfig
 from common.errors import UserError, one_line, require
 from common.execution.cores import use_threads
-from common.execution.parallel.ranks import PATIENCE, STARTING, Ranks
+from common.execution.parallel.ranks import PATIENCE, STARTING, Ranks, c10d
 from common.execution.parallel.runner import RankRunner
 from common.execution.parallel.split import Split
 from common.models.load import open_source
@@ -46,6 +45,7 @@ def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConf
     def build_all(config: EngineConfig) -> "Engine":
         if config.tensor_parallel_size == 1:
             return build(config)
+        require(c10d is not None, "this PyTorch has no torch.distributed: install another, or tensor_parallel_size=1")
         mine, ranks = _join(config) if set(TORCHRUN) <= os.environ.keys() else _start(build.__module__, config)
         mine.ranks = ranks
         try:
@@ -85,7 +85,7 @@ def _start(module: str, config: EngineConfig) -> tuple[EngineConfig, Ranks]:
     size, threads = config.tensor_parallel_size, torch.get_num_threads()
     mine, split = _own(config, 0, 0, size)
     own = max(1, threads // size) if mine.torch_device.type == "cpu" else threads
-    store: Any = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = vars(torch.distributed)["TCPStore"]("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     modules = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": modules, "OMP_NUM_THREADS": str(own), "NUMBA_NUM_THREADS": str(own)}
     store.set(ENGINE, pickle.dumps((module, config)))
@@ -112,7 +112,7 @@ def work() -> None:
     """A rank that rank 0 has started; the stage's module and the options are in the store."""
     listen(lambda *_: None)  # rank 0 has the same to say
     try:
-        module, config = pickle.loads(next(rendezvous("env://", timeout=STARTING))[0].get(ENGINE))
+        module, config = pickle.loads(next(c10d.rendezvous("env://", timeout=STARTING))[0].get(ENGINE))
         on_ranks(importlib.import_module(module).build)(config)
     finally:
         os._exit(1)
@@ -124,7 +124,7 @@ def _join(config: EngineConfig) -> tuple[EngineConfig, Ranks]:
     size = config.tensor_parallel_size
     require(count == size, f"torchrun started {count} processes, but tensor_parallel_size is {size}: give the same")
     require(not _joined, "torchrun has started the ranks of one engine: start another one for each")
-    store, _, _ = next(rendezvous("env://", timeout=STARTING))
+    store, _, _ = next(c10d.rendezvous("env://", timeout=STARTING))
     mine, split = _own(config, rank, local_rank, local_size)
     _joined.append(Ranks(split, store, mine.torch_device, local_size == size))
     return mine, _joined[0]
