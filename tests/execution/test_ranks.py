@@ -148,9 +148,13 @@ def test_four_ranks_everywhere(build: Build, stage: str, model: str) -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Any:
-    """An engine of two ranks that several tests use."""
+    """An engine of two ranks that several tests use. They share the threads."""
+    before = torch.get_num_threads()
     with stages.build("m6", model=TINY[0], device="cpu", tensor_parallel_size=2, max_num_seqs=4) as engine:
+        engine.generate(PROMPTS, GREEDY)
+        assert torch.get_num_threads() == max(1, before // 2)
         yield engine
+    assert torch.get_num_threads() == before
 
 
 def test_a_step_sums_twice_a_layer(pair: Engine) -> None:

@@ -47,9 +47,10 @@ def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConf
             return build(config)
         require(c10d is not None, "this PyTorch has no torch.distributed: install another, or tensor_parallel_size=1")
         mine, ranks = _join(config) if set(TORCHRUN) <= os.environ.keys() else _start(build.__module__, config)
-        mine.ranks = ranks
+        mine.ranks, threads = ranks, torch.get_num_threads()
         try:
             engine = build(mine)
+            use_threads(threads)  # Numba's, too, now that it is there
             engine.runner = runner = RankRunner(engine.runner, ranks, config.max_num_seqs)
             ranks.least(0)  # all are ready
             if ranks.rank > 0:
