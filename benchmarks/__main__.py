@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import attention, batches, cli, fused, int4, parallel, quality
+from benchmarks import attention, batches, cli, int4, parallel, quality
 from benchmarks.compare import Results, make_comparison, run
 from benchmarks.files import read_json
 from benchmarks.gpu import JOBS, limits, run_parts
@@ -158,7 +158,6 @@ def _show(results: Any, folder: Path) -> None:
 
 app.command("attention")(attention.run)
 app.command("batches")(batches.run)
-app.command("fused")(fused.run)
 app.command("int4")(int4.run)
 app.command("parallel")(parallel.run)
 app.command("trace")(trace)

@@ -39,8 +39,8 @@ SCHEMA = "batches-1"
 GREEDY = "greedy"
 SAMPLINGS: dict[str, dict[str, float]] = {
     GREEDY: {"temperature": 0.0},
-    "temperature 0.6": {"temperature": 0.6},
-    "temperature 0.7, top_p 0.95": {"temperature": 0.7, "top_p": 0.95},
+    "sampled": {"temperature": 0.6},
+    "top_p": {"temperature": 0.7, "top_p": 0.95},
 }
 SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {  # the batches, and tokens in and out
     "gpu": ((1, 2, 4, 8, 16, 32, 64, 128, 256), 128, 512),
@@ -96,7 +96,9 @@ def _write(
             found = ceilings(device, kind, quick)
         work = {name: requests(name, config["preset"], shape.vocab_size, 1) for name in names(config["preset"])}
         limits = {name: tokens_per_s(asked, shape, kind, found) for name, asked in work.items()}
-    return write_sheet(path, SCHEMA, config, records, limits=limits)
+    for record in records:
+        record["of_reading"] = record["output_tokens_per_s"] / limits[record["batch"]]
+    return write_sheet(path, SCHEMA, config, records, limits=limits, samplings=SAMPLINGS)
 
 
 def names(preset: str) -> list[str]:
@@ -171,7 +173,7 @@ def watch(engine: Engine, asked: Sequence[BenchRequest]) -> dict[str, float]:
 
 
 def show(results: dict[str, Any]) -> None:
-    limits, records = results["limits"], results["records"]
+    records = results["records"]
     rows: list[Sequence[str]] = []
     for stage in dict.fromkeys(r["stage"] for r in records):
         for name in names(results["config"]["preset"]):
@@ -180,7 +182,7 @@ def show(results: dict[str, Any]) -> None:
                 speeds = [own[way]["output_tokens_per_s"] for way in SAMPLINGS]
                 first = own[GREEDY]
                 busy = f"{first['gpu_busy']:.1%}" if "gpu_busy" in first else "–"
-                shares = f"{speeds[0] / limits[name]:.0%}", busy, f"{first['host_us_per_row']:.1f} µs"
+                shares = f"{first['of_reading']:.0%}", busy, f"{first['host_us_per_row']:.1f} µs"
                 rows.append((stage, name, *(f"{speed:,.0f}" for speed in speeds), *shares))
     headings = "stage", "batch", *SAMPLINGS, "of reading", "GPU busy", "host a row"
     caption = (

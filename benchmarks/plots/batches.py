@@ -25,9 +25,9 @@ def batches_figure(results: dict[str, Any], hardware: str) -> plt.Figure:
         for way in dict.fromkeys(r["sampling"] for r in records):
             line = sorted((int(r["batch"]), r["output_tokens_per_s"]) for r in records
                           if (r["stage"], r["sampling"]) == (stage, way))  # fmt: skip
-            look = {"marker": "o", "markersize": 5} if way == GREEDY else {"linestyle": ":" if "top_p" in way else "--"}
+            look = {"marker": "o", "markersize": 5} if way == GREEDY else {"linestyle": ":" if way == "top_p" else "--"}
             axes.plot(*zip(*((n, v / n) for n, v in line), strict=True), color=color(stage), linewidth=2,
-                      label=f"{stage}, {way}", **look)  # fmt: skip
+                      label=f"{stage}, {_sampling(results, way)}", **look)  # fmt: skip
     for peer, points in _peers(results["environment"]).items():
         axes.plot([n for n, _ in points], [v / n for n, v in points], MARKS[peer.split(",")[0]], color=SOFT,
                   markersize=9, markerfacecolor="none", markeredgewidth=1.8, label=peer)  # fmt: skip
@@ -43,9 +43,14 @@ def batches_figure(results: dict[str, Any], hardware: str) -> plt.Figure:
     config = results["config"]
     axes.set_title(f"{hardware} · {config['model']}, {config['dtype']}, prompts included", loc="left", fontsize=12,
                    color=SOFT, pad=12)  # fmt: skip
-    figure.suptitle(_finding(results, records), x=0.02, ha="left", fontsize=16, fontweight="bold")
+    figure.suptitle(_finding(records), x=0.02, ha="left", fontsize=16, fontweight="bold")
     figure.tight_layout()
     return figure
+
+
+def _sampling(results: dict[str, Any], way: str) -> str:
+    params: dict[str, float] = results["samplings"][way]
+    return GREEDY if way == GREEDY else ", ".join(f"{name} {value}" for name, value in params.items())
 
 
 def _peers(environment: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
@@ -64,11 +69,7 @@ def _peers(environment: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def _finding(results: dict[str, Any], records: list[dict[str, Any]]) -> str:
+def _finding(records: list[dict[str, Any]]) -> str:
     first = records[0]["stage"]
-    shares = [
-        r["output_tokens_per_s"] / results["limits"][r["batch"]]
-        for r in records
-        if (r["stage"], r["sampling"]) == (first, GREEDY)
-    ]
+    shares = [r["of_reading"] for r in records if (r["stage"], r["sampling"]) == (first, GREEDY)]
     return f"{first} decodes at {min(shares):.0%} to {max(shares):.0%} of what reading allows"
