@@ -12,21 +12,21 @@ import pytest
 import torch
 
 from common.execution.cpu.fused_cpu import CompiledOps
-from common.models.linear import Linear, PackedLinear
+from common.models.linear import Linear, PackedLinear, Projection
 from common.models.quantized_weight import concatenate, pack
 from stages.m7_gptq.fast import cpu_codes
 from stages.m7_gptq.fast.cpu_codes import CpuInt4Linear
 from stages.m7_gptq.fast.group_order import Permuted, in_group_order
 from stages.m7_gptq.fast.torch_int4 import TorchInt4Linear
 from stages.m7_gptq.linear import QuantizedLinear, SideBySide, quantized_linear
-from tests.execution.cases import Inputs
+from tests.execution.cases import AfterAttention, Inputs, check_after_attention
 from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, check_fused, fast_linear, make_input, make_weight
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
 ROOT = Path(__file__).parents[2]
 CPUINFO = Path("/proc/cpuinfo")
-ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 64)  # every product of a few rows, and what is left of many
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 13, 64)  # every product of a few rows, and what is left of many
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=str)
@@ -93,6 +93,16 @@ def test_a_token_does_not_depend_on_how_many_share_its_step() -> None:
     assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_layer_after_attention_is_one_call_with_the_same_numbers(tokens: int) -> None:
+    def linear(inputs: int, outputs: int, seed: int) -> Projection:
+        return fast_linear(make_weight(inputs, outputs, 32, bias=seed == 1, seed=seed), BF16, CPU)
+
+    make = Inputs(BF16)
+    layer = AfterAttention(linear(96, 64, 0), make.norm(64), linear(64, 128, 1), linear(64, 64, 2))
+    check_after_attention(layer, make, tokens, 96)
+
+
 def test_activations_are_rounded_in_groups() -> None:
     """One large number must not cost the others of the row their bits: only those of its group."""
     weight = make_weight(256, 64, 32)
@@ -136,6 +146,8 @@ def test_other_processors_compute_the_same(processor: str) -> None:
 
 OTHER_PROCESSOR = """
 import torch
+from stages.m4_flash_attention.fast.backends import cpu
+from tests.m4.cases import make_case
 from tests.m7.weights import check, fast_linear, make_input, make_weight
 from common.execution.cpu.simd_products import rows_at_once
 from stages.m7_gptq.fast.cpu_codes import CpuInt4Linear, takes_head
@@ -144,6 +156,7 @@ layer = fast_linear(weight, torch.bfloat16, torch.device("cpu"))
 assert type(layer) is CpuInt4Linear
 for tokens in (1, 2, 5):
     check(layer, weight, make_input(tokens, 192, torch.bfloat16))
+make_case([(1, 20), (40, 90)], dtype=torch.bfloat16).check(cpu.create(make_case([(1, 20)], dtype=torch.bfloat16).shape))
 print(rows_at_once(), takes_head(torch.zeros(64, 64, dtype=torch.bfloat16)))
 """
 

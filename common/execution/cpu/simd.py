@@ -150,7 +150,9 @@ def store(_typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Calla
         elif kind == types.uint32:
             short = ir.VectorType(I16, LANES)
             name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
-            value = joined(builder, [call(builder, name, short, part, fast=False) for part in lane_parts(builder, value)])
+            value = joined(
+                builder, [call(builder, name, short, part, fast=False) for part in lane_parts(builder, value)]
+            )
         elif kind == types.int8:
             value = builder.trunc(builder.fptosi(value, ir.VectorType(I32, lanes)), ir.VectorType(ir.IntType(8), lanes))
         where = pointer(context, builder, signature.args[0], args[0], args[1], value.type)

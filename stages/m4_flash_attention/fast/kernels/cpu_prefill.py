@@ -38,33 +38,36 @@ TILE_WIDTH, LANE_WIDTH = width(TILE), width(LANES)
 
 
 @compiled()
-def _slot(table, block_size, first, t, count):
-    position = first + min(t, count - 1)
-    return np.int64(table[position // block_size]) * block_size + position % block_size
+def _locate(table, block_size, position, heads, head, dim):
+    """Where a token's row begins in K and in V."""
+    slot = np.int64(table[position // block_size]) * block_size + position % block_size
+    return (slot * heads + head) * dim
 
 
 @compiled()
-def _row(array, at, t, count, row_width):
-    return load(array, at, row_width) if t < count else zeros(row_width)
-
-
-@compiled()
-def _pack(keys, values, table, block_size, first, count, heads, head, row_width, pair, raw, turned, plain):
+def _pack(keys, values, table, block_size, first, count, heads, head, row_width, raw, turned, plain):
     """A tile of K as [D, TILE] and one of V as [TILE, D]; tokens past `count` are 0. Pairs are of neighbours in D for
     K, of neighbours in TILE for V."""
-    dim = 16 * len(row_width)
-    size = dim // pair
+    dim, pair = 16 * len(row_width), packed(raw)
+    size, step = dim // pair, 16 // pair
     for t in range(0, TILE, pair):
-        here = _slot(table, block_size, first, t, count)
-        at, next_at = (here * heads + head) * dim, (_slot(table, block_size, first, t + pair - 1, count) * heads + head) * dim
-        store(raw, t * size, _row(keys, at, t, count, row_width))
-        value = _row(values, at, t, count, row_width)
-        if pair == 2:
-            store(raw, (t + 1) * size, _row(keys, next_at, t + 1, count, row_width))
-        store_zipped(plain, t // pair * dim, value, _row(values, next_at, t + pair - 1, count, row_width))
-    for d in range(0, size, 8):
+        value = other = zeros(row_width)
+        if t < count:
+            at = _locate(table, block_size, first + t, heads, head, dim)
+            store(raw, t * size, load(keys, at, row_width))
+            value = load(values, at, row_width)
+        else:
+            store(raw, t * size, zeros(row_width))
+        if pair == 2 and t + 1 < count:
+            at = _locate(table, block_size, first + t + 1, heads, head, dim)
+            store(raw, (t + 1) * size, load(keys, at, row_width))
+            other = load(values, at, row_width)
+        elif pair == 2:
+            store(raw, (t + 1) * size, zeros(row_width))
+        store_zipped(plain, t // pair * dim, value, other)
+    for d in range(0, size, step):
         for t in range(TILE):
-            for i in range(8):
+            for i in range(step):
                 turned[(d + i) * TILE + t] = raw[t * size + d + i]
 
 
@@ -72,22 +75,22 @@ def _pack(keys, values, table, block_size, first, count, heads, head, row_width,
 def _softmax_row(scores, row, factor, count, masked, r, m, fresh, shrink, p):
     """One row of scores becomes weights, summed in fresh; shrink: log2 of what its older sums must be multiplied by."""
     tile = load(scores, row * TILE, TILE_WIDTH)
-    if p.size < scores.size:  # pairs: their queries are as they came
+    if packed(p) == 2:  # pairs: their queries are as they came
         tile = scale(factor, tile)
     if masked:
         tile = keep_first(tile, count)
     high = max(m[r], largest(tile))
     tile = exp2_minus(tile, high)
     shrink[row], fresh[row], m[r] = m[r] - high, total(tile), high
-    store(p, row * p.size // 4, tile)
+    store(p, row * (TILE // packed(p)), tile)
 
 
 @compiled()
 def _four_rows(
-    q, turned, plain, r, dim, pair, column_width, scores, p, factor, counts, masked, m, l, acc, shrink, fresh
+    q, turned, plain, r, dim, column_width, scores, p, factor, counts, masked, m, l, acc, shrink, fresh
 ):  # fmt: skip
     """Rows r ... r + 3 against one tile: scores, softmax, sums over V."""
-    columns, size, tokens = 16 * len(column_width), dim // pair, TILE // pair
+    columns, size, tokens = 16 * len(column_width), dim // packed(q), TILE // packed(p)
     a, b, c, d = zeros(TILE_WIDTH), zeros(TILE_WIDTH), zeros(TILE_WIDTH), zeros(TILE_WIDTH)
     for k in range(size):
         key = load(turned, k * TILE, TILE_WIDTH)
@@ -127,8 +130,8 @@ def prefill(
 
     q and out are addresses: q's token t begins at t * q_stride; keys and values as in `decode`; out: [T, Hq, D];
     query_starts [B + 1]; tasks [N, 3]: sequence, KV head, first query of the tile (within the sequence), every
-    `threads`-th one a thread's; column_width: of at most 64, dividing D; number: an array whose dtype says what is multiplied: float32, or
-    uint32 for pairs of bfloat16.
+    `threads`-th of one thread; column_width: of at most 64, dividing D; number: an array whose dtype says what is
+    multiplied: float32, or uint32 for pairs of bfloat16.
     """
     q, out = at_address(q, keys), at_address(out, keys)
     dim, all_heads = 16 * len(row_width), heads * group
@@ -159,7 +162,7 @@ def prefill(
             acc[:], l[:], m[:] = np.float32(0.0), np.float32(0.0), np.float32(-1e30)
             for first in range(0, context, TILE):
                 count = min(TILE, context - first)
-                _pack(keys, values, tables[sequence], block_size, first, count, heads, head, row_width, pair,
+                _pack(keys, values, tables[sequence], block_size, first, count, heads, head, row_width,
                       raw, turned, plain)  # fmt: skip
                 masked = first + TILE > oldest + 1  # only tiles that some query may not see to the end
                 # Rows before the diagonal see nothing of this tile: skip them, four at a time.
@@ -167,7 +170,7 @@ def prefill(
                 for r in range(rows):
                     counts[r] = oldest + r // group + 1 - first
                 for r in range(skip, rows, 4):
-                    _four_rows(queries, turned, plain, r, dim, pair, column_width, scores, p, factor, counts, masked,
+                    _four_rows(queries, turned, plain, r, dim, column_width, scores, p, factor, counts, masked,
                                m, l, acc, shrink, fresh)  # fmt: skip
             for r in range(rows):
                 at = ((token + begin + r // group) * all_heads + head * group + r % group) * dim
