@@ -23,7 +23,7 @@ Around = Callable[[str], AbstractContextManager[object]]
 """What a range is made with: `record_function`, `torch.cuda.nvtx.range`."""
 
 OPS = {
-    **dict.fromkeys(("norm_linear", "norm_swiglu", "residual_linear", "after_attention"), LINEAR),
+    **dict.fromkeys(("norm_linear", "norm_swiglu", "residual_linear"), LINEAR),
     **dict.fromkeys(("norm", "swiglu", "qk_norm_rope"), ELEMENTWISE),
     "sample": SAMPLING,
 }

@@ -35,7 +35,9 @@ class DecoderLayer:
         heads = self.num_heads + 2 * self.num_kv_heads
         qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, heads, self.head_dim)
         seen = ops.attention(self, qkv, cos, sin, attend)
-        return ops.after_attention(self, x, seen.reshape(-1, self.num_heads * self.head_dim))
+        x = ops.residual_linear(x, self.o_proj, seen.reshape(-1, self.num_heads * self.head_dim))
+        wide = ops.norm_swiglu(x, self.post_attention_norm, self.gate_up_proj)
+        return ops.residual_linear(x, self.down_proj, wide)
 
     def weights_bytes(self) -> int:
         norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)

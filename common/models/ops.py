@@ -1,4 +1,4 @@
-"""What a decoder computes around its attention, as ten operations: their definition, in plain PyTorch.
+"""What a decoder computes around its attention, as nine operations: their definition, in plain PyTorch.
 `common.execution.choose` has the same as fused kernels for a GPU (`gpu.fused`) and some of them for a CPU
 (`cpu.fused_cpu`); tests hold them together."""
 
@@ -23,15 +23,6 @@ class Heads(Protocol):
     num_kv_heads: int
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
-
-
-class Mlp(Protocol):
-    """What comes after attention in a layer."""
-
-    o_proj: Projection
-    post_attention_norm: RMSNorm
-    gate_up_proj: Projection
-    down_proj: Projection
 
 
 class Ops:
@@ -62,12 +53,6 @@ class Ops:
     def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
         """x + proj(y), y [T, in]. May be written over x."""
         return x + proj(y)
-
-    def after_attention(self, layer: Mlp, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """The rest of a layer: x + its output projection of `seen` [T, Hq * D], then the MLP and its residual."""
-        x = self.residual_linear(x, layer.o_proj, seen)
-        wide = self.norm_swiglu(x, layer.post_attention_norm, layer.gate_up_proj)
-        return self.residual_linear(x, layer.down_proj, wide)
 
     def qk_norm_rope(
         self, heads: torch.Tensor, num_q: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None,

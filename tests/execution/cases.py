@@ -1,4 +1,4 @@
-"""Inputs for the operations, and how near the fused ones must come to their definitions."""
+"""Inputs for the eight operations, and how near the fused ones must come to their definitions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from functools import partial
 import torch
 
 from common.execution.choose import choose_draw
-from common.execution.cpu.panel_linear import PanelProduct
 from common.execution.draws import KEYS, POSITION, SETTINGS, Draws, Kind
-from common.execution.fused_qkv import FusingOps
 from common.models.layers import RMSNorm, RotaryEmbedding
-from common.models.linear import Linear, Projection
+from common.models.linear import Linear
 from common.models.ops import Ops
 from common.models.sources.random_weights import PRESETS
 from common.sampler import uniform
@@ -85,24 +83,6 @@ def check_products(ops: Ops, make: Inputs, rows: int, width: int, outputs: int, 
     residual = make.tensor(rows, outputs)
     expected = Ops().residual_linear(residual, proj, x)
     close(ops.residual_linear(residual.clone(), proj, x), expected)
-
-
-@dataclass
-class AfterAttention:
-    """What `Ops.after_attention` reads of a layer."""
-
-    o_proj: Projection
-    post_attention_norm: RMSNorm
-    gate_up_proj: Projection
-    down_proj: Projection
-
-
-def check_after_attention(layer: AfterAttention, make: Inputs, rows: int, seen_width: int) -> None:
-    """One call, over x, bit for bit as three calls."""
-    x, seen = make.tensor(rows, layer.post_attention_norm.weight.numel()), make.tensor(rows, seen_width)
-    expected = FusingOps().after_attention(layer, x.clone(), seen)
-    assert isinstance(layer.o_proj, PanelProduct) and layer.o_proj.after_attention(layer, x, seen) is x
-    assert torch.equal(x, expected)
 
 
 def check_qk_norm_rope(ops: Ops, make: Inputs, rows: int, heads: tuple[int, int], dim: int, normalised: bool) -> None:

@@ -9,9 +9,8 @@ from common.execution.choose import choose_linear
 from common.execution.cpu.fused_cpu import CompiledOps
 from common.execution.cpu.huge_pages import CHUNK, LINE, HugePages
 from common.execution.cpu.panel_linear import PanelLinear
-from common.execution.fused_qkv import FusingOps
 from common.models.linear import Linear
-from tests.execution.cases import AfterAttention, Inputs, check_after_attention, check_products
+from tests.execution.cases import Inputs, check_products
 
 BF16 = torch.bfloat16
 needs_instructions = pytest.mark.skipif(
@@ -54,22 +53,6 @@ class TestPanels:
         monkeypatch.setattr("tests.execution.cases.Linear", PanelLinear, raising=False)
         monkeypatch.setattr(CompiledOps, "swiglu", lambda *_: pytest.fail("SiLU had a call of its own"))
         check_products(CompiledOps(), Inputs(BF16), rows, 192, 128, bias=bias)
-
-    @pytest.mark.parametrize("bias", [False, True])
-    @pytest.mark.parametrize("rows", [1, 9])
-    def test_a_layer_after_attention_is_one_call_with_the_same_numbers(self, rows: int, bias: bool) -> None:
-        make = Inputs(BF16)
-        layer = AfterAttention(made(64, 96, bias), make.norm(64), made(128, 64, bias), made(64, 64, bias))
-        check_after_attention(layer, make, rows, 96)
-
-    def test_layers_that_are_not_alike_are_called_one_after_the_other(self) -> None:
-        plain = Linear(torch.eye(64).bfloat16())
-        for gate_up, down in ((made(128, 64), plain), (made(96, 64), made(64, 48))):
-            o_proj, x, seen = made(64, 96), torch.ones(1, 64).bfloat16(), torch.ones(1, 96).bfloat16()
-            layer = AfterAttention(o_proj, Inputs(BF16).norm(64), gate_up, down)
-            assert o_proj.after_attention(layer, x, seen) is None
-            expected = FusingOps().after_attention(layer, x.clone(), seen)
-            assert torch.equal(CompiledOps().after_attention(layer, x, seen), expected)
 
     def test_a_gate_that_is_no_whole_panel_is_done_apart(self) -> None:
         """48 gates: their ups begin in the middle of a panel."""

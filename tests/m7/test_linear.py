@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from common.execution.cpu.fused_cpu import CompiledOps
-from common.models.linear import Linear, PackedLinear, Projection
+from common.models.linear import Linear, PackedLinear
 from common.models.quantized_weight import concatenate, pack
 from stages.m7_gptq.fast import cpu_codes
 from stages.m7_gptq.fast.cpu_codes import CpuInt4Linear
 from stages.m7_gptq.fast.group_order import Permuted, in_group_order
 from stages.m7_gptq.fast.torch_int4 import TorchInt4Linear
 from stages.m7_gptq.linear import QuantizedLinear, SideBySide, quantized_linear
-from tests.execution.cases import AfterAttention, Inputs, check_after_attention
+from tests.execution.cases import Inputs
 from tests.m7.weights import GROUPS, QWEN3, SMOLLM2, check, check_fused, fast_linear, make_input, make_weight
 
 CPU = torch.device("cpu")
@@ -91,16 +91,6 @@ def test_a_token_does_not_depend_on_how_many_share_its_step() -> None:
     layer = fast_linear(make_weight(256, 128, 32), BF16, CPU)
     x = make_input(23, 256, BF16)
     assert torch.equal(layer(x), torch.cat([layer(row[None]) for row in x]))
-
-
-@pytest.mark.parametrize("tokens", [1, 9])
-def test_a_layer_after_attention_is_one_call_with_the_same_numbers(tokens: int) -> None:
-    def linear(inputs: int, outputs: int, seed: int) -> Projection:
-        return fast_linear(make_weight(inputs, outputs, 32, bias=seed == 1, seed=seed), BF16, CPU)
-
-    make = Inputs(BF16)
-    layer = AfterAttention(linear(96, 64, 0), make.norm(64), linear(64, 128, 1), linear(64, 64, 2))
-    check_after_attention(layer, make, tokens, 96)
 
 
 def test_activations_are_rounded_in_groups() -> None:

@@ -111,17 +111,3 @@ def linear(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, la
                         _some_rows(weight, panels + panel, x, row, end - row, size, ups)
                     finish(sums, ups, count, row, panel, bias, outputs, gated, add, out)
                     row += count
-
-
-@compiled()
-def after_attention(
-    x, seen, wide, norm, eps, rows, hidden, width, threads,
-    o_bias, o_size, o_lanes, o_weight, gate_bias, gate_size, gate_lanes, gate_weight,
-    down_bias, down_size, down_lanes, down_weight,
-):  # fmt: skip
-    """Three products in one call: x [rows, hidden] += o(seen); wide [rows, width] = gated(norm(x)); x += down(wide).
-    x, seen and wide: addresses."""
-    none = norm[:0]
-    linear(seen, none, eps, rows, hidden, False, True, threads, x, o_bias, o_size, o_lanes, o_weight)
-    linear(x, norm, eps, rows, width, True, False, threads, wide, gate_bias, gate_size, gate_lanes, gate_weight)
-    linear(wide, none, eps, rows, hidden, False, True, threads, x, down_bias, down_size, down_lanes, down_weight)

@@ -10,11 +10,9 @@ import torch
 
 from common.execution.cpu import cpu_elementwise as kernels
 from common.execution.cpu.arrays import BITS, NUMBA_POOL_LOCK, bits
-from common.execution.cpu.panel_linear import PanelProduct
 from common.execution.cpu.simd import lanes_for
 from common.execution.fused_qkv import FusingOps
 from common.models.layers import RMSNorm
-from common.models.ops import Mlp
 
 Kernel = Callable[..., None]
 Lanes = tuple[int, ...]
@@ -65,11 +63,6 @@ class CompiledOps(FusingOps):
         given = gate_up.data_ptr(), FORMATS[gate_up.dtype]
         _run(kernels.swiglu, kernels.swiglu_in_threads, given, rows, size, lanes, out)
         return out
-
-    def after_attention(self, layer: Mlp, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        o_proj = layer.o_proj
-        done = o_proj.after_attention(layer, x, seen) if isinstance(o_proj, PanelProduct) else None
-        return super().after_attention(layer, x, seen) if done is None else done
 
     def _bits_of(self, weight: torch.Tensor) -> np.ndarray:
         """Made once; the tensor is kept, so that no other one gets its address."""

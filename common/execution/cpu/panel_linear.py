@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from common.execution.cpu.arrays import NUMBA_POOL_LOCK, bits
 from common.execution.cpu.huge_pages import huge_pages
 from common.models.linear import PackedLinear
-from common.models.ops import Mlp
 
 PANEL = 32  # outputs (`simd_products.PANEL`, which imports Numba)
 NONE = np.empty(0, np.uint16)  # a norm or a bias that is not there
@@ -23,16 +22,13 @@ class PanelProduct:
     A call takes microseconds before it multiplies, and a token takes a hundred calls: what can be kept, is.
     """
 
-    def __init__(self, kernels: Any, outputs: int, size: int, bias: torch.Tensor | None, *weight: Any) -> None:
-        """kernels: a module with linear(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, lanes,
-        *weight) and `after_attention`, as `cpu_packed` has them."""
+    def __init__(self, kernel: Any, outputs: int, size: int, bias: torch.Tensor | None, *weight: Any) -> None:
+        """kernel(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, lanes, *weight)."""
         from common.execution.cpu.simd import lanes_for  # it imports Numba
 
-        self._kernel, self._outputs, self._size, self.bias = kernels.linear, outputs, size, bias
-        self._after_attention = kernels.after_attention
+        self._kernel, self._outputs, self._size, self.bias = kernel, outputs, size, bias
         self._fixed = NONE if bias is None else bits(bias), size, lanes_for(size), *weight
-        self._norm: torch.Tensor | None = None
-        self._norm_bits = NONE
+        self._norm, self._norm_bits = None, NONE
 
     def small_batch_kernel(self, tokens: int, gated: bool) -> Callable[..., torch.Tensor] | None:
         """`Fuses`, for any number of tokens."""
@@ -65,27 +61,6 @@ class PanelProduct:
                 )  # fmt: skip
         return out
 
-    def after_attention(self, layer: Mlp, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor | None:
-        """`Ops.after_attention` in one call, written over x, where this is the layer's o_proj; None where the others
-        are of another kind, or x is none for them."""
-        gate_up, down, norm = layer.gate_up_proj, layer.down_proj, layer.post_attention_norm
-        if not (isinstance(gate_up, PanelProduct) and isinstance(down, PanelProduct)):
-            return None
-        alike = gate_up._kernel is self._kernel is down._kernel and gate_up._outputs % (2 * PANEL) == 0
-        if not alike or x.dtype != torch.bfloat16 or not (x.is_contiguous() and seen.is_contiguous()):
-            return None
-        if norm.weight is not self._norm:
-            self._norm, self._norm_bits = norm.weight, bits(norm.weight)
-        (rows, hidden), width = x.shape, gate_up._outputs // 2
-        wide = x.new_empty((rows, width))
-        if rows:
-            with NUMBA_POOL_LOCK:
-                self._after_attention(
-                    x.data_ptr(), seen.data_ptr(), wide.data_ptr(), self._norm_bits, norm.eps, rows, hidden, width,
-                    torch.get_num_threads(), *self._fixed, *gate_up._fixed, *down._fixed,
-                )  # fmt: skip
-        return x
-
 
 class PanelLinear(PanelProduct, PackedLinear):
     """`x @ weight.T + bias` for a CPU with AVX-512's products of bfloat16, the same for one row and for many."""
@@ -96,7 +71,7 @@ class PanelLinear(PanelProduct, PackedLinear):
         outputs, size = weight.shape
         panels = weight.view(outputs // PANEL, 2, PANEL // 2, size // 2, 2)
         self._packed = huge_pages.copy(panels.permute(0, 3, 1, 2, 4))
-        super().__init__(cpu_packed, outputs, size, bias, bits(self._packed.flatten()))
+        super().__init__(cpu_packed.linear, outputs, size, bias, bits(self._packed.flatten()))
 
     @staticmethod
     def takes(weight: torch.Tensor) -> bool:

@@ -32,7 +32,7 @@ class CodesLinear(PanelProduct):
         packed, factors = huge_pages.copy(fours).flatten().numpy(), bits(in_panels(scales).flatten())
         bias = None if bias is None else bias.to(torch.bfloat16)
         bit_width = FOUR_BITS if offsets.size else EIGHT_BITS
-        super().__init__(cpu_codes, outputs, size, bias, packed, offsets, factors, per, bit_width)
+        super().__init__(cpu_codes.linear, outputs, size, bias, packed, offsets, factors, per, bit_width)
         self._bytes = sum(array.nbytes for array in (packed, offsets, factors, bias) if array is not None)
 
     def weights_bytes(self) -> int:

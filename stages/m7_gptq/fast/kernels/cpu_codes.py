@@ -105,20 +105,3 @@ def linear(
                         _some_rows(weight, bits, panels + panel, groups, quantized, row, end - row, ups)
                     finish(sums, ups, count, row, panel, bias, outputs, gated, add, out)
                     row += count
-
-
-@compiled()
-def after_attention(
-    x, seen, wide, norm, eps, rows, hidden, width, threads,
-    o_bias, o_size, o_lanes, o_codes, o_offsets, o_factors, o_per, o_bits,
-    gate_bias, gate_size, gate_lanes, gate_codes, gate_offsets, gate_factors, gate_per, gate_bits,
-    down_bias, down_size, down_lanes, down_codes, down_offsets, down_factors, down_per, down_bits,
-):  # fmt: skip
-    """As `cpu_packed.after_attention`."""
-    none = norm[:0]
-    linear(seen, none, eps, rows, hidden, False, True, threads, x,
-           o_bias, o_size, o_lanes, o_codes, o_offsets, o_factors, o_per, o_bits)  # fmt: skip
-    linear(x, norm, eps, rows, width, True, False, threads, wide,
-           gate_bias, gate_size, gate_lanes, gate_codes, gate_offsets, gate_factors, gate_per, gate_bits)  # fmt: skip
-    linear(wide, none, eps, rows, hidden, False, True, threads, x,
-           down_bias, down_size, down_lanes, down_codes, down_offsets, down_factors, down_per, down_bits)  # fmt: skip
