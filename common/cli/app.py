@@ -20,7 +20,7 @@ from common.engine import Build
 from common.errors import UserError
 from common.execution.cores import in_own_thread
 from common.sampling_params import SamplingParams
-from common.serving.options import ServerOptions
+from common.serving.options import ServerOptions, replicas_of
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it: 128 + SIGINT
 
@@ -112,6 +112,13 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
+    if replicas_of(options.replicas) != (1, 1):
+        try:
+            from common.scale.run import run
+        except ModuleNotFoundError as error:
+            raise UserError(f"--replicas needs {error.name}, which is not installed: pip install '.[scale]'") from None
+        run(f"{build.__module__}:{build.__name__}", config, options)
+        return
     try:
         from common.serving import server
         from common.serving.listener import listen
