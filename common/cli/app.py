@@ -81,6 +81,27 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
         """Answer OpenAI's clients over HTTP, until Ctrl-C."""
         serve(build, config, replace(server, api_keys=tuple(api_key or ())))
 
+    @app.command("batch")
+    @with_options(number)
+    def batch_command(
+        config: EngineConfig,
+        requests: Annotated[Path, typer.Argument(help="Lines of OpenAI's batch format.")],
+        answers: Annotated[Path, typer.Argument(help="What is whole in it is not asked again.")],
+        served_name: Annotated[
+            str | None, typer.Option(help="The model's name in the requests. Default: its own.")
+        ] = None,
+        ray: Annotated[int, typer.Option(help="Engines on Ray, on this machine or where RAY_ADDRESS says.")] = 0,
+    ) -> None:
+        """Answer a file of requests, in order; the same command goes on where it was stopped."""
+        try:
+            from common.cli.batch import batch, batch_on_ray
+        except ModuleNotFoundError as error:
+            raise UserError(f"batch needs {error.name}, which is not installed: pip install '.[serve]'") from None
+        if ray:
+            batch_on_ray(f"{build.__module__}:{build.__name__}", config, requests, answers, served_name, ray)
+        else:
+            batch(build, config, requests, answers, served_name)
+
     @app.command("play", hidden=True)
     @with_options(number)
     def play_command(config: EngineConfig) -> None:

@@ -1,5 +1,6 @@
 """What Serve's HTTP proxy calls: reads a request, has a replica chosen for it, and passes the answer on."""
 
+# pyright: reportMissingImports=false
 import asyncio
 import contextlib
 import json

@@ -22,8 +22,7 @@ def one_page(pages: Mapping[str, str]) -> bytes:
     for replica, page in pages.items():
         for family in text_string_to_metric_families(page):
             kept = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            for name, labels, value, *rest in family.samples:
-                kept.add_sample(name, {**labels, "replica": replica}, value, *rest)
+            kept.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
     registry = CollectorRegistry()
     registry.register(_Families(families))
     return generate_latest(registry)

@@ -1,7 +1,7 @@
 """One engine behind the server's application: what Serve starts several of."""
 
+# pyright: reportMissingImports=false
 import asyncio
-import importlib
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +12,7 @@ from common.cli.generate import ready_engine
 from common.config import EngineConfig
 from common.execution.cores import in_own_thread
 from common.scale.call import Call, Reply, reply
+from common.scale.cluster import builder
 from common.serving import logs
 from common.serving.app import create_app
 from common.serving.gate import Gate
@@ -32,8 +33,7 @@ class Replica:
         from ray import serve
 
         logs.set_up()
-        module, _, name = build.partition(":")
-        make, config = getattr(importlib.import_module(module), name), EngineConfig(**engine)
+        make, config = builder(build), EngineConfig(**engine)
         self._stack = ExitStack()
         built = in_own_thread(lambda: self._stack.enter_context(ready_engine(make, config)))
         self._service = Service(built, ServerOptions(**server))

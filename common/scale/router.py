@@ -1,5 +1,6 @@
 """The prefix-aware router, behind Serve's public request-router interface."""
 
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 from collections import Counter
 from typing import Any
 

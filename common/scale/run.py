@@ -1,21 +1,17 @@
 """`serve` with several replicas, on a Ray of its own, or on the cluster that RAY_ADDRESS names."""
 
+# pyright: reportMissingImports=false
 import contextlib
-import logging
-import os
 import queue
 import re
 import signal
-from dataclasses import fields
 from typing import Any
 
-import ray
 from ray import serve
 
 from common.config import EngineConfig
 from common.errors import UserError, one_line
-from common.execution.threads import usable_cpus
-from common.models.load import open_source
+from common.scale.cluster import cluster, portable
 from common.scale.deploy import application
 from common.serving.listener import address, listen
 from common.serving.options import ServerOptions, replicas_of
@@ -25,32 +21,22 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 def run(build: str, config: EngineConfig, options: ServerOptions) -> None:
     """Serve until SIGTERM, or Ctrl-C, which then raises `KeyboardInterrupt`. build: of the stage, `module:function`."""
-    open_source(config.model, config.torch_device, progress=None)  # downloads or converts once, not in each replica
-    with listen(options) as listener:  # a port in use is found before Ray starts, which binds it itself
+    with listen(options) as listener:  # a port in use is found before Ray starts, whose proxy binds it
         url, port = address(listener), listener.getsockname()[1]
-    engine = {field.name: getattr(config, field.name) for field in fields(config)}
-    engine["device"] = config.torch_device.type  # Ray hands each replica a GPU of its own
-    args = {"build": build, "engine": engine, "server": vars(options), "gpus": int(engine["device"] == "cuda")}
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's own log; that of the replicas is as without it
-    cluster, cpus = os.environ.get("RAY_ADDRESS"), usable_cpus()
-    local = {} if cluster else {"num_cpus": cpus, "include_dashboard": False}
-    if not cluster and not args["gpus"]:
-        most = replicas_of(options.replicas)[1]
-        args["cpus"] = cpus // most or cpus / most
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    ray.init(cluster or "local", logging_level=logging.WARNING, **local)
-    previous = {number: signal.signal(number, lambda given, _: signals.put(given)) for number in ENDING}
-    try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": port})
-        front = _deployed(args)
-        print(f"{config.model}, {options.replicas} replicas: {url}/v1 (Ctrl-C ends it)", flush=True)
-        given = signals.get()
-        _drain(front, options.drain, signals)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with cluster(replicas_of(options.replicas)[1], config) as (cpus, gpus):
+        args = {"build": build, "engine": portable(config), "server": vars(options), "cpus": cpus, "gpus": gpus}
+        previous = {number: signal.signal(number, lambda given, _: signals.put(given)) for number in ENDING}
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": port})
+            front = _deployed(args)
+            print(f"{config.model}, {options.replicas} replicas: {url}/v1 (Ctrl-C ends it)", flush=True)
+            given = signals.get()
+            _drain(front, options.drain, signals)
+        finally:
+            serve.shutdown()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
     if given == signal.SIGINT:
         raise KeyboardInterrupt
 

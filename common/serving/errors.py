@@ -78,7 +78,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def as_api_error(request: Request, error: Exception) -> ApiError:
+def as_api_error(request: Request | None, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
@@ -87,7 +87,7 @@ def as_api_error(request: Request, error: Exception) -> ApiError:
         return from_validation(error.errors())
     if isinstance(error, RecursionError):
         return ApiError(400, "A value in the body is nested too deeply.", code="invalid_value")
-    if not isinstance(error, HTTPException):
+    if request is None or not isinstance(error, HTTPException):
         return ApiError(500, "The server failed to answer this request.")
     messages = {
         400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take
