@@ -1,0 +1,243 @@
+"""`batch`: every line is answered once and in order, whatever it holds and whenever the batch was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cli import batch as module
+from common.cli.batch import batch, read_lines
+from common.config import EngineConfig
+from common.engine import Engine
+from common.errors import UserError
+from common.serving.batch import custom_id
+from stages.m3_paged_kv.engine import build as build_m3
+from tests.serving.running import ROOT, TINY, wait_until
+from tests.test_cli import byte_tokenizer, cli
+
+CONFIG = EngineConfig(TINY, device="cpu", max_num_seqs=4)
+
+
+def build(config: EngineConfig) -> Engine:
+    engine = build_m3(config)
+    engine.tokenizer = byte_tokenizer()
+    return engine
+
+
+def request(name: object, url: str = "/v1/completions", **body: Any) -> bytes:
+    given = {"model": TINY, "max_tokens": 3, "temperature": 0} | body
+    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": given}).encode()
+
+
+def short(name: object) -> bytes:
+    return request(name, prompt=[random.Random(str(name)).randrange(200), 7], max_tokens=2)
+
+
+def run(folder: Path, lines: Sequence[bytes], **options: Any) -> list[dict[str, Any]]:
+    (folder / "in.jsonl").write_bytes(b"\n".join(lines))
+    batch(build, options.pop("config", CONFIG), folder / "in.jsonl", folder / "out.jsonl", None)
+    return answers(folder)
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
+
+
+def test_answers_are_the_server_s_in_the_form_of_a_batch(tmp_path: Path) -> None:
+    chat = request("b", "/v1/chat/completions", messages=[{"role": "user", "content": "Hé"}], n=2)
+    first, second = run(tmp_path, [request("a", prompt="hello"), b"", b"  ", chat])
+    assert list(first) == ["id", "custom_id", "response", "error"]
+    assert first["custom_id"] == "a" and second["custom_id"] == "b" and first["error"] is None
+    assert first["response"]["status_code"] == 200
+    body = first["response"]["body"]
+    assert body["object"] == "text_completion" and body["usage"]["completion_tokens"] == 3
+    assert first["response"]["request_id"] in body["id"] and first["response"]["request_id"] in first["id"]
+    assert len(second["response"]["body"]["choices"]) == 2
+    assert second["response"]["body"]["object"] == "chat.completion"
+
+
+BAD = [
+    (b"no JSON", 400, "no JSON"),
+    (b'"a text"', 400, "no JSON object"),
+    (b"\xff\xfe{}", 400, "no JSON"),
+    (b"[" * 100_000, 400, "no JSON"),
+    (b'{"custom_id": 5}', 400, "'custom_id'"),
+    (b'{"custom_id": NaN, "method": "POST"}', 400, "'custom_id'"),
+    (b'{"custom_id": "x", "method": "GET"}', 400, "'method'"),
+    (b'{"custom_id": "x", "method": "POST", "url": "/v1/embeddings"}', 400, "'url'"),
+    (b'{"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": []}', 400, "'body'"),
+    (request("x", prompt="a", stream=True), 400, "not streamed"),
+    (request("x", prompt="a", model="another"), 404, "another"),
+    (request("x", prompt="a", best=3), 400, "Unknown parameter"),
+    (request("x", prompt="a" * 512), 400, "maximum context length"),
+    (request("x", prompt="a", n=9), 400, "answers asked for"),
+    (request("x", prompt=[1] * 3, temperature=float("inf")), 400, "temperature"),
+    (request("\ud800 \x7f\r", prompt="a", max_tokens=0), 400, "max_tokens"),
+    (request("x", "/v1/chat/completions", messages=[]), 400, "messages"),
+]  # fmt: skip
+
+
+def test_a_bad_line_is_answered_and_the_others_go_on(tmp_path: Path) -> None:
+    lines = [line for bad, _, _ in BAD for line in (bad, short("good"))]
+    found = run(tmp_path, lines)
+    assert [answer["custom_id"] for answer in found] == [custom_id(line) for line in lines]
+    for (_, status, says), answer in zip(BAD, found[::2], strict=True):
+        response = answer["response"]
+        assert response["status_code"] == status and says in response["body"]["error"]["message"], answer
+        assert answer["error"] is None
+    assert {answer["response"]["status_code"] for answer in found[1::2]} == {200}
+    before = (tmp_path / "out.jsonl").read_bytes()
+    run(tmp_path, lines)
+    assert (tmp_path / "out.jsonl").read_bytes() == before, "all of them are done"
+
+
+def test_it_goes_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+    lines = [short(f"r{i}") for i in range(12)]
+    whole = [json.loads(json.dumps(answer)) for answer in run(tmp_path, lines)]
+    text = (tmp_path / "out.jsonl").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(text) if byte == 10]
+    for cut in (0, 5, ends[3] - 1, ends[3], ends[3] + 1, ends[6] - 40, len(text) - 1):
+        (tmp_path / "out.jsonl").write_bytes(text[:cut])
+        again = run(tmp_path, lines)
+        kept = sum(end <= cut for end in ends)
+        assert again[:kept] == whole[:kept]
+        assert [a["custom_id"] for a in again] == [a["custom_id"] for a in whole]
+        assert [a["response"]["body"]["choices"] for a in again] == [a["response"]["body"]["choices"] for a in whole]
+
+
+def test_answers_to_other_requests_are_not_mixed_in(tmp_path: Path) -> None:
+    run(tmp_path, [short("a"), short("b")])
+    for lines in ([short("a"), short("c")], [short("a")], [short("b"), short("a"), short("c")]):
+        with pytest.raises(UserError, match="holds answers to other requests"):
+            run(tmp_path, lines)
+    (tmp_path / "out.jsonl").write_bytes(b"not an answer\n")
+    with pytest.raises(UserError, match=r"other requests \(line 1\)"):
+        run(tmp_path, [short("a")])
+
+
+def test_a_line_of_any_length_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST", 300)
+    lines = [short("a"), request("long", prompt="x" * 900), short("b"), b"y" * 599, b"y" * 600, short("c")]
+    found = run(tmp_path, lines)
+    assert [answer["custom_id"] for answer in found] == ["a", None, "b", None, None, "c"]
+    assert [answer["response"]["status_code"] for answer in found] == [200, 400, 200, 400, 400, 200]
+
+
+def test_few_lines_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So memory does not grow with the file; and one that takes long does not hold up the engine."""
+    read = []
+
+    def counted(file: Any) -> Any:
+        for line in read_lines(file):
+            read.append(custom_id(line))
+            yield line
+
+    monkeypatch.setattr(module, "read_lines", counted)
+    monkeypatch.setattr(module, "AHEAD", 2)
+    most = 0
+    lines = [request(str(i), prompt=[i % 200], max_tokens=40 if i == 3 else 1) for i in range(60)]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    original = module.answers_file
+
+    def watched(*files: Path) -> Any:
+        nonlocal most
+        manager = original(*files)
+        start, take = manager.__enter__()
+        read.clear()
+        taken = 0
+
+        def count(line: bytes) -> None:
+            nonlocal taken, most
+            most = max(most, len(read) - taken)
+            taken += 1
+            take(line)
+
+        class Given:
+            def __enter__(self) -> Any:
+                return start, count
+
+            def __exit__(self, *error: Any) -> Any:
+                return manager.__exit__(*error)
+
+        return Given()
+
+    monkeypatch.setattr(module, "answers_file", watched)
+    batch(build, CONFIG, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None)
+    assert len(answers(tmp_path)) == 60
+    assert 4 < most <= 8, "AHEAD for each of four that can run"
+
+
+def test_a_kill_loses_no_line_and_doubles_none(tmp_path: Path) -> None:
+    lines = [short(f"r{i}") for i in range(1500)]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "stages.m6_prefix_caching", "batch", "--model", TINY, "--device", "cpu"]
+    command += [str(tmp_path / "in.jsonl"), str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: out.exists() and out.stat().st_size > 30_000)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = out.read_bytes().count(b"\n")
+    assert 0 < done < 1500
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0 and f"{done} were there; 0 of them errors" in ended.stderr, ended.stderr
+    assert [answer["custom_id"] for answer in answers(tmp_path)] == [f"r{i}" for i in range(1500)]
+
+
+def test_one_batch_writes_a_file_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(short("a"))
+    files = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    with module.answers_file(*files) as (_, take):
+        with pytest.raises(UserError, match="is being written by another batch"):
+            batch(build, CONFIG, *files, None)
+        take(b'{"custom_id": "a", "response": {"status_code": 200, "body": {}}}\n')
+    assert len(run(tmp_path, [short("a"), short("b")])) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [("none.jsonl", "out.jsonl", "No such file"), ("in.jsonl", "none/out.jsonl", "No such file"),
+     ("in.jsonl", ".", "Is a directory"), ("in.jsonl", "in.jsonl", "the same file")],
+)  # fmt: skip
+def test_files_that_cannot_be_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, target: str, says: str
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(short("a"))
+    given = [str(tmp_path / source), str(tmp_path / target), "--model", TINY]
+    assert cli("batch", *given, build=build) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1
+    assert (tmp_path / "in.jsonl").read_bytes() == short("a")
+
+
+def test_a_failing_step_is_an_answer_too(tmp_path: Path) -> None:
+    engines: list[Engine] = []
+
+    def failing(config: EngineConfig) -> Engine:
+        engine = build(config)
+        engines.append(engine)
+        step = engine.step
+
+        def one() -> Any:
+            if any(len(r.prompt_token_ids) == 5 for r in engine.scheduler.running):
+                raise RuntimeError("out of order")
+            return step()
+
+        engine.step = one
+        return engine
+
+    lines = [short("a"), request("bad", prompt=[9] * 5), short("b")]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    batch(failing, CONFIG, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None)
+    found = answers(tmp_path)
+    assert [answer["custom_id"] for answer in found] == ["a", "bad", "b"]
+    assert all(answer["response"]["status_code"] in (200, 500) for answer in found)
