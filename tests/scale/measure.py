@@ -2,7 +2,7 @@
 first token comes. `python -m tests.scale.measure prefix --out reports/cpu/replicas.json` (or load, ray; then picture).
 
 shared_prefix and multi_turn are those of benchmarks/workloads.toml. system_prompts: eight beginnings of shared_prefix's
-length at the same time, with six questions each. Clients are threads of this process, through HTTP.
+length at the same time, with five questions each. Clients are threads of this process, through HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import ray
 from ray import serve
 
 from benchmarks.environment import environment
-from benchmarks.files import read_json, write_json
+from benchmarks.files import write_json
 from benchmarks.recipes import BenchRequest
 from benchmarks.workloads import find_size
 from common.config import EngineConfig
@@ -36,7 +36,7 @@ BUILD = "stages.m6_prefix_caching.engine:build"
 RAYS = "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router.PrefixCacheAffinityRouter"
 """Ray's own; the public name of it, in `ray.serve.llm`, is there only with vLLM or SGLang."""
 
-PROMPTS, QUESTIONS, EVERY = 8, 6, 1.0
+PROMPTS, QUESTIONS, EVERY = 8, 5, 1.5
 
 
 def requests_of(workload: str, vocab_size: int) -> list[BenchRequest]:
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("router", choices=("prefix", "load", "ray", "picture"))
     parser.add_argument("--out", type=Path, default=Path("reports/local/replicas.json"))
     arguments = parser.parse_args()
-    kept = read_json(arguments.out) if arguments.out.exists() else {"schema": "replicas-1", "rows": []}
+    kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"schema": "replicas-1", "rows": []}
     if arguments.router == "picture":
         picture(kept, arguments.out.with_suffix(".png"))
         return
