@@ -94,13 +94,12 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     ) -> None:
         """Answer a file of requests, in order; the same command goes on where it was stopped."""
         try:
-            from common.cli.batch import batch, batch_on_ray
+            from common.cli.batch import batch
+
+            batch(build, config, requests, answers, served_name, ray)
         except ModuleNotFoundError as error:
-            raise UserError(f"batch needs {error.name}, which is not installed: pip install '.[serve]'") from None
-        if ray:
-            batch_on_ray(f"{build.__module__}:{build.__name__}", config, requests, answers, served_name, ray)
-        else:
-            batch(build, config, requests, answers, served_name)
+            extra = "scale" if error.name == "ray" else "serve"
+            raise UserError(f"batch needs {error.name}, which is not installed: pip install '.[{extra}]'") from None
 
     @app.command("play", hidden=True)
     @with_options(number)
@@ -133,19 +132,18 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
-    if replicas_of(options.replicas) != (1, 1):
-        try:
-            from common.scale.run import run
-        except ModuleNotFoundError as error:
-            raise UserError(f"--replicas needs {error.name}, which is not installed: pip install '.[scale]'") from None
-        run(f"{build.__module__}:{build.__name__}", config, options)
-        return
+    extra = "serve"
     try:
+        if replicas_of(options.replicas) != (1, 1):
+            extra = "scale"
+            from common.scale.serve import run
+
+            return run(f"{build.__module__}:{build.__name__}", config, options)
         from common.serving import server
         from common.serving.listener import listen
         from common.serving.spans import spans_to
     except ModuleNotFoundError as error:
-        raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[serve]'") from None
+        raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[{extra}]'") from None
     # PyTorch and oneDNN each keep a compiled product for the last 1,024 lengths of prompts in bf16: most of a gigabyte.
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "64")

@@ -1,7 +1,7 @@
-"""Several engines behind one address, on Ray Serve; needs the extra `scale`.
+"""Several engines behind one address, and batches over several, on Ray; needs the extra `scale`.
 
-    Serve's HTTP proxy -> Front (`front`): reads a request -> PrefixRouter (`router`): chooses -> Replica (`replica`)
+    Serve's HTTP proxy -> `front`: reads a request -> `router`: chooses by `prefixes` -> `replica`: an engine
 
-A replica is one engine behind the application of `common.serving`, unchanged: what a client may ask and what it gets is
-decided there. The front exists because Serve's proxy routes by a request's headers, and beginnings are in its body.
+A replica is an engine behind the application of `common.serving`, unchanged. The front exists because Serve's proxy
+shows a router the headers of a request only, and beginnings are in its body.
 """

@@ -1,24 +1,56 @@
 """Which replica a request goes to: where most of its beginning is cached, and few other requests are in flight."""
 
 import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 BLOCK = 256  # characters of a prompt, some four blocks of 16 tokens
+PASSED_ON = (
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
+    *("headers", "client", "server"),
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request on its way to a replica: ASGI's scope, the body, and what it is routed by: the text of the prompt, tools
+    before messages as in templates, and a salt. Ray's own prefix router, too, looks for `prompt`."""
+
+    scope: dict[str, Any]
+    body: bytes
+    prompt: str
+    salt: str
+
+
+def call_of(scope: Mapping[str, Any], body: bytes) -> Call:
+    """What asks for no completion has no prompt, and goes where the load is lowest."""
+    key = dict(scope["headers"]).get(b"authorization", b"")
+    prompt = salt = ""
+    try:
+        fields: Any = json.loads(body or b"{}")
+        given = fields.get("messages") or fields.get("prompt") or ""
+        prompt = given if isinstance(given, str) else json.dumps([fields.get("tools"), given])
+        salt = str(fields.get("cache_salt"))
+    except (ValueError, AttributeError, RecursionError):  # the replica refuses it
+        pass
+    salt = hashlib.sha256(key + salt.encode(errors="surrogatepass")).hexdigest()
+    return Call({name: scope[name] for name in PASSED_ON if name in scope}, body, prompt, salt)
 
 
 def block_keys(salt: str, prompt: str) -> list[bytes]:
     """A key for each full block, which depends on the salt and on all text before it: m6's chain, over characters,
     since a router has no tokenizer."""
-    keys, parent = list[bytes](), salt.encode(errors="surrogatepass")
+    keys = [salt.encode()]
     for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
-        parent = _hash(parent, prompt[start : start + BLOCK])
-        keys.append(parent)
-    return keys
+        keys.append(_hash(keys[-1], prompt[start : start + BLOCK]))
+    return keys[1:]
 
 
 def _hash(before: bytes, text: str) -> bytes:
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, key=before[:64]).digest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, key=before).digest()
 
 
 class Prefixes:
@@ -34,24 +66,18 @@ class Prefixes:
 
     def order(self, keys: Sequence[bytes], in_flight: Mapping[str, int]) -> list[str]:
         """The replicas, best first. in_flight: requests of each."""
-        first = keys[0] if keys else b""
-        held = self._held(keys, in_flight)
-
-        def cost(replica: str) -> tuple[float, bytes]:
-            missing = len(keys) - held[replica]
-            return missing + self._request_cost * in_flight[replica], _hash(first, replica)  # equal: all fronts agree
-
-        return sorted(in_flight, key=cost)
-
-    def _held(self, keys: Sequence[bytes], replicas: Collection[str]) -> dict[str, int]:
-        """How many first blocks each has."""
-        held, having = dict.fromkeys(replicas, 0), set(replicas)
+        held, having = dict.fromkeys(in_flight, 0), set(in_flight)
         for count, key in enumerate(keys, start=1):
             having = having & self._holders.get(key, set())
+            held.update(dict.fromkeys(having, count))
             if not having:
                 break
-            held.update(dict.fromkeys(having, count))
-        return held
+
+        def cost(replica: str) -> tuple[float, bytes]:
+            tie = _hash(keys[0] if keys else b"", replica)  # the same in all fronts
+            return self._request_cost * in_flight[replica] - held[replica], tie
+
+        return sorted(in_flight, key=cost)
 
     def add(self, keys: Sequence[bytes], replica: str) -> None:
         """The last blocks are the first to be forgotten: without those before them they are never found."""
@@ -63,7 +89,5 @@ class Prefixes:
 
     def keep(self, replicas: Collection[str]) -> None:
         """Forget what the others held."""
-        for key, holders in list(self._holders.items()):
+        for holders in self._holders.values():
             holders.intersection_update(replicas)
-            if not holders:
-                del self._holders[key]

@@ -1,40 +1,35 @@
-"""One engine behind the server's application: what Serve starts several of."""
+"""One engine behind the server's application. Serve starts several, and calls the methods through its handles."""
 
 # pyright: reportMissingImports=false
 import asyncio
+import importlib
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from ray import serve
 from starlette.types import Message
 
 from common.cli.generate import ready_engine
 from common.config import EngineConfig
 from common.execution.cores import in_own_thread
-from common.scale.call import Call, Reply, reply
-from common.scale.cluster import builder
-from common.serving import logs
+from common.scale.prefixes import Call
+from common.serving import inside, logs
 from common.serving.app import create_app
 from common.serving.gate import Gate
-from common.serving.inside import messages
 from common.serving.options import ServerOptions
 from common.serving.service import Service
 
-OWN_ID = b"x-replica-request-id"  # the one in the replica's log and in the answer
+OWN_ID = b"x-replica-request-id"  # the one in the log and in the answer, beside the one of Serve's proxy
 
 
 class Replica:
-    """build: where the stage's function is, `stages.m6_prefix_caching.engine:build`. engine, server: options.
-
-    Its public methods are called through Serve's handles.
-    """
+    """build: of the stage, as in `stages.m6_prefix_caching.engine:build`. engine, server: options."""
 
     async def __init__(self, build: str, engine: Mapping[str, Any], server: Mapping[str, Any]) -> None:
-        from ray import serve
-
         logs.set_up()
-        make, config = builder(build), EngineConfig(**engine)
-        self._stack = ExitStack()
+        module, _, name = build.partition(":")
+        make, config, self._stack = getattr(importlib.import_module(module), name), EngineConfig(**engine), ExitStack()
         built = in_own_thread(lambda: self._stack.enter_context(ready_engine(make, config)))
         self._service = Service(built, ServerOptions(**server))
         self._app = Gate(create_app(self._service), self._service.options, self._service.metrics)
@@ -42,16 +37,16 @@ class Replica:
         self._service.thread.start(asyncio.get_running_loop())
 
     async def answer(self, call: Call) -> AsyncGenerator[Message]:
-        """ASGI messages. Serve cancels it when the client has left; and its proxy adds an x-request-id of its own."""
-        async for message in messages(self._app, dict(call.scope), call.body):
+        """ASGI messages. Serve cancels it when the client has left."""
+        async for message in inside.messages(self._app, dict(call.scope), call.body):
             if message["type"] == "http.response.start":
                 headers = [(OWN_ID if name == b"x-request-id" else name, value) for name, value in message["headers"]]
                 message["headers"] = [*headers, (b"x-replica", self._name.encode())]
             yield message
 
-    async def answer_whole(self, call: Call) -> Reply:
-        """For what is asked of all replicas."""
-        return await reply(self._app, call, self._name)
+    async def answer_whole(self, call: Call) -> tuple[str, int, dict[str, str], bytes]:
+        """Its own name, and the answer; for what is asked of all replicas."""
+        return self._name, *await inside.whole(self._app, dict(call.scope), call.body)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests; returns when the open ones have ended, after `seconds` at the latest by an error."""
@@ -65,7 +60,6 @@ class Replica:
             raise RuntimeError("steps keep failing")
 
     async def __del__(self) -> None:
-        """Serve calls and awaits it when the replica ends."""
-        if hasattr(self, "_service"):
-            await asyncio.to_thread(self._service.thread.stop)
+        """Serve awaits it when the replica ends."""
+        await asyncio.to_thread(self._service.thread.stop)
         self._stack.close()

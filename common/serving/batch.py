@@ -2,58 +2,101 @@
 application without a socket: what a request may ask, what it gets, and how it is refused are the same."""
 
 import asyncio
-import contextlib
 import json
 import logging
+import math
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, BinaryIO, Literal
 
-from starlette.types import ASGIApp
+from pydantic import ValidationError
 
 from common.engine import Engine
 from common.serving.app import create_app
 from common.serving.errors import ApiError, as_api_error
 from common.serving.inside import whole
 from common.serving.options import ServerOptions
+from common.serving.schema import Body
 from common.serving.service import Service
 
-URLS = ("/v1/chat/completions", "/v1/completions")
+LONGEST = 1 << 24  # bytes of a line; a longer one is cut, and then is no JSON
 AHEAD = 16  # lines that are open, for each request that can run: one long answer must not hold up the engine
-OPEN_BYTES = 1 << 26  # of lines that are open, next to one of any length
-ENDLESS = 1 << 20
-FINE = b'"response": {"status_code": 200,'
-Answering = Callable[[bytes], Coroutine[Any, Any, bytes]]
+OPEN_BYTES = 1 << 26  # of lines that are open
 log = logging.getLogger("folovllm.serving")
 
 
-@contextlib.asynccontextmanager
-async def answering(engine: Engine, served_name: str | None) -> AsyncGenerator[Answering]:
-    """Answers a line by a line. Many may be open at the same time."""
-    most = engine.scheduler.max_num_seqs
-    service = Service(engine, ServerOptions(max_queue=ENDLESS, max_n=most, encode_timeout=1e6, served_name=served_name))
-    app = create_app(service)
-    service.thread.start(asyncio.get_running_loop())
-    try:
-        yield lambda line: _answer(app, line)
-    finally:
-        await asyncio.to_thread(service.thread.stop)
+class Line(Body):
+    custom_id: str
+    method: Literal["POST"]
+    url: Literal["/v1/chat/completions", "/v1/completions"]
+    body: dict[str, Any]
 
 
-async def in_order(lines: Iterable[bytes], answer: Answering, ahead: int) -> AsyncIterator[bytes]:
-    """The answers to lines, in their order; `ahead` are open at most."""
-    tasks: deque[tuple[asyncio.Task[bytes], int]] = deque()
-    size = 0
-    for line in lines:
-        tasks.append((asyncio.create_task(answer(line)), len(line)))
-        size += len(line)
-        while tasks and (len(tasks) >= ahead or size > OPEN_BYTES or tasks[0][0].done()):
-            task, length = tasks.popleft()
-            size -= length
+def read_lines(file: BinaryIO, begin: int = 0, end: float = math.inf) -> Iterator[bytes]:
+    """Those that are not blank and begin between two places."""
+    file.seek(max(0, begin - 1))
+    line = _read_line(file) if begin else b""
+    while file.tell() < end and (line := _read_line(file)):
+        if line.strip():
+            yield line
+
+
+def _read_line(file: BinaryIO) -> bytes:
+    line = rest = file.readline(LONGEST)
+    while len(rest) == LONGEST and not rest.endswith(b"\n"):
+        rest = file.readline(LONGEST)
+    return line
+
+
+class Answerer:
+    """An engine that answers lines by lines."""
+
+    def __init__(self, engine: Engine, served_name: str | None) -> None:
+        self._most = engine.scheduler.max_num_seqs
+        own: dict[str, Any] = {"max_queue": 1 << 20, "max_n": self._most, "encode_timeout": 1e6}
+        self._service = Service(engine, ServerOptions(served_name=served_name, **own))
+        self._app, self._started = create_app(self._service), False
+
+    async def all(self, lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+        """The answers, in the order of the lines, few of which are open at a time. Each call is on the same loop."""
+        if not self._started:
+            self._started = True
+            self._service.thread.start(asyncio.get_running_loop())
+        tasks: deque[tuple[asyncio.Task[bytes], int]] = deque()
+        size = 0
+        for line in lines:
+            tasks.append((asyncio.create_task(self._one(line)), len(line)))
+            size += len(line)
+            while tasks and (len(tasks) >= AHEAD * self._most or size > OPEN_BYTES or tasks[0][0].done()):
+                task, length = tasks.popleft()
+                size -= length
+                yield await task
+        for task, _ in tasks:
             yield await task
-    for task, _ in tasks:
-        yield await task
+
+    def stop(self) -> None:
+        self._service.thread.stop()
+
+    async def _one(self, line: bytes) -> bytes:
+        """Whatever is wrong with a line is its answer."""
+        request_id = uuid.uuid4().hex
+        try:
+            request = Line.model_validate_json(line)
+            if request.body.get("stream"):
+                raise ApiError(400, "The answers of a batch are not streamed.", param="body.stream")
+            scope: dict[str, Any] = {"type": "http", "method": "POST", "path": request.url, "query_string": b""}
+            scope["headers"] = [(b"content-type", b"application/json")]
+            scope["state"] = {"request_id": request_id, "salt": None}
+            status, _, answer = await whole(self._app, scope, json.dumps(request.body).encode())
+        except Exception as error:
+            if not isinstance(error, ApiError | ValidationError | RecursionError):
+                log.exception("line failed", extra={"fields": {"request_id": request_id}})
+            refused = as_api_error(None, error)
+            status, answer = refused.status_code, json.dumps(refused.body()).encode()
+        head = json.dumps({"id": f"batch_req_{request_id}", "custom_id": custom_id(line)})[:-1]
+        head += f', "response": {{"status_code": {status}, "request_id": "{request_id}", "body": '
+        return head.encode() + answer + b'}, "error": null}\n'
 
 
 def custom_id(line: bytes) -> str | None:
@@ -63,46 +106,3 @@ def custom_id(line: bytes) -> str | None:
         return given if isinstance(given := fields.get("custom_id"), str) else None
     except (ValueError, AttributeError, RecursionError):
         return None
-
-
-async def _answer(app: ASGIApp, line: bytes) -> bytes:
-    """Whatever is wrong with a line is its answer."""
-    request_id, name = uuid.uuid4().hex, custom_id(line)
-    try:
-        url, body = _request(line)
-        scope: dict[str, Any] = {
-            "type": "http", "method": "POST", "path": url, "headers": [(b"content-type", b"application/json")],
-            "query_string": b"", "state": {"request_id": request_id, "salt": None},
-        }  # fmt: skip
-        status, _, answer = await whole(app, scope, body)
-    except Exception as error:
-        if not isinstance(error, ApiError | RecursionError):
-            log.exception("line failed", extra={"fields": {"request_id": request_id}})
-        refused = as_api_error(None, error)
-        status, answer = refused.status_code, json.dumps(refused.body()).encode()
-    head = json.dumps({"id": f"batch_req_{request_id}", "custom_id": name})
-    said = b'%s, "response": {"status_code": %d, "request_id": "%s", "body": %s}, "error": null}\n'
-    return said % (head[:-1].encode(), status, request_id.encode(), answer)
-
-
-def _request(line: bytes) -> tuple[str, bytes]:
-    """Its URL and body."""
-    try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "This line is no JSON.", code="invalid_json_line") from None
-    if not isinstance(fields, dict):
-        raise ApiError(400, "This line is no JSON object.", code="invalid_json_line")
-    given: dict[str, Any] = fields
-    if not isinstance(given.get("custom_id"), str):
-        raise ApiError(400, "Missing required parameter: 'custom_id', a text.", param="custom_id")
-    if given.get("method") != "POST":
-        raise ApiError(400, "'method' must be POST.", param="method", code="invalid_method")
-    if given.get("url") not in URLS:
-        raise ApiError(400, f"'url' must be one of {' and '.join(URLS)}.", param="url", code="invalid_url")
-    body: Any = given.get("body")
-    if not isinstance(body, dict):
-        raise ApiError(400, "'body' must be a JSON object.", param="body")
-    if body.get("stream"):  # pyright: ignore[reportUnknownMemberType]
-        raise ApiError(400, "The answers of a batch are not streamed.", param="body.stream")
-    return given["url"], json.dumps(body).encode()

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from common.errors import UserError, one_line
@@ -83,7 +84,7 @@ def as_api_error(request: Request | None, error: Exception) -> ApiError:
         return error
     if isinstance(error, UserError):
         return refused(error)
-    if isinstance(error, RequestValidationError):
+    if isinstance(error, RequestValidationError | ValidationError):
         return from_validation(error.errors())
     if isinstance(error, RecursionError):
         return ApiError(400, "A value in the body is nested too deeply.", code="invalid_value")

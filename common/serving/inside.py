@@ -8,37 +8,28 @@ from starlette.types import ASGIApp, Message
 
 
 async def messages(app: ASGIApp, scope: dict[str, Any], body: bytes) -> AsyncGenerator[Message]:
-    """ASGI messages with which the app answers. To stop reading early is to leave, which aborts the request."""
-    answer: asyncio.Queue[Message | None] = asyncio.Queue()
-    request = [{"type": "http.request", "body": body, "more_body": False}]
+    """ASGI messages of the answer. To stop reading early is to leave, which aborts the request."""
+    answer: asyncio.Queue[Message] = asyncio.Queue()
+    request: list[Message] = [{"type": "http.request", "body": body}]
     gone = asyncio.Event()
 
     async def receive() -> Message:
-        if request:
-            return request.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
+        if not request:
+            await gone.wait()
+        return request.pop() if request else {"type": "http.disconnect"}
 
-    async def run() -> None:
-        try:
-            await app(scope, receive, answer.put)
-        finally:
-            answer.put_nowait(None)
-
-    task = asyncio.create_task(run())
+    task = asyncio.create_task(app(scope, receive, answer.put))  # pyright: ignore[reportArgumentType]
+    task.add_done_callback(lambda _: answer.put_nowait({"type": "end"}))
     try:
-        while (message := await answer.get()) is not None:
+        while (message := await answer.get())["type"] != "end":
             yield message
         await task
     finally:
         gone.set()
 
 
-async def whole(app: ASGIApp, scope: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of an answer."""
-    status, headers, parts = 500, list[tuple[bytes, bytes]](), list[bytes]()
-    async for message in messages(app, scope, body):
-        if message["type"] == "http.response.start":
-            status, headers = message["status"], list(message["headers"])
-        parts.append(message.get("body", b""))
-    return status, headers, b"".join(parts)
+async def whole(app: ASGIApp, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body."""
+    start, *parts = [message async for message in messages(app, scope, body)]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
+    return start["status"], headers, b"".join(part["body"] for part in parts)

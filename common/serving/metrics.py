@@ -1,5 +1,6 @@
 """/metrics, in Prometheus' text format: what clients felt, and what the engine is doing."""
 
+import re
 from collections.abc import Iterator, Mapping, Sized
 from itertools import pairwise
 from typing import Any
@@ -122,3 +123,14 @@ class ServerMetrics(Collector):
             for name, (source, text) in entries.items():
                 if source in figures:
                     yield kind(f"{PREFIX}_{name}", text, value=figures[source])
+
+
+def one_page(pages: Mapping[str, str]) -> str:
+    """Prometheus' text format: the samples of all pages, with a label `replica`; each family is in one place."""
+    families: dict[str, list[str]] = {}
+    for replica, page in pages.items():
+        for family in re.split(r"^(?=# HELP )", page, flags=re.M)[1:]:
+            about, kind, *samples = family.splitlines()
+            label = re.compile(r"^(\w+)(?:{(.*)})? "), rf'\1{{replica="{replica}",\2}} '
+            families.setdefault(f"{about}\n{kind}", []).extend(label[0].sub(label[1], one) for one in samples)
+    return "".join(f"{head}\n" + "\n".join(samples) + "\n" for head, samples in families.items())

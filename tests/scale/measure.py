@@ -28,8 +28,7 @@ from benchmarks.recipes import BenchRequest
 from benchmarks.workloads import find_size
 from common.config import EngineConfig
 from common.models.load import open_source, read_tokenizer
-from common.scale.cluster import cluster, portable
-from common.scale.deploy import application
+from common.scale.serve import application, cluster, portable
 
 MODEL, PORT = "smollm2-135m-instruct", 8911
 BUILD = "stages.m6_prefix_caching.engine:build"

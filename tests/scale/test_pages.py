@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 pytest.importorskip("prometheus_client", reason="the server's libraries are not installed")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.scale.pages import one_page, one_trace
+from common.serving.metrics import one_page
 
 PAGE = """# HELP up Is it up?
 # TYPE up gauge
@@ -28,7 +26,7 @@ ends_total{outcome="a \\"b\\""} 5.0
 
 
 def test_every_sample_has_its_replica_and_every_family_one_head() -> None:
-    page = one_page({"x": PAGE, "y": PAGE.replace("3.0", "4.0")}).decode()
+    page = one_page({"x": PAGE, "y": PAGE.replace("3.0", "4.0")})
     assert page.count("# TYPE") == 3 and page.count("# HELP up Is it up?") == 1
     samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
     assert len(samples) == 12
@@ -36,10 +34,3 @@ def test_every_sample_has_its_replica_and_every_family_one_head() -> None:
     values = {(s.name, s.labels["replica"]): s.value for s in samples if s.name != "seconds_bucket"}
     assert values["seconds_count", "x"] == 3 and values["seconds_count", "y"] == 4
     assert {s.labels["outcome"] for s in samples if s.name == "ends_total"} == {'a "b"'}
-
-
-def test_a_replica_is_a_process_of_the_trace() -> None:
-    events = [{"ph": "X", "name": "decode", "pid": 1, "tid": 0}]
-    trace = json.loads(one_trace({"b": json.dumps({"traceEvents": events}).encode(), "a": b'{"traceEvents": []}'}))
-    assert [event["pid"] for event in trace["traceEvents"]] == [1, 2, 2]
-    assert trace["traceEvents"][0]["args"] == {"name": "replica a"}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 
-from common.scale.call import call_of
-from common.scale.prefixes import BLOCK, Prefixes, block_keys
+from common.scale.prefixes import BLOCK, Prefixes, block_keys, call_of
 
 IDLE = {"a": 0, "b": 0, "c": 0}
 
@@ -54,10 +53,9 @@ def test_what_ended_or_is_old_is_forgotten() -> None:
     old, new = block_keys("", text(1, 3)), block_keys("", text(2, 3))
     prefixes.add(old, "a")
     prefixes.add(new, "a")
-    assert prefixes._held(new, ["a"]) == {"a": 3}
-    assert prefixes._held(old, ["a"]) == {"a": 1}, "its last blocks went first"
+    assert list(prefixes._holders) == [old[0], *reversed(new)], "last blocks go first"
     prefixes.keep(["b"])
-    assert not prefixes._holders
+    assert prefixes.order(new, {"a": 0, "b": 0}) == Prefixes().order(new, {"a": 0, "b": 0})
 
 
 def call(body: bytes, path: str = "/v1/completions", **headers: str):
@@ -91,4 +89,4 @@ def test_any_body_can_be_routed() -> None:
                  b"[" * 100_000, b"\xff", b'{"messages": {"a": 1}}'):  # fmt: skip
         made = call(body)
         assert isinstance(made.prompt, str) and "app" not in made.scope
-    assert call(b'{"prompt": [1, 2, 3]}').prompt == "[[], [1, 2, 3]]"
+    assert call(b'{"prompt": [1, 2, 3]}').prompt == "[null, [1, 2, 3]]"
