@@ -143,9 +143,8 @@ $(STAMP): pyproject.toml constraints.txt make/setup.sh
 	@sh make/setup.sh
 
 $(PEERS_STAMP): $(STAMP)
-	@echo "installing the peers, once: llama.cpp is compiled, which takes about 3 minutes"
-	@$(PY) -m pip install --constraint constraints.txt --editable '.[peers]'
-	@touch $@
+	@echo "installing the peers, once: llama.cpp is compiled for this processor, which takes about 3 minutes"
+	@sh make/peers.sh $(PY) $@
 
 $(LAB_STAMP): $(STAMP)
 	@echo "installing JupyterLab, once"

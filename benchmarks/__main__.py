@@ -1,5 +1,6 @@
 """`python -m benchmarks`: the command line of the harness."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ from benchmarks.workloads import WORKLOADS
 from common.cli.app import run_app
 from common.config import DEFAULT_MODEL
 from common.errors import unknown
+
+NAME = re.compile("|".join([*map(re.escape, PEERS), r"[^,\s]+"]))  # `llama.cpp Q4_0` has a space in it
 
 app = typer.Typer(
     add_completion=False,
@@ -58,7 +61,7 @@ def compare(
     """
     what: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "options": cli.engine_options(engine)}
     how: dict[str, Any] = {"quick": quick, "sweep": sweep, "repeats": repeats, "execution": execution}
-    contestants, asked = (text.replace(",", " ").split() for text in (stages, workload))
+    contestants, asked = (NAME.findall(text) for text in (stages, workload))
     plan = make_comparison(contestants, asked, peers=peers, **what, **how)
     path, folder = cli.places(json_path, out_dir, "bench.json")
     with Screen() as screen:
@@ -102,6 +105,12 @@ def gpu(
 ) -> None:
     """The jobs for a GPU. Run again after an interruption, they keep what they have measured."""
     _run_job(job, model, device, dtype, quick, out_dir)
+
+
+@app.command()
+def cpu_speed(quick: cli.Quick = False, out_dir: cli.Folder = cli.DEFAULT_FOLDER) -> None:
+    """Measure m6, m7 and llama.cpp on a CPU: prompts, batches of 1 to 16, `mixed`; then a larger model."""
+    _run_job("cpu_speed", DEFAULT_MODEL, "cpu", "bf16", quick, out_dir)
 
 
 @app.command()

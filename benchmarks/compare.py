@@ -48,9 +48,10 @@ class Comparison:
 
 
 def contestants(names: Sequence[str], peers: bool) -> list[str]:
-    """Short names of stages and peers, in order, each once; no names: all stages."""
-    chosen = {name if name in PEERS else stages.short_name(name) for name in names or stages.names()}
-    return sorted(chosen - PEERS.keys()) + [peer for peer in PEERS if peers or peer in chosen]
+    """Short names of stages and peers, in order, each once; no names: all stages. `llama.cpp`: all of its formats."""
+    named = [peer for peer in PEERS if peers or {peer, peer.split()[0]} & set(names)]
+    chosen = {stages.short_name(n) for n in names or stages.names() if not any(n in (p, p.split()[0]) for p in named)}
+    return sorted(chosen) + named
 
 
 def make_comparison(

@@ -7,7 +7,6 @@ few tokens start while the previous one still runs, as in the engine (`int4`); `
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from statistics import mean
 from typing import Any
 
@@ -22,8 +21,7 @@ from benchmarks.sheet import print_table, write_sheet
 from benchmarks.style import INK, SOFT
 from common.config import parse_device
 from common.execution.choose import choose_linear
-from common.execution.cpu.bf16_linear import OneDnnLinear
-from common.models.linear import Linear, Projection
+from common.models.linear import Linear, PackedLinear, Projection
 from common.watch.progress import progress_bar
 from stages.m7_gptq.checkpoint.baselines import round_to_nearest
 from stages.m7_gptq.fast.choose import Int4Layers
@@ -100,12 +98,11 @@ def kinds(shape: tuple[int, int], group: int, device: torch.device) -> Iterator[
     """What is compared; `bf16` comes first, the others are measured against it."""
     weight = torch.randn(shape[1], shape[0], device=device).mul_(shape[0] ** -0.5)
     yield "bf16", lambda: Linear(weight.to(BF16))  # F.linear: cuBLAS on a GPU
-    if isinstance(choose_linear(weight.to(BF16)), OneDnnLinear):
+    if isinstance(choose_linear(weight.to(BF16)), PackedLinear):
         yield "bf16 packed", lambda: choose_linear(weight.to(BF16))
     rounded = round_to_nearest(weight, Settings(group_size=group, search=False))
-    fast = Int4Layers(BF16, device)
-    layer, scratch = quantized_linear(rounded, device, fast), fast.scratch
-    yield "int4", lambda: deepcopy(layer, {id(scratch): scratch})  # shared, as by the layers of a model
+    layer = quantized_linear(rounded, device, Int4Layers(BF16, device))
+    yield "int4", lambda: quantized_linear(rounded, device, Int4Layers(BF16, device))
     if isinstance(layer, TritonInt4Linear):
         yield "int4 in order", lambda: TritonInt4Linear(rounded, BF16, device, pdl=False)
 

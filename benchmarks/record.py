@@ -106,9 +106,17 @@ class Record:
     host_time_s: float | None = None
     variant: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.stage == "llama.cpp":  # of older files, which have one row of it: of the embedded model's own format
+            self.stage = "llama.cpp Q4_1"
+
     @property
     def ok(self) -> bool:
         return self.status == "ok"
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        return (self.total_tokens_per_s or 0.0) - (self.output_tokens_per_s or 0.0)
 
     @property
     def attention_is_impossible(self) -> bool:

@@ -18,7 +18,8 @@ STAGES = {
 }
 STAGE_COLORS = {stage: color for stage, (color, _) in STAGES.items()}
 STAGE_TITLES = {stage: title for stage, (_, title) in STAGES.items()}
-PEER_COLORS = {"transformers-static": "#B8B8B8", "transformers-continuous": "#8C8C8C", "llama.cpp": "#606060"}
+PEER_COLORS = {"transformers-static": "#B8B8B8", "transformers-continuous": "#8C8C8C"}
+PEER_COLORS |= {"llama.cpp Q4_0": "#505050", "llama.cpp BF16": "#787878", "llama.cpp Q4_1": "#A0A0A0"}
 INK, SOFT = "#222222", "#707070"
 WIDTH = 11.0  # Inches. A page shows a picture about 830 pixels wide: at this width 11 points are 11 of them.
 

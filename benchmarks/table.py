@@ -112,6 +112,7 @@ LAST_COLUMNS: dict[str, tuple[Column, ...]] = {
         ("ITL, ms\nmax", lambda r: _percentiles(r.itl_s, 1e-3, "max")),
         ("TTFT, ms\nlong / short", _long_and_short),
     ),
+    "prefill": (("prompt\ntokens/s", lambda r: rate(r.prompt_tokens_per_s)),),
     "prefix": (
         ("TTFT, ms\np50 / p99", lambda r: _percentiles(r.ttft_s, 1e-3, "p50", "p99")),
         ("prefix\nhits", lambda r: _share(r.prefix_hit_rate)),
@@ -123,7 +124,7 @@ LAST_COLUMNS: dict[str, tuple[Column, ...]] = {
 
 _SPEED: Column = ("output tokens/s", lambda r: rate(r.output_tokens_per_s))
 SWEEP_FIGURES = {
-    **{"kv": _SPEED, "probe": _SPEED},
+    **{"kv": _SPEED, "probe": _SPEED, "prefill": _SPEED},
     "stalls": ("p99 time between tokens", lambda r: seconds(r.itl_s["p99"] if r.itl_s else None)),
     "prefix": ("median time to the first token", lambda r: seconds(r.ttft_s["p50"] if r.ttft_s else None)),
 }

@@ -44,7 +44,7 @@ class Workload:
     m0_variants: how many of the variants, from the first on, m0 runs.
     variants_from: the first stage that runs the variants, where they vary what earlier ones do not have.
     probed: one more run, after the timed ones, measures the time in attention and the memory of activations.
-    columns: what the last columns of its table tell: `kv`, `probe`, `stalls` or `prefix` (see `benchmarks.table`).
+    columns: what the last columns of its table tell, of `benchmarks.table.LAST_COLUMNS`.
     stages_only: requests wait for tokens of others, which peers do not tell while they run.
     ladder: all stages are compared on it, those with ways to execute a plan twice (see `benchmarks.execution`).
     """

@@ -79,7 +79,7 @@ class EngineConfig:
     cuda_graphs: Annotated[bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."] = True
     overlap: Annotated[bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."] = None
     prefix_index: Annotated[str, "How prefixes are found: hash, or radix: also inside blocks (from m6 on)."] = "hash"
-    head_bits: Annotated[int, "Bits of the output head: 8 (on a GPU, in float32, with naive) or 16 (from m7 on)."] = 8
+    head_bits: Annotated[int, "Bits of the output head: 8 (where a kernel takes it) or 16 (from m7 on)."] = 8
     linear_backend: Annotated[str, "Quantised layers: auto, or naive: dequantised at every call (from m7 on)."] = "auto"
     seed: Annotated[int, "For requests that bring none of their own, and for random weights; -1: any."] = 0
     chat_template: Annotated[str | None, "One of the model's, such as tool_use, or a file. Without it: default."] = None

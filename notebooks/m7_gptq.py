@@ -23,7 +23,7 @@ from notebooks.kit import HERE, compare, draw_lines, each, measure, read_bandwid
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
 from stages.m7_gptq.checkpoint.texts import DATA, tokens
 from stages.m7_gptq.fast.choose import Int4Layers
-from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
+from stages.m7_gptq.fast.kernels import cpu_codes
 from stages.m7_gptq.gptq import gptq, inverse_factor
 from stages.m7_gptq.linear import QuantizedLinear
 from stages.m7_gptq.load import build_quantized_decoder
@@ -213,10 +213,10 @@ show_source(gptq, inverse_factor)
 
 # %% [markdown]
 # What multiplies by such weights? The definition is slow, because it dequantises the whole weight at every call. On a CPU runs
-# a kernel that unpacks in registers, for few tokens; for many, the weight is dequantised once for an ordinary product.
+# a kernel that unpacks in registers and multiplies in bytes: the activations are rounded to 8 bits as well, in groups of 32.
 
 # %%
-show_source(QuantizedLinear.__call__, CpuInt4Linear.__call__)
+show_source(QuantizedLinear.__call__, cpu_codes._quantize_row.py_func)
 
 # %% [markdown]
 # ## Measured against m6
@@ -224,15 +224,15 @@ show_source(QuantizedLinear.__call__, CpuInt4Linear.__call__)
 # %%
 m7 = {rows: decode("m7", rows) for rows in ROWS}
 compare([m6[1], m7[1]], "output tokens/s", "first token", "each further token")
-with stages.build("m7", max_model_len=128, max_num_seqs=1, **HERE) as engine:
+with stages.build("m7", max_model_len=quality.CONTEXT, max_num_seqs=1, **HERE) as engine:
     quantised = engine.runner.model
 m7_layers_bytes = quality.projection_bytes(quantised)
 m7_step_bytes = m7_layers_bytes + quantised.head.weights_bytes()
-speedup = m7[1].output_tokens_per_s / m6[1].output_tokens_per_s
+speedup, head_bytes = m7[1].output_tokens_per_s / m6[1].output_tokens_per_s, step_bytes - layers_bytes
 say(f"""
 One request: **{speedup:.1f} times** m6's tokens a second. The linear layers went from {written(layers_bytes)} to
 {written(m7_layers_bytes)} (−{1 - m7_layers_bytes / layers_bytes:.0%}: 4 bits for the weight, and for each group a scale and a zero
-point, in this kernel of 16 bits each). The head, which is also the embedding, is unchanged, so a step reads
+point). The head was {written(head_bytes)} and is {written(quantised.head.weights_bytes())}, so a step reads
 {written(m7_step_bytes)} instead of {written(step_bytes)} (−{1 - m7_step_bytes / step_bytes:.0%}).
 """)
 
@@ -256,8 +256,8 @@ plt.show()
 # %% [markdown]
 # ## Where it loses
 #
-# **Many tokens in a step.** Where a step computes longer than it reads, unpacking a weight is only more work. Below 1, m7 is
-# slower (one run each):
+# **Many tokens in a step.** Where a step computes longer than it reads, fewer bytes help less, and unpacking a weight is more
+# work. Below 1, m7 is slower (one run each):
 
 # %%
 prompt = Size(uniform(1, (512, 512), (2, 2)), max_num_seqs=1, max_model_len=576)
@@ -397,7 +397,7 @@ say(f"""
   *outputs* change least; one Cholesky factorisation of the inverse Hessian replaces an update at every step. On one layer here:
   {output_error(rtn):.2%} error of the outputs with rounding, {output_error(ours):.2%} with GPTQ.
 - **Q10, "75 % less memory":** {1 - m7_layers_bytes / layers_bytes:.0%} of the quantised layers here, as scales and zero points
-  count too; a decode step reads {1 - m7_step_bytes / step_bytes:.0%} less, because the head is unchanged.
+  count too; a decode step reads {1 - m7_step_bytes / step_bytes:.0%} less, with its head.
 - **Q10, "20 to 50 % faster":** with one request {speedup - 1:+.0%}, with {ROWS[-1]} requests {by_rows[-1] - 1:+.0%}, and a
   prompt of 512 tokens {prompts[0] / prompts[1] - 1:+.0%}. It helps where a step is memory-bound.
 - **Q14: how do you find the bottleneck?** Divide the bytes of a step by the bandwidth ({seconds(floor)} here) and compare with the

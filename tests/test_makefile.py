@@ -141,7 +141,9 @@ def test_without_one_the_virtual_environment_is_made_first(tmp_path: Path) -> No
     command = ["make", "-n", "bench", "PEERS=1", "PYTHON="]
     lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert (
-        lines.index("make/setup.sh") < lines.index(".[peers]") < lines.index(".venv/bin/python -m benchmarks compare")
+        lines.index("make/setup.sh")
+        < lines.index("make/peers.sh")
+        < lines.index(".venv/bin/python -m benchmarks compare")
     )
 
 
@@ -200,3 +202,25 @@ def test_what_a_command_reads_says_and_ends_with_goes_through_make(status: int, 
 
 def test_diff_takes_no_model() -> None:
     assert " diff ;" in planned("stage1", "diff", "MODEL=random:tiny-llama", "DEVICE=cpu")
+
+
+@pytest.mark.parametrize(
+    ("works", "said", "stamped"),
+    [
+        ("--no-binary", "", True),
+        ("--only-binary", "a build for any processor", True),
+        ("nothing", "none to be had", False),
+    ],
+)
+def test_llama_cpp_is_compiled_here_or_says_what_is_there_instead(
+    works: str, said: str, stamped: bool, tmp_path: Path
+) -> None:
+    """Must not stop a bench of the stages."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$CMAKE_ARGS $*" >> pip.log\ncase "$*" in *{works}*) ;; *) exit 1;; esac\n')
+    python.chmod(0o755)
+    command = ["sh", str(ROOT / "make" / "peers.sh"), str(python), "stamp"]
+    environment = {"PATH": "/usr/bin:/bin", "CMAKE_ARGS": "-DGGML_CUDA=on"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and said in done.stderr and (tmp_path / "stamp").exists() == stamped
+    assert (tmp_path / "pip.log").read_text().startswith("-DGGML_NATIVE=ON -DGGML_CUDA=on -m pip install --constraint")

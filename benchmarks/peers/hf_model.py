@@ -1,4 +1,4 @@
-"""Our weights in transformers' model classes: number for number what the stages run."""
+"""Our weights, number for number what the stages run: as tensors by name, and in transformers' model classes."""
 
 import os
 from types import SimpleNamespace
@@ -8,15 +8,13 @@ import torch
 
 from benchmarks.contestant import Setting
 from common.models.load import QuantizedFolder, open_source
-from common.models.weights import Shape, build_decoder
+from common.models.weights import ModelSource, Shape, build_decoder
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def load_hf_model(setting: Setting) -> tuple[Any, str | None]:
-    """A causal language model of transformers without end-of-sequence tokens, and the note for its row."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
+def our_tensors(setting: Setting) -> tuple[ModelSource, dict[str, torch.Tensor]]:
+    """The model as it is opened, and its weights in the setting's dtype."""
     source = open_source(setting.model, setting.device, seed=int(setting.options.get("seed", 0)))
     tensors: dict[str, torch.Tensor] = {}
 
@@ -28,6 +26,14 @@ def load_hf_model(setting: Setting) -> tuple[Any, str | None]:
     # Our own loader fixes the order of reading, which random weights depend on.
     recorder = SimpleNamespace(config=source.config, read=read, tokenizer=source.tokenizer)
     build_decoder(recorder, setting.dtype, setting.device, progress=False)
+    return source, tensors
+
+
+def load_hf_model(setting: Setting) -> tuple[Any, str | None]:
+    """A causal language model of transformers without end-of-sequence tokens, and the note for its row."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    source, tensors = our_tensors(setting)
     values, _ = source.config.to_hf()
     values["pad_token_id"], values["eos_token_id"] = 0, None
     config = AutoConfig.for_model(values.pop("model_type"), **values)

@@ -1,12 +1,12 @@
-"""llama.cpp through its C interface (llama-cpp-python), with the model's own GGUF file, in 4 bits: several sequences in
-one batch, refilled as they end."""
+"""llama.cpp through its C interface (llama-cpp-python), in one of its formats of weights: several sequences in one
+batch, refilled as they end."""
 
 import ctypes
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -14,20 +14,17 @@ import numpy as np
 import torch
 
 from benchmarks.contestant import Contestant, OnTokens, Setting
+from benchmarks.peers.gguf_model import gguf_of
 from benchmarks.recipes import BenchRequest
 from benchmarks.record import Run, Timeline
-from common.config import DEFAULT_MODEL
 from common.errors import UserError, require
-from common.models.sources.embedded import find_gguf
 
 
-def gguf_path(model: str) -> Path:
-    """The GGUF file of a model; `UserError` for models that come in another form."""
-    if model == DEFAULT_MODEL:
-        return find_gguf()
-    if model.lower().endswith(".gguf") and Path(model).expanduser().is_file():
-        return Path(model).expanduser()
-    raise UserError(f"llama.cpp runs GGUF files only, and {model} is none: choose {DEFAULT_MODEL} or a *.gguf file")
+def instructions() -> str:
+    """What matters of what this build of llama.cpp was compiled for."""
+    info = llama_cpp.llama_print_system_info().decode()  # `CPU : AVX2 = 1 | F16C = 1 | ...`
+    used = re.findall(r"(AVX2|AVX512_(?:VNNI|BF16)|AMX\w*|NEON|SVE\w*) = 1", info)
+    return f"compiled for {', '.join(used) or 'any processor'}"
 
 
 @dataclass
@@ -48,14 +45,14 @@ def _silent(level: int, text: bytes, data: Any) -> None:
 
 
 class LlamaCpp(Contestant):
-    def __init__(self, setting: Setting) -> None:
-        path = gguf_path(setting.model)
+    def __init__(self, setting: Setting, kind: str) -> None:
         on_gpu = setting.device.type == "cuda"
         if on_gpu and not llama_cpp.llama_supports_gpu_offload():
             raise UserError("this llama-cpp-python was built for CPUs: reinstall it with CMAKE_ARGS=-DGGML_CUDA=on")
-        self.note: str | None = f"runs {path.name}; KV cache in float16"
         llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+        path, what = gguf_of(setting, kind)
+        self.note: str | None = f"{what}; KV cache in float16; {instructions()}"
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 999 if on_gpu else 0
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)

@@ -11,13 +11,14 @@ from benchmarks.record import Record
 from benchmarks.report.peers import GREEDY, MODEL, SAME_WORK, SAMPLED, read_peers
 from benchmarks.style import INK, color, title
 from benchmarks.table import DASH, factor, rate
+from benchmarks.workloads import find
 
 NAMES = {GREEDY: "\n(greedy)", SAMPLED: f"\n(temperature {SAMPLED})"}
 
 
 def throughput(results: Results, workload: str) -> plt.Figure | None:
     records = measured(results, workload)
-    if not records:
+    if not records or find(workload).columns == "prefill":  # which is not about output tokens
         return None
     records += (peers := list(_peers(results, workload)))
     first = records[0]

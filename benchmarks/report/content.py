@@ -8,7 +8,9 @@ from typing import Any
 from benchmarks.peers import PEERS
 from benchmarks.report.blocks import TEXTS, Block, Picture, folded, table
 from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, Claim, Verdict, judge
+from benchmarks.report.cpu_speed import cpu_blocks
 from benchmarks.report.execution import execution_blocks, peer_blocks
+from benchmarks.report.figures import BEST_OF_4_BITS
 from benchmarks.report.fill import Filler
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import Bench, Machine
@@ -37,6 +39,8 @@ def report(
     blocks += ["## The ladder", *(list(_ladders(machines, pictures)) or ["Not measured yet: run `make bench`."])]
     blocks += ["## Claims", *_claims(machines, judged)]
     blocks += ["## Peers", *_peers(machines)]
+    speed = [block for machine in machines for block in cpu_blocks(machine)]
+    blocks += ["## Speed on a CPU", *(speed or ["Not measured yet: run `python -m benchmarks cpu-speed`."])]
     execution = [block for machine in machines for block in execution_blocks(machine)]
     blocks += ["## Execution on a GPU", *(execution or ["Not measured yet: run `make gpu-bench`."])]
     blocks += ["## Kernels", *_sheets(machines, KERNELS)]
@@ -83,13 +87,14 @@ def _machines(machines: Sequence[Machine]) -> str:
 
 
 def _spread(machine: Machine) -> str:
-    """How far the same stage on the same workload is apart in two files of a folder, if by more than a half."""
-    speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """How far the same stage on the same workload and model is apart in two files of a folder, if by over a half."""
+    speeds: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for bench in machine.benches:
         for record in () if bench.results.config.get("options") else bench.results.records:
             if record.output_tokens_per_s and not bench.results.config.get("execution"):
-                speeds[record.stage, record.workload].append(record.output_tokens_per_s)
-    apart, name = max(((max(found) / min(found), name) for name, found in speeds.items()), default=(1.0, ("", "")))
+                name = record.stage, record.workload, bench.results.config["model"]
+                speeds[name].append(record.output_tokens_per_s)
+    apart, name = max(((max(found) / min(found), name) for name, found in speeds.items()), default=(1.0, ("", "", "")))
     if apart < 1.5:
         return ""
     return TEXTS["spread"].format(folder=machine.folder, stage=name[0], workload=name[1], apart=apart)
@@ -137,14 +142,17 @@ def _peers(machines: Sequence[Machine]) -> list[str]:
     rows: list[list[str]] = []
     for machine in machines:
         for bench in machine.benches:
+            model = bench.results.config["model"]
+            where = machine.title + (f", {model}" if model != machine.model else "")
             for record in bench.results.records:
                 own = [r for r in rows_for(bench.results, record.workload) if r.ok and r.stage not in PEERS]
+                own = [r for r in own if (r.stage == "m7") == (BEST_OF_4_BITS in record.stage)]
                 if record.stage in PEERS and own:
                     best = max(own, key=lambda r: r.output_tokens_per_s or 0)
                     speeds = [f"{r.output_tokens_per_s:,.1f}" if r.ok else "failed" for r in (record, best)]
                     against = [title(best.stage), speeds[1], factor(best, record)]
-                    rows.append([machine.title, record.workload, title(record.stage), speeds[0], *against])
-    headers = ("machine", "workload", "peer", "output tokens/s", "our fastest", "output tokens/s", "× the peer")
+                    rows.append([where, record.workload, title(record.stage), speeds[0], *against])
+    headers = ("machine", "workload", "peer", "tokens/s", "our fastest in as many bits", "tokens/s", "× the peer")
     blocks = [table(headers, rows, words=3)] if rows else []
     return blocks + [block for machine in machines for block in peer_blocks(machine)]
 

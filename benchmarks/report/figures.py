@@ -4,6 +4,7 @@ mixed.m2.output_tokens_per_s                        a field of a record; `last`:
 mixed.m4.plain.output_tokens_per_s                  of the idea alone: of a row without execution, or a file of such
 interference[chunk=64].m5.itl_s.p99                 of a point of a sweep
 mixed.m2.e2e_s.mean / mixed.m1.e2e_s.mean           a ratio, from one file where one file has both
+single.llama.cpp Q4.output_tokens_per_s             of its fastest 4-bit format
 single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that was measured
 1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50
 mixed.m3.output_tokens_per_s@gpu-ladder             of one file, by its name without `.json`
@@ -43,6 +44,7 @@ GPU_BENCH = {workload for part in JOBS["bench"] for workload in part.workloads}
 Run = list[float | None]
 OF_MACHINE = {"attention": (2,), "quality": (1,), "reference": (1, 2)}
 """What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""
+BEST_OF_4_BITS = "llama.cpp Q4"
 LEVEL = 0.95  # A throughput of this share of the best counts as equal
 
 
@@ -168,7 +170,8 @@ def _one(machine: Machine, expression: str, found: list[tuple[Bench | None, Run]
 
     def rank(bench: Bench) -> tuple[int, int]:
         head = names_in(expression)[0].split(".")[0]
-        return len(_runners(bench.results, head)), len(bench.results.records)
+        ran = [record for record in _runners(bench.results, head) if record.stage not in PEERS]
+        return len(ran), len(bench.results.records)
 
     benches = {bench.path: bench for bench, _ in found if bench is not None}
     best = [path for path, bench in benches.items() if rank(bench) == max(map(rank, benches.values()))]
@@ -206,7 +209,8 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
 
 def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
     head, *parts = name.split(".")
-    stage = next((peer for peer in PEERS if name.startswith(f"{head}.{peer}.")), parts[0] if parts else "")
+    named = (peer for peer in (*PEERS, BEST_OF_4_BITS) if name.startswith(f"{head}.{peer}."))
+    stage = next(named, parts[0] if parts else "")
     fields = name.removeprefix(f"{head}.{stage}").split(".")[1:]
     if not fields or len(fields) not in OF_MACHINE.get(head, [len(fields)]):
         raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py")
@@ -243,6 +247,8 @@ def find_record(results: Results, head: str, stage: str) -> Record | None:
     if stage == "last":
         own = [r for r in there if r.stage[0] == "m" and r.stage[1:].isdigit()]
         return max(own, key=lambda r: int(r.stage[1:])) if len(own) > 1 else None
+    if stage == BEST_OF_4_BITS:
+        return max((r for r in there if stage in r.stage), key=lambda r: r.output_tokens_per_s or 0, default=None)
     return next((r for r in there if r.stage == stage), None)
 
 

@@ -7,6 +7,7 @@ from itertools import product
 from benchmarks import attention, int4, plots, quality
 from benchmarks.execution import PLAIN
 from benchmarks.plots.picture import save_picture
+from benchmarks.report import cpu_speed
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
 
@@ -33,6 +34,10 @@ def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
             if plots.draw(bench.results, workload, name, path):
                 yield Picture(path, f"{workload}{name and ', '}{name.replace('-', ' ')}")
                 break
+    if ratios := cpu_speed.reached(machine):
+        path = machine.benches[0].path.with_name("cpu_speed.png")
+        save_picture(path, partial(cpu_speed.draw, ratios, machine.title))
+        yield Picture(path, "ratios of speeds on a CPU, and what was wanted of them")
     for sheet in machine.sheets_of("attention"):
         yield Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels")
     for sheet in machine.sheets_of("quality"):

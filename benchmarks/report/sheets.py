@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.attention import cells
 from benchmarks.report.blocks import TEXTS, folded, table
 from benchmarks.report.sources import Sheet
-from benchmarks.table import size
+from benchmarks.table import DASH, size
 
 MANY = 30  # rows of a table from which on it is folded away
 
@@ -29,11 +29,13 @@ def _quality(sheet: Sheet) -> list[str]:
     for row in sheet.rows:
         over = f"{row['perplexity'] / plain['perplexity'] - 1:+.1%}" if plain and row is not plain else "–"
         sizes = [size(row["layer_bytes"]), size(row["model_bytes"])]
-        rows.append([row["name"], f"{row['perplexity']:.2f}", over, f"{row['agreement']:.1%}", *sizes])
-    headers = ("weights", "perplexity", "over bf16", "same likeliest token", "quantised layers", "whole model")
+        far = DASH if row.get("kl") is None else f"{row['kl']:.5f}"
+        rows.append([row["name"], f"{row['perplexity']:.2f}", over, f"{row['agreement']:.1%}", *sizes, far])
+    headers = ("weights", "perplexity", "over bf16", "same likeliest token", "quantised layers", "whole model", "KL*")
     rows.sort(key=lambda row: row[0] != "bf16")
     model, tokens, context = (sheet.values.get(name) for name in ("model", "tokens", "context"))
-    return [table(headers, rows, caption=f"{model}, {tokens} tokens in contexts of {context}")]
+    kl = "KL*: of next tokens from those of m7's definition, in nats"
+    return [table(headers, rows, caption=f"{model}, {tokens} tokens in contexts of {context}. {kl}")]
 
 
 def _interop(sheet: Sheet) -> list[str]:

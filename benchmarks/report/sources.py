@@ -10,6 +10,7 @@ from benchmarks.attention import SCHEMA as ATTENTION
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
 from benchmarks.limits import SCHEMA as LIMITS
+from benchmarks.peers import PEERS
 from benchmarks.report.peers import MODEL, Peers, read_peers
 from common.config import DEFAULT_MODEL
 from common.errors import UserError, require
@@ -73,13 +74,14 @@ class Machine:
         return replace(self, benches=benches, sheets=[sheet for sheet in self.sheets if sheet.path.stem == name])
 
     def bench_of(self, workload: str) -> Bench | None:
-        """The file with the most stages and peers on that workload; None where there is no race, but one runner."""
+        """The file with the most stages on that workload, then peers; None where there is no race, but one runner."""
 
-        def runners(bench: Bench) -> int:
-            return sum(r.ok and r.workload == workload for r in bench.results.records)
+        def runners(bench: Bench) -> tuple[int, int]:
+            ran = [r.stage for r in bench.results.records if r.ok and r.workload == workload]
+            return len(set(ran) - PEERS.keys()), len(ran)
 
         best = max(self.benches, key=runners, default=None)  # of equals the first
-        return best if best is not None and runners(best) > 1 else None
+        return best if best is not None and runners(best)[1] > 1 else None
 
     @property
     def model(self) -> str:

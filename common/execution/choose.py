@@ -5,8 +5,9 @@ import importlib.util
 import torch
 
 from common.execution.cpu.bf16_linear import NumbaLinear, OneDnnLinear, UpcastLinear
+from common.execution.cpu.panel_linear import PanelLinear
 from common.execution.draws import Draw, draw
-from common.models.linear import Linear
+from common.models.linear import Linear, PackedLinear
 from common.models.ops import Ops
 
 
@@ -32,10 +33,12 @@ def choose_draw(ops: Ops) -> Draw:
     return getattr(ops, "draw", draw)
 
 
-def choose_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | OneDnnLinear:
+def choose_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear | PackedLinear:
     """The fastest linear layer for this weight's device and dtype."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return Linear(weight, bias)
+    if PanelLinear.takes(weight):
+        return PanelLinear(weight, bias)
     if _onednn_multiplies_bfloat16():
         return OneDnnLinear(weight, bias)
     return NumbaLinear(weight, bias) if NumbaLinear.takes(weight) else UpcastLinear(weight, bias)

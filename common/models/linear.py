@@ -1,7 +1,8 @@
 """A linear layer, and what may replace it. `common.execution.choose` has faster ones for bfloat16 on a CPU."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ class Projection(Protocol):
     def weights_bytes(self) -> int: ...
 
 
-@runtime_checkable
 class Fuses(Protocol):
     """A projection with a kernel of its own for few tokens, which also computes what comes before and after the
     product. Optional: fused kernels ask for it."""
@@ -44,3 +44,18 @@ class Linear:
 
     def weights_bytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+class PackedLinear(ABC):
+    """A linear layer that keeps its weight in an order of its own only."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> torch.Tensor:
+        """The plain weight [out, in], unpacked at every call."""
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    @abstractmethod
+    def weights_bytes(self) -> int: ...

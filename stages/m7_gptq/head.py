@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from common.execution.cpu.bf16_linear import OneDnnLinear
-from common.models.linear import Linear, Projection
+from common.models.linear import Linear, PackedLinear, Projection
 from stages.m7_gptq.linear import FastLayers
 
 LARGEST = 127  # the codes are -127 ... 127: symmetric, as the scale's absolute maximum is
@@ -60,5 +59,5 @@ class QuantizedHead:
 def eight_bit_head(head: Projection, fast: FastLayers | None = None) -> Projection:
     """The head in 8 bits: the definition, or its fast twin. A head that has none is left alone."""
     if fast is None:
-        return QuantizedHead(round_rows(head.weight)) if isinstance(head, Linear | OneDnnLinear) else head
-    return (fast.head(head.weight) if isinstance(head, Linear) else None) or head
+        return QuantizedHead(round_rows(head.weight)) if isinstance(head, Linear | PackedLinear) else head
+    return (fast.head(head.weight) if isinstance(head, Linear | PackedLinear) else None) or head

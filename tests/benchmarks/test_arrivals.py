@@ -190,4 +190,4 @@ def test_the_beginning_runs_before_the_clock_starts_in_every_run(monkeypatch: py
 
 def test_peers_say_that_they_cannot_follow_the_tokens_of_a_run() -> None:
     with pytest.raises(UserError, match="not applicable: interference follows the tokens of a run"):
-        run_job(Job("llama.cpp", "interference", "quick", "random:tiny-llama", "fp32", "cpu", repeats=1))
+        run_job(Job("llama.cpp Q4_0", "interference", "quick", "random:tiny-llama", "fp32", "cpu", repeats=1))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 
+from benchmarks.__main__ import NAME
 from benchmarks.compare import Results, contestants, earlier_results, make_comparison
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
@@ -212,7 +213,10 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
 
 
 def test_contestants_take_any_spelling_and_come_in_order() -> None:
-    assert contestants(["llama.cpp", "stage1", "m0_baseline", "1"], peers=False) == ["m0", "m1", "llama.cpp"]
+    formats = [f"llama.cpp {kind}" for kind in ("Q4_0", "BF16", "Q4_1")]
+    assert contestants(["llama.cpp", "stage1", "m0_baseline", "1"], peers=False) == ["m0", "m1", *formats]
+    assert contestants(NAME.findall("m6,llama.cpp BF16 m1"), peers=False) == ["m1", "m6", "llama.cpp BF16"]
+    assert contestants([], peers=True)[-3:] == formats
     assert contestants(["m1"], peers=True) == ["m1", *PEERS]
     assert contestants([], peers=False)[:2] == ["m0", "m1"]
 

@@ -17,7 +17,7 @@ from benchmarks.peers import PEERS
 from benchmarks.quality import name_of
 from benchmarks.record import Record
 from benchmarks.report.claims import CLAIMS
-from benchmarks.report.figures import DERIVED, evaluate
+from benchmarks.report.figures import BEST_OF_4_BITS, DERIVED, evaluate
 from benchmarks.report.readme import MARKED
 from benchmarks.report.readme import PAGES as MARKED_PAGES
 from benchmarks.report.sources import REPORTS, read_machines
@@ -74,10 +74,10 @@ def row_of(machine: str, name: str, file: str) -> float | None:
         return None
     if head == "quality":
         row, field = rest.rsplit(".", 1)
-        [found] = [r for r in read(machine, "quality")["rows"] if r["name"] == row] or [
-            r for r in read(machine, "quality")["rows"] if r["name"].startswith(row)
-        ]
-        return found[field]
+        every = read(machine, "quality")["rows"]
+        found = [r for r in every if r["name"] == row] or [r for r in every if r["name"].startswith(row)]
+        assert len(found) < 2
+        return found[0][field] if found else None
     if head == "attention":
         backend, step, field = rest.split(".")
         [found] = [r for r in read(machine, "attention")["records"] if (r["backend"], r["step"]) == (backend, step)]
@@ -95,14 +95,19 @@ def row_of(machine: str, name: str, file: str) -> float | None:
     values = read(machine, stem)
     chosen = values["config"].get("execution")
     assert file or (not values["config"].get("options") and chosen == ("plain" if stem.endswith("-plain") else None))
-    stage = next((peer for peer in PEERS if rest.startswith(f"{peer}.")), rest.partition(".")[0])
+    peers = (peer for peer in (*PEERS, BEST_OF_4_BITS) if rest.startswith(f"{peer}."))
+    stage = next(peers, rest.partition(".")[0])
     fields = rest.removeprefix(f"{stage}.").split(".")
     rows = values.get("sweeps" if point else "plain" if plain and not chosen else "records", [])
     rows = [r for r in rows if r["workload"] == workload and r["status"] == "ok" and (r.get("variant") or "") == point]
     if stage == "last":
         stages = [r["stage"] for r in values["records"] if re.fullmatch(r"m\d", r["stage"])]
         stage = max(stages) if stages and len(rows) > 1 else ""
-    rows = [r for r in rows if r["stage"] == stage]
+    names = {"llama.cpp": "llama.cpp Q4_1"}  # older files
+    found = [(names.get(r["stage"], r["stage"]), r) for r in rows]
+    rows = [r for name, r in found if name == stage or (stage == BEST_OF_4_BITS and stage in name)]
+    if stage == BEST_OF_4_BITS:
+        rows = sorted(rows, key=lambda r: r["output_tokens_per_s"])[-1:]
     assert len(rows) < 2
     if not rows:
         return None

@@ -9,10 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
+import stages
 from benchmarks import quality
-from benchmarks.quality import Row, line, measure, projection_bytes, rows
+from benchmarks.quality import (
+    DEFINITION,
+    M7,
+    Row,
+    as_engine,
+    divergence,
+    line,
+    measure,
+    projection_bytes,
+    rows,
+)
 from common import UserError
-from common.models import load_model
+from common.models import Decoder, load_model
+from common.models.linear import Linear
 from common.models.load import open_source
 from stages.m7_gptq.head import QuantizedHead
 from tests.conftest import TINY
@@ -58,9 +70,38 @@ def test_every_row_changes_the_weights_and_says_their_bytes(token_ids: torch.Ten
             size = change(source, model)
         share = size / full
         assert share == 1 if name in WHOLE else 0.5 <= share < 0.6 if "int8 RTN" in name else 0.25 < share < 0.32, name
-        assert isinstance(model.head, QuantizedHead) == ("int8 head" in name)
+        assert isinstance(model.head, QuantizedHead) == ("int8 head" in name and name not in M7)  # m7's is its own
         names.append(name)
     assert len(set(names)) == len(names) and any("act-order" in name for name in names)
+
+
+def test_layers_of_m7_are_those_of_its_engine_and_measured_against_their_definition() -> None:
+    """A step that decodes gives them few rows at a time: all rows pass, and in their order."""
+    source, text = open_source(TINY[0]), torch.randint(0, 512, (40,))
+    models: dict[str, Decoder] = {}
+    for name, how in M7.items():
+        models[name] = load_model(TINY[0], dtype="bf16")
+        as_engine(*how, source, models[name])
+    definition = models[DEFINITION]
+    fast = stages.build("m7", model=TINY[0], dtype="bf16", device="cpu").runner.model.layers[0].qkv_proj
+    kinds = [(model.note or "").split(";")[0] for model in models.values()]
+    assert kinds == ["QuantizedLinear", *[type(fast).__name__] * 3]
+    assert divergence(definition, text, definition) == pytest.approx(0, abs=1e-6)
+    far = [divergence(m, text, definition) for m in models.values()]
+    assert all(value < 0.01 for value in far) and any(value > 0 for value in far)
+    definition.head = Linear(definition.head.weight.roll(1, 0))
+    assert divergence(models["m7, decode"], text, definition) > 0.1
+
+
+def test_rows_given_in_pieces_come_back_in_order() -> None:
+    layer, x, sizes = Linear(torch.randn(3, 4)), torch.randn(19, 4), list[int]()
+
+    def seen(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return layer(part)
+
+    seen.weights_bytes = layer.weights_bytes  # type: ignore[attr-defined]
+    assert torch.allclose(quality.InPieces(seen, 8)(x), layer(x)) and sizes == [8, 8, 3]  # type: ignore[arg-type]
 
 
 def test_figures_say_where_they_come_from(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from benchmarks.compare import Results
 from benchmarks.execution import WAYS
 from benchmarks.report.blocks import to_markdown
 from benchmarks.report.claims import CLAIMS, MET, NOT_MEASURED, NOT_MET, judge
+from benchmarks.report.content import _peers as peer_rows
+from benchmarks.report.cpu_speed import REACH, cpu_blocks, reached
 from benchmarks.report.execution import execution_blocks, peer_blocks
 from benchmarks.report.figures import evaluate
 from benchmarks.report.fill import Filler, line_of
@@ -23,7 +25,8 @@ from benchmarks.report.peers import MODEL
 from benchmarks.report.sheets import sheet_blocks
 from benchmarks.report.sources import REPORTS, Machine, read_folder, read_machines
 from benchmarks.report.write import write_all
-from benchmarks.table import rate
+from benchmarks.table import rate, workload_rows
+from benchmarks.workloads import WORKLOADS
 from common.errors import UserError
 
 KEPT = REPORTS / "cpu" / "ladder.json"
@@ -69,17 +72,61 @@ def test_a_ratio_is_taken_from_one_run(put: Put, tmp_path: Path) -> None:
 
 
 def test_a_figure_of_one_file_is_never_taken_from_another(put: Put, tmp_path: Path) -> None:
-    put("a.json", {"m1": 1, "m2": 2, "llama.cpp": 4})
+    put("a.json", {"m1": 1, "m2": 2, "llama.cpp BF16": 4})
     put("b.json", {"m1": 10, "m2": 30})
     machine = read(tmp_path / "cpu")
     speed = "mixed.{}.output_tokens_per_s"
     assert evaluate(machine, speed.format("m1")) == 1
     assert evaluate(machine, f"{speed.format('m1')}@b") == 10
-    assert evaluate(machine, f"1 - {speed.format('llama.cpp')} / {speed.format('m2')}") == -1
+    assert evaluate(machine, f"1 - {speed.format('llama.cpp BF16')} / {speed.format('m2')}") == -1
     assert evaluate(machine, f"{speed.format('m2')} / {speed.format('m1')}@b") == 3
-    assert evaluate(machine, speed.format("llama.cpp")) == 4
-    assert evaluate(machine, f"{speed.format('llama.cpp')}@b") is None
+    assert evaluate(machine, speed.format("llama.cpp BF16")) == 4
+    assert evaluate(machine, f"{speed.format('llama.cpp BF16')}@b") is None
     assert evaluate(machine, f"{speed.format('m1')}@c") is None
+
+
+def test_llama_cpp_is_compared_by_its_format(put: Put, tmp_path: Path) -> None:
+    """4 bits with its fastest 4-bit format, 16 with 16; an older file's one row is that of the model's own format."""
+    put("cpu_speed.json", {"m6": 6, "m7": 7, "llama.cpp Q4_0": 4, "llama.cpp BF16": 9, "llama.cpp Q4_1": 5})
+    machine = read(tmp_path / "cpu")
+    speed = "mixed.{}.output_tokens_per_s"
+    assert evaluate(machine, speed.format("llama.cpp Q4")) == 5
+    assert evaluate(machine, f"{speed.format('m7')} / {speed.format('llama.cpp Q4')}@cpu_speed") == 1.4
+    assert evaluate(machine, speed.format("llama.cpp BF16")) == 9
+    table = to_markdown(peer_rows([machine]), tmp_path)
+    assert ["| m7 GPTQ | 7.0 | 1.75 |" in table, "| m6 prefix caching | 6.0 | 0.67 |" in table] == [True, True]
+    put("old.json", {"m1": 1, "llama.cpp": 4}, machine="old")
+    old = read(tmp_path / "old")
+    assert evaluate(old, speed.format("llama.cpp Q4_1")) == evaluate(old, speed.format("llama.cpp Q4")) == 4
+
+
+def test_ratios_on_a_cpu_are_of_one_run_and_say_what_was_wanted(put: Put, tmp_path: Path) -> None:
+    put("cpu_speed.json", {"m6": 10, "m7": 12})
+    put("other.json", {"m6": 10, "m7": 90, "m5": 1})
+    machine = read(tmp_path / "cpu")
+    assert [(claim.said, value) for claim, _, value in reached(machine)] == [("ragged requests, m7 over m6", 1.2)]
+    text = to_markdown(cpu_blocks(machine), tmp_path)
+    assert "| ragged requests, m7 over m6 | 1.1× | 1.20× | met |" in text and "`cpu/cpu_speed.json`" in text
+    put("cpu_speed.json", {"m6": 12, "m7": 12})
+    assert "| 1.00× | not met |" in to_markdown(cpu_blocks(read(tmp_path / "cpu")), tmp_path)
+    for name, tokens in (("cpu_speed.json", 30), ("cpu_speed-before.json", 20)):
+        path = put(name, {"m7": tokens})
+        path.write_text(path.read_text().replace('"workload": "mixed"', '"workload": "single"'))
+    machine = read(tmp_path / "cpu")
+    assert [(claim.said, value) for claim, _, value in reached(machine)] == [
+        ("one request, m7 over itself before", 1.5)
+    ]
+    assert {claim.figure.split(".")[0].strip("<") for claim in REACH} < set(WORKLOADS)
+
+
+def test_prompts_a_second_are_what_is_not_output(put: Put, tmp_path: Path) -> None:
+    path = put("cpu_speed.json", {"m6": 2})
+    path.write_text(path.read_text().replace('"workload": "mixed"', '"workload": "prefill"'))
+    values = json.loads(path.read_text())
+    values["records"][0]["total_tokens_per_s"] = 1026
+    path.write_text(json.dumps(values))
+    [bench] = read(tmp_path / "cpu").benches
+    assert workload_rows(bench.results, "prefill")[1][0][-1] == "1,024"
 
 
 def test_runs_and_quarters_of_an_answer(put: Put, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_tables_tell_what_the_workload_is_about(results: Results) -> None:
 
 
 def test_chunk_sizes_are_for_stages_that_have_them_and_peers_are_left_out() -> None:
-    plan = make_comparison(["m3", "m4", "llama.cpp"], ["interference", "multi_turn"], peers=False, dtype="bf16",
+    plan = make_comparison(["m3", "m4", "llama.cpp BF16"], ["interference", "multi_turn"], peers=False, dtype="bf16",
                            device="cpu", model="random:tiny-llama", sweep=True)  # fmt: skip
     points = [(job.stage, job.workload) for job in jobs(plan) if job.variant]
     assert points == [(stage, "multi_turn") for _ in range(3) for stage in ("m3", "m4")]

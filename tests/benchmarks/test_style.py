@@ -48,11 +48,21 @@ def test_a_factor_across_two_workloads_is_marked() -> None:
 
 def test_a_picture_says_what_sets_a_peer_apart() -> None:
     note = "runs Q4_1.gguf; KV cache in float16"
-    records = [Record("m0", "single", note="m0 ran another"), Record("m1", "single"), Record("llama.cpp", "single")]
+    records = [
+        Record("m0", "single", note="m0 ran another"),
+        Record("m1", "single"),
+        Record("llama.cpp Q4_0", "single"),
+    ]
     for number, record in enumerate(records, 1):
         record.output_tokens_per_s = 10.0 * number
         record.output_tokens_per_s_repeats = [10.0 * number]
-    config = {"model": "x", "dtype": "bf16", "device": "cpu", "quick": False, "contestants": ["m0", "m1", "llama.cpp"]}
+    config = {
+        "model": "x",
+        "dtype": "bf16",
+        "device": "cpu",
+        "quick": False,
+        "contestants": ["m0", "m1", "llama.cpp Q4_0"],
+    }
     results = Results({"hardware": {"cpu": "a CPU", "threads": 1}}, config, records)
     footnotes: list[str] = []
     for records[2].note in (None, note):
@@ -61,6 +71,6 @@ def test_a_picture_says_what_sets_a_peer_apart() -> None:
         footnotes.append(figure.texts[-1].get_text())
         plt.close(figure)
     without, footnote = footnotes
-    assert "llama.cpp: " not in without
-    assert f"\nllama.cpp: {note}\nsingle · x · bf16" in footnote
+    assert "llama.cpp Q4_0: " not in without
+    assert f"\nllama.cpp Q4_0: {note}\nsingle · x · bf16" in footnote
     assert "ran another" not in footnote

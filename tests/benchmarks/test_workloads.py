@@ -34,6 +34,12 @@ GOLDEN = {
     ("multi_turn", "gpu"): (65, 334326, 1527, "8a7783633684"),
     ("decode_one", "cpu"): (1, 32, 128, "2f3a1af041ea"),
     ("decode_one", "gpu"): (1, 128, 512, "8b7134a5cb24"),
+    ("decode_four", "cpu"): (4, 128, 512, "40274565286b"),
+    ("decode_four", "gpu"): (4, 512, 2048, "6b329713986a"),
+    ("decode_eight", "cpu"): (8, 256, 1024, "baae3b922fca"),
+    ("decode_eight", "gpu"): (8, 1024, 4096, "613d7ec1cff7"),
+    ("prefill", "cpu"): (8, 4096, 8, "ffbcd43ddc26"),
+    ("prefill", "gpu"): (32, 131072, 32, "4178ecc6f059"),
     ("nano", "cpu"): (16, 605, 540, "dc9af71bc267"),
     ("nano", "gpu"): (256, 144191, 149026, "b2d19e90f90e"),
 }

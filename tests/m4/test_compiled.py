@@ -48,7 +48,7 @@ def test_an_edit_of_simd_compiles_the_kernels_again(tmp_path: Path) -> None:
 
     assert [divide(), divide()] == ["0.25 0", "0.25 1"]
     source = Path(compiled.__file__.replace(str(ROOT), str(tmp_path))).with_name("simd.py")
-    product = "return builder.fmul(_splat(builder, x, vector.type.count), vector, flags=FAST)"
+    product = "return builder.fmul(splat(builder, x, vector.type.count), vector, flags=FAST)"
     text = source.read_text()
     assert text.count(product) == 1
     source.write_text(text.replace(product, product.replace("fmul", "fadd")))

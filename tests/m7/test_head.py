@@ -11,7 +11,9 @@ from common import Engine
 from common.execution.choose import choose_linear
 from common.models.linear import Linear
 from stages.m7_gptq.fast.choose import Int4Layers
+from stages.m7_gptq.fast.cpu_codes import CpuInt8Head, takes_head
 from stages.m7_gptq.fast.int8_head import Int8Head, takes
+from stages.m7_gptq.fast.kernels import simd_codes
 from stages.m7_gptq.head import HeadWeight, QuantizedHead, eight_bit_head, round_rows
 from tests.conftest import TINY
 from tests.depth import DEEP
@@ -20,6 +22,9 @@ from tests.m7.head_checks import check_head, check_norm, make_head
 
 HALF = torch.float16
 BF16 = torch.bfloat16
+needs_vnni = pytest.mark.skipif(
+    not takes_head(torch.zeros(32, 32, dtype=BF16)), reason="this processor has no VNNI, or numba is missing"
+)
 
 
 def test_rounding_is_to_the_nearest_of_the_rows_own_numbers() -> None:
@@ -48,9 +53,38 @@ def test_a_row_of_zeros_stays_zeros() -> None:
     assert torch.equal(round_rows(weight).dequantize(torch.float32), weight)
 
 
-def test_a_cpu_in_16_bits_keeps_its_head() -> None:
-    for head in (choose_linear(torch.randn(64, 32).bfloat16()), Linear(torch.randn(64, 32).half())):
+def test_a_head_that_no_kernel_takes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for head in (choose_linear(torch.randn(64, 40).bfloat16()), Linear(torch.randn(64, 32).half())):
         assert eight_bit_head(head, Int4Layers(BF16, torch.device("cpu"))) is head
+    monkeypatch.setattr(simd_codes, "features", lambda: {"avx2"})  # where 8 bits times 8 bits overflow
+    head = choose_linear(torch.randn(64, 64).bfloat16())
+    assert eight_bit_head(head, Int4Layers(BF16, torch.device("cpu"))) is head
+
+
+@needs_vnni
+@pytest.mark.parametrize("shape", [(64, 32), (320, 576)], ids=str)
+def test_a_cpu_multiplies_in_8_bits(shape: tuple[int, int]) -> None:
+    weight = make_head(*shape, BF16)
+    layer = CpuInt8Head(weight)
+    assert layer.weights_bytes() == shape[0] * (shape[1] + 4)
+    for tokens in (1, 2, 4, 9):
+        check_head(layer, weight, tokens, BF16)
+    plain = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for head in (choose_linear(plain), Linear(plain)):
+        made, x = eight_bit_head(head, Int4Layers(BF16, torch.device("cpu"))), torch.eye(shape[1], dtype=BF16)
+        assert isinstance(made, CpuInt8Head)
+        torch.testing.assert_close(
+            made(x).T.float(), round_rows(plain).dequantize(torch.float32), rtol=2**-8, atol=1e-6
+        )
+
+
+@needs_vnni
+def test_codes_of_all_sizes_times_the_largest_activations_do_not_overflow() -> None:
+    codes = torch.arange(-127, 128, dtype=torch.int8)[:, None].repeat(1, 64)[:224]
+    head = CpuInt8Head(HeadWeight(codes, torch.ones(224)))
+    for sign in (1.0, -1.0):
+        got = head(torch.full((1, 64), 127 * sign, dtype=BF16))
+        torch.testing.assert_close(got[0].float(), codes[:, 0].float() * 64 * 127 * sign, rtol=2**-8, atol=0)
 
 
 def test_without_fast_layers_the_definition_multiplies() -> None:

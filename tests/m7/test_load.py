@@ -14,7 +14,7 @@ from common.models.sources.random_weights import RandomSource
 from common.models.weights import Shape, build_decoder, tensor_shapes
 from stages.m7_gptq.checkpoint.baselines import rounding_reader
 from stages.m7_gptq.fast.choose import Int4Layers
-from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
+from stages.m7_gptq.fast.cpu_codes import CpuInt4Linear
 from stages.m7_gptq.fast.group_order import Permuted
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
 from stages.m7_gptq.load import build_quantized_decoder

@@ -18,7 +18,7 @@ from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.quantized_folder import fused_names
 from stages.m7_gptq.checkpoint.baselines import RTN
 from stages.m7_gptq.checkpoint.quantize import quantize, short_name
-from stages.m7_gptq.fast.cpu_int4 import CpuInt4Linear
+from stages.m7_gptq.fast.cpu_codes import CpuInt4Linear
 from stages.m7_gptq.settings import Settings
 from tests.conftest import TINY
 from tests.depth import by_depth
@@ -102,7 +102,7 @@ def test_other_stages_run_the_weights_of_the_checkpoint(build: Build, saved: Pat
         expected = torch.cat([folder.quantized(n).dequantize() for n in projection])
         assert torch.equal(getattr(engine.runner.model.layers[1], name).weight, expected)
     assert engine.note == "dequantised at load from 4-bit GPTQ, groups of 32: no bytes are saved"
-    assert build("m7", model=str(saved), dtype="bf16").note is None
+    assert build("m7", model=str(saved), dtype="bf16", head_bits=16).note is None
 
 
 def test_layers_without_a_kernel_are_multiplied_in_full_and_a_note_says_so(build: Build, made: GetMade) -> None:

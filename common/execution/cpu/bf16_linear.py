@@ -1,4 +1,4 @@
-"""Three faster variants of `Linear` for bfloat16 on a CPU; `common.execution.choose` chooses between them."""
+"""Faster variants of `Linear` for bfloat16 on a CPU, besides `PanelLinear`; `common.execution.choose` chooses."""
 
 import importlib.util
 
@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from common.execution.cpu.arrays import NUMBA_POOL_LOCK, bits
-from common.models.linear import Linear
+from common.models.linear import Linear, PackedLinear
 
 
-class OneDnnLinear:
+class OneDnnLinear(PackedLinear):
     """The weight is reordered once, into the tiles that oneDNN multiplies. `F.linear` reorders at every call, which for
     few tokens costs as much as the product. The results are the same, bit for bit; only the packed copy is kept."""
 
@@ -21,7 +21,6 @@ class OneDnnLinear:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The plain weight [out, in], unpacked at every call."""
         return self._packed.to_dense()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

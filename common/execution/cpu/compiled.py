@@ -23,7 +23,7 @@ from common.execution.cache import cache_root
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-SOURCES = ("compiled.py", "simd.py", "cpu_*.py")  # files of a folder that kernels for Numba are built from
+SOURCES = ("compiled.py", "simd*.py", "cpu_*.py")  # files of a folder that kernels for Numba are built from
 config: Any = numba_config  # Numba fills it when it is imported
 
 

@@ -3,7 +3,6 @@ products stay the library's; queries and keys are normalised and rotated by the 
 can (`fused_qkv`). The first use on a machine compiles for some seconds."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,15 @@ import torch
 
 from common.execution.cpu import cpu_elementwise as kernels
 from common.execution.cpu.arrays import BITS, NUMBA_POOL_LOCK, bits
-from common.execution.cpu.simd import LANES, width
+from common.execution.cpu.simd import lanes_for
 from common.execution.fused_qkv import FusingOps
 from common.models.layers import RMSNorm
-from common.models.linear import Projection
 
 Kernel = Callable[..., None]
 Lanes = tuple[int, ...]
 
 SINGLE_THREAD_LIMIT = 1 << 15  # up to this many numbers, waking other threads costs more than it saves
 FORMATS = {dtype: bits(torch.empty(0, dtype=dtype)) for dtype in BITS}
-
-
-@cache
-def lanes_for(size: int) -> Lanes | None:
-    """The widest vectors of which a row of `size` numbers is made; None: of none."""
-    return next((width(n) for n in (64, 32, LANES) if size % n == 0), None)
 
 
 def _takes(*tensors: torch.Tensor) -> bool:
@@ -71,9 +63,6 @@ class CompiledOps(FusingOps):
         given = gate_up.data_ptr(), FORMATS[gate_up.dtype]
         _run(kernels.swiglu, kernels.swiglu_in_threads, given, rows, size, lanes, out)
         return out
-
-    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        return x.add_(proj(y))
 
     def _bits_of(self, weight: torch.Tensor) -> np.ndarray:
         """Made once; the tensor is kept, so that no other one gets its address."""

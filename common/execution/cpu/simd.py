@@ -5,13 +5,14 @@ LLVM vectorises only loops of unknown length with a slow scalar rest, and a 16-t
 
 A width is a tuple of `n / 16` zeros: its *length* belongs to its type, which makes `n` a constant to the compiler
 (and one cached compilation for each head dimension). Arrays are flat; their dtype says how the bits are read:
-float32; uint16 holds bfloat16; int16 holds float16. Arithmetic is in float32, whatever the storage.
+float32; uint16 holds bfloat16; int16 holds float16; whole numbers are stored as int8. Arithmetic is in float32,
+whatever the storage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 from llvmlite import ir
@@ -38,6 +39,12 @@ def width(lanes: int) -> tuple[int, ...]:
     return (0,) * (lanes // LANES)
 
 
+@cache
+def lanes_for(size: int) -> tuple[int, ...] | None:
+    """The widest vectors of which a row of `size` numbers is made; None: of none."""
+    return next((width(n) for n in (64, 32, LANES) if size % n == 0), None)
+
+
 class Vector(types.Type):
     """`lanes` numbers of float32 in registers."""
 
@@ -52,27 +59,27 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, ir.VectorType(F32, vector.lanes))
 
 
-def _call(builder: Any, name: str, result: Any, *args: Any, fast: bool = True) -> Any:
+def call(builder: Any, name: str, result: Any, *args: Any, fast: bool = True) -> Any:
     signature = ir.FunctionType(result, [a.type for a in args])
     function = cgutils.get_or_insert_function(builder.module, signature, name)
     return builder.call(function, args, fastmath=FAST if fast else ())
 
 
-def _constant(kind: Any, lanes: int, value: float) -> Any:
+def constant(kind: Any, lanes: int, value: float) -> Any:
     return ir.Constant(ir.VectorType(kind, lanes), [value] * lanes)
 
 
-def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+def splat(builder: Any, scalar: Any, lanes: int) -> Any:
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, I32(0))
-    return builder.shuffle_vector(first, undefined, _constant(I32, lanes, 0))
+    return builder.shuffle_vector(first, undefined, constant(I32, lanes, 0))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c, fast=False)
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c, fast=False)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, target: Any) -> Any:
+def pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, target: Any) -> Any:
     data = arrayobj.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), ir.PointerType(target))
 
@@ -107,11 +114,11 @@ def load(_typing: Any, array: Any, index: Any, shape: Any) -> tuple[Any, Callabl
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args[0].dtype
         stored = F32 if kind == types.float32 else I16 if kind == types.uint16 else ir.HalfType()
-        where = _pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(stored, lanes))
+        where = pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(stored, lanes))
         value = builder.load(where, align=kind.bitwidth // 8)
         floats, ints = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
         if kind == types.uint16:  # bfloat16 is the upper half of a float32
-            return builder.bitcast(builder.shl(builder.zext(value, ints), _constant(I32, lanes, 16)), floats)
+            return builder.bitcast(builder.shl(builder.zext(value, ints), constant(I32, lanes, 16)), floats)
         return value if kind == types.float32 else builder.fpext(value, floats)
 
     return Vector(lanes)(array, types.intp, shape), generate
@@ -125,12 +132,14 @@ def store(_typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Calla
         kind, value, lanes = signature.args[0].dtype, args[2], vector.lanes
         if kind == types.uint16:
             bits = builder.bitcast(value, ir.VectorType(I32, lanes))
-            odd = builder.and_(builder.lshr(bits, _constant(I32, lanes, 16)), _constant(I32, lanes, 1))
-            rounded = builder.add(builder.add(bits, _constant(I32, lanes, 0x7FFF)), odd)
-            value = builder.trunc(builder.lshr(rounded, _constant(I32, lanes, 16)), ir.VectorType(I16, lanes))
+            odd = builder.and_(builder.lshr(bits, constant(I32, lanes, 16)), constant(I32, lanes, 1))
+            rounded = builder.add(builder.add(bits, constant(I32, lanes, 0x7FFF)), odd)
+            value = builder.trunc(builder.lshr(rounded, constant(I32, lanes, 16)), ir.VectorType(I16, lanes))
         elif kind == types.int16:
             value = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
-        where = _pointer(context, builder, signature.args[0], args[0], args[1], value.type)
+        elif kind == types.int8:
+            value = builder.trunc(builder.fptosi(value, ir.VectorType(I32, lanes)), ir.VectorType(ir.IntType(8), lanes))
+        where = pointer(context, builder, signature.args[0], args[0], args[1], value.type)
         builder.store(value, where, align=kind.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -142,9 +151,9 @@ def prefetch(_typing: Any, array: Any, index: Any) -> tuple[Any, Callable[..., A
     """Ask for the cache line of `array[index]`: the next block lies anywhere, and no hardware can guess where."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        where = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
+        where = pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
         reading, keep, data = I32(0), I32(3), I32(1)
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), where, reading, keep, data, fast=False)
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), where, reading, keep, data, fast=False)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
@@ -153,7 +162,7 @@ def prefetch(_typing: Any, array: Any, index: Any) -> tuple[Any, Callable[..., A
 @intrinsic
 def zeros(_typing: Any, shape: Any) -> tuple[Any, Callable[..., Any]]:
     lanes = shape.count * LANES
-    return Vector(lanes)(shape), lambda context, builder, signature, args: _constant(F32, lanes, 0.0)
+    return Vector(lanes)(shape), lambda context, builder, signature, args: constant(F32, lanes, 0.0)
 
 
 def operation(result: Any = None) -> Callable[[Callable[..., Any]], Any]:
@@ -176,30 +185,30 @@ def operation(result: Any = None) -> Callable[[Callable[..., Any]], Any]:
 @operation()
 def scale_add(builder: Any, x: Any, vector: Any, addend: Any) -> Any:
     """x * vector + addend, x a scalar."""
-    return _fma(builder, _splat(builder, x, vector.type.count), vector, addend)
+    return fma(builder, splat(builder, x, vector.type.count), vector, addend)
 
 
 @operation()
 def scale(builder: Any, x: Any, vector: Any) -> Any:
     """x * vector, x a scalar."""
-    return builder.fmul(_splat(builder, x, vector.type.count), vector, flags=FAST)
+    return builder.fmul(splat(builder, x, vector.type.count), vector, flags=FAST)
 
 
 @operation(types.float32)
 def dot(builder: Any, a: Any, b: Any) -> Any:
     products = builder.fmul(a, b, flags=FAST)
-    return _call(builder, f"llvm.vector.reduce.fadd.v{a.type.count}f32", F32, F32(0.0), products)
+    return call(builder, f"llvm.vector.reduce.fadd.v{a.type.count}f32", F32, F32(0.0), products)
 
 
 @operation(types.float32)
 def total(builder: Any, vector: Any) -> Any:
     """The sum of all lanes."""
-    return _call(builder, f"llvm.vector.reduce.fadd.v{vector.type.count}f32", F32, F32(0.0), vector)
+    return call(builder, f"llvm.vector.reduce.fadd.v{vector.type.count}f32", F32, F32(0.0), vector)
 
 
 @operation(types.float32)
 def largest(builder: Any, vector: Any) -> Any:
-    return _call(builder, f"llvm.vector.reduce.fmax.v{vector.type.count}f32", F32, vector)
+    return call(builder, f"llvm.vector.reduce.fmax.v{vector.type.count}f32", F32, vector)
 
 
 @intrinsic
@@ -209,8 +218,8 @@ def keep_first(_typing: Any, vector: Any, count: Any) -> tuple[Any, Callable[...
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = vector.lanes
         numbers = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        limit = _splat(builder, builder.trunc(args[1], I32), lanes)
-        return builder.select(builder.icmp_signed("<", numbers, limit), args[0], _constant(F32, lanes, -1e30))
+        limit = splat(builder, builder.trunc(args[1], I32), lanes)
+        return builder.select(builder.icmp_signed("<", numbers, limit), args[0], constant(F32, lanes, -1e30))
 
     return vector(vector, types.intp), generate
 
@@ -222,36 +231,47 @@ def multiply(builder: Any, a: Any, b: Any) -> Any:
 
 
 @operation()
+def absolute(builder: Any, vector: Any) -> Any:
+    return call(builder, f"llvm.fabs.v{vector.type.count}f32", vector.type, vector, fast=False)
+
+
+@operation()
+def nearest(builder: Any, vector: Any) -> Any:
+    """The nearest whole numbers; of two the even one."""
+    return call(builder, f"llvm.rint.v{vector.type.count}f32", vector.type, vector, fast=False)
+
+
+@operation()
 def multiply_add(builder: Any, a: Any, b: Any, addend: Any) -> Any:
     """a * b + addend, lane by lane."""
-    return _fma(builder, a, b, addend)
+    return fma(builder, a, b, addend)
 
 
 def _exp2(builder: Any, power: Any) -> Any:
     """2^power, at most 1: the whole part goes to the exponent's bits, a polynomial does the rest."""
     lanes, floats = power.type.count, power.type
-    power = _call(builder, f"llvm.maxnum.v{lanes}f32", floats, power, _constant(F32, lanes, -126.0), fast=False)
-    whole = _call(builder, f"llvm.floor.v{lanes}f32", floats, power, fast=False)
+    power = call(builder, f"llvm.maxnum.v{lanes}f32", floats, power, constant(F32, lanes, -126.0), fast=False)
+    whole = call(builder, f"llvm.floor.v{lanes}f32", floats, power, fast=False)
     rest = builder.fsub(power, whole)
-    result = _constant(F32, lanes, EXP2_POLYNOMIAL[0])
+    result = constant(F32, lanes, EXP2_POLYNOMIAL[0])
     for coefficient in EXP2_POLYNOMIAL[1:]:
-        result = _fma(builder, result, rest, _constant(F32, lanes, coefficient))
-    exponent = builder.add(builder.fptosi(whole, ir.VectorType(I32, lanes)), _constant(I32, lanes, 127))
-    return builder.fmul(result, builder.bitcast(builder.shl(exponent, _constant(I32, lanes, 23)), floats))
+        result = fma(builder, result, rest, constant(F32, lanes, coefficient))
+    exponent = builder.add(builder.fptosi(whole, ir.VectorType(I32, lanes)), constant(I32, lanes, 127))
+    return builder.fmul(result, builder.bitcast(builder.shl(exponent, constant(I32, lanes, 23)), floats))
 
 
 @operation()
 def exp2_minus(builder: Any, vector: Any, x: Any) -> Any:
     """2^(vector - x), for results up to 1."""
-    return _exp2(builder, builder.fsub(vector, _splat(builder, x, vector.type.count)))
+    return _exp2(builder, builder.fsub(vector, splat(builder, x, vector.type.count)))
 
 
 @operation()
 def silu(builder: Any, vector: Any) -> Any:
     """vector / (1 + e^-vector), from e^-|vector|, which no number makes too large."""
     lanes, floats = vector.type.count, vector.type
-    one, size = _constant(F32, lanes, 1.0), _call(builder, f"llvm.fabs.v{lanes}f32", floats, vector, fast=False)
-    small = _exp2(builder, builder.fmul(size, _constant(F32, lanes, -LOG2E)))
-    negative = builder.fcmp_ordered("<", vector, _constant(F32, lanes, 0.0))
+    one, size = constant(F32, lanes, 1.0), call(builder, f"llvm.fabs.v{lanes}f32", floats, vector, fast=False)
+    small = _exp2(builder, builder.fmul(size, constant(F32, lanes, -LOG2E)))
+    negative = builder.fcmp_ordered("<", vector, constant(F32, lanes, 0.0))
     share = builder.fdiv(builder.select(negative, small, one), builder.fadd(one, small))
     return builder.fmul(vector, share)

@@ -15,7 +15,7 @@ from common.execution.fused_qkv import FusingOps
 from common.execution.gpu import triton_draw, triton_elementwise, triton_gemv
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
-from common.models.linear import Fuses, Linear, Projection
+from common.models.linear import Linear, Projection
 
 
 class FusedOps(FusingOps):
@@ -38,20 +38,11 @@ class FusedOps(FusingOps):
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         return triton_elementwise.swiglu(gate_up, self.launch)
 
-    def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if (kernel := _small_batch_kernel(proj, len(x))) is not None:
-            return kernel(x, launch=self.launch, norm=norm.weight, eps=norm.eps)
-        return proj(self.norm(x, norm))
-
-    def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if (kernel := _small_batch_kernel(gate_up, len(x), gated=True)) is not None:
-            return kernel(x, launch=self.launch, norm=norm.weight, eps=norm.eps, gated=True)
-        return self.swiglu(gate_up(self.norm(x, norm)))
-
-    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        if (kernel := _small_batch_kernel(proj, len(x))) is not None:
-            return kernel(y, launch=self.launch, add_to=x)
-        return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)
+    def product(self, proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
+        if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
+            return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias, launch=self.launch)
+        kernel = super().product(proj, tokens, gated)
+        return None if kernel is None else partial(kernel, launch=self.launch)
 
     def qk_norm_rope(
         self, heads: torch.Tensor, num_q: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None,
@@ -64,10 +55,3 @@ class FusedOps(FusingOps):
 
     def draw(self, logits: torch.Tensor, draws: Draws, kind: Kind) -> None:
         triton_draw.draw(logits, draws, kind, self.launch)
-
-
-def _small_batch_kernel(proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
-    """The matrix product for a small batch, with its neighbours' work fused in; None if there is none."""
-    if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
-        return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias)
-    return proj.small_batch_kernel(tokens, gated) if isinstance(proj, Fuses) else None

@@ -1,5 +1,5 @@
 """A GGUF file (llama.cpp's format): configuration, tokenizer and weights, dequantised as they are read, in one.
-`gguf` is imported here and in gguf_reader.py, and nowhere else."""
+In common, `gguf` is imported here and in gguf_reader.py, and nowhere else."""
 
 from dataclasses import replace
 from pathlib import Path

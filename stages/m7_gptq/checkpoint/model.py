@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from common.config import EngineConfig
-from common.execution.cpu.bf16_linear import OneDnnLinear
 from common.models import Decoder
 from common.models.decoder import PROJECTIONS
-from common.models.linear import Linear
+from common.models.linear import Linear, PackedLinear
 from common.models.load import open_quantized_folder
 from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.nf4_folder import NF4Folder
@@ -44,10 +43,10 @@ class Checkpoint:
         else:
             every = [getattr(layer, name) for layer in model.layers for name in PROJECTIONS]
             parts = [one.projections if isinstance(one, SideBySide) else [one] for one in every]
-            count = sum(any(isinstance(part, Linear | OneDnnLinear) for part in some) for some in parts)
+            count = sum(any(isinstance(part, Linear | PackedLinear) for part in some) for some in parts)
             held = f"{count} of {len(every)} projections are multiplied unquantised"
             layers = f"{held}: stored so, or no kernel here takes their bits or shapes" if count else None
-        head = None if isinstance(model.head, Linear | OneDnnLinear) else "output head in 8 bits"
+        head = None if isinstance(model.head, Linear | PackedLinear) else "output head in 8 bits"
         if head is None and config.head_bits == 8 and in_full:
             head = "output head rounded to 8 bits"
         return "; ".join(note for note in (layers, head) if note) or None

@@ -75,7 +75,7 @@ class CpuBackend(Backend):
     def fused_qkv(
         self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
-        qkv = qkv.contiguous()
+        qkv = qkv if qkv.is_contiguous() else qkv.contiguous()
         tokens, heads, dim = qkv.shape
         num_q, num_kv = heads - 2 * self._heads, self._heads
         keys, values = self._layer(kv)
