@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,14 +13,13 @@ import typer
 from common.cli.chat import chat
 from common.cli.demo import demo
 from common.cli.diff import show_diff
-from common.cli.generate import generate, read_prompts, ready_engine
+from common.cli.generate import generate, loaded_engine, read_prompts
 from common.cli.options import with_options
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError
-from common.execution.cores import in_own_thread
 from common.sampling_params import SamplingParams
-from common.serving.options import ServerOptions, replicas_of
+from common.serving.options import ServerOptions
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it: 128 + SIGINT
 
@@ -86,20 +85,21 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     def batch_command(
         config: EngineConfig,
         requests: Annotated[Path, typer.Argument(help="Lines of OpenAI's batch format.")],
-        answers: Annotated[Path, typer.Argument(help="What is whole in it is not asked again.")],
-        served_name: Annotated[
-            str | None, typer.Option(help="The model's name in the requests. Default: its own.")
-        ] = None,
-        ray: Annotated[int, typer.Option(help="Engines on Ray, on this machine or where RAY_ADDRESS says.")] = 0,
+        answers: Annotated[Path, typer.Argument(help="Lines that it has are not asked again.")],
+        served_name: Annotated[str | None, typer.Option(help="The model's name in the requests.")] = None,
+        ray: Annotated[bool, typer.Option("--ray", help="On the Ray cluster of RAY_ADDRESS, or here.")] = False,
     ) -> None:
         """Answer a file of requests, in order; the same command goes on where it was stopped."""
-        try:
-            from common.cli.batch import batch
+        with _extra("batch", "scale" if ray else "serve"):
+            from common.cli.batch import batch, here
 
-            batch(build, config, requests, answers, served_name, ray)
-        except ModuleNotFoundError as error:
-            extra = "scale" if error.name == "ray" else "serve"
-            raise UserError(f"batch needs {error.name}, which is not installed: pip install '.[{extra}]'") from None
+            if ray:
+                from common.scale.batches import answers_of
+
+                made = answers_of(build, config, served_name)
+            else:
+                made = here(build, config, served_name)
+        batch(requests, answers, made)
 
     @app.command("play", hidden=True)
     @with_options(number)
@@ -132,28 +132,30 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
-    extra = "serve"
-    try:
-        if replicas_of(options.replicas) != (1, 1):
-            extra = "scale"
+    if options.replicas > 1:
+        with _extra("serve", "scale"):
             from common.scale.serve import run
 
-            return run(f"{build.__module__}:{build.__name__}", config, options)
+        return run(f"{build.__module__}:{build.__name__}", config, options)
+    with _extra("serve", "serve"):
         from common.serving import server
         from common.serving.listener import listen
         from common.serving.spans import spans_to
-    except ModuleNotFoundError as error:
-        raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[{extra}]'") from None
-    # PyTorch and oneDNN each keep a compiled product for the last 1,024 lengths of prompts in bf16: most of a gigabyte.
-    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "64")
     with (
         listen(options) as listener,  # bad options are refused before a model is loaded
         spans_to(options.spans) as spans,
-        ExitStack() as stack,
+        loaded_engine(build, config) as engine,
     ):
-        engine = in_own_thread(lambda: stack.enter_context(ready_engine(build, config)))
         server.run(engine, options, listener, spans)
+
+
+@contextmanager
+def _extra(verb: str, name: str) -> Generator[None]:
+    """What needs an extra of this package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{verb} needs {error.name}, which is not installed: pip install '.[{name}]'") from None
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:

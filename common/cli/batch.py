@@ -5,68 +5,56 @@ The order is what makes it resumable: as many lines as the file of answers has w
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
 
-from common.cli.generate import ready_engine
+from common.cli.generate import loaded_engine
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError, one_line, require
-from common.execution.cores import in_own_thread
-from common.serving.batch import Answerer, custom_id, read_lines
+from common.serving.batch import BEGIN, Answerer, custom_id, read_lines
 from common.watch.progress import progress_bar
 
+Answers = Callable[[Path, int], Iterator[bytes]]
+"""Of the requests of a file from a place on: lines, one or more at a time."""
 
-def batch(
-    build: Build, config: EngineConfig, source: Path, target: Path, served_name: str | None, engines: int = 0
-) -> None:
-    """On one engine in this process, or on so many of Ray's."""
-    with _files(source, target) as (start, take), contextlib.ExitStack() as stack:
-        if engines:
-            from common.scale.batches import answers
 
-            for lines in answers(build, config, served_name, engines, source.absolute(), start):
-                take(lines)
-            return
-        answerer = Answerer(in_own_thread(lambda: stack.enter_context(ready_engine(build, config))), served_name)
+def here(build: Build, config: EngineConfig, served_name: str | None) -> Answers:
+    """By one engine in this process."""
 
-        async def run() -> None:
+    def answers(source: Path, start: int) -> Iterator[bytes]:
+        with loaded_engine(build, config) as engine, source.open("rb") as requests, asyncio.Runner() as runner:
+            answerer = Answerer(engine, served_name)
+            lines = answerer.all(read_lines(requests, start))
             try:
-                with source.open("rb") as requests:
-                    async for line in answerer.all(read_lines(requests, start)):
-                        take(line)
+                while line := runner.run(anext(lines, b"")):  # pyright: ignore[reportArgumentType]
+                    yield line
             finally:
                 answerer.stop()
 
-        asyncio.run(run())
+    return answers
 
 
-@contextlib.contextmanager
-def _files(source: Path, target: Path) -> Generator[tuple[int, Callable[[bytes], None]]]:
-    """Where in `source` the first request without an answer begins, and what appends answers to `target`, unbuffered:
-    those are there, however this process ends. With a bar, and a line at the end."""
+def batch(source: Path, target: Path, answers: Answers) -> None:
+    """Append what is missing, unbuffered: what is answered is in the file, however this process ends."""
     begun = time.perf_counter()
     try:
         require(not target.exists() or not source.samefile(target), "requests and answers are the same file: name two")
-        with source.open("rb") as requests, open(target, "a+b", buffering=0) as answers:
-            _lock(answers, target)
+        with source.open("rb") as requests, open(target, "a+b", buffering=0) as kept:
+            _lock(kept, target)
             total = sum(1 for _ in read_lines(requests))
-            done, start = _resume(requests, answers, target)
-            with progress_bar("answering", total) as advance:
+            done, start = _resume(requests, kept, target)
+            with progress_bar("answering", total) as advance, contextlib.closing(answers(source, start)) as more:
                 advance(done)
-
-                def take(lines: bytes) -> None:
+                for lines in more if done < total else ():
                     advance(lines.count(b"\n"))
                     while lines:
-                        lines = lines[answers.write(lines) :]
-
-                yield start, take
+                        lines = lines[kept.write(lines) :]
     except OSError as error:
         raise UserError(f"{one_line(error)}: mend that, and the same command goes on from there") from None
     said = f"{total - done} answers in {time.perf_counter() - begun:.1f} s, after {done} that were in {target}"
@@ -89,10 +77,7 @@ def _resume(requests: BinaryIO, answers: FileIO, target: Path) -> tuple[int, int
     with target.open("rb") as kept:
         while (line := kept.readline()).endswith(b"\n"):
             request = next(lines, None)
-            try:
-                same = request is not None and json.loads(line)["custom_id"] == custom_id(request)
-            except (ValueError, TypeError, KeyError):
-                same = False
+            same = request is not None and line.startswith(BEGIN) and custom_id(line) == custom_id(request)
             require(same, f"{target} holds answers to other requests (line {count + 1}): name another file")
             whole, count, place = whole + len(line), count + 1, requests.tell()
     answers.truncate(whole)

@@ -2,15 +2,14 @@
 
 # pyright: reportMissingImports=false
 import asyncio
-import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
 
 from common.scale.prefixes import Call, call_of
 from common.serving import errors
@@ -19,8 +18,9 @@ from common.serving.formats import as_event
 from common.serving.metrics import one_page
 from common.serving.options import ServerOptions
 
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]  # a replica refuses those that it does not know
 OF_ALL = ("/health", "/metrics")  # asked of all replicas
-WITHIN = 5.0  # seconds in which each of them has to answer
+WITHIN = 5.0  # seconds in which they have to answer
 
 
 class Front:
@@ -33,72 +33,67 @@ class Front:
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(openapi_url=None)
         errors.install(app)
-        app.mount("/", self._respond)
+        app.add_route("/{path:path}", self._respond, METHODS)
         return app
 
     async def drain(self, seconds: float) -> None:
         """As `Replica.drain`, of all of them."""
         await self._engines.broadcast("drain", seconds).results_async(return_exceptions=True)
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application. A body that is too large is cut behind its limit: a replica then refuses it."""
+    async def _respond(self, request: Request) -> Response:
+        """A body that is too large is cut behind its limit: a replica then refuses it."""
         body = b""
         try:
             async with asyncio.timeout(self._options.body_timeout):
-                async for part in Request(scope, receive).stream():
+                async for part in request.stream():
                     body += part
                     if len(body) > self._options.max_body:
                         break
         except TimeoutError:
             raise ApiError(408, "The request did not come in time.", code="request_timeout") from None
-        except ClientDisconnect:
-            return
-        call = call_of(scope, body)
-        if scope["path"] in OF_ALL:
-            await (await self._of_all(call))(scope, receive, send)
-        else:
-            await self._of_one(call, send)
-
-    async def _of_one(self, call: Call, send: Send) -> None:
-        """The head waits for the first part of the body: until then an error has a status of its own."""
-        waiting: list[Message] = []
-        begun = False
+        call = call_of(request.scope, body)
         try:
-            async for message in self._answers.remote(call):
-                waiting.append(message)
-                if message["type"] == "http.response.body":
-                    begun = True
-                    for one in waiting:
-                        await send(one)
-                    waiting = []
-        except (RayActorError, RayServeException) as error:
-            found = _as_api_error(error)
-            if not begun:
-                raise found from None
-            await send({"type": "http.response.body", "body": as_event(found.body())})  # a stream, without its [DONE]
+            return await (self._of_all(call) if call.scope["path"] in OF_ALL else self._of_one(call))
+        except (RayActorError, RayServeException, TimeoutError) as error:
+            raise _as_api_error(error) from None
+
+    async def _of_one(self, call: Call) -> Response:
+        """The head waits for the first part of the body: until then an error has a status of its own."""
+        messages = self._answers.remote(call)
+        start, first = await anext(messages), await anext(messages)
+        response = StreamingResponse(_body(first, messages), start["status"])
+        response.raw_headers = start["headers"]
+        return response
 
     async def _of_all(self, call: Call) -> Response:
-        """Without those that do not answer in time."""
-        found: list[Any] = []
-        with contextlib.suppress(TimeoutError):
-            asked = self._engines.broadcast("answer_whole", call)
-            found = await asked.results_async(timeout_s=WITHIN, return_exceptions=True)
-        best = min((one[1] for one in found if isinstance(one, tuple)), default=503)
-        replies = {one[0]: one[2:] for one in found if isinstance(one, tuple) and one[1] == best}
-        headers, body = next(iter(replies.values()), ({"content-type": "application/json"}, b'{"status":"failing"}'))
-        if best == 200 and call.scope["path"] == "/metrics":
-            body = one_page({name: page.decode() for name, (_, page) in replies.items()}).encode()
-        elif b'"status"' in body:
-            body = json.dumps({**json.loads(body), "replicas": len(replies)}).encode()
-        return Response(body, best, {name: value for name, value in headers.items() if name != "content-length"})
+        """What each replica tells: the least of their statuses, and those that answered with it."""
+        asked = self._engines.broadcast("answer_whole", call)
+        found = await asked.results_async(timeout_s=WITHIN, return_exceptions=True)
+        replies = [one for one in found if not isinstance(one, Exception)]
+        least = min((status for _, status, _ in replies), default=503)
+        pages = {name: body.decode() for name, status, body in replies if status == least}
+        if call.scope["path"] == "/metrics" and least == 200:
+            return Response(one_page(pages), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        facts: dict[str, Any] = json.loads(next(iter(pages.values()), "") or "{}")
+        return JSONResponse({**facts, "replicas": len(pages)}, least)
+
+
+async def _body(message: dict[str, Any], messages: Any) -> AsyncIterator[bytes]:
+    """A replica that ends in the middle is an event, too, without `[DONE]`. A client that leaves ends its request."""
+    try:
+        yield message["body"]
+        async for message in messages:
+            yield message["body"]
+    except (RayActorError, RayServeException) as error:
+        yield as_event(_as_api_error(error).body())
+    finally:
+        messages.cancel()
 
 
 def _as_api_error(error: Exception) -> ApiError:
+    status, text, code = 503, "No replica is available. Try again in a moment.", "no_replica"
     if isinstance(error, BackPressureError):
-        text, code, later = "The queue is full. Try again in a moment.", "rate_limit_exceeded", "1"
-        return ApiError(429, text, code=code, headers={"Retry-After": later})
-    if isinstance(error, RayActorError):
+        status, text, code = 429, "The queue is full. Try again in a moment.", "rate_limit_exceeded"
+    elif isinstance(error, RayActorError):
         text, code = "The replica that computed this answer has ended. Send the request again.", "replica_died"
-    else:
-        text, code = "No replica is available. Try again in a moment.", "no_replica"
-    return ApiError(503, text, code=code, headers={"Retry-After": "1"})
+    return ApiError(status, text, code=code, headers={"Retry-After": "1"})

@@ -3,54 +3,47 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 BLOCK = 256  # characters of a prompt, some four blocks of 16 tokens
-PASSED_ON = (
-    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
-    *("headers", "client", "server"),
-)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way to a replica: ASGI's scope, the body, and what it is routed by: the text of the prompt, tools
-    before messages as in templates, and a salt. Ray's own prefix router, too, looks for `prompt`."""
+    """A request on its way to a replica: ASGI's scope, the body, and the keys of the blocks of its prompt."""
 
     scope: dict[str, Any]
     body: bytes
-    prompt: str
-    salt: str
+    keys: list[bytes]
 
 
 def call_of(scope: Mapping[str, Any], body: bytes) -> Call:
-    """What asks for no completion has no prompt, and goes where the load is lowest."""
-    key = dict(scope["headers"]).get(b"authorization", b"")
-    prompt = salt = ""
+    """What asks for no completion has no keys, and goes where the load is lowest."""
+    keys: list[bytes] = []
     try:
         fields: Any = json.loads(body or b"{}")
         given = fields.get("messages") or fields.get("prompt") or ""
-        prompt = given if isinstance(given, str) else json.dumps([fields.get("tools"), given])
-        salt = str(fields.get("cache_salt"))
+        prompt = given if isinstance(given, str) else json.dumps([fields.get("tools"), given])  # as in templates
+        keys = block_keys(f"{dict(scope['headers']).get(b'authorization')} {fields.get('cache_salt')}", prompt)
     except (ValueError, AttributeError, RecursionError):  # the replica refuses it
         pass
-    salt = hashlib.sha256(key + salt.encode(errors="surrogatepass")).hexdigest()
-    return Call({name: scope[name] for name in PASSED_ON if name in scope}, body, prompt, salt)
+    plain = str | bytes | list | tuple  # without the front's application, and what else stays there
+    return Call({name: value for name, value in scope.items() if isinstance(value, plain)}, body, keys)
 
 
 def block_keys(salt: str, prompt: str) -> list[bytes]:
     """A key for each full block, which depends on the salt and on all text before it: m6's chain, over characters,
     since a router has no tokenizer."""
-    keys = [salt.encode()]
+    keys = [salt.encode(errors="surrogatepass")]
     for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
         keys.append(_hash(keys[-1], prompt[start : start + BLOCK]))
     return keys[1:]
 
 
 def _hash(before: bytes, text: str) -> bytes:
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, key=before).digest()
+    return hashlib.blake2b(before + text.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 class Prefixes:
@@ -68,7 +61,7 @@ class Prefixes:
         """The replicas, best first. in_flight: requests of each."""
         held, having = dict.fromkeys(in_flight, 0), set(in_flight)
         for count, key in enumerate(keys, start=1):
-            having = having & self._holders.get(key, set())
+            having &= self._holders.get(key, set())
             held.update(dict.fromkeys(having, count))
             if not having:
                 break
@@ -86,8 +79,3 @@ class Prefixes:
             self._holders.move_to_end(key)
         while len(self._holders) > self._most:
             self._holders.popitem(last=False)
-
-    def keep(self, replicas: Collection[str]) -> None:
-        """Forget what the others held."""
-        for holders in self._holders.values():
-            holders.intersection_update(replicas)

@@ -6,16 +6,15 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from common.scale.prefixes import Call, Prefixes, block_keys
+from common.scale.prefixes import Call, Prefixes
 
 
 class PrefixRouter(RequestRouter):
     """Each front has one, which counts its own requests in flight. Serve passes over a replica that is full."""
 
     def initialize_state(self, **options: Any) -> None:
-        """`request_router_kwargs`: those of `Prefixes`."""
         self._prefixes = Prefixes(**options)
-        self._in_flight: dict[str, str] = {}  # request to replica; from its choice on, so that a burst is spread
+        self._in_flight: dict[str, str] = {}  # request to replica
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -25,22 +24,18 @@ class PrefixRouter(RequestRouter):
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # else Serve does not pause when all are full
         request, call = pending_request.metadata.internal_request_id, pending_request.args[0]
-        keys = block_keys(call.salt, call.prompt) if isinstance(call, Call) else []
-        by_name = {one.replica_id.unique_id: one for one in candidate_replicas}
+        keys = call.keys if isinstance(call, Call) else []
         self._in_flight.pop(request, None)  # tried before
+        by_name = {one.replica_id.unique_id: one for one in candidate_replicas}
         counts = Counter(self._in_flight.values())
         order = self._prefixes.order(keys, {name: counts[name] for name in by_name})
-        if not pending_request.future.done():
+        if not pending_request.future.done():  # noted before it is sent, so that a burst is spread
             self._in_flight[request] = order[0]
             self._prefixes.add(keys, order[0])
-            gone = self._in_flight.pop
-            pending_request.future.add_done_callback(lambda future: future.cancelled() and gone(request, None))
+            forget = self._in_flight.pop
+            pending_request.future.add_done_callback(lambda future: future.cancelled() and forget(request, None))
         return [[by_name[name]] for name in order]
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Also of a request that the replica did not accept: it is chosen for again."""
         self._in_flight.pop(internal_request_id, None)
-
-    def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        super().update_replicas(replicas)
-        self._prefixes.keep({replica.replica_id.unique_id for replica in replicas})

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 
 from common.config import EngineConfig
 from common.errors import UserError, one_line
@@ -22,62 +22,51 @@ from common.models.load import open_source
 from common.scale.front import Front
 from common.scale.replica import Replica
 from common.serving.listener import address, listen
-from common.serving.options import ServerOptions, replicas_of
+from common.serving.options import ServerOptions
 
-ROUTERS = {"prefix": "common.scale.router.PrefixRouter", "load": RequestRouterConfig().request_router_class}
 FULL = 1 << 14  # requests in flight of the front, which only passes them on
-CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}  # as in `serve` without replicas
 
 
 def application(args: dict[str, Any]) -> Any:
-    """`args`: see serve.yaml. `router`: instead of the server's option, the path of a class."""
-    return _application(**args)
-
-
-def _application(
-    build: str, engine: dict[str, Any] | None = None, server: dict[str, Any] | None = None,
-    cpus: float = 1, gpus: float = 0, router: str | None = None,
-) -> Any:  # fmt: skip
-    options, engine = ServerOptions(**server or {}), engine or {}
-    running = engine.get("max_num_seqs", EngineConfig.max_num_seqs)
-    routing: dict[str, Any] = {"request_router_class": router or ROUTERS[options.router]}
-    fewest, most = replicas_of(options.replicas)
-    number: dict[str, Any] = {"num_replicas": most}
-    if fewest < most:
-        scaling: dict[str, Any] = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": running}
-        scaling |= {"upscale_delay_s": 5, "downscale_delay_s": 60, "look_back_period_s": 10}
-        number = {"autoscaling_config": AutoscalingConfig(**scaling)}
+    """args: the stage's `build`, and options of the `engine`, of the `server`, and, for Serve, of each `replica`."""
+    engine, options = args.get("engine", {}), ServerOptions(**args.get("server", {}))
     ends: dict[str, Any] = {"graceful_shutdown_timeout_s": options.drain + 5, "graceful_shutdown_wait_loop_s": 0.5}
-    replicas: Any = serve.deployment(
-        Replica,
-        name="replica",
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": CACHES}},
-        max_ongoing_requests=running + options.max_queue,
-        max_queued_requests=options.max_queue,
-        request_router_config=RequestRouterConfig(**routing),
-        health_check_period_s=5,
-        max_constructor_retry_count=1,
-        **number,
+    front: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": FULL, **ends}
+    replica: dict[str, Any] = {
+        "num_replicas": options.replicas,
+        "max_ongoing_requests": engine.get("max_num_seqs", EngineConfig.max_num_seqs) + options.max_queue,
+        "max_queued_requests": options.max_queue,
+        "request_router_config": RequestRouterConfig(request_router_class="common.scale.router.PrefixRouter"),
+        "health_check_period_s": 5,
+        "max_constructor_retry_count": 1,
         **ends,
-    )
-    few: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": FULL}
-    front: Any = serve.deployment(serve.ingress()(Front), name="front", **few, **ends)
-    return front.bind(replicas.bind(build, engine, vars(options)), vars(options))
+        **args.get("replica", {}),
+    }
+    engines: Any = serve.deployment(Replica, name="replica", **replica)
+    front_of: Any = serve.deployment(serve.ingress()(Front), name="front", **front)
+    return front_of.bind(engines.bind(args["build"], engine, vars(options)), vars(options))
 
 
 @contextlib.contextmanager
-def cluster(engines: int, config: EngineConfig) -> Generator[tuple[float, int]]:
-    """The cluster that RAY_ADDRESS names, or one of this machine alone, until the end of the block. Yields what one of
-    so many engines may take: CPUs, and GPUs."""
+def cluster(config: EngineConfig) -> Generator[None]:
+    """The cluster that RAY_ADDRESS names, or one of this machine alone, until the end of the block."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts once, not in each engine
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Ray's own logs are under /tmp/ray
-    place, cpus, gpus = os.environ.get("RAY_ADDRESS"), usable_cpus(), int(config.torch_device.type == "cuda")
-    local: dict[str, Any] = {} if place else {"num_cpus": cpus, "include_dashboard": False}
+    place = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {} if place else {"num_cpus": usable_cpus(), "include_dashboard": False}
     ray.init(place or "local", logging_level=logging.WARNING, **local)
     try:
-        yield 1 if gpus or place else cpus // engines or cpus / engines, gpus
+        yield
     finally:
         ray.shutdown()
+
+
+def share(engines: int, config: EngineConfig) -> dict[str, float]:
+    """What one of so many engines takes of the cluster: a GPU, or its part of the CPUs."""
+    if config.torch_device.type == "cuda":
+        return {"num_cpus": 1, "num_gpus": 1}
+    cpus = ray.cluster_resources().get("CPU", 1)
+    return {"num_cpus": cpus // engines or cpus / engines, "num_gpus": 0}
 
 
 def portable(config: EngineConfig) -> dict[str, Any]:
@@ -86,16 +75,17 @@ def portable(config: EngineConfig) -> dict[str, Any]:
 
 
 def run(build: str, config: EngineConfig, options: ServerOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C, which raise `SystemExit` and `KeyboardInterrupt`; a second one ends the drain."""
+    """Serve until SIGTERM or Ctrl-C, which raise `SystemExit` and `KeyboardInterrupt`."""
     with listen(options) as listener:  # a port in use is found before Ray starts, whose proxy binds it
         url, port = address(listener), listener.getsockname()[1]
-    with cluster(replicas_of(options.replicas)[1], config) as (cpus, gpus), contextlib.ExitStack() as stack:
+    with cluster(config), contextlib.ExitStack() as stack:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Ray's own handler says 15
         stack.callback(serve.shutdown)
         serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": port})
         try:
-            app = _application(build, portable(config), vars(options), cpus, gpus)
-            front: Any = serve.run(app, name="folovllm", route_prefix="/")
+            args = {"build": build, "engine": portable(config), "server": vars(options)}
+            args["replica"] = {"ray_actor_options": share(options.replicas, config)}
+            front: Any = serve.run(application(args), name="folovllm", route_prefix="/")
         except RuntimeError as error:
             said = re.findall(r"UserError: (.*)", str(error)) or [one_line(error)]
             raise UserError(f"no replica starts: {said[-1]}") from None
@@ -103,7 +93,4 @@ def run(build: str, config: EngineConfig, options: ServerOptions) -> None:
         try:
             signal.pause()
         finally:
-            try:
-                front.drain.remote(options.drain).result()
-            except (KeyboardInterrupt, SystemExit):
-                front.drain.remote(0.0).result()
+            front.drain.remote(options.drain).result()

@@ -3,7 +3,6 @@ application without a socket: what a request may ask, what it gets, and how it i
 
 import asyncio
 import json
-import logging
 import math
 import uuid
 from collections import deque
@@ -14,16 +13,16 @@ from pydantic import ValidationError
 
 from common.engine import Engine
 from common.serving.app import create_app
-from common.serving.errors import ApiError, as_api_error
+from common.serving.errors import ApiError, from_validation
 from common.serving.inside import whole
 from common.serving.options import ServerOptions
 from common.serving.schema import Body
 from common.serving.service import Service
 
+BEGIN = b'{"id": "batch_req_'  # of an answer
 LONGEST = 1 << 24  # bytes of a line; a longer one is cut, and then is no JSON
 AHEAD = 16  # lines that are open, for each request that can run: one long answer must not hold up the engine
 OPEN_BYTES = 1 << 26  # of lines that are open
-log = logging.getLogger("folovllm.serving")
 
 
 class Line(Body):
@@ -88,15 +87,13 @@ class Answerer:
             scope: dict[str, Any] = {"type": "http", "method": "POST", "path": request.url, "query_string": b""}
             scope["headers"] = [(b"content-type", b"application/json")]
             scope["state"] = {"request_id": request_id, "salt": None}
-            status, _, answer = await whole(self._app, scope, json.dumps(request.body).encode())
-        except Exception as error:
-            if not isinstance(error, ApiError | ValidationError | RecursionError):
-                log.exception("line failed", extra={"fields": {"request_id": request_id}})
-            refused = as_api_error(None, error)
-            status, answer = refused.status_code, json.dumps(refused.body()).encode()
-        head = json.dumps({"id": f"batch_req_{request_id}", "custom_id": custom_id(line)})[:-1]
-        head += f', "response": {{"status_code": {status}, "request_id": "{request_id}", "body": '
-        return head.encode() + answer + b'}, "error": null}\n'
+            status, answer = await whole(self._app, scope, json.dumps(request.body).encode())
+        except (ApiError, ValidationError) as error:
+            refused = error if isinstance(error, ApiError) else from_validation(error.errors())
+            status, answer = refused.status_code, json.dumps(refused.body())
+        response = {"status_code": status, "request_id": request_id, "body": json.loads(answer)}
+        fields = {"id": f"batch_req_{request_id}", "custom_id": custom_id(line), "response": response, "error": None}
+        return json.dumps(fields).encode() + b"\n"
 
 
 def custom_id(line: bytes) -> str | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from common.errors import UserError, one_line
@@ -79,16 +78,16 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def as_api_error(request: Request | None, error: Exception) -> ApiError:
+def as_api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
         return refused(error)
-    if isinstance(error, RequestValidationError | ValidationError):
+    if isinstance(error, RequestValidationError):
         return from_validation(error.errors())
     if isinstance(error, RecursionError):
         return ApiError(400, "A value in the body is nested too deeply.", code="invalid_value")
-    if request is None or not isinstance(error, HTTPException):
+    if not isinstance(error, HTTPException):
         return ApiError(500, "The server failed to answer this request.")
     messages = {
         400: UNREADABLE,  # FastAPI's own, for a body that json.loads cannot take

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message
 
 async def messages(app: ASGIApp, scope: dict[str, Any], body: bytes) -> AsyncGenerator[Message]:
     """ASGI messages of the answer. To stop reading early is to leave, which aborts the request."""
-    answer: asyncio.Queue[Message] = asyncio.Queue()
+    answer: asyncio.Queue[Message | None] = asyncio.Queue()
     request: list[Message] = [{"type": "http.request", "body": body}]
     gone = asyncio.Event()
 
@@ -19,17 +19,15 @@ async def messages(app: ASGIApp, scope: dict[str, Any], body: bytes) -> AsyncGen
         return request.pop() if request else {"type": "http.disconnect"}
 
     task = asyncio.create_task(app(scope, receive, answer.put))  # pyright: ignore[reportArgumentType]
-    task.add_done_callback(lambda _: answer.put_nowait({"type": "end"}))
+    task.add_done_callback(lambda _: answer.put_nowait(None))  # what it raised after its 500 is logged
     try:
-        while (message := await answer.get())["type"] != "end":
+        while message := await answer.get():
             yield message
-        await task
     finally:
         gone.set()
 
 
-async def whole(app: ASGIApp, scope: dict[str, Any], body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body."""
+async def whole(app: ASGIApp, scope: dict[str, Any], body: bytes) -> tuple[int, bytes]:
+    """Status and body."""
     start, *parts = [message async for message in messages(app, scope, body)]
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
-    return start["status"], headers, b"".join(part["body"] for part in parts)
+    return start["status"], b"".join(part["body"] for part in parts)

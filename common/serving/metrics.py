@@ -127,10 +127,9 @@ class ServerMetrics(Collector):
 
 def one_page(pages: Mapping[str, str]) -> str:
     """Prometheus' text format: the samples of all pages, with a label `replica`; each family is in one place."""
-    families: dict[str, list[str]] = {}
+    families: dict[str, str] = {}
     for replica, page in pages.items():
-        for family in re.split(r"^(?=# HELP )", page, flags=re.M)[1:]:
-            about, kind, *samples = family.splitlines()
-            label = re.compile(r"^(\w+)(?:{(.*)})? "), rf'\1{{replica="{replica}",\2}} '
-            families.setdefault(f"{about}\n{kind}", []).extend(label[0].sub(label[1], one) for one in samples)
-    return "".join(f"{head}\n" + "\n".join(samples) + "\n" for head, samples in families.items())
+        for head, samples in re.findall(r"(# HELP .*\n# TYPE .*\n)((?:[^#].*\n)*)", page):
+            labelled = re.sub(r"^(\w+)(?:{(.*)})? ", rf'\1{{replica="{replica}",\2}} ', samples, flags=re.M)
+            families[head] = families.get(head, "") + labelled
+    return "".join(head + samples for head, samples in families.items())

@@ -10,7 +10,6 @@ from common.errors import refuse_unknown_options, require, unknown
 
 SPAN_EXPORTERS = ("console", "otlp")
 TOOL_PARSERS = ("hermes", "llama3_json")
-ROUTERS = ("prefix", "load")
 
 
 @refuse_unknown_options
@@ -38,8 +37,7 @@ class ServerOptions:
     drain: Annotated[float, "Seconds that open requests have after SIGTERM or Ctrl-C."] = 30.0
     tool_parser: Annotated[str | None, "Format of calls: hermes or llama3_json. Without it: the template's."] = None
     spans: Annotated[str | None, "OpenTelemetry spans of each request: console, or otlp."] = None
-    replicas: Annotated[str, "Engines behind one address, on Ray Serve: 2, or 1-4 by load."] = "1"
-    router: Annotated[str, "Chooses a replica by: prefix (what it has cached, and its load), or load."] = "prefix"
+    replicas: Annotated[int, "Engines behind one address, on Ray Serve."] = 1
 
     def __post_init__(self) -> None:
         require(bool(self.host), "host must not be empty: 127.0.0.1 is this machine alone, 0.0.0.0 is everywhere")
@@ -55,7 +53,7 @@ class ServerOptions:
         require(closed or "*" not in self.allow_origin, "allow_origin * lets all web pages in: give an --api-key too")
         for name in ("header_timeout", "body_timeout", "encode_timeout", "read_timeout", "keep_alive"):
             require(0 < getattr(self, name) < math.inf, f"{name} must be more than 0 seconds, and not endless")
-        for name in ("max_body", "max_prompt_tokens", "max_n", "max_tokens", "max_connections"):
+        for name in ("max_body", "max_prompt_tokens", "max_n", "max_tokens", "max_connections", "replicas"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(0 <= self.drain < math.inf, f"drain must be 0 seconds or more, and not endless: {self.drain}")
@@ -63,9 +61,7 @@ class ServerOptions:
             raise unknown("tool_parser", self.tool_parser, TOOL_PARSERS)
         if self.spans not in (None, *SPAN_EXPORTERS):
             raise unknown("spans", self.spans, SPAN_EXPORTERS)
-        if self.router not in ROUTERS:
-            raise unknown("router", self.router, ROUTERS)
-        require(replicas_of(self.replicas) == (1, 1) or self.spans is None, "spans are of one replica: leave them out")
+        require(self.replicas == 1 or self.spans is None, "spans are for one replica only: leave them out")
 
     @property
     def loopback(self) -> bool:
@@ -74,11 +70,3 @@ class ServerOptions:
             return ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
-
-
-def replicas_of(text: str) -> tuple[int, int]:
-    """The fewest and the most: `'2'` to (2, 2), `'1-4'` to (1, 4)."""
-    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
-    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    require(1 <= fewest <= most, f"replicas is a number, such as 2, or a range, such as 1-4: not {text}")
-    return fewest, most
