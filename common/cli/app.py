@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
+EXTRAS = {"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "ray": "scale"}
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it: 128 + SIGINT
 
 
@@ -84,22 +85,17 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
     @with_options(number)
     def batch_command(
         config: EngineConfig,
-        requests: Annotated[Path, typer.Argument(help="Lines of OpenAI's batch format.")],
-        answers: Annotated[Path, typer.Argument(help="Lines that it has are not asked again.")],
+        source: Annotated[Path, typer.Argument(metavar="REQUESTS", help="Lines of OpenAI's batch format.")],
+        target: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Lines that it has are not asked again.")],
         served_name: Annotated[str | None, typer.Option(help="The model's name in the requests.")] = None,
         ray: Annotated[bool, typer.Option("--ray", help="On the Ray cluster of RAY_ADDRESS, or here.")] = False,
     ) -> None:
         """Answer a file of requests, in order; the same command goes on where it was stopped."""
-        with _extra("batch", "scale" if ray else "serve"):
-            from common.cli.batch import batch, here
+        from common.cli.batch import answers, batch
 
-            if ray:
-                from common.scale.batches import answers_of
-
-                made = answers_of(build, config, served_name)
-            else:
-                made = here(build, config, served_name)
-        batch(requests, answers, made)
+        if ray:
+            from common.scale.batches import answers
+        batch(source, target, partial(answers, build, config, served_name))
 
     @app.command("play", hidden=True)
     @with_options(number)
@@ -133,29 +129,19 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
     if options.replicas > 1:
-        with _extra("serve", "scale"):
-            from common.scale.serve import run
+        from common.scale.serve import run
 
         return run(f"{build.__module__}:{build.__name__}", config, options)
-    with _extra("serve", "serve"):
-        from common.serving import server
-        from common.serving.listener import listen
-        from common.serving.spans import spans_to
+    from common.serving import server
+    from common.serving.listener import listen
+    from common.serving.spans import spans_to
+
     with (
         listen(options) as listener,  # bad options are refused before a model is loaded
         spans_to(options.spans) as spans,
         loaded_engine(build, config) as engine,
     ):
         server.run(engine, options, listener, spans)
-
-
-@contextmanager
-def _extra(verb: str, name: str) -> Generator[None]:
-    """What needs an extra of this package."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(f"{verb} needs {error.name}, which is not installed: pip install '.[{name}]'") from None
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -168,6 +154,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
         sys.stdout.flush()
     except UserError as error:
         fail(str(error))
+    except ModuleNotFoundError as error:
+        if (extra := EXTRAS.get(str(error.name).split(".")[0])) is None:
+            raise
+        fail(f"this needs {error.name}, which is not installed: pip install '.[{extra}]'")
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:

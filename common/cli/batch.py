@@ -4,71 +4,44 @@ The order is what makes it resumable: as many lines as the file of answers has w
 """
 
 import asyncio
-import contextlib
+import fcntl
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
-
-from rich.console import Console
 
 from common.cli.generate import loaded_engine
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError, one_line, require
-from common.serving.batch import BEGIN, Answerer, custom_id, read_lines
-from common.watch.progress import progress_bar
-
-Answers = Callable[[Path, int], Iterator[bytes]]
-"""Of the requests of a file from a place on: lines, one or more at a time."""
+from common.serving.batch import BEGIN, answers_to, custom_id, read_lines, service_of
+from common.watch.progress import progress_bar, say
 
 
-def here(build: Build, config: EngineConfig, served_name: str | None) -> Answers:
-    """By one engine in this process."""
-
-    def answers(source: Path, start: int) -> Iterator[bytes]:
-        with loaded_engine(build, config) as engine, source.open("rb") as requests, asyncio.Runner() as runner:
-            answerer = Answerer(engine, served_name)
-            lines = answerer.all(read_lines(requests, start))
-            try:
-                while line := runner.run(anext(lines, b"")):  # pyright: ignore[reportArgumentType]
-                    yield line
-            finally:
-                answerer.stop()
-
-    return answers
-
-
-def batch(source: Path, target: Path, answers: Answers) -> None:
-    """Append what is missing, unbuffered: what is answered is in the file, however this process ends."""
+def batch(source: Path, target: Path, answers: Callable[[Path, int], Generator[bytes]]) -> None:
+    """Append what is missing, unbuffered: what is answered is in the file, however this process ends. answers: lines,
+    one or more at a time, for the requests of a file from a place on."""
     begun = time.perf_counter()
     try:
         require(not target.exists() or not source.samefile(target), "requests and answers are the same file: name two")
         with source.open("rb") as requests, open(target, "a+b", buffering=0) as kept:
-            _lock(kept, target)
+            fcntl.flock(kept, fcntl.LOCK_EX | fcntl.LOCK_NB)
             total = sum(1 for _ in read_lines(requests))
             done, start = _resume(requests, kept, target)
-            with progress_bar("answering", total) as advance, contextlib.closing(answers(source, start)) as more:
+            with progress_bar("answering", total) as advance, closing(answers(source.absolute(), start)) as more:
                 advance(done)
                 for lines in more if done < total else ():
                     advance(lines.count(b"\n"))
                     while lines:
                         lines = lines[kept.write(lines) :]
+    except BlockingIOError:
+        raise UserError(f"{target} is being written by another batch: wait for it, or name another file") from None
     except OSError as error:
         raise UserError(f"{one_line(error)}: mend that, and the same command goes on from there") from None
-    said = f"{total - done} answers in {time.perf_counter() - begun:.1f} s, after {done} that were in {target}"
-    Console(stderr=True).print(said, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-
-def _lock(answers: FileIO, target: Path) -> None:
-    with contextlib.suppress(ImportError):  # not on Windows
-        import fcntl
-
-        try:
-            fcntl.flock(answers, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{target} is being written by another batch: wait for it, or name another file") from None
+    say(f"{total - done} answers in {time.perf_counter() - begun:.1f} s, after {done} that were in {target}")
 
 
 def _resume(requests: BinaryIO, answers: FileIO, target: Path) -> tuple[int, int]:
@@ -82,3 +55,27 @@ def _resume(requests: BinaryIO, answers: FileIO, target: Path) -> tuple[int, int
             whole, count, place = whole + len(line), count + 1, requests.tell()
     answers.truncate(whole)
     return count, place
+
+
+class Answerer:
+    """An engine in this process."""
+
+    def __init__(self, build: Build, config: EngineConfig, served_name: str | None) -> None:
+        self._stack = ExitStack()
+        self._service = service_of(self._stack.enter_context(loaded_engine(build, config)), served_name)
+        self._runner = self._stack.enter_context(asyncio.Runner())
+        self._service.thread.start(self._runner.get_loop())
+        self._stack.callback(self._service.thread.stop)
+        self.close = self._stack.close
+
+    def answers(self, source: Path, begin: int, end: float = math.inf) -> Iterator[bytes]:
+        """To the lines that begin between two places of a file."""
+        with source.open("rb") as requests:
+            lines = answers_to(read_lines(requests, begin, end), self._service)
+            while line := self._runner.run(anext(lines, b"")):  # pyright: ignore[reportArgumentType]
+                yield line
+
+
+def answers(build: Build, config: EngineConfig, served_name: str | None, source: Path, start: int) -> Generator[bytes]:
+    with closing(Answerer(build, config, served_name)) as answerer:
+        yield from answerer.answers(source, start)

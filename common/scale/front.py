@@ -10,17 +10,19 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, RayServeException
+from starlette.routing import request_response
+from starlette.types import Message, Scope
 
-from common.scale.prefixes import Call, call_of
+from common.scale.prefixes import keys_of
 from common.serving import errors
 from common.serving.errors import ApiError
 from common.serving.formats import as_event
 from common.serving.metrics import one_page
 from common.serving.options import ServerOptions
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]  # a replica refuses those that it does not know
-OF_ALL = ("/health", "/metrics")  # asked of all replicas
-WITHIN = 5.0  # seconds in which they have to answer
+PASSED_ON = ("type", "method", "path", "query_string", "headers", "client")
+OF_ALL = ("/health", "/metrics")
+WITHIN = 5.0  # seconds in which all replicas have to answer
 
 
 class Front:
@@ -28,17 +30,12 @@ class Front:
 
     def __init__(self, engines: Any, server: dict[str, Any]) -> None:
         self._engines, self._options = engines, ServerOptions(**server)
-        self._answers = engines.options(method_name="answer", stream=True)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(openapi_url=None)
         errors.install(app)
-        app.add_route("/{path:path}", self._respond, METHODS)
+        app.mount("/", request_response(self._respond))
         return app
-
-    async def drain(self, seconds: float) -> None:
-        """As `Replica.drain`, of all of them."""
-        await self._engines.broadcast("drain", seconds).results_async(return_exceptions=True)
 
     async def _respond(self, request: Request) -> Response:
         """A body that is too large is cut behind its limit: a replica then refuses it."""
@@ -51,34 +48,35 @@ class Front:
                         break
         except TimeoutError:
             raise ApiError(408, "The request did not come in time.", code="request_timeout") from None
-        call = call_of(request.scope, body)
+        scope = {name: request.scope[name] for name in PASSED_ON}
         try:
-            return await (self._of_all(call) if call.scope["path"] in OF_ALL else self._of_one(call))
+            return await (self._of_all(scope) if scope["path"] in OF_ALL else self._of_one(scope, body))
         except (RayActorError, RayServeException, TimeoutError) as error:
             raise _as_api_error(error) from None
 
-    async def _of_one(self, call: Call) -> Response:
+    async def _of_one(self, scope: Scope, body: bytes) -> Response:
         """The head waits for the first part of the body: until then an error has a status of its own."""
-        messages = self._answers.remote(call)
+        ask = self._engines.options(method_name="answer", stream=True).remote
+        messages = ask(scope, body, keys=keys_of(scope["headers"], body))
         start, first = await anext(messages), await anext(messages)
         response = StreamingResponse(_body(first, messages), start["status"])
         response.raw_headers = start["headers"]
         return response
 
-    async def _of_all(self, call: Call) -> Response:
-        """What each replica tells: the least of their statuses, and those that answered with it."""
-        asked = self._engines.broadcast("answer_whole", call)
+    async def _of_all(self, scope: Scope) -> Response:
+        """Of those with the least status."""
+        asked = self._engines.broadcast("whole", scope)
         found = await asked.results_async(timeout_s=WITHIN, return_exceptions=True)
         replies = [one for one in found if not isinstance(one, Exception)]
         least = min((status for _, status, _ in replies), default=503)
-        pages = {name: body.decode() for name, status, body in replies if status == least}
-        if call.scope["path"] == "/metrics" and least == 200:
+        pages = {name: page for name, status, page in replies if status == least}
+        if least == 200 and scope["path"] == "/metrics":
             return Response(one_page(pages), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
         facts: dict[str, Any] = json.loads(next(iter(pages.values()), "") or "{}")
         return JSONResponse({**facts, "replicas": len(pages)}, least)
 
 
-async def _body(message: dict[str, Any], messages: Any) -> AsyncIterator[bytes]:
+async def _body(message: Message, messages: Any) -> AsyncIterator[bytes]:
     """A replica that ends in the middle is an event, too, without `[DONE]`. A client that leaves ends its request."""
     try:
         yield message["body"]

@@ -3,34 +3,21 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 BLOCK = 256  # characters of a prompt, some four blocks of 16 tokens
 
 
-@dataclass(frozen=True)
-class Call:
-    """A request on its way to a replica: ASGI's scope, the body, and the keys of the blocks of its prompt."""
-
-    scope: dict[str, Any]
-    body: bytes
-    keys: list[bytes]
-
-
-def call_of(scope: Mapping[str, Any], body: bytes) -> Call:
-    """What asks for no completion has no keys, and goes where the load is lowest."""
-    keys: list[bytes] = []
+def keys_of(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> list[bytes]:
+    """Of a request's prompt. What asks for no completion has none, and goes where the load is lowest."""
     try:
         fields: Any = json.loads(body or b"{}")
         given = fields.get("messages") or fields.get("prompt") or ""
         prompt = given if isinstance(given, str) else json.dumps([fields.get("tools"), given])  # as in templates
-        keys = block_keys(f"{dict(scope['headers']).get(b'authorization')} {fields.get('cache_salt')}", prompt)
+        return block_keys(f"{dict(headers).get(b'authorization')} {fields.get('cache_salt')}", prompt)
     except (ValueError, AttributeError, RecursionError):  # the replica refuses it
-        pass
-    plain = str | bytes | list | tuple  # without the front's application, and what else stays there
-    return Call({name: value for name, value in scope.items() if isinstance(value, plain)}, body, keys)
+        return []
 
 
 def block_keys(salt: str, prompt: str) -> list[bytes]:
@@ -65,12 +52,8 @@ class Prefixes:
             held.update(dict.fromkeys(having, count))
             if not having:
                 break
-
-        def cost(replica: str) -> tuple[float, bytes]:
-            tie = _hash(keys[0] if keys else b"", replica)  # the same in all fronts
-            return self._request_cost * in_flight[replica] - held[replica], tie
-
-        return sorted(in_flight, key=cost)
+        ties = {name: _hash(keys[0] if keys else b"", name) for name in in_flight}  # the same in all fronts
+        return sorted(in_flight, key=lambda name: (self._request_cost * in_flight[name] - held[name], ties[name]))
 
     def add(self, keys: Sequence[bytes], replica: str) -> None:
         """The last blocks are the first to be forgotten: without those before them they are never found."""

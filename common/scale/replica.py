@@ -3,7 +3,7 @@
 # pyright: reportMissingImports=false
 import asyncio
 import importlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -11,8 +11,8 @@ from starlette.types import Message
 
 from common.cli.generate import loaded_engine
 from common.config import EngineConfig
-from common.scale.prefixes import Call
-from common.serving import inside, logs
+from common.serving import logs
+from common.serving.app import messages_of
 from common.serving.options import ServerOptions
 from common.serving.server import guarded_app
 from common.serving.service import Service
@@ -30,23 +30,19 @@ class Replica:
         self._name: str = serve.get_replica_context().replica_id.unique_id
         self._service.thread.start(asyncio.get_running_loop())
 
-    async def answer(self, call: Call) -> AsyncGenerator[Message]:
-        """ASGI messages. Serve cancels it when the client has left, and its proxy adds a request id of its own."""
-        async for message in inside.messages(self._app, dict(call.scope), call.body):
+    async def answer(self, scope: dict[str, Any], body: bytes, keys: Sequence[bytes] = ()) -> AsyncGenerator[Message]:
+        """ASGI messages. Serve cancels it when the client has left, and its proxy adds a request id of its own. keys:
+        for the router."""
+        async for message in messages_of(self._app, scope, body):
             if message["type"] == "http.response.start":
                 headers = [(name, value) for name, value in message["headers"] if name != b"x-request-id"]
                 message["headers"] = [*headers, (b"x-replica", self._name.encode())]
             yield message
 
-    async def answer_whole(self, call: Call) -> tuple[str, int, bytes]:
-        """Its own name, and the answer; for what is asked of all replicas."""
-        return self._name, *await inside.whole(self._app, dict(call.scope), call.body)
-
-    async def drain(self, seconds: float) -> None:
-        """Refuse new requests; returns when the open ones have ended, after `seconds` at the latest by an error."""
-        self._service.drain(seconds)
-        while not self._service.drained:
-            await asyncio.sleep(0.05)
+    async def whole(self, scope: dict[str, Any]) -> tuple[str, int, str]:
+        """Its name, and status and body of the answer to what is asked of all replicas."""
+        start, *parts = [message async for message in messages_of(self._app, scope, b"")]
+        return self._name, start["status"], b"".join(part["body"] for part in parts).decode()
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises three times in a row."""

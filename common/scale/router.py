@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from common.scale.prefixes import Call, Prefixes
+from common.scale.prefixes import Prefixes
 
 
 class PrefixRouter(RequestRouter):
@@ -23,8 +23,7 @@ class PrefixRouter(RequestRouter):
         if pending_request is None or not candidate_replicas:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # else Serve does not pause when all are full
-        request, call = pending_request.metadata.internal_request_id, pending_request.args[0]
-        keys = call.keys if isinstance(call, Call) else []
+        request, keys = pending_request.metadata.internal_request_id, pending_request.kwargs.get("keys", [])
         self._in_flight.pop(request, None)  # tried before
         by_name = {one.replica_id.unique_id: one for one in candidate_replicas}
         counts = Counter(self._in_flight.values())

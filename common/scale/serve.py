@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import RequestRouterConfig
 
 from common.config import EngineConfig
 from common.errors import UserError, one_line
@@ -24,27 +23,26 @@ from common.scale.replica import Replica
 from common.serving.listener import address, listen
 from common.serving.options import ServerOptions
 
-FULL = 1 << 14  # requests in flight of the front, which only passes them on
+NAME = "folovllm"  # of the application
 
 
 def application(args: dict[str, Any]) -> Any:
     """args: the stage's `build`, and options of the `engine`, of the `server`, and, for Serve, of each `replica`."""
     engine, options = args.get("engine", {}), ServerOptions(**args.get("server", {}))
-    ends: dict[str, Any] = {"graceful_shutdown_timeout_s": options.drain + 5, "graceful_shutdown_wait_loop_s": 0.5}
-    front: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": FULL, **ends}
+    ends = {"graceful_shutdown_timeout_s": options.drain}
+    passing: dict[str, Any] = {"ray_actor_options": {"num_cpus": 0}, "max_ongoing_requests": 1 << 14, **ends}
     replica: dict[str, Any] = {
         "num_replicas": options.replicas,
         "max_ongoing_requests": engine.get("max_num_seqs", EngineConfig.max_num_seqs) + options.max_queue,
         "max_queued_requests": options.max_queue,
-        "request_router_config": RequestRouterConfig(request_router_class="common.scale.router.PrefixRouter"),
-        "health_check_period_s": 5,
+        "request_router_config": {"request_router_class": "common.scale.router.PrefixRouter"},
         "max_constructor_retry_count": 1,
         **ends,
         **args.get("replica", {}),
     }
     engines: Any = serve.deployment(Replica, name="replica", **replica)
-    front_of: Any = serve.deployment(serve.ingress()(Front), name="front", **front)
-    return front_of.bind(engines.bind(args["build"], engine, vars(options)), vars(options))
+    front: Any = serve.deployment(serve.ingress()(Front), name="front", **passing)
+    return front.bind(engines.bind(args["build"], engine, vars(options)), vars(options))
 
 
 @contextlib.contextmanager
@@ -75,22 +73,19 @@ def portable(config: EngineConfig) -> dict[str, Any]:
 
 
 def run(build: str, config: EngineConfig, options: ServerOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C, which raise `SystemExit` and `KeyboardInterrupt`."""
+    """Serve until SIGTERM or Ctrl-C, which raise `SystemExit` and `KeyboardInterrupt` when open requests have ended."""
     with listen(options) as listener:  # a port in use is found before Ray starts, whose proxy binds it
         url, port = address(listener), listener.getsockname()[1]
     with cluster(config), contextlib.ExitStack() as stack:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Ray's own handler says 15
-        stack.callback(serve.shutdown)
+        stack.callback(serve.delete, NAME)
         serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": port})
         try:
             args = {"build": build, "engine": portable(config), "server": vars(options)}
             args["replica"] = {"ray_actor_options": share(options.replicas, config)}
-            front: Any = serve.run(application(args), name="folovllm", route_prefix="/")
+            serve.run(application(args), name=NAME, route_prefix="/")
         except RuntimeError as error:
             said = re.findall(r"UserError: (.*)", str(error)) or [one_line(error)]
             raise UserError(f"no replica starts: {said[-1]}") from None
         print(f"{config.model}, {options.replicas} replicas: {url}/v1 (Ctrl-C ends it)", flush=True)
-        try:
-            signal.pause()
-        finally:
-            front.drain.remote(options.drain).result()
+        signal.pause()

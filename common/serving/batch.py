@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, BinaryIO, Literal
 
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from common.engine import Engine
-from common.serving.app import create_app
-from common.serving.errors import ApiError, from_validation
-from common.serving.inside import whole
+from common.serving.app import create_app, messages_of
+from common.serving.errors import UNREADABLE, ApiError, from_validation
 from common.serving.options import ServerOptions
 from common.serving.schema import Body
 from common.serving.service import Service
@@ -48,54 +48,6 @@ def _read_line(file: BinaryIO) -> bytes:
     return line
 
 
-class Answerer:
-    """An engine that answers lines by lines."""
-
-    def __init__(self, engine: Engine, served_name: str | None) -> None:
-        self._most = engine.scheduler.max_num_seqs
-        own: dict[str, Any] = {"max_queue": 1 << 20, "max_n": self._most, "encode_timeout": 1e6}
-        self._service = Service(engine, ServerOptions(served_name=served_name, **own))
-        self._app, self._started = create_app(self._service), False
-
-    async def all(self, lines: Iterable[bytes]) -> AsyncIterator[bytes]:
-        """The answers, in the order of the lines, few of which are open at a time. Each call is on the same loop."""
-        if not self._started:
-            self._started = True
-            self._service.thread.start(asyncio.get_running_loop())
-        tasks: deque[tuple[asyncio.Task[bytes], int]] = deque()
-        size = 0
-        for line in lines:
-            tasks.append((asyncio.create_task(self._one(line)), len(line)))
-            size += len(line)
-            while tasks and (len(tasks) >= AHEAD * self._most or size > OPEN_BYTES or tasks[0][0].done()):
-                task, length = tasks.popleft()
-                size -= length
-                yield await task
-        for task, _ in tasks:
-            yield await task
-
-    def stop(self) -> None:
-        self._service.thread.stop()
-
-    async def _one(self, line: bytes) -> bytes:
-        """Whatever is wrong with a line is its answer."""
-        request_id = uuid.uuid4().hex
-        try:
-            request = Line.model_validate_json(line)
-            if request.body.get("stream"):
-                raise ApiError(400, "The answers of a batch are not streamed.", param="body.stream")
-            scope: dict[str, Any] = {"type": "http", "method": "POST", "path": request.url, "query_string": b""}
-            scope["headers"] = [(b"content-type", b"application/json")]
-            scope["state"] = {"request_id": request_id, "salt": None}
-            status, answer = await whole(self._app, scope, json.dumps(request.body).encode())
-        except (ApiError, ValidationError) as error:
-            refused = error if isinstance(error, ApiError) else from_validation(error.errors())
-            status, answer = refused.status_code, json.dumps(refused.body())
-        response = {"status_code": status, "request_id": request_id, "body": json.loads(answer)}
-        fields = {"id": f"batch_req_{request_id}", "custom_id": custom_id(line), "response": response, "error": None}
-        return json.dumps(fields).encode() + b"\n"
-
-
 def custom_id(line: bytes) -> str | None:
     """Of a line or of its answer; None where there is no text."""
     try:
@@ -103,3 +55,48 @@ def custom_id(line: bytes) -> str | None:
         return given if isinstance(given := fields.get("custom_id"), str) else None
     except (ValueError, AttributeError, RecursionError):
         return None
+
+
+def service_of(engine: Engine, served_name: str | None) -> Service:
+    """Where a line waits as long as it takes."""
+    patient: dict[str, Any] = {"max_queue": 1 << 20, "max_n": engine.scheduler.max_num_seqs, "encode_timeout": 1e6}
+    return Service(engine, ServerOptions(served_name=served_name, **patient))
+
+
+async def answers_to(lines: Iterable[bytes], service: Service) -> AsyncIterator[bytes]:
+    """In the order of the lines, few of which are open at a time."""
+    app, most = create_app(service), AHEAD * service.engine.scheduler.max_num_seqs
+    tasks: deque[tuple[asyncio.Task[bytes], int]] = deque()
+    size = 0
+    for line in lines:
+        tasks.append((asyncio.create_task(_answer(line, app)), len(line)))
+        size += len(line)
+        while tasks and (len(tasks) >= most or size > OPEN_BYTES or tasks[0][0].done()):
+            task, length = tasks.popleft()
+            size -= length
+            yield await task
+    for task, _ in tasks:
+        yield await task
+
+
+async def _answer(line: bytes, app: ASGIApp) -> bytes:
+    """Whatever is wrong with a line is its answer."""
+    request_id = uuid.uuid4().hex
+    response: dict[str, Any] = {"status_code": 400, "request_id": request_id}
+    try:
+        request = Line.model_validate(json.loads(line))
+        if request.body.get("stream"):
+            raise ApiError(400, "The answers of a batch are not streamed.", param="body.stream")
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": request.url, "query_string": b""}
+        scope["headers"] = [(b"content-type", b"application/json")]
+        scope["state"] = {"request_id": request_id, "salt": None}
+        start, *parts = [one async for one in messages_of(app, scope, json.dumps(request.body).encode())]
+        response |= {"status_code": start["status"], "body": json.loads(b"".join(one["body"] for one in parts))}
+    except ValidationError as error:
+        response["body"] = from_validation(error.errors()).body()
+    except ApiError as error:
+        response["body"] = error.body()
+    except (ValueError, RecursionError):
+        response["body"] = ApiError(400, UNREADABLE).body()
+    fields = {"id": f"batch_req_{request_id}", "custom_id": custom_id(line), "response": response, "error": None}
+    return json.dumps(fields).encode() + b"\n"

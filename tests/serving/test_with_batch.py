@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,12 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.cli import batch as module
+from common.cli.batch import answers as answered
 from common.cli.batch import batch
 from common.config import EngineConfig
 from common.engine import Engine
@@ -43,9 +46,13 @@ def short(name: object) -> bytes:
     return request(name, prompt=[random.Random(str(name)).randrange(200), 7], max_tokens=2)
 
 
-def run(folder: Path, lines: Sequence[bytes], **options: Any) -> list[dict[str, Any]]:
+def here(build: Any) -> Any:
+    return partial(answered, build, CONFIG, None)
+
+
+def run(folder: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
     (folder / "in.jsonl").write_bytes(b"\n".join(lines))
-    batch(build, options.pop("config", CONFIG), folder / "in.jsonl", folder / "out.jsonl", None)
+    batch(folder / "in.jsonl", folder / "out.jsonl", here(build))
     return answers(folder)
 
 
@@ -135,46 +142,38 @@ def test_a_line_of_any_length_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_few_lines_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So memory does not grow with the file; and one that takes long does not hold up the engine."""
-    read = []
+    opened: list[int] = []
+    reads = 0
 
     def counted(*given: Any) -> Any:
-        for line in read_lines(*given):
-            read.append(custom_id(line))
+        nonlocal reads
+        reads += 1
+        return watched(*given) if reads == 3 else read_lines(*given)  # behind those that count, and that resume
+
+    def watched(*given: Any) -> Any:
+        for number, line in enumerate(read_lines(*given), start=1):
+            opened.append(number - (tmp_path / "out.jsonl").read_bytes().count(b"\n"))
             yield line
 
     monkeypatch.setattr(module, "read_lines", counted)
     monkeypatch.setattr(serving, "AHEAD", 2)
-    most = 0
     lines = [request(str(i), prompt=[i % 200], max_tokens=40 if i == 3 else 1) for i in range(60)]
-    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
-    original = module._files
+    assert len(run(tmp_path, lines)) == 60
+    assert len(opened) == 60 and 4 < max(opened) <= 9, "AHEAD for each of four that can run, and one"
 
-    def watched(*files: Path) -> Any:
-        nonlocal most
-        manager = original(*files)
-        start, take = manager.__enter__()
-        read.clear()
-        taken = 0
 
-        def count(line: bytes) -> None:
-            nonlocal taken, most
-            most = max(most, len(read) - taken)
-            taken += 1
-            take(line)
+def test_long_lines_count_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[Engine] = []
 
-        class Given:
-            def __enter__(self) -> Any:
-                return start, count
+    def kept(config: EngineConfig) -> Engine:
+        engines.append(build(config))
+        return engines[0]
 
-            def __exit__(self, *error: Any) -> Any:
-                return manager.__exit__(*error)
-
-        return Given()
-
-    monkeypatch.setattr(module, "_files", watched)
-    batch(build, CONFIG, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None)
-    assert len(answers(tmp_path)) == 60
-    assert 4 < most <= 8, "AHEAD for each of four that can run"
+    monkeypatch.setattr(serving, "OPEN_BYTES", 1)
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(short(str(i)) for i in range(8)))
+    batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", here(kept))
+    assert len(answers(tmp_path)) == 8 and engines[0].trace is not None
+    assert max(len(step.chunks) for step in engines[0].trace.steps) == 1, "one at a time"
 
 
 def test_a_kill_loses_no_line_and_doubles_none(tmp_path: Path) -> None:
@@ -197,10 +196,11 @@ def test_a_kill_loses_no_line_and_doubles_none(tmp_path: Path) -> None:
 def test_one_batch_writes_a_file_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(short("a"))
     files = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    with module._files(*files) as (_, take):
+    run(tmp_path, [short("a")])
+    with files[1].open("ab", buffering=0) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="is being written by another batch"):
-            batch(build, CONFIG, *files, None)
-        take(b'{"custom_id": "a", "response": {"status_code": 200, "body": {}}}\n')
+            batch(*files, here(build))
     assert len(run(tmp_path, [short("a"), short("b")])) == 2
 
 
@@ -238,7 +238,7 @@ def test_a_failing_step_is_an_answer_too(tmp_path: Path) -> None:
 
     lines = [short("a"), request("bad", prompt=[9] * 5), short("b")]
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
-    batch(failing, CONFIG, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None)
+    batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", here(failing))
     found = answers(tmp_path)
     assert [answer["custom_id"] for answer in found] == ["a", "bad", "b"]
     assert all(answer["response"]["status_code"] in (200, 500) for answer in found)
