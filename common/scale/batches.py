@@ -29,13 +29,13 @@ class Actor:
 def answers(build: Build, config: EngineConfig, served_name: str | None, source: Path, start: int) -> Generator[bytes]:
     """By an engine on each GPU, or on each machine; all of these can read the file."""
     with cluster(config):
-        number = int(ray.cluster_resources().get("GPU", 0)) or len(ray.nodes())
+        number, resources = share(None, config)
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order, context.enable_progress_bars = True, False
         size = source.stat().st_size
         parts = [{"begin": place, "end": min(place + PART, size)} for place in range(start, size, PART)]
         rows = ray.data.from_items(parts, override_num_blocks=len(parts))
-        options: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=number), **share(number, config)}
+        options: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=number), **resources}
         options["fn_constructor_args"] = build, portable(config), served_name, source
         for row in rows.map(Actor, **options).iter_rows():  # pyright: ignore[reportArgumentType]
             yield row["answers"]

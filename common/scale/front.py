@@ -64,7 +64,7 @@ class Front:
         return response
 
     async def _of_all(self, scope: Scope) -> Response:
-        """Of those with the least status."""
+        """Of those with the least status; /health also says of how many."""
         asked = self._engines.broadcast("whole", scope)
         found = await asked.results_async(timeout_s=WITHIN, return_exceptions=True)
         replies = [one for one in found if not isinstance(one, Exception)]
@@ -73,7 +73,7 @@ class Front:
         if least == 200 and scope["path"] == "/metrics":
             return Response(one_page(pages), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
         facts: dict[str, Any] = json.loads(next(iter(pages.values()), "") or "{}")
-        return JSONResponse({**facts, "replicas": len(pages)}, least)
+        return JSONResponse(facts if "error" in facts else {**facts, "replicas": len(pages)}, least)
 
 
 async def _body(message: Message, messages: Any) -> AsyncIterator[bytes]:

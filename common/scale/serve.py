@@ -4,7 +4,6 @@
 import contextlib
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Generator
@@ -15,7 +14,7 @@ import ray
 from ray import serve
 
 from common.config import EngineConfig
-from common.errors import UserError, one_line
+from common.errors import UserError, require
 from common.execution.threads import usable_cpus
 from common.models.load import open_source
 from common.scale.front import Front
@@ -49,7 +48,8 @@ def application(args: dict[str, Any]) -> Any:
 def cluster(config: EngineConfig) -> Generator[None]:
     """The cluster that RAY_ADDRESS names, or one of this machine alone, until the end of the block."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts once, not in each engine
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Ray's own logs are under /tmp/ray
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's logs are under /tmp/ray
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     place = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if place else {"num_cpus": usable_cpus(), "include_dashboard": False}
     ray.init(place or "local", logging_level=logging.WARNING, **local)
@@ -59,12 +59,16 @@ def cluster(config: EngineConfig) -> Generator[None]:
         ray.shutdown()
 
 
-def share(engines: int, config: EngineConfig) -> dict[str, float]:
-    """What one of so many engines takes of the cluster: a GPU, or its part of the CPUs."""
+def share(engines: int | None, config: EngineConfig) -> tuple[int, dict[str, float]]:
+    """So many engines, else one for each GPU or machine; and what one takes: a GPU, or its part of a machine's CPUs."""
     if config.torch_device.type == "cuda":
-        return {"num_cpus": 1, "num_gpus": 1}
-    cpus = ray.cluster_resources().get("CPU", 1)
-    return {"num_cpus": cpus // engines or cpus / engines, "num_gpus": 0}
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        require(gpus >= (engines or 1), f"{engines or 1} engines need as many GPUs: Ray has {gpus}")
+        return engines or gpus, {"num_cpus": 1, "num_gpus": 1}
+    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+    number = engines or len(cpus)
+    on_one = -(-number // len(cpus))
+    return number, {"num_cpus": min(cpus) // on_one or min(cpus) / on_one}
 
 
 def portable(config: EngineConfig) -> dict[str, Any]:
@@ -82,10 +86,10 @@ def run(build: str, config: EngineConfig, options: ServerOptions) -> None:
         serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": port})
         try:
             args = {"build": build, "engine": portable(config), "server": vars(options)}
-            args["replica"] = {"ray_actor_options": share(options.replicas, config)}
+            args["replica"] = {"ray_actor_options": share(options.replicas, config)[1]}
             serve.run(application(args), name=NAME, route_prefix="/")
         except RuntimeError as error:
-            said = re.findall(r"UserError: (.*)", str(error)) or [one_line(error)]
-            raise UserError(f"no replica starts: {said[-1]}") from None
+            why = serve.status().applications[NAME].deployments["replica"].message.strip() or str(error)
+            raise UserError(f"no replica starts: {why.splitlines()[-1].rpartition('UserError: ')[2]}") from None
         print(f"{config.model}, {options.replicas} replicas: {url}/v1 (Ctrl-C ends it)", flush=True)
         signal.pause()
