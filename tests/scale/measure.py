@@ -28,13 +28,15 @@ from benchmarks.recipes import BenchRequest
 from benchmarks.workloads import find_size
 from common.config import EngineConfig
 from common.models.load import open_source, read_tokenizer
-from common.scale.serve import application, cluster, portable
+from common.scale.serve import application, cluster, portable, share
 
 MODEL, PORT = "smollm2-135m-instruct", 8911
 BUILD = "stages.m6_prefix_caching.engine:build"
-RAYS = "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router.PrefixCacheAffinityRouter"
-"""Ray's own; the public name of it, in `ray.serve.llm`, is there only with vLLM or SGLang."""
-
+ROUTERS = {
+    "prefix": "common.scale.router.PrefixRouter",
+    "load": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
+    "ray": "tests.scale.rays_router:RaysRouter",
+}
 PROMPTS, QUESTIONS, EVERY = 8, 5, 1.5
 
 
@@ -128,11 +130,10 @@ def summary(router: str, workload: str, rows: list[dict[str, Any]], seconds: flo
 def measure(router: str) -> list[dict[str, Any]]:
     config = EngineConfig(MODEL, dtype="bf16", max_num_seqs=8, max_model_len=2048)
     found = []
-    with cluster(2, config) as (cpus, gpus):
-        args: dict[str, Any] = {"build": BUILD, "engine": portable(config), "cpus": cpus, "gpus": gpus}
-        args["server"] = {"replicas": "2", "router": "prefix" if router == "ray" else router}
-        if router == "ray":
-            args["router"] = RAYS
+    with cluster(config):
+        replica: dict[str, Any] = {"ray_actor_options": share(2, config)[1]}
+        replica["request_router_config"] = {"request_router_class": ROUTERS[router]}
+        args = {"build": BUILD, "engine": portable(config), "server": {"replicas": 2}, "replica": replica}
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
         serve.run(application(args), name="folovllm", route_prefix="/")
         for workload in ("shared_prefix", "multi_turn", "system_prompts"):
