@@ -21,7 +21,10 @@ from common.errors import UserError
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
-EXTRAS = {"fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "ray": "scale"}
+EXTRA = dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve") | {
+    "opentelemetry": "spans",
+    "ray": "scale",
+}
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it: 128 + SIGINT
 
 
@@ -155,7 +158,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
     except UserError as error:
         fail(str(error))
     except ModuleNotFoundError as error:
-        if (extra := EXTRAS.get(str(error.name).split(".")[0])) is None:
+        if (extra := EXTRA.get(str(error.name).split(".")[0])) is None:
             raise
         fail(f"this needs {error.name}, which is not installed: pip install '.[{extra}]'")
     except (KeyboardInterrupt, typer.Abort):

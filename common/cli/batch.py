@@ -1,7 +1,5 @@
-"""`batch`: a file of requests to a file of answers, a line each, in the same order.
-
-The order is what makes it resumable: as many lines as the file of answers has whole are done, whenever it was killed.
-"""
+"""`batch`: a file of requests to a file of answers, a line each, in the same order. So it can be resumed: as many lines
+as the file of answers has whole are done, whenever it was killed."""
 
 import asyncio
 import fcntl
@@ -11,13 +9,15 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from common.cli.generate import loaded_engine
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError, one_line, require
-from common.serving.batch import BEGIN, answers_to, custom_id, read_lines, service_of
+from common.serving.batch import BEGIN, answers_to, custom_id, read_lines
+from common.serving.options import ServerOptions
+from common.serving.service import Service
 from common.watch.progress import progress_bar, say
 
 
@@ -57,16 +57,21 @@ def _resume(requests: BinaryIO, answers: FileIO, target: Path) -> tuple[int, int
     return count, place
 
 
-class Answerer:
-    """An engine in this process."""
+class Answerer(ExitStack):
+    """An engine, and what it answers with; lines wait as long as it takes."""
 
     def __init__(self, build: Build, config: EngineConfig, served_name: str | None) -> None:
-        self._stack = ExitStack()
-        self._service = service_of(self._stack.enter_context(loaded_engine(build, config)), served_name)
-        self._runner = self._stack.enter_context(asyncio.Runner())
+        super().__init__()
+        engine = self.enter_context(loaded_engine(build, config))
+        patient: dict[str, Any] = {"max_queue": 1 << 20, "max_n": engine.scheduler.max_num_seqs, "encode_timeout": 1e6}
+        self._service = Service(engine, ServerOptions(served_name=served_name, **patient))
+        self._runner = self.enter_context(asyncio.Runner())
         self._service.thread.start(self._runner.get_loop())
-        self._stack.callback(self._service.thread.stop)
-        self.close = self._stack.close
+        self.callback(self._service.thread.stop)
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        """For Ray Data: a part of a file, all at once."""
+        return {"answers": b"".join(self.answers(Path(part["source"]), part["begin"], part["end"]))}
 
     def answers(self, source: Path, begin: int, end: float = math.inf) -> Iterator[bytes]:
         """To the lines that begin between two places of a file."""
@@ -77,5 +82,5 @@ class Answerer:
 
 
 def answers(build: Build, config: EngineConfig, served_name: str | None, source: Path, start: int) -> Generator[bytes]:
-    with closing(Answerer(build, config, served_name)) as answerer:
+    with Answerer(build, config, served_name) as answerer:
         yield from answerer.answers(source, start)

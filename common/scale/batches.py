@@ -2,6 +2,7 @@
 
 # pyright: reportMissingImports=false
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,9 @@ import ray.data
 from common.cli.batch import Answerer
 from common.config import EngineConfig
 from common.engine import Build
-from common.scale.serve import cluster, portable, share
+from common.scale.serve import cluster, share
 
-PART = 1 << 18  # bytes of the file
-
-
-class Actor:
-    """An engine of the cluster."""
-
-    def __init__(self, build: Build, options: dict[str, Any], served_name: str | None, source: Path) -> None:
-        self._answerer, self._source = Answerer(build, EngineConfig(**options), served_name), source
-
-    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        """part: where in the file it `begin`s and `end`s."""
-        return {"answers": b"".join(self._answerer.answers(self._source, part["begin"], part["end"]))}
+SMALLEST, MOST = 1 << 18, 4096  # bytes of a part of the file, and number of parts
 
 
 def answers(build: Build, config: EngineConfig, served_name: str | None, source: Path, start: int) -> Generator[bytes]:
@@ -33,9 +23,10 @@ def answers(build: Build, config: EngineConfig, served_name: str | None, source:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order, context.enable_progress_bars = True, False
         size = source.stat().st_size
-        parts = [{"begin": place, "end": min(place + PART, size)} for place in range(start, size, PART)]
+        step = max(SMALLEST, (size - start) // MOST)
+        parts = [{"source": str(source), "begin": place, "end": place + step} for place in range(start, size, step)]
         rows = ray.data.from_items(parts, override_num_blocks=len(parts))
         options: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=number), **resources}
-        options["fn_constructor_args"] = build, portable(config), served_name, source
-        for row in rows.map(Actor, **options).iter_rows():  # pyright: ignore[reportArgumentType]
+        options["fn_constructor_args"] = build, replace(config, device=config.torch_device.type), served_name
+        for row in rows.map(Answerer, **options).iter_rows():  # pyright: ignore[reportArgumentType]
             yield row["answers"]

@@ -14,15 +14,12 @@ from starlette.routing import request_response
 from starlette.types import Message, Scope
 
 from common.scale.prefixes import keys_of
-from common.serving import errors
-from common.serving.errors import ApiError
+from common.serving.errors import ApiError, install
 from common.serving.formats import as_event
 from common.serving.metrics import one_page
 from common.serving.options import ServerOptions
 
 PASSED_ON = ("type", "method", "path", "query_string", "headers", "client")
-OF_ALL = ("/health", "/metrics")
-WITHIN = 5.0  # seconds in which all replicas have to answer
 
 
 class Front:
@@ -33,7 +30,7 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(openapi_url=None)
-        errors.install(app)
+        install(app)
         app.mount("/", request_response(self._respond))
         return app
 
@@ -50,7 +47,9 @@ class Front:
             raise ApiError(408, "The request did not come in time.", code="request_timeout") from None
         scope = {name: request.scope[name] for name in PASSED_ON}
         try:
-            return await (self._of_all(scope) if scope["path"] in OF_ALL else self._of_one(scope, body))
+            if scope["path"] in ("/health", "/metrics"):
+                return await self._of_all(scope)
+            return await self._of_one(scope, body)
         except (RayActorError, RayServeException, TimeoutError) as error:
             raise _as_api_error(error) from None
 
@@ -66,7 +65,7 @@ class Front:
     async def _of_all(self, scope: Scope) -> Response:
         """Of those with the least status; /health also says of how many."""
         asked = self._engines.broadcast("whole", scope)
-        found = await asked.results_async(timeout_s=WITHIN, return_exceptions=True)
+        found = await asked.results_async(timeout_s=5, return_exceptions=True)
         replies = [one for one in found if not isinstance(one, Exception)]
         least = min((status for _, status, _ in replies), default=503)
         pages = {name: page for name, status, page in replies if status == least}

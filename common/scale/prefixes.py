@@ -4,29 +4,24 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 BLOCK = 256  # characters of a prompt, some four blocks of 16 tokens
 
 
 def keys_of(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> list[bytes]:
-    """Of a request's prompt. What asks for no completion has none, and goes where the load is lowest."""
+    """A key for each full block of a request's prompt, which depends on all text before it, the salt and the client's
+    key: m6's chain, over characters, since a router has no tokenizer. What asks for no completion has none."""
     try:
         fields: Any = json.loads(body or b"{}")
         given = fields.get("messages") or fields.get("prompt") or ""
         prompt = given if isinstance(given, str) else json.dumps([fields.get("tools"), given])  # as in templates
-        return block_keys(f"{dict(headers).get(b'authorization')} {fields.get('cache_salt')}", prompt)
+        root = _hash(dict(headers).get(b"authorization", b""), str(fields.get("cache_salt")))
     except (ValueError, AttributeError, RecursionError):  # the replica refuses it
         return []
-
-
-def block_keys(salt: str, prompt: str) -> list[bytes]:
-    """A key for each full block, which depends on the salt and on all text before it: m6's chain, over characters,
-    since a router has no tokenizer."""
-    keys = [salt.encode(errors="surrogatepass")]
-    for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
-        keys.append(_hash(keys[-1], prompt[start : start + BLOCK]))
-    return keys[1:]
+    blocks = (prompt[start : start + BLOCK] for start in range(0, len(prompt) - BLOCK + 1, BLOCK))
+    return list(accumulate(blocks, _hash, initial=root))[1:]
 
 
 def _hash(before: bytes, text: str) -> bytes:

@@ -2,8 +2,8 @@
 
 # pyright: reportMissingImports=false
 import asyncio
-import importlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 from ray import serve
@@ -12,9 +12,9 @@ from starlette.types import Message
 from common.cli.generate import loaded_engine
 from common.config import EngineConfig
 from common.serving import logs
-from common.serving.app import messages_of
+from common.serving.app import create_app, messages_of
+from common.serving.gate import Gate
 from common.serving.options import ServerOptions
-from common.serving.server import guarded_app
 from common.serving.service import Service
 
 
@@ -23,16 +23,14 @@ class Replica:
 
     async def __init__(self, build: str, engine: Mapping[str, Any], server: Mapping[str, Any]) -> None:
         logs.set_up()
-        module, _, name = build.partition(":")
-        self._loaded = loaded_engine(getattr(importlib.import_module(module), name), EngineConfig(**engine))
+        self._loaded = loaded_engine(resolve_name(build), EngineConfig(**engine))
         self._service = Service(self._loaded.__enter__(), ServerOptions(**server))
-        self._app = guarded_app(self._service)
+        self._app = Gate(create_app(self._service), self._service.options, self._service.metrics)
         self._name: str = serve.get_replica_context().replica_id.unique_id
         self._service.thread.start(asyncio.get_running_loop())
 
     async def answer(self, scope: dict[str, Any], body: bytes, keys: Sequence[bytes] = ()) -> AsyncGenerator[Message]:
-        """ASGI messages. Serve cancels it when the client has left, and its proxy adds a request id of its own. keys:
-        for the router."""
+        """ASGI messages, until Serve cancels it: the client has left. Its proxy adds an id. keys: for the router."""
         async for message in messages_of(self._app, scope, body):
             if message["type"] == "http.response.start":
                 headers = [(name, value) for name, value in message["headers"] if name != b"x-request-id"]

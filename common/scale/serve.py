@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -21,8 +21,6 @@ from common.scale.front import Front
 from common.scale.replica import Replica
 from common.serving.listener import address, listen
 from common.serving.options import ServerOptions
-
-NAME = "folovllm"  # of the application
 
 
 def application(args: dict[str, Any]) -> Any:
@@ -71,25 +69,21 @@ def share(engines: int | None, config: EngineConfig) -> tuple[int, dict[str, flo
     return number, {"num_cpus": min(cpus) // on_one or min(cpus) / on_one}
 
 
-def portable(config: EngineConfig) -> dict[str, Any]:
-    """Its options, for another process: a GPU is the one that Ray shows it."""
-    return {f.name: getattr(config, f.name) for f in fields(config)} | {"device": config.torch_device.type}
-
-
 def run(build: str, config: EngineConfig, options: ServerOptions) -> None:
     """Serve until SIGTERM or Ctrl-C, which raise `SystemExit` and `KeyboardInterrupt` when open requests have ended."""
     with listen(options) as listener:  # a port in use is found before Ray starts, whose proxy binds it
         url, port = address(listener), listener.getsockname()[1]
     with cluster(config), contextlib.ExitStack() as stack:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Ray's own handler says 15
-        stack.callback(serve.delete, NAME)
+        stack.callback(serve.delete, "folovllm")
         serve.start(proxy_location="HeadOnly", http_options={"host": options.host, "port": port})
         try:
-            args = {"build": build, "engine": portable(config), "server": vars(options)}
+            engine = asdict(config) | {"device": config.torch_device.type}  # a GPU is the one that Ray shows it
+            args = {"build": build, "engine": engine, "server": vars(options)}
             args["replica"] = {"ray_actor_options": share(options.replicas, config)[1]}
-            serve.run(application(args), name=NAME, route_prefix="/")
+            serve.run(application(args), name="folovllm", route_prefix="/")
         except RuntimeError as error:
-            why = serve.status().applications[NAME].deployments["replica"].message.strip() or str(error)
+            why = serve.status().applications["folovllm"].deployments["replica"].message.strip() or str(error)
             raise UserError(f"no replica starts: {why.splitlines()[-1].rpartition('UserError: ')[2]}") from None
         print(f"{config.model}, {options.replicas} replicas: {url}/v1 (Ctrl-C ends it)", flush=True)
         signal.pause()

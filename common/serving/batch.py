@@ -12,15 +12,13 @@ from typing import Any, BinaryIO, Literal
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
-from common.engine import Engine
 from common.serving.app import create_app, messages_of
 from common.serving.errors import UNREADABLE, ApiError, from_validation
-from common.serving.options import ServerOptions
 from common.serving.schema import Body
 from common.serving.service import Service
 
+HEADERS = [(b"content-type", b"application/json")]
 BEGIN = b'{"id": "batch_req_'  # of an answer
-LONGEST = 1 << 24  # bytes of a line; a longer one is cut, and then is no JSON
 AHEAD = 16  # lines that are open, for each request that can run: one long answer must not hold up the engine
 OPEN_BYTES = 1 << 26  # of lines that are open
 
@@ -35,17 +33,10 @@ class Line(Body):
 def read_lines(file: BinaryIO, begin: int = 0, end: float = math.inf) -> Iterator[bytes]:
     """Those that are not blank and begin between two places."""
     file.seek(max(0, begin - 1))
-    line = _read_line(file) if begin else b""
-    while file.tell() < end and (line := _read_line(file)):
+    line = file.readline() if begin else b""
+    while file.tell() < end and (line := file.readline()):
         if line.strip():
             yield line
-
-
-def _read_line(file: BinaryIO) -> bytes:
-    line = rest = file.readline(LONGEST)
-    while len(rest) == LONGEST and not rest.endswith(b"\n"):
-        rest = file.readline(LONGEST)
-    return line
 
 
 def custom_id(line: bytes) -> str | None:
@@ -55,12 +46,6 @@ def custom_id(line: bytes) -> str | None:
         return given if isinstance(given := fields.get("custom_id"), str) else None
     except (ValueError, AttributeError, RecursionError):
         return None
-
-
-def service_of(engine: Engine, served_name: str | None) -> Service:
-    """Where a line waits as long as it takes."""
-    patient: dict[str, Any] = {"max_queue": 1 << 20, "max_n": engine.scheduler.max_num_seqs, "encode_timeout": 1e6}
-    return Service(engine, ServerOptions(served_name=served_name, **patient))
 
 
 async def answers_to(lines: Iterable[bytes], service: Service) -> AsyncIterator[bytes]:
@@ -81,22 +66,19 @@ async def answers_to(lines: Iterable[bytes], service: Service) -> AsyncIterator[
 
 async def _answer(line: bytes, app: ASGIApp) -> bytes:
     """Whatever is wrong with a line is its answer."""
-    request_id = uuid.uuid4().hex
-    response: dict[str, Any] = {"status_code": 400, "request_id": request_id}
+    number = uuid.uuid4().hex
+    response: dict[str, Any] = {"status_code": 400, "request_id": number}
     try:
         request = Line.model_validate(json.loads(line))
         if request.body.get("stream"):
             raise ApiError(400, "The answers of a batch are not streamed.", param="body.stream")
         scope: dict[str, Any] = {"type": "http", "method": "POST", "path": request.url, "query_string": b""}
-        scope["headers"] = [(b"content-type", b"application/json")]
-        scope["state"] = {"request_id": request_id, "salt": None}
+        scope |= {"headers": HEADERS, "state": {"request_id": number, "salt": None}}
         start, *parts = [one async for one in messages_of(app, scope, json.dumps(request.body).encode())]
         response |= {"status_code": start["status"], "body": json.loads(b"".join(one["body"] for one in parts))}
-    except ValidationError as error:
-        response["body"] = from_validation(error.errors()).body()
-    except ApiError as error:
-        response["body"] = error.body()
+    except (ApiError, ValidationError) as error:
+        response["body"] = (error if isinstance(error, ApiError) else from_validation(error.errors())).body()
     except (ValueError, RecursionError):
         response["body"] = ApiError(400, UNREADABLE).body()
-    fields = {"id": f"batch_req_{request_id}", "custom_id": custom_id(line), "response": response, "error": None}
+    fields = {"id": f"batch_req_{number}", "custom_id": custom_id(line), "response": response, "error": None}
     return json.dumps(fields).encode() + b"\n"

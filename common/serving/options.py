@@ -61,7 +61,7 @@ class ServerOptions:
             raise unknown("tool_parser", self.tool_parser, TOOL_PARSERS)
         if self.spans not in (None, *SPAN_EXPORTERS):
             raise unknown("spans", self.spans, SPAN_EXPORTERS)
-        require(self.replicas == 1 or self.spans is None, "spans are for one replica only: leave them out")
+        require(self.replicas == 1 or not (self.spans or self.allow_origin), "replicas: no spans, no allow_origin")
 
     @property
     def loopback(self) -> bool:

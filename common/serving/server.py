@@ -43,16 +43,6 @@ def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: 
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (what comes now must not wait for its reader either)
 
 
-def guarded_app(service: Service) -> ASGIApp:
-    """The routes behind what every request passes."""
-    options = service.options
-    app: ASGIApp = Gate(create_app(service), options, service.metrics)
-    if options.allow_origin:  # keys travel in a header, so pages need no credentials of a browser
-        methods, seen = ("GET", "HEAD", "POST"), ("X-Request-Id", "Retry-After")
-        app = CORSMiddleware(app, options.allow_origin, methods, allow_headers=("*",), expose_headers=seen)
-    return app
-
-
 class Server(uvicorn.Server):
     """On a signal, uvicorn stops listening and waits for open requests. This one drains first: /health reports it."""
 
@@ -62,10 +52,13 @@ class Server(uvicorn.Server):
         self._signal: int | None = None
         self.connections = Connections(options)
         service.metrics.watch(self.connections.open)
+        app: ASGIApp = Gate(create_app(service), options, service.metrics)
+        if options.allow_origin:  # keys travel in a header, so pages need no credentials of a browser
+            methods, seen = ("GET", "HEAD", "POST"), ("X-Request-Id", "Retry-After")
+            app = CORSMiddleware(app, options.allow_origin, methods, allow_headers=("*",), expose_headers=seen)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "ws": "none", "server_header": False}
         quiet["loop"] = "asyncio"  # whose transports `Connection` sets
         http: dict[str, Any] = {"http": partial(Connection, self.connections), "timeout_keep_alive": options.keep_alive}
-        app = guarded_app(service)
         super().__init__(uvicorn.Config(app, **quiet, **http, backlog=BACKLOG, timeout_graceful_shutdown=GRACE))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

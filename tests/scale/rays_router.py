@@ -1,4 +1,4 @@
-"""Ray's own prefix-aware router, given what ours sees. `ray.serve.llm` shows it only where vLLM or SGLang is installed."""
+"""Ray's own prefix-aware router, given what ours sees. `ray.serve.llm` has it only beside vLLM or SGLang."""
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 from typing import Any

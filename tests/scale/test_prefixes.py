@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 
-from common.scale.prefixes import BLOCK, Prefixes, block_keys, keys_of
+from common.scale.prefixes import BLOCK, Prefixes, keys_of
 
 IDLE = {"a": 0, "b": 0, "c": 0}
+
+
+def block_keys(salt: str, prompt: str) -> list[bytes]:
+    return keys_of([], json.dumps({"prompt": prompt, "cache_salt": salt}).encode())
 
 
 def text(seed: int, blocks: float) -> str:

@@ -132,14 +132,6 @@ def test_answers_to_other_requests_are_not_mixed_in(tmp_path: Path) -> None:
         run(tmp_path, [short("a")])
 
 
-def test_a_line_of_any_length_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "LONGEST", 300)
-    lines = [short("a"), request("long", prompt="x" * 900), short("b"), b"y" * 599, b"y" * 600, short("c")]
-    found = run(tmp_path, lines)
-    assert [answer["custom_id"] for answer in found] == ["a", None, "b", None, None, "c"]
-    assert [answer["response"]["status_code"] for answer in found] == [200, 400, 200, 400, 400, 200]
-
-
 def test_few_lines_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So memory does not grow with the file; and one that takes long does not hold up the engine."""
     opened: list[int] = []
