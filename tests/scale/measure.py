@@ -15,7 +15,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from benchmarks.recipes import BenchRequest
 from benchmarks.workloads import find_size
 from common.config import EngineConfig
 from common.models.load import open_source, read_tokenizer
-from common.scale.serve import application, cluster, portable, share
+from common.scale.serve import application, cluster, share
 
 MODEL, PORT = "smollm2-135m-instruct", 8911
 BUILD = "stages.m6_prefix_caching.engine:build"
@@ -133,7 +133,7 @@ def measure(router: str) -> list[dict[str, Any]]:
     with cluster(config):
         replica: dict[str, Any] = {"ray_actor_options": share(2, config)[1]}
         replica["request_router_config"] = {"request_router_class": ROUTERS[router]}
-        args = {"build": BUILD, "engine": portable(config), "server": {"replicas": 2}, "replica": replica}
+        args = {"build": BUILD, "engine": asdict(config), "server": {"replicas": 2}, "replica": replica}
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": PORT})
         serve.run(application(args), name="folovllm", route_prefix="/")
         for workload in ("shared_prefix", "multi_turn", "system_prompts"):
