@@ -214,7 +214,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def nodes() -> Iterator[dict[str, str]]:
     """A cluster of two nodes with a CPU each, on this machine: the environment of a command that uses it."""
     from ray.cluster_utils import Cluster as Nodes
 
@@ -226,7 +226,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         made = Nodes(initialize_head=True, head_node_args=head)
         made.add_node(num_cpus=1)
         made.wait_for_nodes()
-        yield {"RAY_ADDRESS": made.address, "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{head['dashboard_port']}"}
+        yield {"RAY_ADDRESS": str(made.address), "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{head['dashboard_port']}"}
         made.shutdown()
 
 
