@@ -9,6 +9,7 @@ PEERS    ?=
 SWEEP    ?=
 EXECUTION ?=
 PREFIX_INDEX ?=
+TP       ?=
 HOST     ?=
 PORT     ?=
 REPLICAS ?=
@@ -82,6 +83,9 @@ endif
 ifneq ($(and $(TASK)$(FRESH),$(filter-out build,$(VERBS))),)
   $(error TASK= and FRESH= are for build only)
 endif
+ifneq ($(and $(TP),$(filter-out bench trace profile demo generate chat serve,$(VERBS))),)
+  $(error TP= is for bench, trace, profile, demo, generate, chat and serve)
+endif
 ifneq ($(and $(PREFIX_INDEX),$(filter-out bench trace profile,$(VERBS))),)
   $(error PREFIX_INDEX= is for bench, trace and profile)
 endif
@@ -110,9 +114,10 @@ SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(REPLICAS),--replicas $(REPLICAS))
 VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
+	$(if $(TP),$(if $(filter demo generate chat serve,$@),--tensor-parallel-size $(TP))) \
 	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD)) $(NVTX_OPTION)) $(if $(filter profile trace,$@),$(INDEX_OPTION)))
 NVTX_OPTION = $(if $(filter-out 0 no false,$(NVTX)),--nvtx)
-INDEX_OPTION = $(if $(PREFIX_INDEX),--engine prefix_index=$(PREFIX_INDEX))
+INDEX_OPTION = $(if $(PREFIX_INDEX),--engine prefix_index=$(PREFIX_INDEX)) $(if $(TP),--engine tensor_parallel_size=$(TP))
 RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(PORT),--port $(PORT))) \
 	$(if $(filter race,$@),$(if $(PRESET),--preset $(PRESET)) $(if $(ASK),--prompt "$(ASK)")))
 # The main job is for any machine: the CPU, unless another device is asked for.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import attention, cli, fused, int4, quality
+from benchmarks import attention, batches, cli, int4, parallel, quality
 from benchmarks.compare import Results, make_comparison, run
 from benchmarks.files import read_json
 from benchmarks.gpu import JOBS, limits, run_parts
@@ -135,6 +135,8 @@ def _run_job(job: str, model: str, device: str, dtype: str, quick: bool, out_dir
         failed |= any(not record.ok for record in results.records)
     for line in limits(model, dtype, device, out_dir, quick) if job == "bench" else ():
         print(line)
+    if job == "bench":
+        batches.run(model=model, device=device, dtype=dtype, quick=quick, path=out_dir / "batches.json")
     print(f"all of it took {(time.perf_counter() - began) / 60:.1f} minutes")
     if failed:
         raise typer.Exit(1)
@@ -155,8 +157,9 @@ def _show(results: Any, folder: Path) -> None:
 
 
 app.command("attention")(attention.run)
-app.command("fused")(fused.run)
+app.command("batches")(batches.run)
 app.command("int4")(int4.run)
+app.command("parallel")(parallel.run)
 app.command("trace")(trace)
 app.command("profile")(profile)
 app.command("quality")(quality.measure_all)

@@ -19,7 +19,7 @@ from benchmarks.table import factor, footnotes, rows_for, size, sweep_rows, work
 from benchmarks.workloads import find
 
 LADDERS = ("mixed", "ladder", "nano")
-KERNELS, QUALITY = ("attention", "limits", "other"), ("quality", "interop")
+KERNELS, QUALITY = ("attention", "limits", "batches", "other"), ("quality", "interop")
 LADDER_COLUMNS = {
     **{name: name for name in ("stage", "output tokens/s", "× stage before", "× m0", "peak memory")},
     "TTFT, s p50": "TTFT p50, s",

@@ -9,6 +9,7 @@ single.m7.e2e_s.mean or decode_one.m7.e2e_s.mean    the first of the two that wa
 1 - long_context.m4.ttft_s.p50 / long_context.m3.ttft_s.p50
 mixed.m3.output_tokens_per_s@gpu-ladder             of one file, by its name without `.json`
 attention.triton.decode 64 × 1024.share             a backend's measurement
+batches.m6.64.sampled.output_tokens_per_s           `batches`: stage, requests, way of sampling
 quality.bf16.perplexity                             the row of that name, or the only one whose name begins so
 reference.vllm.nano                                 an engine that people use, greedy (`benchmarks.report.peers`)
 reference.vllm.nano.sampled                         the same at temperature 0.6
@@ -42,7 +43,7 @@ from common.models.sources.random_weights import PRESETS
 SINGLE_TOKENS = 128 + 127  # what `single` leaves in the cache: all but the last token
 GPU_BENCH = {workload for part in JOBS["bench"] for workload in part.workloads}
 Run = list[float | None]
-OF_MACHINE = {"attention": (2,), "quality": (1,), "reference": (1, 2)}
+OF_MACHINE = {"attention": (2,), "batches": (3,), "quality": (1,), "reference": (1, 2)}
 """What begins so is in a file of its own, and not in one of records. With how many names may follow the second."""
 BEST_OF_4_BITS = "llama.cpp Q4"
 LEVEL = 0.95  # A throughput of this share of the best counts as equal
@@ -194,6 +195,8 @@ def command_for(expression: str, gpu: bool, model: str = DEFAULT_MODEL) -> str:
         return "python -m benchmarks attention"
     if workload == "quality":
         return "make stage7 quality"
+    if workload == "batches":
+        return "python -m benchmarks batches"
     if gpu and model == MODEL:  # the jobs for a GPU run these
         if GPU_BENCH & {workload_of(alternative) for alternative in alternatives(expression)}:
             return "make gpu-bench"
@@ -216,6 +219,8 @@ def _look_up(machine: Machine, name: str, bench: Bench | None) -> float | None:
         raise UserError(f"{name!r} is no name of a figure: see benchmarks/report/figures.py")
     if head == "attention":
         return _sheet_value(machine, head, fields[1], {"backend": stage, "step": fields[0]})
+    if head == "batches":
+        return _sheet_value(machine, head, fields[2], {"stage": stage, "batch": fields[0], "sampling": fields[1]})
     if head == "quality":
         return _sheet_value(machine, head, fields[0], {"name": stage})
     if head == "reference":

@@ -6,6 +6,7 @@ from itertools import product
 
 from benchmarks import attention, int4, plots, quality
 from benchmarks.execution import PLAIN
+from benchmarks.plots.batches import batches_figure
 from benchmarks.plots.picture import save_picture
 from benchmarks.report import cpu_speed
 from benchmarks.report.blocks import Picture
@@ -40,6 +41,10 @@ def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
         yield Picture(path, "ratios of speeds on a CPU, and what was wanted of them")
     for sheet in machine.sheets_of("attention"):
         yield Picture(attention.draw(sheet.values, sheet.path.parent), "roofline of the attention kernels")
+    for sheet in machine.sheets_of("batches"):
+        look = partial(batches_figure, sheet.values, machine.title)
+        path = save_picture(sheet.path.with_name("batches.png"), look)
+        yield Picture(path, "tokens a second of one request, by batch")
     for sheet in machine.sheets_of("quality"):
         if any(row["name"] == "bf16" for row in sheet.rows):
             look = partial(quality.bars, sheet.rows, sheet.values["model"])

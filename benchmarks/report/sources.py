@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.attention import SCHEMA as ATTENTION
+from benchmarks.batches import SCHEMA as BATCHES
 from benchmarks.compare import Results
 from benchmarks.environment import ROOT, short_hardware
 from benchmarks.limits import SCHEMA as LIMITS
@@ -36,7 +37,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Any other file: `kind` is `attention`, `quality`, `limits`, `interop` or `other`, `rows` its measurements."""
+    """Any other file: `kind` is `attention`, `batches`, `quality`, `limits`, `interop` or `other`, `rows` its
+    measurements."""
 
     path: Path
     kind: str
@@ -167,7 +169,8 @@ def _recognise(path: Path, values: Any) -> Bench | Sheet:
         return Sheet(path, "interop", values, rows)
     rows = values.get("rows") or values.get("records")
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-        kinds = {"quality": "perplexity" in rows[0], "limits": values.get("schema") == LIMITS}
+        schema = values.get("schema")
+        kinds = {"quality": "perplexity" in rows[0], "limits": schema == LIMITS, "batches": schema == BATCHES}
         return Sheet(path, next((kind for kind, fits in kinds.items() if fits), "other"), values, rows)
     raise UserError("no list of records or rows")
 

@@ -18,6 +18,7 @@ from common.cli.options import with_options
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError
+from common.execution.parallel.start import follows, on_ranks
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
@@ -34,7 +35,7 @@ def stage_main(main_file: str, build: Build) -> NoReturn:
 
 def stage_app(folder: Path, build: Build) -> typer.Typer:
     name = folder.name.split("_")[0]
-    number = int(name[1:])
+    number, build = int(name[1:]), on_ranks(build)
     app = typer.Typer(
         help=f"Stage {name[1:]} ({folder.name}). Run COMMAND --help for details.",
         no_args_is_help=True,
@@ -131,6 +132,8 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
+    if follows():
+        build(config)  # ends with rank 0's engine
     if options.replicas > 1:
         from common.scale.serve import run
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from common.attention import Attention
-from common.execution.draws import Draw, Kind, RequestDraws, draw_biased
+from common.execution.draws import KINDS, Draw, Kind, RequestDraws, draw_biased
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
@@ -120,7 +121,7 @@ class StepGraphs:
     @torch.inference_mode()
     def capture(self, record: Record) -> None:
         """Largest first: the smaller ones then find room in the memory that it took."""
-        draws = [(size, kind) for size in reversed(self.sizes) for kind in Kind]
+        draws = [(size, kind) for size in reversed(self.sizes) for kind in KINDS]
         count = len(self.shapes) + len(draws)
         with no_garbage_collection(), progress_bar("capturing CUDA graphs", count, show=None) as advance:
             for shape in reversed(self.shapes):
@@ -130,6 +131,10 @@ class StepGraphs:
                 self._draw_graphs[size, kind] = record(lambda size=size, kind=kind: self._choose(size, kind))
                 advance(1)
 
+    def drop(self) -> None:
+        self._model_graphs.clear()
+        self._draw_graphs.clear()
+
     def _run_model(self, shape: StepShape) -> None:
         batch = self._inputs.batch(shape)
         self._attention.begin(batch)
@@ -137,8 +142,14 @@ class StepGraphs:
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int, kind: Kind) -> None:
-        draws = self._inputs.draws(size, self._raw)
-        draw_biased(self._draw, self._model.logits(self._hidden[:size]), draws, kind)
+        draws, model, hidden = self._inputs.draws(size, self._raw), self._model, self._hidden[:size]
+        slots = draws.keys[:, -1]
+        if model.splits_vocabulary and kind == Kind.LIKELIEST:
+            self.tokens[slots] = model.likeliest(hidden)
+            return
+        draw_biased(self._draw, model.logits(hidden), draws, kind)
+        if model.splits_vocabulary:
+            self.tokens[slots] = model.agree(self.tokens[slots])
 
     def start(self, plan: StepPlan, launch: Callable[[StepPlan], torch.Tensor]) -> tuple[SamplerOutput, list[int]]:
         """Queue a step. Returns what is drawn, valid until the next step is started, and where in it the token of each
@@ -157,10 +168,10 @@ class StepGraphs:
             self._hidden[:count] = launch(plan)
         if not count:
             return SamplerOutput(self.tokens), []
-        kind = Kind(self._requests.kinds[batch.draw_slots].max())
+        kind = Kind(np.bitwise_or.reduce(self._requests.kinds[batch.draw_slots]))
         self._requests.restrict(batch.draw_slots.tolist(), plan.drawing)
         self._draw_graphs[size, kind].replay()
-        if kind < Kind.MARKED or all(request.params.logprobs is None for request in plan.drawing):
+        if not kind & Kind.MARKED or all(request.params.logprobs is None for request in plan.drawing):
             return SamplerOutput(self.tokens), batch.draw_slots.tolist()
         token_ids = self.tokens[self._inputs.draws(count, self._raw).keys[:, -1]]
         params = [request.params for request in plan.drawing]

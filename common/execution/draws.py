@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntFlag
 
 import numpy as np
 import torch
@@ -27,14 +27,19 @@ SEEN, ONE, COUNT, BANNED = 1, 2, 0x7FFE, -(1 << 15)
 """Marks of a token: the prompt has it; the output has it once more; the bits of that count; it must not come yet."""
 
 
-class Kind(IntEnum):
-    """What a step's rows need at most; each one includes those before."""
+class Kind(IntFlag):
+    """What a row needs; a step needs all that its rows do."""
 
     LIKELIEST = 0
     DRAWN = 1  # a temperature
-    MARKED = 2  # penalties, logit_bias, min_tokens, log-probabilities
-    SHARED = 3  # top_p and min_p
-    RANKED = 4  # top_k
+    SHARED = 2  # also top_p and min_p
+    RANKED = 4  # also top_k
+    MARKED = 8  # penalties, logit_bias, min_tokens, log-probabilities, drawn or not
+
+
+WAYS = Kind.LIKELIEST, Kind.DRAWN, Kind.DRAWN | Kind.SHARED, Kind.DRAWN | Kind.SHARED | Kind.RANKED
+KINDS = [*WAYS, *(way | Kind.MARKED for way in WAYS)]
+"""All there are, each a graph."""
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ Draw = Callable[[torch.Tensor, Draws, Kind], None]
 
 def draw_biased(way: Draw, logits: torch.Tensor, draws: Draws, kind: Kind) -> None:
     """`way` of logits with `logit_bias` added, in place; `raw` keeps the model's own."""
-    if kind < Kind.MARKED:
+    if not kind & Kind.MARKED:
         return way(logits, draws, kind)
     slots = draws.keys[:, 3]
     tokens = draws.biased[slots]
@@ -71,20 +76,20 @@ def draw_biased(way: Draw, logits: torch.Tensor, draws: Draws, kind: Kind) -> No
 def draw(logits: torch.Tensor, draws: Draws, kind: Kind) -> None:
     """Without waiting for the device, so that a graph can repeat it."""
     seeds, positions, free_from, slots = draws.keys.unbind(1)
-    if kind is Kind.LIKELIEST:
+    if kind == Kind.LIKELIEST:
         draws.tokens[slots] = Ops().sample(logits)
         return
     temperature, top_k, top_p, min_p, *penalties = draws.settings[:, :, None].unbind(1)[:7]
-    if kind >= Kind.MARKED:
+    if kind & Kind.MARKED:
         draws.raw.copy_(logits)
         marks = draws.marks[slots]
         logits = apply_penalties(logits, (marks & ~BANNED) != 0, (marks & COUNT) // ONE, *penalties)
         logits = logits.masked_fill((marks < 0) & (positions < free_from)[:, None], -torch.inf)
-    if kind >= Kind.SHARED:
+    if kind & Kind.SHARED:
         logits = filter_logits(logits, temperature, top_k, top_p, min_p)
     token_ids = Ops().sample(logits, temperature[:, 0], uniforms(seeds, positions))
     draws.tokens[slots] = token_ids
-    if kind >= Kind.MARKED:
+    if kind & Kind.MARKED:
         marks = draws.marks[slots, token_ids]
         draws.marks[slots, token_ids] = torch.where((marks & COUNT) < COUNT, marks + ONE, marks)
 
@@ -131,7 +136,7 @@ class RequestDraws:
         biased = bool(p.logit_bias)
         kind = Kind.MARKED if marked or biased or p.logprobs is not None else Kind.LIKELIEST
         if not p.greedy:
-            kind = max(kind, Kind.RANKED if p.top_k else Kind.SHARED if p.filters else Kind.DRAWN)
+            kind |= WAYS[3 if p.top_k else 2 if p.filters else 1]
         self.kinds[slot] = kind
         if marked:
             self._mark(self.marks[slot], request)

@@ -25,18 +25,21 @@ class FusedQkv(Protocol):
 class FusingOps(Ops):
     """Operations that let a projection, and the attention that `attend` belongs to, do their neighbours' work."""
 
-    def product(self, proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
-        """The matrix product with its neighbours' work fused in, as `Fuses` says; None if there is none."""
+    def product(
+        self, proj: Projection, tokens: int, norm: bool = False, gated: bool = False
+    ) -> Callable[..., torch.Tensor] | None:
+        """The matrix product with its neighbours' work fused in, as `Fuses` says; None if there is none. norm, gated:
+        which work that is."""
         kernel = getattr(proj, "small_batch_kernel", None)  # isinstance takes 10 µs to look at a Protocol
         return None if kernel is None else kernel(tokens, gated)
 
     def norm_linear(self, x: torch.Tensor, norm: RMSNorm, proj: Projection) -> torch.Tensor:
-        if (product := self.product(proj, x.shape[0])) is not None:
+        if (product := self.product(proj, x.shape[0], norm=True)) is not None:
             return product(x, norm=norm.weight, eps=norm.eps)
         return super().norm_linear(x, norm, proj)
 
     def norm_swiglu(self, x: torch.Tensor, norm: RMSNorm, gate_up: Projection) -> torch.Tensor:
-        if (product := self.product(gate_up, x.shape[0], gated=True)) is not None:
+        if (product := self.product(gate_up, x.shape[0], norm=True, gated=True)) is not None:
             return product(x, norm=norm.weight, eps=norm.eps, gated=True)
         return super().norm_swiglu(x, norm, gate_up)
 

@@ -58,11 +58,13 @@ def cluster(config: EngineConfig) -> Generator[None]:
 
 
 def share(engines: int | None, config: EngineConfig) -> tuple[int, dict[str, float]]:
-    """So many engines, else one for each GPU or machine; and what one takes: a GPU, or its part of a machine's CPUs."""
+    """So many engines, else as many as there are GPUs or machines for; and what one takes: GPUs, or its part of a
+    machine's CPUs."""
     if config.torch_device.type == "cuda":
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        require(gpus >= (engines or 1), f"{engines or 1} engines need as many GPUs: Ray has {gpus}")
-        return engines or gpus, {"num_cpus": 1, "num_gpus": 1}
+        each, gpus = config.tensor_parallel_size, int(ray.cluster_resources().get("GPU", 0))
+        number = engines or max(1, gpus // each)
+        require(gpus >= number * each, f"{number} engines need {number * each} GPUs: Ray has {gpus}")
+        return number, {"num_cpus": 1, "num_gpus": each}
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
     number = engines or len(cpus)
     on_one = -(-number // len(cpus))

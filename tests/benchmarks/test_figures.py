@@ -82,6 +82,11 @@ def row_of(machine: str, name: str, file: str) -> float | None:
         backend, step, field = rest.split(".")
         [found] = [r for r in read(machine, "attention")["records"] if (r["backend"], r["step"]) == (backend, step)]
         return found[field]
+    if head == "batches":
+        stage, batch, way, field = rest.split(".")
+        rows = read(machine, "batches")["records"]
+        [found] = [r for r in rows if (r["stage"], r["batch"], r["sampling"]) == (stage, batch, way)]
+        return found[field]
     if head == "reference":
         return reference(machine, rest)
     workload, _, point = head.rstrip("]").partition("[")

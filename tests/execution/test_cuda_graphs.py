@@ -15,6 +15,7 @@ import torch
 import stages
 from common import Engine, SamplingParams
 from common.execution.cuda_graphs import padded_sizes, prompt_sizes, step_shapes
+from common.execution.draws import KINDS
 from common.execution.graph_inputs import MAX_PROMPTS, StepShape
 from tests.conftest import TINY
 from tests.engine_checks import CHUNKED, PAGED, TOKEN_BYTES, exactly, prompts_of, serve, tokens
@@ -85,7 +86,7 @@ def test_a_replayed_step_equals_an_eager_one(
     expected = eager(stage, LENGTHS, OUTPUTS, **options)
     engine = build(stage, overlap=overlap, **options)
     shapes = step_shapes(max_num_seqs, 100)
-    assert fake_graphs.recordings == len(shapes) + 5 * len(padded_sizes(max_num_seqs))
+    assert fake_graphs.recordings == len(shapes) + len(KINDS) * len(padded_sizes(max_num_seqs))
     assert tokens(serve(engine, PROMPTS, PARAMS)) == expected
     assert fake_graphs.replays == 2 * engine.metrics()["steps"], "each step is two replays, with prompts or without"
 

@@ -5,13 +5,16 @@ The interpreter runs one program after another, each for some milliseconds whate
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from common.execution.choose import choose_ops
 from common.execution.cpu.fused_cpu import CompiledOps
-from common.execution.gpu import triton_gemv
+from common.execution.gpu import triton_batch, triton_gemv, triton_skinny
 from common.execution.gpu.fused import FusedOps
+from common.execution.gpu.launch import launch_options
 from common.models import load_model
 from common.models.linear import Linear
 from common.models.ops import Ops
@@ -32,8 +35,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter cuts, not rounds
 
 
-ROWS = [1, 2, 3, triton_gemv.MAX_ROWS, triton_gemv.MAX_ROWS + 1] + [8, 9, 20] * DEEP
-"""More than MAX_ROWS are all alike: the library's product, and a program for each row between the products."""
+ROWS = [1, 3, 8, 9, triton_skinny.MAX_ROWS + 1, triton_batch.MAX_ROWS + 1] + [2, 16, 20, 32, 65] * DEEP
+"""On both sides of every kernel's limit; more than `triton_batch.MAX_ROWS` are the library's. float32 is multiplied by
+the library from two rows on."""
 
 SIZES = [(64, 1), (100, 7), (576, 27), (16, 110), (1030, 5)] + [(576, 60), (1030, 13)] * DEEP
 """Inputs and outputs of a product: one output, and last tiles with 1, 3 and 14 of them."""
@@ -45,6 +49,7 @@ DRAWS = by_depth(3, 8)
 def ops(monkeypatch: pytest.MonkeyPatch) -> FusedOps:
     if DEVICE == "cpu":  # each program has several outputs, and some of the last one's are too many
         monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 2)
+        monkeypatch.setattr(triton_skinny, "MIN_PROGRAMS", 2)
     return FusedOps(torch.device(DEVICE))
 
 
@@ -84,7 +89,78 @@ def test_products_are_right_on_both_sides_of_the_row_limit(
 def test_products_are_right_at_sizes_that_no_tile_divides(
     product_ops: FusedOps, width: int, outputs: int, bias: bool
 ) -> None:
-    check_products(product_ops, Inputs(torch.float32, DEVICE), 2, width, outputs, bias)
+    check_products(product_ops, Inputs(torch.float32, DEVICE), 1, width, outputs, bias)
+
+
+@pytest.mark.parametrize(("width", "outputs"), [(100, 7), (576, 27), (1030, 5), (2048, 40)])
+@pytest.mark.parametrize("rows", [5, 17])
+def test_products_of_the_tensor_cores_are_right_at_sizes_that_no_tile_divides(
+    ops: FusedOps, width: int, outputs: int, rows: int
+) -> None:
+    """A last tile with few outputs, a last part with few inputs, and a last group with one token."""
+    check_products(ops, Inputs(torch.float16, DEVICE), rows, width, outputs, bias=True)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("out", "warps", "tokens"), [(8, 8, 8), (8, 4, 16), (16, 2, 8), (16, 16, 8), (32, 4, 16)])
+def test_every_shape_of_a_program_gives_the_same_product(out: int, warps: int, tokens: int, gated: bool) -> None:
+    if gated and out == 8:
+        return  # gate and up are eight rows each
+    make = Inputs(torch.float16, DEVICE)
+    x, norm, proj = make.tensor(9, 1100, scale=3), make.norm(1100), make.linear(2 * 20, 1100)
+    config = triton_skinny.SkinnyConfig(out, warps, tokens)
+    options: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps, "gated": gated, "config": config}
+    result = triton_skinny.skinny(x, proj.weight, launch_options(torch.device(DEVICE)), **options)
+    close(result, Ops().norm_swiglu(x, norm, proj) if gated else Ops().norm_linear(x, norm, proj))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("width", "outputs"), [(100, 7), (1024, 64), (576, 100)])
+@pytest.mark.parametrize("config", [*triton_batch.CONFIGS[1::2], *triton_batch.CONFIGS[::2] * DEEP], ids=str)
+def test_every_tile_of_a_batch_gives_the_same_product(
+    config: triton_batch.BatchConfig, width: int, outputs: int, bias: bool
+) -> None:
+    """Two tiles of tokens, the second of one; outputs and inputs that no tile divides, and some that all divide."""
+    make = Inputs(torch.float16, DEVICE)
+    x, norm, proj = make.tensor(65, width, scale=3), make.norm(width), make.linear(outputs, width, bias)
+    gate_up, residual = make.linear(2 * outputs, width), make.tensor(65, outputs)
+    launch = launch_options(torch.device(DEVICE))
+    options: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps}
+    given = (launch, config)
+    close(triton_batch.batch(x, proj.weight, *given, bias=proj.bias, **options), Ops().norm_linear(x, norm, proj))
+    close(triton_batch.batch(x, gate_up.weight, *given, gated=True, **options), Ops().norm_swiglu(x, norm, gate_up))
+    expected = Ops().residual_linear(residual, proj, x)
+    close(triton_batch.batch(x, proj.weight, *given, bias=proj.bias, add_to=residual), expected)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows", "out"),
+    [(4096, 33, 32), (4096, 64, 32), (4096, 65, 64), (6144, 64, 64), (6144, 128, 128), (1024, 64, 16), (48, 64, 16)],
+)
+def test_a_batch_is_cut_into_enough_programs(outputs: int, rows: int, out: int) -> None:
+    weight = torch.empty(outputs, 64, dtype=torch.bfloat16, device="meta")
+    config = triton_batch.batch_config(weight, rows)
+    assert config is not None and config.out == out
+
+
+def test_the_library_keeps_large_batches_large_heads_and_float32() -> None:
+    weight = torch.empty(4096, 64, dtype=torch.bfloat16, device="meta")
+    assert triton_batch.batch_config(weight, triton_batch.MAX_ROWS + 1) is None
+    assert triton_batch.batch_config(weight.float(), 64) is None
+    assert triton_batch.batch_config(weight.new_empty(151_936, 64), 64) is None
+
+
+def test_no_tokens_are_no_product(ops: FusedOps) -> None:
+    """A step in which nothing is sampled has no logits."""
+    make = Inputs(torch.float16, DEVICE)
+    assert ops.norm_linear(make.tensor(0, 64), make.norm(64), make.linear(24, 64)).shape == (0, 24)
+
+
+def test_rows_that_lie_apart_are_multiplied_in_place(ops: FusedOps) -> None:
+    make = Inputs(torch.float16, DEVICE)
+    wide, proj, residual = make.tensor(3, 200), make.linear(24, 64), make.tensor(3, 24)
+    expected = Ops().residual_linear(residual, proj, wide[:, 100:164])
+    close(ops.residual_linear(residual.clone(), proj, wide[:, 100:164]), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -171,10 +247,40 @@ def test_a_cpu_without_numba_gets_plain_operations(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("outputs", "width"), [(1, 64), (512, 64), (4096, 1024), (6144, 1024), (151_936, 1024)])
 def test_a_product_is_cut_into_enough_programs_of_bounded_size(outputs: int, width: int, gated: bool) -> None:
-    for rows, most in triton_gemv.BYTES_PER_PROGRAM.items():
-        out, warps = triton_gemv.gemv_config(outputs, width, itemsize=2, gated=gated, rows=rows)
-        row_bytes = width * 2 * (2 if gated else 1)
-        assert out == 1 or (out * row_bytes <= most and outputs // out >= triton_gemv.MIN_PROGRAMS)
-        twice = 2 * out
-        assert twice * row_bytes > most or outputs // twice < triton_gemv.MIN_PROGRAMS, "larger programs would do"
-        assert warps == max(1, min(8, row_bytes // 1024))
+    out, warps = triton_gemv.gemv_config(outputs, width, itemsize=4, gated=gated)
+    row_bytes, most = width * 4 * (2 if gated else 1), triton_gemv.BYTES_PER_PROGRAM
+    assert out == 1 or (out * row_bytes <= most and outputs // out >= triton_gemv.MIN_PROGRAMS)
+    twice = 2 * out
+    assert twice * row_bytes > most or outputs // twice < triton_gemv.MIN_PROGRAMS, "larger programs would do"
+    assert warps == max(1, min(8, row_bytes // 1024))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "width", "rows", "kind", "expected"),
+    [
+        (4096, 1024, 8, "norm", (32, 4, 8)),
+        (1024, 2048, 1, "add", (16, 4, 8)),
+        (1024, 2048, 9, "add", (8, 4, 16)),
+        (1024, 3072, 8, "add", (8, 4, 8)),
+        (1024, 3072, 32, "add", (8, 4, 8)),
+        (6144, 1024, 16, "gated", (32, 4, 16)),
+        (6144, 1024, 17, "gated", None),
+        (151_936, 1024, 8, "norm", (32, 4, 8)),
+        (151_936, 1024, 9, "norm", None),
+        (1024, 2048, 33, "add", None),
+        (9728, 2560, 8, "gated", (16, 8, 8)),
+        (6144, 2560, 9, "norm", (8, 8, 16)),
+        (2560, 9728, 1, "add", None),
+        (192, 576, 1, "norm", (8, 4, 8)),
+        (128, 64, 1, "gated", (16, 4, 8)),
+    ],
+)
+def test_a_product_of_the_tensor_cores_fits_into_registers(
+    outputs: int, width: int, rows: int, kind: str, expected: tuple[int, int, int] | None
+) -> None:
+    """Qwen3-0.6B's products; those that the library keeps; and a narrow one, for which there are many programs."""
+    weight = torch.empty(outputs, width, dtype=torch.bfloat16, device="meta")
+    norm, gated = kind != "add", kind == "gated"
+    config = triton_skinny.skinny_config(weight, rows, norm, gated)
+    assert (None if config is None else (config.out, config.warps, config.tokens)) == expected
+    assert triton_skinny.skinny_config(weight.float(), rows, norm, gated) is None

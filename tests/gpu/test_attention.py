@@ -62,6 +62,19 @@ def test_fused_qkv_of_any_group_gives_the_same_numbers(length: int, heads: tuple
     check_fused_qkv(case, backend_for("triton", case))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "head_dim"), [((16, 8), 128), ((9, 3), 64), ((4, 2), 16)])
+@pytest.mark.parametrize("decodes", [1, 7, 47, 48, 130])
+def test_fused_qkv_of_several_sequences_gives_the_same_numbers(
+    decodes: int, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+) -> None:
+    """With prompts and without, on both sides of what counts as many."""
+    chunks = [(1, 1 + 37 * i % 500) for i in range(decodes)]
+    for prompts in ([], [(40, 100), (3, 3)]) if decodes > 1 else ([(40, 100)],):
+        case = make_case(chunks + prompts, heads, head_dim, dtype=dtype, device="cuda")
+        check_fused_qkv(case, backend_for("triton", case), normalised=head_dim != 64)
+
+
 @pytest.mark.parametrize("head_dim", [16, 32, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_attention_is_right_at_head_dimensions_other_than_64_and_128(head_dim: int, dtype: torch.dtype) -> None:

@@ -26,10 +26,13 @@ OPTIONS = [
 
 @pytest.mark.parametrize("scale", [0.3, 4.0], ids=["flat", "peaked"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("marked", [{}, {"logprobs": 0}], ids=["", "with log-probabilities"])
 @pytest.mark.parametrize("rows", [1, 5, 64])
-def test_filtered_rows_draw_what_the_definition_keeps(rows: int, dtype: torch.dtype, scale: float) -> None:
+def test_filtered_rows_draw_what_the_definition_keeps(
+    rows: int, marked: dict[str, int], dtype: torch.dtype, scale: float
+) -> None:
     """The noise falls into the interval of the token that was drawn, up to float32's rounding of sums."""
-    options = [OPTIONS[row % len(OPTIONS)] for row in range(rows)]
+    options = [OPTIONS[row % len(OPTIONS)] | marked for row in range(rows)]
     requests = requests_of(options, VOCAB)
     generator = torch.Generator("cuda").manual_seed(rows)
     for position in range(10):

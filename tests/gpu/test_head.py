@@ -45,7 +45,7 @@ def test_norm_is_done_exactly_once(tokens: int, overlap: bool, monkeypatch: pyte
     ops = FusedOps(torch.device("cuda"), overlap)
     for few in (triton_int8.GEMV_TOKENS, 4):
         monkeypatch.setattr(triton_int8, "GEMV_TOKENS", few)
-        check_norm(ops, Int8Head(head, overlap), head, tokens, torch.bfloat16)
+        check_norm(ops, Int8Head(head), head, tokens, torch.bfloat16)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16])

@@ -145,15 +145,6 @@ def test_fused_qkv_in_blocks_of_any_size_gives_the_same_numbers(block_size: int)
     check_fused_qkv(case, create("triton", case))
 
 
-@pytest.mark.parametrize(("chunks", "taken"), [([(1, 5)], True), ([(1, 5), (1, 9)], False), ([(2, 9)], False)], ids=str)
-def test_only_a_step_of_one_decode_fuses_qkv_heads(chunks: list[tuple[int, int]], taken: bool) -> None:
-    """A step of more must not be taken for one decode."""
-    case = make_case(chunks)
-    backend = create("triton", case)
-    backend.begin(case.batch)
-    assert backend.fuses_qkv() == taken
-
-
 CHUNKS = {
     "one decode": [(1, 40)],
     "decodes": [(1, 70), (1, 1), (1, 16)],
@@ -171,6 +162,16 @@ def test_fused_qkv_on_a_cpu_gives_the_same_numbers(
 ) -> None:
     case = make_case(chunks, dtype=dtype)
     check_fused_qkv(case, create("cpu", case), normalised)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize(("chunks", "heads"), [([(1, 20), (1, 1)], (9, 3)), ([(1, 17), (5, 9)], (4, 2))], ids=str)
+def test_fused_qkv_of_several_sequences_gives_the_same_numbers(
+    chunks: list[tuple[int, int]], heads: tuple[int, int], normalised: bool
+) -> None:
+    """Heads that fill no last program; neither a query nor a value may be taken for a key."""
+    case = make_case(chunks, heads, head_dim=32)
+    check_fused_qkv(case, create("triton", case), normalised)
 
 
 @pytest.mark.parametrize("heads", HEADS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -83,18 +83,18 @@ def test_a_single_decode_in_one_kernel_changes_no_token(build: Build, monkeypatc
     from common.execution.gpu.fused import FusedOps
 
     monkeypatch.setattr(triton_gemv, "MIN_PROGRAMS", 1)  # the interpreter runs one after another
-    monkeypatch.setattr(triton_gemv, "BYTES_PER_PROGRAM", dict.fromkeys((1, 2, 4), 1 << 20))
+    monkeypatch.setattr(triton_gemv, "BYTES_PER_PROGRAM", 1 << 20)
     prompt = prompts_of((5,))
     expected = build("m0", max_num_seqs=1).generate(prompt, exactly(4))
     engine = build("m4", max_num_seqs=1, attention_backend="triton")
     engine.runner.model.ops = FusedOps(engine.runner.model.device)
     attention, layers = engine.runner.attention, len(engine.runner.model.layers)
-    taken: list[bool] = []
-    begin = attention.begin
-    vars(attention)["begin"] = lambda batch: (begin(batch), taken.append(attention.fuses_qkv))[0]
+    backend: Any = vars(attention)["_backend"]
+    single = MagicMock(side_effect=backend._fused_qkv)
+    monkeypatch.setattr(backend, "_fused_qkv", single)
     with AttentionClock(attention, engine.runner.model.device, lambda: 4 * layers) as clock:
         assert tokens(engine.generate(prompt, exactly(4))) == tokens(expected)
-    assert taken == [False] + [True] * 3, "the prompt's step, and every other"
+    assert single.call_count == 3 * layers, "every step but the prompt's"
     assert clock.seconds() is not None, "the clock missed calls"
 
 

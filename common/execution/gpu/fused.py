@@ -1,8 +1,10 @@
-"""The operations of `Ops` as fused kernels: at most `MAX_ROWS` tokens take five launches a layer and attention.
+"""The operations of `Ops` as fused kernels. With few tokens a layer takes five launches and attention:
 
-norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual. More tokens take
-the library's matrix products, which are at their best there, with fused kernels between them. An attention
-with a `fused_qkv` does the second of these itself.
+norm + qkv | QK-norm + rotary | (attention) | o + residual | norm + gate, up + SiLU | down + residual
+
+Each kind of product has its number of tokens: `triton_gemv` one, `triton_skinny` up to 32, `triton_batch` up to 128.
+More take the library's, which are at their best there, with fused kernels between them. An attention with a `fused_qkv`
+does the second of these itself.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import torch
 
 from common.execution.draws import Draws, Kind
 from common.execution.fused_qkv import FusingOps
-from common.execution.gpu import triton_draw, triton_elementwise, triton_gemv
+from common.execution.gpu import triton_batch, triton_draw, triton_elementwise, triton_gemv, triton_skinny
 from common.execution.gpu.launch import launch_options
 from common.models.layers import RMSNorm, RotaryEmbedding
 from common.models.linear import Linear, Projection
@@ -38,10 +40,18 @@ class FusedOps(FusingOps):
     def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
         return triton_elementwise.swiglu(gate_up, self.launch)
 
-    def product(self, proj: Projection, tokens: int, gated: bool = False) -> Callable[..., torch.Tensor] | None:
-        if isinstance(proj, Linear) and tokens <= triton_gemv.MAX_ROWS and not (gated and proj.bias is not None):
-            return partial(triton_gemv.gemv, weight=proj.weight, bias=proj.bias, launch=self.launch)
-        kernel = super().product(proj, tokens, gated)
+    def product(
+        self, proj: Projection, tokens: int, norm: bool = False, gated: bool = False
+    ) -> Callable[..., torch.Tensor] | None:
+        if isinstance(proj, Linear) and not (gated and proj.bias is not None):
+            given = {"weight": proj.weight, "bias": proj.bias, "launch": self.launch}
+            if (config := triton_skinny.skinny_config(proj.weight, tokens, norm, gated)) is not None:
+                return partial(triton_skinny.skinny, config=config, **given)
+            if tokens == 1:
+                return partial(triton_gemv.gemv, **given)
+            if (wide := triton_batch.batch_config(proj.weight, tokens)) is not None:
+                return partial(triton_batch.batch, config=wide, **given)
+        kernel = super().product(proj, tokens, norm, gated)
         return None if kernel is None else partial(kernel, launch=self.launch)
 
     def qk_norm_rope(

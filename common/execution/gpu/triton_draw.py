@@ -19,11 +19,9 @@ import triton.language as tl
 from common.execution.draws import Draws, Kind
 from common.execution.gpu import triton_filter
 from common.execution.gpu.triton_elementwise import wait
-from common.execution.gpu.triton_logits import CHUNK, MARK, MARKED, MOST, exp_above, kept, read_logits, tie_weight
+from common.execution.gpu.triton_logits import CHUNK, MARK, MOST, exp_above, kept, read_logits, tie_weight
 
 # pyright: basic
-
-DRAWN, SHARED = tl.constexpr(int(Kind.DRAWN)), tl.constexpr(int(Kind.SHARED))
 
 
 @triton.jit
@@ -39,20 +37,20 @@ def uniform(seed, position):
 @triton.jit
 def chunk_kernel(
     logits, stride, settings, keys, marks, tops, firsts, weights, raw, vocab, chunks,
-    CHUNK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
+    CHUNK: tl.constexpr, DRAWN: tl.constexpr, MARKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     wait(PDL)
-    values = read_logits(logits, stride, settings, keys, marks, vocab, row, token, KIND)
+    values = read_logits(logits, stride, settings, keys, marks, vocab, row, token, MARKED)
     top = tl.max(values, 0)
     at = row * chunks + chunk
     tl.store(tops + at, top)
     tl.store(firsts + at, tl.min(tl.where(values == top, token, vocab), 0))
-    if KIND >= DRAWN:
+    if DRAWN:
         degree = tl.load(settings + row * 8)
         tl.store(weights + at, tl.sum(exp_above(values, top, tl.where(degree > 0, degree, 1.0)), 0))
-    if KIND >= MARKED:
+    if MARKED:
         wanted = token < tl.where(tl.load(settings + row * 8 + 7) > 0, vocab, 0)
         tl.store(raw + row * vocab + token, tl.load(logits + row * stride + token, mask=wanted), mask=wanted)
 
@@ -60,7 +58,8 @@ def chunk_kernel(
 @triton.jit
 def pick_kernel(
     logits, stride, settings, keys, marks, tops, firsts, weights, ties, edges, tokens, vocab, chunks,
-    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, DRAWN: tl.constexpr, SHARED: tl.constexpr, MARKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
     exists, at = chunk < chunks, row * chunks + chunk
@@ -69,11 +68,11 @@ def pick_kernel(
     top_of = tl.load(tops + at, mask=exists, other=-float("inf"))
     top = tl.max(top_of, 0)
     result = tl.min(tl.load(firsts + at, mask=exists & (top_of == top), other=vocab), 0)
-    if KIND >= DRAWN:
+    if DRAWN:
         degree = tl.load(settings + row * 8)
         safe = tl.where(degree > 0, degree, 1.0)
         weight = tl.load(weights + at, mask=exists, other=0.0)
-        if KIND >= SHARED:
+        if SHARED:
             count = tl.load(ties + at, mask=exists, other=0)
             tied = tl.cumsum(count, 0) - count  # ties in the chunks in front
             each = tie_weight(edges, settings, row, top, safe, logits.dtype.element_ty)
@@ -90,9 +89,9 @@ def pick_kernel(
         before = tl.sum(tl.where(chunk == here, behind - weight, 0.0), 0)
 
         token = here * CHUNK + tl.arange(0, CHUNK)
-        values = read_logits(logits, stride, settings, keys, marks, vocab, row, token, KIND)
+        values = read_logits(logits, stride, settings, keys, marks, vocab, row, token, MARKED)
         inner = exp_above(values, top, safe)
-        if KIND >= SHARED:
+        if SHARED:
             tied_here = tl.sum(tl.where(chunk == here, tied, 0), 0)
             above, tie = kept(values, inner, edges, settings, row, logits.dtype.element_ty)
             rank = tl.cumsum(tie.to(tl.int32), 0) - 1 + tied_here
@@ -103,7 +102,7 @@ def pick_kernel(
         result = tl.where(degree > 0, tl.minimum(here * CHUNK + passed, last), result)
     result = tl.minimum(result, vocab - 1).to(tl.int64)
     tl.store(tokens + slot, result)
-    if KIND >= MARKED:
+    if MARKED:
         mark = tl.load(marks + slot * vocab + result)
         tl.store(marks + slot * vocab + result, tl.where((mark & MOST) < MOST, mark + MARK, mark))
 
@@ -115,13 +114,16 @@ def draw(logits: torch.Tensor, draws: Draws, kind: Kind, launch: dict[str, Any])
     tops, weights = torch.empty(2, rows, chunks, dtype=torch.float32, device=logits.device)
     firsts = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
     given = logits, logits.stride(0), draws.settings, draws.keys, draws.marks
+    drawn, shared, marked = (bool(kind & bit) for bit in (Kind.DRAWN, Kind.SHARED, Kind.MARKED))
     first: Any = chunk_kernel[(rows, chunks)]
-    first(*given, tops, firsts, weights, draws.raw, vocab, chunks, CHUNK=CHUNK, KIND=min(kind, 2), **launch)
+    first(
+        *given, tops, firsts, weights, draws.raw, vocab, chunks, CHUNK=CHUNK, DRAWN=drawn, MARKED=marked, **launch
+    )  # fmt: skip
     ties = edges = weights
-    if kind >= Kind.SHARED:
-        weights, ties, edges = triton_filter.filter_rows(*given, tops, weights, kind >= Kind.RANKED, launch)
+    if shared:
+        weights, ties, edges = triton_filter.filter_rows(*given, tops, weights, kind, launch)
     last: Any = pick_kernel[(rows,)]
     last(
         *given, tops, firsts, weights, ties, edges, draws.tokens, vocab, chunks,
-        CHUNK=CHUNK, CHUNKS=triton.next_power_of_2(chunks), KIND=min(kind, 3), **launch,
+        CHUNK=CHUNK, CHUNKS=triton.next_power_of_2(chunks), DRAWN=drawn, SHARED=shared, MARKED=marked, **launch,
     )  # fmt: skip

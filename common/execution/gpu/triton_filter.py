@@ -15,8 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
+from common.execution.draws import Kind
 from common.execution.gpu.triton_elementwise import wait
-from common.execution.gpu.triton_logits import CHUNK, MARKED, exp_above, kept, ordered, read_logits, value_of
+from common.execution.gpu.triton_logits import CHUNK, exp_above, kept, ordered, read_logits, value_of
 
 # pyright: basic
 
@@ -56,7 +57,7 @@ def bracket(state, sums, edges, option, row, chunks, width, CHUNKS: tl.constexpr
 def narrow_kernel(
     logits, stride, settings, keys, marks, tops, edges, old_state, old_sums, state, sums, vocab, chunks, step, width,
     LOWEST: tl.constexpr, BY_RANK: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, TILE: tl.constexpr,
-    PDL: tl.constexpr,
+    MARKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One pass over one chunk of a row: the sums at pivots that are `width` apart."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -126,7 +127,7 @@ def settle_kernel(
 @triton.jit
 def weigh_kernel(
     logits, stride, settings, keys, marks, tops, edges, weights, ties, vocab, chunks,
-    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, MARKED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The weight of a chunk's tokens above the edge, and how many are at it."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -143,11 +144,12 @@ def weigh_kernel(
 
 def filter_rows(
     logits: torch.Tensor, stride: int, settings: torch.Tensor, keys: torch.Tensor, marks: torch.Tensor,
-    tops: torch.Tensor, weights: torch.Tensor, ranked: bool, launch: dict[str, Any],
+    tops: torch.Tensor, weights: torch.Tensor, kind: Kind, launch: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """tops, weights [S, chunks]: of each chunk; ranked: may a row ask for top_k? Returns the weight of what is kept of
+    """tops, weights [S, chunks]: of each chunk; kind: what rows may ask for. Returns the weight of what is kept of
     each chunk, relative to the row's maximum and without the tokens at the edge; how many are at the edge; and edges
     [S, 4]."""
+    ranked, marked = bool(kind & Kind.RANKED), bool(kind & Kind.MARKED)
     (rows, chunks), vocab, bits = tops.shape, logits.shape[1], 8 * logits.element_size()
     given, sizes = (logits, stride, settings, keys, marks), {"CHUNKS": triton.next_power_of_2(chunks), **launch}
     state = torch.empty(2, rows, 4, dtype=torch.float64, device=logits.device)
@@ -160,11 +162,11 @@ def filter_rows(
             old, new = 1 - step % 2, step % 2
             narrow(
                 *given, tops, edges, state[old], sums[old], state[new], sums[new], vocab, chunks, step, 1 << shift,
-                LOWEST=-(1 << (bits - 1)), BY_RANK=by_rank, CHUNK=CHUNK, TILE=TILE, **sizes,
+                LOWEST=-(1 << (bits - 1)), BY_RANK=by_rank, CHUNK=CHUNK, TILE=TILE, MARKED=marked, **sizes,
             )  # fmt: skip
         settle(logits, settings, tops, weights, state[1], sums[1], edges, vocab, chunks, BY_RANK=by_rank, **sizes)
     ties = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
     kept_weights = torch.empty_like(weights)
     weigh: Any = weigh_kernel[(rows, chunks)]
-    weigh(*given, tops, edges, kept_weights, ties, vocab, chunks, CHUNK=CHUNK, **sizes)
+    weigh(*given, tops, edges, kept_weights, ties, vocab, chunks, CHUNK=CHUNK, MARKED=marked, **sizes)
     return kept_weights, ties, edges

@@ -1,4 +1,5 @@
-"""Matrix products with a few tokens (decode), where the only thing that counts is the stream of weights.
+"""Matrix products with one token, where the only thing that counts is the stream of weights: for those that
+`triton_skinny` does not take, in float32 or with very long rows.
 
 A program computes OUT outputs and holds their weights, OUT x WIDTH numbers, in registers: all its loads are on their
 way at once, 16 bytes each. For the layers of a small model all programs fit on the GPU together.
@@ -23,16 +24,13 @@ from common.execution.gpu.triton_elementwise import rms, silu_times
 
 # pyright: basic
 
-MAX_ROWS = 4
-BYTES_PER_PROGRAM = {1: 16 << 10, 2: 16 << 10, 4: 8 << 10}
-"""By rows of x, padded to a power of two: more rows are more sums across threads, so fewer threads for each."""
+BYTES_PER_PROGRAM = 16 << 10
 MIN_PROGRAMS = 512  # four on each processor of a large GPU
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
 def gemv_kernel(
-    x, weight, bias, gain, out, rows, width, outputs, eps, x_stride, out_stride,
-    ROWS: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr,
+    x, weight, bias, gain, out, width, outputs, eps, OUT: tl.constexpr, WIDTH: tl.constexpr,
     NORM: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
@@ -51,29 +49,25 @@ def gemv_kernel(
         biases = tl.load(bias + output, mask=exists, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    for row in tl.static_range(ROWS):
-        given = inside & (column * 0 + row < rows)  # a mask is a tensor: two numbers compared would be none
-        value = tl.load(x + row * x_stride + column, mask=given, other=0.0).to(tl.float32)
-        if NORM:
-            value = rms(value, gains, width, eps, dtype).to(dtype).to(tl.float32)
-        result = tl.sum(weights.to(tl.float32) * value[None, :], 1)
-        if GATED:
-            up_result = tl.sum(up_weights.to(tl.float32) * value[None, :], 1).to(dtype).to(tl.float32)
-            result = silu_times(result.to(dtype).to(tl.float32), up_result, dtype)
-        if BIAS:
-            result += biases
-        at, real = out + row * out_stride + output, exists & (output * 0 + row < rows)
-        if ADD:
-            result += tl.load(at, mask=real, other=0.0).to(tl.float32)
-        tl.store(at, result.to(dtype), mask=real)
+    value = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        value = rms(value, gains, width, eps, dtype).to(dtype).to(tl.float32)
+    result = tl.sum(weights.to(tl.float32) * value[None, :], 1)
+    if GATED:
+        up_result = tl.sum(up_weights.to(tl.float32) * value[None, :], 1).to(dtype).to(tl.float32)
+        result = silu_times(result.to(dtype).to(tl.float32), up_result, dtype)
+    if BIAS:
+        result += biases
+    if ADD:
+        result += tl.load(out + output, mask=exists, other=0.0).to(tl.float32)
+    tl.store(out + output, result.to(dtype), mask=exists)
 
 
-def gemv_config(outputs: int, width: int, itemsize: int, gated: bool, rows: int) -> tuple[int, int]:
+def gemv_config(outputs: int, width: int, itemsize: int, gated: bool) -> tuple[int, int]:
     """The outputs and the warps of a program: as many rows of the weight as make `BYTES_PER_PROGRAM`, a power of two,
     fewer where that would leave `MIN_PROGRAMS` unmet; a warp for each kilobyte of a row."""
     row_bytes = triton.next_power_of_2(width) * itemsize * (2 if gated else 1)
-    most = BYTES_PER_PROGRAM[triton.next_power_of_2(rows)]
-    out = max(1, min(most // row_bytes, outputs // MIN_PROGRAMS))
+    out = max(1, min(BYTES_PER_PROGRAM // row_bytes, outputs // MIN_PROGRAMS))
     return 1 << (out.bit_length() - 1), max(1, min(8, row_bytes // 1024))
 
 
@@ -88,19 +82,18 @@ def gemv(
     gated: bool = False,
     add_to: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [T, in] times weight [out, in] transposed, T up to `MAX_ROWS`; gives [T, out].
+    """x [1, in] times weight [out, in] transposed; gives [1, out].
 
     norm [in]: the weight of an RMSNorm that x goes through first. gated: weight is gate and up, below one another,
-    and the result is silu(gate) * up, [T, out / 2]. add_to [T, out]: is added to, in place, and returned.
+    and the result is silu(gate) * up, [1, out / 2]. add_to [1, out]: is added to, in place, and returned.
     """
-    rows, width = x.shape
+    width = x.shape[1]
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
-    per_program, warps = gemv_config(outputs, width, weight.itemsize, gated, rows)
-    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
+    per_program, warps = gemv_config(outputs, width, weight.itemsize, gated)
+    out = torch.empty(1, outputs, dtype=x.dtype, device=x.device) if add_to is None else add_to
     kernel: Any = gemv_kernel[(triton.cdiv(outputs, per_program),)]
     kernel(
-        x, weight, bias, norm, out, rows, width, outputs, eps, x.stride(0), out.stride(0),
-        ROWS=triton.next_power_of_2(rows), OUT=per_program, WIDTH=triton.next_power_of_2(width),
+        x, weight, bias, norm, out, width, outputs, eps, OUT=per_program, WIDTH=triton.next_power_of_2(width),
         NORM=norm is not None, GATED=gated, BIAS=bias is not None, ADD=add_to is not None,
         num_warps=warps, **launch,
     )  # fmt: skip

@@ -8,20 +8,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from common.execution.draws import BANNED, COUNT, ONE, Kind
+from common.execution.draws import BANNED, COUNT, ONE
 
 # pyright: basic
 
 CHUNK = 2048
-MARKED = tl.constexpr(int(Kind.MARKED))
 MARK, MOST, ALLOWED = tl.constexpr(ONE), tl.constexpr(COUNT), tl.constexpr(~BANNED)
 
 
 @triton.jit
-def read_logits(logits, stride, settings, keys, marks, vocab, row, token, KIND: tl.constexpr):
+def read_logits(logits, stride, settings, keys, marks, vocab, row, token, MARKED: tl.constexpr):
     """The logits of these tokens, float32; -inf behind the vocabulary. In rows without an option no mark is read."""
     values = tl.load(logits + row * stride + token, mask=token < vocab, other=-float("inf")).to(tl.float32)
-    if KIND >= MARKED:
+    if MARKED:
         repetition = tl.load(settings + row * 8 + 4)
         presence = tl.load(settings + row * 8 + 5)
         frequency = tl.load(settings + row * 8 + 6)

@@ -41,16 +41,13 @@ class TritonBackend(Backend):
         from stages.m4_flash_attention.fast.kernels.triton_decode import DecodeKernel
         from stages.m4_flash_attention.fast.kernels.triton_decode_fused_qkv import FusedQkvDecodeKernel
         from stages.m4_flash_attention.fast.kernels.triton_prefill import PrefillKernel
-        from stages.m4_flash_attention.fast.kernels.triton_store import store
+        from stages.m4_flash_attention.fast.kernels.triton_store import rotate_and_store
 
         kind = shape.head_dim, shape.dtype, shape.device
-        self._store, self._launch = store, launch_options(shape.device)
+        self._rotate_and_store, self._launch = rotate_and_store, launch_options(shape.device)
         self._decode = DecodeKernel(shape.num_kv_heads, shape.group, *kind)
         self._fused_qkv = FusedQkvDecodeKernel(shape.num_heads, *kind)
         self._prefill = PrefillKernel(shape.num_heads, *kind)
-
-    def store(self, kv: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        self._store(kv, k, v, self._batch.slot_mapping, self._launch)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         step, decodes = self._batch, self._batch.num_decodes
@@ -63,14 +60,18 @@ class TritonBackend(Backend):
         return out
 
     def fuses_qkv(self) -> bool:
-        return self._batch.num_decodes == self._batch.num_seqs == 1
+        return True
 
     def fused_qkv(
         self, layer: Heads, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, kv: torch.Tensor
     ) -> torch.Tensor:
+        """One kernel for a single decode; for anything else two."""
         norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
         step = self._batch
-        return self._fused_qkv(qkv, norms, cos, sin, kv, step.slot_mapping, step.block_tables, step.seq_lens)
+        if step.num_decodes == step.num_seqs == 1:
+            return self._fused_qkv(qkv, norms, cos, sin, kv, step.slot_mapping, step.block_tables, step.seq_lens)
+        self._rotate_and_store(qkv, norms, cos, sin, kv, step.slot_mapping, self._launch)
+        return self.attend(qkv[:, : layer.num_heads], kv)
 
 
 create = TritonBackend

@@ -17,6 +17,12 @@ DECODE: dict[tuple[int, int], Config] = {  # (head_dim up to, bytes of a number)
     (128, 4): {"TILE": 32, "num_warps": 4, "num_stages": 2},
     (256, 4): {"TILE": 16, "num_warps": 4, "num_stages": 2},
 }
+MANY: dict[tuple[int, int], Config] = {
+    **DECODE,
+    (128, 2): {"TILE": 32, "num_warps": 1, "num_stages": 4, "PER_SM": 8},
+}
+"""For decodes of many sequences: small programs, of which one ends and makes room while others compute."""
+MANY_SEQUENCES = 48
 PREFILL: dict[tuple[int, int], Config] = {
     (64, 2): {"ROWS": 64, "TILE": 128, "num_warps": 4, "num_stages": 3},
     (128, 2): {"ROWS": 128, "TILE": 64, "num_warps": 4, "num_stages": 3},
@@ -44,6 +50,10 @@ ENOUGH_QUERIES = 32_768
 
 def choose(table: dict[tuple[int, int], Config], head_dim: int, dtype: torch.dtype) -> Config:
     return next(config for (limit, size), config in table.items() if head_dim <= limit and size == dtype.itemsize)
+
+
+def decode_config(head_dim: int, dtype: torch.dtype, sequences: int) -> Config:
+    return choose(MANY if sequences >= MANY_SEQUENCES else DECODE, head_dim, dtype)
 
 
 def prefill_config(head_dim: int, dtype: torch.dtype, queries: int) -> Config:

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from common.execution.gpu.launch import launch_options
-from stages.m4_flash_attention.fast.kernels.triton_config import DECODE, choose
+from stages.m4_flash_attention.fast.kernels.triton_config import MANY, Config, choose, decode_config
 from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_part, finish, num_sms, padded_count
 from stages.m4_flash_attention.fast.kernels.triton_prefill import attend_tiles
 
@@ -75,10 +75,14 @@ class DecodeKernel:
     """The kernel, and the place for its parts."""
 
     def __init__(self, num_kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = choose(DECODE, head_dim, dtype)
-        self._launch = launch_options(device)
-        target = max(1, num_sms(device) * PROGRAMS_PER_SM // num_kv_heads)
-        self.workspace = Workspace(target, num_kv_heads, group, head_dim, device)
+        self._kind = head_dim, dtype
+        self._launch, self._programs = launch_options(device), num_sms(device) / num_kv_heads
+        most = max(self.target(choose(MANY, *self._kind)), self.target(decode_config(*self._kind, sequences=1)))
+        self.workspace = Workspace(most, num_kv_heads, group, head_dim, device)
+
+    def target(self, config: Config) -> int:
+        """Parts of all contexts together."""
+        return max(1, int(self._programs * config.get("PER_SM", PROGRAMS_PER_SM)))
 
     def __call__(
         self, q: torch.Tensor, kv: torch.Tensor, tables: torch.Tensor, seq_lens: torch.Tensor, out: torch.Tensor
@@ -87,13 +91,13 @@ class DecodeKernel:
         out [B, Hq, D] contiguous."""
         batch, heads, dim = q.shape
         block_size, kv_heads = kv.shape[2], kv.shape[3]
-        group, target = heads // kv_heads, self.workspace.target
-        merged = triton.next_power_of_2(group)
+        config, group = decode_config(*self._kind, sequences=batch), heads // kv_heads
+        target, merged = self.target(config), triton.next_power_of_2(group)
         kernel: Any = decode_kernel[(kv_heads, target + batch)]
         kernel(
             q, kv[0], kv[1], tables, seq_lens, out, *self.workspace.tensors(), dim**-0.5 * LOG2E, batch, q.stride(0),
             tables.stride(0), kv.stride(1), kv.stride(2), GROUP=group, ROWS=max(16, merged), DIM=dim, BLOCK=block_size,
             SEQS=padded_count(batch), TARGET=target, MERGED_ROWS=merged, AT_ONCE=max(1, MERGED // (merged * dim)),
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # means something in float32 only
-            **self.config, **self._launch,
+            TILE=config["TILE"], num_warps=config["num_warps"], num_stages=config["num_stages"], **self._launch,
         )  # fmt: skip
