@@ -11,6 +11,7 @@ from starlette.types import Message
 
 from common.cli.generate import loaded_engine
 from common.config import EngineConfig
+from common.execution.parallel.start import on_ranks
 from common.serving import logs
 from common.serving.app import create_app, messages_of
 from common.serving.gate import Gate
@@ -23,7 +24,7 @@ class Replica:
 
     async def __init__(self, build: str, engine: Mapping[str, Any], server: Mapping[str, Any]) -> None:
         logs.set_up()
-        self._loaded = loaded_engine(resolve_name(build), EngineConfig(**engine))
+        self._loaded = loaded_engine(on_ranks(resolve_name(build)), EngineConfig(**engine))
         self._service = Service(self._loaded.__enter__(), ServerOptions(**server))
         self._app = Gate(create_app(self._service), self._service.options, self._service.metrics)
         self._name: str = serve.get_replica_context().replica_id.unique_id
