@@ -47,9 +47,8 @@ class Front:
             raise ApiError(408, "The request did not come in time.", code="request_timeout") from None
         scope = {name: request.scope[name] for name in PASSED_ON}
         try:
-            if scope["path"] in ("/health", "/metrics"):
-                return await self._of_all(scope)
-            return await self._of_one(scope, body)
+            of_all = scope["path"] in ("/health", "/metrics")
+            return await (self._of_all(scope) if of_all else self._of_one(scope, body))
         except (RayActorError, RayServeException, TimeoutError) as error:
             raise _as_api_error(error) from None
 

@@ -45,8 +45,6 @@ class Prefixes:
         for count, key in enumerate(keys, start=1):
             having &= self._holders.get(key, set())
             held.update(dict.fromkeys(having, count))
-            if not having:
-                break
         ties = {name: _hash(keys[0] if keys else b"", name) for name in in_flight}  # the same in all fronts
         return sorted(in_flight, key=lambda name: (self._request_cost * in_flight[name] - held[name], ties[name]))
 

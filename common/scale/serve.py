@@ -58,8 +58,7 @@ def cluster(config: EngineConfig) -> Generator[None]:
 
 
 def share(engines: int | None, config: EngineConfig) -> tuple[int, dict[str, float]]:
-    """So many engines, else as many as there are GPUs or machines for; and what one takes: GPUs, or its part of a
-    machine's CPUs."""
+    """How many, by default one for each GPU or machine, and what one takes: GPUs, or its part of a machine's CPUs."""
     if config.torch_device.type == "cuda":
         each, gpus = config.tensor_parallel_size, int(ray.cluster_resources().get("GPU", 0))
         number = engines or max(1, gpus // each)
