@@ -69,10 +69,6 @@ class Answerer(ExitStack):
         self._service.thread.start(self._runner.get_loop())
         self.callback(self._service.thread.stop)
 
-    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        """For Ray Data: a part of a file, all at once."""
-        return {"answers": b"".join(self.answers(Path(part["source"]), part["begin"], part["end"]))}
-
     def answers(self, source: Path, begin: int, end: float = math.inf) -> Iterator[bytes]:
         """To the lines that begin between two places of a file."""
         with source.open("rb") as requests:

@@ -46,11 +46,10 @@ def application(args: dict[str, Any]) -> Any:
 def cluster(config: EngineConfig) -> Generator[None]:
     """The cluster that RAY_ADDRESS names, or one of this machine alone, until the end of the block."""
     open_source(config.model, config.torch_device, progress=None)  # downloads or converts once, not in each engine
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # Serve's logs are under /tmp/ray
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     place = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if place else {"num_cpus": usable_cpus(), "include_dashboard": False}
-    ray.init(place or "local", logging_level=logging.WARNING, **local)
+    ray.init(place or "local", logging_level=logging.WARNING, log_to_driver=False, **local)  # logs are in /tmp/ray
     try:
         yield
     finally:
