@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from copy import copy
+from functools import wraps
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ def follows() -> bool:
 def on_ranks(build: "Callable[[EngineConfig], Engine]") -> "Callable[[EngineConfig], Engine]":
     """A stage's way to build its engine, on as many ranks as `tensor_parallel_size` says. With one it is as it was."""
 
+    @wraps(build)
     def build_all(config: EngineConfig) -> "Engine":
         if config.tensor_parallel_size == 1:
             return build(config)
