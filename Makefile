@@ -9,8 +9,10 @@ PEERS    ?=
 SWEEP    ?=
 EXECUTION ?=
 PREFIX_INDEX ?=
+TP       ?=
 HOST     ?=
 PORT     ?=
+REPLICAS ?=
 PRESET   ?=
 ASK      ?=
 NVTX     ?=
@@ -38,12 +40,13 @@ FOLDERS := $(foreach word,$(STAGES),$(filter $(word:stage%=m%)_%,$(EXISTING)))
 STAMP   := .venv/.stamp
 PEERS_STAMP := .venv/.stamp-peers
 LAB_STAMP := .venv/.stamp-lab
+SCALE_STAMP := .venv/.stamp-scale
 
 UNKNOWN := $(firstword $(filter-out $(WORDS),$(STAGES)))
 ifneq ($(UNKNOWN),)
   $(error unknown stage "$(UNKNOWN)": there are $(WORDS))
 endif
-UNKNOWN := $(firstword $(filter-out $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(STAMP) $(PEERS_STAMP) $(LAB_STAMP),$(VERBS)))
+UNKNOWN := $(firstword $(filter-out $(WHOLE_VERBS) $(STAGE_VERBS) $(BOTH_VERBS) $(STAMP) $(PEERS_STAMP) $(LAB_STAMP) $(SCALE_STAMP),$(VERBS)))
 ifneq ($(UNKNOWN),)
   ifneq ($(STAGES),)
     $(error a stage has no verb "$(UNKNOWN)": there are $(STAGE_VERBS) $(BOTH_VERBS))
@@ -75,11 +78,17 @@ endif
 ifneq ($(and $(PORT),$(filter-out serve arena,$(VERBS))),)
   $(error PORT= is for serve and arena only)
 endif
+ifneq ($(and $(REPLICAS),$(filter-out serve,$(VERBS))),)
+  $(error REPLICAS= is for serve only)
+endif
 ifneq ($(and $(TASK)$(FRESH),$(filter-out build,$(VERBS))),)
   $(error TASK= and FRESH= are for build only)
 endif
 ifneq ($(and $(FIT),$(filter-out simulate,$(VERBS))),)
   $(error FIT= is for simulate only)
+endif
+ifneq ($(and $(TP),$(filter-out bench trace profile demo generate chat serve,$(VERBS))),)
+  $(error TP= is for bench, trace, profile, demo, generate, chat and serve)
 endif
 ifneq ($(and $(PREFIX_INDEX),$(filter-out bench trace profile,$(VERBS))),)
   $(error PREFIX_INDEX= is for bench, trace and profile)
@@ -92,11 +101,13 @@ ifneq ($(PYTHON),)
   READY :=
   PEERS_READY :=
   LAB_READY :=
+  SCALE_READY :=
 else
   PY := .venv/bin/python
   READY := $(STAMP)
   PEERS_READY := $(if $(filter-out 0 no false,$(PEERS)),$(PEERS_STAMP))
   LAB_READY := $(LAB_STAMP)
+  SCALE_READY := $(SCALE_STAMP)
 endif
 
 comma := ,
@@ -105,11 +116,12 @@ space := $(empty) $(empty)
 joined = $(subst $(space),$(1),$(strip $(2)))
 SHORT := $(foreach word,$(STAGES),$(word:stage%=m%))
 MODEL_OPTIONS = $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
-SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+SERVE_OPTIONS = $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(REPLICAS),--replicas $(REPLICAS))
 VERB_OPTIONS = $(strip $(if $(filter diff,$@),,$(MODEL_OPTIONS)) $(if $(filter serve,$@),$(SERVE_OPTIONS)) \
+	$(if $(TP),$(if $(filter demo generate chat serve,$@),--tensor-parallel-size $(TP))) \
 	$(if $(filter profile,$@),$(if $(WORKLOAD),--workload $(WORKLOAD)) $(NVTX_OPTION)) $(if $(filter profile trace,$@),$(INDEX_OPTION)))
 NVTX_OPTION = $(if $(filter-out 0 no false,$(NVTX)),--nvtx)
-INDEX_OPTION = $(if $(PREFIX_INDEX),--engine prefix_index=$(PREFIX_INDEX))
+INDEX_OPTION = $(if $(PREFIX_INDEX),--engine prefix_index=$(PREFIX_INDEX)) $(if $(TP),--engine tensor_parallel_size=$(TP))
 RACE_OPTIONS = $(strip $(SHORT) $(MODEL_OPTIONS) $(if $(filter arena,$@),$(if $(PORT),--port $(PORT))) \
 	$(if $(filter race,$@),$(if $(PRESET),--preset $(PRESET)) $(if $(ASK),--prompt "$(ASK)")))
 # The main job is for any machine: the CPU, unless another device is asked for.
@@ -148,10 +160,16 @@ $(LAB_STAMP): $(STAMP)
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
 	@touch $@
 
+$(SCALE_STAMP): $(STAMP)
+	@echo "installing Ray, once"
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[scale]'
+	@touch $@
+
 # A stage word alone is its demonstration.
 $(WORDS): $(if $(VERBS),,demo)
 	@:
 
+serve: $(if $(REPLICAS),$(SCALE_READY))
 $(filter-out quality simulate,$(STAGE_VERBS)): $(READY)
 	@set -e; for folder in $(FOLDERS); do $(PY) -m stages.$$folder $@ $(VERB_OPTIONS); done
 
@@ -194,7 +212,7 @@ build: $(READY)
 test: $(READY)
 	@$(if $(SHORT),,$(COVERAGE)) $(PY) -m pytest $(SIDE_BY_SIDE) $(if $(SHORT),-k "$(call joined,$(space)or$(space),$(SHORT))")
 
-test-all: $(READY)
+test-all: $(READY) $(SCALE_READY)
 	@FOLOVLLM_DEEP=1 $(COVERAGE) $(PY) -m tests.record $(SIDE_BY_SIDE) -m "slow or not slow"
 
 gpu-test: $(READY)

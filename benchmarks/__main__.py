@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import attention, batches, cli, int4, quality
+from benchmarks import attention, batches, cli, int4, parallel, quality
 from benchmarks.compare import Results, make_comparison, run
 from benchmarks.files import read_json
 from benchmarks.gpu import JOBS, limits, run_parts
@@ -160,6 +160,7 @@ def _show(results: Any, folder: Path) -> None:
 app.command("attention")(attention.run)
 app.command("batches")(batches.run)
 app.command("int4")(int4.run)
+app.command("parallel")(parallel.run)
 app.command("trace")(trace)
 app.command("profile")(profile)
 app.command("quality")(quality.measure_all)

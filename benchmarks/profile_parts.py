@@ -18,15 +18,17 @@ from rich.table import Table
 
 LINEAR, ATTENTION, ELEMENTWISE, SAMPLING = "linear layers", "attention", "elementwise", "sampling"
 HOST, IDLE, STEP = "host", "idle", "step"
-RANGES = {LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, STEP}
+COMMUNICATION = "communication"  # with other ranks, waiting for them included
+RANGES = {LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, COMMUNICATION, STEP}
 COMPILED, PYTHON = "numba: ", "Python, outside of operators"
 LAUNCHES = {"cuda_runtime", "cuda_driver"}
 DRAWING = tuple(f"{step}_kernel" for step in ("chunk", "narrow", "settle", "weigh", "pick"))
 """Kernels that choose tokens, in CUDA graphs only."""
 ON_GPU = {"kernel", "gpu_memcpy", "gpu_memset"}
 STEP_NAME = re.compile(r"step \d+ (\w+) \d+")
-INKS = ("#332288", "#117733", "#DDAA33", "#CC6677", "#8C8C8C", "#DDDDDD")
-COLORS: Mapping[str, str] = dict(zip((LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, HOST, IDLE), INKS, strict=True))
+INKS = ("#332288", "#117733", "#DDAA33", "#CC6677", "#AA4499", "#8C8C8C", "#DDDDDD")
+PARTS = (LINEAR, ATTENTION, ELEMENTWISE, SAMPLING, COMMUNICATION, HOST, IDLE)
+COLORS: Mapping[str, str] = dict(zip(PARTS, INKS, strict=True))
 LONGEST = 12  # kernels or operators of a phase that the terminal shows; the JSON has all
 COMMON = r"void |at::native::|\(anonymous namespace\)::|<unnamed>::|c10::|at::|gpu_kernel_impl_nocast<|<\d+, (\d+, )?"
 """What the names of PyTorch's kernels have in common."""
@@ -93,7 +95,7 @@ def parts_on_cpu(events: Sequence[Event]) -> tuple[Parts, Works]:
     for event, stack in nested(events, {"user_annotation", "cpu_op"}):
         phase, name, seconds, around = phases.of(event), event["name"], event["dur"] / 1e6, innermost(stack)
         if name in RANGES:
-            parts[phase][name] += seconds
+            parts[phase][name] = parts[phase].get(name, 0.0) + seconds
             if around is not None:
                 parts[phase][around] -= seconds
         elif event["cat"] == "cpu_op" or name.startswith(COMPILED):
@@ -145,7 +147,7 @@ def parts_on_gpu(events: Sequence[Event], known: Mapping[str, str]) -> tuple[Par
         phase = launched.get(event["args"].get("correlation"), phase)
         part = known.get(name) or known.get(family(name), HOST)
         before = start if end is None else end
-        parts[phase][part] += (stop - max(start, before)) / 1e6
+        parts[phase][part] = parts[phase].get(part, 0.0) + (stop - max(start, before)) / 1e6
         parts[phase][IDLE] += max(0.0, start - before) / 1e6
         _add(works[phase], name, part, event["dur"] / 1e6)
         end = stop

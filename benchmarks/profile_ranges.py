@@ -15,7 +15,7 @@ from unittest.mock import patch
 from torch.profiler import record_function
 
 from benchmarks.measure import ATTENDS
-from benchmarks.profile_parts import ATTENTION, COMPILED, ELEMENTWISE, LINEAR, SAMPLING
+from benchmarks.profile_parts import ATTENTION, COMMUNICATION, COMPILED, ELEMENTWISE, LINEAR, SAMPLING
 from common import Engine, runner
 from common.plan import StepPlan
 
@@ -88,6 +88,9 @@ def named_parts(engine: Engine, around: Around = record_function) -> Generator[C
         (scheduler, {name: ranged(name, getattr(scheduler, name), around) for name in ("plan", "update")}),
         (run, {"model": model, "submit": submit, "collect": ranged("wait", run.collect, around)}),
     ]
+    if (ranks := engine.config.ranks) is not None:
+        meets = {name: ranged(COMMUNICATION, getattr(ranks, name), around) for name in ("sum", "gather")}
+        replaced.append((ranks, meets))
     with ExitStack() as stack:
         for thing, new in replaced:
             stack.enter_context(patch.multiple(thing, **new))

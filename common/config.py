@@ -3,12 +3,15 @@
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
 from common.errors import UserError, refuse_unknown_options, require, require_number, unknown
 from common.text.chat_template import template_kwargs
+
+if TYPE_CHECKING:
+    from common.execution.parallel.ranks import Ranks
 
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "scheduling_policy": ("fcfs", "priority"),
@@ -77,6 +80,7 @@ class EngineConfig:
     target_itl: Annotated[float, "Seconds between two tokens of a request that auto aims at (from m5 on)."] = 0.05
     fused_kernels: Annotated[bool, "Around matrix products: Triton's on a GPU, Numba's on a CPU (from m4 on)."] = True
     cuda_graphs: Annotated[bool, "On a GPU, replay steps from CUDA graphs (from m4 on)."] = True
+    tensor_parallel_size: Annotated[int, "Devices, or processes of a CPU, that share each layer (from m1 on)."] = 1
     overlap: Annotated[bool | None, "Plan the next step while this one runs. Without it: on a GPU (from m2 on)."] = None
     prefix_index: Annotated[str, "How prefixes are found: hash, or radix: also inside blocks (from m6 on)."] = "hash"
     head_bits: Annotated[int, "Bits of the output head: 8 (where a kernel takes it) or 16 (from m7 on)."] = 8
@@ -93,12 +97,14 @@ class EngineConfig:
         require(template is None or isinstance(template, str), "chat_template is a template's name, or a file, as text")
         self.torch_dtype = parse_dtype(self.dtype)
         self.torch_device = parse_device(self.device)
+        self.ranks: Ranks | None = None  # that this process has joined: `stages.build` sets them, in a copy
         named = isinstance(self.model, str) and bool(self.model)
         require(named, f"model must be a name, a folder or a file, as text, for example {DEFAULT_MODEL!r}")
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_memory"):
             if getattr(self, name) is not None or name.startswith("max_num"):
                 require_number(name, getattr(self, name), int, 1)
         require_number("block_size", self.block_size, int, 1, 256)
+        require_number("tensor_parallel_size", self.tensor_parallel_size, int, 1, 1024)
         require_number("swap_space", self.swap_space, int, 0)
         if self.seed == -1:  # any, as other engines say it
             self.seed = secrets.randbits(63)
@@ -131,6 +137,7 @@ class EngineConfig:
 
 
 ARRIVED_WITH = {
+    "tensor_parallel_size": 1,
     "max_num_batched_tokens": 2, "scheduling_policy": 2, "overlap": 2,
     "block_size": 3, "swap_space": 3,
     "attention_backend": 4, "fused_kernels": 4, "cuda_graphs": 4,

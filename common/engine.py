@@ -288,6 +288,8 @@ class Engine:
         self._drop_planned()
         self._undelivered = []
         self._closed = True
+        if self.config.ranks is not None:
+            self.config.ranks.close()
 
     def __enter__(self) -> Self:
         return self

@@ -33,16 +33,16 @@ def allocate_kv(shape: Sequence[int], dtype: torch.dtype, device: torch.device, 
 
 
 def kv_budget(config: EngineConfig, model: Decoder) -> int:
-    """Bytes for K and V of all layers together.
+    """Bytes for K and V of all layers together; of several ranks, this one's.
 
     Default: on a CPU a share of the free memory; on a GPU what `gpu_memory_utilization` leaves after what is in use and
     the largest step. What attention itself needs comes on top: little from m4 on, the score matrix before.
     """
     if config.kv_cache_memory is not None:
-        return config.kv_cache_memory
+        return _share(config, config.kv_cache_memory)
     device = config.torch_device
     if device.type == "cpu":
-        return int(free_memory(device) * KV_MEMORY_SHARE)
+        return _share(config, int(free_memory(device) * KV_MEMORY_SHARE))
     step = _bytes_of_largest_step(config, model)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
@@ -52,6 +52,11 @@ def kv_budget(config: EngineConfig, model: Decoder) -> int:
     hint = "Raise it, or lower max_num_batched_tokens or max_num_seqs"
     require(budget > 0, f"{share} leaves nothing for the KV cache: {taken}. {hint}")
     return budget
+
+
+def _share(config: EngineConfig, amount: int) -> int:
+    """Of bytes for all ranks together, this one's."""
+    return config.ranks.split.share(amount) if config.ranks else amount
 
 
 @torch.inference_mode()
@@ -77,13 +82,15 @@ def blocks_in_budget(config: EngineConfig, model: Decoder, max_model_len: int) -
     """Blocks of the paged cache on the device, and on the CPU to swap into. Never more than `max_num_seqs` requests of
     `max_model_len` tokens could fill; `UserError` if there is not even one."""
     block_bytes = config.block_size * kv_bytes_per_token(model.config, model.dtype)
-    budget = kv_budget(config, model)
+    budget, swap_space = kv_budget(config, model), _share(config, config.swap_space)
     most = config.max_num_seqs * -(-max_model_len // config.block_size)
     blocks = min(most, budget // block_bytes)
     require(blocks >= 1, f"kv_cache_memory ({budget:,} bytes) holds no block of {block_bytes:,} bytes: raise it")
-    cpu_blocks = min(most, config.swap_space // block_bytes)
+    cpu_blocks = min(most, swap_space // block_bytes)
     too_little = f"swap_space ({config.swap_space:,} bytes) holds no block of {block_bytes:,} bytes: raise it, or 0"
     require(cpu_blocks > 0 or not config.swap_space, too_little)
+    if config.ranks:
+        blocks, cpu_blocks = config.ranks.least(blocks, cpu_blocks)
     return blocks, cpu_blocks
 
 
@@ -94,4 +101,4 @@ def rows_in_budget(config: EngineConfig, model: Decoder, bytes_per_row: int) -> 
     too_little = f"holds no request of max_model_len tokens ({bytes_per_row:,} bytes)"
     hint = "lower max_model_len or raise kv_cache_memory"
     require(rows >= 1, f"kv_cache_memory ({budget:,} bytes) {too_little}: {hint}")
-    return rows
+    return rows if config.ranks is None else config.ranks.least(rows)[0]

@@ -113,7 +113,11 @@ class Runner:
         if not requests:
             return SamplerOutput(self._tokens), []
         positions = [c.end for c in plan.chunks if c.samples for _ in (c, *c.forks)]
-        output = sample(self.model.logits(hidden), requests, positions, self.model.ops)
+        if all(request.argmax_only for request in requests):
+            output = SamplerOutput(self.model.likeliest(hidden))
+        else:
+            output = sample(self.model.logits(hidden), requests, positions, self.model.ops)
+            output.token_ids = self.model.agree(output.token_ids)
         self._tokens = output.token_ids
         return output, range(len(requests))
 

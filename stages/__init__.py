@@ -8,6 +8,7 @@ from typing import Any
 from common.config import EngineConfig, refuse_later_options
 from common.engine import Engine
 from common.errors import unknown
+from common.execution.parallel.start import on_ranks
 
 
 def names() -> list[str]:
@@ -39,7 +40,7 @@ def number(stage: str | int) -> int:
 def build(stage: str | int, **options: Any) -> Engine:
     """Build a stage's engine; `options` are those of `EngineConfig`."""
     config = config_for(stage, options)
-    return importlib.import_module(f"stages.{resolve(stage)}.engine").build(config)
+    return on_ranks(importlib.import_module(f"stages.{resolve(stage)}.engine").build)(config)
 
 
 def config_for(stage: str | int, options: Mapping[str, Any]) -> EngineConfig:

@@ -10,7 +10,7 @@ import stages
 from common.cli import run_app
 from common.cli.options import fastest_dtype
 from common.config import DEFAULT_MODEL
-from common.errors import UserError, require
+from common.errors import require
 
 app = typer.Typer(
     help="Two or more stages side by side, on the same prompts.",
@@ -35,13 +35,11 @@ def arena(
     port: Annotated[int, typer.Option(help="Of the page on 127.0.0.1; 0 takes a free one.")] = 8100,
 ) -> None:
     """A page on localhost: answers, steps and KV memory of each stage, live and side by side."""
-    try:
-        from common.arena import app as page
-        from common.arena.race import open_sides
-        from common.serving.listener import listen
-        from common.serving.options import ServerOptions
-    except ModuleNotFoundError as error:
-        raise UserError(f"the arena needs {error.name}, which is not installed: pip install '.[serve]'") from None
+    from common.arena import app as page
+    from common.arena.race import open_sides
+    from common.serving.listener import listen
+    from common.serving.options import ServerOptions
+
     wanted = folders(names), arguments(model, device, dtype)
     with listen(ServerOptions(port=port)) as listener, _closed(open_sides(*wanted)) as sides:
         page.run(sides, listener)

@@ -116,7 +116,9 @@ def test_common_imports_no_stage_and_no_harness() -> None:
 
 
 def test_engines_import_no_server_library() -> None:
-    paths = [p for p in modules(ROOT / "common") if p.parent.name not in ("serving", "arena")] + modules(STAGES)
+    paths = [p for p in modules(ROOT / "common") if p.parent.name not in ("serving", "arena", "scale")] + modules(
+        STAGES
+    )
     for path in paths:
         assert SERVER_LIBRARIES.isdisjoint(name.split(".")[0] for name in imports(path.read_text())), path
 

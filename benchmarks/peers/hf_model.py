@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from benchmarks.contestant import Setting
-from common.models.load import QuantizedFolder, open_source
+from common.models.load import open_source
+from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.weights import ModelSource, Shape, build_decoder
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -18,7 +19,7 @@ def our_tensors(setting: Setting) -> tuple[ModelSource, dict[str, torch.Tensor]]
     source = open_source(setting.model, setting.device, seed=int(setting.options.get("seed", 0)))
     tensors: dict[str, torch.Tensor] = {}
 
-    def read(name: str, shape: Shape) -> torch.Tensor:
+    def read(name: str, shape: Shape, part: object = None) -> torch.Tensor:
         tensor = source.read(name, shape)
         tensors[name] = tensor.to(setting.dtype)
         return tensor

@@ -1,6 +1,5 @@
 """`python -m benchmarks simulate`: fit and check the prices of steps, or answer questions with them."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +21,6 @@ def simulate(
     model: cli.Model = DEFAULT_MODEL,
     device: cli.Device = "cpu",
     fit_prices: Annotated[bool, typer.Option("--fit", help="Measure this machine; write cost_model.json.")] = False,
-    kept: Annotated[Path | None, typer.Option(help="With --fit: from a folder of gpu-bench's results instead.")] = None,
     quick: cli.Quick = False,
     out_dir: cli.Folder = cli.DEFAULT_FOLDER,
 ) -> None:
@@ -32,7 +30,7 @@ def simulate(
     of their own, and tensor parallelism; of a 32B model on GPUs as fast as a measured H200. No GPU is needed.
     """
     if fit_prices:
-        found = fit.from_kept(kept, stage) if kept else fit.measure(stage, model, device, quick)
+        found = fit.measure(stage, model, device, quick)
         write_json(out_dir / "cost_model.json", found)
         _show(found)
         return

@@ -1,27 +1,22 @@
 """The prices of a machine, and how far predictions with them are from measurements that they were not fitted on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import Results
 from benchmarks.contestant import Setting
 from benchmarks.environment import environment
-from benchmarks.files import read_json
 from benchmarks.recipes import timed, warm
 from benchmarks.record import Record, record_runs
-from benchmarks.simulator.cost import PRICES, Cost, FittedCost, Work, fit, work
+from benchmarks.simulator.cost import PRICES, Cost, fit, work
 from benchmarks.simulator.replica import GPU, build
 from benchmarks.stage_contestant import StageContestant, drive
 from benchmarks.worker import WARMUP_TOKENS, warm_up
 from benchmarks.workloads import Size, find_size, preset_of
 from common.config import parse_device, parse_dtype
-from common.errors import UserError
 from common.memory import kv_bytes_per_token
 from common.models.config import ModelConfig
 from common.models.load import open_source
-from common.models.sources.random_weights import PRESETS
 from common.watch import clock
 from common.watch.progress import progress_bar
 from common.watch.trace import StepTrace
@@ -65,24 +60,13 @@ def measure(stage: str, model: str, device: str, quick: bool) -> dict[str, Any]:
             else:
                 real[workload] = record
             advance(1)
-    cost, compared = _fit(rows), list[dict[str, Any]]()
+    cost, compared = fit([row for row, _ in rows], [seconds for _, seconds in rows]), list[dict[str, Any]]()
     for workload, record in real.items():
         guess = predict(stage, workload, find_size(workload, None, preset), shape, cost, preset == "gpu")
         compared += compare(workload, record, guess)
     config = {"model": model, "dtype": "bf16", "device": str(place), "preset": preset}
-    return _sheet(stage, environment(), config, FITTED_ON, rows, cost, compared)
-
-
-def _fit(rows: Sequence[Row]) -> FittedCost:
-    return fit([row for row, _ in rows], [seconds for _, seconds in rows])
-
-
-def _sheet(
-    stage: str, where: Any, config: Any, fitted_on: Sequence[str], rows: Sequence[Row], cost: FittedCost,
-    compared: list[dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
     return {
-        "schema": SCHEMA, "stage": stage, "environment": where, "config": config, "fitted_on": list(fitted_on),
+        "schema": SCHEMA, "stage": stage, "environment": environment(), "config": config, "fitted_on": FITTED_ON,
         "equations": len(rows), "prices": dict(zip(PRICES, cost.prices, strict=True)), "rows": compared,
     }  # fmt: skip
 
@@ -128,41 +112,3 @@ def _figure(record: Record, name: str) -> float | None:
     what, _, part = name.partition(" ")
     summary = {"ttft": record.ttft_s, "itl": record.itl_s}.get(what)
     return summary[part] if summary else record.output_tokens_per_s if what == "throughput" else None
-
-
-def from_kept(folder: Path, stage: str) -> dict[str, Any]:
-    """The same of a GPU from `gpu-bench`, `gpu-ladder` and the sweeps, which kept no traces. Requests that start and
-    end together, and single prompts, have steps that are known all the same; attention was timed alone."""
-    names = ("gpu-bench", "gpu-ladder", "interference", "long", "shared_prefix", "single")
-    files = {name: Results.read(folder / f"{name}.json") for name in names}
-    shape, rows = PRESETS["qwen3-0.6b"], list[Row]()
-    for name, workload in (("gpu-bench", "decode_one"), ("gpu-bench", "decode"), ("single", "single")):
-        requests = find_size(workload, None, "gpu").requests(vocab_size=1)
-        context = sum(r.prompt_length + r.max_tokens / 2 for r in requests)
-        gaps = _kept(files, name, stage, workload).itl_s
-        rows.append(((1.0, *Work(decodes=len(requests), context=context)), gaps["mean"] if gaps else 0.0))
-    for record in files["long"].sweeps:
-        if record.stage == "m4" and record.ttft_s and record.variant:
-            length = int(record.variant.partition("=")[2])
-            rows.append(((1.0, *work([(0, length)])), record.ttft_s["p50"]))
-    for row in read_json(folder / "attention.json")["records"]:
-        if row["backend"] == "triton" and row["kind"] == "decode" and row["sequences"] > 1:
-            amount = Work(context=row["sequences"] * row["context"])
-            rows.append(((0.0, *amount), row["seconds"] * shape.num_layers))
-    cost, compared = _fit(rows), list[dict[str, Any]]()
-    for name, workload, by in (
-        ("gpu-ladder", "mixed", "m4"), ("gpu-ladder", "mixed", "m5"), ("gpu-ladder", "mixed", stage),
-        ("gpu-bench", "nano", stage), ("interference", "interference", "m4"), ("interference", "interference", "m5"),
-        ("shared_prefix", "shared_prefix", "m5"), ("shared_prefix", "shared_prefix", stage),
-    ):  # fmt: skip
-        guess = predict(by, workload, find_size(workload, None, "gpu"), shape, cost, gpu=True)
-        compared += compare(workload, _kept(files, name, by, workload), guess)
-    origin, fitted_on = files["gpu-bench"], ("decode_one", "decode", "single", "long_context of m4", "attention")
-    return _sheet(stage, origin.environment, origin.config, fitted_on, rows, cost, compared)
-
-
-def _kept(files: Mapping[str, Results], name: str, stage: str, workload: str) -> Record:
-    for record in files[name].records:
-        if (record.stage, record.workload) == (stage, workload) and record.ok and not record.plain:
-            return record
-    raise UserError(f"no kept result of {stage} on {workload} in {name}.json: run `make gpu-bench gpu-ladder` first")

@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,15 +13,19 @@ import typer
 from common.cli.chat import chat
 from common.cli.demo import demo
 from common.cli.diff import show_diff
-from common.cli.generate import generate, read_prompts, ready_engine
+from common.cli.generate import generate, loaded_engine, read_prompts
 from common.cli.options import with_options
 from common.config import EngineConfig
 from common.engine import Build
 from common.errors import UserError
-from common.execution.cores import in_own_thread
+from common.execution.parallel.start import follows, on_ranks
 from common.sampling_params import SamplingParams
 from common.serving.options import ServerOptions
 
+EXTRA = dict.fromkeys(("fastapi", "uvicorn", "prometheus_client"), "serve") | {
+    "opentelemetry": "spans",
+    "ray": "scale",
+}
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it: 128 + SIGINT
 
 
@@ -31,7 +35,7 @@ def stage_main(main_file: str, build: Build) -> NoReturn:
 
 def stage_app(folder: Path, build: Build) -> typer.Typer:
     name = folder.name.split("_")[0]
-    number = int(name[1:])
+    number, build = int(name[1:]), on_ranks(build)
     app = typer.Typer(
         help=f"Stage {name[1:]} ({folder.name}). Run COMMAND --help for details.",
         no_args_is_help=True,
@@ -81,6 +85,22 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
         """Answer OpenAI's clients over HTTP, until Ctrl-C."""
         serve(build, config, replace(server, api_keys=tuple(api_key or ())))
 
+    @app.command("batch")
+    @with_options(number)
+    def batch_command(
+        config: EngineConfig,
+        source: Annotated[Path, typer.Argument(metavar="REQUESTS", help="Lines of OpenAI's batch format.")],
+        target: Annotated[Path, typer.Argument(metavar="ANSWERS", help="Lines that it has are not asked again.")],
+        served_name: Annotated[str | None, typer.Option(help="The model's name in the requests.")] = None,
+        ray: Annotated[bool, typer.Option("--ray", help="On the Ray cluster of RAY_ADDRESS, or here.")] = False,
+    ) -> None:
+        """Answer a file of requests, in order; the same command goes on where it was stopped."""
+        from common.cli.batch import answers, batch
+
+        if ray:
+            from common.scale.batches import answers
+        batch(source, target, partial(answers, build, config, served_name))
+
     @app.command("play", hidden=True)
     @with_options(number)
     def play_command(config: EngineConfig) -> None:
@@ -112,21 +132,21 @@ def stage_app(folder: Path, build: Build) -> typer.Typer:
 
 def serve(build: Build, config: EngineConfig, options: ServerOptions) -> None:
     """Returns after SIGTERM, when all requests have been answered; Ctrl-C then raises `KeyboardInterrupt`."""
-    try:
-        from common.serving import server
-        from common.serving.listener import listen
-        from common.serving.spans import spans_to
-    except ModuleNotFoundError as error:
-        raise UserError(f"serve needs {error.name}, which is not installed: pip install '.[serve]'") from None
-    # PyTorch and oneDNN each keep a compiled product for the last 1,024 lengths of prompts in bf16: most of a gigabyte.
-    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "64")
+    if follows():
+        build(config)  # ends with rank 0's engine
+    if options.replicas > 1:
+        from common.scale.serve import run
+
+        return run(f"{build.__module__}:{build.__name__}", config, options)
+    from common.serving import server
+    from common.serving.listener import listen
+    from common.serving.spans import spans_to
+
     with (
         listen(options) as listener,  # bad options are refused before a model is loaded
         spans_to(options.spans) as spans,
-        ExitStack() as stack,
+        loaded_engine(build, config) as engine,
     ):
-        engine = in_own_thread(lambda: stack.enter_context(ready_engine(build, config)))
         server.run(engine, options, listener, spans)
 
 
@@ -140,6 +160,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoRetur
         sys.stdout.flush()
     except UserError as error:
         fail(str(error))
+    except ModuleNotFoundError as error:
+        if (extra := EXTRA.get(str(error.name).split(".")[0])) is None:
+            raise
+        fail(f"this needs {error.name}, which is not installed: pip install '.[{extra}]'")
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:

@@ -15,6 +15,7 @@ from common.cli.scenes.scenes import SCENES, Scene
 from common.cli.scenes.view import Ask, View
 from common.config import EngineConfig, stage_options
 from common.engine import Build
+from common.execution.parallel.start import on_ranks
 from common.memory import kv_bytes_per_token
 from common.models.load import open_source
 
@@ -33,7 +34,8 @@ def demo(folder: Path, build: Build, config: EngineConfig) -> None:
     console.print(f"\n{' '.join((scene.draw.__doc__ or '').split())}", style="dim", markup=False)
     figures, scale = list[tuple[str, dict[str, float | None]]](), 0.0
     for one in [*sorted(folder.parent.glob(f"m{number - 1}_*")), folder]:
-        make = build if one == folder else importlib.import_module(f"{folder.parent.name}.{one.name}.engine").build
+        module = f"{folder.parent.name}.{one.name}.engine"
+        make = build if one == folder else on_ranks(importlib.import_module(module).build)
         with ready_engine(make, replace(config, **stage_options(int(one.name[1]), options)), longest) as engine:
             console.print(f"\n{one.name.replace('_', ' ')}", style="bold")
             with Live(console=console, auto_refresh=False) as live:

@@ -1,16 +1,18 @@
 """`generate`: prompts in, text as it comes, and what it took."""
 
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 
 from common.config import EngineConfig
 from common.engine import Build, Engine
 from common.errors import UserError
+from common.execution.cores import in_own_thread
 from common.models.load import open_source
 from common.outputs import RequestOutput
 from common.sampling_params import SamplingParams
@@ -31,6 +33,16 @@ def ready_engine(build: Build, config: EngineConfig, prompt: int = 8) -> Generat
         engine.reset_metrics()
     with engine:
         yield engine
+
+
+@contextmanager
+def loaded_engine(build: Build, config: EngineConfig) -> Generator[Engine, None, None]:
+    """`ready_engine` for lasting service, with its steps in another thread than this one: see `in_own_thread`."""
+    # PyTorch and oneDNN each keep a compiled product for the last 1,024 lengths of prompts in bf16: most of a gigabyte.
+    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")
+    with ExitStack() as stack:
+        yield in_own_thread(lambda: stack.enter_context(ready_engine(build, config)))
 
 
 def run(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, write: Write) -> list[RequestOutput]:

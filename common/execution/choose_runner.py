@@ -31,4 +31,6 @@ def choose_runner(
         shapes, draw = step_shapes(config.max_num_seqs, config.max_num_batched_tokens), choose_draw(model.ops)
         runner.graphs = StepGraphs(model, attention, draw, builder, spare_block, max_model_len, shapes)
         runner.graphs.capture(CudaRecorder())
+        if config.ranks is not None:
+            config.ranks.on_close.append(runner.graphs.drop)
     return runner

@@ -89,12 +89,12 @@ def idle_seconds(path: Path = CPU_TIMES) -> tuple[int, float] | None:
 
 def use_threads(count: int) -> None:
     """PyTorch's threads and those of Numba's kernels, of the calling thread."""
-    torch.set_num_threads(count)
     if "numba" in sys.modules:
         import numba
 
         most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-        numba.set_num_threads(min(count, most))
+        numba.set_num_threads(min(count, most))  # the first time, it sets PyTorch's to `most`
+    torch.set_num_threads(count)
 
 
 def in_own_thread(work: Callable[[], T]) -> T:

@@ -131,6 +131,10 @@ class StepGraphs:
                 self._draw_graphs[size, kind] = record(lambda size=size, kind=kind: self._choose(size, kind))
                 advance(1)
 
+    def drop(self) -> None:
+        self._model_graphs.clear()
+        self._draw_graphs.clear()
+
     def _run_model(self, shape: StepShape) -> None:
         batch = self._inputs.batch(shape)
         self._attention.begin(batch)
@@ -138,8 +142,14 @@ class StepGraphs:
         torch.index_select(hidden, 0, batch.logit_indices, out=self._hidden[: shape.decodes])
 
     def _choose(self, size: int, kind: Kind) -> None:
-        draws = self._inputs.draws(size, self._raw)
-        draw_biased(self._draw, self._model.logits(self._hidden[:size]), draws, kind)
+        draws, model, hidden = self._inputs.draws(size, self._raw), self._model, self._hidden[:size]
+        slots = draws.keys[:, -1]
+        if model.splits_vocabulary and kind == Kind.LIKELIEST:
+            self.tokens[slots] = model.likeliest(hidden)
+            return
+        draw_biased(self._draw, model.logits(hidden), draws, kind)
+        if model.splits_vocabulary:
+            self.tokens[slots] = model.agree(self.tokens[slots])
 
     def start(self, plan: StepPlan, launch: Callable[[StepPlan], torch.Tensor]) -> tuple[SamplerOutput, list[int]]:
         """Queue a step. Returns what is drawn, valid until the next step is started, and where in it the token of each

@@ -53,6 +53,8 @@ class Decoder:
     attention, in plain PyTorch or fused kernels. `note`: what a reader of its figures must know about its weights.
     """
 
+    splits_vocabulary = False  # over several ranks
+
     def __init__(
         self, config: ModelConfig, embedding: torch.Tensor, layers: list[DecoderLayer], norm: RMSNorm, head: Projection
     ) -> None:
@@ -72,14 +74,26 @@ class Decoder:
 
     def __call__(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states [T, hidden] before the final norm; positions count from 0 within each sequence."""
-        x, cos, sin = self.ops.embed(input_ids, positions, self.embedding, self.rotary)
+        x, cos, sin = self.embed(input_ids, positions)
         for layer in self.layers:
             x = layer(x, cos, sin, attend, self.ops)
         return x
 
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the layers start from: see `Ops.embed`."""
+        return self.ops.embed(input_ids, positions, self.embedding, self.rotary)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, hidden] to [N, vocab], in the model's dtype: pass only the rows that are sampled."""
         return self.ops.norm_linear(hidden, self.norm, self.head)
+
+    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The token with the largest of each row's logits, [N, hidden] to [N]."""
+        return self.ops.sample(self.logits(hidden))
+
+    def agree(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The tokens drawn, on all ranks that hold the model."""
+        return token_ids
 
     def weights_bytes(self) -> int:
         """Bytes of all weights. An embedding that is also the head counts once, unless the head holds its own copy."""

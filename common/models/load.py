@@ -8,6 +8,8 @@ import torch
 from common.config import DEFAULT_MODEL, EngineConfig, parse_device, parse_dtype
 from common.errors import UserError, refusing, require
 from common.execution.choose import choose_ops
+from common.execution.parallel.decoder import SplitDecoder
+from common.execution.parallel.split import SplitSource
 from common.models.decoder import Decoder
 from common.models.layers import RotaryEmbedding
 from common.models.sources.embedded import open_embedded
@@ -15,7 +17,7 @@ from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.hf_folder import HFFolder
 from common.models.sources.hub import fetch, is_hub_id
 from common.models.sources.nf4_folder import NF4Folder, is_bitsandbytes_folder
-from common.models.sources.quantized_folder import QuantizedFolder, quantization
+from common.models.sources.quantized_folder import quantization
 from common.models.sources.random_weights import PREFIX, PRESETS, RandomSource
 from common.models.weights import ModelSource, build_decoder
 from common.text.chat_template import template_kwargs
@@ -37,13 +39,22 @@ class Loaded:
 def load_for(config: EngineConfig, fused: bool = False) -> Loaded:
     """What `config.model` names, fused: with fused kernels where they run; `UserError` for what it cannot do."""
     place, dtype = config.torch_device, config.torch_dtype
-    source = open_source(config.model, place, config.seed, progress=None)
+    source = own_part(open_source(config.model, place, config.seed, progress=None), config)
     tokenizer = read_tokenizer(source, config.chat_template)  # first: it is refused sooner than weights are read
     return prepare(read_decoder(source, dtype, place, progress=None), tokenizer, config, fused)
 
 
+def own_part(source: ModelSource, config: EngineConfig) -> ModelSource:
+    """Of several ranks, what this one holds."""
+    return source if config.ranks is None else SplitSource(source, config.ranks.split)
+
+
 def prepare(model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig, fused: bool) -> Loaded:
     """A model that is loaded already, with its kernels chosen and its limit checked."""
+    alone = "tensor_parallel_size: build the engine by stages.build, which starts the ranks"
+    require(config.ranks is not None or config.tensor_parallel_size == 1, alone)
+    if config.ranks is not None:
+        model = SplitDecoder(model, config.ranks)
     model.ops = choose_ops(model.device, fused)
     name, limit = model.config.name, model.config.max_position_embeddings
     if tokenizer is not None:
@@ -74,8 +85,7 @@ def load_model(
 def read_decoder(source: ModelSource, dtype: torch.dtype, device: torch.device, progress: bool | None) -> Decoder:
     with refusing(source.config.name), torch.inference_mode():
         decoder = build_decoder(source, dtype, device, progress)
-    if isinstance(source, QuantizedFolder):
-        decoder.note = source.note
+    decoder.note = getattr(source, "note", None)  # of a `QuantizedFolder`
     return decoder
 
 

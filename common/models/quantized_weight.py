@@ -1,10 +1,14 @@
 """One weight matrix in 4 or 8 bits, in the layout of GPTQ checkpoints, and how numbers are packed into its words."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
+
+from common.errors import require
+from common.models.weights import Part
 
 Format = Literal["gptq", "gptq_v2"]
 """How a checkpoint stores zero points: `gptq` (version 1) stores zero - 1, `gptq_v2` stores the zero itself."""
@@ -64,6 +68,22 @@ class QuantizedWeight:
         """Some of the outputs, or all in another order."""
         parts = {name: getattr(self, name)[:, which] for name in ("qweight", "scales", "zeros")}
         return replace(self, **parts, bias=None if self.bias is None else self.bias[which])
+
+    def part(self, part: Part, label: str) -> Self:
+        """Some outputs, or some inputs: along groups, which are made smaller where one of them is cut.
+        `UserError`, with the label, where inputs are in no order that can be cut."""
+        if len(part) < 2:
+            some = self.outputs(*part) if part else self
+            return replace(some, **{n: getattr(some, n).contiguous() for n in ("qweight", "scales", "zeros")})
+        order = "inputs in act-order (desc_act) lie across the ranks of tensor_parallel_size"
+        require(self.g_idx is None, f"{label}: {order}: take a checkpoint without it, or 1")
+        first, end, _ = part[1].indices(self.in_features)
+        count, size = WORD // self.bits, math.gcd(first, self.group_size)
+        whole = first % count == end % count == 0
+        require(whole, f"{label}: {first} inputs are no whole words of {count}: take fewer ranks")
+        groups = torch.arange(first, end, size, device=self.scales.device) // self.group_size
+        qweight = self.qweight[first // count : end // count].contiguous()
+        return replace(self, qweight=qweight, scales=self.scales[groups], zeros=self.zeros[groups], group_size=size)
 
     def to(self, device: torch.device) -> Self:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}

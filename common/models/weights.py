@@ -22,6 +22,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PARTS = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")  # What a decoder is made of
 
 Shape = tuple[int, ...]
+Part = tuple[slice, ...]  # of a weight [out, in]: of its outputs, or of all outputs and of its inputs; () is all of it
 Load = Callable[[Iterable[str]], torch.Tensor]
 MakeProjection = Callable[[list[str], bool], Projection]
 """(names, bias): from layers of one input, `model.layers.0.self_attn.q_proj` ..., to one with all outputs."""
@@ -33,8 +34,8 @@ class ModelSource(Protocol):
     @property
     def config(self) -> ModelConfig: ...
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        """One tensor of that shape, in any floating dtype, on any device."""
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
+        """One tensor of that shape, or a part of it, in any floating dtype, on any device."""
         ...
 
     def tokenizer(self) -> Tokenizer | None: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.engine import Engine
 from common.serving import errors, openapi, parameters
@@ -119,6 +119,26 @@ def create_app(service: Service) -> FastAPI:
 
     openapi.describe(app, needs_key=bool(service.options.api_keys))
     return app
+
+
+async def messages_of(app: ASGIApp, scope: dict[str, Any], body: bytes) -> AsyncGenerator[Message]:
+    """An answer without a socket. To stop reading early is to leave, which aborts the request."""
+    answer: asyncio.Queue[Message | None] = asyncio.Queue()
+    request: list[Message] = [{"type": "http.request", "body": body}]
+    gone = asyncio.Event()
+
+    async def receive() -> Message:
+        if not request:
+            await gone.wait()
+        return request.pop() if request else {"type": "http.disconnect"}
+
+    task = asyncio.create_task(app(scope, receive, answer.put))  # pyright: ignore[reportArgumentType]
+    task.add_done_callback(lambda _: answer.put_nowait(None))  # what it raised after its 500 is logged
+    try:
+        while message := await answer.get():
+            yield message
+    finally:
+        gone.set()
 
 
 def _check_model(wanted: str | None, name: str) -> None:

@@ -1,5 +1,6 @@
 """/metrics, in Prometheus' text format: what clients felt, and what the engine is doing."""
 
+import re
 from collections.abc import Iterator, Mapping, Sized
 from itertools import pairwise
 from typing import Any
@@ -122,3 +123,13 @@ class ServerMetrics(Collector):
             for name, (source, text) in entries.items():
                 if source in figures:
                     yield kind(f"{PREFIX}_{name}", text, value=figures[source])
+
+
+def one_page(pages: Mapping[str, str]) -> str:
+    """Prometheus' text format: the samples of all pages, with a label `replica`; each family is in one place."""
+    families: dict[str, str] = {}
+    for replica, page in pages.items():
+        for head, samples in re.findall(r"(# HELP .*\n# TYPE .*\n)((?:[^#].*\n)*)", page):
+            labelled = re.sub(r"^(\w+)(?:{(.*)})? ", rf'\1{{replica="{replica}",\2}} ', samples, flags=re.M)
+            families[head] = families.get(head, "") + labelled
+    return "".join(head + samples for head, samples in families.items())

@@ -37,6 +37,7 @@ class ServerOptions:
     drain: Annotated[float, "Seconds that open requests have after SIGTERM or Ctrl-C."] = 30.0
     tool_parser: Annotated[str | None, "Format of calls: hermes or llama3_json. Without it: the template's."] = None
     spans: Annotated[str | None, "OpenTelemetry spans of each request: console, or otlp."] = None
+    replicas: Annotated[int, "Engines behind one address, on Ray Serve."] = 1
 
     def __post_init__(self) -> None:
         require(bool(self.host), "host must not be empty: 127.0.0.1 is this machine alone, 0.0.0.0 is everywhere")
@@ -52,7 +53,7 @@ class ServerOptions:
         require(closed or "*" not in self.allow_origin, "allow_origin * lets all web pages in: give an --api-key too")
         for name in ("header_timeout", "body_timeout", "encode_timeout", "read_timeout", "keep_alive"):
             require(0 < getattr(self, name) < math.inf, f"{name} must be more than 0 seconds, and not endless")
-        for name in ("max_body", "max_prompt_tokens", "max_n", "max_tokens", "max_connections"):
+        for name in ("max_body", "max_prompt_tokens", "max_n", "max_tokens", "max_connections", "replicas"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(0 <= self.drain < math.inf, f"drain must be 0 seconds or more, and not endless: {self.drain}")
@@ -60,6 +61,7 @@ class ServerOptions:
             raise unknown("tool_parser", self.tool_parser, TOOL_PARSERS)
         if self.spans not in (None, *SPAN_EXPORTERS):
             raise unknown("spans", self.spans, SPAN_EXPORTERS)
+        require(self.replicas == 1 or not (self.spans or self.allow_origin), "replicas: no spans, no allow_origin")
 
     @property
     def loopback(self) -> bool:

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from common.engine import Engine
+from common.errors import UserError
 from common.serving import logs
 from common.serving.app import create_app
 from common.serving.connections import BACKLOG, Connection, Connections
@@ -37,6 +38,8 @@ def run(engine: Engine, options: ServerOptions, listener: socket.socket, spans: 
     previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
     try:
         server.run(sockets=[listener])
+        if engine.config.ranks and engine.config.ranks.lost:
+            raise UserError(engine.config.ranks.lost)
     finally:
         signal.signal(signal.SIGTERM, previous)
         if not log_writer.flushed():
@@ -68,6 +71,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn calls this ten times a second, to learn whether to exit."""
+        ranks = self.service.engine.config.ranks
+        if self._signal is None and ranks and ranks.lost:
+            self.handle_exit(signal.SIGTERM, None)
         if self._signal is not None and self.service.drained:
             super().handle_exit(self._signal, None)
         self.connections.sweep()

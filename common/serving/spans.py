@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from common.errors import UserError
 from common.outputs import RequestOutput
 from common.serving.engine_thread import Job
 
@@ -77,19 +76,16 @@ def spans_to(exporter: str | None) -> Generator[Spans | None]:
 def _provider(exporter: str) -> Any:
     """A provider that writes JSON to standard error (`console`), or sends to `OTEL_EXPORTER_OTLP_ENDPOINT` (`otlp`).
     `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override our service name."""
-    try:
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
-        if exporter == "otlp":
-            import opentelemetry.exporter.otlp.proto.http.trace_exporter as otlp  # pyright: ignore
+    if exporter == "otlp":
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter as otlp  # pyright: ignore
 
-            chosen: Any = otlp.OTLPSpanExporter()
-        else:
-            chosen = ConsoleSpanExporter(out=sys.stderr, formatter=lambda span: span.to_json(indent=None) + "\n")
-    except ImportError as error:
-        raise UserError(f"spans need {error.name}, which is not installed: pip install '.[spans]'") from None
+        chosen: Any = otlp.OTLPSpanExporter()
+    else:
+        chosen = ConsoleSpanExporter(out=sys.stderr, formatter=lambda span: span.to_json(indent=None) + "\n")
     resource = Resource.create({"service.name": "folovllm"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(chosen))

@@ -90,7 +90,7 @@ class ActivationPeak:
     def __exit__(self, *_: object) -> None:
         after = self._peak()
         if self._known and self._before is not None and after is not None:
-            self.bytes = after - self._before
+            self.bytes = max(0, after - self._before)  # Linux counts in batches: a peak may seem to fall
 
     def _peak(self) -> int | None:
         """Right after a reset: what is there now."""

@@ -6,7 +6,7 @@ from common.config import EngineConfig
 from common.errors import refusing
 from common.models import Decoder
 from common.models.linear import Projection
-from common.models.load import Loaded, open_source, prepare, read_tokenizer
+from common.models.load import Loaded, open_source, own_part, prepare, read_tokenizer
 from common.models.quantized_weight import QuantizedWeight, concatenate
 from common.models.weights import ModelSource, build_decoder, loader, plain_projection
 from stages.m7_gptq.checkpoint.model import open_checkpoint
@@ -24,7 +24,8 @@ def load_quantized(config: EngineConfig, fast: FastLayers | None = None) -> Load
     # none, `calibrate_layers` quantises layer after layer by `gptq`, and each is written when it is done.
     checkpoint = open_checkpoint(config, source)
     with refusing(source.config.name):
-        decoder = build_quantized_decoder(checkpoint.source, checkpoint.read, dtype, device, fast=fast)
+        own = own_part(checkpoint.source, config)
+        decoder = build_quantized_decoder(own, checkpoint.read, dtype, device, fast=fast)
     if config.head_bits == 8:
         decoder.head = eight_bit_head(decoder.head, fast)
     decoder.note = checkpoint.note(decoder)

@@ -28,8 +28,9 @@ from benchmarks.report.sources import read_folder
 
 REPORTS = ROOT / "reports"
 KEPT = sorted(path for path in REPORTS.glob("*/*.png") if path.parent.name != "local")
-WITHOUT_SOURCE = {"pictures", "m6_profile.png", "busy.png"}
-"""Traces are recorded by `make stage3 trace`; numbers of the profile were not kept; tests/busy draws its own."""
+WITHOUT_SOURCE = {"pictures", "m6_profile.png", "busy.png", "replicas.png"}
+"""Traces are recorded by `make stage3 trace`; numbers of the profile were not kept; tests/busy and
+tests/scale draw their own."""
 SHOWN_WIDTH, SMALLEST = 830, 11.5
 """Pixels of a page's column, and points of the smallest text."""
 

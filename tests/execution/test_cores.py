@@ -14,6 +14,7 @@ import pytest
 
 from common import Engine
 from common.cli import app as command
+from common.cli import generate
 from common.config import EngineConfig
 from common.execution import cores
 from common.execution.cores import INTERVAL, STALE, SharedCores, idle_seconds, in_own_thread
@@ -212,7 +213,7 @@ def test_the_server_loads_in_a_thread_that_has_ended_when_it_serves(monkeypatch:
     def run(engine: object, *_: object) -> None:
         assert engine == "engine" and len(seen) == 1 and not seen[0].is_alive()
 
-    monkeypatch.setattr(command, "ready_engine", ready)
+    monkeypatch.setattr(generate, "ready_engine", ready)
     monkeypatch.setattr(server, "run", run)
     command.serve(lambda config: pytest.fail("nothing is built"), EngineConfig(), ServerOptions(port=0))
     assert seen[1] is threading.main_thread()

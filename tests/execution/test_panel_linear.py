@@ -26,7 +26,7 @@ def made(outputs: int, size: int, bias: bool = False) -> PanelLinear:
 
 @needs_instructions
 class TestPanels:
-    @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 6, 7, 13, 70])
+    @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 70])
     @pytest.mark.parametrize("shape", [(32, 16), (96, 48), (960, 576), (576, 1536)], ids=str)
     def test_every_number_of_rows_gives_the_right_product(self, shape: tuple[int, int], rows: int) -> None:
         layer = made(*shape, bias=rows % 2 == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ import torch
 from stages.m4_flash_attention.fast import select
 from stages.m4_flash_attention.fast.backends import Backend
 from tests.depth import DEEP
-from tests.m4.cases import HEADS, LENGTHS, SHORT_STEPS, STEPS, TOLERANCE, Case, check_fused_qkv, make_case
+from tests.m4.cases import (
+    HEADS,
+    LENGTHS,
+    SHORT_STEPS,
+    STEPS,
+    TOLERANCE,
+    Case,
+    check_fused_qkv,
+    make_case,
+    relative_error,
+)
 
 BACKENDS = tuple(name for name in select.NAMES if name != "flash_attn")  # which needs a GPU: test_library_calls
 
@@ -214,6 +225,35 @@ def test_cpu_threads_that_cut_a_sequence_lose_no_part(threads: int) -> None:
     backend.store(case.kv, case.k, case.v)
     error = (backend.attend(case.q, case.kv).double() - case.expected).abs().max()
     assert error < TOLERANCE[torch.float32]
+
+
+def test_prompts_in_pairs_of_bfloat16_come_close_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    from common.execution.cpu import simd_products
+
+    if not simd_products.multiplies_bfloat16():
+        pytest.skip("this processor multiplies no pairs of bfloat16")
+    for head_dim in (16, 48, 64):
+        case = make_case([(70, 70), (33, 150)], (9, 3), head_dim, dtype=torch.bfloat16)
+        in_pairs = case.run(create("cpu", case))
+        with monkeypatch.context() as other:
+            other.setattr(simd_products, "multiplies_bfloat16", lambda: False)
+            error = relative_error(in_pairs, case.run(create("cpu", case)).double())
+        assert 0 < error < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_does_not_depend_on_what_shares_its_step(dtype: torch.dtype) -> None:
+    case = make_case([(70, 70), (33, 150)], (9, 3), dtype=dtype)
+    backend, together = create("cpu", case), case.run(create("cpu", case))
+    step = case.batch
+    alone = replace(
+        step,
+        query_start_loc=step.query_start_loc[1:] - 70,
+        seq_lens=step.seq_lens[1:],
+        block_tables=step.block_tables[1:],
+    )
+    backend.begin(alone)
+    assert torch.equal(backend.attend(case.q[70:], case.kv), together[70:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 BF16 = torch.bfloat16
 ROOT = Path(__file__).parents[2]
 CPUINFO = Path("/proc/cpuinfo")
-ROWS = (1, 2, 3, 4, 5, 6, 7, 13, 64)  # every product of a few rows, and what is left of many
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 13, 64)  # every product of a few rows, and what is left of many
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=str)
@@ -136,6 +136,8 @@ def test_other_processors_compute_the_same(processor: str) -> None:
 
 OTHER_PROCESSOR = """
 import torch
+from stages.m4_flash_attention.fast.backends import cpu
+from tests.m4.cases import make_case
 from tests.m7.weights import check, fast_linear, make_input, make_weight
 from common.execution.cpu.simd_products import rows_at_once
 from stages.m7_gptq.fast.cpu_codes import CpuInt4Linear, takes_head
@@ -144,6 +146,7 @@ layer = fast_linear(weight, torch.bfloat16, torch.device("cpu"))
 assert type(layer) is CpuInt4Linear
 for tokens in (1, 2, 5):
     check(layer, weight, make_input(tokens, 192, torch.bfloat16))
+make_case([(1, 20), (40, 90)], dtype=torch.bfloat16).check(cpu.create(make_case([(1, 20)], dtype=torch.bfloat16).shape))
 print(rows_at_once(), takes_head(torch.zeros(64, 64, dtype=torch.bfloat16)))
 """
 

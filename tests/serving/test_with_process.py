@@ -105,7 +105,7 @@ def test_what_spans_need_is_missed_before_a_model_is_loaded(
     exporter = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(sys.modules, exporter, None)
     assert cli("serve", "--port", "0", "--spans", "otlp", *TINY, build=lambda _: pytest.fail("built")) == 2
-    error = f"error: spans need {exporter}, which is not installed: pip install '.[spans]'"
+    error = f"error: this needs {exporter}, which is not installed: pip install '.[spans]'"
     assert capsys.readouterr().err.splitlines() == [error]
 
 

@@ -27,6 +27,5 @@ def test_serve_without_them_is_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, "serve", *TINY], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() in (
-        [f"error: serve needs {name}, which is not installed: pip install '.[serve]'"]
-        for name in ("uvicorn", "fastapi")
+        [f"error: this needs {name}, which is not installed: pip install '.[serve]'"] for name in ("uvicorn", "fastapi")
     )

@@ -19,14 +19,14 @@ from common.execution.cpu.simd_products import BLOCKS, PANEL, bf16_panel, rows_a
 CACHED = 1 << 19  # bytes of x that stay in a core's L2 cache
 ALONE = 1 << 14  # up to so many numbers, one thread prepares x before another has woken up
 MOST = rows_at_once()
-ONE, TWO, FOUR, SIX = width(LANES), width(2 * LANES), width(4 * LANES), width(6 * LANES)
+ONE, TWO, FOUR, SIX, EIGHT = (width(count * LANES) for count in (1, 2, 4, 6, 8))
 LANE_WIDTH = width(LANES)
 
 
 @compiled()
 def row_parts(rows, row_bytes):
     """Rows of one part."""
-    return min(rows, max(1, CACHED // (row_bytes * 6)) * 6)
+    return min(rows, max(1, CACHED // (row_bytes * MOST)) * MOST)
 
 
 @compiled()
@@ -53,6 +53,9 @@ def finish(sums, ups, count, row, panel, bias, outputs, gated, add, out):
 @compiled()
 def _some_rows(weight, panel, x, row, left, size, sums):
     """As many of the rows that are left as there is a product for; returns their number."""
+    if MOST >= 8 and left >= 8:
+        bf16_panel(weight, panel, x, row, size, EIGHT, sums)
+        return 8
     if MOST >= 6 and left >= 6:
         bf16_panel(weight, panel, x, row, size, SIX, sums)
         return 6
@@ -97,7 +100,7 @@ def linear(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, la
     panels, part = outputs // PANEL, row_parts(rows, size * 2)
     share = (panels + threads - 1) // threads
     for thread in prange(threads):
-        sums, ups = np.empty(6 * PANEL, np.float32), np.empty(6 * PANEL, np.float32)
+        sums, ups = np.empty(MOST * PANEL, np.float32), np.empty(MOST * PANEL, np.float32)
         for begin in range(0, rows, part):
             end = min(rows, begin + part)
             for panel in range(thread * share, min(panels, (thread + 1) * share)):

@@ -5,8 +5,8 @@ LLVM vectorises only loops of unknown length with a slow scalar rest, and a 16-t
 
 A width is a tuple of `n / 16` zeros: its *length* belongs to its type, which makes `n` a constant to the compiler
 (and one cached compilation for each head dimension). Arrays are flat; their dtype says how the bits are read:
-float32; uint16 holds bfloat16; int16 holds float16; whole numbers are stored as int8. Arithmetic is in float32,
-whatever the storage.
+float32; uint16 holds bfloat16; int16 holds float16; uint32 holds pairs of bfloat16, which are multiplied two by two;
+whole numbers are stored as int8. All other arithmetic is in float32, whatever the storage.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ intrinsic: Any = extending.intrinsic
 
 LANES = 16
 F32, I32, I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
+DOT_PAIRS = "llvm.x86.avx512bf16.dpbf16ps.512"
 LOG2E = 1.4426950408889634
 FAST = ("fast",)  # the order of a sum is free, and nothing is NaN
 EXP2_POLYNOMIAL = (2.1702252e-4, 1.2439689e-3, 9.6788409e-3, 5.5483342e-2, 2.4022984e-1, 6.9314698e-1, 1.0)
@@ -107,26 +108,35 @@ def at_address(_typing: Any, address: Any, like: Any) -> tuple[Any, Callable[...
 
 
 @intrinsic
+def packed(_typing: Any, array: Any) -> tuple[Any, Callable[..., Any]]:
+    """How many numbers an element of the array holds: 2 of pairs, else 1; a constant to the compiler."""
+    count = 2 if array.dtype == types.uint32 else 1
+    return types.intp(array), lambda context, builder, signature, args: context.get_constant(types.intp, count)
+
+
+@intrinsic
 def load(_typing: Any, array: Any, index: Any, shape: Any) -> tuple[Any, Callable[..., Any]]:
-    """`array[index : index + n]`, widened to float32; shape = width(n)."""
+    """`array[index : index + n]`, widened to float32; shape = width(n). Pairs stay as they are."""
     lanes = shape.count * LANES
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args[0].dtype
-        stored = F32 if kind == types.float32 else I16 if kind == types.uint16 else ir.HalfType()
+        whole = kind in (types.float32, types.uint32)
+        stored = F32 if whole else I16 if kind == types.uint16 else ir.HalfType()
         where = pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(stored, lanes))
         value = builder.load(where, align=kind.bitwidth // 8)
         floats, ints = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
         if kind == types.uint16:  # bfloat16 is the upper half of a float32
             return builder.bitcast(builder.shl(builder.zext(value, ints), constant(I32, lanes, 16)), floats)
-        return value if kind == types.float32 else builder.fpext(value, floats)
+        return value if whole else builder.fpext(value, floats)
 
     return Vector(lanes)(array, types.intp, shape), generate
 
 
 @intrinsic
 def store(_typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Callable[..., Any]]:
-    """`array[index : index + n] = vector`, rounded to the array's format (to nearest, ties to even)."""
+    """`array[index : index + n] = vector`, rounded to the array's format (to nearest, ties to even); of pairs half as
+    many, each of two neighbours."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind, value, lanes = signature.args[0].dtype, args[2], vector.lanes
@@ -137,6 +147,12 @@ def store(_typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Calla
             value = builder.trunc(builder.lshr(rounded, constant(I32, lanes, 16)), ir.VectorType(I16, lanes))
         elif kind == types.int16:
             value = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
+        elif kind == types.uint32:
+            short = ir.VectorType(I16, LANES)
+            name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+            value = joined(
+                builder, [call(builder, name, short, part, fast=False) for part in lane_parts(builder, value)]
+            )
         elif kind == types.int8:
             value = builder.trunc(builder.fptosi(value, ir.VectorType(I32, lanes)), ir.VectorType(ir.IntType(8), lanes))
         where = pointer(context, builder, signature.args[0], args[0], args[1], value.type)
@@ -144,6 +160,41 @@ def store(_typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Calla
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def store_zipped(_typing: Any, array: Any, index: Any, first: Any, second: Any) -> tuple[Any, Callable[..., Any]]:
+    """`array[index + i]` = the pair of first[i] and second[i], both bfloat16 widened; without pairs first[i] alone."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, lanes = args[2], first.lanes
+        if array.dtype == types.uint32:
+            low, high = (builder.bitcast(vector, ir.VectorType(I32, lanes)) for vector in args[2:])
+            high = builder.and_(high, constant(I32, lanes, 0xFFFF0000))
+            value = builder.or_(builder.lshr(low, constant(I32, lanes, 16)), high)
+        builder.store(value, pointer(context, builder, signature.args[0], args[0], args[1], value.type), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, first, second), generate
+
+
+def lane_parts(builder: Any, vector: Any) -> list[Any]:
+    """Its vectors of `LANES` numbers, one register of AVX-512 each."""
+    starts = range(0, vector.type.count, LANES)
+    lanes = [ir.Constant(ir.VectorType(I32, LANES), list(range(first, first + LANES))) for first in starts]
+    return [builder.shuffle_vector(vector, vector, part) for part in lanes]
+
+
+def joined(builder: Any, parts: list[Any]) -> Any:
+    """The reverse."""
+    whole = parts[0]
+    for part in parts[1:]:
+        count = whole.type.count
+        fill = list(range(LANES)) + [0] * (count - LANES)  # both sides of a shuffle are equally long
+        part = builder.shuffle_vector(part, part, ir.Constant(ir.VectorType(I32, count), fill))
+        order = list(range(count + LANES))
+        whole = builder.shuffle_vector(whole, part, ir.Constant(ir.VectorType(I32, count + LANES), order))
+    return whole
 
 
 @intrinsic
@@ -186,6 +237,25 @@ def operation(result: Any = None) -> Callable[[Callable[..., Any]], Any]:
 def scale_add(builder: Any, x: Any, vector: Any, addend: Any) -> Any:
     """x * vector + addend, x a scalar."""
     return fma(builder, splat(builder, x, vector.type.count), vector, addend)
+
+
+@intrinsic
+def add_product(_typing: Any, x: Any, vector: Any, addend: Any) -> tuple[Any, Callable[..., Any]]:
+    """x * vector + addend; where x is a pair of bfloat16, so are the lanes of the vector: the sum of both products."""
+    pairs = x == types.uint32
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        factor, other, sums = args
+        if not pairs:
+            return fma(builder, splat(builder, factor, vector.lanes), other, sums)
+        factor, ints = splat(builder, factor, LANES), ir.VectorType(I32, LANES)
+        parts = zip(lane_parts(builder, sums), lane_parts(builder, other), strict=True)
+        return joined(builder, [
+            call(builder, DOT_PAIRS, part.type, part, builder.bitcast(lanes, ints), factor, fast=False)
+            for part, lanes in parts
+        ])  # fmt: skip
+
+    return vector(types.uint32 if pairs else types.float32, vector, vector), generate
 
 
 @operation()

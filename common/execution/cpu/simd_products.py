@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core import config as numba_config
 
-from common.execution.cpu.simd import F32, I32, LANES, call, constant, intrinsic, pointer, splat
+from common.execution.cpu.simd import DOT_PAIRS, F32, I32, LANES, call, constant, intrinsic, pointer, splat
 
 # pyright: basic
 # Numba and llvmlite carry no types.
@@ -44,7 +44,7 @@ def multiplies_bfloat16() -> bool:
 
 def rows_at_once() -> int:
     """As many rows as their sums fit into registers, 32 of 512 bits or 16 of 256."""
-    return 6 if "avx512f" in features() else 2
+    return 8 if "avx512f" in features() else 2
 
 
 class Tile:
@@ -101,10 +101,7 @@ def bf16_panel(_typing: Any, weight: Any, panel: Any, x: Any, row: Any, size: An
                     pair = builder.load(pointer(context, builder, x_type, x, where, I32), align=2)
                     pair = splat(builder, pair, LANES)
                     for place, value in zip(places, weights, strict=True):
-                        total = call(
-                            builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, builder.load(place), value, pair,
-                            fast=False,
-                        )  # fmt: skip
+                        total = call(builder, DOT_PAIRS, FLOATS, builder.load(place), value, pair, fast=False)
                         builder.store(total, place)
         tile.store(sums_type, sums)
         return context.get_dummy_value()

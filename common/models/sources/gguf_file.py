@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import dequantize
+from gguf import GGML_QUANT_SIZES, dequantize
 
 from common.errors import UserError, refusing, require
 from common.models.config import ARCHITECTURES, ModelConfig
@@ -15,7 +15,7 @@ from common.models.rope import Llama3Scaling
 from common.models.sources.gguf_keys import ModelKeys, end_tokens, token_id
 from common.models.sources.gguf_reader import GGUFTensor, Metadata, read_header
 from common.models.sources.gguf_tokenizer import build_tokenizer
-from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
+from common.models.weights import EMBEDDING, HEAD, Part, Shape, check_tensors
 from common.text.tokenizer import Tokenizer
 
 _TOP_NAMES = {"token_embd.weight": EMBEDDING, "output_norm.weight": "model.norm.weight", "output.weight": HEAD}
@@ -45,10 +45,14 @@ class GGUFFile:
                 self.config = _with_llama3_scaling(self.config, self._dequantize(ROPE_FACTORS, rope_factors))
             check_tensors(self.config, {name: tensor.shape for name, tensor in self._tensors.items()})
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        result = self._dequantize(name, self._tensors[name]).reshape(shape)
-        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}.get(name.split(".")[-2])
-        return _half_split(result, heads) if heads and self.config.architecture == "llama" else result
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
+        tensor, (*rows, columns) = self._tensors[name], (*part, *[slice(None)] * (len(shape) - len(part)))
+        size, count = GGML_QUANT_SIZES[tensor.kind]  # numbers and bytes of a block
+        first, end, _ = columns.indices(shape[-1])
+        data = tensor.data[(*rows, slice(first // size * count, -(-end // size) * count))]
+        result = self._dequantize(name, replace(tensor, data=data))[..., first % size :][..., : end - first]
+        split = self.config.architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj")
+        return _half_split(result, len(result) // self.config.head_dim) if split else result
 
     def tokenizer(self) -> Tokenizer | None:
         with refusing(self._name):

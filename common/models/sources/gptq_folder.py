@@ -14,7 +14,7 @@ from common.models.sources.gptq_checks import check_numbers, check_version
 from common.models.sources.gptq_description import Description, Stored
 from common.models.sources.hf_folder import WEIGHTS
 from common.models.sources.quantized_folder import HEAD, OLDER_FILE, QuantizedFolder, is_quantized, linear_names
-from common.models.weights import Shape, tensor_shapes
+from common.models.weights import Part, Shape, tensor_shapes
 from common.text.json_file import read_json
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -38,10 +38,12 @@ class GPTQFolder(QuantizedFolder):
         group = "one group per output" if stored.group_size == PER_CHANNEL else f"groups of {stored.group_size}"
         return f"dequantised at load from {stored.bits}-bit GPTQ, {group}: no bytes are saved"
 
-    def quantized(self, name: str) -> QuantizedWeight:
+    def quantized(self, name: str, part: Part = ()) -> QuantizedWeight:
+        """Of a part, only the codes that it holds are read from the file."""
         self.check()
-        weight = self._read_quantized(name)
-        check_numbers(f"{self.config.name}: {name}", weight, self._stored(name).symmetric)
+        label = f"{self.config.name}: {name}"
+        weight = self._read_quantized(name).part(part, label)
+        check_numbers(label, weight, self._stored(name).symmetric)
         return weight
 
     def _stored(self, name: str) -> Stored:

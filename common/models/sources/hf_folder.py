@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from common.errors import UserError, refusing, require
 from common.models.config import ModelConfig
-from common.models.weights import EMBEDDING, HEAD, Shape, check_tensors
+from common.models.weights import EMBEDDING, HEAD, Part, Shape, check_tensors
 from common.text.json_file import LARGEST, is_there, read_json
 from common.text.tokenizer import Tokenizer
 from common.watch.progress import say_once
@@ -31,11 +31,12 @@ class HFFolder:
         self.config = ModelConfig.from_hf(name or str(folder), options or read_options(folder), generation)
         self._files: dict[str, Any] = {}  # tensor name to the open file that holds it
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
         """`UserError` unless the tensor holds floating-point numbers of 16 bits or more."""
         self.check()
         with refusing(f"{self.config.name}: tensor {name}"):
-            tensor: torch.Tensor = self._files[name].get_tensor(name)
+            file = self._files[name]
+            tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
         known = tensor.is_floating_point() and tensor.itemsize > 1
         supported = "supported are float32, bfloat16 and float16"
         require(known, f"{self.config.name}: tensor {name} holds {tensor.dtype}; {supported}")

@@ -12,7 +12,7 @@ from common.errors import require
 from common.models.quantized_weight import QuantizedWeight
 from common.models.sources.hf_folder import HFFolder, open_weights, read_options
 from common.models.sources.nf4 import NF4Weight
-from common.models.weights import Shape, check_tensors, tensor_shapes
+from common.models.weights import Part, Shape, check_tensors, tensor_shapes
 from common.text.json_file import read_json
 
 AnyWeight = QuantizedWeight | NF4Weight
@@ -52,12 +52,12 @@ class QuantizedFolder(HFFolder, abc.ABC):
         self.check()
         return f"{name}.{self.mark}" in self._files
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
-        """A tensor that is not quantised; a quantised weight is given dequantised, in float32."""
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
+        """A tensor that is not quantised; a quantised weight is given dequantised, in float32, and then cut."""
         base = name.removesuffix(".weight")
         if self.has(base):
-            return self.quantized(base).dequantize()
-        tensor = super().read(name, shape)
+            return self.quantized(base).dequantize()[part]
+        tensor = super().read(name, shape, part)
         require(bool(tensor.isfinite().all()), f"{self.config.name}: {name} is not finite: {AGAIN}")
         return tensor
 

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import unknown
 from common.models.config import ModelConfig
-from common.models.weights import Shape
+from common.models.weights import Part, Shape
 
 PREFIX = "random:"
 
@@ -27,11 +27,12 @@ class RandomSource:
         self._device = device
         self._generator = torch.Generator(device).manual_seed(seed)
 
-    def read(self, name: str, shape: Shape) -> torch.Tensor:
+    def read(self, name: str, shape: Shape, part: Part = ()) -> torch.Tensor:
+        """All of it is drawn for a part, too: the numbers behind it are then the same."""
         tensor = torch.empty(shape, dtype=torch.float32, device=self._device)
         if "norm" in name:
             return tensor.normal_(1.0, 0.1, generator=self._generator)
-        return tensor.normal_(0.0, self._deviation(name, shape), generator=self._generator)
+        return tensor.normal_(0.0, self._deviation(name, shape), generator=self._generator)[part]
 
     def _deviation(self, name: str, shape: Shape) -> float:
         """1 / sqrt(inputs) keeps activations at their size, as training does. Two layers of that hardly change the

@@ -4,7 +4,7 @@ NF4: 16 values at quantiles of the normal distribution, and the largest weight o
 al., "QLoRA", NeurIPS 2023, appendix E).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from common.models.decoder import PROJECTIONS
 from common.models.quantized_weight import WORD, QuantizedWeight
 from common.models.sources.nf4 import BLOCK, NF4Weight, table
 from common.models.sources.quantized_folder import is_quantized
-from common.models.weights import ModelSource, build_layer, loader, tensor_shapes
+from common.models.weights import ModelSource, Part, build_layer, loader, tensor_shapes
 from stages.m7_gptq.calibrate import Finished, QuantizedLayer, calibrate_layers
 from stages.m7_gptq.grid import assemble, fit_grid
 from stages.m7_gptq.linear import ReadQuantized
@@ -122,8 +122,11 @@ def _round_layers(
         yield result
 
 
-def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQuantized:
-    """Every projection rounded to nearest: what a 4-bit model costs in time and memory, not how well it answers."""
+def rounding_reader(
+    source: ModelSource, settings: Settings = ROUNDED, part: Callable[[str], Part] = lambda name: ()
+) -> ReadQuantized:
+    """Every projection rounded to nearest: what a 4-bit model costs in time and memory, not how well it answers.
+    part: what is held of a layer, which is rounded as a whole."""
     shapes = tensor_shapes(source.config)
 
     def read(names: list[str], bias: bool) -> list[QuantizedWeight | None]:
@@ -131,6 +134,6 @@ def rounding_reader(source: ModelSource, settings: Settings = ROUNDED) -> ReadQu
         full = [f"{name}.weight" for name in names]
         weights = [round_to_nearest(source.read(name, shapes[name]), settings) for name in full]
         biases = [source.read(f"{name}.bias", shapes[f"{name}.bias"]) if bias else None for name in names]
-        return [replace(weight, bias=b) for weight, b in zip(weights, biases, strict=True)]
+        return [replace(w, bias=b).part(part(n), n) for n, w, b in zip(names, weights, biases, strict=True)]
 
     return read

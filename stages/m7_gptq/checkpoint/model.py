@@ -13,7 +13,7 @@ from common.models.sources.gptq_folder import GPTQFolder
 from common.models.sources.nf4_folder import NF4Folder
 from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
-from common.models.weights import ModelSource
+from common.models.weights import ModelSource, Part
 from stages.m7_gptq.checkpoint.baselines import ROUNDED, rounding_reader
 from stages.m7_gptq.checkpoint.quantize import quantize
 from stages.m7_gptq.linear import ReadQuantized, SideBySide
@@ -55,12 +55,16 @@ class Checkpoint:
 def open_checkpoint(config: EngineConfig, source: ModelSource) -> Checkpoint:
     """What the source's decoder is built from in m7. A model that is not quantised yet is quantised first, layer after
     layer, with a progress bar, and kept in the cache; random weights are rounded to nearest."""
+
+    def part(name: str) -> Part:
+        return config.ranks.split.part(f"{name}.weight") if config.ranks else ()
+
     if config.model.startswith(PREFIX):
-        return Checkpoint(config, source, rounding_reader(source))
+        return Checkpoint(config, source, rounding_reader(source, part=part))
     if not isinstance(source, QuantizedFolder):
         folder = quantize(config.model, Settings(), device=config.torch_device, source=source).folder
         source = open_quantized_folder(folder, config.model)
     gptq = source if isinstance(source, GPTQFolder) else None
     return Checkpoint(
-        config, source, lambda names, _: [gptq.quantized(n) if gptq and gptq.has(n) else None for n in names]
+        config, source, lambda names, _: [gptq.quantized(n, part(n)) if gptq and gptq.has(n) else None for n in names]
     )

@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError, require
 from common.execution.cache import cache_root
-from common.models.load import QuantizedFolder, open_quantized_folder, open_source
+from common.models.load import open_quantized_folder, open_source
 from common.models.quantized_weight import PER_CHANNEL
+from common.models.sources.quantized_folder import QuantizedFolder
 from common.models.sources.random_weights import PREFIX
 from common.models.weights import ModelSource, tensor_shapes
 from common.watch.progress import progress_bar, say

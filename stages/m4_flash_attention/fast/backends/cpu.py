@@ -33,7 +33,7 @@ class CpuBackend(Backend):
     """Threads: as many as PyTorch uses; the two pools take turns, so they do not compete for cores."""
 
     def __init__(self, shape: AttentionShape) -> None:
-        from common.execution.cpu import simd
+        from common.execution.cpu import simd, simd_products
         from stages.m4_flash_attention.fast.kernels import cpu_decode, cpu_prefill, cpu_store
 
         self._decode, self._prefill = cpu_decode.decode, cpu_prefill.prefill
@@ -43,6 +43,8 @@ class CpuBackend(Backend):
         self._rotates = shape.head_dim % 32 == 0  # half a head is whole vectors
         self._column_width = simd.width(next(n for n in (64, 32, 16) if shape.head_dim % n == 0))
         self._tile_queries = max(1, cpu_prefill.ROWS // shape.group)
+        pairs = shape.dtype == torch.bfloat16 and simd_products.multiplies_bfloat16()
+        self._number = np.empty(0, np.uint32 if pairs else np.float32)
         self._layers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._no_norm = bits(torch.empty(0, dtype=shape.dtype))
         self._norms: dict[RMSNorm, tuple[np.ndarray, np.ndarray, float]] = {}
@@ -54,7 +56,7 @@ class CpuBackend(Backend):
         self._tables, self._lengths = step.block_tables.numpy(), step.seq_lens.numpy()
         self._starts, self._slots = step.query_start_loc.numpy(), step.slot_mapping.numpy()
         self._angles: tuple[np.ndarray, np.ndarray] | None = None
-        # Tiles of queries, dearest first: threads take them in turn.
+        # Tiles of queries, dearest first. Threads take them in turn, every second turn in the reverse order.
         tiles = [
             (length - (end - start) + first, sequence, first)
             for sequence, (start, end, length) in enumerate(step.sequences(decodes))
@@ -62,6 +64,8 @@ class CpuBackend(Backend):
         ]
         tiles.sort(reverse=True)
         tasks = [(sequence, head, first) for _, sequence, first in tiles for head in range(self._heads)]
+        for turn in range(self._threads, len(tasks), 2 * self._threads):
+            tasks[turn : turn + self._threads] = tasks[turn : turn + self._threads][::-1]
         self._tasks = np.array(tasks, dtype=np.int64).reshape(-1, 3)
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
@@ -114,7 +118,7 @@ class CpuBackend(Backend):
                 self._prefill(
                     q, stride, keys, values, self._tables[decodes:], self._lengths[decodes:],
                     self._starts[decodes:], self._tasks, self._block_size, self._heads, self._group, self._row_width,
-                    self._column_width, self._threads, out,
+                    self._column_width, self._threads, self._number, out,
                 )  # fmt: skip
 
     def _layer(self, kv: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from numba import prange
 
 from common.execution.cpu.compiled import compiled
 from common.execution.cpu.cpu_elementwise import norm_row
-from common.execution.cpu.cpu_packed import ALONE, FOUR, MOST, ONE, SIX, TWO, finish, row_parts
+from common.execution.cpu.cpu_packed import ALONE, EIGHT, FOUR, MOST, ONE, SIX, TWO, finish, row_parts
 from common.execution.cpu.simd import absolute, at_address, largest, load, nearest, scale, store, total, width
 from common.execution.cpu.simd_products import PANEL
 from stages.m7_gptq.fast.kernels.simd_codes import CENTRE, GROUP, codes_panel
@@ -57,6 +57,9 @@ def _quantize_in_threads(x, norm, eps, rows, size, lanes, centre, threads, codes
 @compiled()
 def _some_rows(weight, bits, panel, groups, x, row, left, sums):
     """As many of the rows that are left as there is a product for; returns their number."""
+    if MOST >= 8 and left >= 8 and len(bits) == 4:
+        codes_panel(weight, bits, panel, groups, x, row, EIGHT, sums)
+        return 8
     if MOST >= 6 and left >= 6:
         codes_panel(weight, bits, panel, groups, x, row, SIX, sums)
         return 6
@@ -90,7 +93,7 @@ def linear(
     panels, part = outputs // PANEL, row_parts(rows, size)
     share = (panels + threads - 1) // threads
     for thread in prange(threads):
-        sums, ups = np.empty(6 * PANEL, np.float32), np.empty(6 * PANEL, np.float32)
+        sums, ups = np.empty(MOST * PANEL, np.float32), np.empty(MOST * PANEL, np.float32)
         quantized, weight = (numbers, corrections, scales), (codes, offsets, factors, per)
         for begin in range(0, rows, part):
             end = min(rows, begin + part)

@@ -112,7 +112,7 @@ def codes_panel(
                 for line in range(0, code_bytes, 64):
                     where = builder.add(first, number(line))
                     found += _bytes(builder, load(codes_kind, codes, where, BYTES), add)
-                    if tile.rows <= FEW_ROWS:
+                    if bits.count == 4 or tile.rows <= FEW_ROWS:
                         prefetch(context, builder, codes_kind, codes, builder.add(where, number(AHEAD)))
                 vectors.append(found)
             starts = [splat(builder, load(x[1], corrections, line, I32), LANES) for line in lines]
