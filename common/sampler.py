@@ -50,6 +50,8 @@ class SamplerOutput:
     def to_host(self, requests: Sequence[Request], places: Sequence[int]) -> list[SampledToken]:
         """places: where each request's token is."""
         token_ids: list[int] = self.token_ids.tolist()
+        if self.sampled_logprobs is None:
+            return [SampledToken(token_ids[place]) for place in places]
         counts = [request.params.logprobs for request in requests]
         logprobs = self.logprobs(places, counts)
         return [SampledToken(token_ids[place], values) for place, values in zip(places, logprobs, strict=True)]

@@ -8,10 +8,7 @@ token 0 at position 0, and write it into a spare block. A step with prompts has 
 tokens behind them; where one prompt ends and the next one begins, attention reads on the device.
 """
 
-import gc
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +16,7 @@ import torch
 
 from common.attention import Attention
 from common.execution.draws import KINDS, Draw, Kind, RequestDraws, draw_biased
+from common.execution.garbage import no_garbage_collection
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
@@ -28,8 +26,6 @@ from common.watch.progress import progress_bar
 
 MAX_PROMPT_TOKENS = 4096  # longer steps keep a GPU busy while the host launches their kernels
 FEW_DECODES = 8  # a short prompt with few decodes does not need `max_num_seqs` rows
-
-_CAPTURING = threading.Lock()
 
 
 class Recording(Protocol):
@@ -53,21 +49,6 @@ class CudaRecorder:
         with torch.cuda.graph(graph, pool=self._pool):
             function()
         return graph
-
-
-@contextmanager
-def no_garbage_collection() -> Generator[None]:
-    """The garbage collector may free another engine's tensors, graphs and events, by calls that CUDA forbids during a
-    capture. Both the collector and the ban are the whole process's: one engine captures at a time."""
-    with _CAPTURING:
-        gc.collect()
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if enabled:
-                gc.enable()
 
 
 def padded_sizes(max_num_seqs: int) -> list[int]:
