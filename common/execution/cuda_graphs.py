@@ -25,7 +25,7 @@ from common.sampler import SamplerOutput, with_logprobs
 from common.watch.progress import progress_bar
 
 MAX_PROMPT_TOKENS = 4096  # longer steps keep a GPU busy while the host launches their kernels
-FEW_DECODES = 8  # a short prompt with few decodes does not need `max_num_seqs` rows
+FEW_DECODES = 8  # beside prompts; from there on twice as many each time
 
 
 class Recording(Protocol):
@@ -67,12 +67,11 @@ def prompt_sizes(max_num_tokens: int) -> list[int]:
 
 
 def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
-    """What is captured, the fewest rows first. With many prompt tokens the room for decodes does not matter."""
+    """What is captured, the fewest rows first: many sizes of decodes alone, and few of them beside prompts."""
+    beside = {FEW_DECODES << i for i in range(max_num_seqs.bit_length())}
+    beside = {*(size for size in beside if size < max_num_seqs), max_num_seqs}
     shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
-    for tokens in prompt_sizes(max_num_tokens):
-        shapes.append(StepShape(max_num_seqs, tokens))
-        if max_num_seqs > FEW_DECODES and tokens < 4 * max_num_seqs:
-            shapes.append(StepShape(FEW_DECODES, tokens))
+    shapes += [StepShape(size, tokens) for tokens in prompt_sizes(max_num_tokens) for size in beside]
     return sorted(shapes, key=lambda shape: shape.rows)
 
 
