@@ -66,8 +66,8 @@ def test_prompts_are_computed_beside_no_more_than_twice_the_rows_that_decode(mos
     """Prompts must not bring room for hundreds of decodes with them, however many tokens they have."""
     shapes = step_shapes(most, 2048)
     assert [shape.rows for shape in shapes] == sorted(shape.rows for shape in shapes)
-    for tokens in (64, 128, 256, 384, 512, 768, 1024, 1536, 2048):
-        assert {shape.decodes for shape in shapes if shape.prompt_tokens == tokens} == beside
+    for count in (64, 128, 256, 384, 512, 768, 1024, 1536, 2048):
+        assert {shape.decodes for shape in shapes if shape.prompt_tokens == count} == beside
     assert shapes[-1] == StepShape(most, 2048)
 
 

@@ -6,8 +6,8 @@ compute as fast; but each starts when the one in front has ended, and gates and 
 program of ours has OUT rows of the weight, and asks for them before it waits: they come into the L2 cache while the
 kernel in front ends. Then it goes through the inputs K at a time, the next ones on their way to shared memory.
 
-Every program would repeat RMSNorm on all tokens. So the product in front begins it (`Begun`): x times the norm's weight,
-and the sums of squares of its own columns. What is left is one factor for each token, and applied to the result.
+Every program would repeat RMSNorm on all tokens. So the product in front begins it (`Begun`): x times the norm's
+weight, and sums of squares. What is left is a factor for each token, which is applied to the result.
 """
 
 from __future__ import annotations
