@@ -66,14 +66,13 @@ def batch_kernel(
             fetch_rows(weight, first + outputs, HALF, width)
     if BIAS:
         biases = tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)
-    if BEGIN:
-        gains = tl.load(gain + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
     if PDL:
         gdc_wait()
     real = (token < rows)[:, None]
     if SQUARES > 0:
         part = tl.arange(0, SQUARES)[:, None]
-        sums = tl.load(squares + part * rows + token[None, :], mask=(token < rows)[None, :], other=0.0)
+        own = tl.load(squares + part * rows + token[None, :], mask=(token < rows)[None, :], other=0.0)
+        factor = tl.rsqrt(tl.sum(own, 0) / width + eps)
     x_at = x + token[:, None].to(tl.int64) * x_stride + step[None, :]
     weight_at = weight + row[:, None].to(tl.int64) * width + step[None, :]
     acc = tl.zeros([TOKENS, OUT], tl.float32)
@@ -83,7 +82,7 @@ def batch_kernel(
         weights = tl.load(weight_at + start, mask=None if EVEN else inside, other=None if EVEN else 0.0)
         acc = tl.dot(values, weights.T, acc)
     if SQUARES > 0:
-        acc *= tl.rsqrt(tl.sum(sums, 0) / width + eps)[:, None]
+        acc *= factor[:, None]
     if GATED:
         gate, up = tl.split(acc.to(dtype).to(tl.float32).reshape(TOKENS, 2, HALF).permute(0, 2, 1))
         acc = silu_times(gate, up, dtype)
@@ -96,6 +95,7 @@ def batch_kernel(
     tl.store(at, result, mask=real)
     if BEGIN:
         wide = result.to(tl.float32)
+        gains = tl.load(gain + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
         tl.store(scaled + token[:, None] * outputs + output[None, :], (wide * gains).to(dtype), mask=real)
         own = tl.sum(tl.where(real, wide * wide, 0.0), 1)
         tl.store(next_squares + tl.program_id(1) * rows + token, own, mask=token < rows)
