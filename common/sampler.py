@@ -45,6 +45,8 @@ class SamplerOutput:
 
     def start_copy(self) -> SamplerOutput:
         """The same on the host, in pinned memory; on a GPU to be read only after an event recorded behind this call."""
+        if self.sampled_logprobs is None:
+            return SamplerOutput(_on_host(self.token_ids))
         return SamplerOutput(*(_on_host(getattr(self, field.name)) for field in fields(self)))
 
     def to_host(self, requests: Sequence[Request], places: Sequence[int]) -> list[SampledToken]:

@@ -50,10 +50,8 @@ class Ops:
         """silu(gate) * up, where gate and up are the halves of gate_up(norm(x)): [T, hidden] to [T, intermediate]."""
         return self.swiglu(gate_up(self.norm(x, norm)))
 
-    def residual_linear(
-        self, x: torch.Tensor, proj: Projection, y: torch.Tensor, then: RMSNorm | None = None
-    ) -> torch.Tensor:
-        """x + proj(y), y [T, in]. May be written over x. then: the norm that comes next, which may be begun here."""
+    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+        """x + proj(y), y [T, in]. May be written over x."""
         return x + proj(y)
 
     def qk_norm_rope(

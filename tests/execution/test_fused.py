@@ -133,45 +133,6 @@ def test_every_tile_of_a_batch_gives_the_same_product(
     close(triton_batch.batch(x, proj.weight, *given, bias=proj.bias, add_to=residual), expected)
 
 
-@pytest.mark.parametrize(("rows", "config"), [(65, triton_batch.CONFIGS[3]), (3, triton_batch.CONFIGS[2])], ids=str)
-def test_a_norm_that_the_product_in_front_has_begun_is_that_norm(rows: int, config: triton_batch.BatchConfig) -> None:
-    """Of 64 numbers, whose sums come in four parts or two; before a product, and before a gate."""
-    make, launch = Inputs(torch.float16, DEVICE), launch_options(torch.device(DEVICE))
-    x, norm, y, proj = make.tensor(rows, 64), make.norm(64), make.tensor(rows, 100), make.linear(64, 100)
-    after, gate_up = make.linear(40, 64), make.linear(80, 64)
-    expected = Ops().residual_linear(x, proj, y)
-    squares = torch.full((64 // config.out, rows), torch.nan, device=DEVICE)
-    begun = triton_batch.Begun(x, norm.weight, torch.full_like(x, torch.nan), squares)
-    got = triton_batch.batch(y, proj.weight, launch, config, add_to=x, begin=begun)
-    close(got, expected)
-    close(begun.scaled, expected * norm.weight)
-    close(squares.sum(0), got.float().square().sum(-1))
-    options: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps, "begun": begun}
-    close(triton_batch.batch(got, after.weight, launch, config, **options), Ops().norm_linear(got, norm, after))
-    gated = triton_batch.batch(got, gate_up.weight, launch, config, gated=True, **options)
-    close(gated, Ops().norm_swiglu(got, norm, gate_up))
-
-
-def test_only_the_norm_that_was_begun_is_taken_for_it() -> None:
-    """Another norm of the same rows, and other rows, have theirs computed."""
-    make, launch, config = Inputs(torch.float16, DEVICE), launch_options(torch.device(DEVICE)), triton_batch.CONFIGS[3]
-    x, norm, other, proj = make.tensor(3, 64), make.norm(64), make.norm(64), make.linear(40, 64)
-    begun = triton_batch.Begun(
-        x, norm.weight, torch.full_like(x, torch.nan), torch.full((4, 3), torch.nan, device=DEVICE)
-    )
-    for rows, own in ((x, other), (x.clone(), norm)):
-        got = triton_batch.batch(rows, proj.weight, launch, config, norm=own.weight, eps=own.eps, begun=begun)
-        close(got, Ops().norm_linear(rows, own, proj))
-
-
-def test_room_to_begin_a_norm_is_only_where_its_parts_and_its_numbers_fit() -> None:
-    x, gain, config = torch.empty(40, 1024, dtype=torch.bfloat16), torch.empty(1024), triton_batch.CONFIGS[3]
-    begun = triton_batch.room_to_begin(x, gain, config)
-    assert begun is not None and begun.squares.shape == (64, 40) and begun.scaled.shape == x.shape
-    assert triton_batch.room_to_begin(x[:, :960], gain, config) is None, "60 parts"
-    assert triton_batch.room_to_begin(x.half(), gain, config) is None
-
-
 @pytest.mark.parametrize(
     ("outputs", "rows", "out"),
     [(4096, 33, 32), (4096, 64, 32), (4096, 65, 64), (6144, 64, 64), (6144, 128, 128), (1024, 64, 16), (48, 64, 16)],

@@ -28,7 +28,6 @@ class FusedOps(FusingOps):
 
     def __init__(self, device: torch.device, pdl: bool = True) -> None:
         self.launch = launch_options(device, pdl)
-        self._begun: triton_batch.Begun | None = None  # the norm of the residual stream as it is
 
     def embed(
         self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
@@ -51,18 +50,9 @@ class FusedOps(FusingOps):
             if tokens == 1:
                 return partial(triton_gemv.gemv, **given)
             if (wide := triton_batch.batch_config(proj.weight, tokens)) is not None:
-                return partial(triton_batch.batch, config=wide, begun=self._begun, **given)
+                return partial(triton_batch.batch, config=wide, **given)
         kernel = super().product(proj, tokens, norm, gated)
         return None if kernel is None else partial(kernel, launch=self.launch)
-
-    def residual_linear(
-        self, x: torch.Tensor, proj: Projection, y: torch.Tensor, then: RMSNorm | None = None
-    ) -> torch.Tensor:
-        product, self._begun = self.product(proj, len(x)), None
-        if then is not None and isinstance(product, partial) and product.func is triton_batch.batch:
-            self._begun = triton_batch.room_to_begin(x, then.weight, product.keywords["config"])
-            return product(y, add_to=x, begin=self._begun)
-        return super().residual_linear(x, proj, y)
 
     def qk_norm_rope(
         self, heads: torch.Tensor, num_q: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None,

@@ -4,10 +4,8 @@ see `triton_gemv`).
 Such a product of a small model takes the GPU a few microseconds, of which it computes a fraction. The library's kernels
 compute as fast; but each starts when the one in front has ended, and gates and split sums are kernels of their own. A
 program of ours has OUT rows of the weight, and asks for them before it waits: they come into the L2 cache while the
-kernel in front ends. Then it goes through the inputs K at a time, the next ones on their way to shared memory.
-
-Every program would repeat RMSNorm on all tokens. So the product in front begins it (`Begun`): x times the norm's
-weight, and sums of squares. What is left is a factor for each token, which is applied to the result.
+kernel in front ends. Then it goes through the inputs K at a time, the next ones on their way to shared memory. RMSNorm
+stays a kernel of its own, since every program would repeat it on all tokens.
 """
 
 from __future__ import annotations
@@ -44,14 +42,12 @@ def fetch_rows(weight, first, count, width):
 
 @triton.jit(do_not_specialize=["rows"])
 def batch_kernel(
-    x, weight, bias, out, squares, gain, scaled, next_squares, rows, width, outputs, eps, x_stride, out_stride,
+    x, weight, bias, out, rows, width, outputs, x_stride, out_stride,
     TOKENS: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
-    SQUARES: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BEGIN: tl.constexpr,
-    PDL: tl.constexpr,
+    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """OUT: rows of the weight, half of them of gate and half of up if GATED. EVEN: K divides the width, and OUT the
-    outputs. SQUARES: how many sums of squares there are of each token; 0: x is normalised, or has no norm. BEGIN the
-    norm of the result: `gain`, `scaled` and `next_squares`."""
+    outputs."""
     if PDL:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
@@ -69,10 +65,6 @@ def batch_kernel(
     if PDL:
         gdc_wait()
     real = (token < rows)[:, None]
-    if SQUARES > 0:
-        part = tl.arange(0, SQUARES)[:, None]
-        own = tl.load(squares + part * rows + token[None, :], mask=(token < rows)[None, :], other=0.0)
-        factor = tl.rsqrt(tl.sum(own, 0) / width + eps)
     x_at = x + token[:, None].to(tl.int64) * x_stride + step[None, :]
     weight_at = weight + row[:, None].to(tl.int64) * width + step[None, :]
     acc = tl.zeros([TOKENS, OUT], tl.float32)
@@ -81,8 +73,6 @@ def batch_kernel(
         values = tl.load(x_at + start, mask=real if EVEN else real & inside, other=0.0)
         weights = tl.load(weight_at + start, mask=None if EVEN else inside, other=None if EVEN else 0.0)
         acc = tl.dot(values, weights.T, acc)
-    if SQUARES > 0:
-        acc *= factor[:, None]
     if GATED:
         gate, up = tl.split(acc.to(dtype).to(tl.float32).reshape(TOKENS, 2, HALF).permute(0, 2, 1))
         acc = silu_times(gate, up, dtype)
@@ -91,24 +81,7 @@ def batch_kernel(
     at, real = out + token[:, None].to(tl.int64) * out_stride + output[None, :], real & (output < outputs)[None, :]
     if ADD:
         acc += tl.load(at, mask=real, other=0.0).to(tl.float32)
-    result = acc.to(dtype)
-    tl.store(at, result, mask=real)
-    if BEGIN:
-        wide = result.to(tl.float32)
-        gains = tl.load(gain + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
-        tl.store(scaled + token[:, None] * outputs + output[None, :], (wide * gains).to(dtype), mask=real)
-        own = tl.sum(tl.where(real, wide * wide, 0.0), 1)
-        tl.store(next_squares + tl.program_id(1) * rows + token, own, mask=token < rows)
-
-
-class Begun(NamedTuple):
-    """RMSNorm of `x` [T, N] by `gain` [N], begun: scaled [T, N], x * gain; squares [P, T] float32, of each part of x
-    the sum of squares. P is a power of two."""
-
-    x: torch.Tensor
-    gain: torch.Tensor
-    scaled: torch.Tensor
-    squares: torch.Tensor
+    tl.store(at, acc.to(dtype), mask=real)
 
 
 class BatchConfig(NamedTuple):
@@ -130,15 +103,6 @@ def batch_config(weight: torch.Tensor, rows: int) -> BatchConfig | None:
     return next((config for config in CONFIGS if tiles >= config.out * ENOUGH_PROGRAMS), CONFIGS[-1])
 
 
-def room_to_begin(x: torch.Tensor, gain: torch.Tensor, config: BatchConfig) -> Begun | None:
-    """For the norm of x, which a product by `config` is about to write. None where the parts are no power of two, or x
-    times the norm's weight could be more than float16 holds."""
-    parts = triton.cdiv(x.shape[1], config.out)
-    if x.dtype != torch.bfloat16 or parts & (parts - 1):
-        return None
-    return Begun(x, gain, torch.empty_like(x), torch.empty(parts, len(x), dtype=torch.float32, device=x.device))
-
-
 def batch(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -150,15 +114,9 @@ def batch(
     eps: float = 0.0,
     gated: bool = False,
     add_to: torch.Tensor | None = None,
-    begun: Begun | None = None,
-    begin: Begun | None = None,
 ) -> torch.Tensor:
-    """x [T, in] (rows may lie apart), 16 bits a number, times weight [out, in] transposed: [T, out]. See `gemv`.
-    begun: a norm, perhaps this one. begin: the norm to begin, with the result as its x."""
-    squares = None
-    if norm is not None and begun is not None and begun.x is x and begun.gain is norm:
-        x, squares = begun.scaled, begun.squares
-    elif norm is not None:
+    """x [T, in] (rows may lie apart), 16 bits a number, times weight [out, in] transposed: [T, out]. See `gemv`."""
+    if norm is not None:
         x = rms_norm(x, norm, eps, launch)
     rows, width = x.shape
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
@@ -166,9 +124,8 @@ def batch(
     half = config.out // 2 if gated else config.out
     kernel: Any = batch_kernel[(triton.cdiv(rows, TOKENS), triton.cdiv(outputs, half))]
     kernel(
-        x, weight, bias, out, squares, *(begin or (None,) * 4)[1:], rows, width, outputs, eps, x.stride(0),
-        out.stride(0), TOKENS=TOKENS, OUT=config.out, K=config.k, STAGES=config.stages,
-        EVEN=width % config.k == 0 and outputs % half == 0, SQUARES=0 if squares is None else len(squares),
-        GATED=gated, BIAS=bias is not None, ADD=add_to is not None, BEGIN=begin is not None, num_warps=4, **launch,
+        x, weight, bias, out, rows, width, outputs, x.stride(0), out.stride(0), TOKENS=TOKENS, OUT=config.out,
+        K=config.k, STAGES=config.stages, EVEN=width % config.k == 0 and outputs % half == 0, GATED=gated,
+        BIAS=bias is not None, ADD=add_to is not None, num_warps=4, **launch,
     )  # fmt: skip
     return out
