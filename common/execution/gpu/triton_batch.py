@@ -84,7 +84,7 @@ def batch_kernel(
     weight_at = weight + row[:, None].to(tl.int64) * width + step[None, :]
     acc = tl.zeros([TOKENS, OUT], tl.float32)
     span = width // SPLIT
-    begin = tl.program_id(2) * span
+    begin = tl.multiple_of(tl.program_id(2) * span, K)
     for start in tl.range(begin, begin + span if SPLIT > 1 else width, K, num_stages=STAGES):
         inside = (start + step < width)[None, :]
         values = tl.load(x_at + start, mask=real if EVEN else real & inside, other=0.0)
