@@ -174,6 +174,27 @@ def test_whole_layers_of_a_batch_are_split_and_right(ops: FusedOps, monkeypatch:
 
 
 @pytest.mark.parametrize(
+    ("rows", "width", "outputs", "expected"),
+    [
+        (33, 2048, 1024, True),
+        (64, 512, 64, True),
+        (32, 2048, 1024, False),
+        (65, 2048, 1024, False),
+        (40, 1000, 1024, False),
+        (40, 2048, 1000, False),
+        (40, 2048, 1 << 15, False),
+    ],
+)
+def test_a_product_is_split_where_one_tile_holds_its_tokens(
+    rows: int, width: int, outputs: int, expected: bool
+) -> None:
+    weight = torch.empty(outputs, width, dtype=torch.bfloat16, device="meta")
+    assert triton_batch.splits(weight, None, rows) is expected
+    assert not triton_batch.splits(weight.float(), None, rows)
+    assert not triton_batch.splits(weight, weight[0], rows)
+
+
+@pytest.mark.parametrize(
     ("outputs", "rows", "out"),
     [(4096, 33, 32), (4096, 64, 32), (4096, 65, 64), (6144, 64, 64), (6144, 128, 128), (1024, 64, 16), (48, 64, 16)],
 )

@@ -7,8 +7,9 @@ program of ours has OUT rows of the weight, and asks for them before it waits: t
 kernel in front ends. Then it goes through the inputs K at a time, the next ones on their way to shared memory. RMSNorm
 stays a kernel of its own, since every program would repeat it on all tokens.
 
-Every program also reads x, which is more than its weights. Where a norm follows, programs share the inputs, too
-(`split_batch`): each multiplies a part of them, and the norm's kernel adds the parts up, in one order.
+Every program also reads x, which is more than its weights. With one tile of tokens, and where a norm follows, programs
+share the inputs, too (`split_batch`): each multiplies a part of them, and the norm's kernel adds the parts up, in one
+order.
 """
 
 from __future__ import annotations
@@ -168,9 +169,9 @@ SPAN = 512
 
 
 def splits(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> bool:
-    """Is this a product for `split_batch`: whole parts, and more rows than `triton_skinny` takes?"""
+    """Is this a product for `split_batch`: of whole parts, and of more rows than `triton_skinny` takes?"""
     fits = weight.shape[1] % SPAN == 0 and len(weight) % SPLIT.out == 0 and bias is None
-    return fits and rows > triton_skinny.MAX_ROWS and batch_config(weight, rows) is not None
+    return fits and triton_skinny.MAX_ROWS < rows <= TOKENS and batch_config(weight, rows) is not None
 
 
 def split_batch(x: torch.Tensor, weight: torch.Tensor, launch: dict[str, Any]) -> torch.Tensor:
