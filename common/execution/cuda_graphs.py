@@ -25,7 +25,7 @@ from common.sampler import SamplerOutput, with_logprobs
 from common.watch.progress import progress_bar
 
 MAX_PROMPT_TOKENS = 4096  # longer steps keep a GPU busy while the host launches their kernels
-FEW_DECODES = 8  # beside prompts; from there on twice as many each time
+FEW_DECODES = 8  # beside prompts; from there on four times as many each time
 
 
 class Recording(Protocol):
@@ -68,7 +68,7 @@ def prompt_sizes(max_num_tokens: int) -> list[int]:
 
 def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
     """What is captured, the fewest rows first: many sizes of decodes alone, and few of them beside prompts."""
-    beside = {FEW_DECODES << i for i in range(max_num_seqs.bit_length())}
+    beside = {FEW_DECODES << i for i in range(0, max_num_seqs.bit_length(), 2)}
     beside = {*(size for size in beside if size < max_num_seqs), max_num_seqs}
     shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
     shapes += [StepShape(size, tokens) for tokens in prompt_sizes(max_num_tokens) for size in beside]

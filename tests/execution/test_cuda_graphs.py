@@ -61,8 +61,8 @@ def test_the_longest_step_is_a_size(limit: int, sizes: list[int]) -> None:
     assert prompt_sizes(limit) == sizes
 
 
-@pytest.mark.parametrize(("most", "beside"), [(256, {8, 16, 32, 64, 128, 256}), (40, {8, 16, 32, 40}), (3, {3})])
-def test_prompts_are_computed_beside_no_more_than_twice_the_rows_that_decode(most: int, beside: set[int]) -> None:
+@pytest.mark.parametrize(("most", "beside"), [(256, {8, 32, 128, 256}), (40, {8, 32, 40}), (3, {3})])
+def test_prompts_are_computed_beside_no_more_than_four_times_the_rows_that_decode(most: int, beside: set[int]) -> None:
     """Prompts must not bring room for hundreds of decodes with them, however many tokens they have."""
     shapes = step_shapes(most, 2048)
     assert [shape.rows for shape in shapes] == sorted(shape.rows for shape in shapes)
