@@ -8,6 +8,7 @@ from typing import Any, Self
 from common.admission import Admission
 from common.config import EngineConfig
 from common.errors import require
+from common.execution.garbage import OldObjects
 from common.kv_cache import PrefixCache
 from common.memory import kv_bytes_per_token
 from common.outputs import RequestOutput
@@ -60,6 +61,7 @@ class Engine:
         self._counts_on_device = runner.graphs is not None
         self._overlaps = config.overlaps and scheduler.plans_ahead
         self._prefix_cache = scheduler.cache if isinstance(scheduler.cache, PrefixCache) else None
+        self._old_objects = OldObjects()
         self._closed = False
 
     # -- one request at a time --------------------------------------------------------------------------------------
@@ -109,11 +111,14 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Finish one step; returns an output for each request that gained a token or ended."""
+        self._old_objects.leave_alone(True)
         try:
             return self._deliver(self._step_ahead() if self._overlaps else self._step())
         except BaseException:
             self._drop_planned()
             raise
+        finally:
+            self._old_objects.leave_alone(self.has_unfinished)
 
     def _step(self) -> list[Request]:
         """The plain loop: plan, execute, update. Returns the requests that it touched."""
@@ -287,6 +292,7 @@ class Engine:
         self._abandon(list(self._requests))
         self._drop_planned()
         self._undelivered = []
+        self._old_objects.leave_alone(False)
         self._closed = True
         if self.config.ranks is not None:
             self.config.ranks.close()

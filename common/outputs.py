@@ -34,7 +34,8 @@ class CompletionOutput:
         request, finished = self._request, self.finish_reason is not None
         if request.detokenizer is None:
             return "", self.num_generated
-        last = int(self.finish_reason == "stop" and request.ends_at(request.token_ids[-1]))  # an end token is no text
+        ends = self.finish_reason == "stop" and request.token_ids[-1] in request.end_token_ids
+        last = int(ends)  # an end token is no text
         text, count = request.detokenizer.read(request.token_ids, self.num_generated - last, finished)
         return text, count + last
 

@@ -50,7 +50,6 @@ class Request:
 
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
-    num_unseen_tokens: int = 0  # sampled on the device, not on the host yet
     num_open_chunks: int = 0  # planned, not yet updated; its memory is freed only once this is 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0  # prompt tokens that were in the prefix cache when it first started
@@ -60,9 +59,11 @@ class Request:
     scheduled_time: float | None = None
     finish_time: float | None = None
     token_ids: list[int] = field(init=False)
+    num_tokens: int = field(init=False)  # prompt and output, tokens still in flight included
     max_num_tokens: int = field(init=False)  # prompt and output, when it ends
     penalised: bool = field(init=False)  # its logits depend on all tokens before
     argmax_only: bool = field(init=False)  # greedy, and no option needs the logits
+    end_token_ids: frozenset[int] = field(init=False)  # each is an end by itself, and no part of the text
     token_times: list[float] = field(default_factory=list[float])
     logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[dict[int, float] | None] | None = None  # of the tokens scored so far; the first has none
@@ -70,8 +71,11 @@ class Request:
     def __post_init__(self) -> None:
         p = self.params
         self.token_ids = list(self.prompt_token_ids)
+        self.num_tokens = len(self.token_ids)
         self.max_num_tokens = len(self.prompt_token_ids) + max(1, p.max_tokens)
         self.penalised = p.penalised
+        eos = () if p.ignore_eos and self.structure is None else self.eos_token_ids
+        self.end_token_ids = frozenset((*p.stop_token_ids, *eos))
         changed = p.penalised or p.logit_bias or p.min_tokens or self.structure is not None
         self.argmax_only = p.greedy and not changed and p.logprobs is None
         if self.params.logprobs is not None:
@@ -84,9 +88,9 @@ class Request:
         return len(self.prompt_token_ids)
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and output, tokens still in flight included."""
-        return len(self.token_ids) + self.num_unseen_tokens
+    def num_unseen_tokens(self) -> int:
+        """Sampled on the device, not on the host yet."""
+        return self.num_tokens - len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -96,15 +100,10 @@ class Request:
     def finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
 
-    def ends_at(self, token_id: int) -> bool:
-        """Is this token an end by itself, and no part of the text?"""
-        eos = token_id in self.eos_token_ids and (not self.params.ignore_eos or self.structure is not None)
-        return eos or token_id in self.params.stop_token_ids
-
     @property
     def ends_in_flight(self) -> bool:
         """Nothing of it is left to plan: its last token is being computed, or an abort waits for the step in flight."""
-        return self.abort_requested or len(self.token_ids) + self.num_unseen_tokens >= self.max_num_tokens
+        return self.abort_requested or self.num_tokens >= self.max_num_tokens
 
     @property
     def rests(self) -> bool:
@@ -113,8 +112,8 @@ class Request:
 
     def append(self, sampled: SampledToken, now: float) -> None:
         """Take a sampled token and decide whether it was the last one."""
-        self.num_unseen_tokens -= 1
         if self.params.max_tokens == 0:  # it was wanted for its prompt alone
+            self.num_tokens -= 1
             self.finish_reason = "length"
             return
         self.token_ids.append(sampled.token_id)
@@ -129,9 +128,10 @@ class Request:
             self.structure.advance(token_id)
             if self.structure.failed or self.structure.complete:
                 return "abort" if self.structure.failed else "stop"
-        if params.min_tokens <= self.num_output_tokens:
-            if self.ends_at(token_id):
+        length = len(self.token_ids)
+        if length >= len(self.prompt_token_ids) + params.min_tokens:
+            if token_id in self.end_token_ids:
                 return "stop"
-            if params.stop_strings and self.detokenizer is not None and self.detokenizer.finds_stop(self.token_ids):
+            if params.stop and self.detokenizer is not None and self.detokenizer.finds_stop(self.token_ids):
                 return "stop"
-        return "length" if len(self.token_ids) >= self.max_num_tokens else None
+        return "length" if length >= self.max_num_tokens else None

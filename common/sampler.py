@@ -45,11 +45,15 @@ class SamplerOutput:
 
     def start_copy(self) -> SamplerOutput:
         """The same on the host, in pinned memory; on a GPU to be read only after an event recorded behind this call."""
+        if self.sampled_logprobs is None:
+            return SamplerOutput(_on_host(self.token_ids))
         return SamplerOutput(*(_on_host(getattr(self, field.name)) for field in fields(self)))
 
     def to_host(self, requests: Sequence[Request], places: Sequence[int]) -> list[SampledToken]:
         """places: where each request's token is."""
         token_ids: list[int] = self.token_ids.tolist()
+        if self.sampled_logprobs is None:
+            return [SampledToken(token_ids[place]) for place in places]
         counts = [request.params.logprobs for request in requests]
         logprobs = self.logprobs(places, counts)
         return [SampledToken(token_ids[place], values) for place, values in zip(places, logprobs, strict=True)]

@@ -64,7 +64,7 @@ class Scheduler(abc.ABC):
                         continue
                     self._finish(request, request.finish_reason)
                 elif chunk.samples:
-                    request.num_unseen_tokens -= 1  # it ended while this step was in flight: one token too many
+                    request.num_tokens -= 1  # it ended while this step was in flight: one token too many
                 if request.abort_requested and not request.finished:
                     self._finish(request, "abort")
                     touched.append(request)
@@ -93,7 +93,7 @@ class Scheduler(abc.ABC):
         for chunk in plan.chunks:
             for request in (chunk.request, *chunk.forks):
                 request.num_open_chunks -= 1
-                request.num_unseen_tokens -= chunk.samples
+                request.num_tokens -= chunk.samples
                 if request.finished and request.num_open_chunks == 0:
                     self._release(request)
                 self.abort(request)
@@ -109,7 +109,7 @@ class Scheduler(abc.ABC):
         if isinstance(self.cache, PagedManager):
             self.cache.take_copies()
         for request in (*self.running, *self.swapped):
-            request.num_open_chunks = request.num_unseen_tokens = 0
+            request.num_open_chunks, request.num_tokens = 0, len(request.token_ids)
             self.abort(request)
         for request in self.waiting:  # it may have been about to start
             self._release(request)
@@ -141,9 +141,8 @@ class Scheduler(abc.ABC):
         samples = start + length == request.num_tokens
         chunk = Chunk(request, start, length, self.cache.block_table(request), samples)
         request.num_open_chunks += 1
-        if samples:
-            request.num_unseen_tokens += 1
-        self.cache.mark_computed(request, chunk.end)
+        request.num_tokens += samples
+        self.cache.mark_computed(request, start + length)
         return chunk
 
     def _finish(self, request: Request, reason: str) -> None:

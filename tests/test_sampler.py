@@ -25,9 +25,9 @@ def request(
     params = SamplingParams(**({"max_tokens": 64} | options))
     result = Request("r", list(prompt), params, frozenset(eos), seed, 0.0)
     for token_id in output:
-        result.num_unseen_tokens += 1
+        result.num_tokens += 1
         result.append(SampledToken(token_id), 0.0)
-    result.num_unseen_tokens += 1
+    result.num_tokens += 1
     return result
 
 

@@ -8,10 +8,7 @@ token 0 at position 0, and write it into a spare block. A step with prompts has 
 tokens behind them; where one prompt ends and the next one begins, attention reads on the device.
 """
 
-import gc
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +16,7 @@ import torch
 
 from common.attention import Attention
 from common.execution.draws import KINDS, Draw, Kind, RequestDraws, draw_biased
+from common.execution.garbage import no_garbage_collection
 from common.execution.graph_inputs import GraphInputs, StepShape
 from common.execution.step_inputs import HostBatch, StepBuilder
 from common.models.decoder import Decoder
@@ -27,9 +25,7 @@ from common.sampler import SamplerOutput, with_logprobs
 from common.watch.progress import progress_bar
 
 MAX_PROMPT_TOKENS = 4096  # longer steps keep a GPU busy while the host launches their kernels
-FEW_DECODES = 8  # a short prompt with few decodes does not need `max_num_seqs` rows
-
-_CAPTURING = threading.Lock()
+FEW_DECODES = 8  # beside prompts; from there on four times as many each time
 
 
 class Recording(Protocol):
@@ -55,21 +51,6 @@ class CudaRecorder:
         return graph
 
 
-@contextmanager
-def no_garbage_collection() -> Generator[None]:
-    """The garbage collector may free another engine's tensors, graphs and events, by calls that CUDA forbids during a
-    capture. Both the collector and the ban are the whole process's: one engine captures at a time."""
-    with _CAPTURING:
-        gc.collect()
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if enabled:
-                gc.enable()
-
-
 def padded_sizes(max_num_seqs: int) -> list[int]:
     """1, 2, 4, 8, 16, 24, ... and `max_num_seqs` itself, whatever it is."""
     sizes = {1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs}
@@ -86,12 +67,11 @@ def prompt_sizes(max_num_tokens: int) -> list[int]:
 
 
 def step_shapes(max_num_seqs: int, max_num_tokens: int) -> list[StepShape]:
-    """What is captured, the fewest rows first. With many prompt tokens the room for decodes does not matter."""
+    """What is captured, the fewest rows first: many sizes of decodes alone, and few of them beside prompts."""
+    beside = {FEW_DECODES << i for i in range(0, max_num_seqs.bit_length(), 2)}
+    beside = {*(size for size in beside if size < max_num_seqs), max_num_seqs}
     shapes = [StepShape(size) for size in padded_sizes(max_num_seqs)]
-    for tokens in prompt_sizes(max_num_tokens):
-        shapes.append(StepShape(max_num_seqs, tokens))
-        if max_num_seqs > FEW_DECODES and tokens < 4 * max_num_seqs:
-            shapes.append(StepShape(FEW_DECODES, tokens))
+    shapes += [StepShape(size, tokens) for tokens in prompt_sizes(max_num_tokens) for size in beside]
     return sorted(shapes, key=lambda shape: shape.rows)
 
 

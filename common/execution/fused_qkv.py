@@ -43,7 +43,9 @@ class FusingOps(Ops):
             return product(x, norm=norm.weight, eps=norm.eps, gated=True)
         return super().norm_swiglu(x, norm, gate_up)
 
-    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
+    def residual_linear(
+        self, x: torch.Tensor, proj: Projection, y: torch.Tensor, then: RMSNorm | None = None
+    ) -> torch.Tensor:
         if (product := self.product(proj, x.shape[0])) is not None:
             return product(y, add_to=x)
         return proj.add_to(x, y) if isinstance(proj, Linear) else x + proj(y)

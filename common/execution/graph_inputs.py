@@ -95,6 +95,8 @@ class GraphInputs:
         self._staging = [torch.zeros(total, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
         self._host = [Fields(*(part.numpy() for part in self._parts(staging))) for staging in self._staging]
         self._turn = 0
+        self._numbers = np.arange(largest.decodes + 1)
+        self._own_ids = np.arange(self._ids_at, self._ids_at + rows)
 
     def _parts(self, memory: torch.Tensor) -> list[torch.Tensor]:
         parts: list[torch.Tensor] = []
@@ -115,29 +117,39 @@ class GraphInputs:
         prompts belong to no sequence, and attention leaves their result undefined. Neither result is read.
         """
         self._turn = 1 - self._turn
-        host, decodes, width = self._host[self._turn], batch.num_decodes, batch.block_tables.shape[1]
-        first, end, num_prompts = shape.decodes, shape.rows, len(batch.seq_lens) - decodes
-        shift = first - decodes  # of the prompts' rows, by the padding in front of them
-        _lay_out(host.input_ids[:end], batch.input_ids, decodes, first, 0)
-        _lay_out(host.positions[:end], batch.positions, decodes, first, 0)
-        _lay_out(host.slot_mapping[:end], batch.slot_mapping, decodes, first, self._spare_slot)
-        _lay_out(host.seq_lens[: first + self.prompts(shape)], batch.seq_lens, decodes, first, 1)
-        host.source[:end] = np.arange(self._ids_at, self._ids_at + end)
-        last = batch.query_start_loc[1:][batch.waiting] - 1
-        host.source[np.where(last < decodes, last, last + shift)] = batch.slots[batch.waiting]
-        indices = batch.logit_indices
-        host.sampled[: len(indices)] = np.where(indices < decodes, indices, indices + shift)
+        host, decodes, first = self._host[self._turn], batch.num_decodes, shape.decodes
+        _put(host.input_ids, batch.input_ids[:decodes], first, 0)
+        _put(host.positions, batch.positions[:decodes], first, 0)
+        _put(host.slot_mapping, batch.slot_mapping[:decodes], first, self._spare_slot)
+        _put(host.seq_lens, batch.seq_lens[:decodes], first, 1)
+        _put(host.sampled, batch.logit_indices, first, 0)
+        host.query_start_loc[: first + 1] = self._numbers[: first + 1]
+        host.block_tables[:decodes, : batch.block_tables.shape[1]] = batch.block_tables[:decodes]
+        host.source[: shape.rows] = self._own_ids[: shape.rows]
+        waiting = batch.query_start_loc[1:][batch.waiting] - 1
+        if shape.prompt_tokens:
+            self._fill_prompts(host, batch, shape)
+            waiting = np.where(waiting < decodes, waiting, waiting + first - decodes)
+        host.source[waiting] = batch.slots[batch.waiting]
         self._lay_out_draws(host, batch, first)
-        host.sampled[len(indices) : first] = 0
-        host.query_start_loc[: first + 1] = np.arange(first + 1)
-        host.query_start_loc[first + 1 : first + 1 + num_prompts] = batch.query_start_loc[decodes + 1 :] + shift
-        host.query_start_loc[first + 1 + num_prompts :] = batch.query_start_loc[-1] + shift
-        host.block_tables[:decodes, :width] = batch.block_tables[:decodes]
-        host.block_tables[first : first + num_prompts, :width] = batch.block_tables[decodes:]
         self._copy(self._begin, self._tables_at + decodes * self._row_bytes)
-        if num_prompts:
+        if num_prompts := len(batch.seq_lens) - decodes:
             prompts_at = self._tables_at + first * self._row_bytes
             self._copy(prompts_at, prompts_at + num_prompts * self._row_bytes)
+
+    def _fill_prompts(self, host: Fields[np.ndarray], batch: HostBatch, shape: StepShape) -> None:
+        """The rows behind those of decodes."""
+        decodes, first, indices = batch.num_decodes, shape.decodes, batch.logit_indices
+        shift, width = first - decodes, batch.block_tables.shape[1]  # shift: by the padding in front
+        _put(host.input_ids[first:], batch.input_ids[decodes:], shape.prompt_tokens, 0)
+        _put(host.positions[first:], batch.positions[decodes:], shape.prompt_tokens, 0)
+        _put(host.slot_mapping[first:], batch.slot_mapping[decodes:], shape.prompt_tokens, self._spare_slot)
+        _put(host.seq_lens[first:], batch.seq_lens[decodes:], self.max_prompts, 1)
+        host.sampled[: len(indices)] += np.where(indices < decodes, 0, shift)
+        ends = batch.query_start_loc[decodes + 1 :] + shift
+        host.query_start_loc[first + 1 :] = batch.query_start_loc[-1] + shift
+        host.query_start_loc[first + 1 : first + 1 + len(ends)] = ends
+        host.block_tables[first : first + len(ends), :width] = batch.block_tables[decodes:]
 
     def fill_draws(self, batch: HostBatch, size: int) -> None:
         """Only how tokens are drawn, for a step that no graph computes."""
@@ -147,9 +159,9 @@ class GraphInputs:
 
     def _lay_out_draws(self, host: Fields[np.ndarray], batch: HostBatch, size: int) -> None:
         """Of the rows that are sampled; padding up to `size` draws for the slot that belongs to no request."""
-        count, spare = len(batch.draw_slots), len(self._requests.kinds) - 1
-        slots = np.concatenate((batch.draw_slots, np.full(size - count, spare)))
-        host.settings[:size], host.keys[:size] = self._requests.settings[slots], self._requests.keys[slots]
+        count, kept = len(batch.draw_slots), self._requests
+        _put(host.settings, kept.settings[batch.draw_slots], size, kept.settings[-1])
+        _put(host.keys, kept.keys[batch.draw_slots], size, kept.keys[-1])
         host.keys[:count, POSITION] = batch.positions[batch.logit_indices] + 1
 
     def _copy(self, begin: int, end: int) -> None:
@@ -179,8 +191,7 @@ class GraphInputs:
         )
 
 
-def _lay_out(target: np.ndarray, values: np.ndarray, decodes: int, first: int, padding: int) -> None:
-    """Values of the decodes from the beginning on, the others from `first` on, padding wherever there are none."""
-    end = first + len(values) - decodes
-    target[:decodes], target[decodes:first] = values[:decodes], padding
-    target[first:end], target[end:] = values[decodes:], padding
+def _put(target: np.ndarray, values: np.ndarray, room: int, padding: int | np.ndarray) -> None:
+    """Values from the beginning on, then padding, `room` in all."""
+    target[: len(values)] = values
+    target[len(values) : room] = padding

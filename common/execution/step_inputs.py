@@ -26,8 +26,6 @@ class HostBatch:
     logit_indices: np.ndarray
     slot_mapping: np.ndarray
     block_tables: np.ndarray
-    max_query_len: int
-    max_seq_len: int
     num_decodes: int
     slots: np.ndarray
     draw_slots: np.ndarray
@@ -101,46 +99,76 @@ class StepBuilder:
         self.block_size = block_size
         self.requests = RequestSlots(max_requests)
         self._tables = BlockTableArray(max_requests)
+        self._numbers = np.arange(max_requests + 1)
 
     def __call__(self, plan: StepPlan, device: torch.device) -> RaggedBatch:
         host = self.host(plan)
         bounds = host.query_start_loc.astype(np.int32), host.seq_lens.astype(np.int32)
         places = host.logit_indices, host.slot_mapping, host.block_tables
         tensors = upload(device, host.input_ids, host.positions, *bounds, *places)
-        longest, context, decodes = host.max_query_len, host.max_seq_len, host.num_decodes
-        return RaggedBatch(*tensors, max_query_len=longest, max_seq_len=context, num_decodes=decodes)
+        longest, context = max(chunk.length for chunk in plan.chunks), int(host.seq_lens.max())
+        return RaggedBatch(*tensors, max_query_len=longest, max_seq_len=context, num_decodes=host.num_decodes)
 
     def host(self, plan: StepPlan) -> HostBatch:
         chunks = plan.chunks
-        lengths = np.array([chunk.length for chunk in chunks])
-        starts = np.array([chunk.start for chunk in chunks])
-        samples = np.array([1 + len(chunk.forks) if chunk.samples else 0 for chunk in chunks])
-        known = np.array([len(chunk.request.token_ids) for chunk in chunks])
-        forks = [fork for i in np.flatnonzero(samples > 1).tolist() for fork in chunks[i].forks]
+        forks = [fork for chunk in chunks if chunk.forks for fork in chunk.forks]
         slots = self.requests.of([*(chunk.request for chunk in chunks), *forks])[: len(chunks)]
         tables = self._tables.of(slots, chunks)
+        starts = np.array([chunk.start for chunk in chunks])
+        known = np.array([len(chunk.request.token_ids) for chunk in chunks])
+        if not forks and all(chunk.samples and chunk.length == 1 for chunk in chunks):
+            return self._decodes(chunks, slots, tables, starts, known)
+        lengths = np.array([chunk.length for chunk in chunks])
+        samples = np.array([1 + len(chunk.forks) if chunk.samples else 0 for chunk in chunks])
         seq_lens = starts + lengths
         query_start_loc = np.concatenate(([0], lengths.cumsum()))
         several = np.flatnonzero(lengths != 1)
         owner = np.arange(len(chunks)).repeat(lengths)  # [T]: the sequence of each token
         positions = np.arange(query_start_loc[-1]) - (query_start_loc[:-1] - starts)[owner]
-        slot_mapping = tables[owner, positions // self.block_size].astype(np.int64) * self.block_size
-        slot_mapping += positions % self.block_size
         return HostBatch(
             input_ids=self._input_ids(chunks, query_start_loc, np.minimum(known - starts, lengths)),
             positions=positions,
             query_start_loc=query_start_loc,
             seq_lens=seq_lens,
             logit_indices=(query_start_loc[1:] - 1).repeat(samples),
-            slot_mapping=slot_mapping,
+            slot_mapping=self._slot_mapping(tables, owner, positions),
             block_tables=tables,
-            max_query_len=int(lengths.max()),
-            max_seq_len=int(seq_lens.max()),
             num_decodes=int(several[0]) if several.size else len(chunks),
             slots=slots,
             draw_slots=self.requests.of(plan.drawing) if forks else slots[samples > 0],
             waiting=seq_lens > known,
         )
+
+    def _decodes(
+        self, chunks: Sequence[Chunk], slots: np.ndarray, tables: np.ndarray, starts: np.ndarray, known: np.ndarray
+    ) -> HostBatch:
+        """The same where each sequence has one token and draws the next: most steps, and for few sequences the host has
+        no time to lose."""
+        count = len(chunks)
+        rows, seq_lens = self._numbers[:count], starts + 1
+        waiting = seq_lens > known
+        ids = [
+            0 if waits else chunk.request.token_ids[chunk.start]
+            for chunk, waits in zip(chunks, waiting.tolist(), strict=True)
+        ]
+        return HostBatch(
+            input_ids=np.array(ids),
+            positions=starts,
+            query_start_loc=self._numbers[: count + 1],
+            seq_lens=seq_lens,
+            logit_indices=rows,
+            slot_mapping=self._slot_mapping(tables, rows, starts),
+            block_tables=tables,
+            num_decodes=count,
+            slots=slots,
+            draw_slots=slots,
+            waiting=waiting,
+        )
+
+    def _slot_mapping(self, tables: np.ndarray, owner: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """[T]; owner [T]: the row of tables that each token's position counts in."""
+        block, offset = np.divmod(positions, self.block_size)
+        return tables[owner, block].astype(np.int64) * self.block_size + offset
 
     @staticmethod
     def _input_ids(chunks: Sequence[Chunk], query_start_loc: np.ndarray, known: np.ndarray) -> np.ndarray:

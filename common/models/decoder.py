@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -29,15 +30,17 @@ class DecoderLayer:
     down_proj: Projection
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
+    next_norm: RMSNorm | None = None  # of the layer behind this one
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attend: Attend, ops: Ops) -> torch.Tensor:
         """x [T, hidden], which is used up; cos and signed sin [T, 1, D] of the tokens' positions."""
         heads = self.num_heads + 2 * self.num_kv_heads
         qkv = ops.norm_linear(x, self.input_norm, self.qkv_proj).view(-1, heads, self.head_dim)
         seen = ops.attention(self, qkv, cos, sin, attend)
-        x = ops.residual_linear(x, self.o_proj, seen.reshape(-1, self.num_heads * self.head_dim))
+        seen = seen.reshape(-1, self.num_heads * self.head_dim)
+        x = ops.residual_linear(x, self.o_proj, seen, self.post_attention_norm)
         wide = ops.norm_swiglu(x, self.post_attention_norm, self.gate_up_proj)
-        return ops.residual_linear(x, self.down_proj, wide)
+        return ops.residual_linear(x, self.down_proj, wide, self.next_norm)
 
     def weights_bytes(self) -> int:
         norms = (self.input_norm, self.post_attention_norm, self.q_norm, self.k_norm)
@@ -62,6 +65,8 @@ class Decoder:
         self.device, self.dtype = embedding.device, embedding.dtype
         self.embedding = embedding
         self.layers = layers
+        for layer, following in pairwise(layers):
+            layer.next_norm = following.input_norm
         self.norm = norm
         self.head = head
         self.ops = Ops()

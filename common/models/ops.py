@@ -50,8 +50,10 @@ class Ops:
         """silu(gate) * up, where gate and up are the halves of gate_up(norm(x)): [T, hidden] to [T, intermediate]."""
         return self.swiglu(gate_up(self.norm(x, norm)))
 
-    def residual_linear(self, x: torch.Tensor, proj: Projection, y: torch.Tensor) -> torch.Tensor:
-        """x + proj(y), y [T, in]. May be written over x."""
+    def residual_linear(
+        self, x: torch.Tensor, proj: Projection, y: torch.Tensor, then: RMSNorm | None = None
+    ) -> torch.Tensor:
+        """x + proj(y), y [T, in]. May be written over x. then: the norm that comes next, which may be done here."""
         return x + proj(y)
 
     def qk_norm_rope(

@@ -98,7 +98,7 @@ def _banned(request: Request, vocab_size: int) -> list[int]:
     """Before `min_tokens`: what would end the output. A structure knows it."""
     if request.structure is not None:
         return []
-    few = request.num_output_tokens + request.num_unseen_tokens <= request.params.min_tokens
+    few = request.num_tokens - request.num_prompt_tokens <= request.params.min_tokens
     return [t for t in ending_ids(request) if t < vocab_size] if few and request.params.min_tokens else []
 
 

@@ -30,9 +30,9 @@ def encode_prompt(
         variables = template_kwargs(chat_template_kwargs)
         token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables, tools)
     else:
-        token_ids = type(prompt)(map(plain, prompt)) if isinstance(prompt, ChatPrompt) else list(map(plain, prompt))
-        whole = all(isinstance(t, int) and not isinstance(t, bool) for t in token_ids)
-        require(whole, "a prompt of token ids holds whole numbers only")
+        numbers = prompt if set(map(type, prompt)) == {int} else [plain(number) for number in prompt]
+        token_ids = type(prompt)(numbers) if isinstance(prompt, ChatPrompt) else list(numbers)
+        require(set(map(type, token_ids)) == {int}, "a prompt of token ids holds whole numbers only")
     require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
     text = tokenizer and 0 <= worst < 1 << 32 and tokenizer.backend.id_to_token(worst)

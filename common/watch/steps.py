@@ -15,7 +15,7 @@ from common.watch.trace import StepRecord, StepTrace
 @dataclass(slots=True)
 class PlannedStep:
     """The state when a step was planned: when it is collected, the next one may be planned already.
-    plan_time, host_time: seconds that planning it took, and planning and starting it together."""
+    plan_time, host_time: seconds that planning it took, and planning and starting it together, without recording it."""
 
     usage: KVUsage
     num_running: int
@@ -36,13 +36,15 @@ class StepWatch:
 
     def planned(self, plan: StepPlan) -> None:
         usage, num_running = self._scheduler.cache.usage(), len(self._scheduler.running)
-        step = PlannedStep(usage, num_running, clock.now() - plan.planned_at)
+        planned = clock.now()
+        step = PlannedStep(usage, num_running, planned - plan.planned_at)
         self._steps.append(step)
         if self.trace is not None:
             step.record = self.trace.open(plan, self._scheduler)
+        step.host_time = planned - clock.now()
 
     def started(self, plan: StepPlan) -> None:
-        self._steps[-1].host_time = clock.now() - plan.planned_at
+        self._steps[-1].host_time += clock.now() - plan.planned_at
 
     def collected(self, plan: StepPlan, device_time: DeviceTime | None) -> None:
         step = self._steps.popleft()

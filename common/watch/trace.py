@@ -15,7 +15,7 @@ from common.watch.stopwatch import DeviceTime
 MAX_STEPS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkRecord:
     """`kind`: prefill, decode, recompute, idle, or fork (a sample that starts from a prompt computed in this step);
     tokens `start ... start + length - 1` of the request. `cached`: tokens that the prefix cache had when the request

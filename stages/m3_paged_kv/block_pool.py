@@ -7,6 +7,7 @@ from typing import Protocol
 class Pool(Protocol):  # what block tables ask of a pool
     num_blocks: int
     ref_counts: list[int]
+    num_shared: int
 
     @property
     def num_free(self) -> int: ...
@@ -21,6 +22,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.ref_counts = [0] * num_blocks
+        self.num_shared = 0  # blocks with several owners
         self._free = list(range(num_blocks))[::-1]
 
     @property
@@ -41,6 +43,7 @@ class BlockPool:
         for block in blocks:
             if self.ref_counts[block] < 1:
                 raise RuntimeError(f"block {block} is free: it cannot be shared")
+            self.num_shared += self.ref_counts[block] == 1
             self.ref_counts[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -49,5 +52,6 @@ class BlockPool:
             if self.ref_counts[block] < 1:
                 raise RuntimeError(f"block {block} is released twice")
             self.ref_counts[block] -= 1
+            self.num_shared -= self.ref_counts[block] == 1
             if self.ref_counts[block] == 0:
                 self._free.append(block)

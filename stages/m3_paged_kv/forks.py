@@ -10,7 +10,7 @@ def fork_siblings(parent: Request, cache: PagedManager, running: list[Request]) 
     for child in forks:
         cache.fork(parent, child)
         child.num_open_chunks += 1
-        child.num_unseen_tokens += 1
+        child.num_tokens += 1
         child.status = RequestStatus.RUNNING
         child.scheduled_time = parent.scheduled_time
         running.append(child)

@@ -46,8 +46,7 @@ class PagedCache:
         """Also replaces shared blocks that are about to be written."""
         table = self.tables.get(request.id, [])
         missing = max(0, self.blocks_for(upto) - len(table))
-        first_written = request.num_computed_tokens // self.block_size
-        shared = [i for i in range(first_written, len(table)) if self.pool.ref_counts[table[i]] > 1]
+        shared = self._shared(table, request.num_computed_tokens) if self.pool.num_shared else []
         if not missing and not shared:  # most decodes
             return True
         if missing + len(shared) > self.pool.num_free:
@@ -60,6 +59,10 @@ class PagedCache:
         table += self.pool.take(missing)
         self.tables[request.id] = table
         return True
+
+    def _shared(self, table: list[int], start: int) -> list[int]:
+        """Which blocks of a table have several owners, of those with tokens from `start` on."""
+        return [i for i in range(start // self.block_size, len(table)) if self.pool.ref_counts[table[i]] > 1]
 
     def mark_computed(self, request: Request, upto: int) -> None:
         request.num_computed_tokens = upto

@@ -61,13 +61,14 @@ def test_the_longest_step_is_a_size(limit: int, sizes: list[int]) -> None:
     assert prompt_sizes(limit) == sizes
 
 
-def test_a_short_prompt_alone_gets_a_shape_with_room_for_few_decodes() -> None:
-    """Must not bring room for hundreds of decodes with it."""
-    shapes = step_shapes(256, 2048)
+@pytest.mark.parametrize(("most", "beside"), [(256, {8, 32, 128, 256}), (40, {8, 32, 40}), (3, {3})])
+def test_prompts_are_computed_beside_no_more_than_four_times_the_rows_that_decode(most: int, beside: set[int]) -> None:
+    """Prompts must not bring room for hundreds of decodes with them, however many tokens they have."""
+    shapes = step_shapes(most, 2048)
     assert [shape.rows for shape in shapes] == sorted(shape.rows for shape in shapes)
-    assert {shape.prompt_tokens for shape in shapes if shape.decodes == 8} == {0, 64, 128, 256, 384, 512, 768}
-    assert len([shape for shape in shapes if shape.prompt_tokens]) == 15
-    assert shapes[-1] == StepShape(256, 2048)
+    for count in (64, 128, 256, 384, 512, 768, 1024, 1536, 2048):
+        assert {shape.decodes for shape in shapes if shape.prompt_tokens == count} == beside
+    assert shapes[-1] == StepShape(most, 2048)
 
 
 @cache

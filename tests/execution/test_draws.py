@@ -40,9 +40,9 @@ def requests_of(options: list[dict[str, Any]], vocab: int) -> list[Request]:
         params = SamplingParams(max_tokens=64, **one)
         request = Request(f"r{n}", [1, 2, vocab - 1], params, frozenset([4, 9, vocab + 5]), 2**63 - 1 - n, 0.0)
         for token in (3, 3, 8):
-            request.num_unseen_tokens += 1
+            request.num_tokens += 1
             request.append(SampledToken(token), 0.0)
-        request.num_unseen_tokens += 1
+        request.num_tokens += 1
         result.append(request)
     return result
 
@@ -150,7 +150,7 @@ def test_drawn_tokens_are_counted_on_the_device(way: Any) -> None:
         assert draws.tokens[:-1].tolist() == expected
         for request, token in zip(requests, expected, strict=True):
             request.append(SampledToken(token), 0.0)
-            request.num_unseen_tokens += 1
+            request.num_tokens += 1
 
 
 @pytest.mark.parametrize("way", ways(), ids=["PyTorch", "kernels"])

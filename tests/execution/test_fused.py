@@ -12,7 +12,7 @@ import torch
 
 from common.execution.choose import choose_ops
 from common.execution.cpu.fused_cpu import CompiledOps
-from common.execution.gpu import triton_batch, triton_gemv, triton_skinny
+from common.execution.gpu import triton_batch, triton_elementwise, triton_gemv, triton_skinny
 from common.execution.gpu.fused import FusedOps
 from common.execution.gpu.launch import launch_options
 from common.models import load_model
@@ -131,6 +131,67 @@ def test_every_tile_of_a_batch_gives_the_same_product(
     close(triton_batch.batch(x, gate_up.weight, *given, gated=True, **options), Ops().norm_swiglu(x, norm, gate_up))
     expected = Ops().residual_linear(residual, proj, x)
     close(triton_batch.batch(x, proj.weight, *given, bias=proj.bias, add_to=residual), expected)
+
+
+@pytest.mark.parametrize("rows", [65, 3])
+def test_parts_of_a_product_are_added_up_by_the_norm_that_follows(rows: int) -> None:
+    make, launch = Inputs(torch.float16, DEVICE), launch_options(torch.device(DEVICE))
+    x, norm, y, proj = make.tensor(rows, 96), make.norm(96), make.tensor(rows, 1024), make.linear(96, 1024)
+    expected = Ops().residual_linear(x, proj, y)
+    parts = triton_batch.split_batch(y, proj.weight, launch)
+    assert parts.shape == (2, rows, 96)
+    close(parts.sum(0), y.float() @ proj.weight.float().T)
+    normed = triton_elementwise.add_norm(x, parts, norm.weight, norm.eps, launch)
+    close(x, expected)
+    close(normed, norm(x))
+
+
+def test_a_norm_that_is_known_is_not_computed_again_and_no_other_is_taken_for_it() -> None:
+    make, launch, config = Inputs(torch.float16, DEVICE), launch_options(torch.device(DEVICE)), triton_batch.CONFIGS[3]
+    x, norm, other, proj = make.tensor(3, 64), make.norm(64), make.norm(64), make.linear(40, 64)
+    known = triton_batch.Normed(x, norm.weight, torch.ones_like(x))
+    given: dict[str, Any] = {"eps": norm.eps, "normed": known}
+    got = triton_batch.batch(x, proj.weight, launch, config, norm=norm.weight, **given)
+    close(got, proj(torch.ones_like(x)))
+    for rows, own in ((x, other), (x.clone(), norm)):
+        got = triton_batch.batch(rows, proj.weight, launch, config, norm=own.weight, **given)
+        close(got, Ops().norm_linear(rows, own, proj))
+
+
+def test_whole_layers_of_a_batch_are_split_and_right(ops: FusedOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's residual products and norms in their order, as the decoder calls them; a bias is not split."""
+    make, split = Inputs(torch.float16, DEVICE), list[int]()
+    real = triton_batch.split_batch
+    monkeypatch.setattr(triton_batch, "split_batch", lambda *a: split.append(len(a[0])) or real(*a))
+    for bias in (False, True):
+        x, y = make.tensor(40, 64), make.tensor(40, 512)
+        norm, down, up = make.norm(64), make.linear(64, 512, bias), make.linear(40, 64)
+        expected = Ops().residual_linear(x, down, y)
+        got = ops.residual_linear(x.clone(), down, y, norm)
+        close(got, expected)
+        close(ops.norm_linear(got, norm, up), Ops().norm_linear(got, norm, up))
+    assert split == [40]
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "outputs", "expected"),
+    [
+        (33, 2048, 1024, True),
+        (64, 512, 64, True),
+        (32, 2048, 1024, False),
+        (65, 2048, 1024, False),
+        (40, 1000, 1024, False),
+        (40, 2048, 1000, False),
+        (40, 2048, 1 << 15, False),
+    ],
+)
+def test_a_product_is_split_where_one_tile_holds_its_tokens(
+    rows: int, width: int, outputs: int, expected: bool
+) -> None:
+    weight = torch.empty(outputs, width, dtype=torch.bfloat16, device="meta")
+    assert triton_batch.splits(weight, None, rows) is expected
+    assert not triton_batch.splits(weight.float(), None, rows)
+    assert not triton_batch.splits(weight, weight[0], rows)
 
 
 @pytest.mark.parametrize(

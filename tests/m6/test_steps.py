@@ -134,10 +134,10 @@ def test_only_whole_blocks_are_found() -> None:
 
 def test_tokens_in_flight_are_not_known() -> None:
     one = request("new", 1, 2, 3)
-    one.num_unseen_tokens = 2  # 5 tokens in all
+    one.num_tokens += 2  # 5 tokens in all
     got = cache_with(1, 2, 3, 4)._usable(one)
     same("usable tokens of 1 2 3 and two more that are not known here yet", got, 3)
-    one.num_unseen_tokens = 0
+    one.num_tokens -= 2
     same("usable tokens of 1 2 3", cache_with(1, 2, 3, 4)._usable(one), 2)
 
 

@@ -28,6 +28,7 @@ class FusedOps(FusingOps):
 
     def __init__(self, device: torch.device, pdl: bool = True) -> None:
         self.launch = launch_options(device, pdl)
+        self._normed: triton_batch.Normed | None = None  # the residual stream, where its next norm is known
 
     def embed(
         self, input_ids: torch.Tensor, positions: torch.Tensor, embedding: torch.Tensor, rotary: RotaryEmbedding
@@ -50,9 +51,20 @@ class FusedOps(FusingOps):
             if tokens == 1:
                 return partial(triton_gemv.gemv, **given)
             if (wide := triton_batch.batch_config(proj.weight, tokens)) is not None:
-                return partial(triton_batch.batch, config=wide, **given)
+                return partial(triton_batch.batch, config=wide, normed=self._normed, **given)
         kernel = super().product(proj, tokens, norm, gated)
         return None if kernel is None else partial(kernel, launch=self.launch)
+
+    def residual_linear(
+        self, x: torch.Tensor, proj: Projection, y: torch.Tensor, then: RMSNorm | None = None
+    ) -> torch.Tensor:
+        self._normed = None
+        if then is None or not isinstance(proj, Linear) or not triton_batch.splits(proj.weight, proj.bias, len(x)):
+            return super().residual_linear(x, proj, y)
+        parts = triton_batch.split_batch(y, proj.weight, self.launch)
+        result = triton_elementwise.add_norm(x, parts, then.weight, then.eps, self.launch)
+        self._normed = triton_batch.Normed(x, then.weight, result)
+        return x
 
     def qk_norm_rope(
         self, heads: torch.Tensor, num_q: int, q_norm: RMSNorm | None, k_norm: RMSNorm | None,

@@ -6,6 +6,10 @@ compute as fast; but each starts when the one in front has ended, and gates and 
 program of ours has OUT rows of the weight, and asks for them before it waits: they come into the L2 cache while the
 kernel in front ends. Then it goes through the inputs K at a time, the next ones on their way to shared memory. RMSNorm
 stays a kernel of its own, since every program would repeat it on all tokens.
+
+Every program also reads x, which is more than its weights. With one tile of tokens, and where a norm follows, programs
+share the inputs, too (`split_batch`): each multiplies a part of them, and the norm's kernel adds the parts up, in one
+order.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from common.execution.gpu import triton_skinny
 from common.execution.gpu.triton_elementwise import norm as rms_norm
 from common.execution.gpu.triton_elementwise import silu_times
 
@@ -40,14 +45,23 @@ def fetch_rows(weight, first, count, width):
     )  # fmt: skip
 
 
+@triton.jit
+def fetch_parts(rows, count):
+    """The same of `count` numbers from each of these addresses on."""
+    tl.inline_asm_elementwise(
+        "{ cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [rows.to(tl.int64), count * 2], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["rows"])
 def batch_kernel(
     x, weight, bias, out, rows, width, outputs, x_stride, out_stride,
     TOKENS: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
-    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
+    GATED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """OUT: rows of the weight, half of them of gate and half of up if GATED. EVEN: K divides the width, and OUT the
-    outputs."""
+    outputs. SPLIT: the parts of the inputs, and of out, which is float32 [SPLIT, rows, outputs] then."""
     if PDL:
         gdc_launch_dependents()
     dtype: tl.constexpr = out.dtype.element_ty
@@ -56,10 +70,12 @@ def batch_kernel(
     first = tl.program_id(1) * HALF
     output = first + tl.arange(0, HALF)
     row = tl.minimum(first + side % HALF, outputs - 1) + side // HALF * outputs
-    if PDL and EVEN:
+    if PDL and EVEN and SPLIT == 1:
         fetch_rows(weight, first, HALF, width)
         if GATED:
             fetch_rows(weight, first + outputs, HALF, width)
+    if PDL and SPLIT > 1:
+        fetch_parts(weight + row.to(tl.int64) * width + tl.program_id(2) * (width // SPLIT), width // SPLIT)
     if BIAS:
         biases = tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)
     if PDL:
@@ -68,7 +84,9 @@ def batch_kernel(
     x_at = x + token[:, None].to(tl.int64) * x_stride + step[None, :]
     weight_at = weight + row[:, None].to(tl.int64) * width + step[None, :]
     acc = tl.zeros([TOKENS, OUT], tl.float32)
-    for start in tl.range(0, width, K, num_stages=STAGES):
+    span = width // SPLIT
+    begin = tl.multiple_of(tl.program_id(2) * span, K)
+    for start in tl.range(begin, begin + span if SPLIT > 1 else width, K, num_stages=STAGES):
         inside = (start + step < width)[None, :]
         values = tl.load(x_at + start, mask=real if EVEN else real & inside, other=0.0)
         weights = tl.load(weight_at + start, mask=None if EVEN else inside, other=None if EVEN else 0.0)
@@ -79,9 +97,19 @@ def batch_kernel(
     if BIAS:
         acc += biases[None, :]
     at, real = out + token[:, None].to(tl.int64) * out_stride + output[None, :], real & (output < outputs)[None, :]
+    if SPLIT > 1:
+        at += tl.program_id(2) * rows * outputs
     if ADD:
         acc += tl.load(at, mask=real, other=0.0).to(tl.float32)
     tl.store(at, acc.to(dtype), mask=real)
+
+
+class Normed(NamedTuple):
+    """RMSNorm of x by `gain`."""
+
+    x: torch.Tensor
+    gain: torch.Tensor
+    result: torch.Tensor
 
 
 class BatchConfig(NamedTuple):
@@ -114,9 +142,13 @@ def batch(
     eps: float = 0.0,
     gated: bool = False,
     add_to: torch.Tensor | None = None,
+    normed: Normed | None = None,
 ) -> torch.Tensor:
-    """x [T, in] (rows may lie apart), 16 bits a number, times weight [out, in] transposed: [T, out]. See `gemv`."""
-    if norm is not None:
+    """x [T, in] (rows may lie apart), 16 bits a number, times weight [out, in] transposed: [T, out]. See `gemv`.
+    normed: rows that are normalised already, perhaps these."""
+    if norm is not None and normed is not None and normed.x is x and normed.gain is norm:
+        x = normed.result
+    elif norm is not None:
         x = rms_norm(x, norm, eps, launch)
     rows, width = x.shape
     outputs = weight.shape[0] // 2 if gated else weight.shape[0]
@@ -126,6 +158,29 @@ def batch(
     kernel(
         x, weight, bias, out, rows, width, outputs, x.stride(0), out.stride(0), TOKENS=TOKENS, OUT=config.out,
         K=config.k, STAGES=config.stages, EVEN=width % config.k == 0 and outputs % half == 0, GATED=gated,
-        BIAS=bias is not None, ADD=add_to is not None, num_warps=4, **launch,
+        BIAS=bias is not None, ADD=add_to is not None, SPLIT=1, num_warps=4, **launch,
     )  # fmt: skip
     return out
+
+
+SPLIT = BatchConfig(32, 128, 4)
+SPAN = 512
+"""Inputs of a part: fewer are no time saved, but more parts to add up."""
+
+
+def splits(weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> bool:
+    """Is this a product for `split_batch`: of whole parts, and of more rows than `triton_skinny` takes?"""
+    fits = weight.shape[1] % SPAN == 0 and len(weight) % SPLIT.out == 0 and bias is None
+    return fits and triton_skinny.MAX_ROWS < rows <= TOKENS and batch_config(weight, rows) is not None
+
+
+def split_batch(x: torch.Tensor, weight: torch.Tensor, launch: dict[str, Any]) -> torch.Tensor:
+    """The product in parts, whose sum it is: [P, T, out], float32."""
+    (rows, width), outputs, config = x.shape, len(weight), SPLIT
+    parts = torch.empty(width // SPAN, rows, outputs, dtype=torch.float32, device=x.device)
+    kernel: Any = batch_kernel[(triton.cdiv(rows, TOKENS), outputs // config.out, len(parts))]
+    kernel(
+        x, weight, None, parts, rows, width, outputs, x.stride(0), outputs, TOKENS=TOKENS, OUT=config.out, K=config.k,
+        STAGES=config.stages, EVEN=True, GATED=False, BIAS=False, ADD=False, SPLIT=len(parts), num_warps=4, **launch,
+    )  # fmt: skip
+    return parts

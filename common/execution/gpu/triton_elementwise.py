@@ -70,6 +70,25 @@ def norm_kernel(x, weight, out, width, eps, x_stride, WIDTH: tl.constexpr, PDL: 
 
 
 @triton.jit
+def add_norm_kernel(
+    x, parts, weight, out, rows, width, eps, PARTS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """One program a row of x, to which its parts, float32 [PARTS, rows, width], are added."""
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    inside, at = column < width, row * width + column
+    dtype: tl.constexpr = out.dtype.element_ty
+    gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    wait(PDL)
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    added = tl.zeros([WIDTH], tl.float32)
+    for part in tl.static_range(PARTS):
+        added += tl.load(parts + part * rows * width + at, mask=inside, other=0.0)
+    value = (value + added).to(dtype)
+    tl.store(x + at, value, mask=inside)
+    tl.store(out + at, rms(value.to(tl.float32), gain, width, eps, dtype).to(dtype), mask=inside)
+
+
+@triton.jit
 def swiglu_kernel(gate_up, out, width, TILE: tl.constexpr, PDL: tl.constexpr):
     """One program a tile of one row; gate_up [T, 2 * width], out [T, width]."""
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -146,6 +165,17 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float, launch: dict[str, An
     padded = triton.next_power_of_2(width)
     kernel: Any = norm_kernel[(rows,)]
     kernel(x, weight, out, width, eps, x.stride(0), WIDTH=padded, num_warps=warps(padded), **launch)
+    return out
+
+
+def add_norm(
+    x: torch.Tensor, parts: torch.Tensor, weight: torch.Tensor, eps: float, launch: dict[str, Any]
+) -> torch.Tensor:
+    """x [T, N] gains the sum of parts [P, T, N]; returns its norm."""
+    out, (rows, width) = torch.empty_like(x), x.shape
+    padded = triton.next_power_of_2(width)
+    kernel: Any = add_norm_kernel[(rows,)]
+    kernel(x, parts, weight, out, rows, width, eps, PARTS=len(parts), WIDTH=padded, num_warps=warps(padded), **launch)
     return out
 
 

@@ -75,6 +75,7 @@ class PlanReader:
         request, table = self._requests[slot], [*self._tables[slot][:same], *blocks]
         self._tables[slot] = table
         request.token_ids += tokens
+        request.num_tokens = start + length + samples
         if request.prompt_logprobs is not None:
             request.prompt_logprobs = list(repeat(None, scored))
         return Chunk(request, start, length, table, samples, idle, [self._requests[fork] for fork in forks])
