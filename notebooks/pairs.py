@@ -21,9 +21,9 @@ _NOTEBOOK = re.compile(r"(\d\d|m\d|long)_\w+")
 
 
 def names() -> list[str]:
-    """All notebooks in the order of reading: `00_overview`, `m0_baseline`, ..., `99_compare`, `long_context`."""
+    """All notebooks in the order of reading: `00_overview`, `m0_baseline`, ..., `97_scale` and those behind it."""
     found = [path.stem for path in FOLDER.glob("*.py") if _NOTEBOOK.fullmatch(path.stem)]
-    return sorted(found, key=lambda name: (name.startswith(("99", "long")), name))
+    return sorted(found, key=lambda name: (name.startswith(("97", "99", "long")), name))
 
 
 def find(name: str) -> str:

@@ -11,6 +11,7 @@ from benchmarks.plots.picture import save_picture
 from benchmarks.report import cpu_speed
 from benchmarks.report.blocks import Picture
 from benchmarks.report.sources import Machine
+from benchmarks.simulator.pictures import draw as simulated
 
 SHOWN = (
     *(("ladder", "throughput"), ("mixed", "throughput"), ("mixed", "latency"), ("nano", "throughput")),
@@ -50,6 +51,8 @@ def draw(machine: Machine, again: bool = False) -> Iterator[Picture]:
             look = partial(quality.bars, sheet.rows, sheet.values["model"])
             path = save_picture(sheet.path.with_name("quality.png"), look)
             yield Picture(path, "perplexity over bf16 of each kind of weights")
+    for sheet in machine.sheets_of("simulated"):
+        yield Picture(simulated(sheet.values, sheet.path.parent), f"simulated: {sheet.rows[0]['answer']}")
     for sheet in machine.sheets:
         if sheet.values.get("schema") == int4.SCHEMA:
             path = save_picture(sheet.path.with_name("int4.png"), partial(int4.draw, sheet.values, machine.title))
