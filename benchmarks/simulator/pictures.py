@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.plots.picture import headed, save_picture
 from benchmarks.style import STAGE_COLORS, WIDTH
@@ -28,7 +30,7 @@ PANELS = {
 """What is drawn against what, a line for each value of what; without that, bars."""
 
 
-def figure_of(name: str, rows: Sequence[Row], note: str) -> plt.Figure:
+def figure_of(name: str, rows: Sequence[Row], note: str) -> Figure:
     x, by, keys = PANELS[name]
     figure, axes = plt.subplots(1, len(keys), figsize=(WIDTH, 4.2), sharey=not by)
     for axis, key in zip(axes, keys, strict=True):
@@ -46,7 +48,7 @@ def figure_of(name: str, rows: Sequence[Row], note: str) -> plt.Figure:
     return headed(figure, _finding(name, rows), note)
 
 
-def _lines(axis: plt.Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None:
+def _lines(axis: Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None:
     """x at even distances; y on a logarithmic axis where it spans more than a factor of 20."""
     ticks = sorted({row[x] for row in rows})
     for index, value in enumerate(dict.fromkeys(row[by] for row in rows)):

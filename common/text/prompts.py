@@ -30,8 +30,8 @@ def encode_prompt(
         variables = template_kwargs(chat_template_kwargs)
         token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.chat(messages, variables, tools)
     else:
-        numbers = prompt if set(map(type, prompt)) == {int} else [plain(number) for number in prompt]
-        token_ids = type(prompt)(numbers) if isinstance(prompt, ChatPrompt) else list(numbers)
+        numbers: Sequence[Any] = prompt if set(map(type, prompt)) == {int} else [plain(number) for number in prompt]
+        token_ids: list[int] = ChatPrompt(numbers) if isinstance(prompt, ChatPrompt) else list(numbers)
         require(set(map(type, token_ids)) == {int}, "a prompt of token ids holds whole numbers only")
     require(len(token_ids) > 0, "the prompt has no tokens: give text, token ids or chat messages")
     worst = max(token_ids) if min(token_ids) >= 0 else min(token_ids)
