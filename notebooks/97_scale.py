@@ -81,7 +81,9 @@ show_source(RowLinear, Prefixes.order)
 show_source(PricedRunner.submit, PaperCost.__call__, PaperCost.collectives)
 
 # %% [markdown]
-# ## Measured: two ranks
+# ## Measured
+#
+# ### Two ranks
 #
 # The same greedy answer from one process and from two, on this machine. Each rank is a process of its own; gloo sums.
 
@@ -104,7 +106,7 @@ table(
 say(f"Both give **{same}**. Two ranks on one CPU are {found[2][1] / found[1][1]:.1f} times as slow: see below.")
 
 # %% [markdown]
-# ## Measured: eight replicas, in virtual time
+# ### Eight replicas, in virtual time
 #
 # A 32B model on each of eight H200s. Prompts begin with one of 64 texts of 4,096 tokens. Four routers get the same requests.
 

@@ -87,6 +87,15 @@ def row_of(machine: str, name: str, file: str) -> float | None:
         rows = read(machine, "batches")["records"]
         [found] = [r for r in rows if (r["stage"], r["batch"], r["sampling"]) == (stage, batch, way)]
         return found[field]
+    if head == "prices":
+        workload, stage, figure, field = rest.split(".")
+        rows = read(machine, "cost_model")["rows"]
+        [found] = [r for r in rows if (r["workload"], r["stage"], r["figure"]) == (workload, stage, figure)]
+        return found[field]
+    if head == "simulated":
+        answer, case, field = rest.split(".")
+        [found] = [r for r in read(machine, f"simulate-{answer}")["rows"] if r["case"] == case]
+        return found[field]
     if head == "reference":
         return reference(machine, rest)
     workload, _, point = head.rstrip("]").partition("[")
