@@ -58,7 +58,7 @@ def _lines(axis: Axes, rows: Sequence[Row], x: str, y: str, by: str) -> None:
     axis.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
     axis.tick_params(axis="x", labelsize=9)
     values = [row[y] for row in rows]
-    wide = max(values) > 20 * min(values) > 0
+    wide = y != "goodput" and max(values) > 20 * min(values) > 0
     axis.set(xlabel=LABELS[x], ylabel=LABELS[y], yscale="log" if wide else "linear")
     if not wide:
         axis.set_ylim(0, 1.06 * max(values))
