@@ -23,6 +23,7 @@ from common.watch.trace import StepTrace
 
 SCHEMA = "cost-1"
 FITTED_ON = ("decode_one", "decode_four", "decode_eight", "decode", "prefill", "long_context", "memory_pressure")
+ON_A_GPU = ("decode_one", "decode_eight", "decode", "prefill", "long_context")  # each engine captures its graphs first
 VALIDATED_ON = ("mixed", "arrivals", "interference", "shared_prefix")
 ALLOWED = {"throughput": 0.1, "ttft p50": 0.1, "ttft p99": 0.2, "itl p50": 0.1, "itl p99": 0.2}
 PAUSE = 0.002  # seconds between two steps from which on the engine had nothing to do
@@ -51,11 +52,12 @@ def measure(stage: str, model: str, device: str, quick: bool) -> dict[str, Any]:
     preset, shape = preset_of(str(place), quick), open_source(model, place).config
     rows: list[Row] = []
     real: dict[str, Record] = {}
-    workloads = [w for pair in zip_longest(FITTED_ON, VALIDATED_ON) for w in pair if w]  # a drift meets both alike
+    fitted_on = ON_A_GPU if preset == "gpu" else FITTED_ON
+    workloads = [w for pair in zip_longest(fitted_on, VALIDATED_ON) for w in pair if w]  # a drift meets both alike
     with progress_bar("measuring", len(workloads)) as advance:
         for workload in workloads:
             record, trace = _run(stage, workload, model, str(place), preset)
-            if workload in FITTED_ON:
+            if workload in fitted_on:
                 rows += _steps(trace)
             else:
                 real[workload] = record
@@ -66,7 +68,7 @@ def measure(stage: str, model: str, device: str, quick: bool) -> dict[str, Any]:
         compared += compare(workload, record, guess)
     config = {"model": model, "dtype": "bf16", "device": str(place), "preset": preset}
     return {
-        "schema": SCHEMA, "stage": stage, "environment": environment(), "config": config, "fitted_on": FITTED_ON,
+        "schema": SCHEMA, "stage": stage, "environment": environment(), "config": config, "fitted_on": fitted_on,
         "equations": len(rows), "prices": dict(zip(PRICES, cost.prices, strict=True)), "rows": compared,
     }  # fmt: skip
 
