@@ -26,7 +26,7 @@ from stages.m4_flash_attention.fast.kernels.triton_parts import Workspace, find_
 
 PROGRAMS_PER_SM = 2
 SMALLEST_PART = 8
-"""Tiles of K and V: to leave a smaller part and merge it takes longer than to compute it."""
+"""Tiles of K and V in the smallest part: to merge a smaller one takes longer than to compute it."""
 LOG2E = 1.4426950408889634
 
 
@@ -70,7 +70,7 @@ def load_blocks(table, start, last, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """The block of each position start ... start + TILE - 1; 0 from `last` on. start: a multiple of TILE."""
     row = tl.arange(0, TILE)
     index = start // BLOCK + row // BLOCK if TILE % BLOCK == 0 else (start + row) // BLOCK
-    return tl.load(table + index, mask=start + row < last, other=0)
+    return tl.load(table + index, mask=start + row < last, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def attend_tiles_ahead(
     for start in range(first, last, TILE):
         tl.assume(start >= 0)  # saves the division what negative numbers would need
         inside = row % BLOCK if TILE % BLOCK == 0 else (start + row) % BLOCK
-        at = (block.to(tl.int64) * block_stride + inside * slot_stride)[:, None] + column[None, :]
+        at = (block * block_stride + inside * slot_stride)[:, None] + column[None, :]
         key = tl.load(keys + at)  # behind the end any number will do, as it is masked
         value = tl.load(values + at, mask=(start + row < last)[:, None], other=0.0)  # but no NaN
         block = load_blocks(table, start + TILE, last, TILE, BLOCK)
@@ -176,6 +176,7 @@ class PrefillKernel:
         num_tokens: at least as many as the sequences have queries together."""
         heads, dim = q.shape[1], q.shape[2]
         config, num_seqs = prefill_config(dim, q.dtype, num_tokens * heads), seq_lens.shape[0]
+        # parts and their merging pay only where a quarter of the GPU would have nothing to do
         enough = 4 * num_tokens * heads >= 3 * self.programs * config["ROWS"]
         target = 0 if enough else self.workspace.target
         kernel: Any = prefill_kernel[(heads, num_tokens // config["ROWS"] + num_seqs + target)]
