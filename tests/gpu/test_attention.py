@@ -9,6 +9,7 @@ import torch
 
 from stages.m4_flash_attention.fast import select
 from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
+from stages.m4_flash_attention.fast.kernels import triton_config
 from tests.m4.cases import HEADS, LENGTHS, STEPS, TOLERANCE, Case, check_fused_qkv, make_case, relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -93,6 +94,13 @@ def test_attention_is_right_at_block_sizes_other_than_16(name: str, block_size: 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_attention_is_right_for_prompts_longer_than_the_table_of_tiles(dtype: torch.dtype) -> None:
     case = make_case([(1, 5000), (2100, 4100), (3000, 3000)], (8, 4), 128, dtype=dtype, device="cuda")
+    case.check(backend_for("triton", case))
+
+
+def test_attention_is_right_for_so_many_queries_that_their_tiles_are_larger() -> None:
+    """196,608 of all heads together; some programs are only half full, and those behind the last have no work."""
+    case = make_case([(2100, 4100)] + [(130, 130)] * 79 + [(7, 300)], (16, 8), 128, dtype=torch.bfloat16, device="cuda")
+    assert len(case.q) * 16 >= triton_config.ENOUGH_QUERIES
     case.check(backend_for("triton", case))
 
 

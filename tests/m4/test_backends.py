@@ -176,11 +176,15 @@ def test_fused_qkv_on_a_cpu_gives_the_same_numbers(
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize(("chunks", "heads"), [([(1, 20), (1, 1)], (9, 3)), ([(1, 17), (5, 9)], (4, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("chunks", "heads"),
+    [([(1, 20), (1, 1)], (9, 3)), ([(1, 17), (5, 9)], (4, 2)), ([(1, 17), (130, 130)], (9, 3))],
+    ids=str,
+)
 def test_fused_qkv_of_several_sequences_gives_the_same_numbers(
     chunks: list[tuple[int, int]], heads: tuple[int, int], normalised: bool
 ) -> None:
-    """Heads that fill no last program; neither a query nor a value may be taken for a key."""
+    """Heads that fill no last program, of few tokens and many; neither a query nor a value may be taken for a key."""
     case = make_case(chunks, heads, head_dim=32)
     check_fused_qkv(case, create("triton", case), normalised)
 

@@ -60,7 +60,7 @@ def decode_kernel(
     acc = tl.zeros([ROWS, DIM], tl.float32)
     acc, l, m = attend_tiles(
         acc, l, m, queries, tl.full([1], last - 1, tl.int32), keys + head * DIM, values + head * DIM,
-        tables + sequence * table_stride, first, last, last, scale, block_stride, slot_stride, DIM, BLOCK, TILE, True,
+        tables + sequence * table_stride, first, last, last, scale, block_stride, slot_stride, DIM, BLOCK, TILE,
         PRECISION,
     )  # fmt: skip
 
