@@ -30,8 +30,9 @@ def simulate(
     of their own, and tensor parallelism; of a 32B model on GPUs as fast as a measured H200. No GPU is needed.
     """
     if fit_prices:
-        found = fit.measure(stage, model, device, quick)
-        write_json(out_dir / "cost_model.json", found)
+        found = dict[str, Any]()
+        for found in fit.measure(stage, model, device, quick):
+            write_json(out_dir / "cost_model.json", found)
         _show(found)
         return
     ceilings = read_json(LIMITS)["ceilings"]

@@ -8,7 +8,7 @@ from benchmarks.contestant import Setting
 from benchmarks.environment import environment
 from benchmarks.recipes import timed, warm
 from benchmarks.record import Record, record_runs
-from benchmarks.simulator.cost import PRICES, Cost, fit, work
+from benchmarks.simulator.cost import PRICES, Cost, FittedCost, fit, work
 from benchmarks.simulator.replica import GPU, build
 from benchmarks.stage_contestant import StageContestant, drive
 from benchmarks.worker import WARMUP_TOKENS, warm_up
@@ -46,31 +46,42 @@ def predict(stage: str, workload: str, size: Size, model: ModelConfig, cost: Cos
         return record_runs(stage, workload, timed(requests), [drive(e, timed(requests), lambda tokens: None)])
 
 
-def measure(stage: str, model: str, device: str, quick: bool) -> dict[str, Any]:
-    """Run all workloads on this machine, each once, with a trace; fit the prices on some, predict the others."""
+def measure(stage: str, model: str, device: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """Run all workloads on this machine, each once, with a trace; fit the prices on some, predict the others.
+
+    What is known so far comes after each workload and each prediction: a run that is cut short keeps its prices."""
     place = parse_device(device)
     preset, shape = preset_of(str(place), quick), open_source(model, place).config
     rows: list[Row] = []
     real: dict[str, Record] = {}
     fitted_on = ON_A_GPU if preset == "gpu" else FITTED_ON
     workloads = [w for pair in zip_longest(fitted_on, VALIDATED_ON) for w in pair if w]  # a drift meets both alike
+    config = {"model": model, "dtype": "bf16", "device": str(place), "preset": preset}
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "environment": environment(),
+        "config": config,
+        "rows": [],
+    }
+    found["fitted_on"] = list[str]()
+    cost = FittedCost(())
     with progress_bar("measuring", len(workloads)) as advance:
         for workload in workloads:
             record, trace = _run(stage, workload, model, str(place), preset)
             if workload in fitted_on:
                 rows += _steps(trace)
+                cost = fit([row for row, _ in rows], [seconds for _, seconds in rows])
+                found["fitted_on"].append(workload)
+                yield found | {"equations": len(rows), "prices": dict(zip(PRICES, cost.prices, strict=True))}
             else:
                 real[workload] = record
             advance(1)
-    cost, compared = fit([row for row, _ in rows], [seconds for _, seconds in rows]), list[dict[str, Any]]()
+    found |= {"equations": len(rows), "prices": dict(zip(PRICES, cost.prices, strict=True))}
     for workload, record in real.items():
         guess = predict(stage, workload, find_size(workload, None, preset), shape, cost, preset == "gpu")
-        compared += compare(workload, record, guess)
-    config = {"model": model, "dtype": "bf16", "device": str(place), "preset": preset}
-    return {
-        "schema": SCHEMA, "stage": stage, "environment": environment(), "config": config, "fitted_on": fitted_on,
-        "equations": len(rows), "prices": dict(zip(PRICES, cost.prices, strict=True)), "rows": compared,
-    }  # fmt: skip
+        found["rows"] += compare(workload, record, guess)
+        yield found
 
 
 def _run(stage: str, workload: str, model: str, device: str, preset: str) -> tuple[Record, StepTrace]:

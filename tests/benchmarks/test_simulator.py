@@ -133,3 +133,12 @@ def test_the_command_fits_and_answers(tmp_path: Path) -> None:
     assert {row["workload"] for row in found["rows"]} == set(fit.VALIDATED_ON)
     simulate(quick=True, out_dir=tmp_path)
     assert len(list(tmp_path.glob("simulate-*.png"))) == len(list(tmp_path.glob("simulate-*.json"))) == 5
+
+
+def test_fit_gives_prices_after_the_first_workload() -> None:
+    """A run that is cut short must keep what it measured."""
+    measuring = fit.measure("m6", "random:tiny-qwen3", "cpu", quick=True)
+    first = dict(next(measuring))
+    assert first["fitted_on"] == ["decode_one"] and not first["rows"]
+    assert first["prices"]["step"] > 0 and first["equations"] > 0
+    measuring.close()
