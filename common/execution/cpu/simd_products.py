@@ -110,7 +110,8 @@ def bf16_panel(_typing: Any, weight: Any, panel: Any, x: Any, row: Any, size: An
 
 
 def prefetch(context: Any, builder: Any, array_type: Any, array: Any, where: Any) -> None:
-    """For an intrinsic that is being emitted."""
-    reading, keep, data = I32(0), I32(3), I32(1)
+    """For an intrinsic that is being emitted. Weights pass by once a step: they are not to take the place of others in
+    the L2 cache (`keep`)."""
+    reading, keep, data = I32(0), I32(0), I32(1)
     address = pointer(context, builder, array_type, array, where, ir.IntType(8))
     call(builder, "llvm.prefetch.p0", ir.VoidType(), address, reading, keep, data, fast=False)

@@ -57,7 +57,7 @@ def _quantize_in_threads(x, norm, eps, rows, size, lanes, centre, threads, codes
 @compiled()
 def _some_rows(weight, bits, panel, groups, x, row, left, sums):
     """As many of the rows that are left as there is a product for; returns their number."""
-    if MOST >= 8 and left >= 8 and len(bits) == 4:
+    if MOST >= 8 and left >= 8:
         codes_panel(weight, bits, panel, groups, x, row, EIGHT, sums)
         return 8
     if MOST >= 6 and left >= 6:

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 
 from common.execution.cpu.simd import F32, I16, I32, LANES, call, constant, fma, intrinsic, pointer, splat
-from common.execution.cpu.simd_products import AHEAD, BLOCKS, FEW_ROWS, FLOATS, INTS, PANEL, Tile, features, prefetch
+from common.execution.cpu.simd_products import AHEAD, BLOCKS, FLOATS, INTS, PANEL, Tile, features, prefetch
 
 # pyright: basic
 # Numba and llvmlite carry no types.
@@ -112,8 +112,7 @@ def codes_panel(
                 for line in range(0, code_bytes, 64):
                     where = builder.add(first, number(line))
                     found += _bytes(builder, load(codes_kind, codes, where, BYTES), add)
-                    if bits.count == 4 or tile.rows <= FEW_ROWS:
-                        prefetch(context, builder, codes_kind, codes, builder.add(where, number(AHEAD)))
+                    prefetch(context, builder, codes_kind, codes, builder.add(where, number(AHEAD)))
                 vectors.append(found)
             starts = [splat(builder, load(x[1], corrections, line, I32), LANES) for line in lines]
             totals = [[start] * BLOCKS for start in starts]
