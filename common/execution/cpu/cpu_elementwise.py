@@ -105,7 +105,8 @@ def argmax(x, like, rows, size, lanes, threads, out):
                 here = largest(load(x, i, lanes))
                 if here > best:
                     begin, best = i, here
-            while largest(load(x, begin, LANE_WIDTH)) < best:
+            last = begin + step - LANES  # where numbers are no numbers, none may be as large
+            while begin < last and largest(load(x, begin, LANE_WIDTH)) < best:
                 begin += LANES
             store(few, 0, load(x, begin, LANE_WIDTH))
             out[row] = begin - row * size + np.argmax(few)

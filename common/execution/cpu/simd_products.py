@@ -23,8 +23,8 @@ from common.execution.cpu.simd import DOT_PAIRS, F32, I32, LANES, call, constant
 BLOCKS = 2  # vectors of a panel: 16 outputs each
 PANEL = BLOCKS * LANES
 UNROLL = 4  # steps of bfloat16 in one turn of the loop
-AHEAD = 2048  # bytes: how far in front of a few rows' sums the stream of weights is asked for
 FEW_ROWS = 4  # with more, arithmetic takes longer than reading
+AHEAD, FAR_AHEAD = 512, 2048  # bytes: how far in front of the sums of few rows, and of more, weights are asked for
 
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 
