@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ M0_NOTE = "m0 ran `{}` instead: `{}` would take it too long"
 @dataclass
 class Comparison:
     """What to compare. `contestants`: short stage names and peers' names, in the order of the table. `execution`: the
-    one way to run the stages (see `benchmarks.execution`); None: as by default, and plain too where it differs."""
+    one way to run the stages (see `benchmarks.execution`); None: as by default, and plain too where it differs.
+    `rounds`: how often the contestants of a workload take turns, each time in a fresh process."""
 
     contestants: list[str]
     workloads: list[str]
@@ -38,6 +40,7 @@ class Comparison:
     repeats: int | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     execution: str | None = None
+    rounds: int = 1
 
     @property
     def preset(self) -> str:
@@ -113,6 +116,23 @@ def _job(
     return Job(stage, workload.name, plan.preset, model, dtype, device, repeats, variant, note, options, way)
 
 
+def in_rounds(plan: Comparison) -> Iterator[Job]:
+    """A virtual machine's CPUs are moved between cores that share a cache or do not, some seconds each: contestants are
+    comparable if each has met all of that."""
+    for _, same in groupby(jobs(plan), key=lambda job: job.workload):
+        yield from list(same) * plan.rounds
+
+
+def median_round(records: Sequence[Record]) -> Record:
+    """Of one contestant's rounds, with the speeds of all; of those that failed the last."""
+    done = sorted((r for r in records if r.ok), key=lambda record: record.output_tokens_per_s or 0.0)
+    if not done:
+        return records[-1]
+    speeds = [speed for record in records for speed in record.output_tokens_per_s_repeats or ()]
+    repeats = sum(record.repeats for record in done)
+    return replace(done[len(done) // 2], repeats=repeats, output_tokens_per_s_repeats=speeds)
+
+
 RECORDS = ("records", "sweeps", "plain")
 
 
@@ -128,7 +148,11 @@ class Results:
     plain: list[Record] = field(default_factory=list[Record])
 
     def add(self, record: Record) -> None:
-        (self.sweeps if record.variant else self.plain if record.plain else self.records).append(record)
+        """In the place of what it has of the same job."""
+        there = self.sweeps if record.variant else self.plain if record.plain else self.records
+        same = [(r.stage, r.workload, r.variant) == (record.stage, record.workload, record.variant) for r in there]
+        at = same.index(True) if any(same) else len(there)
+        there[at : at + 1] = [record]
 
     def find(self, job: Job) -> Record | None:
         there = self.sweeps if job.variant else self.plain if job.execution else self.records
@@ -190,12 +214,15 @@ def run(
     """Run all jobs. `path` is rewritten after each, so that an interrupted run leaves what it has measured."""
     old = earlier_results(plan, path) if resume else None
     results = Results(environment(), plan.config())
-    todo = list(jobs(plan))
+    todo, ran = list(in_rounds(plan)), dict[tuple[Any, ...], list[Record]]()
     began, earlier = time.monotonic(), (old and old.took_s) or 0.0
     for number, job in enumerate(todo, 1):
         known = old.find(job) if old else None
         if known is None or not known.ok:
             known = run_worker(job, started(number, len(todo), job), timeout)
+            before = ran.setdefault((job.stage, job.workload, job.variant, job.execution), [])
+            before.append(known)
+            known = median_round(before)
         results.add(known)
         finished(known)
         results.took_s = earlier + time.monotonic() - began

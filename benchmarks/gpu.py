@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import Results, jobs, make_comparison, run
+from benchmarks.compare import Results, in_rounds, make_comparison, run
 from benchmarks.files import check_writable
 from benchmarks.screen import Screen
 from common.errors import UserError
@@ -51,7 +51,7 @@ def run_parts(parts: list[Part], model: str, dtype: str, device: str, folder: Pa
         check_writable(path)
         given: dict[str, Any] = {"model": model, "dtype": dtype, "device": device, "quick": quick, **part.rest}
         plan = make_comparison(part.stages, part.workloads, peers=False, **given)
-        print(f"{part.name}: {sum(1 for _ in jobs(plan))} runs, {path}", flush=True)
+        print(f"{part.name}: {sum(1 for _ in in_rounds(plan))} runs, {path}", flush=True)
         with Screen() as screen:
             try:
                 yield run(plan, path, screen.started, screen.result, resume=True)

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from benchmarks.__main__ import NAME
-from benchmarks.compare import Results, contestants, earlier_results, make_comparison
+from benchmarks.compare import Results, contestants, earlier_results, make_comparison, run
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
 from benchmarks.process import run_worker
@@ -229,3 +229,33 @@ def test_results_survive_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(results.to_json()))
     assert Results.read(path) == results
+
+
+def test_contestants_take_turns_and_the_median_round_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, str]] = []
+    speeds = iter([3.0, 10.0, 1.0, 30.0, 2.0, 20.0])
+
+    def run_and_note(job: Job, *_: Any) -> Record:
+        ran.append((job.workload, job.stage))
+        speed = next(speeds)
+        return Record(
+            job.stage, job.workload, repeats=1, output_tokens_per_s=speed, output_tokens_per_s_repeats=[speed]
+        )
+
+    monkeypatch.setattr("benchmarks.compare.run_worker", run_and_note)
+    plan = make_comparison(
+        ["m1", "m2"],
+        ["single"],
+        peers=False,
+        model="random:tiny-llama",
+        dtype="fp32",
+        device="cpu",
+        quick=True,
+        rounds=3,
+    )
+    results = run(plan, tmp_path / "bench.json", lambda *_: lambda _: None, lambda _: None)
+    assert ran == [("single", "m1"), ("single", "m2")] * 3
+    assert [(r.stage, r.output_tokens_per_s, r.repeats) for r in results.records] == [("m1", 2.0, 3), ("m2", 20.0, 3)]
+    assert results.records[0].output_tokens_per_s_repeats == [3.0, 1.0, 2.0]
+    again = run(plan, tmp_path / "bench.json", lambda *_: lambda _: None, lambda _: None, resume=True)
+    assert len(ran) == 6 and again.records == results.records

@@ -74,6 +74,20 @@ def test_another_norm_at_the_same_address_has_its_own_weights(ops: CompiledOps) 
         del norm
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", [16, 48, 100, 1024])
+def test_of_equally_likely_tokens_the_first_is_taken(ops: CompiledOps, vocab: int, dtype: torch.dtype) -> None:
+    for rows in (1, 2, 3, 17):
+        logits = Inputs(dtype).tensor(rows, vocab)
+        logits[-1, [vocab // 3, vocab - 1]] = 99
+        logits[0, ::2] = -torch.inf
+        assert torch.equal(ops.sample(logits), Ops().sample(logits))
+        for same in (-torch.inf, 0.0, torch.inf):
+            assert not ops.sample(torch.full_like(logits, same)).any()
+        logits[:, vocab // 2] = torch.nan  # such a model is broken; the token must be one of its own all the same
+        assert ((ops.sample(logits) >= 0) & (ops.sample(logits) < vocab)).all()
+
+
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-qwen3"])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_whole_model_gives_the_same_logits(ops: CompiledOps, preset: str, tokens: int) -> None:

@@ -12,9 +12,24 @@ import numpy as np
 from numba import prange
 
 from common.execution.cpu.compiled import compiled
-from common.execution.cpu.simd import at_address, load, multiply, multiply_add, scale, silu, store, total, zeros
+from common.execution.cpu.simd import (
+    LANES,
+    at_address,
+    largest,
+    load,
+    multiply,
+    multiply_add,
+    scale,
+    silu,
+    store,
+    total,
+    width,
+    zeros,
+)
 
 # pyright: basic
+
+LANE_WIDTH = width(LANES)
 
 
 @compiled()
@@ -75,3 +90,23 @@ def swiglu_in_threads(gate_up, like, rows, size, lanes, threads, out):
     share = (rows + threads - 1) // threads
     for thread in prange(threads):
         swiglu(gate_up, like, thread * share, min(rows, (thread + 1) * share), size, lanes, out)
+
+
+@compiled(parallel=True)
+def argmax(x, like, rows, size, lanes, threads, out):
+    """out [rows], int64: where the first of the largest numbers of each row of x [rows, size] is."""
+    x, step = at_address(x, like), 16 * len(lanes)
+    share = (rows + threads - 1) // threads
+    for thread in prange(threads):
+        few = np.empty(LANES, np.float32)
+        for row in range(thread * share, min(rows, (thread + 1) * share)):
+            begin, best = row * size, largest(load(x, row * size, lanes))
+            for i in range(row * size, (row + 1) * size, step):
+                here = largest(load(x, i, lanes))
+                if here > best:
+                    begin, best = i, here
+            last = begin + step - LANES  # where numbers are no numbers, none may be as large
+            while begin < last and largest(load(x, begin, LANE_WIDTH)) < best:
+                begin += LANES
+            store(few, 0, load(x, begin, LANE_WIDTH))
+            out[row] = begin - row * size + np.argmax(few)

@@ -17,7 +17,7 @@ from common.execution.cpu.simd_products import BLOCKS, PANEL, bf16_panel, rows_a
 # pyright: basic
 
 CACHED = 1 << 19  # bytes of x that stay in a core's L2 cache
-ALONE = 1 << 14  # up to so many numbers, one thread prepares x before another has woken up
+ALONE = 1 << 14  # up to so many numbers of x, each thread prepares all of them: those of another core come late
 MOST = rows_at_once()
 ONE, TWO, FOUR, SIX, EIGHT = (width(count * LANES) for count in (1, 2, 4, 6, 8))
 LANE_WIDTH = width(LANES)
@@ -90,24 +90,25 @@ def linear(x, norm, eps, rows, outputs, gated, add, threads, out, bias, size, la
     2 * outputs with a gate. lanes: a `simd.width` that divides size.
     """
     x, out = at_address(x, weight), at_address(out, weight)
-    if norm.size:
+    few = rows * size <= ALONE
+    if norm.size and not few:
         normed = np.empty(rows * size, x.dtype)
-        if rows * size <= ALONE:
-            _norm(x, norm, eps, 0, rows, size, lanes, normed)
-        else:
-            _norm_in_threads(x, norm, eps, rows, size, lanes, threads, normed)
+        _norm_in_threads(x, norm, eps, rows, size, lanes, threads, normed)
         x = normed
     panels, part = outputs // PANEL, row_parts(rows, size * 2)
     share = (panels + threads - 1) // threads
     for thread in prange(threads):
-        sums, ups = np.empty(MOST * PANEL, np.float32), np.empty(MOST * PANEL, np.float32)
+        sums, ups, own = np.empty(MOST * PANEL, np.float32), np.empty(MOST * PANEL, np.float32), x
+        if norm.size and few:
+            own = np.empty(rows * size, x.dtype)
+            _norm(x, norm, eps, 0, rows, size, lanes, own)
         for begin in range(0, rows, part):
             end = min(rows, begin + part)
             for panel in range(thread * share, min(panels, (thread + 1) * share)):
                 row = begin
                 while row < end:
-                    count = _some_rows(weight, panel, x, row, end - row, size, sums)
+                    count = _some_rows(weight, panel, own, row, end - row, size, sums)
                     if gated:
-                        _some_rows(weight, panels + panel, x, row, end - row, size, ups)
+                        _some_rows(weight, panels + panel, own, row, end - row, size, ups)
                     finish(sums, ups, count, row, panel, bias, outputs, gated, add, out)
                     row += count

@@ -64,6 +64,18 @@ class CompiledOps(FusingOps):
         _run(kernels.swiglu, kernels.swiglu_in_threads, given, rows, size, lanes, out)
         return out
 
+    def sample(
+        self, logits: torch.Tensor, temperature: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        lanes = lanes_for(logits.shape[-1])
+        if temperature is not None or lanes is None or not _takes(logits) or not logits.numel():
+            return super().sample(logits, temperature, noise)
+        (rows, size), out = logits.shape, torch.empty(len(logits), dtype=torch.long)
+        threads = min(rows, torch.get_num_threads())
+        with NUMBA_POOL_LOCK:
+            kernels.argmax(logits.data_ptr(), FORMATS[logits.dtype], rows, size, lanes, threads, out.numpy())
+        return out
+
     def _bits_of(self, weight: torch.Tensor) -> np.ndarray:
         """Made once; the tensor is kept, so that no other one gets its address."""
         address = weight.data_ptr()

@@ -23,8 +23,8 @@ from common.execution.cpu.simd import DOT_PAIRS, F32, I32, LANES, call, constant
 BLOCKS = 2  # vectors of a panel: 16 outputs each
 PANEL = BLOCKS * LANES
 UNROLL = 4  # steps of bfloat16 in one turn of the loop
-AHEAD = 512  # bytes: how far in front of a few rows' sums the stream of weights is asked for
 FEW_ROWS = 4  # with more, arithmetic takes longer than reading
+AHEAD, FAR_AHEAD = 512, 2048  # bytes: how far in front of the sums of few rows, and of more, weights are asked for
 
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 
@@ -110,7 +110,8 @@ def bf16_panel(_typing: Any, weight: Any, panel: Any, x: Any, row: Any, size: An
 
 
 def prefetch(context: Any, builder: Any, array_type: Any, array: Any, where: Any) -> None:
-    """For an intrinsic that is being emitted."""
-    reading, keep, data = I32(0), I32(3), I32(1)
+    """For an intrinsic that is being emitted. Weights pass by once a step: they are not to take the place of others in
+    the L2 cache (`keep`)."""
+    reading, keep, data = I32(0), I32(0), I32(1)
     address = pointer(context, builder, array_type, array, where, ir.IntType(8))
     call(builder, "llvm.prefetch.p0", ir.VoidType(), address, reading, keep, data, fast=False)

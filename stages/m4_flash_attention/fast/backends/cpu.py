@@ -14,7 +14,7 @@ from stages.m4_flash_attention.fast.backends import AttentionShape, Backend
 AUTO = {"cpu": 0}
 WHY = "reads the blocks in place; of those measured on a CPU the fastest"
 CAPTURABLE = True
-FEW_TOKENS = 32  # up to this many tokens, one thread rotates and stores them before another has woken up
+FEW_TOKENS = 3  # of more, each thread rotates and stores a share: most are those of the sequences it then attends to
 
 
 def why_not(shape: AttentionShape) -> str | None:

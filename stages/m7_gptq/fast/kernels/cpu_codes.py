@@ -57,7 +57,7 @@ def _quantize_in_threads(x, norm, eps, rows, size, lanes, centre, threads, codes
 @compiled()
 def _some_rows(weight, bits, panel, groups, x, row, left, sums):
     """As many of the rows that are left as there is a product for; returns their number."""
-    if MOST >= 8 and left >= 8 and len(bits) == 4:
+    if MOST >= 8 and left >= 8:
         codes_panel(weight, bits, panel, groups, x, row, EIGHT, sums)
         return 8
     if MOST >= 6 and left >= 6:
@@ -83,18 +83,22 @@ def linear(
     """
     x, out = at_address(x, bias), at_address(out, bias)
     groups = size // GROUP
-    numbers, scales = np.empty(rows * size, np.int8), np.empty(rows * groups, np.float32)
-    corrections = np.empty(rows * groups, np.int32)
-    centre = np.int32(CENTRE_4 if len(bits) == 4 else CENTRE_8)
-    if rows * size <= ALONE:
-        _quantize(x, norm, eps, 0, rows, size, lanes, centre, numbers, corrections, scales)
-    else:
+    centre, few = np.int32(CENTRE_4 if len(bits) == 4 else CENTRE_8), rows * size <= ALONE
+    shared = 0 if few else rows
+    numbers, scales = np.empty(shared * size, np.int8), np.empty(shared * groups, np.float32)
+    corrections = np.empty(shared * groups, np.int32)
+    if not few:
         _quantize_in_threads(x, norm, eps, rows, size, lanes, centre, threads, numbers, corrections, scales)
     panels, part = outputs // PANEL, row_parts(rows, size)
     share = (panels + threads - 1) // threads
     for thread in prange(threads):
         sums, ups = np.empty(MOST * PANEL, np.float32), np.empty(MOST * PANEL, np.float32)
-        quantized, weight = (numbers, corrections, scales), (codes, offsets, factors, per)
+        mine, own_corrections, own_scales = numbers, corrections, scales
+        if few:
+            mine, own_scales = np.empty(rows * size, np.int8), np.empty(rows * groups, np.float32)
+            own_corrections = np.empty(rows * groups, np.int32)
+            _quantize(x, norm, eps, 0, rows, size, lanes, centre, mine, own_corrections, own_scales)
+        quantized, weight = (mine, own_corrections, own_scales), (codes, offsets, factors, per)
         for begin in range(0, rows, part):
             end = min(rows, begin + part)
             for panel in range(thread * share, min(panels, (thread + 1) * share)):

@@ -15,7 +15,18 @@ from numba import types
 from numba.core import cgutils
 
 from common.execution.cpu.simd import F32, I16, I32, LANES, call, constant, fma, intrinsic, pointer, splat
-from common.execution.cpu.simd_products import AHEAD, BLOCKS, FEW_ROWS, FLOATS, INTS, PANEL, Tile, features, prefetch
+from common.execution.cpu.simd_products import (
+    AHEAD,
+    BLOCKS,
+    FAR_AHEAD,
+    FEW_ROWS,
+    FLOATS,
+    INTS,
+    PANEL,
+    Tile,
+    features,
+    prefetch,
+)
 
 # pyright: basic
 # Numba and llvmlite carry no types.
@@ -83,7 +94,7 @@ def codes_panel(
         numbers, corrections, x_scales = cgutils.unpack_tuple(builder, x_parts)
         codes_kind, offsets_kind, scales_kind, _ = weight
         tile, code_bytes = Tile(context, builder, rows.count), CODE_BYTES[bits.count]
-        number = tile.number
+        number, ahead = tile.number, AHEAD if rows.count <= FEW_ROWS else FAR_AHEAD
         weight_groups = builder.udiv(builder.add(groups, builder.sub(per, number(1))), per)
 
         def load(array_kind: Any, array: Any, where: Any, kind: Any) -> Any:
@@ -112,8 +123,7 @@ def codes_panel(
                 for line in range(0, code_bytes, 64):
                     where = builder.add(first, number(line))
                     found += _bytes(builder, load(codes_kind, codes, where, BYTES), add)
-                    if bits.count == 4 or tile.rows <= FEW_ROWS:
-                        prefetch(context, builder, codes_kind, codes, builder.add(where, number(AHEAD)))
+                    prefetch(context, builder, codes_kind, codes, builder.add(where, number(ahead)))
                 vectors.append(found)
             starts = [splat(builder, load(x[1], corrections, line, I32), LANES) for line in lines]
             totals = [[start] * BLOCKS for start in starts]
