@@ -64,13 +64,14 @@ def within(timeline: Timeline) -> bool:
     return timeline.ttft <= TTFT and (not gaps or sum(gaps) / len(gaps) <= ITL)
 
 
-def _figures(timelines: Sequence[Timeline], seconds: float) -> Row:
-    """goodput: requests a second that met the objective."""
-    good = sum(map(within, timelines))
+def _figures(timelines: Sequence[Timeline], rate: float) -> Row:
+    """goodput: requests a second that met the objective, of `rate` offered. (Arrivals are drawn: some more came, or
+    fewer.)"""
+    share = sum(map(within, timelines)) / len(timelines)
     ttft, itl = summarize([t.ttft for t in timelines]), summarize([gap for t in timelines for gap in t.itl])
     assert ttft and itl
     return {
-        "goodput": good / seconds, "share": good / len(timelines), "ttft_p50": ttft["p50"], "ttft_p99": ttft["p99"],
+        "goodput": share * rate, "share": share, "ttft_p50": ttft["p50"], "ttft_p99": ttft["p99"],
         "itl_p50": itl["p50"], "itl_p99": itl["p99"],
     }  # fmt: skip
 
@@ -79,22 +80,27 @@ def _serve(model: Model, count: int, rate: float, seconds: float, **options: Any
     clock = VirtualClock()
     traffic = cluster.traffic(rate, seconds, PROMPT, OUTPUT)
     outcome = cluster.run(model.engines(count, clock, **options), clock, traffic, cluster.two_choices())
-    return _figures(outcome.timelines, seconds)
+    return _figures(outcome.timelines, rate)
 
 
-CHUNKS, BATCHES = (128, 256, 512, 1024, 2048, 8192), (8, 32, 128)
+CHUNKS, BATCHES, SAME_RATE = (128, 256, 512, 1024, 2048, 8192), (8, 32, 128), 4.0
 
 
 def chunk_and_batch(model: Model, rates: Sequence[float], seconds: float) -> list[Row]:
-    """One replica, by chunk size and by how many requests run at once: its best goodput at any of the rates, and all
-    other figures at the one in the middle."""
+    """One replica, by chunk size and by how many requests run at once: its best goodput at rising rates, up to the one
+    at which it falls; all other figures at `SAME_RATE`."""
     rows: list[Row] = []
     for chunk in CHUNKS:
         for batch in BATCHES:
             options: dict[str, Any] = {"prefill_chunk_size": chunk, "max_num_seqs": batch}
-            tried = [{"rate": rate, **_serve(model, 1, rate, seconds, **options)} for rate in rates]
+            tried: list[Row] = []
+            for rate in rates:
+                tried.append(_serve(model, 1, rate, seconds, **options))
+                if tried[-1]["goodput"] < max(row["goodput"] for row in tried):
+                    break
+            same = {"rate": SAME_RATE, **_serve(model, 1, SAME_RATE, seconds, **options)}
             case = {"case": f"{chunk} {batch}", "chunk": chunk, "batch": f"up to {batch} at once"}
-            rows.append(case | tried[len(tried) // 2] | {"goodput": max(row["goodput"] for row in tried)})
+            rows.append(case | same | {"goodput": max(row["goodput"] for row in tried)})
     return rows
 
 
@@ -103,7 +109,7 @@ def replicas(model: Model, rates: Sequence[float], seconds: float) -> list[Row]:
     rows, count = list[Row](), 1
     for rate in rates:
         while (figures := _serve(model, count, rate, seconds))["share"] < SHARE and count < 4 * rate:
-            count += 1 + count // 8
+            count += 1
         rows.append(
             {"case": f"{rate:g}", "rate": rate, "objective": f"{SHARE:.0%} keep both", "replicas": count, **figures}
         )
@@ -119,7 +125,7 @@ def routing(model: Model, count: int, rate: float, seconds: float) -> list[Row]:
         traffic = cluster.traffic(rate, seconds, (32, 256), OUTPUT, groups=8 * count, shared=4096)
         outcome = cluster.run(model.engines(count, clock), clock, traffic, policy())
         took = time.perf_counter() - began
-        figures = {"case": name, "policy": name, "hit_rate": outcome.hit_rate, **_figures(outcome.timelines, seconds)}
+        figures = {"case": name, "policy": name, "hit_rate": outcome.hit_rate, **_figures(outcome.timelines, rate)}
         rows.append({**figures, "took_s": took, "steps": outcome.steps, "us_per_step": 1e6 * took / outcome.steps})
     return rows
 
@@ -156,7 +162,7 @@ def apart(model: Model, devices: int, rates: Sequence[float], seconds: float, li
                     "case": f"{rate:g} {prefill}",
                     "rate": rate,
                     "prefill": f"{prefill} prefill, {devices - prefill} decode",
-                    **_figures(whole, seconds),
+                    **_figures(whole, rate),
                 }
             )
     return rows
@@ -194,7 +200,7 @@ def answers(stage: str, device: Device, quick: bool) -> Iterator[tuple[str, list
     """All of them: a 32B model, on one device each, whose steps are priced on paper."""
     cost, seconds = PaperCost(SHAPES["32B"], device), 2.0 if quick else 20.0
     model = Model(stage, cost.shape, cost, int(FILLED * device.memory_bytes - cost.weight_bytes))
-    rates = (4.0,) if quick else (2.0, 4.0, 6.0)
+    rates = (4.0,) if quick else tuple(2.0 + step / 2 for step in range(24))
     wide: dict[str, Callable[[], list[Row]]] = {
         "ranks": partial(ranks, device),
         "chunk_and_batch": partial(chunk_and_batch, model, rates, seconds),
