@@ -29,10 +29,10 @@ from common.cli.options import fastest_dtype
 from common.config import DEFAULT_MODEL, stage_options
 from common.watch.peak_memory import ActivationPeak
 from common.watch.progress import progress_bar
+from notebooks.pairs import ROOT
 from notebooks.progress import show_progress
 from stages import number, short_name
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE: dict[str, Any] = {"model": DEFAULT_MODEL, "dtype": fastest_dtype("cpu"), "device": "cpu"}
 """The options of every engine that a notebook builds: `stages.build("m1", **HERE)`."""
 

@@ -1,14 +1,13 @@
 """Tokens a second against the batch: stages, other engines' kept figures, and what reading alone would allow."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
 
+from benchmarks.environment import ROOT
+from benchmarks.report.peers import read_peers
 from benchmarks.style import INK, SOFT, WIDTH, color
 
-PEERS_FILE = Path("reports/peers/h200.json")
 MARKS = {"vllm": "v", "mini-sglang": "s", "nano-vllm": "^"}
 GREEDY = "greedy"
 
@@ -55,14 +54,10 @@ def _sampling(results: dict[str, Any], way: str) -> str:
 
 def _peers(environment: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
     """The `decode` figures of the engines that ran on this kind of GPU, greedy where they have such."""
-    if not PEERS_FILE.exists():
-        return {}
-    kept = json.loads(PEERS_FILE.read_text(encoding="utf-8"))
-    if kept["environment"]["gpu"] not in str(environment.get("hardware", {}).get("gpu")):
-        return {}
+    peers = read_peers(ROOT / "reports/peers", environment["hardware"]["gpu"])
     found: dict[str, list[tuple[int, float]]] = {}
-    for peer in MARKS:
-        own = [r for r in kept["results"] if r["workload"] == "decode" and r["engine"] == peer]
+    for peer in MARKS if peers else ():
+        own = [r for r in peers.values["results"] if r["workload"] == "decode" and r["engine"] == peer]
         least = min((r["temperature"] for r in own), default=0)
         points = [(r["batch"], r["output_tokens_per_s"]) for r in own if r["temperature"] == least]
         found[f"{peer}, {GREEDY if least == 0 else f'temperature {least}'}"] = sorted(points)

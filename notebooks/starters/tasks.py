@@ -10,10 +10,8 @@ from typing import Any
 
 from benchmarks.files import write_atomically, write_json
 from common.errors import UserError
+from notebooks.pairs import MINE, ROOT
 from notebooks.starters.blank import Blank, starter
-
-ROOT = Path(__file__).parent.parent.parent
-MINE = ROOT / "notebooks" / "mine"
 
 
 @dataclass(frozen=True)
