@@ -11,6 +11,7 @@ from benchmarks.sheet import print_table
 from benchmarks.simulator import fit, pictures
 from benchmarks.simulator.answers import ITL, SCHEMA, SHARE, TTFT, answers
 from benchmarks.simulator.cost import Device
+from benchmarks.simulator.replica import simulated_number
 from common.config import DEFAULT_MODEL
 
 LIMITS = ROOT / "reports/h200/gpu-limits.json"
@@ -29,6 +30,7 @@ def simulate(
     Without --fit: goodput by chunk size and batch, replicas for a rate, routing policies, prefill and decode on devices
     of their own, and tensor parallelism; of a 32B model on GPUs as fast as a measured H200. No GPU is needed.
     """
+    simulated_number(stage)  # refused before anything is written
     if fit_prices:
         found = dict[str, Any]()
         for found in fit.measure(stage, model, device, quick):

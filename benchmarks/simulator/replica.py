@@ -80,14 +80,20 @@ class PricedRunner(Runner):
         self._steps.clear()
 
 
+def simulated_number(stage: str) -> int:
+    """The stage's number; `UserError` for one that the simulator has not."""
+    number = stages.number(stage)
+    require(number >= 2, f"the simulator runs m2 to m7, not {stage}: the padding of static batches has no price")
+    return number
+
+
 def build(
     stage: str, model: ModelConfig, cost: Cost, clock: VirtualClock, options: dict[str, Any], max_model_len: int,
     count: Count = work,
 ) -> Engine:  # fmt: skip
     """The engine of a stage from m2 on. `options` are those of `EngineConfig`; without `kv_cache_memory` there is room
     for max_num_seqs requests of max_model_len tokens."""
-    number = stages.number(stage)
-    require(number >= 2, f"the simulator runs m2 to m7, not {stage}: the padding of static batches has no price")
+    number = simulated_number(stage)
     own: dict[str, Any] = {"device": "cpu", "dtype": "bf16", **stage_options(number, options)}
     shape = Shape(model)
     token_bytes = kv_bytes_per_token(model, shape.dtype)
